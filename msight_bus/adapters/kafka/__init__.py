@@ -1,0 +1,171 @@
+"""Kafka: a log, at least once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+
+from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import KafkaError
+
+from msight_bus.adapters.base import Sink, Stamp, SubscribeRequest
+from msight_bus.adapters.kafka.client import client_options, explain, probe, record_bytes
+from msight_bus.adapters.kafka.feed import KafkaFeed
+from msight_bus.adapters.kafka.group import GroupFeed
+from msight_bus.adapters.kafka.live_view import LiveViewFeed
+from msight_bus.adapters.kafka.producer import KafkaProducer, choose_partition
+from msight_bus.adapters.kafka.topics import TopicDirectory, TopicInfo
+from msight_bus.capabilities import Capabilities
+from msight_bus.errors import ConnectionLostError, MessageTooLargeError, PublishTimeoutError
+from msight_bus.events import BusEvent
+from msight_bus.message import Message
+from msight_bus.settings import BusSettings
+from msight_bus.wire import envelope
+
+_NEVER_MS = 2**31 - 1
+
+
+class KafkaAdapter:
+    """Kafka (adapters.base.Adapter)."""
+
+    def __init__(self, settings: BusSettings, stamp: Stamp, report: Callable[[BusEvent], None]) -> None:
+        self._settings = settings
+        self._limits = settings.limits
+        self._stamp = stamp
+        self._options = client_options(settings)
+        self._directory = TopicDirectory(settings, self._options)
+        self._producer = KafkaProducer(settings, self._options)
+        self._feeds: set[KafkaFeed] = set()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What Kafka does."""
+        return Capabilities(
+            persistence=True,
+            delivery="at-least-once",
+            routing="queue group",
+            load_balancing=True,
+            replay=True,
+            acknowledgement=True,
+            native_headers=True,
+            tail_loss=True,
+            max_message_bytes=min(self._directory.max_message_bytes, self._limits.max_message_bytes),
+        )
+
+    async def open(self) -> None:
+        """Connect, and learn at once why if that fails."""
+        try:
+            async with asyncio.timeout(self._limits.connect_timeout):
+                await probe(self._options)
+                await self._directory.open()
+                await self._producer.open()
+        except TimeoutError as error:
+            raise ConnectionLostError(
+                f"Kafka at {', '.join(map(str, self._settings.kafka.servers))} did not answer within "
+                f"{self._limits.connect_timeout:g} s (MSIGHT_CONNECT_TIMEOUT)."
+            ) from error
+
+    async def publish(
+        self, topic: str, payload: bytes, key: str | None, headers: Mapping[str, str] | None, name: str | None
+    ) -> asyncio.Future[None]:
+        """Add a record to its partition's batch; the future is the acknowledgement by all in-sync replicas."""
+        info = self._directory.known(topic) or await self._directory.ensure(topic)
+        record_key = None if key is None else key.encode()
+        if headers:
+            user = [(header, value.encode()) for header, value in headers.items()]
+            self._check_size(topic, info, record_key, payload, user)
+        else:
+            user = []
+            if len(payload) > info.max_message_bytes // 2 or record_key is not None:
+                self._check_size(topic, info, record_key, payload, user)
+        writer = self._producer.writer(topic, choose_partition(record_key, name or "", info.partitions))
+        if writer.congested:
+            try:
+                async with asyncio.timeout(self._limits.publish_timeout):
+                    await writer.room()
+            except TimeoutError:
+                raise PublishTimeoutError(
+                    f"Kafka has acknowledged nothing on {topic!r} for {self._limits.publish_timeout:g} s "
+                    "(MSIGHT_PUBLISH_TIMEOUT); this message was not sent."
+                ) from None
+        now = time.time_ns()
+        meta = (envelope.HEADER, envelope.header_value(self._stamp.session, self._stamp.next(topic), now))
+        return writer.append(record_key, payload, [meta, *user], now // 1_000_000)
+
+    def _check_size(
+        self, topic: str, info: TopicInfo, key: bytes | None, payload: bytes, headers: list[tuple[str, bytes]]
+    ) -> None:
+        size = record_bytes(key, payload, [(envelope.HEADER, b"0" * 48), *headers])
+        limit = min(info.max_message_bytes, self._limits.max_message_bytes)
+        if size > limit:
+            raise MessageTooLargeError(
+                f"The message takes {size} bytes with its headers and topic {topic!r} takes {limit} "
+                "(max.message.bytes of the topic, or MSIGHT_MAX_MESSAGE_BYTES).",
+                size=size,
+                limit=limit,
+            )
+
+    async def flush(self, topic: str | None = None) -> None:
+        """Wait until everything is acknowledged; whoever published holds the outcome."""
+        if not await self._producer.flush(topic, self._limits.publish_timeout):
+            raise PublishTimeoutError(
+                f"Kafka has not acknowledged what was published within {self._limits.publish_timeout:g} s; it may still arrive."
+            )
+
+    async def subscribe(self, request: SubscribeRequest, sink: Sink) -> KafkaFeed:
+        """Join the group, or take all partitions where there is none."""
+        info = await self._directory.ensure(request.topic)
+        kafka = self._settings.kafka
+        consumer = AIOKafkaConsumer(
+            **self._options,
+            group_id=request.group_id,
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            max_poll_interval_ms=_NEVER_MS,  # a slow consumer leaves the log waiting, and stays a member
+            session_timeout_ms=int(kafka.session_timeout * 1000),
+            rebalance_timeout_ms=int(kafka.session_timeout * 1000),
+            heartbeat_interval_ms=min(2000, int(kafka.session_timeout * 1000 / 3)),
+            fetch_max_wait_ms=500,
+            max_partition_fetch_bytes=max(1024 * 1024, info.max_message_bytes),
+            metadata_max_age_ms=30_000,
+        )
+        feed: KafkaFeed
+        if request.group_id is None:
+            feed = LiveViewFeed(request, sink, self._settings, consumer, self._dead_letter)
+            feed.directory = self._directory
+            feed.partitions = info.partitions
+        else:
+            feed = GroupFeed(request, sink, self._settings, consumer, self._dead_letter)
+        try:
+            await feed.start()
+        except KafkaError as error:
+            await feed.close()
+            raise explain(error) from error
+        except BaseException:
+            await feed.close()
+            raise
+        return feed
+
+    async def _dead_letter(self, message: Message) -> None:
+        """Publish a record that nobody could handle to its dead-letter topic, and wait for the acknowledgement."""
+        partition, offset = message.position or (0, 0)
+        where = {"msight-dead-topic": message.topic, "msight-dead-position": f"{partition}:{offset}"}
+        done = await self.publish(
+            message.topic + self._settings.kafka.dead_letter_suffix,
+            message.payload,
+            message.key,
+            {**message.headers, **where},
+            None,
+        )
+        finished, _ = await asyncio.wait((done,), timeout=self._limits.publish_timeout)
+        if not finished:
+            raise PublishTimeoutError(
+                f"A message of {message.topic!r} could not be dead-lettered; it is still unacknowledged."
+            )
+        done.result()
+
+    async def close(self) -> None:
+        """Flush within the drain deadline and end every client."""
+        await self._producer.close(self._limits.drain_timeout)
+        await self._directory.close()

@@ -1,0 +1,203 @@
+"""aiokafka's clients: their options, their errors as ours, and ending them in any state of the broker.
+
+The only module that touches the library's private attributes. ``stop()`` of a producer or consumer waits for a broker that
+may never answer (aiokafka issues 1101 and 1039), so a client is ended by ending its tasks and its connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import aiokafka.errors as kafka_errors
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.abc import AbstractTokenProvider
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.conn import create_conn
+from aiokafka.protocol.metadata import MetadataRequest
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+
+from msight_bus.errors import (
+    AuthenticationError,
+    BusError,
+    ConnectionLostError,
+    MessageTooLargeError,
+    PublishTimeoutError,
+    TopicError,
+)
+from msight_bus.settings import BusSettings
+
+_REFUSED = (
+    kafka_errors.AuthenticationFailedError,
+    kafka_errors.AuthenticationMethodNotSupported,
+    kafka_errors.TopicAuthorizationFailedError,
+    kafka_errors.GroupAuthorizationFailedError,
+    kafka_errors.ClusterAuthorizationFailedError,
+    kafka_errors.SaslAuthenticationFailed,
+    kafka_errors.UnsupportedSaslMechanismError,
+)
+
+
+class _Token(AbstractTokenProvider):
+    """The OAuth bearer token of the settings."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    async def token(self) -> str:
+        return self._token
+
+
+def client_options(settings: BusSettings) -> dict[str, Any]:
+    """Keyword arguments that producer, consumer and admin client share."""
+    kafka = settings.kafka
+    context = kafka.tls.context()
+    protocol = ("SASL_" if kafka.sasl_mechanism else "") + ("SSL" if context else "PLAINTEXT")
+    options: dict[str, Any] = {
+        "bootstrap_servers": [str(server) for server in kafka.servers],
+        "client_id": settings.edge_device_name or "msight_bus",
+        "security_protocol": protocol,
+        "ssl_context": context,
+        "request_timeout_ms": int(settings.limits.connect_timeout * 1000),
+    }
+    if kafka.sasl_mechanism == "OAUTHBEARER":
+        assert kafka.sasl_oauth_token is not None
+        options["sasl_oauth_token_provider"] = _Token(kafka.sasl_oauth_token.get_secret_value())
+    elif kafka.sasl_mechanism:
+        assert kafka.sasl_password is not None
+        options["sasl_plain_username"] = kafka.sasl_username
+        options["sasl_plain_password"] = kafka.sasl_password.get_secret_value()
+    if kafka.sasl_mechanism:
+        options["sasl_mechanism"] = kafka.sasl_mechanism
+    return options
+
+
+async def probe(options: dict[str, Any]) -> None:
+    """Open and close one connection, because aiokafka's own bootstrap hides why it failed.
+
+    Raises:
+        AuthenticationError: credentials or certificate were refused.
+        ConnectionLostError: no server can be reached.
+    """
+    names = ("client_id", "security_protocol", "ssl_context", "request_timeout_ms", "sasl_mechanism", "sasl_plain_username",
+             "sasl_plain_password", "sasl_oauth_token_provider")  # fmt: skip
+    shared = {name: options[name] for name in names if name in options}
+    problem: BusError | None = None
+    for server in options["bootstrap_servers"]:
+        host, _, port = server.rpartition(":")
+        try:
+            connection = await create_conn(host.strip("[]"), int(port), **shared)
+        except (kafka_errors.KafkaError, OSError, TimeoutError) as error:
+            problem = explain(error, where=server)
+            problem.__cause__ = error
+            if isinstance(problem, AuthenticationError):
+                raise problem from error
+        else:
+            connection.close()
+            return
+    raise problem or ConnectionLostError("No Kafka server is configured.")
+
+
+def explain(error: BaseException, *, where: str = "") -> BusError:
+    """The bus's error for one of aiokafka's."""
+    if isinstance(error, BusError):
+        return error
+    at = f" at {where}" if where else ""
+    text = str(error) or type(error).__name__
+    if isinstance(error, _REFUSED) or "certificate" in text.lower():
+        return AuthenticationError(f"Kafka{at} refused: {text}; check the MSIGHT_KAFKA_SASL_ and _TLS_ variables.")
+    if isinstance(error, kafka_errors.MessageSizeTooLargeError | kafka_errors.RecordTooLargeError):
+        return MessageTooLargeError(f"Kafka{at} refused a message as too large: {text}", size=0, limit=0)
+    if isinstance(error, kafka_errors.InvalidTopicError):
+        return TopicError(f"Kafka{at} refused the topic: {text}")
+    if isinstance(error, kafka_errors.KafkaTimeoutError | kafka_errors.RequestTimedOutError):
+        return PublishTimeoutError(f"Kafka{at} did not answer in time: {text}")
+    if isinstance(error, kafka_errors.KafkaConnectionError | OSError | TimeoutError):
+        return ConnectionLostError(
+            f"Kafka{at} cannot be reached: {text}. Is it running? `msight-bus up kafka` starts one; "
+            "MSIGHT_KAFKA_SERVERS says where it is."
+        )
+    return BusError(f"Kafka{at}: {text}")
+
+
+def record_bytes(key: bytes | None, value: bytes, headers: list[tuple[str, bytes]]) -> int:
+    """Bytes at most that a record takes in a batch of its own."""
+    return int(DefaultRecordBatchBuilder.estimate_size_in_bytes(key, value, headers)) + 64
+
+
+async def topic_partitions(admin: AIOKafkaAdminClient, topic: str) -> int:
+    """How many partitions ``topic`` has, 0 if it does not exist. Asking must not create it, as it does by default."""
+    client = admin._client
+    response = await client.send(client.get_random_node(), MetadataRequest([topic], allow_auto_topic_creation=False))
+    for entry in response.topics:
+        error_code, name, partitions = entry[0], entry[1], entry[-1]
+        if name == topic and error_code == 0:
+            return len(partitions) if all(partition[2] >= 0 for partition in partitions) else 0
+        if name == topic and kafka_errors.for_code(error_code) in _REFUSED:
+            raise explain(kafka_errors.for_code(error_code)(topic))
+    return 0
+
+
+def is_member(consumer: AIOKafkaConsumer) -> bool:
+    """Whether a commit is made as a member of the group: one without a generation could rewind another's."""
+    return bool(consumer._coordinator.generation > 0)
+
+
+async def committed_offsets(consumer: AIOKafkaConsumer, partitions: list[Any]) -> dict[Any, int]:
+    """The group's committed offsets of all ``partitions``, in one request; those without one are absent."""
+    found = await consumer._coordinator.fetch_committed_offsets(partitions)
+    return {partition: entry.offset for partition, entry in found.items() if entry.offset >= 0}
+
+
+async def commit_any(consumer: AIOKafkaConsumer, offsets: dict[Any, Any]) -> None:
+    """Commit offsets of partitions that may belong to other members."""
+    await consumer._coordinator.commit_offsets(consumer._subscription.subscription.assignment, offsets)
+
+
+async def _end_tasks(tasks: list[asyncio.Task[Any] | None]) -> None:
+    """Cancel until they are gone: one that catches the first cancellation gets the next."""
+    alive = [task for task in tasks if task is not None and not task.done()]
+    for _ in range(50):
+        if not alive:
+            return
+        for task in alive:
+            task.cancel()
+        await asyncio.sleep(0)
+        alive = [task for task in alive if not task.done()]
+
+
+async def _close_client(client: Any) -> None:
+    for connection in list(client._conns.values()):
+        if connection._writer is not None:
+            connection._writer.transport.abort()
+    await asyncio.wait((asyncio.ensure_future(client.close()),), timeout=2.0)
+
+
+async def end_producer(producer: AIOKafkaProducer) -> None:
+    """End a producer at once; what it had not sent is given up."""
+    producer._closed = True
+    producer._message_accumulator._closed = True
+    await _end_tasks([producer._sender.sender_task])
+    await _close_client(producer.client)
+
+
+async def end_consumer(consumer: AIOKafkaConsumer, *, leave_within: float) -> None:
+    """Leave the group, if the broker answers within ``leave_within`` seconds, and end the consumer."""
+    consumer._closed = True
+    coordinator, fetcher = consumer._coordinator, consumer._fetcher
+    tasks: list[asyncio.Task[Any] | None] = []
+    if coordinator is not None:
+        closing = getattr(coordinator, "_closing", None)
+        if closing is not None and not closing.done():
+            closing.set_result(None)
+        names = ("_coordination_task", "_heartbeat_task", "_commit_refresh_task", "_reset_committed_task")
+        await _end_tasks([getattr(coordinator, name, None) for name in names])
+        if hasattr(coordinator, "_maybe_leave_group"):
+            leaving = asyncio.ensure_future(coordinator._maybe_leave_group())
+            await asyncio.wait((leaving,), timeout=leave_within)
+            tasks.append(leaving)
+    if fetcher is not None:
+        fetcher._closed = True
+        tasks += [fetcher._fetch_task, *fetcher._pending_tasks]
+    await _end_tasks(tasks)
+    await _close_client(consumer._client)

@@ -1,0 +1,142 @@
+"""A member of a consumer group: partitions come and go, and what is done is committed.
+
+Which member decides where an uncommitted partition starts has to be one rule, or what is published between two members'
+decisions is skipped: the owner of partition 0 decides for all of them, in one commit. A partition that appears when
+partition 0 has been committed is new, and starts at its beginning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+
+from aiokafka import ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
+from aiokafka.errors import KafkaError
+
+from msight_bus.adapters.kafka.client import commit_any, committed_offsets, explain
+from msight_bus.adapters.kafka.feed import KafkaFeed
+from msight_bus.adapters.kafka.start import resolve
+from msight_bus.errors import BusError, ConnectionLostError
+
+logger = logging.getLogger("msight_bus")
+
+_POLL = 0.05
+_FOREIGN_OWNER = 5.0
+"""How long another member may take to decide; one of another make never does."""
+
+
+class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
+    """A subscription with ``group_id``."""
+
+    _joined: asyncio.Event
+
+    async def start(self) -> None:
+        """Join the group and wait until every partition's start is committed."""
+        self._joined = asyncio.Event()
+        await self._consumer.start()
+        self._consumer.subscribe([self.topic], listener=self)
+        pump = self._run(self._pump(), "pump")
+        joined = asyncio.ensure_future(self._joined.wait())
+        try:
+            async with asyncio.timeout(self._settings.limits.connect_timeout):
+                await asyncio.wait((pump, joined), return_when=asyncio.FIRST_COMPLETED)
+                if joined.done():
+                    await self._all_committed()
+        except TimeoutError:
+            raise ConnectionLostError(
+                f"The group {self._request.group_id!r} did not accept a member for {self.topic!r} within "
+                f"{self._settings.limits.connect_timeout:g} s (MSIGHT_CONNECT_TIMEOUT)."
+            ) from None
+        finally:
+            joined.cancel()
+        self._run(self._commit_regularly(), "committer")
+
+    async def _all_committed(self) -> None:
+        waited = 0.0
+        while waited < _FOREIGN_OWNER:
+            everything = self._all_partitions()
+            if len(await committed_offsets(self._consumer, everything)) == len(everything):
+                return
+            await asyncio.sleep(_POLL)
+            waited += _POLL
+
+    def _all_partitions(self) -> list[TopicPartition]:
+        partitions = self._consumer.partitions_for_topic(self.topic) or set()
+        return [TopicPartition(self.topic, partition) for partition in sorted(partitions)]
+
+    # -- rebalances: aiokafka awaits these, and sends no heartbeat while the second one runs
+
+    async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        """Commit the finished prefix and let go; no handler is waited for."""
+        self._resolved.clear()
+        try:
+            await self._commit_finished()
+        except BusError as error:
+            logger.warning("Not committed before a rebalance, so it is delivered again: %s", error)
+        finally:
+            gone = self._assignment
+            gone.owned = False
+            self._sink.discard(lambda message: message._settlement is gone, "revoked")
+
+    async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        """Find where each partition goes on, commit what is decided here, and fetch from there."""
+        own = list(assigned)
+        try:
+            async with asyncio.timeout(self._settings.kafka.session_timeout * 0.6):
+                starts = await self._starts(own)
+        except (KafkaError, TimeoutError) as error:
+            logger.warning("The start of %s is not known yet, joining again: %s", self.topic, explain(error))
+            self._consumer._coordinator.request_rejoin()
+            return
+        for partition, offset in starts.items():
+            self._consumer.seek(partition, offset)
+        self._assignment = self._new_assignment({where.partition: offset for where, offset in starts.items()})
+        for where, offset in starts.items():
+            self._assignment.ledgers[where.partition].committed = offset
+        self._resolved.set()
+        self._joined.set()
+
+    async def _starts(self, own: list[TopicPartition]) -> dict[TopicPartition, int]:
+        everything = self._all_partitions()
+        committed = await committed_offsets(self._consumer, everything)
+        first = TopicPartition(self.topic, 0)
+        missing = [where for where in everything if where not in committed]
+        if missing and first not in own and first not in committed:
+            committed = await self._decided_elsewhere(everything, first)
+            missing = [where for where in own if where not in committed]
+        if missing:
+            start = "earliest" if first in committed else self._request.start
+            decided = await resolve(self._consumer, missing, start)
+            await commit_any(self._consumer, {where: OffsetAndMetadata(at, "") for where, at in decided.items()})
+            committed |= decided
+        return {where: committed[where] for where in own}
+
+    async def _decided_elsewhere(
+        self, everything: list[TopicPartition], first: TopicPartition
+    ) -> dict[TopicPartition, int]:
+        waited = 0.0
+        while True:
+            committed = await committed_offsets(self._consumer, everything)
+            if first in committed or waited >= _FOREIGN_OWNER:
+                return committed
+            await asyncio.sleep(_POLL)
+            waited += _POLL
+
+    # -- commits
+
+    async def _commit_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.kafka.commit_interval)
+            try:
+                await self._commit_finished()
+            except BusError as error:
+                self._complain(error)
+
+    async def commit(self) -> None:
+        """Commit the finished prefixes.
+
+        Raises:
+            BusError: not committed; the records come again.
+        """
+        await self._commit_finished()

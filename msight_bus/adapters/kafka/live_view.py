@@ -1,0 +1,53 @@
+"""A subscription without a group: every record of every partition, from its start on. Nothing is committed."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError
+
+from msight_bus.adapters.kafka.feed import Assignment, KafkaFeed
+from msight_bus.adapters.kafka.start import resolve
+from msight_bus.adapters.kafka.topics import TopicDirectory
+
+_LOOK_EVERY = 5.0
+
+
+class LiveViewFeed(KafkaFeed):
+    """A subscription without ``group_id``."""
+
+    directory: TopicDirectory
+    partitions: int
+
+    async def start(self) -> None:
+        """Take all partitions, each from where the request says."""
+        await self._consumer.start()
+        starts = await resolve(self._consumer, self._partitions(0, self.partitions), self._request.start)
+        self._take({where.partition: at for where, at in starts.items()})
+        self._run(self._pump(), "pump")
+        self._run(self._look_for_partitions(), "partitions")
+
+    def _partitions(self, first: int, end: int) -> list[TopicPartition]:
+        return [TopicPartition(self.topic, partition) for partition in range(first, end)]
+
+    def _take(self, starts: dict[int, int]) -> None:
+        """Assign and seek with nothing awaited in between, so that no position is asked of the broker."""
+        assignment: Assignment = self._assignment
+        added = self._new_assignment(starts)
+        assignment.ledgers.update(added.ledgers)
+        self._consumer.assign(self._partitions(0, len(assignment.ledgers)))
+        self._rewind()
+        self._resolved.set()
+
+    async def _look_for_partitions(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_EVERY)
+            try:
+                count = await self.directory.partitions(self.topic)
+            except (KafkaError, OSError) as error:
+                self._complain(error)
+                continue
+            known = len(self._assignment.ledgers)
+            if count > known:
+                self._take(dict.fromkeys(range(known, count), 0))

@@ -1,0 +1,272 @@
+"""Publishing to Kafka: one queue of batches a partition, so that order holds and a batch costs one future.
+
+While a batch is on its way the next one fills, so batches grow with the rate and nothing waits on a timer. aiokafka keeps
+one batch of a partition in flight; two are handed to it, so that it never waits for us.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+from zlib import crc32
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError, ProducerClosed
+from aiokafka.partitioner import murmur2
+
+from msight_bus.adapters.kafka.client import end_producer, explain
+from msight_bus.errors import BusError, ClosedError, PublishTimeoutError
+from msight_bus.settings import BusSettings
+
+logger = logging.getLogger("msight_bus")
+
+_HANDED_OVER = 2
+_QUEUED_BATCHES = 8
+"""Full batches of one partition that may wait before its publisher waits too."""
+
+_TURN_BYTES = 128 * 1024
+"""After so many bytes a publisher that never had to wait gives the loop a turn."""
+
+
+class _Batch:
+    __slots__ = ("builder", "done")
+
+    def __init__(self, builder: Any) -> None:
+        self.builder = builder
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+class PartitionWriter:
+    """Records of one partition, batched in order."""
+
+    def __init__(self, topic: str, partition: int, owner: KafkaProducer, linger: float) -> None:
+        self.topic = topic
+        self.partition = partition
+        self._owner = owner
+        self._linger = linger
+        self._filling: _Batch | None = None
+        self._full: deque[_Batch] = deque()
+        self._wake = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._slots = asyncio.Semaphore(_HANDED_OVER)
+        self._turn_bytes = 0
+        self.unfinished: set[asyncio.Future[None]] = set()
+        self.congested = False
+        self.task = asyncio.create_task(self._run(), name=f"msight_bus writer {topic}-{partition}")
+
+    def append(
+        self, key: bytes | None, value: bytes, headers: list[tuple[str, bytes]], timestamp_ms: int
+    ) -> asyncio.Future[None]:
+        """Add a record to the batch that is being filled; returns the batch's acknowledgement."""
+        batch = self._filling
+        if batch is None:
+            batch = self._next()
+        if batch.builder.append(timestamp=timestamp_ms, key=key, value=value, headers=headers) is None:
+            self._full.append(batch)
+            batch = self._next()
+            batch.builder.append(timestamp=timestamp_ms, key=key, value=value, headers=headers)
+            if len(self._full) >= _QUEUED_BATCHES:
+                self.congested = True
+                self._room.clear()
+        self._turn_bytes += len(value) + 64
+        if self._turn_bytes > _TURN_BYTES and not self.congested:
+            self._turn_bytes = 0
+            self.congested = True
+            self._room.clear()
+            asyncio.get_running_loop().call_soon(self._give_room)
+        self._wake.set()
+        return batch.done
+
+    def _next(self) -> _Batch:
+        self._filling = batch = _Batch(self._owner.new_builder())
+        self.unfinished.add(batch.done)
+        batch.done.add_done_callback(self._finished)
+        return batch
+
+    def _finished(self, done: asyncio.Future[None]) -> None:
+        self.unfinished.discard(done)
+        if not done.cancelled():
+            done.exception()  # known to whoever published; nobody waiting is no error
+
+    def _give_room(self) -> None:
+        if len(self._full) < _QUEUED_BATCHES:
+            self.congested = False
+            self._room.set()
+
+    async def room(self) -> None:
+        """Wait until the writer takes more."""
+        while self.congested:
+            await self._room.wait()
+
+    async def _run(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            if self._linger and not self._full:
+                await asyncio.sleep(self._linger)
+            while self._full or self._filling is not None:
+                await self._slots.acquire()  # meanwhile the batch fills
+                if self._full:
+                    batch = self._full.popleft()
+                else:
+                    assert self._filling is not None
+                    batch, self._filling = self._filling, None
+                self._give_room()
+                await self._send(batch)
+
+    async def _send(self, batch: _Batch) -> None:
+        """Hand a batch to aiokafka, which takes one at a time, and settle it when the broker answers."""
+        batch.builder.close()
+        while True:
+            producer = await self._owner.ready()
+            try:
+                sent = await producer.send_batch(batch.builder, self.topic, partition=self.partition)
+                break
+            except ProducerClosed:
+                continue  # it was replaced meanwhile, and has not taken this batch
+            except KafkaError as error:
+                self._settle(batch, producer, error)
+                return
+        sent.add_done_callback(lambda future: self._settle(batch, producer, _outcome(future)))
+
+    def _settle(self, batch: _Batch, producer: AIOKafkaProducer, error: BaseException | None) -> None:
+        self._slots.release()
+        if not batch.done.done():
+            if error is None:
+                batch.done.set_result(None)
+            else:
+                problem = explain(error)
+                problem.__cause__ = error
+                batch.done.set_exception(problem)
+        if error is not None:
+            self._owner.broken(producer, error)
+
+    def give_up(self) -> None:
+        """Tell everyone who waits that the outcome is unknown."""
+        self.task.cancel()
+        for done in list(self.unfinished):
+            if not done.done():
+                done.set_exception(
+                    PublishTimeoutError(f"The bus closed before Kafka acknowledged a message on {self.topic!r}.")
+                )
+
+
+def _outcome(future: asyncio.Future[Any]) -> BaseException | None:
+    return ClosedError("The producer was closed.") if future.cancelled() else future.exception()
+
+
+class KafkaProducer:
+    """An idempotent producer, replaced when a batch fails for good.
+
+    A batch that the broker refuses leaves a hole in the producer's sequence numbers, after which the broker refuses
+    everything else from it (aiokafka never takes a new producer id), so a new producer takes over.
+    """
+
+    def __init__(self, settings: BusSettings, options: dict[str, Any]) -> None:
+        self._settings = settings
+        self._options = options
+        self._producer: AIOKafkaProducer | None = None
+        self._ready = asyncio.Event()
+        self._replacing: asyncio.Task[None] | None = None
+        self._writers: dict[tuple[str, int], PartitionWriter] = {}
+        self._builders: Callable[[], Any] | None = None
+
+    async def open(self) -> None:
+        """Start the producer.
+
+        Raises:
+            BusError: Kafka cannot be reached or refuses.
+        """
+        kafka = self._settings.kafka
+        producer = AIOKafkaProducer(
+            **self._options,
+            acks="all",
+            enable_idempotence=True,
+            max_batch_size=kafka.batch_bytes,
+            compression_type=None if kafka.compression == "none" else kafka.compression,
+            max_request_size=max(self._settings.limits.max_message_bytes, kafka.batch_bytes) + 1024 * 1024,
+        )
+        try:
+            await producer.start()
+        except KafkaError as error:
+            await end_producer(producer)
+            raise explain(error) from error
+        except BaseException:
+            await end_producer(producer)
+            raise
+        self._producer = producer
+        self._builders = producer.create_batch
+        self._ready.set()
+
+    def new_builder(self) -> Any:
+        """An empty batch."""
+        assert self._builders is not None
+        return self._builders()
+
+    async def ready(self) -> AIOKafkaProducer:
+        """The producer, once there is one that works."""
+        while self._producer is None:
+            await self._ready.wait()
+        return self._producer
+
+    def broken(self, producer: AIOKafkaProducer, error: BaseException) -> None:
+        """A batch failed for good: put a new producer in this one's place."""
+        if producer is self._producer:
+            logger.warning("Kafka refused a batch, starting a new producer: %s", error)
+            self._producer = None
+            self._ready.clear()
+            self._replacing = asyncio.create_task(self._replace(producer), name="msight_bus producer replacement")
+
+    async def _replace(self, producer: AIOKafkaProducer) -> None:
+        await end_producer(producer)
+        while self._producer is None:
+            try:
+                async with asyncio.timeout(self._settings.limits.connect_timeout):
+                    await self.open()
+            except (BusError, TimeoutError) as error:
+                logger.warning("No new producer yet: %s", error)
+                await asyncio.sleep(self._settings.limits.reconnect_max)
+
+    def writer(self, topic: str, partition: int) -> PartitionWriter:
+        """The queue of one partition."""
+        writer = self._writers.get((topic, partition))
+        if writer is None:
+            linger = self._settings.kafka.linger_ms / 1000
+            writer = self._writers[topic, partition] = PartitionWriter(topic, partition, self, linger)
+        return writer
+
+    async def flush(self, topic: str | None, within: float) -> bool:
+        """Wait until everything on ``topic`` (or on all) is acknowledged; returns whether it was in time."""
+        waiting = [
+            done for (name, _), writer in self._writers.items() if topic in (None, name) for done in writer.unfinished
+        ]
+        if waiting:
+            _, late = await asyncio.wait(waiting, timeout=within)
+            return not late
+        return True
+
+    async def close(self, within: float) -> None:
+        """Flush within ``within`` seconds, then end."""
+        if self._producer is not None:
+            await self.flush(None, within)
+        if self._replacing is not None:
+            self._replacing.cancel()
+            await asyncio.wait((self._replacing,))
+        for writer in self._writers.values():
+            writer.give_up()
+        if self._writers:
+            await asyncio.wait([writer.task for writer in self._writers.values()])
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await end_producer(producer)
+
+
+def choose_partition(key: bytes | None, name: str, partitions: int) -> int:
+    """The partition of a record: by its key as Kafka's own clients do (murmur2), else by the publisher's stable name."""
+    if key is not None:
+        return int((murmur2(key) & 0x7FFFFFFF) % partitions)
+    return crc32(name.encode()) % partitions

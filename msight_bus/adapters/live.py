@@ -1,0 +1,231 @@
+"""What Redis and NATS have in common: a live stream that nobody keeps.
+
+A dialect brings a `Link` with the broker's protocol and opens its connections; publishing, subscribing and flow control
+are the same for both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Protocol
+
+from msight_bus.adapters.base import Sink, SubscribeRequest
+from msight_bus.adapters.link import Link
+from msight_bus.adapters.supervisor import Supervisor
+from msight_bus.capabilities import Capabilities
+from msight_bus.errors import ConnectionLostError
+from msight_bus.events import BusEvent, Disconnected, Reconnected
+from msight_bus.settings import BusSettings, Limits
+
+
+class LiveLink(Link):
+    """A link that speaks a broker's publish and subscribe commands."""
+
+    def publish(self, topic: str, payload: bytes, key: str | None, headers: Mapping[str, str] | None) -> None:
+        """Write one message; the caller has seen to it that there is room."""
+        raise NotImplementedError
+
+    def add(self, feed: LiveFeed) -> asyncio.Future[None]:
+        """Subscribe; done when the broker has confirmed."""
+        raise NotImplementedError
+
+    def remove(self, feed: LiveFeed) -> asyncio.Future[None]:
+        """Unsubscribe; done when the broker sends no more."""
+        raise NotImplementedError
+
+
+Connection = Supervisor[LiveLink, "LiveFeed"]
+
+
+class LiveFeed:
+    """One subscription on a live broker (adapters.base.Feed)."""
+
+    def __init__(
+        self,
+        request: SubscribeRequest,
+        sink: Sink,
+        connection: Connection,
+        limits: Limits,
+        on_closed: Callable[[Connection], Awaitable[None]] | None,
+    ) -> None:
+        """``on_closed`` ends the connection if it was opened for this subscription alone."""
+        self.topic = request.topic
+        self.group_id = request.group_id
+        self.sink = sink
+        self._connection = connection
+        self._limits = limits
+        self._on_closed = on_closed
+        self._shed_timer: asyncio.TimerHandle | None = None
+        self._stopped = False
+
+    async def start(self) -> None:
+        """Subscribe and wait for the confirmation."""
+        link = await self._connection.open()
+        try:
+            async with asyncio.timeout(self._limits.connect_timeout):
+                await link.add(self)
+        except TimeoutError:
+            raise ConnectionLostError(
+                f"The subscription to {self.topic!r} was not confirmed within {self._limits.connect_timeout:g} s."
+            ) from None
+        self._connection.feeds.append(self)
+
+    def pause(self) -> None:
+        """Stop reading for at most ``block_timeout``: the broker cuts a reader that stalls for longer."""
+        if self._shed_timer is None and self._connection.link is not None:
+            self._connection.link.pause_reading()
+            self._shed_timer = asyncio.get_running_loop().call_later(self._limits.block_timeout, self._shed)
+
+    def resume(self) -> None:
+        """Read again."""
+        if self._shed_timer is not None:
+            self._shed_timer.cancel()
+            self._shed_timer = None
+            if self._connection.link is not None:
+                self._connection.link.resume_reading()
+
+    @property
+    def paused(self) -> bool:
+        """Whether the queue is full and the block timeout has not passed."""
+        return self._shed_timer is not None
+
+    def _shed(self) -> None:
+        self.sink.shed()
+        self.resume()
+
+    async def stop(self) -> None:
+        """Unsubscribe; what was on its way is still delivered."""
+        if self._stopped:
+            return
+        self._stopped = True
+        self.resume()
+        if self in self._connection.feeds:
+            self._connection.feeds.remove(self)
+        link = self._connection.link
+        if link is not None:
+            await asyncio.wait((link.remove(self),), timeout=self._limits.pong_timeout)
+
+    async def commit(self) -> None:
+        """Nothing is acknowledged here."""
+
+    async def close(self) -> None:
+        """Unsubscribe, and close the connection that was opened for this subscription."""
+        try:
+            await self.stop()
+        finally:
+            if self._on_closed is not None:
+                await self._on_closed(self._connection)
+
+
+class Dialect(Protocol):
+    """A broker's protocol."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the broker does; complete once a connection was opened."""
+
+    async def connect_publisher(self, owner: Connection) -> LiveLink:
+        """Open a connection that publishes.
+
+        Raises:
+            ConnectionLostError: not reachable.
+            AuthenticationError: refused.
+        """
+
+    async def connect_subscriber(self, owner: Connection) -> LiveLink:
+        """Open a connection that subscribes."""
+
+    @property
+    def shares_connection(self) -> bool:
+        """Whether publishing and subscribing use the same connection."""
+
+
+class LiveAdapter:
+    """Publishes and subscribes on a live broker (adapters.base.Adapter)."""
+
+    def __init__(self, settings: BusSettings, dialect: Dialect, report: Callable[[BusEvent], None]) -> None:
+        self._limits = settings.limits
+        self._dialect = dialect
+        self._report = report
+        self._lost: set[Connection] = set()
+        self._publishing = self._supervisor(dialect.connect_publisher)
+        self._subscribing = (
+            self._publishing if dialect.shares_connection else self._supervisor(dialect.connect_subscriber)
+        )
+        self._dedicated: set[Connection] = set()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the broker does; complete once it is open."""
+        return self._dialect.capabilities
+
+    def _supervisor(self, connect: Callable[[Connection], Awaitable[LiveLink]]) -> Connection:
+        async def resubscribe(link: LiveLink, feed: LiveFeed) -> None:
+            await link.add(feed)
+            if feed.paused:
+                link.pause_reading()
+
+        connection: Connection = Supervisor(
+            connect, resubscribe, self._limits, lambda event: self._relay(connection, event)
+        )
+        return connection
+
+    def _relay(self, connection: Connection, event: BusEvent) -> None:
+        """A bus is disconnected from the first connection that is lost to the last one that is back."""
+        if isinstance(event, Disconnected):
+            self._lost.add(connection)
+            if len(self._lost) > 1:
+                return
+        elif isinstance(event, Reconnected):
+            self._lost.discard(connection)
+            if self._lost:
+                return
+        self._report(event)
+
+    async def open(self) -> None:
+        """Open the publishing connection; the other one opens with the first subscription."""
+        await self._publishing.open()
+
+    async def publish(
+        self, topic: str, payload: bytes, key: str | None, headers: Mapping[str, str] | None, name: str | None
+    ) -> None:
+        """Hand one message to the connection; waits only while it takes no more."""
+        connection = self._publishing
+        if connection.refused:
+            error = connection.refused.pop(topic, None)
+            if error is not None:
+                raise error
+        link = connection.link
+        if link is None or link.congested:
+            link = await connection.ready(self._limits.publish_timeout)
+        link.publish(topic, payload, key, headers)
+
+    async def flush(self, topic: str | None = None) -> None:
+        """Round trip to the broker; raises what was refused or never confirmed on ``topic``."""
+        await self._publishing.flush(topic, self._limits.publish_timeout)
+
+    async def subscribe(self, request: SubscribeRequest, sink: Sink) -> LiveFeed:
+        """Subscribe; a blocking subscription gets a connection of its own, since pausing it pauses all it carries."""
+        if request.queue.when_full == "block":
+            connection = self._supervisor(self._dialect.connect_subscriber)
+            self._dedicated.add(connection)
+            feed = LiveFeed(request, sink, connection, self._limits, self._end)
+        else:
+            feed = LiveFeed(request, sink, self._subscribing, self._limits, None)
+        try:
+            await feed.start()
+        except BaseException:
+            await feed.close()
+            raise
+        return feed
+
+    async def _end(self, connection: Connection) -> None:
+        self._dedicated.discard(connection)
+        self._lost.discard(connection)
+        await connection.close(self._limits.pong_timeout)
+
+    async def close(self) -> None:
+        """Flush and close every connection."""
+        connections = {self._publishing, self._subscribing, *self._dedicated}
+        await asyncio.gather(*(connection.close(self._limits.pong_timeout) for connection in connections))

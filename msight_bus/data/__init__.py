@@ -1,0 +1,26 @@
+"""Typed sensor data in MSight's MessagePack form.
+
+A value is one map whose first entry is ``data_type``, the tag of its class: MSight Core and this package read
+each other's bytes. A class is found in a registry by its tag, never imported or evaluated by a name that
+arrived in data.
+"""
+
+from __future__ import annotations
+
+from msight_bus.data.base import Data
+from msight_bus.data.decoding import DEFAULT_MAX_BYTES, DEFAULT_MAX_NESTING, decode, looks_like_data
+from msight_bus.data.frame_id import new_frame_id
+from msight_bus.data.image import ImageData
+from msight_bus.data.sensor import BytesData, SensorData
+
+__all__ = [
+    "DEFAULT_MAX_BYTES",
+    "DEFAULT_MAX_NESTING",
+    "BytesData",
+    "Data",
+    "ImageData",
+    "SensorData",
+    "decode",
+    "looks_like_data",
+    "new_frame_id",
+]

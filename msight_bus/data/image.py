@@ -1,0 +1,139 @@
+"""``ImageData``: one image, encoded or as raw pixels."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import time
+from typing import TYPE_CHECKING, Any, Self
+
+from msight_bus.data.image_header import count_pixels
+from msight_bus.data.sensor import SensorData
+from msight_bus.errors import DecodeError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+DEFAULT_MAX_PIXELS = 64 * 1024 * 1024
+
+
+class ImageData(SensorData, tag="msight_core.data.image.ImageData"):
+    """An image.
+
+    Attributes:
+        image: an encoded image (JPEG, PNG) or, if ``is_encoded`` is false, its raw 8-bit samples.
+        is_encoded: which of the two ``image`` is.
+        detection_results: what was detected in it. A ``Data`` or plain values when sent, plain values when
+            received; ``Data.from_dict`` makes its class of them if that is registered here.
+        size: shape of the array: height, width and, unless it is grey, channels.
+    """
+
+    image: bytes | None = None
+    is_encoded: bool = True
+    detection_results: Any = None
+    size: tuple[int, ...] | None = None
+
+    @classmethod
+    def from_ndarray(  # noqa: PLR0917  # MSight's parameters, in MSight's order
+        cls,
+        image: npt.NDArray[np.uint8],
+        sensor_name: str,
+        capture_timestamp: float | None = None,
+        creation_timestamp: float | None = None,
+        is_encoded: bool = True,
+        detection_results: Any = None,
+        jpeg_quality: int = 50,
+    ) -> Self:
+        """Make one of an array of 8-bit samples, in OpenCV's order of channels (BGR).
+
+        Args:
+            image: height x width, or height x width x channels.
+            sensor_name: which sensor took it.
+            capture_timestamp: when, in seconds since 1970 UTC; by default now.
+            creation_timestamp: by default now.
+            is_encoded: compress it to JPEG; else send its samples as they are.
+            detection_results: a ``Data`` or plain values.
+            jpeg_quality: 0 to 100.
+
+        Raises:
+            ValueError: not 8-bit samples, or no image that JPEG can hold.
+            ImportError: OpenCV is needed and not installed.
+        """
+        if image.dtype.str != "|u1":
+            raise ValueError(f"An image has 8-bit samples (uint8); this array is of {image.dtype}")
+        now = time.time()
+        return cls(
+            image=_to_jpeg(image, jpeg_quality) if is_encoded else image.tobytes(),
+            is_encoded=is_encoded,
+            detection_results=detection_results,
+            size=tuple(image.shape),
+            sensor_name=sensor_name,
+            capture_timestamp=now if capture_timestamp is None else capture_timestamp,
+            creation_timestamp=now if creation_timestamp is None else creation_timestamp,
+        )
+
+    def to_ndarray(self, *, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> npt.NDArray[np.uint8]:
+        """The image as an array of 8-bit samples: BGR if it was encoded, read-only if it was not.
+
+        Args:
+            max_pixels: bound of width x height, checked before memory is taken: a JPEG of a hundred bytes can
+                claim four billion pixels. It is known for JPEG and PNG; None allows every format and size
+                that OpenCV does.
+
+        Raises:
+            DecodeError: there is no image, its bytes do not fit its size, or they cannot be decoded.
+            ImportError: OpenCV or numpy is needed and not installed.
+        """
+        if self.image is None:
+            raise DecodeError("This ImageData has no image")
+        numpy = _need("numpy", "numpy")
+        samples: npt.NDArray[np.uint8] = numpy.frombuffer(self.image, dtype=numpy.uint8)
+        if self.is_encoded:
+            _check_pixels(self.image, max_pixels)
+            return _decode(samples)
+        size = self.size or ()
+        if len(size) not in (2, 3) or min(size) <= 0 or math.prod(size) != len(self.image):
+            raise DecodeError(f"The image has {len(self.image)} raw samples, which is not its size {self.size}")
+        return samples.reshape(size)
+
+
+def _need(module: str, package: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"Turning images into arrays needs {package}: pip install 'msight-bus[demo]'", name=module
+        ) from error
+
+
+def _to_jpeg(image: npt.NDArray[np.uint8], quality: int) -> bytes:
+    cv2 = _need("cv2", "opencv-python-headless")
+    try:
+        done, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    except cv2.error as error:
+        raise ValueError(f"An array of shape {image.shape} cannot become a JPEG") from error
+    if not done:
+        raise ValueError(f"An array of shape {image.shape} cannot become a JPEG")
+    return bytes(encoded)
+
+
+def _check_pixels(image: bytes, max_pixels: int | None) -> None:
+    if max_pixels is None:
+        return
+    pixels = count_pixels(image)
+    if pixels is None:
+        raise DecodeError("The image is neither JPEG nor PNG; to_ndarray(max_pixels=None) decodes other formats")
+    if pixels > max_pixels:
+        raise DecodeError(f"The image has {pixels} pixels; at most {max_pixels} are decoded")
+
+
+def _decode(samples: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    cv2 = _need("cv2", "opencv-python-headless")
+    try:
+        image: npt.NDArray[np.uint8] | None = cv2.imdecode(samples, cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        raise DecodeError("The image cannot be decoded") from error
+    if image is None:
+        raise DecodeError("The image cannot be decoded")
+    return image

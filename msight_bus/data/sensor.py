@@ -1,0 +1,60 @@
+"""What every sensor reading carries, and the plainest one: bytes."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import datetime
+
+import msgspec
+
+from msight_bus.data.base import Data
+from msight_bus.data.frame_id import new_frame_id
+
+
+def _device_name() -> str | None:
+    # Read when a value is made, not when this module is imported, so that a program may set it first.
+    return os.environ.get("MSIGHT_EDGE_DEVICE_NAME") or None
+
+
+class SensorData(Data, kw_only=True, tag="msight_core.data.base.SensorData"):
+    """A reading of a sensor.
+
+    Attributes:
+        sensor_name: which sensor took it.
+        capture_timestamp: when, in seconds since 1970 UTC.
+        creation_timestamp: when this value was made, in seconds since 1970 UTC.
+        frame_id: a new one by default; see ``new_frame_id``.
+        device_name: which device sent it; ``MSIGHT_EDGE_DEVICE_NAME`` by default.
+    """
+
+    sensor_name: str | None = None
+    capture_timestamp: float = msgspec.field(default_factory=time.time)
+    creation_timestamp: float = msgspec.field(default_factory=time.time)
+    frame_id: int = msgspec.field(default_factory=new_frame_id)
+    device_name: str | None = msgspec.field(default_factory=_device_name)
+
+    @property
+    def time(self) -> str:
+        """``capture_timestamp`` in local time, ISO 8601."""
+        return datetime.fromtimestamp(self.capture_timestamp).isoformat()
+
+    @property
+    def capture_time(self) -> str:
+        """The same as ``time``."""
+        return self.time
+
+    @property
+    def creation_time(self) -> str:
+        """``creation_timestamp`` in local time, ISO 8601."""
+        return datetime.fromtimestamp(self.creation_timestamp).isoformat()
+
+
+class BytesData(SensorData, tag="msight_core.data.bytes.BytesData"):
+    """Bytes that the bus does not interpret, such as a packet of a lidar.
+
+    Attributes:
+        data: the bytes.
+    """
+
+    data: bytes

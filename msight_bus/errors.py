@@ -1,0 +1,114 @@
+"""Every error that msight_bus raises.
+
+    BusError
+    ├── ConfigError             a setting, or several at once, is wrong; nothing was connected
+    ├── TopicError              a topic name cannot be used
+    ├── UnsupportedError        this backend cannot do what was asked
+    ├── MessageTooLargeError    over the broker's or the bus's limit; nothing was sent
+    ├── DecodeError             a payload is not the data it should be
+    ├── ConnectionLostError     the broker cannot be reached, refused the connection, or went away
+    ├── AuthenticationError     credentials, certificate or permission were refused
+    ├── PublishTimeoutError     the outcome of a publish is unknown; a retry may duplicate
+    ├── DrainTimeoutError       the bus closed before everything was delivered
+    ├── ClosedError             the bus, publisher or subscription is closed
+    ├── BusyError               a subscription has one consumer at a time
+    ├── PayloadError            what was to be published is neither bytes nor Data
+    └── HeaderError             a header or key cannot travel on every backend
+
+A client library's own error arrives as one of these, raised ``from`` the original.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+
+class BusError(Exception):
+    """Root of everything that msight_bus raises."""
+
+
+class ConfigError(BusError, ValueError):
+    """One or several settings are wrong.
+
+    Attributes:
+        problems: one sentence for each wrong variable; each names the variable, says what is accepted and shows
+            an example. No value of a secret is ever part of it.
+    """
+
+    def __init__(self, problems: Sequence[str] | str) -> None:
+        self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class TopicError(BusError, ValueError):
+    """A topic name cannot be used; ``topic`` is the name as it was given."""
+
+    def __init__(self, message: str, *, topic: object = None) -> None:
+        super().__init__(message)
+        self.topic = topic
+
+
+class UnsupportedError(BusError):
+    """The chosen backend cannot do what was asked; the message names the backends that can."""
+
+
+class MessageTooLargeError(BusError, ValueError):
+    """A message is over a limit; it was not sent.
+
+    Attributes:
+        size: bytes that the message takes, headers included.
+        limit: bytes that are allowed.
+    """
+
+    def __init__(self, message: str, *, size: int, limit: int) -> None:
+        super().__init__(message)
+        self.size = size
+        self.limit = limit
+
+
+class DecodeError(BusError, ValueError):
+    """A payload is not the data it was expected to be."""
+
+
+class ConnectionLostError(BusError, ConnectionError):
+    """The broker cannot be reached, or the connection to it was cut."""
+
+
+class AuthenticationError(BusError, PermissionError):
+    """The broker refused credentials, a certificate or a permission, or its own certificate was refused."""
+
+
+class PublishTimeoutError(BusError, TimeoutError):
+    """A publish was not confirmed in time. Its outcome is unknown: publishing again may duplicate it."""
+
+
+class DrainTimeoutError(BusError, TimeoutError):
+    """The drain deadline passed and the bus was closed.
+
+    Attributes:
+        left: what was not delivered or confirmed, by place (``"subscription a.b"``, ``"publishes"``), in messages.
+    """
+
+    def __init__(self, message: str, *, left: Mapping[str, int]) -> None:
+        super().__init__(message)
+        self.left = dict(left)
+
+
+class ClosedError(BusError):
+    """The bus, publisher or subscription was closed before this call."""
+
+
+class BusyError(BusError, RuntimeError):
+    """A second task iterates a subscription that another task is waiting on."""
+
+
+class PayloadError(BusError, TypeError):
+    """What was to be published is neither bytes-like nor a ``Data`` value."""
+
+
+class HeaderError(BusError, ValueError):
+    """A header or key cannot be carried unchanged by every backend."""
+
+
+class CapabilityWarning(UserWarning):
+    """The backend does something weaker than what was asked; the text names what to switch to."""

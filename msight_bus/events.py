@@ -1,0 +1,49 @@
+"""What happens to a bus besides messages; given to the ``on_event`` callback of `msight_bus.connect`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The connection to the broker was lost; the bus is reconnecting. ``reason`` is for people."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reconnected:
+    """The connection is back and every subscription is confirmed again.
+
+    Attributes:
+        attempts: how many tries it took.
+    """
+
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A subscription has missed messages.
+
+    Attributes:
+        topic: the subscription's topic.
+        missing: how many messages; ``None`` if that cannot be known.
+        cause: ``"lost"`` on the way, ``"reconnect"``, or ``"retention"`` of a log.
+    """
+
+    topic: str
+    missing: int | None
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The broker refused a message after it was handed over; the next publish on the topic raises this too."""
+
+    topic: str
+    reason: str
+
+
+BusEvent = Disconnected | Reconnected | Gap | Refused

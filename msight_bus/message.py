@@ -1,0 +1,85 @@
+"""The message that a subscription hands out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import msgspec
+
+from msight_bus.data import Data, decode
+from msight_bus.errors import UnsupportedError
+
+NO_HEADERS: Mapping[str, str] = {}
+
+
+class Settlement(Protocol):
+    """Who keeps the acknowledgements of a backend that has them."""
+
+    def settle(self, message: Message) -> None:
+        """Mark the message as done."""
+
+    async def release(self, message: Message) -> None:
+        """Ask for the message to be delivered again."""
+
+
+class Message(msgspec.Struct, eq=False, gc=False):
+    """One message, as it was received.
+
+    A C-level struct: building it is part of the hot path.
+
+    Attributes:
+        topic: where it was published.
+        payload: exactly what was published.
+        headers: the publisher's own headers; empty if there are none.
+        key: the ordering key, ``None`` if the publisher gave none.
+        sequence: position in its publisher's stream on this topic, from 1; ``None`` from a foreign publisher.
+        published_at: POSIX seconds by the publisher's clock; ``None`` from a foreign publisher.
+        received_at: POSIX seconds by this machine's clock.
+        session: the publisher's random id, new at each start; ``None`` from a foreign publisher.
+        position: ``(partition, offset)`` where the backend has a log, else ``None``.
+        redeliveries: how often ``nack`` or a repeated iteration has brought it again.
+    """
+
+    topic: str
+    payload: bytes
+    headers: Mapping[str, str] = NO_HEADERS
+    key: str | None = None
+    session: int | None = None
+    sequence: int | None = None
+    published_at: float | None = None
+    received_at: float = 0.0
+    position: tuple[int, int] | None = None
+    redeliveries: int = 0
+    _settlement: Settlement | None = None
+    _settled: bool = False
+    _data: Data | None = None
+
+    @property
+    def data(self) -> Data:
+        """The payload as a ``Data`` value, decoded on first use.
+
+        Raises:
+            DecodeError: the payload is not a known ``Data`` value.
+        """
+        if self._data is None:
+            self._data = decode(self.payload)
+        return self._data
+
+    async def ack(self) -> None:
+        """Mark this message as done. Where nothing is acknowledged it does nothing."""
+        if self._settlement is not None:
+            self._settlement.settle(self)
+
+    async def nack(self) -> None:
+        """Ask for this message again; after ``max_redeliveries`` it goes to the dead-letter topic.
+
+        Raises:
+            UnsupportedError: the backend keeps no message to deliver again.
+        """
+        if self._settlement is None:
+            raise UnsupportedError("nack() needs a backend that keeps messages: set MSIGHT_PUBSUB_BACKEND=kafka.")
+        await self._settlement.release(self)
+
+    def __repr__(self) -> str:
+        return f"Message(topic={self.topic!r}, {len(self.payload)} bytes, sequence={self.sequence})"

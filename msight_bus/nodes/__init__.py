@@ -1,0 +1,30 @@
+"""Nodes: the steps of a pipeline, each a small class with one coroutine of the user's own.
+
+class Detector(ProcessingNode):
+    async def process(self, data):
+        return find_objects(data)
+
+run_nodes(Detector(NodeConfig(name="detector", subscribe_topic_name="cam", publish_topic_name="objects")))
+"""
+
+from __future__ import annotations
+
+from msight_bus.nodes.config import NodeConfig
+from msight_bus.nodes.consuming import ProcessingNode, SinkNode
+from msight_bus.nodes.node import Node
+from msight_bus.nodes.off_loop import off_loop
+from msight_bus.nodes.outgoing import Outgoing
+from msight_bus.nodes.running import run_nodes, run_until
+from msight_bus.nodes.source import SourceNode
+
+__all__ = [
+    "Node",
+    "NodeConfig",
+    "Outgoing",
+    "ProcessingNode",
+    "SinkNode",
+    "SourceNode",
+    "off_loop",
+    "run_nodes",
+    "run_until",
+]

@@ -1,0 +1,129 @@
+"""What every node has: hooks, a run and a way to be stopped."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from contextlib import suppress
+from typing import ClassVar
+
+from msight_bus.bus import Bus
+from msight_bus.errors import BusyError, ClosedError, ConfigError
+from msight_bus.nodes.config import NodeConfig
+from msight_bus.nodes.life import Life
+from msight_bus.registry import NodeStatus
+
+
+class Node(ABC):
+    """A step of a pipeline. Subclass `SourceNode`, `ProcessingNode` or `SinkNode`.
+
+    Attributes:
+        config: as it was given.
+        name: the node's name; the workers of a group share it.
+        logger: ``msight_bus.nodes.<name>``.
+    """
+
+    required_topics: ClassVar[tuple[str, ...]] = ()
+    unused_topics: ClassVar[tuple[str, ...]] = ()
+    default_heartbeat_tolerance: ClassVar[float] = 0.0
+
+    def __init__(self, config: NodeConfig) -> None:
+        """``config`` must name the topics that this kind of node needs, and no other.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        kind = type(self).__name__
+        if not isinstance(config, NodeConfig):
+            raise ConfigError(f"{kind} takes a NodeConfig, not {type(config).__name__}.")
+        problems = [
+            f"NodeConfig.{field} of {config.name!r} is missing: {kind} needs a topic such as 'site.cam_ne'."
+            for field in self.required_topics
+            if getattr(config, field) is None
+        ]
+        problems += [
+            f"NodeConfig.{field} of {config.name!r} is {getattr(config, field)!r}, and {kind} has no use for it."
+            for field in self.unused_topics
+            if getattr(config, field) is not None
+        ]
+        if problems:
+            raise ConfigError(problems)
+        self.config = config
+        self.name = config.name
+        self.logger = logging.getLogger(f"msight_bus.nodes.{config.name}")
+        self._life: Life | None = None
+
+    # -- for the node's own code
+
+    async def on_start(self) -> None:  # noqa: B027 - a hook, not a duty
+        """Called once before the first item, and before the node subscribes: open files, load a model."""
+
+    async def on_stop(self) -> None:  # noqa: B027 - a hook, not a duty
+        """Called once after the last item if `on_start` succeeded, whatever ended the node."""
+
+    @property
+    def bus(self) -> Bus:
+        """The bus that the node runs on.
+
+        Raises:
+            ClosedError: it is not running.
+        """
+        if self._life is None or self._life.ended:
+            raise ClosedError(f"The node {self.name!r} is not running.")
+        return self._life.bus
+
+    def stop(self) -> None:
+        """Ask the node to end in order: nothing more is taken in, what is queued is handled, outputs are flushed.
+
+        Does nothing if it is not running.
+        """
+        if self._life is not None:
+            self._life.stopping.set()
+
+    # -- for whoever runs it
+
+    @property
+    def status(self) -> NodeStatus:
+        """How the node fares; ``STOPPED`` before it has run."""
+        return NodeStatus.STOPPED if self._life is None else self._life.status
+
+    @property
+    def left(self) -> int:
+        """Inputs that are queued, in hand, or not acknowledged yet."""
+        return 0 if self._life is None else self._life.left
+
+    async def run(self, bus: Bus) -> None:
+        """Run until the node is stopped, its input ends (`Bus.drain`), or an error ends it.
+
+        Raises:
+            BusyError: it is running already.
+            BusError: the bus refused something, or was closed.
+            Exception: what the node's own code raised, with ``action_on_error="stop"``, or in a hook.
+        """
+        if self._life is not None and not self._life.over.is_set():
+            raise BusyError(f"The node {self.name!r} is running already; make another one for a second worker.")
+        self.logger.setLevel((self.config.logging_level or bus.settings.logging_level).upper())
+        life = self._life = Life(self.config, type(self).__name__, bus, self.logger)
+        tolerance = self.config.heartbeat_tolerance
+        if tolerance is None:
+            tolerance = self.default_heartbeat_tolerance
+        with life.as_guest():
+            async with life.announced(tolerance):
+                await self._live(life)
+
+    async def _live(self, life: Life) -> None:
+        with life.code("on_start"):
+            await self.on_start()
+        try:
+            await self._work(life)
+        except BaseException:
+            # What ended the node is what run() raises, so an error in on_stop is logged only.
+            with suppress(Exception), life.code("on_stop"):
+                await self.on_stop()
+            raise
+        with life.code("on_stop"):
+            await self.on_stop()
+
+    @abstractmethod
+    async def _work(self, life: Life) -> None:
+        """Take items until the end; see `SourceNode`, `ProcessingNode` and `SinkNode`."""

@@ -1,0 +1,164 @@
+"""Running nodes as a program: one bus, signals, and an end in the order of the pipeline."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from msight_bus.bus import Bus, connect
+from msight_bus.errors import ConfigError, DrainTimeoutError
+from msight_bus.nodes.node import Node
+from msight_bus.nodes.source import SourceNode
+from msight_bus.runtime import run
+from msight_bus.settings import BusSettings
+
+logger = logging.getLogger("msight_bus.nodes")
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_UNWIND_WITHIN = 5.0  # seconds for cancelled nodes to release what they hold; one that refuses must not hold up the end
+
+
+def run_nodes(*nodes: Node, settings: BusSettings | None = None, end_with_sources: bool = False) -> None:
+    """Run nodes until all have ended, or until SIGTERM or Ctrl-C; then end in order.
+
+    One bus serves all nodes. A signal drains them within ``MSIGHT_DRAIN_TIMEOUT``: sources first, then the nodes that they
+    feed. A second signal ends at once. A node that fails ends alone; the others go on, and the error is raised at the end.
+    Log records go to stderr, unless the program has configured logging.
+
+    Args:
+        nodes: at least one, each once; two workers of a group are two nodes of one name.
+        settings: ``BusSettings()``, read from the environment, if not given.
+        end_with_sources: end in order when the last `SourceNode` among ``nodes`` has ended, as after a file was read.
+
+    Raises:
+        ConfigError: settings are wrong, or a node is given twice or none at all.
+        ConnectionLostError, AuthenticationError: there is no broker to run on.
+        DrainTimeoutError: not everything was handled within the deadline.
+        Exception: the first error that ended a node.
+    """
+    _check(nodes)
+    if not logging.getLogger().handlers:
+        logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    run(_main(nodes, settings, end_with_sources))
+
+
+async def _main(nodes: tuple[Node, ...], settings: BusSettings | None, end_with_sources: bool) -> None:
+    async with connect(settings) as bus:
+        stop = asyncio.Event()
+        with _stop_signals(stop):
+            await run_until(bus, *nodes, stop=stop, end_with_sources=end_with_sources)
+
+
+async def run_until(bus: Bus, *nodes: Node, stop: asyncio.Event, end_with_sources: bool = False) -> None:
+    """Run ``nodes`` on ``bus`` as `run_nodes` does, inside a loop of one's own; ``stop`` is what a signal is there.
+
+    Raises:
+        ConfigError, DrainTimeoutError, Exception: as `run_nodes`.
+    """
+    _check(nodes)
+    errors: list[BaseException] = []
+
+    def note_error(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            errors.append(error)
+
+    running = {asyncio.create_task(node.run(bus), name=f"msight_bus node {node.name}"): node for node in nodes}
+    for task in running:
+        task.add_done_callback(note_error)
+    late: DrainTimeoutError | None = None
+    try:
+        await asyncio.sleep(0)  # all are running now, and can be stopped
+        await _wait_for_end(running, stop, end_with_sources)
+        late = await _drain(running, bus.settings.limits.drain_timeout)
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running, timeout=_UNWIND_WITHIN)
+    if late is not None and errors:
+        logger.error("%s", late)
+    if errors:
+        raise errors[0]
+    if late is not None:
+        raise late
+
+
+async def _wait_for_end(running: dict[asyncio.Task[None], Node], stop: asyncio.Event, end_with_sources: bool) -> None:
+    """Wait until all have ended, a stop is asked for, or the sources have ended where that is the end."""
+    stopped = asyncio.create_task(stop.wait(), name="msight_bus stop")
+    sources = {task for task, node in running.items() if isinstance(node, SourceNode)}
+    try:
+        pending = set(running)
+        while pending and not stop.is_set():
+            await asyncio.wait({*pending, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            pending = {task for task in pending if not task.done()}
+            if end_with_sources and sources and not sources & pending:
+                return
+        if pending:
+            logger.info(
+                "Stopping %s; another signal stops at once.", ", ".join(sorted(running[task].name for task in pending))
+            )
+    finally:
+        stopped.cancel()
+
+
+async def _drain(running: dict[asyncio.Task[None], Node], timeout: float) -> DrainTimeoutError | None:
+    """Stop the nodes, each after those that feed it, so that what they publish last is still taken."""
+    left = {task: node for task, node in running.items() if not task.done()}
+    try:
+        async with asyncio.timeout(timeout):
+            while left:
+                fed = {node.config.publish_topic_name for node in left.values()}
+                last = {task for task, node in left.items() if node.config.subscribe_topic_name not in fed}
+                last = last or set(left)  # they feed each other in a circle
+                for task in last:
+                    left[task].stop()
+                await asyncio.wait(last)
+                left = {task: node for task, node in left.items() if task not in last}
+    except TimeoutError:
+        counts = {f"node {node.name}": node.left for task, node in left.items() if not task.done()}
+        what = ", ".join(f"{count} messages at {place}" for place, count in counts.items())
+        return DrainTimeoutError(f"Not drained within {timeout:g} s (MSIGHT_DRAIN_TIMEOUT); left: {what}.", left=counts)
+    return None
+
+
+@contextmanager
+def _stop_signals(stop: asyncio.Event) -> Iterator[None]:
+    """Set ``stop`` at the first SIGTERM or SIGINT; end the program at the second, as if nobody had handled it.
+
+    These are handlers of the interpreter and not of the loop, because the second signal must also end a node's code that
+    never gives the loop a turn.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's affair
+        return
+    loop = asyncio.get_running_loop()
+    asked = False
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+        asked = True
+        loop.call_soon_threadsafe(stop.set)
+
+    before = {number: signal.signal(number, on_signal) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _check(nodes: tuple[Node, ...]) -> None:
+    if not nodes:
+        raise ConfigError("Give at least one node to run.")
+    if len(set(map(id, nodes))) < len(nodes):
+        raise ConfigError("A node is given twice; for two workers of a group make two nodes of one name.")
+    for node in nodes:
+        if not isinstance(node, Node):
+            raise ConfigError(f"A node to run is an instance of a Node subclass, not {node!r:.100}.")

@@ -1,0 +1,133 @@
+"""Publishing a stream: many messages in flight, bounded, with one place where their outcome is known."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Self
+
+from msight_bus.adapters.base import Adapter
+from msight_bus.errors import BusError, ClosedError, PublishTimeoutError
+from msight_bus.payload import Payload, check_headers, check_key, to_bytes
+from msight_bus.settings import Limits
+
+
+class Publisher:
+    """Sends messages on one topic without waiting for each to be confirmed.
+
+    Leaving the context waits until all are confirmed, and raises if one was refused, or was written before a connection
+    was cut and never confirmed.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        topic: str,
+        *,
+        limits: Limits,
+        max_in_flight: int,
+        name: str | None,
+        is_open: Callable[[], bool],
+    ) -> None:
+        self.topic = topic
+        self._adapter = adapter
+        self._limits = limits
+        self._max_in_flight = max_in_flight
+        self._name = name
+        self._is_open = is_open
+        self._entered = False
+        self._in_flight: dict[asyncio.Future[None], int] = {}  # messages that share an acknowledgement
+        self._count = 0
+        self._room: asyncio.Future[None] | None = None
+        self._error: BusError | None = None
+
+    async def __aenter__(self) -> Self:
+        self._entered = True
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._entered = False
+        if kind is None:
+            await self.flush()
+
+    @property
+    def in_flight(self) -> int:
+        """Messages that were sent and are not yet acknowledged; always 0 where the broker acknowledges nothing."""
+        return self._count
+
+    async def send(
+        self, data: Payload, key: str | bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> asyncio.Future[None] | None:
+        """Send one message; suspends while ``max_in_flight`` messages are unacknowledged or the connection is full.
+
+        Returns the acknowledgement still to come on a backend that has them, else ``None``. Nobody has to wait for it.
+
+        Raises:
+            BusError: this message cannot be sent, or an earlier one was refused.
+        """
+        if not self._entered or not self._is_open():
+            raise ClosedError(f"The publisher of {self.topic!r} is closed.")
+        if self._error is not None:
+            self._raise_error()
+        if headers:
+            headers = check_headers(headers, self._limits)
+        if key is not None:
+            key = check_key(key)
+        payload = data if type(data) is bytes else to_bytes(data)
+        while self._count >= self._max_in_flight:
+            await self._wait_for_room()
+        done = await self._adapter.publish(self.topic, payload, key, headers, self._name)
+        if done is not None:
+            self._count += 1
+            shared = self._in_flight.get(done, 0)
+            self._in_flight[done] = shared + 1
+            if not shared:
+                done.add_done_callback(self._acknowledged)
+        return done
+
+    async def flush(self) -> None:
+        """Wait until all that was sent is confirmed.
+
+        Raises:
+            BusError: a message was refused, or written before a cut and never confirmed.
+        """
+        if self._in_flight:
+            _, late = await asyncio.wait(self._in_flight, timeout=self._limits.publish_timeout)
+            if late:
+                raise PublishTimeoutError(
+                    f"{self._count} messages on {self.topic!r} were not acknowledged within "
+                    f"{self._limits.publish_timeout:g} s (MSIGHT_PUBLISH_TIMEOUT); they may still arrive."
+                )
+            await asyncio.sleep(0)  # lets the callbacks of the last ones run
+        if self._error is not None:
+            self._raise_error()
+        await self._adapter.flush(self.topic)
+
+    async def _wait_for_room(self) -> None:
+        self._room = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(self._limits.publish_timeout):
+                await self._room
+        except TimeoutError:
+            raise PublishTimeoutError(
+                f"{self._count} messages on {self.topic!r} are in flight and none was acknowledged within "
+                f"{self._limits.publish_timeout:g} s (MSIGHT_PUBLISH_TIMEOUT)."
+            ) from None
+        finally:
+            self._room = None
+
+    def _acknowledged(self, done: asyncio.Future[None]) -> None:
+        self._count -= self._in_flight.pop(done)
+        error = None if done.cancelled() else done.exception()
+        if isinstance(error, BusError) and self._error is None:
+            self._error = error
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+
+    def _raise_error(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error

@@ -1,0 +1,1 @@
+"""Pure codecs: bytes in, values out; no asyncio and no sockets."""

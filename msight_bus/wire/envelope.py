@@ -1,0 +1,84 @@
+"""Session, sequence and publish time of a message, as they travel.
+
+On NATS and Kafka they ride in one native header, ``msight``, as 48 hexadecimal digits: session, sequence and publish
+time in nanoseconds since 1970, 16 digits each. Redis has no headers, so there a prefix of 32 bytes carries them::
+
+    0xC1 'M' 'B' version:u8  extension:u32  session:u64  sequence:u64  published_at:u64     (big-endian)
+
+followed by ``extension`` bytes of MessagePack: ``[key or nil, {header: value}]``, absent when there is neither. 0xC1 is the
+one byte that MessagePack never uses (its specification calls it "never used"), so no MSight payload begins with it; what does
+not pass the check is a raw payload.
+"""
+
+from __future__ import annotations
+
+import struct
+from binascii import unhexlify
+from collections.abc import Mapping
+
+import msgspec
+
+HEADER = "msight"
+"""Name of the native header that carries the metadata."""
+
+_HEADER_FIELDS = struct.Struct(">QQQ")
+_PREFIX = struct.Struct(">4sIQQQ")
+PREFIX_BYTES = _PREFIX.size
+MAGIC = b"\xc1MB\x01"
+_FIRST = 0xC1
+_Extension = tuple[str | None, dict[str, str]]
+_encode_extension = msgspec.msgpack.Encoder().encode
+_decode_extension = msgspec.msgpack.Decoder(_Extension).decode
+
+Meta = tuple[int, int, float]
+"""Session, sequence, publish time in POSIX seconds."""
+
+
+def header_value(session: int, sequence: int, published_ns: int) -> bytes:
+    """The native header's value."""
+    return b"%016x%016x%016x" % (session, sequence, published_ns)
+
+
+def parse_header(value: bytes | str) -> Meta | None:
+    """Read the native header's value; ``None`` if it is none of ours."""
+    if len(value) != 48:
+        return None
+    try:
+        session, sequence, published_ns = _HEADER_FIELDS.unpack(unhexlify(value))
+    except ValueError:
+        return None
+    return session, sequence, published_ns * 1e-9
+
+
+def prefix(session: int, sequence: int, published_ns: int, extension: bytes) -> bytes:
+    """The Redis prefix; the payload follows it."""
+    return _PREFIX.pack(MAGIC, len(extension), session, sequence, published_ns) + extension
+
+
+def pack_extension(key: str | None, headers: Mapping[str, str] | None) -> bytes:
+    """Key and headers behind the fixed prefix; empty if there are none."""
+    return _encode_extension((key, dict(headers or {}))) if key is not None or headers else b""
+
+
+def split(data: bytes) -> tuple[Meta, int, int] | None:
+    """Metadata, extension length and where the payload starts; ``None`` if ``data`` is a raw payload."""
+    if len(data) < PREFIX_BYTES or data[0] != _FIRST:
+        return None
+    magic, extension, session, sequence, published_ns = _PREFIX.unpack_from(data)
+    start = PREFIX_BYTES + extension
+    if magic != MAGIC or start > len(data):
+        return None
+    return (session, sequence, published_ns * 1e-9), extension, start
+
+
+def unpack_extension(data: bytes) -> tuple[str | None, Mapping[str, str]]:
+    """Key and headers.
+
+    Raises:
+        ValueError: these bytes are no extension.
+    """
+    try:
+        key, headers = _decode_extension(data)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise ValueError("not an extension") from error
+    return key, headers

@@ -1,0 +1,227 @@
+"""What only a log has: positions, partitions, topics that are made, members that come and go."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.admin.records_to_delete import RecordsToDelete
+
+from msight_bus import AuthenticationError, MessageTooLargeError, TopicError
+from msight_bus.adapters.kafka.client import client_options
+from msight_bus.events import Gap
+from tests.contract.test_publish import take
+
+
+async def numbers(messages, n):
+    return [int(message.payload) for message in await take(messages, n)]
+
+
+async def test_a_subscription_starts_at_a_moment(kafka, topic):
+    async with kafka.connect() as bus:
+        await bus.publish(topic, b"0")
+        await asyncio.sleep(0.01)
+        moment = datetime.now(UTC)
+        await bus.publish(topic, b"1")
+        async with bus.subscribe(topic, start=moment) as messages:
+            assert await numbers(messages, 1) == [1]
+        async with bus.subscribe(topic, start=moment + timedelta(days=1)) as messages:
+            await bus.publish(topic, b"2")
+            assert await numbers(messages, 1) == [2]
+
+
+async def test_a_subscription_starts_at_given_offsets(kafka, topic):
+    async with kafka.connect() as bus:
+        for i in range(6):
+            await bus.publish(topic, b"%d" % i)
+        async with bus.subscribe(topic, start="earliest") as messages:
+            partition, _ = (await take(messages, 1))[0].position
+        async with bus.subscribe(topic, start={partition: 4}) as messages:
+            assert await numbers(messages, 2) == [4, 5]
+
+
+async def test_a_groups_committed_position_wins_over_start(kafka, topic):
+    async with kafka.connect() as bus:
+        for i in range(4):
+            await bus.publish(topic, b"%d" % i)
+        async with bus.subscribe(topic, group_id="g", start="earliest") as messages:
+            assert await numbers(messages, 2) == [0, 1]
+            async with asyncio.timeout(20):
+                await anext(messages)
+        async with bus.subscribe(topic, group_id="g", start="earliest") as messages:
+            assert await numbers(messages, 2) == [2, 3]
+
+
+async def test_messages_without_a_key_share_a_partition_and_carry_none(kafka, topic):
+    async with kafka.connect() as bus, bus.subscribe(topic) as messages:
+        async with bus.publisher(topic, name="cam_ne") as publisher:
+            for _ in range(20):
+                await publisher.send(b"x")
+        received = await take(messages, 20)
+    assert len({message.position[0] for message in received}) == 1
+    assert {message.key for message in received} == {None}
+
+
+async def test_keys_spread_over_partitions_and_stay(kafka, topic):
+    async with kafka.connect() as bus, bus.subscribe(topic) as messages:
+        for i in range(60):
+            await bus.publish(topic, b"x", key=f"object {i % 20}")
+        received = await take(messages, 60)
+    where = {(message.key, message.position[0]) for message in received}
+    assert len(where) == 20
+    assert len({partition for _, partition in where}) > 1
+
+
+async def test_names_that_kafka_cannot_tell_apart_are_refused(kafka, topic):
+    async with kafka.connect() as bus:
+        await bus.publish(f"{topic}.a", b"")
+        collides = f"{topic}_a"
+        with pytest.raises(TopicError, match=f"{collides}.*{topic}.a"):
+            await bus.publish(collides, b"")
+        with pytest.raises(TopicError, match=f"{collides}.*{topic}.a"):
+            async with bus.subscribe(collides):
+                pass
+
+
+async def test_topics_are_not_made_where_that_is_not_wanted(kafka, topic):
+    async with kafka.connect(MSIGHT_KAFKA_CREATE_TOPICS="false") as bus:
+        with pytest.raises(TopicError, match="MSIGHT_KAFKA_CREATE_TOPICS"):
+            await bus.publish(topic, b"")
+        with pytest.raises(TopicError, match="MSIGHT_KAFKA_CREATE_TOPICS"):
+            async with bus.subscribe(topic):
+                pass
+    async with kafka.connect(MSIGHT_KAFKA_PARTITIONS="2") as bus:
+        await bus.publish(topic, b"")
+        assert await bus._adapter._directory.partitions(topic) == 2
+
+
+@asynccontextmanager
+async def administering(kafka):
+    client = AIOKafkaAdminClient(**client_options(kafka.settings()))
+    await client.start()
+    yield client
+    await client.close()
+
+
+async def test_a_topics_own_size_limit_is_known_before_sending(kafka, topic):
+    async with administering(kafka) as admin:
+        await admin.create_topics([NewTopic(topic, 1, 1, topic_configs={"max.message.bytes": "2000"})])
+    async with kafka.connect() as bus, bus.subscribe(topic) as messages:
+        with pytest.raises(MessageTooLargeError) as caught:
+            await bus.publish(topic, bytes(2000))
+        assert caught.value.limit == 2000
+        await bus.publish(topic, bytes(1000))
+        assert len((await take(messages, 1))[0].payload) == 1000
+
+
+async def test_after_a_batch_that_is_refused_for_good_publishing_goes_on(kafka, topic):
+    async with kafka.connect() as bus, bus.subscribe(topic) as messages:
+        await bus.publish(topic, b"first")
+        async with administering(kafka) as admin:
+            await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": "1000"})])
+        async with asyncio.timeout(20):  # the limit was learned before; the broker applies the new one soon
+            while True:
+                try:
+                    await bus.publish(topic, bytes(5000))
+                except MessageTooLargeError:
+                    break
+        await bus.publish(topic, b"last")
+        received = await take(messages, 2)
+        while received[-1].payload != b"last":
+            received += await take(messages, 1)
+
+
+async def test_what_retention_deleted_is_an_announced_gap(kafka, topic):
+    events: list = []
+    async with kafka.connect(events=events) as bus:
+        async with bus.publisher(topic) as publisher:
+            for i in range(10):
+                await publisher.send(b"%d" % i)
+        async with bus.subscribe(topic, start="earliest") as messages:
+            partition = (await take(messages, 1))[0].position[0]
+        async with administering(kafka) as admin:
+            await admin.delete_records({TopicPartition(topic, partition): RecordsToDelete(before_offset=6)})
+        async with bus.subscribe(topic, start={partition: 1}) as messages:
+            assert await numbers(messages, 4) == [6, 7, 8, 9]
+            assert messages.stats.missing == 5
+    assert events == [Gap(topic, 5, "retention")]
+
+
+async def test_a_foreign_record_has_none_of_our_metadata(kafka, topic):
+    async with kafka.connect() as bus, bus.subscribe(topic) as messages:
+        producer = AIOKafkaProducer(bootstrap_servers=str(bus.settings.kafka.servers[0]))
+        await producer.start()
+        await producer.send_and_wait(topic, b"raw", headers=[("h", b"\xff"), ("msight", b"junk")], partition=0)
+        await producer.send_and_wait(topic, None, key=b"tombstone", partition=0)
+        await producer.stop()
+        raw, tombstone = await take(messages, 2)
+    assert (raw.payload, raw.sequence, raw.published_at, raw.headers["h"]) == (b"raw", None, None, "\ufffd")
+    assert (tombstone.payload, tombstone.key) == (b"", "tombstone")
+
+
+async def test_members_come_and_go_under_load_and_nothing_is_lost(kafka, topic):
+    n = 1500
+    done: list[int] = []
+
+    async def work(bus, stop):
+        async with bus.subscribe(topic, group_id="g") as messages:
+            while not stop.is_set():
+                try:
+                    async with asyncio.timeout(0.2):
+                        done.append(int((await anext(messages)).payload))
+                except TimeoutError:
+                    continue
+
+    async with kafka.connect() as bus, kafka.connect() as other, asyncio.TaskGroup() as tasks:
+        stops = [asyncio.Event() for _ in range(3)]
+        async with bus.subscribe(topic, group_id="g"):
+            pass  # the group exists from now on
+        tasks.create_task(work(bus, stops[0]))
+
+        async def publish():
+            async with bus.publisher(topic) as publisher:
+                for i in range(n):
+                    await publisher.send(b"%d" % i, key=f"k{i % 50}")
+                    if i % 10 == 0:
+                        await asyncio.sleep(0.01)
+
+        publishing = tasks.create_task(publish())
+        await asyncio.sleep(0.3)
+        tasks.create_task(work(other, stops[1]))
+        await asyncio.sleep(0.5)
+        leaving = tasks.create_task(work(other, stops[2]))
+        await asyncio.sleep(0.5)
+        stops[2].set()
+        await leaving
+        await publishing
+        async with asyncio.timeout(40):
+            while len(set(done)) < n:
+                await asyncio.sleep(0.05)
+        for stop in stops:
+            stop.set()
+    assert set(done) == set(range(n))
+
+
+async def test_a_slow_handler_does_not_cost_the_membership(kafka, topic):
+    async with kafka.connect(MSIGHT_KAFKA_SESSION_TIMEOUT="1") as bus:
+        async with bus.subscribe(topic, group_id="g") as messages:
+            await bus.publish(topic, b"0")
+            await bus.publish(topic, b"1")
+            assert await numbers(messages, 1) == [0]
+            member = messages._feed._consumer._coordinator.member_id
+            await asyncio.sleep(2)  # the handler: busy for longer than the session timeout
+            assert await numbers(messages, 1) == [1]
+            assert messages._feed._consumer._coordinator.member_id == member
+
+
+def test_authentication_errors_are_told_apart():
+    from aiokafka.errors import TopicAuthorizationFailedError
+
+    from msight_bus.adapters.kafka.client import explain
+
+    assert isinstance(explain(TopicAuthorizationFailedError("t")), AuthenticationError)

@@ -1,0 +1,147 @@
+"""``msight-bus up``, as a person runs it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from msight_bus.brokers import ports
+
+MSIGHT_BUS = [sys.executable, "-c", "from msight_bus.cli import app; app(prog_name='msight-bus')"]
+
+
+@pytest.fixture
+def up():
+    """Start ``msight-bus up``; it is killed after the test."""
+    processes = []
+
+    def start(*arguments):
+        process = subprocess.Popen(
+            [*MSIGHT_BUS, "up", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def read_until(process, text):
+    """Return the lines that a process prints, up to the one with ``text``."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if text in line:
+            return "".join(lines)
+    return pytest.fail(f"ended without saying {text!r}: {''.join(lines)} {process.stderr.read()}")
+
+
+def pids(text):
+    return [int(pid) for pid in re.findall(r"\(process (\d+)\)", text)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_broker_until_it_is_told_to_stop(number, up, is_gone):
+    port = ports.free_port()
+    process = up("nats", "--port", str(port))
+    text = read_until(process, "Ctrl-C stops it")
+    assert f"on 127.0.0.1:{port} is up" in text
+    assert f"export MSIGHT_PUBSUB_BACKEND=nats\nexport MSIGHT_NATS_SERVERS=nats://127.0.0.1:{port}\n" in text
+    process.send_signal(number)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert out == f"Stopped nats-server on port {port}.\n"
+    assert f"nats: starting nats-server {text.split()[1]} on 127.0.0.1:{port}" in err
+    assert is_gone(*pids(text))
+
+
+def test_all_at_once(up, require_broker, is_gone):
+    require_broker("kafka")
+    process = up("all")
+    text = read_until(process, "Ctrl-C stops them all")
+    assert re.findall("export MSIGHT_PUBSUB_BACKEND=(.*)", text) == ["redis", "nats", "kafka"]
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert out.startswith("Stopped ")
+    assert len(pids(text)) == 3
+    assert all(is_gone(pid) for pid in pids(text))
+
+
+def test_a_taken_usual_port_is_left_alone(up):
+    with socket.socket() as usual:
+        usual.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            usual.bind(("127.0.0.1", 4222))
+            usual.listen()
+        except OSError:
+            pass  # somebody has it already, which is the case to test
+        text = read_until(up("nats"), "Ctrl-C")
+    assert "nats://127.0.0.1:" in text
+    assert "nats://127.0.0.1:4222" not in text
+
+
+def test_a_taken_port_is_an_error(up):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        process = up("redis", "--port", str(other.getsockname()[1]))
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert "redis is not up" in err
+    assert "Address already in use" in err
+    assert "Traceback" not in err
+
+
+def test_a_broker_that_dies_is_reported(up):
+    process = up("nats")
+    (pid,) = pids(read_until(process, "Ctrl-C"))
+    os.kill(pid, signal.SIGKILL)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert "ended by itself" in err
+    assert "Server is ready" in err
+
+
+@pytest.mark.parametrize("arguments", [["all", "--port", "5000"], ["rabbit"], ["redis", "--port", "70000"], []])
+def test_wrong_use(arguments, up):
+    process = up(*arguments)
+    process.communicate(timeout=20)
+    assert process.returncode == 2
+
+
+def test_stopped_in_the_middle(up, tmp_path):
+    """SIGTERM while Maven fetches: it ends, with what it began, and nothing stays in the cache."""
+    (tmp_path / "bin").mkdir()
+    for name, script in {
+        "java": "echo 'openjdk version \"17\"' >&2",
+        "mvn": "while echo 'Downloaded from there: some://where/x.jar (1 kB at 1 kB/s)'; do sleep 0.05; done",
+    }.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    changed = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    hidden = ("KAFKA_HOME", "JAVA_HOME")
+    process = subprocess.Popen(
+        [*MSIGHT_BUS, "up", "kafka"],
+        env={name: value for name, value in os.environ.items() if name not in hidden} | changed,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert any("x.jar" in line for line in process.stderr)
+        process.send_signal(signal.SIGTERM)
+        assert "nothing is left running" in process.stderr.read()
+    assert process.returncode == 130
+    assert [path.name for path in (tmp_path / "cache" / "msight-bus").iterdir()] == ["kafka-4.1.0.lock"]
+
+
+def test_help_teaches(up):
+    out, _ = up("--help").communicate(timeout=20)
+    for word in ("redis|nats|kafka|all", "--port", "127.0.0.1", "msight-bus up nats --port 14222", "export"):
+        assert word in out

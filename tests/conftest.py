@@ -1,0 +1,126 @@
+"""Runs coroutine tests on a fresh loop, fails what leaks, and starts real brokers once for the whole run."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+import msight_bus
+from msight_bus import brokers
+from msight_bus.events import BusEvent
+from msight_bus.runtime import loop_factory
+from msight_bus.settings import BusSettings
+
+_started: dict[str, brokers.RunningBroker] = {}
+_CONFIG = {"kafka": ["group.min.session.timeout.ms=500"]}  # a member's death is noticed sooner than in production
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run an ``async def`` test; a task that it leaves behind fails it."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+
+    async def watched() -> None:
+        before = asyncio.all_tasks()
+        await pyfuncitem.obj(**arguments)
+        await asyncio.sleep(0)
+        left = asyncio.all_tasks() - before
+        assert not left, f"tasks left behind: {sorted(task.get_name() for task in left)}"
+
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(watched())
+    gc.collect()  # an unclosed resource warns now, in the test that leaked it
+    return True
+
+
+def running_broker(kind: str) -> brokers.RunningBroker:
+    """The run's broker of this kind, started on first use; a skip where there is none, a failure in CI."""
+    if kind not in _started:
+        try:
+            _started[kind] = brokers.start(kind, config=_CONFIG.get(kind, ()))  # type: ignore[arg-type]
+        except brokers.NoBrokerError as error:
+            if os.environ.get("CI"):
+                raise
+            pytest.skip(f"no {kind} broker on this machine: {error}")
+    return _started[kind]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _stop_brokers() -> Iterator[None]:
+    yield
+    for broker in _started.values():
+        broker.stop()
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say what the suite ran against."""
+    terminalreporter.section("brokers")
+    for broker in _started.values():
+        stand_in = " - a stand-in, not Apache Kafka" if broker.is_stand_in else ""
+        terminalreporter.write_line(f"{broker.kind}: {broker.name} {broker.version}{stand_in}")
+    if not _started:
+        terminalreporter.write_line("none was needed")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One backend of the contract suite."""
+
+    name: str
+    env: dict[str, str]
+
+    def settings(self, **variables: str) -> BusSettings:
+        """Settings that lead to the run's broker."""
+        return BusSettings(environ={**self.env, "MSIGHT_PUBSUB_BACKEND": self.name, **variables})
+
+    @asynccontextmanager
+    async def connect(self, *, events: list[BusEvent] | None = None, **variables: str) -> AsyncIterator[msight_bus.Bus]:
+        """A connected bus."""
+        on_event = events.append if events is not None else lambda _: None
+        async with msight_bus.connect(self.settings(**variables), on_event=on_event) as bus:
+            yield bus
+
+
+def make_backend(name: str) -> Backend:
+    return Backend(name, {} if name == "memory" else dict(running_broker(name).env))
+
+
+@pytest.fixture(params=["memory", "redis", "nats", "kafka"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """Each backend in turn."""
+    return make_backend(request.param)
+
+
+@pytest.fixture
+def kafka() -> Backend:
+    return make_backend("kafka")
+
+
+@pytest.fixture
+def redis() -> Backend:
+    return make_backend("redis")
+
+
+@pytest.fixture
+def nats() -> Backend:
+    return make_backend("nats")
+
+
+@pytest.fixture
+def topic(request: pytest.FixtureRequest) -> str:
+    """A topic that no other test uses."""
+    _topics.append(request.node.name)
+    return f"t{os.getpid()}.{len(_topics)}"
+
+
+_topics: list[str] = []

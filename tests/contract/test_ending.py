@@ -1,0 +1,114 @@
+"""Drain, close, and brokers that are not there."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+import msight_bus
+from msight_bus import ClosedError, ConnectionLostError, DrainTimeoutError, QueuePolicy, brokers
+from tests.contract.test_publish import take
+
+
+async def test_drain_hands_out_what_is_queued_and_ends_the_iterators(backend, topic):
+    received = []
+    async with backend.connect() as bus:
+        started = asyncio.Event()
+        go_on = asyncio.Event()
+
+        async def consume():
+            async with bus.subscribe(topic, queue=QueuePolicy.block()) as messages:
+                started.set()
+                async for message in messages:
+                    await go_on.wait()
+                    received.append(int(message.payload))
+                    if message.sequence == 50:
+                        await bus.publish(f"{topic}.done", b"publishing is still allowed")
+
+        async with backend.connect() as other, other.subscribe(f"{topic}.done") as done, asyncio.TaskGroup() as tasks:
+            consumer = tasks.create_task(consume())
+            await started.wait()
+            for i in range(50):
+                await bus.publish(topic, b"%d" % i)
+            await asyncio.sleep(0.3 if bus.capabilities.persistence else 0.1)
+            draining = tasks.create_task(bus.drain(20))
+            await asyncio.sleep(0)
+            go_on.set()
+            await draining
+            await consumer
+            assert (await take(done, 1))[0].payload == b"publishing is still allowed"
+        with pytest.raises(ClosedError):
+            await bus.publish(topic, b"")
+    assert received == list(range(50))
+
+
+async def test_drain_from_a_consuming_task_ends_its_loop(backend, topic):
+    received = []
+    async with backend.connect() as bus, bus.subscribe(topic) as messages:
+        for i in range(5):
+            await bus.publish(topic, b"%d" % i)
+        async with asyncio.timeout(20):
+            while messages.stats.queued < 5:
+                await asyncio.sleep(0.005)
+            async for message in messages:
+                received.append(int(message.payload))
+                if len(received) == 1:
+                    await bus.drain(5)
+    assert received == list(range(5))
+
+
+async def test_drain_that_takes_too_long_says_what_was_left(backend, topic):
+    async with backend.connect() as bus:
+        entered = asyncio.Event()
+
+        async def hang():
+            async with bus.subscribe(topic) as messages:
+                async for _ in messages:
+                    entered.set()
+                    await asyncio.Event().wait()
+
+        hanging = asyncio.create_task(hang())
+        while not bus._subscriptions or not next(iter(bus._subscriptions))._feed:
+            await asyncio.sleep(0.005)
+        for i in range(4):
+            await bus.publish(topic, b"%d" % i)
+        await entered.wait()
+        async with asyncio.timeout(20):
+            while next(iter(bus._subscriptions)).stats.queued < 3:
+                await asyncio.sleep(0.005)
+        with pytest.raises(DrainTimeoutError, match=topic) as caught:
+            await bus.drain(0.1)
+        assert caught.value.left[f"subscription {topic}"] >= 3
+        hanging.cancel()
+        await asyncio.wait((hanging,))
+
+
+async def test_an_exception_in_the_body_closes_everything(backend, topic):
+    with pytest.raises(ZeroDivisionError):
+        async with backend.connect() as bus, bus.subscribe(topic):
+            raise ZeroDivisionError
+    with pytest.raises(ClosedError):
+        await bus.publish(topic, b"")
+
+
+UNREACHABLE = {
+    "redis": lambda port: {
+        "MSIGHT_REDIS_MESSAGE_BROKER_HOST": "127.0.0.1",
+        "MSIGHT_REDIS_MESSAGE_BROKER_PORT": str(port),
+    },
+    "nats": lambda port: {"MSIGHT_NATS_SERVERS": f"['nats://127.0.0.1:{port}']"},
+    "kafka": lambda port: {"MSIGHT_KAFKA_SERVERS": f"127.0.0.1:{port}"},
+}
+
+
+@pytest.mark.parametrize("name", UNREACHABLE)
+async def test_a_broker_that_is_not_there_is_one_clear_error(name):
+    port = brokers.free_port()
+    settings = msight_bus.BusSettings(environ={"MSIGHT_PUBSUB_BACKEND": name, **UNREACHABLE[name](port)})
+    with pytest.raises(ConnectionLostError) as caught:
+        async with msight_bus.connect(settings):
+            pass
+    assert f"127.0.0.1:{port}" in str(caught.value)
+    assert f"msight-bus up {name}" in str(caught.value)
+    assert caught.value.__cause__ is not None

@@ -1,0 +1,177 @@
+"""Publishing: what arrives is what was published, and what cannot be sent is refused before a byte leaves."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+import msight_bus
+from msight_bus import (
+    BytesData,
+    ClosedError,
+    HeaderError,
+    MessageTooLargeError,
+    PayloadError,
+    TopicError,
+)
+
+EVERY_BYTE = bytes(range(256)) * 4
+
+
+async def take(messages, n, *, within=20.0):
+    """The next ``n`` messages."""
+    async with asyncio.timeout(within):
+        return [await anext(messages) for _ in range(n)]
+
+
+async def test_a_message_arrives_as_it_was_published(backend, topic):
+    async with backend.connect() as bus, bus.subscribe(topic) as messages:
+        await bus.publish(topic, EVERY_BYTE, key="lane 3\r\n", headers={"traceparent": "00-ab-cd-01", "x": "ü ñ"})
+        (message,) = await take(messages, 1)
+    assert message.topic == topic
+    assert message.payload == EVERY_BYTE
+    assert type(message.payload) is bytes
+    assert dict(message.headers) == {"traceparent": "00-ab-cd-01", "x": "ü ñ"}
+    assert message.key == "lane 3\r\n"
+    assert message.sequence == 1
+    assert 0 <= message.received_at - message.published_at < 20
+
+
+async def test_no_headers_and_no_key_are_empty_and_none(backend, topic):
+    async with backend.connect() as bus, bus.subscribe(topic) as messages:
+        await bus.publish(topic, b"")
+        (message,) = await take(messages, 1)
+    assert (message.payload, dict(message.headers), message.key) == (b"", {}, None)
+
+
+async def test_buffers_are_copied_when_published(backend, topic):
+    buffer = bytearray(b"before")
+    async with backend.connect() as bus, bus.subscribe(topic) as messages:
+        sent = [asyncio.ensure_future(bus.publish(topic, data)) for data in (buffer, memoryview(buffer)[:3])]
+        await asyncio.sleep(0)
+        buffer[:] = b"after!"
+        await asyncio.gather(*sent)
+        received = await take(messages, 2)
+    assert [message.payload for message in received] == [b"before", b"bef"]
+
+
+async def test_data_travels_typed(backend, topic):
+    async with backend.connect() as bus, bus.subscribe(topic) as messages:
+        await bus.publish(topic, BytesData(sensor_name="radar_1", data=b"\x00\xff"))
+        (message,) = await take(messages, 1)
+    assert isinstance(message.data, BytesData)
+    assert (message.data.sensor_name, message.data.data) == ("radar_1", b"\x00\xff")
+    assert message.data is message.data
+
+
+async def test_one_publishers_order_holds(backend, topic):
+    n = 3000
+    async with backend.connect() as bus, bus.subscribe(topic, queue=msight_bus.QueuePolicy.block()) as messages:
+
+        async def publish():
+            async with bus.publisher(topic) as publisher:
+                for i in range(n):
+                    await publisher.send(b"%d" % i)
+
+        publishing = asyncio.create_task(publish())
+        received = await take(messages, n)
+        await publishing
+    assert [int(message.payload) for message in received] == list(range(n))
+    assert [message.sequence for message in received] == list(range(1, n + 1))
+
+
+async def test_concurrent_publishes_keep_the_order_in_which_they_were_called(backend, topic):
+    async with backend.connect() as bus, bus.subscribe(topic) as messages:
+        await asyncio.gather(*(bus.publish(topic, b"%d" % i) for i in range(500)))
+        received = await take(messages, 500)
+    assert [message.sequence for message in received] == list(range(1, 501))
+    if backend.name != "memory":
+        assert [int(message.payload) for message in received] == list(range(500))
+
+
+async def test_a_large_frame_arrives_whole(backend, topic):
+    frame = EVERY_BYTE * 900  # 921 600 bytes, a LiDAR sweep, under every broker's default limit
+    async with backend.connect() as bus, bus.subscribe(topic) as messages:
+        for _ in range(3):
+            await bus.publish(topic, frame)
+        received = await take(messages, 3)
+    assert [message.payload for message in received] == [frame] * 3
+
+
+async def test_too_large_is_refused_before_sending_and_the_connection_lives(backend, topic):
+    async with backend.connect(MSIGHT_MAX_MESSAGE_BYTES="50000000") as bus, bus.subscribe(topic) as messages:
+        limit = bus.capabilities.max_message_bytes
+        with pytest.raises(MessageTooLargeError) as caught:
+            await bus.publish(topic, bytes(limit + 1))
+        assert caught.value.size > caught.value.limit
+        assert str(caught.value.size) in str(caught.value)
+        assert str(caught.value.limit) in str(caught.value)
+        await bus.publish(topic, b"still here")
+        (message,) = await take(messages, 1)
+    assert (message.payload, message.sequence) == (b"still here", 1)
+
+
+async def test_headers_count_against_the_limit(backend, topic):
+    async with backend.connect(MSIGHT_MAX_MESSAGE_BYTES="50000000") as bus:
+        limit = bus.capabilities.max_message_bytes
+        with pytest.raises(MessageTooLargeError):
+            await bus.publish(topic, bytes(limit - 600), headers={"x": "y" * 1000})
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", "a b", "a\r\nPUB b 1", "a..b", ".a", "a.", "ä", "_msight.nodes", "x" * 201, "a*", "a.>", 7, None]
+)
+async def test_a_wrong_topic_is_refused(backend, wrong):
+    async with backend.connect() as bus:
+        with pytest.raises(TopicError):
+            await bus.publish(wrong, b"")
+        with pytest.raises(TopicError):
+            bus.subscribe(wrong)
+        with pytest.raises(TopicError):
+            bus.publisher(wrong)
+
+
+@pytest.mark.parametrize("wrong", ["text", None, 3, ["a"], {"a": 1}])
+async def test_a_payload_that_is_neither_bytes_nor_data_is_refused(backend, topic, wrong):
+    async with backend.connect() as bus:
+        with pytest.raises(PayloadError, match=type(wrong).__name__):
+            await bus.publish(topic, wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"a b": "c"}, {"a": "c\r\nd"}, {"": "c"}, {"msight": "c"}, {"a": 1}, {"a:": "b"}])
+async def test_a_header_that_could_carry_protocol_is_refused(backend, topic, wrong):
+    async with backend.connect() as bus:
+        with pytest.raises(HeaderError):
+            await bus.publish(topic, b"", headers=wrong)
+
+
+async def test_publishing_after_close_is_refused(backend, topic):
+    async with backend.connect() as bus:
+        publisher = bus.publisher(topic)
+        await publisher.__aenter__()
+    with pytest.raises(ClosedError):
+        await bus.publish(topic, b"")
+    with pytest.raises(ClosedError):
+        await publisher.send(b"")
+    with pytest.raises(ClosedError):
+        bus.subscribe(topic)
+
+
+async def test_what_was_published_just_before_closing_arrives(backend, topic):
+    async with backend.connect() as listening, listening.subscribe(topic) as messages:
+        async with backend.connect() as bus:
+            for i in range(200):
+                await bus.publish(topic, b"%d" % i)
+        received = await take(messages, 200)
+    assert [int(message.payload) for message in received] == list(range(200))
+
+
+async def test_a_publisher_bounds_what_is_in_flight(backend, topic):
+    async with backend.connect() as bus, bus.publisher(topic, max_in_flight=7) as publisher:
+        for _ in range(300):
+            await publisher.send(b"x")
+            assert publisher.in_flight <= 7
+    assert publisher.in_flight == 0
+    with pytest.raises(ValueError, match="max_in_flight"):
+        bus.publisher(topic, max_in_flight=0)

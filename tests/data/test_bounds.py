@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import contextlib
+import tracemalloc
+
+import msgpack
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from msight_bus.data.bounds import check_bounds
+from msight_bus.errors import DecodeError
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | st.binary(),
+    lambda inner: (
+        st.lists(inner, max_size=20)
+        | st.dictionaries(st.text(max_size=3) | st.integers(-(2**31), 2**31), inner, max_size=20)
+    ),
+    max_leaves=60,
+)
+
+
+def depth(value) -> int:
+    if isinstance(value, dict):
+        return 1 + max(map(depth, value.values()), default=0)
+    if isinstance(value, list):
+        return 1 + max(map(depth, value), default=0)
+    return 0
+
+
+@given(PLAIN)
+def test_the_walk_measures_depth_exactly(value):
+    payload = msgpack.packb(value)
+    levels = depth(value)
+    check_bounds(payload, max_bytes=1 << 30, max_nesting=levels)
+    if levels:
+        with pytest.raises(DecodeError, match="deep"):
+            check_bounds(payload, max_bytes=1 << 30, max_nesting=levels - 1)
+
+
+@given(st.binary(max_size=64))
+def test_any_bytes_are_walked_to_an_end(payload):
+    with contextlib.suppress(DecodeError):
+        assert check_bounds(payload, max_bytes=1 << 16, max_nesting=8) is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [None] * 20_000,
+        [1.5] * 20_000,
+        list(range(10**6, 10**6 + 20_000)),
+        [{}] * 20_000,
+        [[]] * 20_000,
+        [[[]]] * 20_000,
+        [{"a": None}] * 20_000,
+        [{1: None}] * 20_000,
+        [{f"k{i}": i for i in range(6)}] * 5_000,
+        {f"key{i}": None for i in range(20_000)},
+        ["ab"] * 20_000,
+        ["a" * 200] * 20_000,
+        [b"ab"] * 20_000,
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_the_estimate_is_near_what_decoding_takes(value):
+    """A bound of half the memory that decoding really takes is noticed; ten times that is enough."""
+    payload = msgspec.msgpack.encode(value)
+    tracemalloc.start()
+    try:
+        kept = msgspec.msgpack.decode(payload)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept == value
+    with pytest.raises(DecodeError, match="when decoded"):
+        check_bounds(payload, max_bytes=peak // 2, max_nesting=32)
+    check_bounds(payload, max_bytes=peak * 10, max_nesting=32)
+
+
+def test_large_binary_content_is_stepped_over():
+    payload = msgpack.packb({"image": bytes(10_000_000)})
+    check_bounds(payload, max_bytes=10_001_000, max_nesting=1)
+    with pytest.raises(DecodeError, match="when decoded"):
+        check_bounds(payload, max_bytes=9_999_999, max_nesting=1)
+
+
+@pytest.mark.parametrize("seconds", [1, 2**33, 2**40])
+def test_timestamps_are_the_one_extension_that_passes(seconds):
+    stamp = msgpack.Timestamp(seconds, 5 if seconds > 1 else 0)
+    check_bounds(msgpack.packb([stamp, 1]), max_bytes=1000, max_nesting=1)
+    for size in (1, 2, 4, 8, 12, 16, 300, 70_000):
+        with pytest.raises(DecodeError, match="extension"):
+            check_bounds(msgpack.packb([msgpack.ExtType(5, bytes(size))]), max_bytes=10**6, max_nesting=1)
+
+
+def test_the_walk_of_a_bomb_ends_at_the_budget_not_at_the_end():
+    """What an array claims is over the budget before its first entry is looked at, which is an extension."""
+    payload = b"\xdd" + (2_000_000).to_bytes(4, "big") + b"\xd4\x05\x00" * 2_000_000
+    with pytest.raises(DecodeError, match="when decoded"):
+        check_bounds(payload, max_bytes=10_000_000, max_nesting=32)
+    with pytest.raises(DecodeError, match="extension"):
+        check_bounds(payload, max_bytes=100_000_000, max_nesting=32)

@@ -1,0 +1,128 @@
+"""Brokers that die, come back or freeze, under a running bus. Each test has a broker of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import contextmanager
+
+import pytest
+
+from msight_bus import ConnectionLostError, PublishTimeoutError, brokers
+from msight_bus.events import Disconnected, Gap, Reconnected
+from tests.conftest import Backend, running_broker
+from tests.contract.test_publish import take
+
+LIVE = ["redis", "nats"]
+
+
+@contextmanager
+def own_broker(kind):
+    running_broker(kind)  # a skip, or a failure in CI, where there is none
+    with brokers.start(kind) as broker:
+        yield broker, Backend(kind, dict(broker.env))
+
+
+async def until(condition, within=20.0):
+    async with asyncio.timeout(within):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def seen(events, kind):
+    return [event for event in events if isinstance(event, kind)]
+
+
+@pytest.mark.parametrize("kind", LIVE)
+async def test_a_killed_broker_that_comes_back_is_found_again(kind):
+    events: list = []
+    with own_broker(kind) as (broker, backend):
+        async with backend.connect(events=events, MSIGHT_RECONNECT_MAX="0.2") as bus, bus.subscribe("a") as messages:
+            await bus.publish("a", b"before")
+            await take(messages, 1)
+            for _ in range(2):
+                events.clear()
+                await asyncio.to_thread(broker.kill)
+                await until(lambda: seen(events, Disconnected))
+                waiting = asyncio.create_task(bus.publish("a", b"while away"))
+                await asyncio.to_thread(broker.restart)
+                await until(lambda: seen(events, Reconnected))
+                await waiting
+                await bus.publish("a", b"after")
+                received = await take(messages, 1)
+                if received[0].payload == b"while away":
+                    received = await take(messages, 1)
+                assert received[0].payload == b"after"
+                assert Gap("a", None, "reconnect") in events
+            assert messages.stats.gaps >= 2
+
+
+@pytest.mark.parametrize("kind", LIVE)
+async def test_a_frozen_broker_is_noticed_by_our_own_deadline(kind):
+    events: list = []
+    with own_broker(kind) as (broker, backend):
+        variables = {"MSIGHT_PING_INTERVAL": "0.2", "MSIGHT_PONG_TIMEOUT": "0.3", "MSIGHT_RECONNECT_MAX": "0.2"}
+        async with backend.connect(events=events, MSIGHT_CONNECT_TIMEOUT="1", **variables) as bus:
+            async with bus.subscribe("a") as messages:
+                broker.freeze()
+                try:
+                    await until(lambda: seen(events, Disconnected))
+                finally:
+                    broker.thaw()
+                await until(lambda: seen(events, Reconnected))
+                await bus.publish("a", b"after")
+                assert (await take(messages, 1))[0].payload == b"after"
+
+
+@pytest.mark.parametrize("kind", [*LIVE, "kafka"])
+async def test_publishing_to_a_dead_broker_ends_at_the_deadline(kind):
+    with own_broker(kind) as (broker, backend):
+        async with backend.connect(MSIGHT_PUBLISH_TIMEOUT="0.5", MSIGHT_DRAIN_TIMEOUT="0.5") as bus:
+            await bus.publish("a", b"before")
+            await asyncio.to_thread(broker.kill)
+            with pytest.raises(PublishTimeoutError):
+                for _ in range(100):
+                    await bus.publish("a", b"x")
+                    await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("kind", LIVE)
+async def test_a_publisher_learns_what_a_cut_left_unconfirmed(kind):
+    with own_broker(kind) as (broker, backend):
+        async with backend.connect(MSIGHT_RECONNECT_MAX="0.2") as bus:
+            broker.freeze()
+            with pytest.raises(ConnectionLostError, match="never confirmed"):
+                async with bus.publisher("a") as publisher:
+                    for _ in range(3):
+                        await publisher.send(b"x")
+                    await asyncio.sleep(0)
+                    broker.kill()
+                    await asyncio.to_thread(broker.restart)
+
+
+@pytest.mark.parametrize("kind", LIVE)
+async def test_a_reconnect_limit_is_an_error_of_every_subscription(kind):
+    with own_broker(kind) as (broker, backend):
+        limits = {"MSIGHT_RECONNECT_LIMIT": "2", "MSIGHT_RECONNECT_MAX": "0.05"}
+        async with backend.connect(**limits) as bus, bus.subscribe("a") as messages:
+            await asyncio.to_thread(broker.kill)
+            with pytest.raises(ConnectionLostError, match="MSIGHT_RECONNECT_LIMIT"):
+                await take(messages, 1)
+            with pytest.raises(ConnectionLostError, match="MSIGHT_RECONNECT_LIMIT"):
+                await bus.publish("a", b"x")
+
+
+async def test_kafka_loses_nothing_acknowledged_over_a_restart():
+    with own_broker("kafka") as (broker, backend):
+        async with backend.connect(MSIGHT_PUBLISH_TIMEOUT="60") as bus:
+            async with bus.subscribe("a", group_id="g") as messages:
+                for i in range(20):
+                    await bus.publish("a", b"%d" % i)
+                received = [int(m.payload) for m in await take(messages, 10)]
+                await asyncio.to_thread(broker.kill)
+                publishing = asyncio.create_task(bus.publish("a", b"20"))
+                await asyncio.to_thread(broker.restart)
+                await publishing
+                async with asyncio.timeout(50):
+                    while len(set(received)) < 21:
+                        received.append(int((await anext(messages)).payload))
+    assert sorted(set(received)) == list(range(21))

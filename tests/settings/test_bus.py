@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import pickle
+import warnings
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from msight_bus.errors import BusError, ConfigError
+from msight_bus.settings import BusSettings, ConfigWarning, InsecureWarning, Limits, NatsSettings, RedisSettings
+
+BACKENDS = ["redis", "nats", "kafka", "memory"]
+VARIABLES = BusSettings.variables()
+# Wrong whatever else is set. A file and a secret are wrong by what is on the disk: test_environment.py has them.
+WRONG = {variable.name: "not what\nit takes" for variable in VARIABLES if not variable.secret}
+SECTION_OF = {variable.name: variable.section for variable in VARIABLES}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_backend_in_any_case(backend):
+    assert BusSettings(environ={"MSIGHT_PUBSUB_BACKEND": backend.upper()}).backend == backend
+    assert BusSettings(environ={"MSIGHT_PUBSUB_BACKEND": "redis"}, backend=backend.title()).backend == backend
+
+
+def test_a_wrong_backend_says_what_is_accepted():
+    with pytest.raises(ConfigError) as caught:
+        BusSettings(environ={"MSIGHT_PUBSUB_BACKEND": "rabbitmq"})
+    assert caught.value.problems == (
+        "MSIGHT_PUBSUB_BACKEND must be one of redis, nats, kafka, memory, such as MSIGHT_PUBSUB_BACKEND=nats; "
+        "it is 'rabbitmq'.",
+    )
+
+
+def test_common_variables():
+    environ = {"MSIGHT_STRICT": "Yes", "MSIGHT_EDGE_DEVICE_NAME": "edge", "MSIGHT_LOGGING_LEVEL": "debug"}
+    settings = BusSettings(environ=environ)
+    assert (settings.strict, settings.edge_device_name, settings.logging_level) == (True, "edge", "DEBUG")
+    assert not BusSettings(environ={}).strict
+
+
+@hypothesis_settings(deadline=None)
+@given(st.sampled_from(BACKENDS), st.sets(st.sampled_from(sorted(WRONG)), min_size=1))
+def test_everything_wrong_is_told_at_once_and_other_backends_only_warn(backend, names):
+    names -= {"MSIGHT_PUBSUB_BACKEND"}
+    expected = {name for name in names if SECTION_OF[name] in ("", "limits", backend)}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            settings = BusSettings(environ={name: WRONG[name] for name in names}, backend=backend)
+            problems: tuple[str, ...] = ()
+        except ConfigError as error:
+            problems, settings = error.problems, None
+    assert {sentence.split()[0] for sentence in problems} == expected
+    assert len(problems) == len(expected)
+    warned = [warning for warning in caught if warning.category is ConfigWarning]
+    assert {str(warning.message).split()[0] for warning in warned} == names - expected
+    assert all(warning.filename == __file__ for warning in caught)
+    if settings is not None:
+        assert settings == BusSettings(environ={}, backend=backend)
+
+
+def test_wrong_values_and_contradictions_are_told_together():
+    with pytest.raises(ConfigError) as caught:
+        BusSettings(
+            environ={
+                "MSIGHT_STRICT": "maybe",
+                "MSIGHT_QUEUE_BYTES": "many",
+                "MSIGHT_KAFKA_PARTITIONS": "0",
+                "MSIGHT_KAFKA_SASL_USERNAME": "u",
+                "MSIGHT_KAFKA_TLS_CERT_FILE": __file__,
+                "MSIGHT_KAFKA_TLS_VERIFY": "no",
+            },
+            backend="kafka",
+        )
+    assert [sentence.split()[0] for sentence in caught.value.problems] == [
+        "MSIGHT_STRICT",
+        "MSIGHT_QUEUE_BYTES",
+        "MSIGHT_KAFKA_PARTITIONS",
+        "MSIGHT_KAFKA_TLS_CERT_FILE",
+        "MSIGHT_KAFKA_TLS_VERIFY=false",
+        "MSIGHT_KAFKA_SASL_USERNAME",
+    ]
+    assert str(caught.value) == "\n".join(caught.value.problems)
+
+
+def test_contradictions_of_other_backends_warn_too():
+    with pytest.warns(ConfigWarning, match=r"SASL_USERNAME needs .* It would be an error if the backend were kafka\."):
+        assert BusSettings(environ={"MSIGHT_KAFKA_SASL_USERNAME": "u"}).backend == "redis"
+
+
+def test_an_error_comes_first_where_warnings_are_errors():
+    environ = {"MSIGHT_REDIS_MESSAGE_BROKER_PORT": "x", "MSIGHT_KAFKA_PARTITIONS": "x"}
+    with pytest.raises(ConfigError) as caught:
+        BusSettings(environ=environ)
+    assert len(caught.value.problems) == 1
+    with pytest.raises(ConfigWarning):
+        BusSettings(environ=environ, backend="nats")
+
+
+def test_only_the_chosen_backend_has_notices():
+    environ = {"MSIGHT_NATS_SERVERS": "nats://nats.example", "MSIGHT_NATS_TOKEN": "t"}
+    BusSettings(environ=environ)  # a warning would fail this test
+    with pytest.warns(InsecureWarning):
+        BusSettings(environ=environ, backend="nats")
+
+
+def test_keywords_override_variables():
+    environ = {"MSIGHT_NATS_SERVERS": "nats://a", "MSIGHT_NATS_TOKEN": "t", "MSIGHT_STRICT": "1"}
+    part = BusSettings(environ=environ, nats={"servers": ["nats://localhost"]}, strict=None, limits=None).nats
+    assert [str(server) for server in part.servers] == ["nats://localhost:4222"]
+    assert part.token is not None
+    whole = BusSettings(environ=environ, nats=NatsSettings(username="u", password="p"), strict=False)  # type: ignore[arg-type]
+    assert whole.nats.token is None
+    assert not whole.strict
+    assert BusSettings(environ={}, limits=Limits(queue_messages=5)).limits.queue_messages == 5
+
+
+def test_a_keyword_replaces_a_wrong_variable(tmp_path):
+    environ = {"MSIGHT_REDIS_MESSAGE_BROKER_PORT": "x", "MSIGHT_REDIS_MESSAGE_BROKER_PASSWORD_FILE": "/none"}
+    settings = BusSettings(environ=environ, redis={"port": 1, "password": "p"})
+    assert settings.redis.port == 1
+    assert BusSettings(environ=environ, redis=RedisSettings()).redis == RedisSettings()
+
+
+def test_wrong_keywords_are_errors_whatever_the_backend():
+    with pytest.raises(ConfigError) as caught:
+        BusSettings(environ={}, bakend="nats", nats=5, kafka={"server": "a:1"}, limits={"queue_bytes": 0})
+    assert list(caught.value.problems) == [
+        "BusSettings has no setting 'bakend'; did you mean 'backend'?",
+        "MSIGHT_QUEUE_BYTES must be a whole number from 1 to 1099511627776, such as MSIGHT_QUEUE_BYTES=1048576; it is 0.",
+        "BusSettings(nats=...) must be a mapping or NatsSettings, not int.",
+        "KafkaSettings has no setting 'server'; did you mean 'servers'?",
+    ]
+
+
+def test_whole_sections_are_checked_for_contradictions_as_well():
+    section = NatsSettings(token="t", username="u", password="p")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="different ways"):
+        BusSettings(environ={}, nats=section)
+
+
+def test_settings_are_frozen_values():
+    settings = BusSettings(environ={})
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.backend = "nats"
+    assert settings == BusSettings(environ={})
+    assert pickle.loads(pickle.dumps(settings)) == settings
+
+
+def test_config_errors_are_bus_errors_and_survive_a_pickle():
+    with pytest.raises(BusError) as caught:
+        BusSettings(environ={"MSIGHT_STRICT": "x", "MSIGHT_QUEUE_BYTES": "x"})
+    error = pickle.loads(pickle.dumps(caught.value))
+    assert isinstance(error, ValueError)
+    assert error.problems == caught.value.problems
+    assert len(error.problems) == 2

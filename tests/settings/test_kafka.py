@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import pytest
+
+from msight_bus.errors import ConfigError
+from msight_bus.settings import BusSettings, HostPort, InsecureWarning, KafkaSettings
+
+KAFKA = "MSIGHT_KAFKA_"
+USER = {"SASL_USERNAME": "u", "SASL_PASSWORD": "p"}
+TOKEN = {"SASL_OAUTH_TOKEN": "t"}
+
+
+def kafka(**variables: str) -> KafkaSettings:
+    return BusSettings(backend="kafka", environ={f"{KAFKA}{name}": value for name, value in variables.items()}).kafka
+
+
+def test_defaults():
+    settings = kafka()
+    assert settings.servers == (HostPort("localhost", 9092),)
+    assert (settings.partitions, settings.replication, settings.create_topics) == (4, None, True)
+    assert (settings.tls_verify, settings.tls_check_hostname) == (True, True)
+
+
+def test_every_variable_arrives():
+    settings = kafka(
+        SERVERS="['localhost:9093', '[::1]:9094']",
+        PARTITIONS="8",
+        REPLICATION="3",
+        CREATE_TOPICS="no",
+        LINGER_MS="0",
+        BATCH_BYTES="1000",
+        COMPRESSION="ZSTD",
+        COMMIT_INTERVAL="0.5",
+        SESSION_TIMEOUT="30",
+        MAX_REDELIVERIES="0",
+        DEAD_LETTER_SUFFIX="-dead",
+    )
+    assert [str(server) for server in settings.servers] == ["localhost:9093", "[::1]:9094"]
+    assert (settings.partitions, settings.replication, settings.create_topics) == (8, 3, False)
+    assert (settings.linger_ms, settings.batch_bytes, settings.compression) == (0, 1000, "zstd")
+    assert (settings.commit_interval, settings.session_timeout) == (0.5, 30.0)
+    assert (settings.max_redeliveries, settings.dead_letter_suffix) == (0, "-dead")
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256", "scram-sha-512"])
+def test_mechanisms_with_a_user(mechanism):
+    assert kafka(SASL_MECHANISM=mechanism, **USER).sasl_mechanism == mechanism.upper()
+    with pytest.raises(ConfigError, match=f"needs {KAFKA}SASL_PASSWORD.*\n.*needs {KAFKA}SASL_USERNAME"):
+        kafka(SASL_MECHANISM=mechanism)
+    with pytest.raises(ConfigError, match=f"does not take {KAFKA}SASL_OAUTH_TOKEN"):
+        kafka(SASL_MECHANISM=mechanism, **USER, **TOKEN)
+
+
+def test_the_mechanism_with_a_token():
+    settings = kafka(SASL_MECHANISM="OAUTHBEARER", **TOKEN)
+    assert settings.sasl_oauth_token is not None
+    assert settings.sasl_oauth_token.get_secret_value() == "t"
+    with pytest.raises(ConfigError, match=f"OAUTHBEARER needs {KAFKA}SASL_OAUTH_TOKEN"):
+        kafka(SASL_MECHANISM="OAUTHBEARER")
+    with pytest.raises(ConfigError, match=f"does not take {KAFKA}SASL_PASSWORD"):
+        kafka(SASL_MECHANISM="OAUTHBEARER", **TOKEN, SASL_PASSWORD="p")
+
+
+@pytest.mark.parametrize("name", [*USER, *TOKEN])
+def test_credentials_without_a_mechanism(name):
+    with pytest.raises(ConfigError, match=f"^{KAFKA}{name} needs {KAFKA}SASL_MECHANISM="):
+        kafka(**{name: "x"})
+
+
+def test_a_wrong_mechanism_is_the_only_thing_said_about_it():
+    with pytest.raises(ConfigError) as caught:
+        kafka(SASL_MECHANISM="GSSAPI", **USER)
+    assert len(caught.value.problems) == 1
+    assert "PLAIN, SCRAM-SHA-256, SCRAM-SHA-512, OAUTHBEARER" in str(caught.value)
+
+
+def test_credentials_in_clear_text_are_loud_unless_they_stay_here():
+    with pytest.warns(InsecureWarning, match=rf"^{KAFKA}SASL_PASSWORD would go to kafka\.example unencrypted"):
+        kafka(SERVERS="kafka.example:9092", SASL_MECHANISM="PLAIN", **USER)
+    with pytest.warns(InsecureWarning, match=f"^{KAFKA}SASL_OAUTH_TOKEN would go"):
+        kafka(SERVERS="kafka.example:9092", SASL_MECHANISM="OAUTHBEARER", **TOKEN)
+    kafka(SERVERS="kafka.example:9092", SASL_MECHANISM="PLAIN", USE_TLS="1", **USER)  # no warning
+
+
+@pytest.mark.parametrize("name", ["TLS_VERIFY", "TLS_CHECK_HOSTNAME"])
+def test_turning_verification_off_is_loud(name):
+    with pytest.warns(InsecureWarning, match=f"{KAFKA}{name}=false"):
+        tls = kafka(USE_TLS="1", **{name: "no"}).tls
+    assert (tls.verify, tls.check_hostname) == (name != "TLS_VERIFY", name != "TLS_CHECK_HOSTNAME")
+    with pytest.raises(ConfigError, match=f"{KAFKA}{name}=false means nothing without TLS"):
+        kafka(**{name: "no"})
+
+
+@pytest.mark.parametrize("suffix", ["dead letters", "ä", ".", "..dead", "dead.", "x" * 51, "a/b"])
+def test_a_dead_letter_suffix_keeps_the_name_a_topic(suffix):
+    with pytest.raises(ConfigError, match="DEAD_LETTER_SUFFIX must be"):
+        kafka(DEAD_LETTER_SUFFIX=suffix)

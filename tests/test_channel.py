@@ -1,0 +1,427 @@
+"""The queue between a stream and its consumer: against a model first, then how it wakes whoever waits."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from msight_bus.channel import Channel
+from msight_bus.errors import BusError, BusyError, ClosedError, ConnectionLostError
+from msight_bus.message import Message
+from msight_bus.queues import QueuePolicy
+
+POLICIES = ["block", "drop_oldest", "drop_newest", "latest"]
+
+
+class Log:
+    """Keeps what was settled (message.Settlement)."""
+
+    def __init__(self) -> None:
+        self.settled: list[Message] = []
+
+    def settle(self, message: Message) -> None:
+        self.settled.append(message)
+
+
+def some(n: int, size: int = 1) -> list[Message]:
+    return [Message("t", bytes(size), sequence=i) for i in range(n)]
+
+
+def take(channel: Channel, most: int = 1000) -> list[Message]:
+    """What a consumer does: pop from the left, then say how much."""
+    taken = [channel.items.popleft() for _ in range(min(most, len(channel.items)))]
+    channel.popped(sum(len(message.payload) for message in taken))
+    return taken
+
+
+def look(channel: Channel) -> bool:
+    """The answer of a `wait` that has no reason to suspend."""
+    try:
+        channel.wait().send(None)
+    except StopIteration as answer:
+        return answer.value
+    raise AssertionError("it suspends")
+
+
+def size(messages: list[Message]) -> int:
+    return sum(len(message.payload) for message in messages)
+
+
+class ChannelModel(RuleBasedStateMachine):
+    """One message at a time is queued, held or dropped; the channel, which takes lists, has to come to the same."""
+
+    @initialize(
+        when_full=st.sampled_from(POLICIES), max_messages=st.integers(1, 6), max_bytes=st.integers(1, 30)
+    )
+    def start(self, when_full, max_messages, max_bytes):
+        self.policy = QueuePolicy(when_full, max_messages, max_bytes)
+        self.calls: list[str] = []
+        self.channel = Channel(self.policy, on_full=self.on_full, on_room=self.on_room)
+        self.log = Log()
+        self.number = itertools.count()
+        self.queue: list[Message] = []
+        self.held: list[Message] = []
+        self.in_hand: list[Message] = []
+        self.delivered: list[Message] = []
+        self.dropped: dict[str, list[Message]] = {}
+        self.peak = 0
+        self.shedding = self.ended = self.closed = False
+        self.error: BusError | None = None
+
+    def on_full(self):
+        self.calls.append("full")
+
+    def on_room(self):
+        self.calls.append("room")
+        assert len(self.channel.items) <= self.policy.max_messages // 2
+        assert size(self.channel.items) <= self.policy.max_bytes // 2
+        self.shedding = False
+
+    @property
+    def paused(self) -> bool:
+        return self.calls[-1:] == ["full"]
+
+    def fits(self, message: Message) -> bool:
+        return not self.queue or (
+            len(self.queue) < self.policy.max_messages
+            and size(self.queue) + len(message.payload) <= self.policy.max_bytes
+        )
+
+    def drop(self, cause: str, *messages: Message) -> None:
+        if messages:
+            self.dropped.setdefault(cause, []).extend(messages)
+
+    def admit(self, message: Message) -> None:
+        if self.closed or self.ended:
+            self.drop("closed", message)
+        elif self.held or (self.policy.when_full == "block" and not self.shedding and not self.fits(message)):
+            self.held.append(message)
+        elif self.fits(message):
+            self.queue.append(message)
+        elif self.policy.when_full in ("drop_oldest", "latest"):
+            while not self.fits(message):
+                self.drop(self.policy.when_full, self.queue.pop(0))
+            self.queue.append(message)
+        else:
+            self.drop("drop_newest" if self.policy.when_full == "drop_newest" else "block_timeout", message)
+
+    def take_held(self) -> None:
+        while self.held and self.fits(self.held[0]):
+            self.queue.append(self.held.pop(0))
+
+    @rule(sizes=st.lists(st.integers(0, 12) | st.just(40), max_size=8))
+    def deliver(self, sizes):
+        batch = [Message("t", bytes(n), sequence=next(self.number), _settlement=self.log) for n in sizes]
+        before = size(self.queue), len(self.queue)
+        self.channel.deliver(batch)
+        self.delivered += batch
+        for message in batch:
+            self.admit(message)
+        if self.policy.when_full == "block" and batch and not (self.closed or self.ended):
+            assert self.paused or self.channel.room
+            assert self.paused or not self.held
+        # The bounds hold, unless one message is alone, or messages were put back on top of a full queue.
+        assert len(self.queue) <= max(self.policy.max_messages, before[1])
+        assert size(self.queue) <= max(self.policy.max_bytes, before[0]) or len(self.queue) == 1
+
+    @precondition(lambda self: self.queue)
+    @rule(n=st.integers(1, 8))
+    def pop(self, n):
+        taken = take(self.channel, n)
+        assert taken == self.queue[:n]
+        del self.queue[:n]
+        self.in_hand += taken
+        self.take_held()
+
+    @precondition(lambda self: self.in_hand)
+    @rule(which=st.integers(0, 100))
+    def put_back(self, which):
+        message = self.in_hand.pop(which % len(self.in_hand))
+        self.channel.put_back(message)
+        if self.closed:
+            self.drop("closed", message)
+        else:
+            self.queue.insert(0, message)
+
+    @rule(parity=st.integers(0, 2))
+    def discard(self, parity):
+        def unwanted(message):
+            return message.sequence % 3 == parity
+
+        self.channel.discard(unwanted, "revoked")
+        self.drop("revoked", *filter(unwanted, self.queue + self.held))
+        self.queue = [message for message in self.queue if not unwanted(message)]
+        self.held = [message for message in self.held if not unwanted(message)]
+        self.take_held()
+
+    @rule()
+    def shed(self):
+        self.channel.shed()
+        if self.paused:
+            self.drop("block_timeout", *self.held)
+            self.held.clear()
+            self.shedding = True
+
+    @precondition(lambda self: len(self.delivered) > 10)
+    @rule()
+    def end(self):
+        self.channel.end()
+        self.ended = True
+
+    @precondition(lambda self: len(self.delivered) > 10)
+    @rule()
+    def fail(self):
+        error = BusError("broken")
+        self.channel.fail(error)
+        if self.error is None and not self.ended:
+            self.error = error
+
+    @precondition(lambda self: len(self.delivered) > 20)
+    @rule()
+    def close(self):
+        assert self.channel.close() == len(self.queue) + len(self.held)
+        self.drop("closed", *self.queue, *self.held)
+        self.queue.clear()
+        self.held.clear()
+        self.closed = True
+
+    @invariant()
+    def same_as_the_model(self):
+        self.peak = max(self.peak, len(self.queue))
+        assert list(self.channel.items) == self.queue
+        assert self.channel.peak == self.peak
+        assert self.channel.dropped == {cause: len(messages) for cause, messages in self.dropped.items()}
+
+    @invariant()
+    def nothing_is_unaccounted_for(self):
+        places = [*self.in_hand, *self.queue, *self.held, *itertools.chain(*self.dropped.values())]
+        assert self.channel.received == len(self.delivered) == len(places)
+        assert set(map(id, places)) == set(map(id, self.delivered))
+
+    @invariant()
+    def what_a_policy_dropped_is_settled_and_nothing_else(self):
+        done = [
+            message
+            for cause, messages in self.dropped.items()
+            if cause not in ("closed", "revoked")
+            for message in messages
+        ]
+        assert sorted(map(id, self.log.settled)) == sorted(map(id, done))
+
+    @invariant()
+    def a_feed_that_can_wait_is_paused_and_resumed_in_turn(self):
+        assert self.calls == ["full", "room"] * (len(self.calls) // 2) + ["full"] * (len(self.calls) % 2)
+        assert not self.calls or self.policy.when_full == "block"
+        assert self.queue or self.closed or not self.paused
+
+    @invariant()
+    def room_is_what_fits(self):
+        free = self.policy.max_messages - len(self.queue)
+        full = self.queue and size(self.queue) >= self.policy.max_bytes
+        assert self.channel.room == (0 if full else max(0, free))
+
+    @invariant()
+    def ended_broken_and_closed_are_told_apart(self):
+        if self.closed:
+            with pytest.raises(ClosedError):
+                look(self.channel)
+        elif self.queue:
+            assert look(self.channel) is True
+        elif self.error is not None:
+            with pytest.raises(BusError) as caught:
+                look(self.channel)
+            assert caught.value is self.error
+        elif self.ended:
+            assert look(self.channel) is False
+
+
+TestChannelModel = ChannelModel.TestCase
+
+
+@pytest.mark.parametrize("when_full", ["drop_oldest", "latest"])
+def test_the_newest_are_kept(when_full):
+    channel = Channel(QueuePolicy(when_full, 3))
+    channel.deliver(some(7))
+    assert [message.sequence for message in take(channel)] == [4, 5, 6]
+    assert channel.dropped == {when_full: 4}
+
+
+def test_block_pauses_at_the_bound_and_holds_what_the_same_read_brought_beyond_it():
+    calls: list[str] = []
+    channel = Channel(
+        QueuePolicy.block(4), on_full=lambda: calls.append("full"), on_room=lambda: calls.append("room")
+    )
+    channel.deliver(some(3))
+    assert (calls, channel.room) == ([], 1)
+    channel.deliver(some(1))
+    assert (calls, channel.room) == (["full"], 0)  # a feed that reads only what fits would wait for ever otherwise
+    channel.deliver(some(2))
+    assert (calls, len(channel.items), channel.peak) == (["full"], 4, 4)
+    take(channel, 2)
+    assert (calls, len(channel.items)) == (["full"], 4)  # from what was held
+    take(channel, 1)
+    assert calls == ["full"]
+    take(channel, 1)
+    assert (calls, channel.room) == (["full", "room"], 2)
+
+
+# -- waking
+
+
+async def turn() -> None:
+    """Let every task that was woken run."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+async def started(coroutine) -> asyncio.Task:
+    task = asyncio.create_task(coroutine)
+    await turn()
+    assert not task.done()
+    return task
+
+
+async def cancelled(task: asyncio.Task) -> None:
+    task.cancel()
+    await asyncio.wait((task,))
+    assert task.cancelled()
+
+
+async def test_each_chunk_wakes_the_consumer_once():
+    channel = Channel(QueuePolicy.drop_oldest(100))
+    lists: list[int] = []
+
+    async def consume():
+        while await channel.wait():
+            lists.append(len(take(channel)))
+
+    consumer = await started(consume())
+    channel.deliver(some(3))
+    await turn()
+    channel.deliver([])
+    await turn()
+    channel.deliver(some(2))
+    channel.deliver(some(5))
+    await turn()
+    channel.end()
+    await consumer
+    assert lists == [3, 7]
+
+
+async def test_cancelling_a_wait_loses_nothing():
+    channel = Channel(QueuePolicy.block(10))
+    await cancelled(await started(channel.wait()))
+    waiting = await started(channel.wait())
+    channel.deliver(some(2))
+    await cancelled(waiting)  # woken and cancelled in the same turn
+    assert await channel.wait()
+    assert [message.sequence for message in take(channel)] == [0, 1]
+
+
+async def test_a_second_consumer_is_refused_and_the_first_still_served():
+    channel = Channel(QueuePolicy.block(10))
+    first = await started(channel.wait())
+    with pytest.raises(BusyError):
+        await channel.wait()
+    with pytest.raises(BusyError):
+        await channel.wait_for_more(2, 60)
+    channel.deliver(some(1))
+    assert await first
+
+
+async def test_putting_back_wakes_the_consumer():
+    channel = Channel(QueuePolicy.block(10))
+    (message,) = some(1)
+    waiting = await started(channel.wait())
+    channel.put_back(message)
+    assert await waiting
+    assert take(channel) == [message]
+
+
+@pytest.mark.parametrize("stop", ["end", "fail", "close"])
+async def test_a_waiting_consumer_learns_of_the_end(stop):
+    channel = Channel(QueuePolicy.block(10))
+    waiting = await started(channel.wait())
+    error = ConnectionLostError("gone")
+    getattr(channel, stop)(*[error] * (stop == "fail"))
+    if stop == "end":
+        assert await waiting is False
+    else:
+        with pytest.raises(ClosedError if stop == "close" else ConnectionLostError):
+            await waiting
+
+
+@pytest.mark.parametrize("stop", ["end", "fail"])
+async def test_what_is_queued_is_handed_out_before_the_end(stop):
+    channel = Channel(QueuePolicy.block(2))
+    channel.deliver(some(5))
+    getattr(channel, stop)(*[ConnectionLostError("gone")] * (stop == "fail"))
+    received = 0
+    while received < 5:
+        assert await channel.wait()
+        received += len(take(channel))
+    if stop == "end":
+        assert not await channel.wait()
+    else:
+        for _ in range(2):
+            with pytest.raises(ConnectionLostError):
+                await channel.wait()
+
+
+# -- waiting for more than one
+
+
+async def test_waiting_for_more_ends_with_the_wanted_number():
+    channel = Channel(QueuePolicy.block(100))
+    await channel.wait_for_more(3, 0)
+    waiting = await started(channel.wait_for_more(3, 60))
+    channel.deliver(some(2))
+    await turn()
+    assert not waiting.done()
+    channel.put_back(some(1)[0])
+    await waiting
+    await channel.wait_for_more(3, 60)
+
+
+async def test_waiting_for_more_ends_in_time_and_leaves_no_timer():
+    channel = Channel(QueuePolicy.block(100))
+    channel.deliver(some(1))
+    await channel.wait_for_more(2, 0.005)
+    waiting = await started(channel.wait_for_more(2, 0.01))
+    channel.deliver(some(1))
+    await waiting
+    waiting = await started(channel.wait_for_more(3, 60))
+    await asyncio.wait((waiting,), timeout=0.03)
+    assert not waiting.done()
+    await cancelled(waiting)
+    take(channel)
+    waiting = await started(channel.wait())
+    channel.deliver(some(1))
+    assert await waiting  # for one: how many were wanted before does not matter any more
+
+
+@pytest.mark.parametrize("stop", ["end", "fail", "close"])
+async def test_waiting_for_more_ends_when_nothing_more_comes(stop):
+    channel = Channel(QueuePolicy.block(100))
+    channel.deliver(some(1))
+    waiting = await started(channel.wait_for_more(2, 60))
+    getattr(channel, stop)(*[ConnectionLostError("gone")] * (stop == "fail"))
+    await waiting
+    await channel.wait_for_more(2, 60)
+
+
+@pytest.mark.parametrize("when_full", POLICIES)
+@pytest.mark.parametrize("sizes", [[1, 1], [9], [12]], ids=["messages", "bytes", "more bytes than fit"])
+async def test_waiting_for_more_ends_when_the_queue_takes_no_more(when_full, sizes):
+    """Else a consumer waits for messages that a paused feed does not bring, or lets them be dropped meanwhile."""
+    channel = Channel(QueuePolicy(when_full, 3, max_bytes=10))
+    channel.deliver(some(1))
+    waiting = await started(channel.wait_for_more(4, 60))
+    channel.deliver([Message("t", bytes(n)) for n in sizes])
+    await waiting
+    if when_full == "block" or not channel.room:
+        await channel.wait_for_more(4, 60)
