@@ -22,6 +22,7 @@ from msight_bus.errors import (
     UnsupportedError,
 )
 from msight_bus.message import Message
+from msight_bus.nodes import NodeConfig, Outgoing, ProcessingNode, SinkNode, SourceNode, off_loop, run_nodes
 from msight_bus.publisher import Publisher
 from msight_bus.queues import QueuePolicy
 from msight_bus.runtime import run
@@ -49,15 +50,22 @@ __all__ = [
     "ImageData",
     "Message",
     "MessageTooLargeError",
+    "NodeConfig",
+    "Outgoing",
     "PayloadError",
+    "ProcessingNode",
     "PublishTimeoutError",
     "Publisher",
     "QueuePolicy",
     "SensorData",
+    "SinkNode",
+    "SourceNode",
     "Subscription",
     "SubscriptionStats",
     "TopicError",
     "UnsupportedError",
     "connect",
+    "off_loop",
     "run",
+    "run_nodes",
 ]

@@ -35,13 +35,6 @@ class Model:
     def missing(self) -> int:
         return sum(self.highest[s] - min(seen) + 1 - len(seen) for s, seen in self.seen.items())
 
-    def advance(self, session: int, to: int) -> list[int]:
-        """The hole that is open when ``to`` is the next sequence."""
-        hole = to - self.highest[session] - 1
-        self.highest[session] = max(self.highest[session], to)
-        self.gaps += hole > 0
-        return [hole] if hole > 0 else []
-
     def observe(self, session: int, sequence: int | None) -> list[int]:
         if sequence is None:
             return []
@@ -49,15 +42,21 @@ class Model:
             self.seen[session] = {sequence}
             self.highest[session] = sequence
             return []
-        found = self.advance(session, sequence)
+        hole = self.announced(session, sequence - 1)
+        self.highest[session] = max(self.highest[session], sequence)
         if sequence in self.seen[session] or sequence < min(self.seen[session]):
             self.duplicates += 1
         else:
             self.seen[session].add(sequence)
-        return found
+        return [hole] if hole else []
 
     def announced(self, session: int, highest: int) -> int:
-        return sum(self.advance(session, highest + 1)) if session in self.seen else 0
+        if session not in self.seen or highest <= self.highest[session]:
+            return 0
+        hole = highest - self.highest[session]
+        self.highest[session] = highest
+        self.gaps += 1
+        return hole
 
 
 ARRIVALS = st.lists(st.tuples(st.integers(1, 3), st.none() | st.integers(1, 12)), max_size=8)
@@ -73,12 +72,7 @@ def test_any_stream_is_counted_as_the_model_counts_it(steps):
             found = tracker.observe([m for session, n in step for m in messages(n, session=session)])
             assert found == [hole for session, n in step for hole in model.observe(session, n)]
         else:
-            session, highest = step
-            expected = max(0, highest - model.highest[session]) if session in model.highest else 0
-            assert tracker.announced(session, highest) == expected
-            if expected:
-                model.gaps += 1
-                model.highest[session] = highest
+            assert tracker.announced(*step) == model.announced(*step)
         assert counters(tracker) == (model.gaps, model.missing, model.duplicates)
 
 

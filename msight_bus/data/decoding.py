@@ -29,7 +29,8 @@ PLAIN_TYPES = (bytes, bytearray, datetime)
 
 _KEY = bytes([0xA0 | len(TAG_FIELD)]) + TAG_FIELD.encode()
 _SCALARS = frozenset({bytes, str, int, float, bool, NoneType})
-_REFUSED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+# TypeError is what msgspec 0.20 makes of a map whose key is a map.
+_REFUSED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError)
 
 
 def looks_like_data(payload: bytes) -> bool:

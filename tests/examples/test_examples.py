@@ -1,0 +1,70 @@
+"""Every example runs, and prints what it promises."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import make_backend
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*command, backend="memory", **variables):
+    target = make_backend(backend)
+    settings = {**target.env, "MSIGHT_PUBSUB_BACKEND": target.name, **variables}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MSIGHT_")} | settings
+    done = subprocess.run(
+        [sys.executable, "-W", "error::ResourceWarning", *command],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("backend", ["memory", "redis", "nats", "kafka"])
+def test_hello(backend):
+    assert f"{backend}: intersection.cam_ne b'hello' {{'lens': 'wide'}} number 1" in run("examples/hello.py", backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["memory", "nats", "kafka"])
+def test_load_sharing(backend):
+    assert "shared" in run("examples/load_sharing.py", backend=backend)
+
+
+def test_load_sharing_where_there_is_none():
+    output = run("examples/load_sharing.py", backend="redis")
+    assert "CapabilityWarning" in output
+    assert "worker 2 got 300 of 300 frames" in output
+
+
+@pytest.mark.parametrize("backend", ["memory", "redis", "nats", "kafka"])
+def test_slow_consumer(backend):
+    output = run("examples/slow_consumer.py", backend=backend)
+    assert "block        handled 100 of 100 frames, dropped {}" in output
+    assert "dropped {'latest':" in output
+
+
+def test_replay():
+    output = run("examples/replay.py", backend="kafka")
+    assert output.count("from the beginning: frame") == 6
+    assert "from the moment on: frame 5" in output
+    assert "MSIGHT_PUBSUB_BACKEND=kafka" in run("examples/replay.py", backend="nats")
+
+
+@pytest.mark.parametrize("backend", ["memory", "redis", "kafka"])
+def test_cpu_bound(backend):
+    assert "20 frames were computed off the loop" in run("examples/cpu_bound.py", backend=backend)
+
+
+def test_unit_test():
+    assert "1 passed" in run("-m", "pytest", "-q", "-p", "no:cacheprovider", "examples/unit_test.py")

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from msight_bus.queues import DEFAULT_BYTES, DEFAULT_MESSAGES, QueuePolicy
+
+NAMED = ["block", "drop_oldest", "drop_newest", "latest"]
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_each_policy_is_built_by_its_name(name):
+    assert getattr(QueuePolicy, name)(7, max_bytes=8) == QueuePolicy(name, 7, 8)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_both_bounds_have_defaults(name):
+    expected = 1 if name == "latest" else DEFAULT_MESSAGES
+    assert getattr(QueuePolicy, name)() == QueuePolicy(name, expected, DEFAULT_BYTES)
+
+
+@pytest.mark.parametrize("bound", ["max_messages", "max_bytes"])
+@pytest.mark.parametrize("wrong", [0, -1])
+def test_a_queue_without_room_is_refused(bound, wrong):
+    with pytest.raises(ValueError, match=f"{bound} is at least 1, not {wrong}"):
+        QueuePolicy("block", **{bound: wrong})
+
+
+@pytest.mark.parametrize("bound", ["max_messages", "max_bytes"])
+@pytest.mark.parametrize("wrong", [1.5, "10", None, True])
+def test_a_bound_is_a_whole_number(bound, wrong):
+    with pytest.raises(TypeError, match=f"{bound} is a number of .* not {type(wrong).__name__}"):
+        QueuePolicy("block", **{bound: wrong})
+
+
+def test_one_is_enough():
+    assert QueuePolicy("block", 1, 1).max_bytes == 1
+
+
+def test_a_policy_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        QueuePolicy.latest().max_messages = 5
