@@ -218,6 +218,7 @@ class Bus:
             self._adapter,
             SubscribeRequest(topic, group_id, queue, start),
             ack=ack,
+            limits=self._limits,
             report=self._report,
             on_closed=self._subscriptions.discard,
         )

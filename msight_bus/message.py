@@ -9,8 +9,10 @@ import msgspec
 
 from msight_bus.data import Data, decode
 from msight_bus.errors import UnsupportedError
+from msight_bus.settings import Limits
 
 NO_HEADERS: Mapping[str, str] = {}
+_DEFAULTS = Limits()
 
 
 class Settlement(Protocol):
@@ -54,16 +56,19 @@ class Message(msgspec.Struct, eq=False, gc=False):
     _settlement: Settlement | None = None
     _settled: bool = False
     _data: Data | None = None
+    _limits: Limits | None = None
 
     @property
     def data(self) -> Data:
         """The payload as a ``Data`` value, decoded on first use.
 
         Raises:
-            DecodeError: the payload is not a known ``Data`` value.
+            DecodeError: the payload is not a known ``Data`` value, or is over ``MSIGHT_MAX_DECODED_BYTES`` or
+                ``MSIGHT_MAX_NESTING``.
         """
         if self._data is None:
-            self._data = decode(self.payload)
+            limits = self._limits or _DEFAULTS
+            self._data = decode(self.payload, max_bytes=limits.max_decoded_bytes, max_nesting=limits.max_nesting)
         return self._data
 
     async def ack(self) -> None:

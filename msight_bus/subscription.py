@@ -13,6 +13,7 @@ from msight_bus.channel import Channel
 from msight_bus.errors import BusError, ClosedError
 from msight_bus.events import BusEvent, Gap
 from msight_bus.message import Message
+from msight_bus.settings import Limits
 
 AckMode = Literal["auto", "manual"]
 
@@ -31,6 +32,7 @@ class Subscription:
         request: SubscribeRequest,
         *,
         ack: AckMode,
+        limits: Limits,
         report: Callable[[BusEvent], None],
         on_closed: Callable[[Subscription], None],
     ) -> None:
@@ -38,6 +40,7 @@ class Subscription:
         self._adapter = adapter
         self._request = request
         self._auto = ack == "auto"
+        self._limits = limits
         self._report = report
         self._on_closed = on_closed
         self._channel = Channel(request.queue, on_full=self._pause, on_room=self._resume)
@@ -110,6 +113,7 @@ class Subscription:
         message = self._items.popleft()
         self._channel.popped(len(message.payload))
         self._delivered += 1
+        message._limits = self._limits
         if self._auto and message._settlement is not None:
             self._in_hand = [message]
         return message
@@ -134,6 +138,8 @@ class Subscription:
                 break
         self._channel.popped(sum([len(message.payload) for message in batch]))
         self._delivered += len(batch)
+        for message in batch:
+            message._limits = self._limits
         if self._auto and batch[0]._settlement is not None:
             self._in_hand = batch
         return batch

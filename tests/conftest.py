@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import hypothesis
 import pytest
 
 import msight_bus
@@ -21,6 +22,10 @@ from msight_bus.settings import BusSettings
 
 _started: dict[str, brokers.RunningBroker] = {}
 _CONFIG = {"kafka": ["group.min.session.timeout.ms=500"]}  # a member's death is noticed sooner than in production
+
+
+hypothesis.settings.register_profile("suite", deadline=None, print_blob=True)  # machines differ in speed
+hypothesis.settings.load_profile("suite")
 
 
 @pytest.hookimpl(tryfirst=True)

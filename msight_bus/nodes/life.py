@@ -45,6 +45,7 @@ class Life:
         in_hand: since when the node's code has been busy, in the loop's seconds, by handler.
         tasks: those in which its code runs.
         stopping: set when the node shall end in order.
+        ready: set when the first item can come, and when it has ended.
         over: set when it has ended.
         status: how it fares.
         ended: it only has to say so.
@@ -62,6 +63,7 @@ class Life:
         self.name = config.name
         self.tasks: set[asyncio.Task[Any]] = set()
         self.stopping = asyncio.Event()
+        self.ready = asyncio.Event()
         self.over = asyncio.Event()
         self.status = NodeStatus.REGISTERED
         self.ended = False
@@ -82,6 +84,7 @@ class Life:
         """The first item can come."""
         self._fares(NodeStatus.RUNNING)
         self.logger.info("Running.")
+        self.ready.set()
 
     @contextmanager
     def code(self, where: str) -> Iterator[None]:
@@ -134,6 +137,7 @@ class Life:
             yield
         finally:
             self.bus._guests.discard(self)
+            self.ready.set()
             self.over.set()
 
     async def _watch(self, tolerance: float) -> None:

@@ -62,23 +62,36 @@ async def run_until(bus: Bus, *nodes: Node, stop: asyncio.Event, end_with_source
     """
     _check(nodes)
     errors: list[BaseException] = []
+    running: dict[asyncio.Task[None], Node] = {}
+
+    def start(node: Node) -> None:
+        task = asyncio.create_task(node.run(bus), name=f"msight_bus node {node.name}")
+        task.add_done_callback(note_error)
+        running[task] = node
 
     def note_error(task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             errors.append(error)
 
-    running = {asyncio.create_task(node.run(bus), name=f"msight_bus node {node.name}"): node for node in nodes}
-    for task in running:
-        task.add_done_callback(note_error)
+    stopped = asyncio.create_task(stop.wait(), name="msight_bus stop")
     late: DrainTimeoutError | None = None
     try:
-        await asyncio.sleep(0)  # all are running now, and can be stopped
-        await _wait_for_end(running, stop, end_with_sources)
+        # Sources begin when the others have subscribed, so that a pipeline in one process gets the first item too.
+        for node in nodes:
+            if not isinstance(node, SourceNode):
+                start(node)
+        await _wait_until_ready(running, stopped)
+        for node in nodes:
+            if isinstance(node, SourceNode) and not stop.is_set():
+                start(node)
+        await _wait_for_end(running, stopped, end_with_sources)
         late = await _drain(running, bus.settings.limits.drain_timeout)
     finally:
+        stopped.cancel()
         for task in running:
             task.cancel()
-        await asyncio.wait(running, timeout=_UNWIND_WITHIN)
+        if running:
+            await asyncio.wait(running, timeout=_UNWIND_WITHIN)
     if late is not None and errors:
         logger.error("%s", late)
     if errors:
@@ -87,27 +100,36 @@ async def run_until(bus: Bus, *nodes: Node, stop: asyncio.Event, end_with_source
         raise late
 
 
-async def _wait_for_end(running: dict[asyncio.Task[None], Node], stop: asyncio.Event, end_with_sources: bool) -> None:
-    """Wait until all have ended, a stop is asked for, or the sources have ended where that is the end."""
-    stopped = asyncio.create_task(stop.wait(), name="msight_bus stop")
+async def _wait_until_ready(running: dict[asyncio.Task[None], Node], stopped: asyncio.Task[bool]) -> None:
+    """Wait until every node has subscribed or ended, or a stop is asked for."""
+    await asyncio.sleep(0)  # now each one has begun
+    for node in running.values():
+        assert node._life is not None
+        ready = asyncio.create_task(node._life.ready.wait(), name=f"msight_bus start {node.name}")
+        try:
+            await asyncio.wait((ready, stopped), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ready.cancel()
+
+
+async def _wait_for_end(
+    running: dict[asyncio.Task[None], Node], stopped: asyncio.Task[bool], end_with_sources: bool
+) -> None:
+    """Wait until all have ended, a stop is asked for, or all sources have ended where that is the end."""
     sources = {task for task, node in running.items() if isinstance(node, SourceNode)}
-    try:
-        pending = set(running)
-        while pending and not stop.is_set():
-            await asyncio.wait({*pending, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            pending = {task for task in pending if not task.done()}
-            if end_with_sources and sources and not sources & pending:
-                return
-        if pending:
-            logger.info(
-                "Stopping %s; another signal stops at once.", ", ".join(sorted(running[task].name for task in pending))
-            )
-    finally:
-        stopped.cancel()
+    while not stopped.done():
+        left = {task for task in running if not task.done()}
+        if not left or (end_with_sources and sources and not sources & left):
+            return
+        await asyncio.wait({*left, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    names = ", ".join(sorted(node.name for task, node in running.items() if not task.done()))
+    if names:
+        logger.info("Stopping %s; another signal stops at once.", names)
 
 
 async def _drain(running: dict[asyncio.Task[None], Node], timeout: float) -> DrainTimeoutError | None:
     """Stop the nodes, each after those that feed it, so that what they publish last is still taken."""
+    await asyncio.sleep(0)  # a node that was started just now can be stopped from here on
     left = {task: node for task, node in running.items() if not task.done()}
     try:
         async with asyncio.timeout(timeout):

@@ -1,0 +1,153 @@
+"""NATS: HPUB and HMSG with the bus's ``msight`` header."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import time
+from binascii import unhexlify
+from typing import Any
+
+from benchmarks.ceilings.stream import RawStream, RawWriter
+from msight_bus.bench.candidates import Tally, Target
+
+SESSION = 0x1234_5678_9ABC_DEF0
+CONNECT = b'CONNECT {"verbose":false,"pedantic":false,"headers":true,"lang":"raw","version":"0","protocol":1}\r\nPING\r\n'
+NAME = b"NATS/1.0\r\nmsight: "
+HEADER_BYTES = len(NAME) + 48 + 4
+_META = struct.Struct(">QQQ")
+_FIRST, _END = len(NAME), len(NAME) + 48
+_JOIN_BELOW = 16 * 1024
+
+
+async def connect(protocol: Any, target: Target) -> Any:
+    """Open a connection with ``protocol``."""
+    server = target.settings.nats.servers[0]
+    _, made = await asyncio.get_running_loop().create_connection(lambda: protocol, server.host, server.port)
+    made.confirmed = asyncio.get_running_loop().create_future()
+    made.transport.write(CONNECT)
+    await made.confirmed
+    return made
+
+
+class _Subscription(RawStream):
+    confirmed: asyncio.Future[None]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rest: list[bytes] = []
+        self._held = 0
+        self._needed = 0
+
+    def data_received(self, data: bytes) -> None:
+        if self._rest:
+            self._rest.append(data)
+            self._held += len(data)
+            if self._held < self._needed:
+                return
+            data = b"".join(self._rest)
+            self._rest = []
+        position, end, find, append = 0, len(data), data.find, self.items.append
+        self._needed = 0
+        while position < end:
+            eol = find(b"\r\n", position)
+            if eol < 0:
+                break
+            if data[position] == 72:  # HMSG subject sid header-bytes total-bytes
+                words = data[position:eol].split()
+                start = eol + 2
+                stop = start + int(words[-1])
+                if stop + 2 > end:
+                    self._needed = stop + 2 - position
+                    break
+                body = start + int(words[-2])
+                meta = _META.unpack(unhexlify(data[start + _FIRST : start + _END]))
+                append((data[body:stop], meta[0], meta[1], meta[2] * 1e-9))
+                position = stop + 2
+            else:
+                line = data[position:eol]
+                if line == b"PONG":
+                    if not self.confirmed.done():
+                        self.confirmed.set_result(None)
+                elif line == b"PING":
+                    self.transport.write(b"PONG\r\n")
+                elif not line.startswith(b"INFO"):
+                    raise ValueError(line)
+                position = eol + 2
+        if position < end:
+            self._rest = [data[position:]]
+            self._held = end - position
+        self.wake()
+
+
+class RawSubscriber:
+    """A protocol behind a deque and an async iterator."""
+
+    async def open(self, target: Target) -> None:
+        """Connect and subscribe."""
+        self._stream: _Subscription = await connect(_Subscription(), target)
+        self._stream.confirmed = asyncio.get_running_loop().create_future()
+        self._stream.transport.write(b"SUB %b 1\r\nPING\r\n" % target.topic.encode())
+        await self._stream.confirmed
+
+    async def receive(self, tally: Tally) -> None:
+        """Count each message."""
+        await self._stream.receive(tally)
+
+    async def close(self) -> None:
+        """Disconnect."""
+        self._stream.transport.abort()
+
+
+class _Writer(RawWriter):
+    confirmed: asyncio.Future[None]
+
+    def data_received(self, data: bytes) -> None:
+        if b"-ERR" in data:
+            raise ValueError(data)
+        if b"PING\r\n" in data:
+            self.transport.write(b"PONG\r\n")
+        if b"PONG\r\n" in data and not self.confirmed.done():
+            self.confirmed.set_result(None)
+
+
+class RawPublisher:
+    """HPUB commands, coalesced."""
+
+    async def open(self, target: Target) -> None:
+        """Connect."""
+        self._head = b"HPUB %b %d " % (target.topic.encode(), HEADER_BYTES)
+        self._sequence = 0
+        self._writer: _Writer = await connect(_Writer(), target)
+
+    def publish(self, payload: bytes) -> bool:
+        """Write one message; tells whether to wait."""
+        self._sequence += 1
+        size = HEADER_BYTES + len(payload)
+        start = b"%b%d\r\n%b%016x%016x%016x\r\n\r\n" % (self._head, size, NAME, SESSION, self._sequence, time.time_ns())
+        if size < _JOIN_BELOW:
+            return self._writer.write(b"%b%b\r\n" % (start, payload))
+        return self._writer.write(start, payload, b"\r\n")
+
+    async def send(self, payload: bytes) -> None:
+        """One message, at once."""
+        self.publish(payload)
+        self._writer.flush_out()
+
+    async def send_many(self, payload: bytes, count: int) -> None:
+        """One after the other."""
+        publish, drained = self.publish, self._writer.drained
+        for _ in range(count):
+            if publish(payload):
+                await drained()
+
+    async def flush(self) -> None:
+        """Until a PING behind them is answered."""
+        self._writer.confirmed = asyncio.get_running_loop().create_future()
+        self._writer.write(b"PING\r\n")
+        self._writer.flush_out()
+        await self._writer.confirmed
+
+    async def close(self) -> None:
+        """Disconnect."""
+        self._writer.transport.abort()

@@ -1,0 +1,133 @@
+"""Redis: RESP2 by hiredis, the bus's 32-byte prefix."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import time
+from typing import Any
+
+import hiredis
+
+from benchmarks.ceilings.stream import RawStream, RawWriter
+from msight_bus.bench.candidates import Tally, Target
+
+PREFIX = struct.Struct(">4sIQQQ")
+MAGIC = b"\xc1MB\x01"
+SESSION = 0x1234_5678_9ABC_DEF0
+_JOIN_BELOW = 16 * 1024
+
+
+def head(topic: str) -> bytes:
+    """A PUBLISH command up to the payload's size."""
+    return b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$" % (len(topic), topic.encode())
+
+
+async def connect(protocol: Any, target: Target) -> Any:
+    """Open a connection with ``protocol``."""
+    host, port = target.settings.redis.nodes[0]
+    _, made = await asyncio.get_running_loop().create_connection(lambda: protocol, host, port)
+    return made
+
+
+class _Subscription(RawStream):
+    def __init__(self) -> None:
+        super().__init__()
+        self._reader = hiredis.Reader()
+        self.confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def data_received(self, data: bytes) -> None:
+        reader, append, unpack = self._reader, self.items.append, PREFIX.unpack_from
+        reader.feed(data)
+        while (reply := reader.gets()) is not False:
+            if reply[0] == b"message":
+                body = reply[2]
+                magic, extension, session, sequence, published = unpack(body)
+                if magic != MAGIC:
+                    raise ValueError("a message of another make")
+                append((body[32 + extension :], session, sequence, published * 1e-9))
+            else:
+                self.confirmed.set_result(None)
+        self.wake()
+
+
+class RawSubscriber:
+    """A protocol behind a deque and an async iterator."""
+
+    async def open(self, target: Target) -> None:
+        """Connect and subscribe."""
+        self._stream = await connect(_Subscription(), target)
+        topic = target.topic.encode()
+        self._stream.transport.write(b"*2\r\n$9\r\nSUBSCRIBE\r\n$%d\r\n%b\r\n" % (len(topic), topic))
+        await self._stream.confirmed
+
+    async def receive(self, tally: Tally) -> None:
+        """Count each message."""
+        await self._stream.receive(tally)
+
+    async def close(self) -> None:
+        """Disconnect."""
+        self._stream.transport.abort()
+
+
+class _Writer(RawWriter):
+    def __init__(self) -> None:
+        super().__init__()
+        self._reader = hiredis.Reader()
+        self.unanswered = 0
+
+    def data_received(self, data: bytes) -> None:
+        reader = self._reader
+        reader.feed(data)
+        n = 0
+        while (reply := reader.gets()) is not False:
+            if isinstance(reply, hiredis.ReplyError):
+                raise reply
+            n += 1
+        self.unanswered -= n
+        if not self.unanswered and self.answered is not None:
+            self.answered.set_result(None)
+            self.answered = None
+
+
+class RawPublisher:
+    """PUBLISH commands, coalesced; replies are counted."""
+
+    async def open(self, target: Target) -> None:
+        """Connect."""
+        self._head = head(target.topic)
+        self._sequence = 0
+        self._writer: _Writer = await connect(_Writer(), target)
+
+    def publish(self, payload: bytes) -> bool:
+        """Write one message; tells whether to wait."""
+        self._sequence += 1
+        size = 32 + len(payload)
+        prefix = PREFIX.pack(MAGIC, 0, SESSION, self._sequence, time.time_ns())
+        self._writer.unanswered += 1
+        if size < _JOIN_BELOW:
+            return self._writer.write(b"%b%d\r\n%b%b\r\n" % (self._head, size, prefix, payload))
+        return self._writer.write(b"%b%d\r\n%b" % (self._head, size, prefix), payload, b"\r\n")
+
+    async def send(self, payload: bytes) -> None:
+        """One message, at once."""
+        self.publish(payload)
+        self._writer.flush_out()
+
+    async def send_many(self, payload: bytes, count: int) -> None:
+        """One after the other."""
+        publish, drained = self.publish, self._writer.drained
+        for _ in range(count):
+            if publish(payload):
+                await drained()
+
+    async def flush(self) -> None:
+        """Until each has its reply."""
+        self._writer.flush_out()
+        if self._writer.unanswered:
+            self._writer.answered = asyncio.get_running_loop().create_future()
+            await self._writer.answered
+
+    async def close(self) -> None:
+        """Disconnect."""
+        self._writer.transport.abort()

@@ -1,0 +1,107 @@
+"""A process that does one side's jobs, one after the other, and the parent's handle of it."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import traceback
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from typing import Any, Self
+
+from msight_bus.bench.board import Board
+from msight_bus.bench.candidates import LoopName, Side, Target
+from msight_bus.bench.jobs import Plan, VoidError, publish, subscribe
+from msight_bus.settings import BusSettings
+
+
+class WorkerError(Exception):
+    """A side failed in its process; the text has its traceback."""
+
+
+def serve(side: Side, role: str, env: Mapping[str, str], board: Board, connection: Connection) -> None:
+    """The worker's main function: a plan comes in, an outcome goes out."""
+    settings = BusSettings(environ=env)
+    job = {"subscribe": subscribe, "publish": publish}[role]
+    try:
+        side.make()  # the imports cost no run any time
+    except BaseException:
+        connection.send(("unavailable", traceback.format_exc(limit=-1)))
+        return
+    connection.send(("up", None))
+    while (plan := connection.recv()) is not None:
+        target = Target(settings, plan.topic, plan.size, plan.from_start)
+
+        def tell(what: str) -> None:
+            connection.send((what, None))
+
+        try:
+            with asyncio.Runner(loop_factory=_loop_factory(side.loop)) as runner:
+                outcome = runner.run(job(side.make(), plan, target, board.view, tell))  # type: ignore[operator]
+            connection.send(("done", outcome))
+        except VoidError as error:
+            connection.send(("void", str(error)))
+        except BaseException:
+            connection.send(("failed", traceback.format_exc()))
+
+
+def _loop_factory(name: LoopName) -> Any:
+    if name == "asyncio":
+        return asyncio.SelectorEventLoop
+    import uvloop  # noqa: PLC0415 - not there on Windows
+
+    return uvloop.new_event_loop
+
+
+class Worker:
+    """The parent's handle of a worker process."""
+
+    def __init__(self, side: Side, role: str, env: Mapping[str, str], board: Board) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=serve, args=(side, role, dict(env), board, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+        self.name = f"{role} {side.path} {dict(side.options) or ''}"
+        self._up = False
+
+    def begin(self, plan: Plan) -> None:
+        """Start a run."""
+        if not self._up:
+            self._expect("up")
+            self._up = True
+        self._connection.send(plan)
+
+    def wait_ready(self) -> None:
+        """Until it has connected."""
+        self._expect("ready")
+
+    def result(self) -> Any:
+        """What the run gave."""
+        return self._expect("done")
+
+    def _expect(self, what: str) -> Any:
+        if not self._connection.poll(120):
+            raise WorkerError(f"{self.name} says nothing.")
+        try:
+            said, value = self._connection.recv()
+        except EOFError:
+            raise WorkerError(f"{self.name} has died.") from None
+        if said == "void":
+            raise VoidError(value)
+        if said != what:
+            raise WorkerError(f"{self.name}: {value}")
+        return value
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._connection.send(None)
+        except OSError:
+            pass
+        self._process.join(2)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()

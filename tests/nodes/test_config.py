@@ -1,0 +1,141 @@
+"""Wrong configurations are refused at once, with every wrong field named."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from msight_bus import ConfigError, ImageData, QueuePolicy
+from msight_bus.nodes import NodeConfig, SinkNode, SourceNode
+from tests.nodes.support import Apply, Collect, Numbers
+
+MSIGHT_FIELDS = [
+    "name",
+    "publish_topic_name",
+    "subscribe_topic_name",
+    "publish_topic_data_type",
+    "subscribe_topic_data_type",
+    "heartbeat_update_interval",
+    "action_on_error",
+    "heartbeat_tolerance",
+    "heartbeat_checking_duration",
+    "gap",
+    "group_id",
+    "sensor_name",
+    "logging_level",
+]
+
+
+def test_the_fields_are_those_of_msight_and_two_more():
+    assert [field.name for field in dataclasses.fields(NodeConfig)] == [*MSIGHT_FIELDS, "queue", "concurrency"]
+
+
+def test_everything_at_once_can_be_right():
+    config = NodeConfig(
+        name="cam-ne_1.detector",
+        publish_topic_name="objects",
+        subscribe_topic_name="cam.ne",
+        publish_topic_data_type=ImageData,
+        subscribe_topic_data_type=bytes,
+        heartbeat_update_interval=1,
+        action_on_error="continue",
+        heartbeat_tolerance=-1,
+        heartbeat_checking_duration=0.5,
+        gap=2,
+        group_id="detectors",
+        sensor_name="cam",
+        logging_level="debug",
+        queue=QueuePolicy.latest(),
+        concurrency=4,
+    )
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.gap = 3
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("name", ""),
+        ("name", "two words"),
+        ("name", "n" * 195),
+        ("name", None),
+        ("publish_topic_name", "_msight.nodes"),
+        ("subscribe_topic_name", "a b"),
+        ("subscribe_topic_name", 3),
+        ("publish_topic_data_type", "ImageData"),
+        ("subscribe_topic_data_type", int),
+        ("heartbeat_update_interval", 0),
+        ("heartbeat_update_interval", float("nan")),
+        ("heartbeat_update_interval", 3601),
+        ("heartbeat_update_interval", "10"),
+        ("action_on_error", "ignore"),
+        ("heartbeat_tolerance", "long"),
+        ("heartbeat_checking_duration", -1),
+        ("gap", -1),
+        ("gap", 1.5),
+        ("group_id", "a group"),
+        ("sensor_name", 7),
+        ("logging_level", "LOUD"),
+        ("queue", 10),
+        ("concurrency", 0),
+        ("concurrency", True),
+        ("concurrency", 1001),
+    ],
+)
+def test_a_wrong_value_names_its_field(field, value):
+    with pytest.raises(ConfigError, match=rf"NodeConfig\.{field} is .*, not "):
+        NodeConfig(**{"name": "n", field: value})
+
+
+def test_all_wrong_fields_are_named_together():
+    with pytest.raises(ConfigError) as caught:
+        NodeConfig(name="n", gap=-1, concurrency=0, action_on_error="shrug")
+    assert len(caught.value.problems) == 3
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda config: Numbers(config), "publish_topic_name"),
+        (lambda config: Collect(config), "subscribe_topic_name"),
+        (lambda config: Apply(config, None), "subscribe_topic_name"),
+    ],
+)
+def test_a_node_without_the_topics_that_it_needs(make, field):
+    with pytest.raises(ConfigError, match=rf"NodeConfig\.{field} of 'n' is missing"):
+        make(NodeConfig(name="n"))
+
+
+def test_a_processing_node_without_any_topic_names_both():
+    with pytest.raises(ConfigError) as caught:
+        Apply(NodeConfig(name="n"), None)
+    assert len(caught.value.problems) == 2
+
+
+@pytest.mark.parametrize("make", [Numbers, Collect])
+def test_a_topic_that_a_node_would_not_use(make):
+    with pytest.raises(ConfigError, match="has no use for it"):
+        make(NodeConfig(name="n", publish_topic_name="a", subscribe_topic_name="b"))
+
+
+def test_what_a_subclass_has_to_define():
+    config = NodeConfig(name="n", publish_topic_name="a")
+
+    class Neither(SourceNode):
+        pass
+
+    class Both(SourceNode):
+        async def get_data(self):
+            return b""
+
+        async def stream(self):
+            yield b""
+
+    for wrong in (Neither, Both):
+        with pytest.raises(ConfigError, match="either get_data or stream"):
+            wrong(config)
+    with pytest.raises(TypeError, match="on_message"):
+        SinkNode(NodeConfig(name="n", subscribe_topic_name="a"))
+    with pytest.raises(ConfigError, match="takes a NodeConfig"):
+        Numbers({"name": "n"})

@@ -1,0 +1,166 @@
+"""What may be published, and what is refused before anything is handed to a connection."""
+
+from __future__ import annotations
+
+import array
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from msight_bus.data import BytesData
+from msight_bus.errors import BusError, HeaderError, MessageTooLargeError, PayloadError
+from msight_bus.payload import check_headers, check_key, to_bytes
+from msight_bus.settings import Limits
+from msight_bus.wire.envelope import HEADER, pack_extension, unpack_extension
+
+LIMITS = Limits()
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+
+# -- payloads
+
+
+def test_bytes_are_taken_as_they_are():
+    payload = b"payload"
+    assert to_bytes(payload) is payload
+
+
+def test_mutable_buffers_are_copied():
+    buffer = bytearray(b"payload")
+    taken = [to_bytes(buffer), to_bytes(memoryview(buffer)), to_bytes(memoryview(buffer)[3:])]
+    buffer[:] = b"changed"
+    assert taken == [b"payload", b"payload", b"load"]
+    assert [type(payload) for payload in taken] == [bytes] * 3
+
+
+@pytest.mark.parametrize(
+    ("view", "payload"),
+    [
+        (memoryview(b"abcdef")[::2], b"ace"),
+        (memoryview(b"abcdef").cast("B", (2, 3)), b"abcdef"),
+        (memoryview(array.array("H", [1, 256])), array.array("H", [1, 256]).tobytes()),
+        (memoryview(b""), b""),
+    ],
+    ids=["strided", "two dimensions", "items", "empty"],
+)
+def test_a_view_is_its_bytes(view, payload):
+    assert to_bytes(view) == payload
+
+
+def test_data_is_serialized():
+    data = BytesData(data=b"x")
+    assert to_bytes(data) == data.serialize()
+
+
+@pytest.mark.parametrize("wrong", ["text", None, 5, 1.5, [1, 2], {"a": 1}, array.array("B", [1]), BytesData], ids=repr)
+def test_anything_else_is_refused(wrong):
+    with pytest.raises(PayloadError, match=rf"not {type(wrong).__name__}\. For example"):
+        to_bytes(wrong)
+
+
+# -- keys
+
+
+@given(TEXT)
+def test_a_key_is_text(key):
+    assert check_key(key) == check_key(key.encode()) == key
+
+
+def test_no_key_is_no_key():
+    assert check_key(None) is None
+    assert check_key("") == ""
+
+
+@pytest.mark.parametrize("wrong", [b"\xff", "\ud800", "a\udfff", 5, bytearray(b"a"), ["a"]], ids=ascii)
+def test_a_key_that_is_no_text_is_refused(wrong):
+    with pytest.raises(HeaderError, match="A key is"):
+        check_key(wrong)
+
+
+# -- headers
+
+TOKEN = "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+NAMES = st.text(TOKEN, min_size=1, max_size=20).filter(lambda name: name.lower() != HEADER)
+VALUES = st.text(st.characters(exclude_categories=["Cs"]) | st.just("\t"), max_size=20)
+
+
+def travels(value: str) -> bool:
+    """Neither a control character nor white space at the ends."""
+    return not any((c < " " and c != "\t") or c == "\x7f" for c in value) and value == value.strip()
+
+
+@given(st.dictionaries(NAMES, VALUES.filter(travels), max_size=8))
+def test_accepted_headers_are_carried_unchanged(headers):
+    assert check_headers(headers, LIMITS) is headers
+    assert unpack_extension(pack_extension("key", headers)) == ("key", headers)
+
+
+@given(VALUES)
+def test_a_value_travels_or_is_refused(value):
+    try:
+        check_headers({"name": value}, LIMITS)
+    except HeaderError as error:
+        assert not travels(value)
+        assert str(error).startswith("The value of header 'name'")
+    else:
+        assert travels(value)
+
+
+@pytest.mark.parametrize("name", [chr(c) for c in range(256) if chr(c) not in TOKEN], ids=ascii)
+def test_a_name_has_token_characters_only(name):
+    for wrong in (name, f"a{name}", f"{name}a", f"a{name}b"):
+        with pytest.raises(HeaderError, match="is not a header name"):
+            check_headers({wrong: "value"}, LIMITS)
+
+
+@pytest.mark.parametrize("name", ["", "ａ", "é", "a\n", "traceparent\r\nEvil: 1", 5, None, b"a"], ids=ascii)
+def test_what_is_no_name(name):
+    with pytest.raises(HeaderError, match="is not a header name"):
+        check_headers({name: "value"}, LIMITS)
+
+
+@pytest.mark.parametrize("value", ["a\r\nEvil: 1", "a\n", "a\x00", "\x7f", " a", "a ", "\ta", "a\u3000", "\ud800"])
+def test_a_value_that_cannot_travel_is_refused(value):
+    with pytest.raises(HeaderError, match="The value of header 'name' cannot travel"):
+        check_headers({"name": value}, LIMITS)
+
+
+@pytest.mark.parametrize("value", [5, None, b"value", ["a"]], ids=repr)
+def test_a_value_is_text(value):
+    with pytest.raises(HeaderError, match="The value of header 'name'"):
+        check_headers({"name": value}, LIMITS)
+
+
+@pytest.mark.parametrize("name", ["msight", "MSIGHT", "mSight"])
+def test_the_bus_keeps_its_own_header(name):
+    with pytest.raises(HeaderError, match="reserved"):
+        check_headers({name: "value"}, LIMITS)
+    assert check_headers({name + "-x": "value"}, LIMITS)
+
+
+def test_a_wrong_name_is_shown_shortened():
+    with pytest.raises(HeaderError) as caught:
+        check_headers({"a b" * 100_000: "value"}, LIMITS)
+    assert len(str(caught.value)) < 200
+
+
+def test_as_many_headers_as_the_limit_and_no_more():
+    limits = Limits(max_header_count=2)
+    assert len(check_headers({"a": "1", "b": "2"}, limits)) == 2
+    with pytest.raises(HeaderError, match=re.escape("3 headers are over the limit of 2 (MSIGHT_MAX_HEADER_COUNT)")):
+        check_headers({"a": "1", "b": "2", "c": "3"}, limits)
+
+
+def test_the_size_of_all_headers_is_bounded_in_bytes_as_they_travel():
+    headers = {"ab": "é", "c": ""}
+    size = len("ab: é\r\n".encode()) + len(b"c: \r\n")
+    assert check_headers(headers, Limits(max_header_bytes=size)) is headers
+    with pytest.raises(MessageTooLargeError, match="MSIGHT_MAX_HEADER_BYTES") as caught:
+        check_headers(headers, Limits(max_header_bytes=size - 1))
+    assert (caught.value.size, caught.value.limit) == (size, size - 1)
+
+
+def test_the_errors_are_bus_errors_and_what_python_would_raise():
+    assert set(PayloadError.__bases__) == {BusError, TypeError}
+    assert set(HeaderError.__bases__) == {BusError, ValueError}

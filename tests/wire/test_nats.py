@@ -1,0 +1,360 @@
+"""The parser gives the same result however the stream is cut, and the same as nats-py's own parser."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tracemalloc
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nats.protocol.parser import Parser
+
+from msight_bus.errors import BusError
+from msight_bus.wire.nats import MAX_CONTROL_LINE, MAX_PAYLOAD, NatsParser, ProtocolError, parse_headers
+
+INFO = (
+    b'INFO {"server_id":"NCVN3FIZYYXOC3CYBJUSFNBYS3KSDJ2XLAXVIAFJWLQ25IMEN3WVGZP3","server_name":"recorder",'
+    b'"version":"2.15.1","proto":1,"host":"127.0.0.1","port":45222,"headers":true,"auth_required":true,'
+    b'"max_payload":1048576,"client_id":5,"client_ip":"127.0.0.1"} \r\n'
+)
+BLOCK = (
+    b"NATS/1.0\r\nmsight: 0123456789abcdef0123456789abcdef0123456789abcdef\r\ntraceparent: 00-ab-cd-01\r\n\r\n"
+)
+
+# What nats-server 2.15.1 sent to a verbose client with one forbidden subscription and one forbidden publish.
+RECORDED = (
+    INFO + b"+OK\r\nPONG\r\n" + INFO + b"+OK\r\n+OK\r\n+OK\r\n+OK\r\n"
+    b"MSG intersection.cam_ne 1 5\r\nhello\r\n+OK\r\n"
+    b"MSG a.b 27 inbox 0\r\n\r\n+OK\r\n"
+    b"MSG a.b 27 22\r\n\r\nMSG a.b 27 3\r\nPING\r\n\r\n+OK\r\n"
+    b"HMSG intersection.cam_ne 1 96 352\r\n" + BLOCK + bytes(range(256)) + b"\r\n+OK\r\n"
+    b"HMSG a.b 27 inbox 12 12\r\nNATS/1.0\r\n\r\n\r\n+OK\r\n"
+    b"HMSG a.b 27 96 96\r\n" + BLOCK + b"\r\n"
+    b"-ERR 'Permissions Violation for Subscription to \"hidden\"'\r\n"
+    b"-ERR 'Permissions Violation for Publish to \"denied.x\"'\r\n+OK\r\n"
+    b"HMSG inbox 3 44 44\r\nNATS/1.0 503\r\nNats-Subject: nobody.there\r\n\r\n\r\n"
+    b"PONG\r\nPING\r\nPING\r\n-ERR 'Stale Connection'\r\n"
+)
+ARRIVALS = [
+    (b"1", b"", b"hello"),
+    (b"27", b"", b""),
+    (b"27", b"", b"\r\nMSG a.b 27 3\r\nPING\r\n"),
+    (b"1", BLOCK, bytes(range(256))),
+    (b"27", b"NATS/1.0\r\n\r\n", b""),
+    (b"27", BLOCK, b""),
+    (b"3", b"NATS/1.0 503\r\nNats-Subject: nobody.there\r\n\r\n", b""),
+]
+
+
+def events(parser: NatsParser) -> list[object]:
+    """Messages and operations of the last call in the order of the stream."""
+    found: list[object] = list(parser.messages)
+    for position, operation in reversed(parser.operations):
+        found.insert(position, operation)
+    return found
+
+
+def parse(*chunks: bytes) -> list[object]:
+    parser = NatsParser()
+    found: list[object] = []
+    for chunk in chunks:
+        parser.feed(chunk)
+        found += events(parser)
+    return found
+
+
+def cut(stream: bytes, *places: int) -> list[bytes]:
+    """The stream in chunks, empty ones included."""
+    return [stream[start:end] for start, end in pairwise([0, *sorted(places), len(stream)])]
+
+
+class Recorder:
+    """Stands where nats-py's client does and writes down what its parser calls."""
+
+    def __init__(self) -> None:
+        self.events: list[object] = []
+
+    async def _process_msg(self, sid, subject, reply, data, headers):
+        self.events.append((sid, headers or b"", data))
+
+    async def _process_ping(self):
+        self.events.append("PING")
+
+    async def _process_pong(self):
+        self.events.append("PONG")
+
+    async def _process_info(self, info):
+        self.events.append(info)
+
+    async def _process_err(self, text):
+        self.events.append(text)
+
+
+def parse_as_nats_py(stream: bytes) -> list[object]:
+    recorder = Recorder()
+    with pytest.raises(StopIteration):
+        Parser(recorder).parse(stream).send(None)
+    return recorder.events
+
+
+def as_nats_py(event: object) -> list[object]:
+    """Our event in the recorder's terms; nothing for +OK, which nats-py skips."""
+    if isinstance(event, tuple):
+        sid, block, payload = event
+        return [(int(sid), block, payload)]
+    if event.startswith(b"INFO "):
+        return [json.loads(event[5:])]
+    if event.startswith(b"-ERR "):
+        return [event[5:].decode().lower()]
+    return [] if event == b"+OK" else [event.decode()]
+
+
+# -- however it is cut
+
+
+def test_the_recorded_stream_is_read_as_it_was_sent():
+    parser = NatsParser()
+    parser.feed(RECORDED)
+    assert parser.messages == ARRIVALS
+    ok, info = b"+OK", INFO[:-2]
+    assert parser.operations == [
+        *[(0, line) for line in (info, ok, b"PONG", info, ok, ok, ok, ok)],
+        *[(n, ok) for n in (1, 2, 3, 4, 5)],
+        (6, b"-ERR 'Permissions Violation for Subscription to \"hidden\"'"),
+        (6, b"-ERR 'Permissions Violation for Publish to \"denied.x\"'"),
+        (6, ok),
+        *[(7, line) for line in (b"PONG", b"PING", b"PING", b"-ERR 'Stale Connection'")],
+    ]
+
+
+def test_every_cut_in_two_gives_the_same():
+    whole = parse(RECORDED)
+    for place in range(len(RECORDED) + 1):
+        assert parse(*cut(RECORDED, place)) == whole
+
+
+def test_byte_by_byte_gives_the_same():
+    assert parse(*[RECORDED[i : i + 1] for i in range(len(RECORDED))]) == parse(RECORDED)
+
+
+@given(st.lists(st.integers(0, len(RECORDED)), max_size=60))
+def test_any_cut_gives_the_same(places):
+    assert parse(*cut(RECORDED, *places)) == parse(RECORDED)
+
+
+def test_a_message_is_there_with_its_last_byte_and_not_before():
+    parser = NatsParser()
+    stream = b"HMSG a.b 27 96 101\r\n" + BLOCK + b"hello\r\n"
+    for i in range(len(stream) - 1):
+        parser.feed(stream[i : i + 1])
+        assert (parser.messages, parser.operations) == ([], [])
+    parser.feed(stream[-1:])
+    assert parser.messages == [(b"27", BLOCK, b"hello")]
+    parser.feed(b"PONG\r\n")
+    assert (parser.messages, parser.operations) == ([], [(0, b"PONG")])
+
+
+# -- as nats-py reads it
+
+SUBJECTS = st.text("abcXYZ019_-.", min_size=1, max_size=12).map(str.encode)
+SIDS = st.integers(1, 10**6)
+REPLIES = st.just(b"") | SUBJECTS.map(lambda subject: subject + b" ")
+PAYLOADS = st.binary(max_size=80) | st.sampled_from([b"\r\n", b"PING\r\n", b"\r\nMSG a 1 5\r\n", b"\r", b"x" * 9000])
+BLOCKS = st.just(b"") | st.binary(max_size=40).map(lambda more: b"NATS/1.0\r\n" + more)
+
+
+@st.composite
+def frames(draw) -> bytes:
+    kind = draw(st.sampled_from(["MSG", "HMSG", "other"]))
+    if kind == "other":
+        info = st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5), max_size=3)
+        line = st.sampled_from([b"PING", b"PONG", b"+OK", b"-ERR 'Slow Consumer'"])
+        return draw(line | info.map(lambda found: b"INFO " + json.dumps(found).encode())) + b"\r\n"
+    subject, sid, reply, payload = draw(SUBJECTS), draw(SIDS), draw(REPLIES), draw(PAYLOADS)
+    block = draw(BLOCKS) if kind == "HMSG" else b""
+    sizes = b"%d %d" % (len(block), len(block + payload)) if kind == "HMSG" else b"%d" % len(payload)
+    return b"%b %b %d %b%b\r\n%b%b\r\n" % (kind.encode(), subject, sid, reply, sizes, block, payload)
+
+
+def test_the_recorded_stream_is_read_as_nats_py_reads_it():
+    assert sum(map(as_nats_py, parse(RECORDED)), []) == parse_as_nats_py(RECORDED)
+
+
+@given(st.lists(frames(), max_size=8), st.lists(st.integers(0, 2000), max_size=10))
+def test_any_stream_is_read_as_nats_py_reads_it(sent, places):
+    stream = b"".join(sent)
+    found = parse(*cut(stream, *[min(place, len(stream)) for place in places]))
+    assert sum(map(as_nats_py, found), []) == parse_as_nats_py(stream)
+
+
+# -- what is not NATS
+
+MALFORMED = [
+    b"MSG",
+    b"MSG ",
+    b"MSG a",
+    b"MSG a 1",
+    b"MSG a 1 b 2 3",
+    b"MSG a 1 x",
+    b"MSG a 1 -1",
+    b"MSG a 1 +1",
+    b"MSG a 1 1_0",
+    b"MSG a 1 1.0",
+    b"MSG a 1 0x1",
+    b"MSG a 1 \xd9\xa3",
+    b"MSGS a 1 1",
+    b"MSH a 1 1",
+    b"HMSG",
+    b"HMSG a",
+    b"HMSG a 1",
+    b"HMSG a 1 12",
+    b"HMSG a 1 b 12 12 12",
+    b"HMSG a 1 x 12",
+    b"HMSG a 1 12 x",
+    b"HMSG a 1 13 12",
+    b"HMSG a 1 -1 12",
+    b"HTTP/1.1 400 Bad Request",
+    b"HTTP/1.1 1 2 3 4",
+]
+TOO_LARGE = [MAX_PAYLOAD + 1, 10**8, 10**9, 10**18, 10**400]
+
+
+@pytest.mark.parametrize("line", MALFORMED)
+def test_a_malformed_line_is_refused_at_once_however_it_is_cut(line):
+    stream = b"PING\r\n" + line + b"\r\n"
+    for place in range(len(stream)):
+        with pytest.raises(ProtocolError):
+            parse(*cut(stream, place))
+
+
+@pytest.mark.parametrize("line", [b"MSG a 1 %d", b"HMSG a 1 %d %d", b"HMSG a 1 12 %d"])
+@pytest.mark.parametrize("size", TOO_LARGE, ids=lambda size: f"{len(str(size))} digits")
+def test_a_huge_message_is_refused_before_it_takes_memory(line, size):
+    sizes = (size,) * line.count(b"%d")
+    with pytest.raises(ProtocolError, match="longer than NATS allows"):
+        parse(line % sizes + b"\r\n")
+
+
+def test_a_declared_size_takes_no_memory_until_the_bytes_come():
+    parser = NatsParser()
+    tracemalloc.start()
+    try:
+        parser.feed(b"MSG a 1 %d\r\nx" % MAX_PAYLOAD)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 10_000
+    assert parser.messages == []
+
+
+@pytest.mark.parametrize("tail", [b"", b"\r"])
+def test_a_line_without_end_is_refused(tail):
+    parser = NatsParser()
+    parser.feed(b"+" * MAX_CONTROL_LINE + tail)
+    with pytest.raises(ProtocolError, match="no end"):
+        parser.feed(b"+" * 2)
+
+
+@pytest.mark.parametrize("places", [[], [MAX_CONTROL_LINE], [MAX_CONTROL_LINE + 1], [9, MAX_CONTROL_LINE + 2]])
+def test_the_longest_line_is_the_same_however_it_is_cut(places):
+    line = b"INFO " + b"x" * (MAX_CONTROL_LINE - 5)
+    assert parse(*cut(line + b"\r\nPING\r\n", *places)) == [line, b"PING"]
+    with pytest.raises(ProtocolError, match="no end"):
+        parse(*cut(line + b"x\r\nPING\r\n", *places))
+
+
+@given(
+    st.lists(st.binary(max_size=30) | st.sampled_from([b"MSG ", b"HMSG ", b"a 1 ", b"5 ", b"\r\n", b"PING"]), max_size=20)
+)
+def test_garbage_raises_nothing_but_a_protocol_error(chunks):
+    outcomes = []
+    for how in (chunks, [b"".join(chunks)]):
+        try:
+            outcomes.append(parse(*how))
+        except ProtocolError:
+            outcomes.append(None)
+    assert outcomes[0] == outcomes[1]
+
+
+def test_a_protocol_error_is_a_bus_error():
+    assert issubclass(ProtocolError, BusError)
+
+
+# -- cost
+
+
+def test_a_payload_of_many_chunks_is_joined_once():
+    payload = bytes(8 * 1024 * 1024)
+    stream = b"MSG a 1 %d\r\n" % len(payload) + payload + b"\r\nPING\r\n"
+    chunks = cut(stream, *range(16 * 1024, len(stream), 16 * 1024))
+    parser = NatsParser()
+    joined: list[str] = []
+
+    def watch(_frame, event, function):
+        if event == "c_call" and function.__name__ in ("join", "find", "split"):
+            joined.append(function.__name__)
+
+    sys.setprofile(watch)
+    try:
+        for chunk in chunks:
+            parser.feed(chunk)
+    finally:
+        sys.setprofile(None)
+    assert len(chunks) > 500
+    assert joined.count("join") == 1
+    assert len(joined) < 20  # nor is the line read again with every chunk
+    assert events(parser) == [(b"1", b"", payload), b"PING"]
+
+
+def test_payloads_are_copies_that_do_not_keep_the_chunk():
+    parser = NatsParser()
+    tracemalloc.start()
+    try:
+        parser.feed(b"MSG a 1 3\r\nabc\r\nMSG b 2 %d\r\n" % 1_000_000 + bytes(1_000_000) + b"\r\n")
+        kept = parser.messages[0]
+        parser.feed(b"")
+        current, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept == (b"1", b"", b"abc")
+    assert current < 100_000
+
+
+# -- header blocks
+
+
+@pytest.mark.parametrize(
+    ("block", "headers"),
+    [
+        (b"", {}),
+        (b"NATS/1.0\r\n\r\n", {}),
+        (b"NATS/1.0 503\r\n\r\n", {}),
+        (b"NATS/1.0 100 Idle Heartbeat\r\nNats-Last-Consumer: 1016\r\n\r\n", {"Nats-Last-Consumer": "1016"}),
+        (b"NATS/1.0\r\na: 1\r\nb:2\r\nc:  3\r\n\r\n", {"a": "1", "b": "2", "c": " 3"}),
+        (b"NATS/1.0\r\na: 1\r\nA: 2\r\na: 3\r\n\r\n", {"a": "3", "A": "2"}),
+        (b"NATS/1.0\r\na: b: c\r\nurl: nats://a:4222\r\n\r\n", {"a": "b: c", "url": "nats://a:4222"}),
+        (b"NATS/1.0\r\nempty:\r\nno colon\r\n\r\n", {"empty": ""}),
+        (b"NATS/1.0\r\na: \xff\r\n\r\n", {"a": "\ufffd"}),
+        (b"NATS/1.0\r\na: \xc3\xa9\r\n\r\n", {"a": "é"}),
+    ],
+)
+def test_header_lines(block, headers):
+    assert parse_headers(block) == headers
+
+
+NAMES = st.text("!#$%&'*+.^_`|~-aZ09", min_size=1, max_size=12)
+VALUES = st.text(st.characters(exclude_categories=["Cc", "Cs"]), max_size=20).map(str.strip)
+
+
+@given(st.dictionaries(NAMES, VALUES, max_size=5))
+def test_headers_come_back(headers):
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    assert parse_headers(f"NATS/1.0\r\n{lines}\r\n".encode()) == headers
+
+
+@given(st.binary(max_size=80))
+def test_any_header_block_is_read(block):
+    assert all(isinstance(text, str) for pair in parse_headers(block).items() for text in pair)
