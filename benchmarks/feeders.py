@@ -24,6 +24,8 @@ def _body(size: int) -> bytes:
 class _Feeder:
     """A blocking socket and chunks of frames."""
 
+    _last_words = b"PING\r\n"
+
     def _connect(self, host: str, port: int) -> socket.socket:
         made = socket.create_connection((host, port))
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -56,7 +58,11 @@ class _Feeder:
         raise NotImplementedError
 
     async def flush(self) -> None:
-        """The subscriber's count tells."""
+        """Until the broker has read all; closing a socket with unread answers would cut what is still on its way."""
+        self._socket.sendall(self._last_words)
+        tail = b""
+        while not tail.endswith(b"PONG\r\n"):
+            tail = (tail + self._socket.recv(65536))[-16:]
 
     async def close(self) -> None:
         """Disconnect."""
@@ -69,9 +75,7 @@ def _redis_chunk(topic: str, size: int, number: int) -> list[bytes]:
     head = b"%b%d\r\n" % (redis.head(topic), 32 + size)
     now = time.time_ns()
     pack = redis.PREFIX.pack
-    prefixes = [
-        head + pack(redis.MAGIC, 0, redis.SESSION, number * count + n + 1, now) for n in range(count)
-    ]
+    prefixes = [head + pack(redis.MAGIC, 0, redis.SESSION, number * count + n + 1, now) for n in range(count)]
     if size >= 16384:
         return [part for prefix in prefixes for part in (prefix, _cached_body(size), b"\r\n")]
     end = _cached_body(size) + b"\r\n"
@@ -85,6 +89,8 @@ def _cached_body(size: int) -> bytes:
 
 class RedisFeeder(_Feeder):
     """PUBLISH without replies."""
+
+    _last_words = b"*3\r\n$6\r\nCLIENT\r\n$5\r\nREPLY\r\n$2\r\nON\r\n*1\r\n$4\r\nPING\r\n"
 
     def _chunk(self, number: int) -> list[bytes]:
         return _redis_chunk(self._topic, self._size, number)

@@ -221,6 +221,12 @@ class Subscription:
         self._announced_missing += missing or 0
         self._announce(missing, cause)
 
+    def announced(self, session: int, highest: int) -> None:
+        """A publisher says that ``highest`` was its last sequence on this topic."""
+        missing = self._tracker.announced(session, highest) if self._tracker is not None else 0
+        if missing:
+            self._announce(missing, "lost")
+
     def _announce(self, missing: int | None, cause: str) -> None:
         self._announced += 1
         self._report(Gap(self.topic, missing, cause))

@@ -128,7 +128,7 @@ def test_the_last_messages_before_a_silence_are_missed_when_they_are_announced()
 
 def test_a_foreign_publisher_is_not_counted():
     tracker = SequenceTracker()
-    assert tracker.observe(messages(1, None, 2, None) + [Message("t", b"")]) == []
+    assert tracker.observe([*messages(1, None, 2, None), Message("t", b"")]) == []
     assert counters(tracker) == (0, 0, 0)
 
 

@@ -54,9 +54,7 @@ def size(messages: list[Message]) -> int:
 class ChannelModel(RuleBasedStateMachine):
     """One message at a time is queued, held or dropped; the channel, which takes lists, has to come to the same."""
 
-    @initialize(
-        when_full=st.sampled_from(POLICIES), max_messages=st.integers(1, 6), max_bytes=st.integers(1, 30)
-    )
+    @initialize(when_full=st.sampled_from(POLICIES), max_messages=st.integers(1, 6), max_bytes=st.integers(1, 30))
     def start(self, when_full, max_messages, max_bytes):
         self.policy = QueuePolicy(when_full, max_messages, max_bytes)
         self.calls: list[str] = []
@@ -252,9 +250,7 @@ def test_the_newest_are_kept(when_full):
 
 def test_block_pauses_at_the_bound_and_holds_what_the_same_read_brought_beyond_it():
     calls: list[str] = []
-    channel = Channel(
-        QueuePolicy.block(4), on_full=lambda: calls.append("full"), on_room=lambda: calls.append("room")
-    )
+    channel = Channel(QueuePolicy.block(4), on_full=lambda: calls.append("full"), on_room=lambda: calls.append("room"))
     channel.deliver(some(3))
     assert (calls, channel.room) == ([], 1)
     channel.deliver(some(1))

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from msight_bus import message as module
-from msight_bus.data import BytesData
+from msight_bus.data import BytesData, Data
 from msight_bus.errors import DecodeError, UnsupportedError
 from msight_bus.message import NO_HEADERS, Message
+from msight_bus.settings import Limits
 
 
 class Log:
@@ -38,9 +41,9 @@ def test_repr_shows_how_much_and_not_what():
 def test_data_is_decoded_on_first_use_and_once(monkeypatch):
     decoded: list[bytes] = []
 
-    def decode(payload):
+    def decode(payload, **bounds):
         decoded.append(payload)
-        return BytesData.deserialize(payload)
+        return BytesData.deserialize(payload, **bounds)
 
     monkeypatch.setattr(module, "decode", decode)
     payload = BytesData(data=b"x").serialize()
@@ -56,6 +59,18 @@ def test_a_payload_that_is_no_data_is_an_error_each_time():
     for _ in range(2):
         with pytest.raises(DecodeError):
             _ = message.data
+
+
+class Nested(Data):
+    value: Any = None
+
+
+@pytest.mark.parametrize("limits", [Limits(max_decoded_bytes=500), Limits(max_nesting=2)])
+def test_decoding_is_bounded_by_the_limits_of_the_bus(limits):
+    payload = Nested(value=[[b"x" * 500]]).serialize()
+    assert Message("t", payload).data.value == [[b"x" * 500]]
+    with pytest.raises(DecodeError):
+        _ = Message("t", payload, _limits=limits).data
 
 
 def test_messages_are_compared_by_identity():

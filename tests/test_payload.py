@@ -100,9 +100,8 @@ def test_accepted_headers_are_carried_unchanged(headers):
 def test_a_value_travels_or_is_refused(value):
     try:
         check_headers({"name": value}, LIMITS)
-    except HeaderError as error:
+    except HeaderError:
         assert not travels(value)
-        assert str(error).startswith("The value of header 'name'")
     else:
         assert travels(value)
 

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from msight_bus.queues import DEFAULT_BYTES, DEFAULT_MESSAGES, QueuePolicy
+from msight_bus.settings import Limits
 
 NAMED = ["block", "drop_oldest", "drop_newest", "latest"]
 
@@ -20,6 +21,10 @@ def test_both_bounds_have_defaults(name):
     assert getattr(QueuePolicy, name)() == QueuePolicy(name, expected, DEFAULT_BYTES)
 
 
+def test_the_defaults_are_those_of_the_settings():
+    assert (Limits().queue_messages, Limits().queue_bytes) == (DEFAULT_MESSAGES, DEFAULT_BYTES)
+
+
 @pytest.mark.parametrize("bound", ["max_messages", "max_bytes"])
 @pytest.mark.parametrize("wrong", [0, -1])
 def test_a_queue_without_room_is_refused(bound, wrong):
@@ -30,7 +35,8 @@ def test_a_queue_without_room_is_refused(bound, wrong):
 @pytest.mark.parametrize("bound", ["max_messages", "max_bytes"])
 @pytest.mark.parametrize("wrong", [1.5, "10", None, True])
 def test_a_bound_is_a_whole_number(bound, wrong):
-    with pytest.raises(TypeError, match=f"{bound} is a number of .* not {type(wrong).__name__}"):
+    what = bound.removeprefix("max_")
+    with pytest.raises(TypeError, match=rf"{bound} is a number of {what} \(int\), not {type(wrong).__name__}"):
         QueuePolicy("block", **{bound: wrong})
 
 

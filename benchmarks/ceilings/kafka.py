@@ -57,9 +57,7 @@ class HandBatchPublisher:
             self._sequence += 1
             now = time.time_ns()
             headers = [("msight", b"%016x%016x%016x" % (SESSION, self._sequence, now))]
-            while (
-                self._batch.append(timestamp=now // 1_000_000, key=None, value=payload, headers=headers) is None
-            ):
+            while self._batch.append(timestamp=now // 1_000_000, key=None, value=payload, headers=headers) is None:
                 await self._hand_over()
 
     async def flush(self) -> None:

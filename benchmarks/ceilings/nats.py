@@ -12,7 +12,9 @@ from benchmarks.ceilings.stream import RawStream, RawWriter
 from msight_bus.bench.candidates import Tally, Target
 
 SESSION = 0x1234_5678_9ABC_DEF0
-CONNECT = b'CONNECT {"verbose":false,"pedantic":false,"headers":true,"lang":"raw","version":"0","protocol":1}\r\nPING\r\n'
+CONNECT = (
+    b'CONNECT {"verbose":false,"pedantic":false,"headers":true,"lang":"raw","version":"0","protocol":1}\r\nPING\r\n'
+)
 NAME = b"NATS/1.0\r\nmsight: "
 HEADER_BYTES = len(NAME) + 48 + 4
 _META = struct.Struct(">QQQ")

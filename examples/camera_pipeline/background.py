@@ -12,7 +12,7 @@ import numpy as np
 from cv2.typing import MatLike
 
 _SAMPLES = 7
-_EVERY_STILL = 0.3
+_EVERY_STILL = 0.5
 _EVERY_MOVING = 0.2
 """Seconds between samples once the scene is known; closer together at its beginning. A fixed camera can look
 back far enough that a person walking slowly does not become background."""
@@ -75,7 +75,7 @@ class Background:
             del self._recent[0]
         known = len(self._samples)
         every = _EVERY_MOVING if self.reach else _EVERY_STILL
-        if known and time - self._samples[-1].time < min(every, 0.04 + 0.04 * known) - _ROUNDING:
+        if known and time - self._samples[-1].time < min(every, 0.08 * known) - _ROUNDING:
             return
         self._samples = [*self._samples, sample][-_SAMPLES:]
         odd = self._samples[-(len(self._samples) - 1 | 1) :]

@@ -13,6 +13,8 @@ _FRAGMENT = 0.03
 """Smaller than this share of the largest: a piece of it, or noise."""
 _MARGIN = 2
 """Pixels around the part that moved."""
+_SOME = 0.02
+"""Share of a blob: less is noise."""
 _FILLED = 0.2
 """A box holds at least this share of pixels that differ."""
 _SNUG = 1.35
@@ -30,12 +32,14 @@ class _Limits:
     """Share of the picture's width: pieces closer than this may be one object."""
     moved: float
     """Share of a blob that must have changed just now: a place that something has left does not change."""
+    ends: float
+    """Or changes must reach over this share of its box: a lorry of one colour changes at its ends only."""
     most: float
     """More at once are not road users."""
 
 
-_STILL = _Limits(smallest=5e-5, noise=2, holes=7, near=0.012, moved=0.25, most=math.inf)
-_MOVING = _Limits(smallest=2e-3, noise=3, holes=15, near=0.02, moved=0.3, most=10)
+_STILL = _Limits(smallest=5e-5, noise=2, holes=7, near=0.012, moved=0.25, ends=0.8, most=math.inf)
+_MOVING = _Limits(smallest=2e-3, noise=3, holes=15, near=0.02, moved=0.3, ends=math.inf, most=10)
 """A camera that moves shifts near things against far ones: small and many differences are its own doing."""
 
 
@@ -70,22 +74,21 @@ def _connected(other: MatLike, moved: MatLike, limits: _Limits) -> list[Blob]:
     """Connected pixels of which enough have moved, cut down to the part that did."""
     mask = cv2.morphologyEx(other, cv2.MORPH_OPEN, np.ones((limits.noise, limits.noise), np.uint8))
     mask = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, np.ones((limits.holes, limits.holes), np.uint8))
+    near = cv2.dilate(moved, np.ones((2 * _MARGIN + 1, 2 * _MARGIN + 1), np.uint8))
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
     found = []
     for label in np.flatnonzero(stats[:, cv2.CC_STAT_AREA] >= limits.smallest * mask.size):
         x, y, width, height, area = (int(n) for n in stats[label])
         if label == 0:  # the background
             continue
-        inside = labels[y : y + height, x : x + width] == label
-        moving = inside & (moved[y : y + height, x : x + width] > 0)
-        count = int(moving.sum())
-        if count < limits.moved * area:
-            continue
-        dx, dy, moving_width, moving_height = cv2.boundingRect(moving.astype(np.uint8))
-        left, right = max(0, dx - _MARGIN), min(width, dx + moving_width + _MARGIN)
-        top, bottom = max(0, dy - _MARGIN), min(height, dy + moving_height + _MARGIN)
-        area = int(inside[top:bottom, left:right].sum())
-        found.append(Blob(x + left, y + top, x + right, y + bottom, area, count))
+        part = np.s_[y : y + height, x : x + width]
+        inside = labels[part] == label
+        count = int((inside & (moved[part] > 0)).sum())
+        left, top, wide, high = cv2.boundingRect((inside & (near[part] > 0)).astype(np.uint8))
+        both_ends = wide * high >= limits.ends * width * height and count >= _SOME * area
+        if count >= limits.moved * area or both_ends:
+            area = int(inside[top : top + high, left : left + wide].sum())
+            found.append(Blob(x + left, y + top, x + left + wide, y + top + high, area, count))
     return found
 
 

@@ -1,5 +1,7 @@
 """Boxes around what moves: the background taken away, shadows and noise removed, pieces put together."""
 
+import math
+
 import cv2
 import msgspec
 import numpy as np
@@ -16,7 +18,7 @@ _CUT = 0.5
 """When this share of the picture has changed, it is another scene."""
 _CUT_LEVELS = 25
 _GAP = 2.0
-"""Seconds without a frame after which the background is out of date."""
+"""Seconds without a frame, or back in time, after which the background is of no use."""
 _DRIFT = 0.2
 """When the camera has turned away by this share of the width, the scene starts afresh."""
 _JERK = 0.015
@@ -48,13 +50,15 @@ class Detections(msgspec.Struct, frozen=True):
 
 
 class Detector:
-    """For the frames of one camera, in time order. It need not get all of them: workers can share."""
+    """For the frames of one camera. It need not get all of them: workers can share. A frame that comes a
+    little late is searched like the others, only not learned from.
+    """
 
     def __init__(self) -> None:
         self._camera = CameraMotion()
         self._background = Background()
         self._thumbnail: MatLike | None = None
-        self._time = 0.0
+        self._time = -math.inf
         self._to_scene: MatLike = STILL
 
     def detect(self, frame: Frame) -> Detections:
@@ -69,6 +73,7 @@ class Detector:
         height, width = picture.shape[:2]
         half = cv2.resize(picture, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
         gray = cv2.cvtColor(half, cv2.COLOR_BGR2GRAY)
+        late = captured < self._time
         cut = self._another_scene(gray, captured)
         if cut:
             self._reset()
@@ -86,7 +91,8 @@ class Detector:
             self._background.reach = 1
             scene, seen = _into_scene(scene, seen, to_scene)
         boxes = self._boxes(scene, seen, np.linalg.inv(to_scene))
-        self._background.learn(captured, scene, seen)
+        if cut or not late:
+            self._background.learn(captured, scene, seen)
         return boxes, cut
 
     def _boxes(self, scene: MatLike, seen: MatLike, to_picture: MatLike) -> list[Box]:
@@ -105,10 +111,11 @@ class Detector:
     def _another_scene(self, gray: MatLike, captured: float) -> bool:
         thumbnail = cv2.resize(gray, (gray.shape[1] // 8, gray.shape[0] // 8), interpolation=cv2.INTER_AREA)
         before, self._thumbnail = self._thumbnail, thumbnail
-        elapsed, self._time = captured - self._time, captured
+        elapsed, self._time = captured - self._time, max(captured, self._time)
         if before is None:
             return False
-        if before.shape != thumbnail.shape or not 0 <= elapsed < _GAP:
+        if before.shape != thumbnail.shape or abs(elapsed) > _GAP:
+            self._time = captured
             return True
         return int((cv2.absdiff(before, thumbnail) > _CUT_LEVELS).sum()) > _CUT * thumbnail.size
 

@@ -33,6 +33,8 @@ class Stamp(Protocol):
     """Gives each message its place in the publisher's stream, at the moment it is handed to the connection."""
 
     session: int
+    last: dict[str, int]
+    """The last sequence of each topic."""
 
     def next(self, topic: str) -> int:
         """The topic's next sequence, from 1."""
@@ -46,6 +48,9 @@ class Sink(Protocol):
 
     def announce_gap(self, missing: int | None, cause: str) -> None:
         """Messages are missing; ``None`` if how many cannot be known."""
+
+    def announced(self, session: int, highest: int) -> None:
+        """A publisher says that ``highest`` was its last sequence on this topic."""
 
     def discard(self, unwanted: Callable[[Message], bool], cause: str) -> None:
         """Take queued messages back: they are delivered elsewhere."""

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Protocol
 
-from msight_bus.adapters.base import Sink, SubscribeRequest
+from msight_bus.adapters.base import Sink, Stamp, SubscribeRequest
 from msight_bus.adapters.link import Link
 from msight_bus.adapters.supervisor import Supervisor
+from msight_bus.adapters.tail import Announcer, TailSink
 from msight_bus.capabilities import Capabilities
-from msight_bus.errors import ConnectionLostError
+from msight_bus.errors import AuthenticationError, ConnectionLostError
 from msight_bus.events import BusEvent, Disconnected, Reconnected
+from msight_bus.queues import QueuePolicy
 from msight_bus.settings import BusSettings, Limits
+from msight_bus.topics import SEQUENCE_TOPIC
 
 
 class LiveLink(Link):
@@ -53,7 +57,7 @@ class LiveFeed:
         self.topic = request.topic
         self.group_id = request.group_id
         self.sink = sink
-        self._connection = connection
+        self.connection = connection
         self._limits = limits
         self._on_closed = on_closed
         self._shed_timer: asyncio.TimerHandle | None = None
@@ -61,7 +65,7 @@ class LiveFeed:
 
     async def start(self) -> None:
         """Subscribe and wait for the confirmation."""
-        link = await self._connection.open()
+        link = await self.connection.open()
         try:
             async with asyncio.timeout(self._limits.connect_timeout):
                 await link.add(self)
@@ -69,12 +73,12 @@ class LiveFeed:
             raise ConnectionLostError(
                 f"The subscription to {self.topic!r} was not confirmed within {self._limits.connect_timeout:g} s."
             ) from None
-        self._connection.feeds.append(self)
+        self.connection.feeds.append(self)
 
     def pause(self) -> None:
         """Stop reading for at most ``block_timeout``: the broker cuts a reader that stalls for longer."""
-        if self._shed_timer is None and self._connection.link is not None:
-            self._connection.link.pause_reading()
+        if self._shed_timer is None and self.connection.link is not None:
+            self.connection.link.pause_reading()
             self._shed_timer = asyncio.get_running_loop().call_later(self._limits.block_timeout, self._shed)
 
     def resume(self) -> None:
@@ -82,8 +86,8 @@ class LiveFeed:
         if self._shed_timer is not None:
             self._shed_timer.cancel()
             self._shed_timer = None
-            if self._connection.link is not None:
-                self._connection.link.resume_reading()
+            if self.connection.link is not None:
+                self.connection.link.resume_reading()
 
     @property
     def paused(self) -> bool:
@@ -100,9 +104,9 @@ class LiveFeed:
             return
         self._stopped = True
         self.resume()
-        if self in self._connection.feeds:
-            self._connection.feeds.remove(self)
-        link = self._connection.link
+        if self in self.connection.feeds:
+            self.connection.feeds.remove(self)
+        link = self.connection.link
         if link is not None:
             await asyncio.wait((link.remove(self),), timeout=self._limits.pong_timeout)
 
@@ -115,7 +119,7 @@ class LiveFeed:
             await self.stop()
         finally:
             if self._on_closed is not None:
-                await self._on_closed(self._connection)
+                await self._on_closed(self.connection)
 
 
 class Dialect(Protocol):
@@ -137,6 +141,10 @@ class Dialect(Protocol):
         """Open a connection that subscribes."""
 
     @property
+    def announces(self) -> bool:
+        """Whether messages carry sequences, so that the last ones can be announced."""
+
+    @property
     def shares_connection(self) -> bool:
         """Whether publishing and subscribing use the same connection."""
 
@@ -144,7 +152,9 @@ class Dialect(Protocol):
 class LiveAdapter:
     """Publishes and subscribes on a live broker (adapters.base.Adapter)."""
 
-    def __init__(self, settings: BusSettings, dialect: Dialect, report: Callable[[BusEvent], None]) -> None:
+    def __init__(
+        self, settings: BusSettings, dialect: Dialect, stamp: Stamp, report: Callable[[BusEvent], None]
+    ) -> None:
         self._limits = settings.limits
         self._dialect = dialect
         self._report = report
@@ -154,11 +164,15 @@ class LiveAdapter:
             self._publishing if dialect.shares_connection else self._supervisor(dialect.connect_subscriber)
         )
         self._dedicated: set[Connection] = set()
+        self._announcer = Announcer(stamp, self._announce) if dialect.announces else None
+        self._announcing: asyncio.Task[None] | None = None
+        self._listening: set[Connection] = set()
 
     @property
     def capabilities(self) -> Capabilities:
         """What the broker does; complete once it is open."""
-        return self._dialect.capabilities
+        works = self._announcer is not None and self._announcer.works
+        return replace(self._dialect.capabilities, tail_loss=works)
 
     def _supervisor(self, connect: Callable[[Connection], Awaitable[LiveLink]]) -> Connection:
         async def resubscribe(link: LiveLink, feed: LiveFeed) -> None:
@@ -186,6 +200,9 @@ class LiveAdapter:
     async def open(self) -> None:
         """Open the publishing connection; the other one opens with the first subscription."""
         await self._publishing.open()
+        if self._announcer is not None:
+            run = self._announcer.run(self._limits.announce_interval)
+            self._announcing = asyncio.create_task(run, name="msight_bus announcer")
 
     async def publish(
         self, topic: str, payload: bytes, key: str | None, headers: Mapping[str, str] | None, name: str | None
@@ -214,18 +231,48 @@ class LiveAdapter:
         else:
             feed = LiveFeed(request, sink, self._subscribing, self._limits, None)
         try:
+            await self._listen_for_announcements(feed.connection)
             await feed.start()
         except BaseException:
             await feed.close()
             raise
         return feed
 
+    async def _listen_for_announcements(self, connection: Connection) -> None:
+        if self._announcer is None or connection in self._listening or not self._announcer.works:
+            return
+        sink = TailSink(connection.feeds, self._announcer.refused)
+        request = SubscribeRequest(SEQUENCE_TOPIC, None, QueuePolicy.drop_oldest(1), "latest")
+        self._listening.add(connection)
+        try:
+            await LiveFeed(request, sink, connection, self._limits, None).start()
+        except AuthenticationError as error:
+            self._announcer.refused(error)
+
+    def _announce(self, announcement: bytes) -> bool:
+        assert self._announcer is not None
+        connection = self._publishing
+        error = connection.refused.pop(SEQUENCE_TOPIC, None)
+        if error is not None:
+            self._announcer.refused(error)
+        link = connection.link
+        if error is not None or link is None or link.congested:
+            return False
+        link.publish(SEQUENCE_TOPIC, announcement, None, None)
+        return True
+
     async def _end(self, connection: Connection) -> None:
         self._dedicated.discard(connection)
         self._lost.discard(connection)
+        self._listening.discard(connection)
         await connection.close(self._limits.pong_timeout)
 
     async def close(self) -> None:
-        """Flush and close every connection."""
+        """Announce the last sequences, flush and close every connection."""
+        if self._announcing is not None:
+            self._announcing.cancel()
+            await asyncio.wait((self._announcing,))
+        if self._announcer is not None:
+            self._announcer.look(last=True)
         connections = {self._publishing, self._subscribing, *self._dedicated}
         await asyncio.gather(*(connection.close(self._limits.pong_timeout) for connection in connections))

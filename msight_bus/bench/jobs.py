@@ -150,8 +150,8 @@ async def publish(side: Publisher, plan: Plan, target: Target, board: memoryview
         slips = array("q")
         first, handed = await (_send_timed(side, plan, slips) if plan.rate else _send_fast(side, plan, board))
         await side.flush()
-        confirmed = mark(handed.count)
-        board[SENT] = handed.count
+        confirmed = mark(handed.messages)
+        board[SENT] = handed.messages
         return Sent(first, handed, confirmed, peak_bytes(), slips)
     finally:
         await side.close()

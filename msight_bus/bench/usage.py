@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import sys
@@ -15,12 +16,12 @@ class Mark(NamedTuple):
 
     at: int
     cpu: float
-    count: int
+    messages: int
 
 
-def mark(count: int) -> Mark:
+def mark(messages: int) -> Mark:
     """The point now."""
-    return Mark(perf_counter_ns(), sum(os.times()[:2]) if sys.platform == "win32" else _cpu(), count)
+    return Mark(perf_counter_ns(), sum(os.times()[:2]) if sys.platform == "win32" else _cpu(), messages)
 
 
 def _cpu() -> float:
@@ -30,10 +31,8 @@ def _cpu() -> float:
 
 def forget_peak() -> None:
     """Begin a new peak of memory, where the kernel can."""
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
 
 
 def peak_bytes() -> int:

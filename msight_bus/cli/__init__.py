@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from msight_bus.cli import up
+from msight_bus.cli import settings, top, up
 
 app = typer.Typer(
     name="msight-bus",
@@ -21,3 +21,5 @@ def main() -> None:
 
 
 app.command("up", epilog=up.EXAMPLES)(up.up)
+app.command("top", epilog=top.EXAMPLES)(top.top)
+app.command("settings", epilog=settings.EXAMPLES)(settings.settings)

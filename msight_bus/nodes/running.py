@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 
 from msight_bus.bus import Bus, connect
 from msight_bus.errors import ConfigError, DrainTimeoutError
 from msight_bus.nodes.node import Node
+from msight_bus.nodes.signals import StopSignals
 from msight_bus.nodes.source import SourceNode
 from msight_bus.runtime import run
 from msight_bus.settings import BusSettings
 
 logger = logging.getLogger("msight_bus.nodes")
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _UNWIND_WITHIN = 5.0  # seconds for cancelled nodes to release what they hold; one that refuses must not hold up the end
 
 
@@ -33,24 +28,33 @@ def run_nodes(*nodes: Node, settings: BusSettings | None = None, end_with_source
     Args:
         nodes: at least one, each once; two workers of a group are two nodes of one name.
         settings: ``BusSettings()``, read from the environment, if not given.
-        end_with_sources: end in order when the last `SourceNode` among ``nodes`` has ended, as after a file was read.
+        end_with_sources: end in order when the last `SourceNode` among ``nodes`` has ended, as after a file was read. Where
+            a log is kept, what the others have not read by then waits there for their next run.
 
     Raises:
         ConfigError: settings are wrong, or a node is given twice or none at all.
         ConnectionLostError, AuthenticationError: there is no broker to run on.
         DrainTimeoutError: not everything was handled within the deadline.
         Exception: the first error that ended a node.
+        KeyboardInterrupt, SystemExit: a second SIGINT or SIGTERM came.
     """
     _check(nodes)
     if not logging.getLogger().handlers:
         logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    run(_main(nodes, settings, end_with_sources))
+    signals = StopSignals()
+    try:
+        run(_main(nodes, settings, end_with_sources, signals))
+    except asyncio.CancelledError:
+        signals.raise_second()
+        raise
 
 
-async def _main(nodes: tuple[Node, ...], settings: BusSettings | None, end_with_sources: bool) -> None:
+async def _main(
+    nodes: tuple[Node, ...], settings: BusSettings | None, end_with_sources: bool, signals: StopSignals
+) -> None:
     async with connect(settings) as bus:
-        stop = asyncio.Event()
-        with _stop_signals(stop):
+        logger.setLevel(bus.settings.logging_level)
+        with signals.handled() as stop:
             await run_until(bus, *nodes, stop=stop, end_with_sources=end_with_sources)
 
 
@@ -134,46 +138,18 @@ async def _drain(running: dict[asyncio.Task[None], Node], timeout: float) -> Dra
     try:
         async with asyncio.timeout(timeout):
             while left:
-                fed = {node.config.publish_topic_name for node in left.values()}
-                last = {task for task, node in left.items() if node.config.subscribe_topic_name not in fed}
-                last = last or set(left)  # they feed each other in a circle
-                for task in last:
+                fed = {node.config.publish_topic_name for node in left.values()} - {None}
+                ending = {task for task, node in left.items() if node.config.subscribe_topic_name not in fed}
+                ending = ending or set(left)  # they feed each other in a circle
+                for task in ending:
                     left[task].stop()
-                await asyncio.wait(last)
-                left = {task: node for task, node in left.items() if task not in last}
+                await asyncio.wait(ending)
+                left = {task: node for task, node in left.items() if task not in ending}
     except TimeoutError:
         counts = {f"node {node.name}": node.left for task, node in left.items() if not task.done()}
         what = ", ".join(f"{count} messages at {place}" for place, count in counts.items())
         return DrainTimeoutError(f"Not drained within {timeout:g} s (MSIGHT_DRAIN_TIMEOUT); left: {what}.", left=counts)
     return None
-
-
-@contextmanager
-def _stop_signals(stop: asyncio.Event) -> Iterator[None]:
-    """Set ``stop`` at the first SIGTERM or SIGINT; end the program at the second, as if nobody had handled it.
-
-    These are handlers of the interpreter and not of the loop, because the second signal must also end a node's code that
-    never gives the loop a turn.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's affair
-        return
-    loop = asyncio.get_running_loop()
-    asked = False
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
-        asked = True
-        loop.call_soon_threadsafe(stop.set)
-
-    before = {number: signal.signal(number, on_signal) for number in _SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _check(nodes: tuple[Node, ...]) -> None:

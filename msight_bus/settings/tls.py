@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,10 @@ from msight_bus.settings.addresses import is_loopback
 from msight_bus.settings.kinds import Flag, ReadableFile
 from msight_bus.settings.problems import ConfigWarning, InsecureWarning, Problem
 from msight_bus.settings.section import Section
+
+# The alerts by which a server refuses the client's certificate, or that there is none (RFC 8446, 6.2; before TLS 1.3
+# that was a handshake failure).
+_ALERTS = re.compile(r"ALERT_.*(CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED|HANDSHAKE_FAILURE)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,20 @@ class TlsSettings:
     def _unusable(self, names: str, content: str, error: Exception) -> str:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or "unreadable"
         return f"{self.prefix}{names} must name {content} in PEM form, such as /etc/msight/tls.pem; {reason}."
+
+
+def find_refused_certificate(error: BaseException) -> ssl.SSLError | None:
+    """The refusal of a certificate, the server's or our own, behind an error of a client library, which may bury it."""
+    seen: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in seen:
+        if isinstance(link, ssl.SSLCertVerificationError):
+            return link
+        if isinstance(link, ssl.SSLError) and _ALERTS.search(link.reason or ""):
+            return link
+        seen.append(link)
+        link = link.__cause__ or link.__context__
+    return None
 
 
 class TlsSection(Section):

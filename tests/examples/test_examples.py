@@ -33,7 +33,9 @@ def run(*command, backend="memory", **variables):
 
 @pytest.mark.parametrize("backend", ["memory", "redis", "nats", "kafka"])
 def test_hello(backend):
-    assert f"{backend}: intersection.cam_ne b'hello' {{'lens': 'wide'}} number 1" in run("examples/hello.py", backend=backend)
+    assert f"{backend}: intersection.cam_ne b'hello' {{'lens': 'wide'}} number 1" in run(
+        "examples/hello.py", backend=backend
+    )
 
 
 @pytest.mark.parametrize("backend", ["memory", "nats", "kafka"])

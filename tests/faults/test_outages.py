@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from msight_bus import ConnectionLostError, PublishTimeoutError, brokers
+from msight_bus import ConnectionLostError, PublishTimeoutError, QueuePolicy, brokers
 from msight_bus.events import Disconnected, Gap, Reconnected
-from tests.conftest import Backend, running_broker
+from tests.conftest import Backend, make_backend, running_broker
 from tests.contract.test_publish import take
 
 LIVE = ["redis", "nats"]
@@ -56,12 +56,12 @@ async def test_a_killed_broker_that_comes_back_is_found_again(kind):
             assert messages.stats.gaps >= 2
 
 
-@pytest.mark.parametrize("kind", LIVE)
+@pytest.mark.parametrize("kind", [*LIVE, "kafka"])
 async def test_a_frozen_broker_is_noticed_by_our_own_deadline(kind):
     events: list = []
     with own_broker(kind) as (broker, backend):
         variables = {"MSIGHT_PING_INTERVAL": "0.2", "MSIGHT_PONG_TIMEOUT": "0.3", "MSIGHT_RECONNECT_MAX": "0.2"}
-        async with backend.connect(events=events, MSIGHT_CONNECT_TIMEOUT="1", **variables) as bus:
+        async with backend.connect(events=events, MSIGHT_CONNECT_TIMEOUT="3", **variables) as bus:
             async with bus.subscribe("a") as messages:
                 broker.freeze()
                 try:
@@ -126,3 +126,35 @@ async def test_kafka_loses_nothing_acknowledged_over_a_restart():
                     while len(set(received)) < 21:
                         received.append(int((await anext(messages)).payload))
     assert sorted(set(received)) == list(range(21))
+
+
+@pytest.mark.parametrize("kind", LIVE)
+@pytest.mark.parametrize("queue", [QueuePolicy.drop_oldest(100), QueuePolicy.block(100)], ids=["shared", "dedicated"])
+async def test_the_loss_of_the_last_messages_before_a_silence_is_announced(kind, queue, topic):
+    events: list = []
+    target = make_backend(kind)
+    async with (
+        target.connect(events=events, MSIGHT_RECONNECT_MIN="0.6", MSIGHT_RECONNECT_MAX="0.6") as bus,
+        target.connect(MSIGHT_ANNOUNCE_INTERVAL="0.1") as other,
+        bus.subscribe(topic, queue=queue) as messages,
+    ):
+        assert bus.capabilities.tail_loss
+        await other.publish(topic, b"0")
+        await take(messages, 1)
+        connection = messages._feed.connection
+        connection.link.fail(ConnectionLostError("cut by the test"))
+        await until(lambda: connection.link is None)
+        for i in range(7):
+            await other.publish(topic, b"%d" % i)
+        await until(lambda: messages.stats.missing == 7)
+        assert Gap(topic, 7, "lost") in events
+
+
+async def test_what_a_publisher_said_last_is_announced_when_it_closes(nats, topic):
+    async with nats.connect() as bus, bus.subscribe("other"), bus.subscribe(topic) as messages:
+        async with nats.connect(MSIGHT_ANNOUNCE_INTERVAL="1000") as other:
+            await other.publish(topic, b"0")
+            await take(messages, 1)
+            lost = other._adapter._publishing.link._stamp
+            lost.next(topic)  # a message that never arrives
+        await until(lambda: messages.stats.missing == 1)

@@ -97,8 +97,8 @@ def test_all_wrong_fields_are_named_together():
 @pytest.mark.parametrize(
     ("make", "field"),
     [
-        (lambda config: Numbers(config), "publish_topic_name"),
-        (lambda config: Collect(config), "subscribe_topic_name"),
+        (Numbers, "publish_topic_name"),
+        (Collect, "subscribe_topic_name"),
         (lambda config: Apply(config, None), "subscribe_topic_name"),
     ],
 )

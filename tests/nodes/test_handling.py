@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -223,8 +224,6 @@ async def test_a_failure_lets_the_other_handlers_finish(memory, sink):
 
 
 async def test_handlers_that_never_wait_leave_the_loop_to_others(memory):
-    import time
-
     class Busy(SinkNode):
         handled = 0
 

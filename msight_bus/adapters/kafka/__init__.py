@@ -16,6 +16,7 @@ from msight_bus.adapters.kafka.group import GroupFeed
 from msight_bus.adapters.kafka.live_view import LiveViewFeed
 from msight_bus.adapters.kafka.producer import KafkaProducer, choose_partition
 from msight_bus.adapters.kafka.topics import TopicDirectory, TopicInfo
+from msight_bus.adapters.kafka.watch import watch
 from msight_bus.capabilities import Capabilities
 from msight_bus.errors import ConnectionLostError, MessageTooLargeError, PublishTimeoutError
 from msight_bus.events import BusEvent
@@ -36,7 +37,8 @@ class KafkaAdapter:
         self._options = client_options(settings)
         self._directory = TopicDirectory(settings, self._options)
         self._producer = KafkaProducer(settings, self._options)
-        self._feeds: set[KafkaFeed] = set()
+        self._report = report
+        self._watching: asyncio.Task[None] | None = None
 
     @property
     def capabilities(self) -> Capabilities:
@@ -60,6 +62,9 @@ class KafkaAdapter:
                 await probe(self._options)
                 await self._directory.open()
                 await self._producer.open()
+            self._watching = asyncio.create_task(
+                watch(self._directory.ask, self._limits, self._report), name="msight_bus kafka watch"
+            )
         except TimeoutError as error:
             raise ConnectionLostError(
                 f"Kafka at {', '.join(map(str, self._settings.kafka.servers))} did not answer within "
@@ -167,5 +172,8 @@ class KafkaAdapter:
 
     async def close(self) -> None:
         """Flush within the drain deadline and end every client."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait((self._watching,))
         await self._producer.close(self._limits.drain_timeout)
         await self._directory.close()

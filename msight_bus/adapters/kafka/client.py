@@ -7,6 +7,8 @@ may never answer (aiokafka issues 1101 and 1039), so a client is ended by ending
 from __future__ import annotations
 
 import asyncio
+import logging
+from dataclasses import dataclass
 from typing import Any
 
 import aiokafka.errors as kafka_errors
@@ -14,6 +16,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.abc import AbstractTokenProvider
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import create_conn
+from aiokafka.protocol.admin import SaslAuthenticateRequest
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
@@ -26,6 +29,7 @@ from msight_bus.errors import (
     TopicError,
 )
 from msight_bus.settings import BusSettings
+from msight_bus.settings.tls import find_refused_certificate
 
 _REFUSED = (
     kafka_errors.AuthenticationFailedError,
@@ -36,6 +40,22 @@ _REFUSED = (
     kafka_errors.SaslAuthenticationFailed,
     kafka_errors.UnsupportedSaslMechanismError,
 )
+
+
+class _Discretion(logging.Filter):
+    """aiokafka logs each request at DEBUG, and the one that authenticates holds the password or the token."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            record.args = tuple(type(one).__name__ if _authenticates(one) else one for one in record.args)
+        return True
+
+
+def _authenticates(request: object) -> bool:
+    return bool(getattr(request, "API_KEY", None) == SaslAuthenticateRequest.API_KEY)
+
+
+logging.getLogger("aiokafka.conn").addFilter(_Discretion())
 
 
 class _Token(AbstractTokenProvider):
@@ -87,7 +107,7 @@ async def probe(options: dict[str, Any]) -> None:
         host, _, port = server.rpartition(":")
         try:
             connection = await create_conn(host.strip("[]"), int(port), **shared)
-        except (kafka_errors.KafkaError, OSError, TimeoutError) as error:
+        except Exception as error:  # also what the client stumbles over when a peer talks nonsense
             problem = explain(error, where=server)
             problem.__cause__ = error
             if isinstance(problem, AuthenticationError):
@@ -104,8 +124,12 @@ def explain(error: BaseException, *, where: str = "") -> BusError:
         return error
     at = f" at {where}" if where else ""
     text = str(error) or type(error).__name__
-    if isinstance(error, _REFUSED) or "certificate" in text.lower():
-        return AuthenticationError(f"Kafka{at} refused: {text}; check the MSIGHT_KAFKA_SASL_ and _TLS_ variables.")
+    if (certificate := find_refused_certificate(error)) is not None:
+        return AuthenticationError(
+            f"TLS with Kafka{at} was refused over a certificate: {certificate}; check the MSIGHT_KAFKA_TLS_ variables."
+        )
+    if isinstance(error, _REFUSED):
+        return AuthenticationError(f"Kafka{at} refused: {text}; check the MSIGHT_KAFKA_SASL_ variables.")
     if isinstance(error, kafka_errors.MessageSizeTooLargeError | kafka_errors.RecordTooLargeError):
         return MessageTooLargeError(f"Kafka{at} refused a message as too large: {text}", size=0, limit=0)
     if isinstance(error, kafka_errors.InvalidTopicError):
@@ -117,6 +141,8 @@ def explain(error: BaseException, *, where: str = "") -> BusError:
             f"Kafka{at} cannot be reached: {text}. Is it running? `msight-bus up kafka` starts one; "
             "MSIGHT_KAFKA_SERVERS says where it is."
         )
+    if not isinstance(error, kafka_errors.KafkaError):
+        return ConnectionLostError(f"Kafka{at} does not answer as Kafka does ({type(error).__name__}: {text}).")
     return BusError(f"Kafka{at}: {text}")
 
 
@@ -125,17 +151,47 @@ def record_bytes(key: bytes | None, value: bytes, headers: list[tuple[str, bytes
     return int(DefaultRecordBatchBuilder.estimate_size_in_bytes(key, value, headers)) + 64
 
 
-async def topic_partitions(admin: AIOKafkaAdminClient, topic: str) -> int:
-    """How many partitions ``topic`` has, 0 if it does not exist. Asking must not create it, as it does by default."""
+@dataclass(frozen=True, slots=True)
+class TopicMetadata:
+    """What the cluster says of one topic.
+
+    Attributes:
+        partitions: how many it has with a leader each; 0 if it does not exist, or is being made.
+        replicas: of its least replicated partition.
+        brokers: in the cluster.
+    """
+
+    partitions: int
+    replicas: int
+    brokers: int
+
+
+async def ask_cluster(admin: AIOKafkaAdminClient, topics: list[str]) -> Any:
+    """Metadata of the cluster and of ``topics``. Asking must not create them, as it does by default.
+
+    Raises:
+        KafkaError: no answer.
+    """
     client = admin._client
-    response = await client.send(client.get_random_node(), MetadataRequest([topic], allow_auto_topic_creation=False))
+    return await client.send(client.get_random_node(), MetadataRequest(topics, allow_auto_topic_creation=False))
+
+
+async def topic_metadata(admin: AIOKafkaAdminClient, topic: str) -> TopicMetadata:
+    """What the cluster says of ``topic``.
+
+    Raises:
+        KafkaError: no answer.
+        AuthenticationError: it may not be described.
+    """
+    response = await ask_cluster(admin, [topic])
+    brokers = len(response.brokers)
     for entry in response.topics:
         error_code, name, partitions = entry[0], entry[1], entry[-1]
-        if name == topic and error_code == 0:
-            return len(partitions) if all(partition[2] >= 0 for partition in partitions) else 0
+        if name == topic and error_code == 0 and all(partition[2] >= 0 for partition in partitions):
+            return TopicMetadata(len(partitions), min(len(partition[3]) for partition in partitions), brokers)
         if name == topic and kafka_errors.for_code(error_code) in _REFUSED:
             raise explain(kafka_errors.for_code(error_code)(topic))
-    return 0
+    return TopicMetadata(0, 0, brokers)
 
 
 def is_member(consumer: AIOKafkaConsumer) -> bool:

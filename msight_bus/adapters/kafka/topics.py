@@ -11,7 +11,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
-from msight_bus.adapters.kafka.client import explain, topic_partitions
+from msight_bus.adapters.kafka.client import TopicMetadata, ask_cluster, explain, topic_metadata
 from msight_bus.errors import ConnectionLostError, TopicError
 from msight_bus.settings import BusSettings
 
@@ -81,19 +81,44 @@ class TopicDirectory:
 
     async def partitions(self, topic: str) -> int:
         """How many partitions the topic has now."""
-        return await topic_partitions(self._admin, topic)
+        assert self._admin is not None
+        return (await topic_metadata(self._admin, topic)).partitions
+
+    async def ask(self) -> None:
+        """Ask the cluster for a sign of life.
+
+        Raises:
+            KafkaError: it gave none.
+        """
+        if self._admin is not None:
+            await ask_cluster(self._admin, [])
 
     async def _look_up(self, topic: str) -> TopicInfo:
         if topic in self._known:
             return self._known[topic]
-        partitions = await topic_partitions(self._admin, topic)
-        if not partitions:
+        assert self._admin is not None
+        found = await topic_metadata(self._admin, topic)
+        if not found.partitions:
             await self._create(topic)
-            while not (partitions := await topic_partitions(self._admin, topic)):
+            while not (found := await topic_metadata(self._admin, topic)).partitions:
                 await asyncio.sleep(0.02)  # its leaders are being elected; the caller's deadline ends this
-        info = TopicInfo(partitions, await self._max_message_bytes(topic))
+        options = await self._options_of(topic)
+        self._warn_if_weak(topic, found, int(options.get("min.insync.replicas", 1)))
+        info = TopicInfo(found.partitions, int(options.get("max.message.bytes", DEFAULT_MAX_MESSAGE_BYTES)))
         self._known[topic] = info
         return info
+
+    def _warn_if_weak(self, topic: str, found: TopicMetadata, insync: int) -> None:
+        """On a cluster, what is acknowledged should outlive one broker."""
+        if found.brokers > 1 and (found.replicas < 3 or insync < 2) and not topic.startswith("_"):
+            logger.warning(
+                "Topic %s has %d replicas and min.insync.replicas=%d on a cluster of %d brokers: the loss of one broker can "
+                "lose what was acknowledged. 3 replicas and min.insync.replicas=2 are safe (MSIGHT_KAFKA_REPLICATION).",
+                topic,
+                found.replicas,
+                insync,
+                found.brokers,
+            )
 
     async def _create(self, topic: str) -> None:
         assert self._admin is not None
@@ -124,15 +149,13 @@ class TopicDirectory:
                 raise explain(error(detail or topic))
         logger.info("Created topic %s with %d partitions.", topic, count)
 
-    async def _max_message_bytes(self, topic: str) -> int:
+    async def _options_of(self, topic: str) -> dict[str, str]:
+        """The topic's limits; empty where we may not ask, or the broker does not say."""
         assert self._admin is not None
-        resource = ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": ""})
-        for response in await self._admin.describe_configs([resource]):
-            for entry in response.resources:
-                for option in entry[4]:
-                    if option[0] == "max.message.bytes":
-                        return int(option[1])
-        return DEFAULT_MAX_MESSAGE_BYTES  # not permitted to ask, or a broker that does not say
+        wanted = {"max.message.bytes": "", "min.insync.replicas": ""}
+        responses = await self._admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic, wanted)])
+        entries = [entry for response in responses for entry in response.resources]
+        return {option[0]: option[1] for entry in entries for option in entry[4] if option[0] in wanted}
 
     async def close(self) -> None:
         """Close the admin client."""

@@ -15,4 +15,4 @@ class NatsAdapter(LiveAdapter):
     """NATS core (adapters.base.Adapter)."""
 
     def __init__(self, settings: BusSettings, stamp: Stamp, report: Callable[[BusEvent], None]) -> None:
-        super().__init__(settings, NatsDialect(settings, stamp), report)
+        super().__init__(settings, NatsDialect(settings, stamp), stamp, report)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from math import ceil
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import nats.errors
+import nkeys  # type: ignore[import-untyped]
 from nats.aio.client import Client, RawCredentials
 
 from msight_bus.adapters.base import Stamp
@@ -15,10 +19,18 @@ from msight_bus.adapters.link import Link
 from msight_bus.adapters.live import Connection as Owner
 from msight_bus.adapters.nats.link import NatsLink
 from msight_bus.capabilities import Capabilities
-from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError
+from msight_bus.errors import AuthenticationError, BusError, ConfigError, ConnectionLostError
 from msight_bus.settings import BusSettings, NatsServer
+from msight_bus.settings.tls import find_refused_certificate
 
 DEFAULT_MAX_PAYLOAD = 1024 * 1024
+
+_MAX_CREDENTIALS = 64 * 1024
+_CREDENTIALS = re.compile(r"-BEGIN NATS USER JWT-+\s+(\S+)\s+-.*-BEGIN USER NKEY SEED-+\s+(\S+)\s+-", re.DOTALL)
+
+
+class _NoTlsError(nats.errors.Error):
+    """The server would have had the credentials in the clear."""
 
 
 class _Client(Client):
@@ -32,7 +44,7 @@ class _Client(Client):
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         if initial_connection and self.wants_tls and not info.get("tls_required"):
             if not info.get("tls_available"):
-                raise nats.errors.Error("the server offers no TLS, and TLS was asked for")
+                raise _NoTlsError("the server offers no TLS, and TLS was asked for")
             info["tls_required"] = True
         await super()._process_info(info, initial_connection)
 
@@ -41,6 +53,7 @@ class NatsDialect:
     """Connections to one server, or to any server of a cluster."""
 
     shares_connection = True
+    announces = True
 
     def __init__(self, settings: BusSettings, stamp: Stamp) -> None:
         self._settings = settings
@@ -87,7 +100,9 @@ class NatsDialect:
             except asyncio.CancelledError:
                 _abandon(client)
                 raise
-            except (nats.errors.Error, OSError, TimeoutError) as failure:
+            except BusError:
+                raise
+            except Exception as failure:  # whatever the client stumbles over when a peer talks nonsense
                 _abandon(client)
                 error = self._explain(failure)
                 if isinstance(error, AuthenticationError):
@@ -105,24 +120,12 @@ class NatsDialect:
         async def give_up(error: Exception) -> None:
             raise error  # the client would try again; the supervisor does that, with a new client
 
-        options: dict[str, Any] = {}
+        options = self._credentials(server)
         if context is not None:
             options["tls"] = context
             options["tls_hostname"] = server.host
-        if settings.username is not None:
-            options["user"] = settings.username
-        for option, secret in (("password", settings.password), ("token", settings.token)):
-            if secret is not None:
-                options[option] = secret.get_secret_value()
-        seed = settings.nkey_seed.get_secret_value() if settings.nkey_seed else None
-        if settings.user_credentials is not None:
-            options["user_credentials"] = settings.user_credentials
-        elif settings.user_jwt is not None and seed is not None:
-            options["user_credentials"] = RawCredentials(_credentials(settings.user_jwt.get_secret_value(), seed))
-        elif seed is not None:
-            options["nkeys_seed_str"] = seed
         await client.connect(
-            servers=[server.get_secret_url()],
+            servers=[str(server)],
             error_cb=give_up,
             allow_reconnect=False,
             max_reconnect_attempts=1,
@@ -133,6 +136,32 @@ class NatsDialect:
         )
         if not client.is_connected:  # the server hung up where its PONG was due; the client does not mind
             raise nats.errors.Error("the server closed the connection during the handshake")
+        if type(client.max_payload) is not int or client.max_payload < 1:
+            raise nats.errors.Error("the server's max_payload is no size")
+
+    def _credentials(self, server: NatsServer) -> dict[str, Any]:
+        """What the client authenticates with.
+
+        Raises:
+            ConfigError: a key or credentials file is none; nats-py would notice after connecting, or read for ever.
+        """
+        settings = self._nats
+        if server.user_info is not None:  # percent-encoded in a URL, which nats-py would send as it stands
+            user, colon, password = server.user_info.get_secret_value().partition(":")
+            return {"user": unquote(user), "password": unquote(password)} if colon else {"token": unquote(user)}
+        if settings.username is not None and settings.password is not None:
+            return {"user": settings.username, "password": settings.password.get_secret_value()}
+        if settings.token is not None:
+            return {"token": settings.token.get_secret_value()}
+        if settings.user_credentials is not None:
+            jwt, seed = _read_credentials(settings.user_credentials)
+            return {"user_credentials": _bundle(jwt, _checked(seed, "USER_CREDENTIALS"))}
+        if settings.nkey_seed is not None:
+            seed = _checked(settings.nkey_seed.get_secret_value(), "NKEY_SEED")
+            if settings.user_jwt is None:
+                return {"nkeys_seed_str": seed}
+            return {"user_credentials": _bundle(settings.user_jwt.get_secret_value().strip(), seed)}
+        return {}
 
     def _explain(self, error: Exception) -> BusError:
         where = ", ".join(str(server) for server in self._nats.servers)
@@ -143,8 +172,12 @@ class NatsDialect:
                 f"NATS at {where} refused the credentials ({text}); check MSIGHT_NATS_USERNAME and _PASSWORD, _TOKEN, "
                 "_NKEY_SEED, _USER_JWT or _USER_CREDENTIALS, whichever the server expects."
             )
-        if "tls was asked for" in lowered or "certificate" in lowered:
-            return AuthenticationError(f"NATS at {where} was refused before any credential was sent: {text}")
+        if find_refused_certificate(error) is not None:
+            return AuthenticationError(
+                f"TLS with NATS at {where} was refused over a certificate: {text}; check the MSIGHT_NATS_TLS_ variables."
+            )
+        if isinstance(error, _NoTlsError):
+            return ConnectionLostError(f"NATS at {where} was left before any credential was sent: {text}.")
         return ConnectionLostError(
             f"NATS at {where} cannot be reached: {text}. Is it running? `msight-bus up nats` starts one; "
             "MSIGHT_NATS_SERVERS says where it is."
@@ -190,9 +223,39 @@ def _abandon(client: Client) -> None:
         client._transport.close()
 
 
-def _credentials(jwt: str, seed: str) -> str:
+def _read_credentials(path: str) -> tuple[str, str]:
+    """JWT and seed of a credentials file."""
+    try:
+        with Path(path).open("rb") as file:
+            found = _CREDENTIALS.search(file.read(_MAX_CREDENTIALS).decode("ascii", "replace"))
+    except OSError as error:
+        raise ConfigError(f"MSIGHT_NATS_USER_CREDENTIALS cannot be read: {error.strerror}.") from error
+    if found is None:
+        raise ConfigError(
+            "MSIGHT_NATS_USER_CREDENTIALS must name a file with a user's JWT and NKey seed, as `nsc generate creds` writes it."
+        )
+    return found[1], found[2]
+
+
+def _checked(seed: str, name: str) -> str:
+    """The seed without white space around it; a ConfigError if it is none."""
+    seed = seed.strip()
+    if not _is_seed(seed):
+        raise ConfigError(f"MSIGHT_NATS_{name} must hold the seed of an NKey: 58 letters and digits, SU the first two.")
+    return seed
+
+
+def _is_seed(text: str) -> bool:
+    try:
+        nkeys.from_seed(bytearray(text.encode())).wipe()
+    except Exception:  # whatever its base32 and its cryptography raise
+        return False
+    return True
+
+
+def _bundle(jwt: str, seed: str) -> RawCredentials:
     """A credentials file's text, as `nsc` writes it."""
-    return (
+    return RawCredentials(
         f"-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n"
         f"-----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
     )

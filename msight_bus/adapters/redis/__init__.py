@@ -15,4 +15,4 @@ class RedisAdapter(LiveAdapter):
     """Redis pub/sub (adapters.base.Adapter)."""
 
     def __init__(self, settings: BusSettings, stamp: Stamp, report: Callable[[BusEvent], None]) -> None:
-        super().__init__(settings, RedisDialect(settings, stamp), report)
+        super().__init__(settings, RedisDialect(settings, stamp), stamp, report)

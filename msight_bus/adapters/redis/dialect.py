@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
+import re
 from typing import Any
 
+from redis._parsers.hiredis import _AsyncHiredisParser
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -20,6 +21,7 @@ from msight_bus.adapters.redis.link import PublishLink, SubscribeLink
 from msight_bus.capabilities import Capabilities
 from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError
 from msight_bus.settings import BusSettings
+from msight_bus.settings.tls import find_refused_certificate
 
 DEFAULT_OUTPUT_LIMIT = 32 * 1024 * 1024
 """Redis's default ``client-output-buffer-limit pubsub``; a larger message cuts its own subscribers (redis.conf)."""
@@ -27,7 +29,22 @@ DEFAULT_OUTPUT_LIMIT = 32 * 1024 * 1024
 FRAME_BYTES = 1024
 """Room for the protocol around a message in the subscriber's output buffer."""
 
+_PUBSUB_LIMIT = re.compile(rb"\bpubsub (\d{1,18})\b")
+
 _REFUSALS = ("WRONGPASS", "NOAUTH", "NOPERM")
+
+_LONGEST_GREETING = 1024 * 1024
+"""Bytes of one reply while connecting; the longest is that to CONFIG GET, some hundred bytes."""
+
+
+class _Parser(_AsyncHiredisParser):
+    """Refuses a reply without end: nothing of what is asked while connecting has a long answer."""
+
+    async def read_from_socket(self) -> bool:
+        await super().read_from_socket()  # type: ignore[no-untyped-call]
+        if self._reader is not None and self._reader.len() > _LONGEST_GREETING:
+            raise ConnectionError("a reply has no end; this is no Redis server")
+        return True
 
 
 class RedisDialect:
@@ -40,6 +57,11 @@ class RedisDialect:
         self._redis = settings.redis
         self._stamp = stamp
         self._max_bytes = min(DEFAULT_OUTPUT_LIMIT - FRAME_BYTES, settings.limits.max_message_bytes)
+
+    @property
+    def announces(self) -> bool:
+        """Raw payloads have no sequences."""
+        return self._redis.wire != "raw"
 
     @property
     def capabilities(self) -> Capabilities:
@@ -59,7 +81,11 @@ class RedisDialect:
     async def connect_publisher(self, owner: Owner) -> LiveLink:
         """Open a connection that publishes, and learn what it may send."""
         client = await self._open()
-        limit = await self._output_limit(client)
+        try:
+            limit = await self._output_limit(client)
+        except BaseException:
+            await client.disconnect(nowait=True)
+            raise
         self._max_bytes = min(limit - FRAME_BYTES, self._settings.limits.max_message_bytes)
         return self._take_over(
             client,
@@ -81,7 +107,7 @@ class RedisDialect:
             except asyncio.CancelledError:
                 await connection.disconnect(nowait=True)
                 raise
-            except (RedisError, OSError) as failure:
+            except Exception as failure:  # also what the client stumbles over when a peer talks nonsense
                 await connection.disconnect(nowait=True)
                 error = self._explain(failure, connection)
                 if isinstance(error, AuthenticationError):
@@ -102,15 +128,18 @@ class RedisDialect:
             "socket_connect_timeout": self._settings.limits.connect_timeout,
             "socket_timeout": self._settings.limits.connect_timeout,
             "health_check_interval": 0,
+            "parser_class": _Parser,
         }
         if redis.unix_socket_path:
             return [UnixDomainSocketConnection(path=redis.unix_socket_path, **options)]
         if not redis.tls.enabled:
             return [Connection(host=host, port=port, **options) for host, port in redis.nodes]
-        tls = redis.tls
-        options |= {"ssl_ca_certs": tls.ca_cert_file, "ssl_certfile": tls.cert_file, "ssl_keyfile": tls.key_file}
-        options |= {"ssl_min_version": ssl.TLSVersion.TLSv1_2}  # verified, host name included, by redis-py's default
-        return [SSLConnection(host=host, port=port, **options) for host, port in redis.nodes]
+        return [self._encrypted(SSLConnection(host=host, port=port, **options)) for host, port in redis.nodes]
+
+    def _encrypted(self, connection: SSLConnection) -> SSLConnection:
+        """With our own context: redis-py's would trust the system's authorities besides the one that was named."""
+        connection.ssl_context.context = self._redis.tls.context()
+        return connection
 
     def _explain(self, error: Exception, connection: AbstractConnection) -> BusError:
         where = (
@@ -123,8 +152,11 @@ class RedisDialect:
             return AuthenticationError(
                 f"Redis at {where} refused the credentials ({text}); check MSIGHT_REDIS_MESSAGE_BROKER_USERNAME and _PASSWORD."
             )
-        if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
-            return AuthenticationError(f"The certificate of Redis at {where} was refused: {text}")
+        if find_refused_certificate(error) is not None:
+            return AuthenticationError(
+                f"TLS with Redis at {where} was refused over a certificate: {text}; check the "
+                "MSIGHT_REDIS_MESSAGE_BROKER_TLS_ variables."
+            )
         return ConnectionLostError(
             f"Redis at {where} cannot be reached: {text}. Is it running? `msight-bus up redis` starts one; "
             "MSIGHT_REDIS_MESSAGE_BROKER_HOST and _PORT say where it is."
@@ -139,8 +171,11 @@ class RedisDialect:
             if str(error).startswith("NOAUTH"):
                 raise self._explain(error, client) from error
             return DEFAULT_OUTPUT_LIMIT  # not permitted to ask
-        words = bytes(reply[1]).split() if len(reply) > 1 else []
-        hard = int(words[words.index(b"pubsub") + 1]) if b"pubsub" in words else DEFAULT_OUTPUT_LIMIT
+        except (RedisError, OSError) as error:
+            raise self._explain(error, client) from error
+        value = reply[1] if isinstance(reply, list) and len(reply) > 1 else b""
+        found = _PUBSUB_LIMIT.search(value if isinstance(value, bytes) else b"")
+        hard = int(found[1]) if found else DEFAULT_OUTPUT_LIMIT
         return hard or 512 * 1024 * 1024  # 0 is unlimited; proto-max-bulk-len is 512 MB by default
 
     def _take_over(self, client: AbstractConnection, owner: Owner, make: Any) -> LiveLink:

@@ -1,0 +1,36 @@
+"""Noticing that Kafka is away: aiokafka retries in silence, and a frozen broker keeps its connections open."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from aiokafka.errors import KafkaError
+
+from msight_bus.adapters.kafka.client import explain
+from msight_bus.events import BusEvent, Disconnected, Reconnected
+from msight_bus.settings import Limits
+
+logger = logging.getLogger("msight_bus")
+
+
+async def watch(ask: Callable[[], Awaitable[object]], limits: Limits, report: Callable[[BusEvent], None]) -> None:
+    """Ask the cluster for a sign of life every ``ping_interval``, and report when answers stop and come again."""
+    failures = 0
+    while True:
+        await asyncio.sleep(limits.ping_interval if not failures else limits.reconnect_max)
+        try:
+            async with asyncio.timeout(limits.pong_timeout):
+                await ask()
+        except (KafkaError, OSError, TimeoutError) as error:
+            failures += 1
+            if failures == 1:
+                reason = str(explain(error))
+                logger.warning("Kafka does not answer, reconnecting: %s", reason)
+                report(Disconnected(reason))
+        else:
+            if failures:
+                logger.warning("Kafka answers again after %d attempts.", failures)
+                report(Reconnected(failures))
+            failures = 0

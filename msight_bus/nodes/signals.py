@@ -1,0 +1,69 @@
+"""SIGTERM and SIGINT: the first one asks for an orderly end, the second one ends at once."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class StopSignals:
+    """Handlers for one run.
+
+    They are the interpreter's and not the loop's, because the second signal must also end code that never gives the loop a
+    turn.
+    """
+
+    def __init__(self) -> None:
+        self._seen: list[int] = []
+
+    @contextmanager
+    def handled(self) -> Iterator[asyncio.Event]:
+        """Handle signals while the context lasts; the event is set at the first one.
+
+        At the second one the task that entered the context is cancelled, and so is the code that runs at that moment; a
+        third one is handled as if this had never been here.
+        """
+        stop = asyncio.Event()
+        if threading.current_thread() is not threading.main_thread():
+            yield stop  # signals are the main thread's affair
+            return
+        loop = asyncio.get_running_loop()
+        owner = asyncio.current_task()
+        assert owner is not None
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            self._seen.append(number)
+            if len(self._seen) == 1:
+                loop.call_soon_threadsafe(stop.set)
+                return
+            restore()
+            loop.call_soon_threadsafe(owner.cancel)
+            running = asyncio.current_task(loop)
+            if running is not None:
+                running.cancel()
+                raise asyncio.CancelledError
+
+        def restore() -> None:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+        before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield stop
+        finally:
+            restore()
+
+    def raise_second(self) -> None:
+        """If there was a second signal, end the program as Python and the shell expect.
+
+        Raises:
+            KeyboardInterrupt: it was SIGINT.
+            SystemExit: it was SIGTERM.
+        """
+        if len(self._seen) > 1:
+            number = self._seen[1]
+            raise (KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)) from None

@@ -1,0 +1,188 @@
+"""Announcements by the clock, and of what happens to a node."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+import pytest
+
+from msight_bus import AuthenticationError, PublishTimeoutError, QueuePolicy
+from msight_bus.nodes import NodeConfig
+from msight_bus.registry import NodeInfo
+from msight_bus.topics import NODES_TOPIC
+from tests.nodes.support import DEADLINE, Apply, Collect, Numbers, eventually, running
+
+
+def sink(**fields):
+    return Collect(
+        NodeConfig(**{"name": "sink", "subscribe_topic_name": "in", "heartbeat_update_interval": 0.02, **fields})
+    )
+
+
+async def announcements(bus, count):
+    """The next ``count`` announcements, from the moment at which this is awaited."""
+    async with bus._subscribe(NODES_TOPIC, None, None, None, "auto") as messages, asyncio.timeout(DEADLINE):
+        return [msgspec.json.decode((await anext(messages)).payload, type=NodeInfo) for _ in range(count)]
+
+
+async def test_a_node_without_traffic_announces_itself_by_the_clock(memory):
+    async with memory.connect() as bus, running(bus, sink()):
+        heard = await announcements(bus, 4)
+    assert [info.status for info in heard] == ["RUNNING"] * 4
+    assert len({info.instance for info in heard}) == 1
+    assert {info.metrics.messages_in for info in heard} == {0}
+    times = [info.last_heartbeat for info in heard]
+    assert times[-1] - times[0] >= 0.04  # three intervals, less what the first one was late
+
+
+async def test_the_life_of_a_node_is_announced(memory):
+    go_on = asyncio.Event()
+
+    class Slow(Collect):
+        async def on_start(self):
+            await go_on.wait()
+
+    node = Slow(NodeConfig(name="slow", subscribe_topic_name="in"))
+    async with memory.connect() as bus:
+        listening = asyncio.create_task(announcements(bus, 3))
+        await asyncio.sleep(0)
+        task = asyncio.create_task(node.run(bus))
+        while not bus._adapter._stamp.last.get(NODES_TOPIC):
+            await asyncio.sleep(0)
+        go_on.set()
+        while bus._adapter._stamp.last[NODES_TOPIC] < 2:
+            await asyncio.sleep(0)
+        node.stop()
+        await task
+        heard = await listening
+    assert [info.status for info in heard] == ["REGISTERED", "RUNNING", "STOPPED"]
+    assert [info.ended for info in heard] == [False, False, True]
+
+
+async def test_figures_are_announced(memory):
+    async def repeat(data):
+        if data == b"bad":
+            raise ZeroDivisionError
+        return [data, data]
+
+    node = Apply(
+        NodeConfig(
+            name="node",
+            subscribe_topic_name="in",
+            publish_topic_name="out",
+            heartbeat_update_interval=0.02,
+            action_on_error="continue",
+        ),
+        repeat,
+    )
+    async with memory.connect() as bus:
+        registry = await bus.nodes()
+        async with running(bus, node):
+            for payload in (b"a", b"b", b"bad"):
+                await bus.publish("in", payload)
+            await registry.wait_until(lambda nodes: "node" in nodes and nodes["node"].metrics.errors == 1)
+            await registry.wait_until(lambda nodes: nodes["node"].metrics.latency_p99_ms is not None)
+            seen = registry["node"].metrics
+            assert (seen.messages_in, seen.messages_out) == (3, 4)
+            assert 0 < seen.latency_p50_ms <= seen.latency_p99_ms < DEADLINE * 1000
+
+
+async def test_queue_and_drops_are_announced(memory):
+    class Stuck(Collect):
+        async def on_message(self, data):
+            await go_on.wait()
+
+    go_on = asyncio.Event()
+    node = Stuck(
+        NodeConfig(
+            name="node", subscribe_topic_name="in", heartbeat_update_interval=0.02, queue=QueuePolicy.drop_newest(2)
+        )
+    )
+    async with memory.connect() as bus:
+        registry = await bus.nodes()
+        async with running(bus, node):
+            for i in range(6):
+                await bus.publish("in", b"%d" % i)
+            await registry.wait_until(lambda nodes: "node" in nodes and nodes["node"].metrics.dropped == 3)
+            assert registry["node"].metrics.queued == 2
+            go_on.set()
+
+
+async def test_a_source_measures_from_asking_to_handing_over(memory):
+    class Slow(Numbers):
+        async def get_data(self):
+            await asyncio.sleep(0.01)
+            return await super().get_data()
+
+    node = Slow(NodeConfig(name="source", publish_topic_name="out", heartbeat_update_interval=0.05))
+    async with memory.connect() as bus:
+        registry = await bus.nodes()
+        async with running(bus, node):
+            await registry.wait_until(lambda nodes: "source" in nodes and nodes["source"].metrics.latency_p50_ms)
+            assert registry["source"].metrics.latency_p50_ms >= 9
+            await registry.wait_until(lambda nodes: nodes["source"].metrics.rate_out > 0)
+
+
+async def test_a_stuck_handler_is_announced_and_its_recovery(memory):
+    class Stuck(Collect):
+        async def on_message(self, data):
+            await go_on.wait()
+
+    go_on = asyncio.Event()
+    node = Stuck(
+        NodeConfig(name="node", subscribe_topic_name="in", heartbeat_tolerance=0.02, heartbeat_checking_duration=0.01)
+    )
+    async with memory.connect() as bus:
+        registry = await bus.nodes()
+        async with running(bus, node):
+            await bus.publish("in", b"")
+            await registry.wait_until(lambda nodes: "node" in nodes and nodes["node"].status == "ERROR")
+            assert not registry["node"].ended
+            go_on.set()
+            await registry.wait_until(lambda nodes: nodes["node"].status == "RUNNING")
+
+
+async def test_a_handler_may_take_long_where_no_tolerance_is_set(memory):
+    class Stuck(Collect):
+        async def on_message(self, data):
+            await go_on.wait()
+
+    go_on = asyncio.Event()
+    node = Stuck(NodeConfig(name="node", subscribe_topic_name="in", heartbeat_checking_duration=0.01))
+    async with memory.connect() as bus, running(bus, node):
+        await bus.publish("in", b"")
+        assert not any(task.get_name().startswith("msight_bus watch") for task in asyncio.all_tasks())
+        go_on.set()
+
+
+@pytest.mark.parametrize(
+    ("error", "text", "asked_again"),
+    [
+        (AuthenticationError("not you"), "Not permitted to publish", False),
+        (PublishTimeoutError("broker away"), "Heartbeats are not published", True),
+    ],
+)
+async def test_a_node_works_though_it_cannot_announce_itself(memory, caplog, error, text, asked_again):
+    asked = 0
+    news = asyncio.Event()
+    async with memory.connect() as bus:
+        publish = bus._adapter.publish
+
+        async def refuse(topic, *rest):
+            nonlocal asked
+            if topic == NODES_TOPIC:
+                asked += 1
+                news.set()
+                raise error
+            return await publish(topic, *rest)
+
+        bus._adapter.publish = refuse
+        node = sink(heartbeat_update_interval=0.001)
+        async with running(bus, node):
+            await bus.publish("in", b"works")
+            assert await node.until(1) == [b"works"]
+            if asked_again:
+                await eventually(news, lambda: asked >= 5)
+    assert (asked > 1) is asked_again
+    assert caplog.text.count(text) == 1

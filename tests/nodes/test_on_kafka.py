@@ -1,0 +1,76 @@
+"""What a log makes possible: a node goes on where it was, and nothing that it took is lost."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from msight_bus.nodes import NodeConfig
+from tests.nodes.support import DEADLINE, Apply, Collect, running, start
+
+
+@pytest.fixture
+def name(topic):
+    """A node's name that no other test uses, because it names the group."""
+    return topic.replace(".", "-")
+
+
+async def test_a_node_goes_on_where_it_was(kafka, topic, name):
+    node = Collect(NodeConfig(name=name, subscribe_topic_name=topic))
+    async with kafka.connect() as bus, asyncio.timeout(DEADLINE * 2):
+        async with running(bus, node):
+            await bus.publish(topic, b"first")
+            await node.until(1)
+        await bus.publish(topic, b"while it was away")
+        async with running(bus, node):
+            assert await node.until(2) == [b"first", b"while it was away"]
+
+
+async def test_the_next_input_does_not_wait_for_the_acknowledgement(kafka, topic, name):
+    unsettled = []
+
+    async def echo(data):
+        unsettled.append(node._life.inputs.unsettled)
+        return data
+
+    node = Apply(NodeConfig(name=name, subscribe_topic_name=topic, publish_topic_name=f"{topic}.out"), echo)
+    sink = Collect(NodeConfig(name=f"{name}-sink", subscribe_topic_name=f"{topic}.out"))
+    async with kafka.connect() as bus, asyncio.timeout(DEADLINE * 2):
+        async with running(bus, sink, node):
+            async with bus.publisher(topic) as publisher:
+                for i in range(500):
+                    await publisher.send(b"%d" % i)
+            assert await sink.until(500) == [b"%d" % i for i in range(500)]
+        assert max(unsettled) > 10
+        assert node.left == 0
+
+
+async def test_a_failure_behind_handlers_that_are_done_brings_its_input_again(kafka, topic, name):
+    """Later inputs may be done before an earlier one: the position must not pass it."""
+    handled = []
+    fail = True
+
+    async def handle(data):
+        if data == b"1" and fail:
+            while len(handled) < 4:
+                await asyncio.sleep(0.001)
+            raise ZeroDivisionError
+        handled.append(data)
+
+    node = Apply(
+        NodeConfig(name=name, subscribe_topic_name=topic, publish_topic_name=f"{topic}.out", concurrency=8), handle
+    )
+    async with kafka.connect() as bus, asyncio.timeout(DEADLINE * 2):
+        task = await start(bus, node)
+        for i in range(5):
+            await bus.publish(topic, b"%d" % i)
+        with pytest.raises(ZeroDivisionError):
+            await task
+        assert sorted(handled) == [b"0", b"2", b"3", b"4"]
+        fail = False
+        handled.clear()
+        async with running(bus, node):
+            while b"1" not in handled or b"4" not in handled:
+                await asyncio.sleep(0.005)
+        assert sorted(handled) == [b"1", b"2", b"3", b"4"]

@@ -1,0 +1,89 @@
+"""A broker that is away is no error of a node's code: the node outlasts it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from msight_bus import QueuePolicy
+from msight_bus.nodes import NodeConfig, SourceNode
+from tests.faults.test_outages import own_broker
+from tests.nodes.support import DEADLINE, Apply, Collect, Numbers, running
+
+
+class Paced(Numbers):
+    """One number every few milliseconds."""
+
+    async def get_data(self):
+        await asyncio.sleep(0.005)
+        return await super().get_data()
+
+
+async def until(condition):
+    async with asyncio.timeout(DEADLINE):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_what_a_live_stream_cannot_take_is_dropped_and_counted(memory, caplog):
+    async def echo(data):
+        return data
+
+    node = Apply(NodeConfig(name="node", subscribe_topic_name="in", publish_topic_name="out"), echo)
+    async with memory.connect(MSIGHT_PUBLISH_TIMEOUT="0.02") as bus:
+        async with bus.subscribe("out", queue=QueuePolicy.block(1)) as full, running(bus, node):
+            for i in range(5):
+                await bus.publish("in", b"%d" % i)
+            await until(lambda: node._life.meter.unsent >= 2)
+            assert node.status == "RUNNING"
+            assert caplog.text.count("Publishing waits for the broker") == 1
+            sent = node._life.meter.messages_out
+            assert (await anext(full)).payload == b"0"
+            while full.stats.queued:
+                await anext(full)
+            await bus.publish("in", b"fresh")
+            await until(lambda: node._life.meter.messages_out > sent)
+    assert "Publishing goes on" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["redis", "nats"])
+async def test_nodes_outlast_a_broker_that_is_restarted(kind):
+    source = Paced(NodeConfig(name="source", publish_topic_name="a", heartbeat_update_interval=0.05))
+    sink = Collect(NodeConfig(name="sink", subscribe_topic_name="a"))
+    with own_broker(kind) as (broker, backend):
+        async with backend.connect(MSIGHT_PUBLISH_TIMEOUT="0.1", MSIGHT_RECONNECT_MAX="0.1") as bus:
+            registry = await bus.nodes()
+            async with running(bus, sink, source):
+                await sink.until(5)
+                await asyncio.to_thread(broker.kill)
+                await until(lambda: source._life.meter.unsent >= 2)
+                await asyncio.to_thread(broker.restart)
+                before = len(sink.items)
+                await sink.until(before + 5)
+                assert (source.status, sink.status) == ("RUNNING", "RUNNING")
+                counted = source._life.meter.unsent
+                await registry.wait_until(lambda nodes: nodes["source"].metrics.dropped >= counted)
+
+
+async def test_a_log_gets_everything_when_it_is_back(caplog):
+    class Large(SourceNode):
+        async def stream(self):
+            for i in range(150):
+                yield b"%d:" % i + bytes(100_000)
+
+    source = Large(NodeConfig(name="source", publish_topic_name="a"))
+    with own_broker("kafka") as (broker, backend):
+        async with backend.connect(MSIGHT_PUBLISH_TIMEOUT="0.3") as bus:
+            sink = Collect(NodeConfig(name="sink", subscribe_topic_name="a"))
+            async with running(bus, sink):
+                broker.freeze()
+                try:
+                    run = asyncio.create_task(source.run(bus))
+                    await until(lambda: "Publishing waits for the broker" in caplog.text)
+                finally:
+                    broker.thaw()
+                await run
+                numbers = [int(item.split(b":")[0]) for item in await sink.until(150)]
+                assert list(dict.fromkeys(numbers)) == list(range(150))
+    assert source._life.meter.unsent == 0

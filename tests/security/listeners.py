@@ -1,0 +1,147 @@
+"""What stands between a bus and a broker, or in a broker's place: it counts connections and keeps every byte it is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+class Recorder:
+    """What a listener has seen.
+
+    Attributes:
+        port: where it listens, on loopback.
+        connections: how many came.
+        received: all that they sent, one buffer a connection.
+        target: port that they are passed on to; may be changed while it runs.
+    """
+
+    def __init__(self, target: int = 0) -> None:
+        self.port = 0
+        self.target = target
+        self.received: list[bytearray] = []
+        self._open: set[asyncio.StreamWriter] = set()
+
+    @property
+    def connections(self) -> int:
+        return len(self.received)
+
+    @property
+    def bytes(self) -> bytes:
+        return b"".join(self.received)
+
+    def cut(self) -> None:
+        """End every connection."""
+        for writer in self._open:
+            writer.transport.abort()
+
+    def _keep(self, writer: asyncio.StreamWriter) -> bytearray:
+        self._open.add(writer)
+        self.received.append(bytearray())
+        return self.received[-1]
+
+    async def forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Pass a connection on to the target."""
+        seen = self._keep(writer)
+        there, onwards = await asyncio.open_connection("127.0.0.1", self.target)
+        self._open.add(onwards)
+        await asyncio.gather(_pump(reader, onwards, seen), _pump(there, writer, None))
+
+    def record(self, serve: Serve) -> Serve:
+        """``serve`` with a reader whose bytes are kept."""
+
+        async def serve_recorded(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            seen = self._keep(writer)
+            copy = asyncio.StreamReader(limit=1 << 24)
+            copying = asyncio.create_task(_copy(reader, copy, seen))
+            try:
+                await serve(copy, writer)
+                await writer.drain()
+                writer.close()
+            finally:
+                copying.cancel()
+                await asyncio.wait((copying,))
+
+        return serve_recorded
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seen: bytearray | None) -> None:
+    try:
+        while data := await reader.read(65536):
+            if seen is not None:
+                seen += data
+            writer.write(data)
+            await writer.drain()
+    except (OSError, ssl.SSLError):
+        pass
+    finally:
+        writer.close()
+
+
+async def _copy(reader: asyncio.StreamReader, copy: asyncio.StreamReader, seen: bytearray) -> None:
+    try:
+        while data := await reader.read(65536):
+            seen += data
+            copy.feed_data(data)
+    except OSError:
+        pass
+    copy.feed_eof()
+
+
+@asynccontextmanager
+async def _listening(
+    recorder: Recorder, serve: Serve, port: int = 0, context: ssl.SSLContext | None = None
+) -> AsyncIterator[Recorder]:
+    tasks: set[asyncio.Task[None]] = set()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.add(asyncio.ensure_future(_shielded(serve, reader, writer)))
+
+    server = await asyncio.start_server(accept, "127.0.0.1", port, ssl=context)
+    recorder.port = server.sockets[0].getsockname()[1]
+    try:
+        yield recorder
+    finally:
+        server.close()
+        recorder.cut()
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+async def _shielded(serve: Serve, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        await serve(reader, writer)
+    except (OSError, asyncio.IncompleteReadError):
+        pass  # the bus has hung up
+    finally:
+        writer.transport.abort()
+
+
+@asynccontextmanager
+async def proxy(target: int, port: int = 0) -> AsyncIterator[Recorder]:
+    """A listener that passes every connection on to ``target``, byte by byte."""
+    recorder = Recorder(target)
+    async with _listening(recorder, recorder.forward, port):
+        yield recorder
+
+
+@asynccontextmanager
+async def terminator(target: int, context: ssl.SSLContext) -> AsyncIterator[Recorder]:
+    """A TLS server in front of ``target``, which has none. What is recorded is the clear text."""
+    recorder = Recorder(target)
+    async with _listening(recorder, recorder.forward, context=context):
+        yield recorder
+
+
+@asynccontextmanager
+async def fake(serve: Serve, context: ssl.SSLContext | None = None) -> AsyncIterator[Recorder]:
+    """A listener that answers with ``serve`` in a broker's place."""
+    recorder = Recorder()
+    async with _listening(recorder, recorder.record(serve), context=context):
+        yield recorder

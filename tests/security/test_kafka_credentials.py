@@ -1,0 +1,79 @@
+"""Kafka: each SASL mechanism passes or is refused at once; what a user may not do is said; less verification is loud."""
+
+from __future__ import annotations
+
+import pytest
+
+import msight_bus
+from msight_bus import AuthenticationError
+from tests.security.identities import oauth_token
+from tests.security.servers import PASSWORD, USER, WRONG, variables
+from tests.security.talking import new_topic, refused, settings_of, talk
+
+
+def sasl(mechanism, password=PASSWORD, user=USER):
+    if mechanism == "OAUTHBEARER":
+        return {"SASL_MECHANISM": mechanism, "SASL_OAUTH_TOKEN": password}
+    return {"SASL_MECHANISM": mechanism, "SASL_USERNAME": user, "SASL_PASSWORD": password}
+
+
+@pytest.mark.parametrize("mechanism", ["SCRAM-SHA-256", "SCRAM-SHA-512"])
+async def test_scram_passes_and_the_password_does_not_travel(secured, mechanism):
+    async with secured("kafka").at("scram") as way:
+        await talk(settings_of(variables("kafka", way.port, **sasl(mechanism))))
+        assert PASSWORD[:20].encode() not in way.bytes
+
+
+async def test_a_bearer_token_passes(secured):
+    async with secured("kafka").at("oauth") as way:
+        await talk(settings_of(variables("kafka", way.port, **sasl("OAUTHBEARER", oauth_token(USER)))))
+
+
+@pytest.mark.parametrize(
+    ("flavour", "given"),
+    [
+        ("plain", sasl("PLAIN", WRONG)),
+        ("plain", sasl("PLAIN", user="nobody")),
+        ("scram", sasl("SCRAM-SHA-256", WRONG)),
+        ("scram", sasl("SCRAM-SHA-512", WRONG)),
+        ("scram", sasl("SCRAM-SHA-512", user="nobody")),
+        ("oauth", sasl("OAUTHBEARER", oauth_token(USER, lives=-60))),
+        ("oauth", sasl("OAUTHBEARER", WRONG)),
+    ],
+    ids=["plain", "plain-user", "scram-256", "scram-512", "scram-user", "oauth-expired", "oauth-nonsense"],
+)
+async def test_wrong_credentials_are_refused_once(secured, watch, flavour, given):
+    async with secured("kafka").at(flavour) as way:
+        await refused(AuthenticationError, settings_of(variables("kafka", way.port, **given)), watch)
+        assert way.connections == 1
+
+
+@pytest.mark.parametrize(
+    ("flavour", "mechanism"), [("scram", "PLAIN"), ("plain", "SCRAM-SHA-512"), ("plain", "OAUTHBEARER")]
+)
+async def test_a_mechanism_that_the_broker_does_not_have_is_refused_once(secured, watch, flavour, mechanism):
+    password = oauth_token(USER) if mechanism == "OAUTHBEARER" else PASSWORD
+    async with secured("kafka").at(flavour) as way:
+        settings = settings_of(variables("kafka", way.port, **sasl(mechanism, password)))
+        await refused(AuthenticationError, settings, watch, "(?i)mechanism")
+        assert way.connections == 1
+        assert password[:20].encode() not in way.bytes
+
+
+
+
+async def test_what_a_user_may_not_do_is_raised_at_once(secured, watch):
+    topic = new_topic()
+    async with secured("kafka").at("plain") as way:
+        async with msight_bus.connect(settings_of(variables("kafka", way.port, **sasl("PLAIN")))) as bus:
+            await bus.publish(topic, b"made by one who may")
+        async with msight_bus.connect(settings_of(variables("kafka", way.port, **sasl("PLAIN", user="bob")))) as bus:
+            with pytest.raises(AuthenticationError) as publishing:
+                await bus.publish(topic, b"x")
+            with pytest.raises(AuthenticationError) as subscribing:
+                async with bus.subscribe(topic):
+                    pass
+            with pytest.raises(AuthenticationError) as joining:
+                async with bus.subscribe(topic, group_id="g"):
+                    pass
+    watch.show(publishing.value, subscribing.value, joining.value)

@@ -1,0 +1,96 @@
+"""TLS on every backend: what is right passes, what is wrong is refused with one typed error before a secret is sent."""
+
+from __future__ import annotations
+
+import pytest
+
+from msight_bus import AuthenticationError, ConnectionLostError
+from tests.security.canaries import found_in
+from tests.security.servers import CREDENTIALS, EVERY, variables
+from tests.security.talking import refused, settings_of, talk
+
+# The types of TLS records (RFC 8446, 5.1).
+CHANGE_CIPHER_SPEC, HANDSHAKE = 20, 22
+
+
+@pytest.fixture(params=EVERY)
+def kind(request):
+    return request.param
+
+
+def environment(kind, port, made, **more):
+    tls = {"USE_TLS": "true", "TLS_CA_CERT_FILE": made.ca}
+    return variables(kind, port, **CREDENTIALS[kind], **(tls | more))
+
+
+def assert_nothing_was_told(sent: bytes) -> None:
+    """Behind the ClientHello there was room for an alert and for no secret: those are 64 bytes and more."""
+    told = 0
+    while sent:
+        size = 5 + int.from_bytes(sent[3:5])
+        if sent[0] not in (CHANGE_CIPHER_SPEC, HANDSHAKE):
+            told += size
+        sent = sent[size:]
+    assert told < 64
+
+
+async def test_in_the_clear_it_passes(kind, secured):
+    async with secured(kind).at("plain") as way:
+        await talk(settings_of(variables(kind, way.port, **CREDENTIALS[kind])))
+
+
+async def test_a_valid_certificate_passes_and_everything_is_encrypted(kind, secured, made):
+    async with secured(kind).at("server") as way:
+        await talk(settings_of(environment(kind, way.port, made)))
+        assert way.connections >= 1
+        assert b"hello" not in way.bytes
+        assert not found_in(way.bytes.decode("latin-1"))
+
+
+async def test_the_systems_authorities_are_trusted_unless_others_are_named(kind, secured, made, watch, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", made.ca)  # OpenSSL's name for the system's authorities
+    async with secured(kind).at("server") as way:
+        credentials = CREDENTIALS[kind] | {"USE_TLS": "true"}
+        await talk(settings_of(variables(kind, way.port, **credentials)))
+        settings = settings_of(environment(kind, way.port, made, TLS_CA_CERT_FILE=made.stranger))
+        await refused(AuthenticationError, settings, watch, "(?i)certificate")
+
+
+@pytest.mark.parametrize(
+    ("flavour", "ca", "why"),
+    [
+        ("expired", "ca", "expired"),
+        ("server", "stranger", "unable to get local issuer|self.signed"),
+        ("elsewhere", "ca", "(?i)mismatch|not valid for"),
+    ],
+)
+async def test_a_wrong_certificate_is_refused_once_and_told_nothing(kind, secured, made, watch, flavour, ca, why):
+    async with secured(kind).at(flavour) as way:
+        settings = settings_of(environment(kind, way.port, made, TLS_CA_CERT_FILE=getattr(made, ca)))
+        await refused(AuthenticationError, settings, watch, why)
+        assert way.connections == 1
+        assert_nothing_was_told(way.bytes)
+
+
+async def test_a_certificate_of_the_client_opens_where_one_is_wanted(kind, secured, made):
+    async with secured(kind).at("mutual") as way:
+        own = {"TLS_CERT_FILE": made.client.cert, "TLS_KEY_FILE": made.client.key}
+        await talk(settings_of(environment(kind, way.port, made, **own)))
+
+
+@pytest.mark.parametrize("own", ["none", "foreign"])
+async def test_without_the_clients_certificate_or_with_a_foreign_one_it_is_refused(kind, secured, made, watch, own):
+    foreign = {"TLS_CERT_FILE": made.foreign_client.cert, "TLS_KEY_FILE": made.foreign_client.key}
+    async with secured(kind).at("mutual") as way:
+        settings = settings_of(environment(kind, way.port, made, **(foreign if own == "foreign" else {})))
+        await refused(AuthenticationError, settings, watch, "(?i)certificate|unknown ca")
+        assert way.connections == 1
+
+
+async def test_a_server_without_tls_where_it_was_asked_for_is_told_nothing(kind, secured, made, watch):
+    async with secured(kind).at("plain") as way:
+        settings = settings_of(environment(kind, way.port, made), MSIGHT_CONNECT_TIMEOUT="2")
+        await refused(ConnectionLostError, settings, watch)
+        assert way.connections == 1
+        assert not found_in(way.bytes.decode("latin-1"))
+        assert_nothing_was_told(way.bytes)

@@ -1,0 +1,241 @@
+"""Who is on the broker: by announcements alone, on every backend."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from msight_bus import AuthenticationError, ClosedError, Message
+from msight_bus.nodes import NodeConfig
+from msight_bus.registry import FORGET_AFTER, MAX_NODES, NodeInfo, NodeStatus, Registry
+from msight_bus.topics import NODES_TOPIC
+from tests.conftest import make_backend
+from tests.nodes.support import DEADLINE, Collect, Numbers, running, start
+
+
+@pytest.fixture
+def memory():
+    """The in-process broker."""
+    return make_backend("memory")
+
+
+def info(name="node", instance="1", **fields):
+    made = {
+        "type": "Sink",
+        "device": "edge-1",
+        "status": NodeStatus.RUNNING,
+        "started_at": 5.0,
+        "heartbeat_interval": 10.0,
+    }
+    return NodeInfo(**{"name": name, "instance": instance, **made, **fields})
+
+
+def announcement(made):
+    return msgspec.json.encode(made)
+
+
+async def announce(bus, *infos):
+    for made in infos:
+        await bus._publish(NODES_TOPIC, announcement(made))
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+async def test_a_node_is_seen_with_what_it_does(backend, topic):
+    config = NodeConfig(name="counter", subscribe_topic_name=topic, heartbeat_update_interval=0.05)
+    async with backend.connect() as bus, backend.connect() as observer:
+        registry = await observer.nodes()
+        sink = Collect(config)
+        async with running(bus, sink):
+            await registry.wait_until(lambda nodes: "counter" in nodes and nodes["counter"].status == "RUNNING")
+            await bus.publish(topic, b"x")
+            await sink.until(1)
+            await registry.wait_until(lambda nodes: nodes["counter"].metrics.messages_in == 1)
+            seen = registry["counter"]
+            assert (seen.type, seen.subscribe_topic, seen.publish_topic) == ("Collect", topic, None)
+            assert seen.group_id == ("counter_group" if bus.capabilities.persistence else None)
+            assert seen.heartbeat_interval == 0.05
+            assert seen.last_heartbeat >= seen.started_at - 1
+        await registry.wait_until(lambda nodes: nodes["counter"].status == "STOPPED")
+        assert registry["counter"].ended
+
+
+async def test_a_late_observer_knows_all_after_one_interval(memory):
+    nodes = [
+        Numbers(NodeConfig(name=f"n{i}", publish_topic_name="out", heartbeat_update_interval=0.02)) for i in range(3)
+    ]
+    async with memory.connect() as bus, running(bus, *nodes):
+        registry = await bus.nodes()
+        assert len(registry) == 0
+        async with asyncio.timeout(DEADLINE):
+            await registry.wait_until(lambda known: len(known) == 3)
+        assert [node.name for node in registry] == ["n0", "n1", "n2"]
+
+
+async def test_two_workers_of_one_name_are_both_seen(memory):
+    workers = [Collect(NodeConfig(name="worker", subscribe_topic_name="in", group_id="workers")) for _ in range(2)]
+    async with memory.connect() as bus:
+        registry = await bus.nodes()
+        async with running(bus, *workers):
+            await registry.wait_until(lambda nodes: len(nodes.instances("worker")) == 2)
+            one, other = registry.instances("worker")
+            assert one.instance != other.instance
+            assert registry["worker"] in (one, other)
+
+
+async def test_an_error_is_the_nodes_last_word(memory):
+    class Broken(Collect):
+        async def on_message(self, data):
+            raise ZeroDivisionError
+
+    async with memory.connect() as bus:
+        registry = await bus.nodes()
+        task = await start(bus, Broken(NodeConfig(name="broken", subscribe_topic_name="in")))
+        await bus.publish("in", b"")
+        with pytest.raises(ZeroDivisionError):
+            await task
+        await registry.wait_until(lambda nodes: nodes["broken"].status == "ERROR")
+        assert registry["broken"].ended
+
+
+async def test_the_first_look_starts_listening_in_the_background(memory):
+    async with memory.connect() as bus:
+        registry = bus.nodes()
+        assert list(registry) == []
+        await asyncio.sleep(0)
+        await announce(bus, info())
+        await registry.wait_until(lambda nodes: "node" in nodes)
+        assert bus.nodes() is registry
+        assert "node RUNNING" in repr(registry)
+
+
+def test_a_look_from_outside_a_loop_is_harmless(memory):
+    async def make():
+        async with memory.connect() as bus:
+            return bus.nodes()
+
+    registry = asyncio.run(make())
+    assert len(registry) == 0
+    with pytest.raises(KeyError):
+        registry["node"]
+
+
+async def test_silence_for_three_intervals_is_a_loss(memory):
+    clock = Clock()
+    async with memory.connect() as bus:
+        registry = await Registry(bus, clock=clock)
+        await announce(bus, info("alive"), info("gone", status=NodeStatus.STOPPED, ended=True))
+        await registry.wait_until(lambda nodes: len(nodes) == 2)
+        clock.now += 30
+        assert [node.status for node in registry] == ["RUNNING", "STOPPED"]
+        clock.now += 0.1
+        assert [node.status for node in registry] == ["LOST", "STOPPED"]
+        await announce(bus, info("alive"))
+        await registry.wait_until(lambda nodes: nodes["alive"].status == "RUNNING")
+        clock.now += FORGET_AFTER + 1
+        assert [node.name for node in registry] == []
+        await registry.close()
+
+
+async def test_garbage_is_ignored_and_counted(memory):
+    deep = b'{"name":' + b"[" * 5000
+    right = json.loads(announcement(info()))
+    garbage = [
+        b"",
+        b"\xff\xfe",
+        b"[]",
+        deep,
+        b"x" * 9000,
+        json.dumps({**right, "device": "x" * 9000}).encode(),
+        json.dumps({**right, "name": "a\x1b[2J"}).encode(),
+        json.dumps({**right, "device": "edge\n"}).encode(),
+        json.dumps({**right, "status": "GREAT"}).encode(),
+        json.dumps({**right, "heartbeat_interval": 0}).encode(),
+        json.dumps({**right, "metrics": {"queued": -1}}).encode(),
+        json.dumps({**right, "started_at": "yesterday"}).encode(),
+    ]
+    async with memory.connect() as bus:
+        registry = await bus.nodes()
+        for payload in garbage:
+            await bus._publish(NODES_TOPIC, payload)
+        await announce(bus, info())
+        await registry.wait_until(lambda nodes: "node" in nodes)
+        assert registry.ignored == len(garbage)
+        assert len(registry) == 1
+
+
+async def test_fields_of_a_newer_version_are_left_out(memory):
+    async with memory.connect() as bus:
+        registry = await bus.nodes()
+        newer = {**json.loads(announcement(info())), "mood": {"class": "os.system"}}
+        await bus._publish(NODES_TOPIC, json.dumps(newer).encode())
+        await registry.wait_until(lambda nodes: "node" in nodes)
+
+
+@given(st.binary(max_size=200))
+def test_no_payload_breaks_it(payload):
+    registry = Registry(None)
+    registry._observe(Message(NODES_TOPIC, payload))
+    registry._observe(Message(NODES_TOPIC, announcement(info())[: len(payload)] + payload))
+    assert registry.ignored >= 1
+
+
+def test_it_is_bounded_and_the_longest_silent_goes_first():
+    clock = Clock()
+    registry = Registry(None, clock=clock)
+    for i in range(MAX_NODES + 10):
+        registry._observe(Message(NODES_TOPIC, announcement(info(instance=str(i)))))
+        registry._observe(Message(NODES_TOPIC, announcement(info("lasting"))))
+    assert len(registry._heard) == MAX_NODES
+    assert ("lasting", "1") in registry._heard
+    assert ("node", "0") not in registry._heard
+
+
+async def test_the_end(memory):
+    async with memory.connect() as bus:
+        registry = await bus.nodes()
+        await announce(bus, info())
+        await registry.wait_until(lambda nodes: "node" in nodes)
+        waiting = asyncio.create_task(registry.wait_until(lambda nodes: False))
+        await asyncio.sleep(0)
+        await registry.close()
+        with pytest.raises(ClosedError):
+            await waiting
+        assert "node" in registry
+        with pytest.raises(ClosedError):
+            await registry
+    with pytest.raises(ClosedError):
+        await Registry(bus)
+
+
+async def test_a_drain_ends_it(memory):
+    async with memory.connect() as bus:
+        await bus.nodes()
+        await bus.drain(DEADLINE)
+
+
+async def test_a_refusal_is_raised_to_whoever_awaits_and_logged_else(memory, monkeypatch, caplog):
+    async with memory.connect() as bus:
+
+        async def refuse(request, sink):
+            raise AuthenticationError("no permission for _msight.nodes")
+
+        monkeypatch.setattr(bus._adapter, "subscribe", refuse)
+        registry = bus.nodes()
+        assert len(registry) == 0
+        while not caplog.records:
+            await asyncio.sleep(0)
+        with pytest.raises(AuthenticationError):
+            await registry
+        monkeypatch.undo()
+        assert await registry is registry
