@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from msight_bus.adapters import make_adapter
-from msight_bus.adapters.base import Start, SubscribeRequest
+from msight_bus.adapters.base import WAIT, Start, SubscribeRequest
 from msight_bus.capabilities import Capabilities
 from msight_bus.errors import (
     CapabilityWarning,
@@ -24,7 +24,7 @@ from msight_bus.errors import (
 )
 from msight_bus.events import BusEvent
 from msight_bus.payload import Payload, check_headers, check_key, to_bytes
-from msight_bus.publisher import Publisher
+from msight_bus.publisher import BusState, Publisher
 from msight_bus.queues import QueuePolicy
 from msight_bus.settings import BusSettings
 from msight_bus.subscription import AckMode, Subscription
@@ -82,7 +82,7 @@ class Bus:
         self._adapter = make_adapter(settings, _Stamp(), self._report)
         self._subscriptions: set[Subscription] = set()
         self._name = settings.edge_device_name or socket.gethostname()
-        self._open = False
+        self._state = BusState()
         self._guests: set[Guest] = set()
         self._registry: Registry | None = None
         self._warned: set[str] = set()
@@ -131,9 +131,12 @@ class Bus:
     async def _publish(
         self, topic: str, payload: bytes, key: str | None = None, headers: Mapping[str, str] | None = None
     ) -> None:
-        if not self._open:
+        if not self._state.is_open:
             raise ClosedError("The bus is closed; publish inside `async with msight_bus.connect() as bus:`.")
-        done = await self._adapter.publish(topic, payload, key, headers, self._name)
+        done = self._adapter.publish(topic, payload, key, headers, self._name)
+        while done is WAIT:
+            await self._adapter.ready(topic, key, self._name)
+            done = self._adapter.publish(topic, payload, key, headers, self._name)
         if done is not None:
             finished, _ = await asyncio.wait((done,), timeout=self._limits.publish_timeout)
             if not finished:
@@ -161,7 +164,7 @@ class Bus:
             limits=self._limits,
             max_in_flight=in_flight,
             name=name or self._name,
-            is_open=lambda: self._open,
+            state=self._state,
         )
 
     # -- subscribing
@@ -197,7 +200,7 @@ class Bus:
     def _subscribe(
         self, topic: str, group_id: str | None, queue: QueuePolicy | None, start: Start | None, ack: AckMode
     ) -> Subscription:
-        if not self._open:
+        if not self._state.is_open:
             raise ClosedError("The bus is closed; subscribe inside `async with msight_bus.connect() as bus:`.")
         if ack not in ("auto", "manual"):
             raise ValueError(f"ack is 'auto' or 'manual', not {ack!r}.")
@@ -261,7 +264,7 @@ class Bus:
         Raises:
             DrainTimeoutError: time was up; the bus is closed, and the error says what was left.
         """
-        if not self._open:
+        if not self._state.is_open:
             return
         timeout = self._limits.drain_timeout if timeout is None else timeout
         if self._registry is not None:
@@ -295,9 +298,9 @@ class Bus:
 
     async def close(self) -> None:
         """Close at once: what is queued is given up, what was handed over is flushed within a deadline."""
-        if not self._open:
+        if not self._state.is_open:
             return
-        self._open = False
+        self._state.is_open = False
         try:
             if self._registry is not None:
                 await self._registry.close()
@@ -348,7 +351,7 @@ async def connect(
     except BaseException:
         await bus._adapter.close()
         raise
-    bus._open = True
+    bus._state.is_open = True
     try:
         yield bus
     finally:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
-from msight_bus.adapters.base import Adapter
+from msight_bus.adapters.base import WAIT, Adapter
 from msight_bus.errors import BusError, ClosedError, PublishTimeoutError
 from msight_bus.payload import Payload, check_headers, check_key, to_bytes
 from msight_bus.settings import Limits
+
+
+class BusState:
+    """What a bus shares with its publishers."""
+
+    __slots__ = ("is_open",)
+
+    def __init__(self) -> None:
+        self.is_open = False
 
 
 class Publisher:
@@ -28,14 +37,15 @@ class Publisher:
         limits: Limits,
         max_in_flight: int,
         name: str | None,
-        is_open: Callable[[], bool],
+        state: BusState,
     ) -> None:
         self.topic = topic
         self._adapter = adapter
         self._limits = limits
         self._max_in_flight = max_in_flight
         self._name = name
-        self._is_open = is_open
+        self._state = state
+        self._publish = adapter.publish
         self._entered = False
         self._in_flight: dict[asyncio.Future[None], int] = {}  # messages that share an acknowledgement
         self._count = 0
@@ -68,7 +78,7 @@ class Publisher:
         Raises:
             BusError: this message cannot be sent, or an earlier one was refused.
         """
-        if not self._entered or not self._is_open():
+        if not self._entered or not self._state.is_open:
             raise ClosedError(f"The publisher of {self.topic!r} is closed.")
         if self._error is not None:
             self._raise_error()
@@ -79,7 +89,10 @@ class Publisher:
         payload = data if type(data) is bytes else to_bytes(data)
         while self._count >= self._max_in_flight:
             await self._wait_for_room()
-        done = await self._adapter.publish(self.topic, payload, key, headers, self._name)
+        done = self._publish(self.topic, payload, key, headers, self._name)
+        while done is WAIT:
+            await self._adapter.ready(self.topic, key, self._name)
+            done = self._publish(self.topic, payload, key, headers, self._name)
         if done is not None:
             self._count += 1
             shared = self._in_flight.get(done, 0)

@@ -25,5 +25,3 @@ def test_the_readmes_snippets_run(snippet, backend, monkeypatch, capsys):
     exec(compile(snippet, "README.md", "exec"), {"__name__": "readme"})
     if "print(" in snippet:
         assert "intersection.cam_ne 7 1" in capsys.readouterr().out
-
-

@@ -97,16 +97,19 @@ def test_two_hundred_bytes_and_no_more():
         check_group(longest + "z")
     with pytest.raises(TopicError, match="202 bytes"):
         check_topic("é" * 101)  # bytes are counted, not letters
+    with pytest.raises(TopicError, match="letters, digits"):
+        check_topic("é" * 100)
 
 
 @pytest.mark.parametrize(
     ("topic", "reason"),
     [
-        ("", "is empty"),
+        ("", "it is empty"),
         ("_a", "reserved"),
         ("a..b", "part between dots is empty"),
         ("a.", "part between dots is empty"),
         ("a b", "letters, digits, '_' and '-'"),
+        ("a" * 40 + "é", "letters, digits, '_' and '-'"),
     ],
 )
 def test_the_message_says_what_is_wrong(topic, reason):
@@ -122,9 +125,9 @@ def test_the_message_shows_a_long_topic_shortened_and_escaped():
     with pytest.raises(TopicError) as caught:
         check_group("cam\r\n" + "x" * 1_000_000)
     assert len(str(caught.value)) < 300
-    shown = "a" * 59 + "!"
-    with pytest.raises(TopicError, match=re.escape(repr(shown))):
-        check_topic(shown)
+    for topic, shown in [("a" * 59 + "!", "a" * 59 + "!"), ("a" * 60 + "!", "a" * 57 + "...")]:
+        with pytest.raises(TopicError, match="^" + re.escape(repr(shown))):
+            check_topic(topic)
 
 
 @pytest.mark.parametrize("wrong", [None, b"a", 1, ["a"], {"a": 1}, object], ids=repr)
@@ -134,6 +137,10 @@ def test_only_text_is_a_topic(wrong):
     assert caught.value.topic is wrong
     with pytest.raises(TopicError):
         check_group(wrong)
+
+
+def test_the_reserved_names_are_those_of_the_contract():
+    assert (NODES_TOPIC, SEQUENCE_TOPIC) == ("_msight.nodes", "_msight.seq")
 
 
 def test_a_topic_error_is_a_bus_error_and_a_value_error():

@@ -105,7 +105,9 @@ def main() -> None:
     asked = arguments()
     out = asked.out or Path("out") / asked.backend
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    warnings.simplefilter("ignore", msight_bus.CapabilityWarning)  # the pipeline reads the capability and says it itself
+    warnings.simplefilter(
+        "ignore", msight_bus.CapabilityWarning
+    )  # the pipeline reads the capability and says it itself
     cv2.setNumThreads(1)
     try:
         footage = folder_frames(asked.frames) if asked.frames else clip_frames()

@@ -75,7 +75,9 @@ class Background:
             del self._recent[0]
         known = len(self._samples)
         every = _EVERY_MOVING if self.reach else _EVERY_STILL
-        if known and time - self._samples[-1].time < min(every, 0.08 * known) - _ROUNDING:
+        if known < _SAMPLES:
+            every = min(every, 0.04 + 0.04 * known)
+        if known and time - self._samples[-1].time < every - _ROUNDING:
             return
         self._samples = [*self._samples, sample][-_SAMPLES:]
         odd = self._samples[-(len(self._samples) - 1 | 1) :]

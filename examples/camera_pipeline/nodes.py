@@ -96,11 +96,17 @@ class TrackerNode(ProcessingNode):
 
     def __init__(self) -> None:
         super().__init__(config("tracker", subscribe_topic_name=DETECTIONS, publish_topic_name=TRACKS))
-        self._order: Reorder[DetectedImage] = Reorder()
+        self._order: Reorder[DetectedImage] = Reorder(patience=50)  # a worker may run a fetch ahead of the other
         self._tracker = Tracker()
 
     async def process(self, data: DetectedImage) -> list[TrackedImage]:
         return [self._track(image) for image in self._order.push(data.frame_id, data)]
+
+    async def on_stop(self) -> None:
+        """What waited behind a frame that never came."""
+        async with self.bus.publisher(TRACKS) as publisher:
+            for image in self._order.flush():
+                await publisher.send(self._track(image))
 
     def _track(self, image: DetectedImage) -> TrackedImage:
         return TrackedImage(
@@ -139,7 +145,9 @@ class Sink(SinkNode):
     def _draw(self, data: TrackedImage) -> None:
         picture, _ = decode(data.image or b"")
         milliseconds = self.latencies[-1] * 1000
-        caption = f"{data.sensor_name}  frame {data.frame_id}  {data.tracked.total} road users  {milliseconds:.0f} ms behind"
+        caption = (
+            f"{data.sensor_name}  frame {data.frame_id}  {data.tracked.total} road users  {milliseconds:.0f} ms behind"
+        )
         annotated = self._annotator.draw(picture, data.tracked, caption)
         self.summary.add(picture, annotated, data.tracked)
         self.clip.write(annotated)

@@ -118,7 +118,7 @@ class Tracker:
         cut = found.cut and now - self._cut > _CUT_ECHO
         if cut:
             self._tracks, self._cut = [], now
-        self._tracks = [track for track in self._tracks if 0 <= now - track.seen <= _FORGET]
+        self._tracks = [track for track in self._tracks if 0 <= now - track.seen <= _FORGET + _ROUNDING]
         boxes = self._match(list(found.boxes), now, _overlap, _OVERLAP)
         near = _REACH * found.width
         boxes = self._match(boxes, now, lambda one, two: _closeness(one, two, near), 0.0)

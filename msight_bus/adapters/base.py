@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from enum import Enum
 from typing import Literal, Protocol
 
 from msight_bus.capabilities import Capabilities
@@ -17,6 +18,15 @@ from msight_bus.settings import BusSettings
 
 Start = Literal["latest", "earliest"] | datetime | Mapping[int, int]
 """Where a subscription begins; a mapping gives an offset for each partition."""
+
+
+class Wait(Enum):
+    """What `Adapter.publish` returns when it cannot take a message now."""
+
+    WAIT = "wait"
+
+
+WAIT = Wait.WAIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,17 +113,27 @@ class Adapter(Protocol):
             AuthenticationError: refused.
         """
 
-    async def publish(
+    def publish(
         self, topic: str, payload: bytes, key: str | None, headers: Mapping[str, str] | None, name: str | None
-    ) -> asyncio.Future[None] | None:
-        """Hand over one message. ``name`` is the publisher's stable name, for the choice of a partition.
+    ) -> asyncio.Future[None] | Wait | None:
+        """Hand over one message, without waiting: a publisher that never has to wait never suspends.
 
-        Returns ``None`` if the backend's guarantee holds already, or a future of the broker's acknowledgement.
+        ``name`` is the publisher's stable name, for the choice of a partition.
+
+        Returns ``None`` if the backend's guarantee holds already, a future of the broker's acknowledgement, or `WAIT` if
+        nothing was taken and `ready` must be awaited first.
 
         Raises:
             MessageTooLargeError: before anything was sent.
-            PublishTimeoutError: the connection took nothing within ``publish_timeout``.
             BusError: what the broker refused since the last publish on this topic.
+        """
+
+    async def ready(self, topic: str, key: str | None, name: str | None) -> None:
+        """Wait until `publish` would take a message.
+
+        Raises:
+            PublishTimeoutError: it takes nothing within ``publish_timeout``.
+            BusError: it never will.
         """
 
     async def flush(self, topic: str | None = None) -> None:

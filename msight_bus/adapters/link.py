@@ -16,6 +16,9 @@ from msight_bus.errors import BusError, ConnectionLostError
 BURST_BYTES = 128 * 1024
 """Written at once, and after which a publisher that never had to wait gives the loop a turn."""
 
+_JOIN_BELOW_MEAN = 4096
+"""Where parts are smaller on average, joining them costs less than handing them over one by one."""
+
 
 class Link(asyncio.Protocol):
     """Takes over the transport of a connected client.
@@ -24,6 +27,7 @@ class Link(asyncio.Protocol):
         congested: a publisher has to await `drained` before it writes more.
         in_flight: what was written and is not confirmed.
         gone: done once the connection is lost or closed.
+        out, out_bytes: what this tick writes; protocols with a hot path add to it themselves, as `write` does.
         received_at: when the last bytes came, by the loop's clock, in seconds.
     """
 
@@ -35,8 +39,8 @@ class Link(asyncio.Protocol):
         self.received_at = self.loop.time()
         self.reading_paused = False
         self._on_lost = on_lost
-        self._out: list[bytes] = []
-        self._out_bytes = 0
+        self.out: list[bytes] = []
+        self.out_bytes = 0
         self._write_paused = False
         self._drained: asyncio.Future[None] | None = None
         self.gone: asyncio.Future[None] = self.loop.create_future()
@@ -55,22 +59,31 @@ class Link(asyncio.Protocol):
 
     def write(self, *parts: bytes) -> None:
         """Write with the others of this tick."""
-        out = self._out
-        if not out:
+        if not self.out:
             self.loop.call_soon(self._tick)
-        out += parts
-        for part in parts:
-            self._out_bytes += len(part)
-        if self._out_bytes >= BURST_BYTES:
-            self._send()
-            self.congested = True
-            self.loop.call_soon(self._tick)
+        self.out += parts
+        self.out_bytes += sum([len(part) for part in parts])
+        if self.out_bytes >= BURST_BYTES:
+            self.burst()
+
+    def start_tick(self) -> None:
+        """Something is about to be put into the empty `out`."""
+        self.loop.call_soon(self._tick)
+
+    def burst(self) -> None:
+        """So much was written in this tick that it leaves at once, and the loop gets a turn before there is more."""
+        self._send()
+        self.congested = True
+        self.loop.call_soon(self._tick)
 
     def _send(self) -> None:
-        if self._out and not self.transport.is_closing():
-            self.transport.writelines(self._out)
-        self._out = []
-        self._out_bytes = 0
+        out, self.out = self.out, []
+        if out and not self.transport.is_closing():
+            if self.out_bytes > _JOIN_BELOW_MEAN * len(out):
+                self.transport.writelines(out)  # large payloads are not copied
+            else:
+                self.transport.write(b"".join(out))
+        self.out_bytes = 0
 
     def _tick(self) -> None:
         self._send()
@@ -144,7 +157,7 @@ class Link(asyncio.Protocol):
         if reason is None:
             reason = ConnectionLostError(f"The broker closed the connection{f': {error}' if error else ''}.")
             reason.__cause__ = error
-        self._out = []
+        self.out = []
         self._release()
         self._on_lost(self, reason)
 

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Protocol
 
-from msight_bus.adapters.base import Sink, Stamp, SubscribeRequest
+from msight_bus.adapters.base import WAIT, Sink, Stamp, SubscribeRequest, Wait
 from msight_bus.adapters.link import Link
 from msight_bus.adapters.supervisor import Supervisor
 from msight_bus.adapters.tail import Announcer, TailSink
@@ -204,10 +204,10 @@ class LiveAdapter:
             run = self._announcer.run(self._limits.announce_interval)
             self._announcing = asyncio.create_task(run, name="msight_bus announcer")
 
-    async def publish(
+    def publish(
         self, topic: str, payload: bytes, key: str | None, headers: Mapping[str, str] | None, name: str | None
-    ) -> None:
-        """Hand one message to the connection; waits only while it takes no more."""
+    ) -> Wait | None:
+        """Hand one message to the connection, if it takes one now."""
         connection = self._publishing
         if connection.refused:
             error = connection.refused.pop(topic, None)
@@ -215,8 +215,13 @@ class LiveAdapter:
                 raise error
         link = connection.link
         if link is None or link.congested:
-            link = await connection.ready(self._limits.publish_timeout)
+            return WAIT
         link.publish(topic, payload, key, headers)
+        return None
+
+    async def ready(self, topic: str, key: str | None, name: str | None) -> None:
+        """Wait until the connection is open and has room."""
+        await self._publishing.ready(self._limits.publish_timeout)
 
     async def flush(self, topic: str | None = None) -> None:
         """Round trip to the broker; raises what was refused or never confirmed on ``topic``."""

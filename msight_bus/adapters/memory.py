@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from weakref import WeakKeyDictionary
 
-from msight_bus.adapters.base import Sink, Stamp, SubscribeRequest
+from msight_bus.adapters.base import WAIT, Sink, Stamp, SubscribeRequest, Wait
 from msight_bus.capabilities import Capabilities
 from msight_bus.errors import MessageTooLargeError, PublishTimeoutError
 from msight_bus.events import BusEvent
@@ -36,6 +36,10 @@ class _Hub:
                 del groups[feed.group_id]
             if not groups:
                 del self._topics[feed.topic]
+
+    def feeds(self, topic: str) -> list[MemoryFeed]:
+        """Every feed of the topic."""
+        return [feed for members in self._topics.get(topic, {}).values() for feed in members]
 
     def receivers(self, topic: str) -> list[MemoryFeed]:
         """Every feed without a group, and the next member of each group."""
@@ -83,6 +87,11 @@ class MemoryFeed:
         self.sink.shed()
         self.resume()
 
+    @property
+    def paused(self) -> bool:
+        """Whether publishers have to wait for this subscription."""
+        return not self.has_room.is_set()
+
     async def stop(self) -> None:
         """Leave the topic."""
         self._hub.leave(self)
@@ -102,6 +111,7 @@ class MemoryAdapter:
     def __init__(self, settings: BusSettings, stamp: Stamp, report: Callable[[BusEvent], None]) -> None:
         self._limits = settings.limits
         self._stamp = stamp
+        self._had_turn = False
         self.capabilities = Capabilities(
             persistence=False,
             delivery="best-effort",
@@ -118,10 +128,10 @@ class MemoryAdapter:
         """Join this loop's hub."""
         self._hub = _hubs.setdefault(asyncio.get_running_loop(), _Hub())
 
-    async def publish(
+    def publish(
         self, topic: str, payload: bytes, key: str | None, headers: Mapping[str, str] | None, name: str | None
-    ) -> None:
-        """Deliver to every receiver; waits while a blocking subscription is full."""
+    ) -> Wait | None:
+        """Deliver to every receiver, if none of them blocks and consumers have had their turn."""
         limit = self._limits.max_message_bytes
         size = len(payload) + sum(len(name) + len(value) for name, value in (headers or {}).items())
         if size > limit:
@@ -130,19 +140,13 @@ class MemoryAdapter:
                 size=size,
                 limit=limit,
             )
-        receivers = self._hub.receivers(topic)
-        await asyncio.sleep(0)  # consumers in this process get their turn, as they would across a network
-        try:
-            async with asyncio.timeout(self._limits.publish_timeout):
-                for feed in receivers:
-                    await feed.has_room.wait()
-        except TimeoutError:
-            raise PublishTimeoutError(
-                f"A subscriber of {topic!r} has had no room for {self._limits.publish_timeout:g} s (MSIGHT_PUBLISH_TIMEOUT)."
-            ) from None
+        feeds = self._hub.feeds(topic)
+        if not self._had_turn or any(feed.paused for feed in feeds):
+            return WAIT
+        self._had_turn = False
         now = time.time()
         sequence = self._stamp.next(topic)
-        for feed in receivers:
+        for feed in self._hub.receivers(topic):
             feed.sink.deliver(
                 [
                     Message(
@@ -157,6 +161,21 @@ class MemoryAdapter:
                     )
                 ]
             )
+
+        return None
+
+    async def ready(self, topic: str, key: str | None, name: str | None) -> None:
+        """Give consumers in this process their turn, as a network would, and wait while a receiver blocks."""
+        await asyncio.sleep(0)
+        try:
+            async with asyncio.timeout(self._limits.publish_timeout):
+                for feed in self._hub.feeds(topic):
+                    await feed.has_room.wait()
+        except TimeoutError:
+            raise PublishTimeoutError(
+                f"A subscriber of {topic!r} has had no room for {self._limits.publish_timeout:g} s (MSIGHT_PUBLISH_TIMEOUT)."
+            ) from None
+        self._had_turn = True
 
     async def flush(self, topic: str | None = None) -> None:
         """Everything is delivered at once."""

@@ -43,7 +43,9 @@ class Announcer:
         self._send = send
         self._before: dict[str, int] = {}
         self._looks = 0
-        self._due: dict[str, tuple[int, int]] = {}  # topic: the look at which it is announced next, looks to the one after
+        self._due: dict[
+            str, tuple[int, int]
+        ] = {}  # topic: the look at which it is announced next, looks to the one after
         self.works = True
 
     async def run(self, interval: float) -> None:

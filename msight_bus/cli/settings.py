@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from msight_bus.errors import ConfigError
 from msight_bus.settings import BusSettings
@@ -32,7 +32,7 @@ def settings(
     """List every MSIGHT_ variable with its type, default and meaning, and check the environment."""
     out, err = Console(highlight=False), Console(stderr=True, highlight=False)
     if not check:
-        table = Table("variable", "takes", "unset", "meaning")
+        table = Table(Column("variable", overflow="fold"), "takes", "unset", "meaning")
         for variable in BusSettings.variables():
             if containing.upper() in variable.name:
                 name = f"[bold]{variable.name}[/bold] (set)" if variable.name in os.environ else variable.name

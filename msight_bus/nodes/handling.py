@@ -41,7 +41,7 @@ class Handling:
         self._settling = Settling(
             max_messages=limits.max_in_flight, max_bytes=limits.queue_bytes, refused=self._output_refused
         )
-        self._turns = Turns(ordered=outlet is not None)
+        self._turns = Turns(ordered=outlet is not None and life.config.concurrency > 1)
         self._one_at_a_time = asyncio.Lock()
         self._taken = 0
         self._failure: Exception | None = None

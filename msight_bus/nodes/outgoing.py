@@ -60,7 +60,7 @@ def as_outputs(result: object, kind: type[Data] | None) -> list[Outgoing]:
     """
     if result is None:
         return []
-    results = result if isinstance(result, list | tuple) else (result,)
+    results = result if isinstance(result, (list, tuple)) else (result,)
     outputs = [item if isinstance(item, Outgoing) else Outgoing(item) for item in results]
     for output in outputs:
         if not isinstance(output.data, kind or (bytes, bytearray, memoryview, Data)):

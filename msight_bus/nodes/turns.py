@@ -10,7 +10,7 @@ class Turn:
 
     __slots__ = ("_before", "_ended")
 
-    def __init__(self, before: asyncio.Future[None] | None, ended: asyncio.Future[None]) -> None:
+    def __init__(self, before: asyncio.Future[None] | None, ended: asyncio.Future[None] | None) -> None:
         self._before = before
         self._ended = ended
 
@@ -27,8 +27,11 @@ class Turn:
             self._before.add_done_callback(self._let_next)
 
     def _let_next(self, before: asyncio.Future[None] | None = None) -> None:
-        if not self._ended.done():
+        if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
+
+
+_FREE = Turn(None, None)
 
 
 class Turns:
@@ -37,12 +40,13 @@ class Turns:
     __slots__ = ("_last", "_ordered")
 
     def __init__(self, *, ordered: bool) -> None:
-        """Without ``ordered`` nobody waits for anybody: for handlers that publish nothing."""
+        """Without ``ordered`` nobody waits for anybody: for a single handler, and for those that publish nothing."""
         self._ordered = ordered
         self._last: asyncio.Future[None] | None = None
 
     def next(self) -> Turn:
         """The turn after the one that was given out last."""
-        before = self._last if self._ordered else None
-        self._last = asyncio.get_running_loop().create_future()
+        if not self._ordered:
+            return _FREE
+        before, self._last = self._last, asyncio.get_running_loop().create_future()
         return Turn(before, self._last)

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from msight_bus.errors import ConfigError
 from msight_bus.settings.addresses import is_loopback
+from msight_bus.settings.discretion import chain
 from msight_bus.settings.kinds import Flag, ReadableFile
 from msight_bus.settings.problems import ConfigWarning, InsecureWarning, Problem
 from msight_bus.settings.section import Section
@@ -77,15 +78,11 @@ class TlsSettings:
 
 def find_refused_certificate(error: BaseException) -> ssl.SSLError | None:
     """The refusal of a certificate, the server's or our own, behind an error of a client library, which may bury it."""
-    seen: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in seen:
+    for link in chain(error):
         if isinstance(link, ssl.SSLCertVerificationError):
             return link
         if isinstance(link, ssl.SSLError) and _ALERTS.search(link.reason or ""):
             return link
-        seen.append(link)
-        link = link.__cause__ or link.__context__
     return None
 
 

@@ -24,6 +24,9 @@ HEADER = "msight"
 _HEADER_FIELDS = struct.Struct(">QQQ")
 _PREFIX = struct.Struct(">4sIQQQ")
 PREFIX_BYTES = _PREFIX.size
+pack_prefix = _PREFIX.pack
+"""Magic, extension length, session, sequence, publish time in nanoseconds: as bytes."""
+
 MAGIC = b"\xc1MB\x01"
 _FIRST = 0xC1
 _Extension = tuple[str | None, dict[str, str]]

@@ -185,7 +185,7 @@ def test_a_car_that_was_there_from_the_start_leaves_hardly_a_phantom_behind_it()
 def test_a_slow_lorry_of_one_colour_is_one_box():
     ground = scene()
     frames = []
-    for i in range(155):
+    for i in range(128):
         picture = ground.copy()
         paint(picture, (5 * i - 150, 150, 150, 60))
         frames.append(noisy(picture, i))

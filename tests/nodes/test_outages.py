@@ -8,6 +8,7 @@ import pytest
 
 from msight_bus import QueuePolicy
 from msight_bus.nodes import NodeConfig, SourceNode
+from tests.conftest import running_broker
 from tests.faults.test_outages import own_broker
 from tests.nodes.support import DEADLINE, Apply, Collect, Numbers, running
 
@@ -66,24 +67,23 @@ async def test_nodes_outlast_a_broker_that_is_restarted(kind):
                 await registry.wait_until(lambda nodes: nodes["source"].metrics.dropped >= counted)
 
 
-async def test_a_log_gets_everything_when_it_is_back(caplog):
+async def test_a_log_gets_everything_when_it_is_back(kafka, topic, caplog):
     class Large(SourceNode):
         async def stream(self):
             for i in range(150):
                 yield b"%d:" % i + bytes(100_000)
 
-    source = Large(NodeConfig(name="source", publish_topic_name="a"))
-    with own_broker("kafka") as (broker, backend):
-        async with backend.connect(MSIGHT_PUBLISH_TIMEOUT="0.3") as bus:
-            sink = Collect(NodeConfig(name="sink", subscribe_topic_name="a"))
-            async with running(bus, sink):
-                broker.freeze()
-                try:
-                    run = asyncio.create_task(source.run(bus))
-                    await until(lambda: "Publishing waits for the broker" in caplog.text)
-                finally:
-                    broker.thaw()
-                await run
-                numbers = [int(item.split(b":")[0]) for item in await sink.until(150)]
-                assert list(dict.fromkeys(numbers)) == list(range(150))
+    source = Large(NodeConfig(name="source", publish_topic_name=topic))
+    sink = Collect(NodeConfig(name=topic.replace(".", "-"), subscribe_topic_name=topic))
+    broker = running_broker("kafka")
+    async with kafka.connect(MSIGHT_PUBLISH_TIMEOUT="0.3") as bus, running(bus, sink):
+        broker.freeze()
+        try:
+            run = asyncio.create_task(source.run(bus))
+            await until(lambda: "Publishing waits for the broker" in caplog.text)
+        finally:
+            broker.thaw()
+        await run
+        numbers = [int(item.split(b":")[0]) for item in await sink.until(150)]
+    assert list(dict.fromkeys(numbers)) == list(range(150))
     assert source._life.meter.unsent == 0

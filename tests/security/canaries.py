@@ -17,7 +17,7 @@ _known: set[str] = set()
 
 def canary(label: str) -> str:
     """A secret of at least 64 characters, the same for the same label."""
-    return remember(f"c4n4ry-{label}-" + "s1ng" * (_SHORTEST // 4))
+    return remember(f"c4n4ry-{label.replace(' ', '-')}-" + "s1ng" * (_SHORTEST // 4))
 
 
 def remember(secret: str) -> str:

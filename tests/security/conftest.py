@@ -30,8 +30,7 @@ def secured(made: Certificates) -> Iterator[Callable[[str], Secured]]:
 
     yield get
     for servers in started.values():
-        for broker in servers.running:
-            broker.stop()
+        servers.stop()
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -76,7 +75,7 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seen
                 seen += data
             writer.write(data)
             await writer.drain()
-    except (OSError, ssl.SSLError):
+    except OSError:
         pass
     finally:
         writer.close()
@@ -93,15 +92,13 @@ async def _copy(reader: asyncio.StreamReader, copy: asyncio.StreamReader, seen: 
 
 
 @asynccontextmanager
-async def _listening(
-    recorder: Recorder, serve: Serve, port: int = 0, context: ssl.SSLContext | None = None
-) -> AsyncIterator[Recorder]:
+async def _listening(recorder: Recorder, serve: Serve, port: int = 0) -> AsyncIterator[Recorder]:
     tasks: set[asyncio.Task[None]] = set()
 
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         tasks.add(asyncio.ensure_future(_shielded(serve, reader, writer)))
 
-    server = await asyncio.start_server(accept, "127.0.0.1", port, ssl=context)
+    server = await asyncio.start_server(accept, "127.0.0.1", port)
     recorder.port = server.sockets[0].getsockname()[1]
     try:
         yield recorder
@@ -132,16 +129,8 @@ async def proxy(target: int, port: int = 0) -> AsyncIterator[Recorder]:
 
 
 @asynccontextmanager
-async def terminator(target: int, context: ssl.SSLContext) -> AsyncIterator[Recorder]:
-    """A TLS server in front of ``target``, which has none. What is recorded is the clear text."""
-    recorder = Recorder(target)
-    async with _listening(recorder, recorder.forward, context=context):
-        yield recorder
-
-
-@asynccontextmanager
-async def fake(serve: Serve, context: ssl.SSLContext | None = None) -> AsyncIterator[Recorder]:
+async def fake(serve: Serve) -> AsyncIterator[Recorder]:
     """A listener that answers with ``serve`` in a broker's place."""
     recorder = Recorder()
-    async with _listening(recorder, recorder.record(serve), context=context):
+    async with _listening(recorder, recorder.record(serve)):
         yield recorder

@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import pytest
 
@@ -19,7 +19,8 @@ from msight_bus import brokers
 from msight_bus.brokers import running
 from tests.security.canaries import canary
 from tests.security.certificates import Certificates, Pair
-from tests.security.listeners import Recorder, proxy, terminator
+from tests.security.listeners import Recorder, proxy
+from tests.security.tls_front import TlsFront
 
 PREFIX = {"redis": "MSIGHT_REDIS_MESSAGE_BROKER_", "nats": "MSIGHT_NATS_", "kafka": "MSIGHT_KAFKA_"}
 LIVE = ["redis", "nats"]
@@ -48,23 +49,24 @@ class Secured:
     Attributes:
         ports: by flavour: ``plain``, and with TLS by their certificate ``server``, ``expired``, ``elsewhere``, and
             ``mutual``, which wants one of the client too.
-        fronts: flavours for which the server itself has no TLS.
+        has_tls: whether the server itself has TLS, or a front before it.
     """
 
     kind: str
     ports: dict[str, int]
-    running: list[brokers.RunningBroker]
-    fronts: Mapping[str, ssl.SSLContext] = field(default_factory=dict)
+    running: list[brokers.RunningBroker | TlsFront]
+    has_tls: bool = True
 
     @asynccontextmanager
     async def at(self, flavour: str) -> AsyncIterator[Recorder]:
         """A recorder in front of one flavour."""
-        async with AsyncExitStack() as stack:
-            port = self.ports[flavour]
-            if flavour in self.fronts:
-                front = await stack.enter_async_context(terminator(port, self.fronts[flavour]))
-                port = front.port
-            yield await stack.enter_async_context(proxy(port))
+        async with proxy(self.ports[flavour]) as recorder:
+            yield recorder
+
+    def stop(self) -> None:
+        """End all of them, fronts first."""
+        for server in reversed(self.running):
+            server.stop()
 
 
 def start(kind: str, **options: object) -> brokers.RunningBroker:
@@ -113,13 +115,14 @@ def _redis(made: Certificates) -> Secured:
             secured.ports[flavour] = port
         secured.ports["plain"] = secured.running[0].port
     except brokers.BrokerUnavailableError:  # built without TLS
-        secured.running.append(start("redis", config=lines))
-        secured.ports = dict.fromkeys(("plain", *_FLAVOURS), secured.running[0].port)
-        secured.fronts = {flavour: _front(made, flavour) for flavour in _FLAVOURS}
+        redis = start("redis", config=lines)
+        fronts = {flavour: TlsFront(redis.port, _front_context(made, flavour)) for flavour in _FLAVOURS}
+        ports = {"plain": redis.port} | {flavour: front.port for flavour, front in fronts.items()}
+        return Secured("redis", ports, [redis, *fronts.values()], has_tls=False)
     return secured
 
 
-def _front(made: Certificates, flavour: str) -> ssl.SSLContext:
+def _front_context(made: Certificates, flavour: str) -> ssl.SSLContext:
     pair = _pair(made, flavour)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pair.cert, pair.key)

@@ -127,7 +127,9 @@ async def test_a_jwt_that_is_not_valid_is_refused_once(operator, watch, how):
         assert way.connections == 1
 
 
-@pytest.mark.parametrize("content", [b"", b"-----BEGIN NATS USER JWT-----\n", canary("no creds").encode(), b"\xff" * 99])
+@pytest.mark.parametrize(
+    "content", [b"", b"-----BEGIN NATS USER JWT-----\n", canary("no creds").encode(), b"\xff" * 99]
+)
 async def test_a_file_without_credentials_is_an_error_before_anything_is_connected(users, watch, tmp_path, content):
     (tmp_path / "wrong.creds").write_bytes(content)
     async with proxy(users.port) as way:

@@ -33,6 +33,7 @@ def framed(payload: bytes, extension: bytes = b"", fields: tuple[int, int, int] 
 @given(U64, U64, U64)
 def test_the_header_carries_every_number(session, sequence, published_ns):
     value = envelope.header_value(session, sequence, published_ns)
+    assert envelope.HEADER == "msight"
     assert value == f"{session:016x}{sequence:016x}{published_ns:016x}".encode()
     expected = (session, sequence, published_ns * 1e-9)
     assert envelope.parse_header(value) == envelope.parse_header(value.decode()) == expected

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 
-from msight_bus.adapters.base import Sink, Stamp, SubscribeRequest
+from msight_bus.adapters.base import WAIT, Sink, Stamp, SubscribeRequest, Wait
 from msight_bus.adapters.kafka.client import client_options, explain, probe, record_bytes
 from msight_bus.adapters.kafka.feed import KafkaFeed
 from msight_bus.adapters.kafka.group import GroupFeed
@@ -71,11 +71,13 @@ class KafkaAdapter:
                 f"{self._limits.connect_timeout:g} s (MSIGHT_CONNECT_TIMEOUT)."
             ) from error
 
-    async def publish(
+    def publish(
         self, topic: str, payload: bytes, key: str | None, headers: Mapping[str, str] | None, name: str | None
-    ) -> asyncio.Future[None]:
+    ) -> asyncio.Future[None] | Wait:
         """Add a record to its partition's batch; the future is the acknowledgement by all in-sync replicas."""
-        info = self._directory.known(topic) or await self._directory.ensure(topic)
+        info = self._directory.known(topic)
+        if info is None:
+            return WAIT
         record_key = None if key is None else key.encode()
         if headers:
             user = [(header, value.encode()) for header, value in headers.items()]
@@ -86,17 +88,24 @@ class KafkaAdapter:
                 self._check_size(topic, info, record_key, payload, user)
         writer = self._producer.writer(topic, choose_partition(record_key, name or "", info.partitions))
         if writer.congested:
-            try:
-                async with asyncio.timeout(self._limits.publish_timeout):
-                    await writer.room()
-            except TimeoutError:
-                raise PublishTimeoutError(
-                    f"Kafka has acknowledged nothing on {topic!r} for {self._limits.publish_timeout:g} s "
-                    "(MSIGHT_PUBLISH_TIMEOUT); this message was not sent."
-                ) from None
+            return WAIT
         now = time.time_ns()
         meta = (envelope.HEADER, envelope.header_value(self._stamp.session, self._stamp.next(topic), now))
         return writer.append(record_key, payload, [meta, *user], now // 1_000_000)
+
+    async def ready(self, topic: str, key: str | None, name: str | None) -> None:
+        """Make sure that the topic exists, and wait until its partition takes more."""
+        info = await self._directory.ensure(topic)
+        record_key = None if key is None else key.encode()
+        writer = self._producer.writer(topic, choose_partition(record_key, name or "", info.partitions))
+        try:
+            async with asyncio.timeout(self._limits.publish_timeout):
+                await writer.room()
+        except TimeoutError:
+            raise PublishTimeoutError(
+                f"Kafka has acknowledged nothing on {topic!r} for {self._limits.publish_timeout:g} s "
+                "(MSIGHT_PUBLISH_TIMEOUT); this message was not sent."
+            ) from None
 
     def _check_size(
         self, topic: str, info: TopicInfo, key: bytes | None, payload: bytes, headers: list[tuple[str, bytes]]
@@ -156,13 +165,12 @@ class KafkaAdapter:
         """Publish a record that nobody could handle to its dead-letter topic, and wait for the acknowledgement."""
         partition, offset = message.position or (0, 0)
         where = {"msight-dead-topic": message.topic, "msight-dead-position": f"{partition}:{offset}"}
-        done = await self.publish(
-            message.topic + self._settings.kafka.dead_letter_suffix,
-            message.payload,
-            message.key,
-            {**message.headers, **where},
-            None,
-        )
+        topic = message.topic + self._settings.kafka.dead_letter_suffix
+        done: asyncio.Future[None] | Wait = WAIT
+        while done is WAIT:
+            await self.ready(topic, message.key, None)
+            done = self.publish(topic, message.payload, message.key, {**message.headers, **where}, None)
+        assert isinstance(done, asyncio.Future)
         finished, _ = await asyncio.wait((done,), timeout=self._limits.publish_timeout)
         if not finished:
             raise PublishTimeoutError(

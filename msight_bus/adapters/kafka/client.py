@@ -15,7 +15,7 @@ import aiokafka.errors as kafka_errors
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.abc import AbstractTokenProvider
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.conn import create_conn
+from aiokafka.conn import AIOKafkaConnection, OAuthAuthenticator
 from aiokafka.protocol.admin import SaslAuthenticateRequest
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
@@ -29,6 +29,7 @@ from msight_bus.errors import (
     TopicError,
 )
 from msight_bus.settings import BusSettings
+from msight_bus.settings.discretion import hide_secrets
 from msight_bus.settings.tls import find_refused_certificate
 
 _REFUSED = (
@@ -66,6 +67,18 @@ class _Token(AbstractTokenProvider):
 
     async def token(self) -> str:
         return self._token
+
+
+class _OAuth(OAuthAuthenticator):
+    """Hears a refusal, which aiokafka takes for a success: it comes as a challenge (RFC 7628, 3.2.2 and 3.2.3)."""
+
+    async def step(self, payload: bytes | None) -> tuple[bytes | str, bool] | None:
+        return (b"\x01", True) if payload else await super().step(payload)
+
+
+class _Probe(AIOKafkaConnection):
+    def authenticator_oauth(self) -> _OAuth:
+        return _OAuth(sasl_oauth_token_provider=self._sasl_oauth_token_provider)
 
 
 def client_options(settings: BusSettings) -> dict[str, Any]:
@@ -106,8 +119,10 @@ async def probe(options: dict[str, Any]) -> None:
     for server in options["bootstrap_servers"]:
         host, _, port = server.rpartition(":")
         try:
-            connection = await create_conn(host.strip("[]"), int(port), **shared)
+            connection = _Probe(host.strip("[]"), int(port), **shared)
+            await connection.connect()
         except Exception as error:  # also what the client stumbles over when a peer talks nonsense
+            hide_secrets(error, await _secrets(options))
             problem = explain(error, where=server)
             problem.__cause__ = error
             if isinstance(problem, AuthenticationError):
@@ -116,6 +131,12 @@ async def probe(options: dict[str, Any]) -> None:
             connection.close()
             return
     raise problem or ConnectionLostError("No Kafka server is configured.")
+
+
+async def _secrets(options: dict[str, Any]) -> list[str]:
+    token = options.get("sasl_oauth_token_provider")
+    secrets = [options.get("sasl_plain_password"), await token.token() if token is not None else None]
+    return [secret for secret in secrets if secret]
 
 
 def explain(error: BaseException, *, where: str = "") -> BusError:

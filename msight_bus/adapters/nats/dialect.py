@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+from collections.abc import Iterator
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from msight_bus.adapters.nats.link import NatsLink
 from msight_bus.capabilities import Capabilities
 from msight_bus.errors import AuthenticationError, BusError, ConfigError, ConnectionLostError
 from msight_bus.settings import BusSettings, NatsServer
+from msight_bus.settings.discretion import hide_secrets
 from msight_bus.settings.tls import find_refused_certificate
 
 DEFAULT_MAX_PAYLOAD = 1024 * 1024
@@ -40,6 +42,7 @@ class _Client(Client):
     """
 
     wants_tls = False
+    secrets: tuple[str, ...] = ()
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         if initial_connection and self.wants_tls and not info.get("tls_required"):
@@ -104,6 +107,7 @@ class NatsDialect:
                 raise
             except Exception as failure:  # whatever the client stumbles over when a peer talks nonsense
                 _abandon(client)
+                hide_secrets(failure, client.secrets)
                 error = self._explain(failure)
                 if isinstance(error, AuthenticationError):
                     raise error from failure
@@ -121,6 +125,7 @@ class NatsDialect:
             raise error  # the client would try again; the supervisor does that, with a new client
 
         options = self._credentials(server)
+        client.secrets = tuple(_secrets(**options))
         if context is not None:
             options["tls"] = context
             options["tls_hostname"] = server.host
@@ -251,6 +256,12 @@ def _is_seed(text: str) -> bool:
     except Exception:  # whatever its base32 and its cryptography raise
         return False
     return True
+
+
+def _secrets(user: str = "", user_credentials: object = "", **others: str) -> Iterator[str]:
+    """What of the credentials nobody else may see."""
+    yield from others.values()
+    yield from (line for line in str(user_credentials).splitlines() if line and not line.startswith("-"))
 
 
 def _bundle(jwt: str, seed: str) -> RawCredentials:

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from msight_bus.adapters.base import Stamp
-from msight_bus.adapters.link import Link
+from msight_bus.adapters.link import BURST_BYTES, Link
 from msight_bus.adapters.live import Connection, LiveFeed, LiveLink
 from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError, MessageTooLargeError
 from msight_bus.message import NO_HEADERS, Message
@@ -24,7 +24,7 @@ from msight_bus.wire.nats import NatsParser, ProtocolError, parse_headers
 
 logger = logging.getLogger("msight_bus")
 
-_JOIN_BELOW = 16 * 1024
+_NO_HEAD = ((-1, -1), b"")
 _PING_EVERY = 8192
 """Messages between two round trips of a stream that nobody flushes: bounds what is remembered as unconfirmed."""
 
@@ -54,7 +54,9 @@ class NatsLink(LiveLink):
         self._stamp = stamp
         self._max_payload = max_payload
         self._on_max_payload = on_max_payload
-        self._heads: dict[str, bytes] = {}
+        self._heads: dict[
+            str, tuple[tuple[int, int], bytes]
+        ] = {}  # by topic: the last sizes, and the command up to them
         self._parser = NatsParser()
         self._feeds: dict[bytes, LiveFeed] = {}
         self._refused: dict[bytes, BusError] = {}
@@ -78,17 +80,25 @@ class NatsLink(LiveLink):
                 size=size,
                 limit=self._max_payload,
             )
-        value = envelope.header_value(self._stamp.session, self._stamp.next(topic), time.time_ns())
-        head = self._heads.get(topic)
-        if head is None:
-            head = self._heads[topic] = b"HPUB " + topic.encode() + b" "
-        start = b"%b%d %d\r\n%b%b%b\r\n%b\r\n" % (head, header_size, size, _META_NAME, value, suffix, more)
-        if size < _JOIN_BELOW:
-            self.write(b"%b%b\r\n" % (start, payload))
+        head_size, head = self._heads.get(topic, _NO_HEAD)
+        if head_size != (header_size, size):
+            head = b"HPUB %b %d %d\r\nNATS/1.0\r\nmsight: " % (topic.encode(), header_size, size)
+            self._heads[topic] = (header_size, size), head
+        stamp = self._stamp
+        sequence = stamp.last[topic] = stamp.last.get(topic, 0) + 1
+        value = b"%016x%016x%016x" % (stamp.session, sequence, time.time_ns())
+        if not self.out:
+            self.start_tick()
+        if suffix or more:
+            self.out += (head, value, suffix, b"\r\n", more, b"\r\n", payload, b"\r\n")
         else:
-            self.write(start, payload, b"\r\n")
-        self.in_flight.wrote(topic)
-        if self.in_flight.written >= self._next_ping:
+            self.out += (head, value, b"\r\n\r\n", payload, b"\r\n")
+        self.out_bytes += size + 64
+        in_flight = self.in_flight
+        in_flight.wrote(topic)
+        if self.out_bytes >= BURST_BYTES:
+            self.burst()
+        if in_flight.written >= self._next_ping:
             self.ping()
 
     def ping(self) -> asyncio.Future[None]:

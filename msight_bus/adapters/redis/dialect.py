@@ -21,6 +21,7 @@ from msight_bus.adapters.redis.link import PublishLink, SubscribeLink
 from msight_bus.capabilities import Capabilities
 from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError
 from msight_bus.settings import BusSettings
+from msight_bus.settings.discretion import chain, hide_secrets
 from msight_bus.settings.tls import find_refused_certificate
 
 DEFAULT_OUTPUT_LIMIT = 32 * 1024 * 1024
@@ -145,8 +146,10 @@ class RedisDialect:
         where = (
             getattr(connection, "path", None) or f"{getattr(connection, 'host', '')}:{getattr(connection, 'port', '')}"
         )
+        if self._redis.password is not None:
+            hide_secrets(error, [self._redis.password.get_secret_value()])
         text = str(error)
-        causes = _chain(error)  # redis-py buries the real one, on a Unix socket and behind TLS
+        causes = chain(error)  # redis-py buries the real one, on a Unix socket and behind TLS
         refused = (RedisAuthenticationError, AuthorizationError, NoPermissionError)
         if any(isinstance(cause, refused) or str(cause).startswith(_REFUSALS) for cause in causes):
             return AuthenticationError(
@@ -191,13 +194,3 @@ class RedisDialect:
         reader._buffer.clear()
         link.take_over(leftover)
         return link
-
-
-def _chain(error: BaseException) -> list[BaseException]:
-    """An error and what caused it."""
-    found: list[BaseException] = []
-    next_error: BaseException | None = error
-    while next_error is not None and next_error not in found:
-        found.append(next_error)
-        next_error = next_error.__cause__ or next_error.__context__
-    return found

@@ -15,15 +15,14 @@ from typing import Any
 import hiredis
 
 from msight_bus.adapters.base import Stamp
-from msight_bus.adapters.link import Link
+from msight_bus.adapters.link import BURST_BYTES, Link
 from msight_bus.adapters.live import Connection, LiveFeed, LiveLink
 from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError, HeaderError, MessageTooLargeError
 from msight_bus.message import NO_HEADERS, Message
 from msight_bus.wire import envelope
 
 _PING = b"*1\r\n$4\r\nPING\r\n"
-_JOIN_BELOW = 16 * 1024
-"""Payloads under this many bytes are joined with their frame; larger ones are not copied."""
+_NO_HEAD = (-1, b"")
 
 
 def broker_error(text: str) -> BusError:
@@ -51,7 +50,7 @@ class PublishLink(LiveLink):
         self._stamp = stamp
         self._raw = raw
         self._max_bytes = max_bytes
-        self._heads: dict[str, bytes] = {}
+        self._heads: dict[str, tuple[int, bytes]] = {}  # by topic: the last size, and the command up to the payload
         self._reader = hiredis.Reader()
 
     def publish(self, topic: str, payload: bytes, key: str | None, headers: Mapping[str, str] | None) -> None:
@@ -64,31 +63,37 @@ class PublishLink(LiveLink):
         if self._raw:
             if headers or key is not None:
                 raise HeaderError("With MSIGHT_WIRE=raw nothing but the payload travels: no headers and no key.")
-            prefix = b""
+            size = len(payload)
         else:
             extension = envelope.pack_extension(key, headers) if headers or key is not None else b""
-            self._check(envelope.PREFIX_BYTES + len(extension) + len(payload))
-            prefix = envelope.prefix(self._stamp.session, self._stamp.next(topic), time.time_ns(), extension)
-        size = len(prefix) + len(payload)
-        if self._raw:
-            self._check(size)
-        head = self._heads.get(topic)
-        if head is None:
-            head = self._heads[topic] = b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$" % (len(topic), topic.encode())
-        if size < _JOIN_BELOW:
-            self.write(b"%b%d\r\n%b%b\r\n" % (head, size, prefix, payload))
-        else:
-            self.write(b"%b%d\r\n%b" % (head, size, prefix), payload, b"\r\n")
-        self.in_flight.wrote(topic)
-
-    def _check(self, size: int) -> None:
+            size = envelope.PREFIX_BYTES + len(extension) + len(payload)
         if size > self._max_bytes:
-            raise MessageTooLargeError(
-                f"The message takes {size} bytes with its metadata and Redis takes {self._max_bytes} "
-                "(client-output-buffer-limit pubsub, or MSIGHT_MAX_MESSAGE_BYTES).",
-                size=size,
-                limit=self._max_bytes,
-            )
+            self._refuse_size(size)
+        head_size, head = self._heads.get(topic, _NO_HEAD)
+        if head_size != size:
+            head = b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$%d\r\n" % (len(topic), topic.encode(), size)
+            self._heads[topic] = size, head
+        if not self.out:
+            self.start_tick()
+        if self._raw:
+            self.out += (head, payload, b"\r\n")
+        else:
+            stamp = self._stamp
+            sequence = stamp.last[topic] = stamp.last.get(topic, 0) + 1
+            prefix = envelope.pack_prefix(envelope.MAGIC, len(extension), stamp.session, sequence, time.time_ns())
+            self.out += (head, prefix + extension, payload, b"\r\n") if extension else (head, prefix, payload, b"\r\n")
+        self.out_bytes += size + 64
+        self.in_flight.wrote(topic)
+        if self.out_bytes >= BURST_BYTES:
+            self.burst()
+
+    def _refuse_size(self, size: int) -> None:
+        raise MessageTooLargeError(
+            f"The message takes {size} bytes with its metadata and Redis takes {self._max_bytes} "
+            "(client-output-buffer-limit pubsub, or MSIGHT_MAX_MESSAGE_BYTES).",
+            size=size,
+            limit=self._max_bytes,
+        )
 
     def ping(self) -> asyncio.Future[None]:
         """PING behind everything written before it."""

@@ -1,0 +1,34 @@
+"""``msight-bus settings`` tells what there is and what is wrong, and shows no secret."""
+
+from __future__ import annotations
+
+from typer.testing import CliRunner
+
+from msight_bus.cli import app
+
+WIDE = {"COLUMNS": "200"}
+
+
+def test_it_lists_every_variable_and_says_what_is_chosen(monkeypatch):
+    monkeypatch.setenv("MSIGHT_PUBSUB_BACKEND", "nats")
+    result = CliRunner().invoke(app, ["settings"], env=WIDE)
+    assert result.exit_code == 0
+    assert "MSIGHT_KAFKA_PARTITIONS" in result.output
+    assert "chooses the backend nats" in result.output
+
+
+def test_it_can_be_narrowed():
+    result = CliRunner().invoke(app, ["settings", "nats"], env=WIDE)
+    assert "MSIGHT_NATS_SERVERS" in result.output
+    assert "MSIGHT_KAFKA_SERVERS" not in result.output
+
+
+def test_a_wrong_environment_is_exit_status_1_with_every_problem(monkeypatch):
+    monkeypatch.setenv("MSIGHT_REDIS_MESSAGE_BROKER_PORT", "0")
+    monkeypatch.setenv("MSIGHT_STRICT", "perhaps")
+    monkeypatch.setenv("MSIGHT_REDIS_MESSAGE_BROKER_PASSWORD", "canary")
+    result = CliRunner().invoke(app, ["settings", "--check"], env=WIDE)
+    assert result.exit_code == 1
+    assert "MSIGHT_REDIS_MESSAGE_BROKER_PORT" in result.output
+    assert "MSIGHT_STRICT" in result.output
+    assert "canary" not in result.output

@@ -1,0 +1,97 @@
+"""The live table: what it shows of a registry, and the command."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+
+import msgspec
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from msight_bus.cli import app
+from msight_bus.cli.top import render, watch
+from msight_bus.message import Message
+from msight_bus.nodes import NodeConfig
+from msight_bus.registry import NodeInfo, NodeMetrics, NodeStatus, Registry
+from msight_bus.topics import NODES_TOPIC
+from tests.conftest import make_backend
+from tests.nodes.support import DEADLINE, Collect, running
+
+
+def shown(registry):
+    console = Console(file=io.StringIO(), width=160)
+    console.print(render(registry))
+    return console.file.getvalue()
+
+
+def registry_of(*infos):
+    registry = Registry(None)
+    for info in infos:
+        registry._observe(Message(NODES_TOPIC, msgspec.json.encode(info)))
+    return registry
+
+
+def info(**fields):
+    made = {"name": "detector", "instance": "1", "type": "T", "device": "d", "status": NodeStatus.RUNNING}
+    return NodeInfo(**{**made, "started_at": 0.0, "heartbeat_interval": 10.0, **fields})
+
+
+def test_a_row_for_each_node_with_its_topics():
+    metrics = NodeMetrics(
+        rate_in=30.04, rate_out=1234.5, queued=7, dropped=12, errors=1, latency_p50_ms=8.25, latency_p99_ms=101
+    )
+    text = shown(
+        registry_of(
+            info(subscribe_topic="cam", publish_topic="objects", metrics=metrics),
+            info(name="sink", subscribe_topic="objects", status=NodeStatus.ERROR),
+        )
+    )
+    assert "Nodes (2)" in text
+    first, second, third = [line for line in text.splitlines() if "<-" in line or "->" in line]
+    for part in ("detector", "<- cam", "30.0", " 7 ", " 12 ", " 1 ", "8.2", "101.0", "RUNNING"):
+        assert part in first
+    assert "-> objects" in second
+    assert "1,234.5" in second
+    for part in ("sink", "<- objects", "ERROR"):
+        assert part in third
+
+
+def test_names_are_not_read_as_markup():
+    registry = registry_of(info())
+    key, (real, heard_at) = next(iter(registry._heard.items()))
+    registry._heard[key] = (msgspec.structs.replace(real, name="[red]x[/nonsense]"), heard_at)
+    assert "[red]x[/nonsense]" in shown(registry)
+
+
+def test_an_empty_table_says_what_to_wait_for():
+    assert "None heard of yet" in shown(registry_of())
+
+
+async def test_watching_a_bus():
+    console = Console(file=io.StringIO(), width=160, force_terminal=True)
+    stop = asyncio.Event()
+    node = Collect(NodeConfig(name="sink", subscribe_topic_name="in", heartbeat_update_interval=0.02))
+    async with make_backend("memory").connect() as bus, asyncio.timeout(DEADLINE):
+        watching = asyncio.create_task(watch(bus, 0.01, stop, console))
+        async with running(bus, node):
+            while "sink" not in console.file.getvalue():
+                await asyncio.sleep(0.005)
+        stop.set()
+        await watching
+
+
+def test_the_command(monkeypatch):
+    monkeypatch.setenv("MSIGHT_PUBSUB_BACKEND", "memory")
+    result = CliRunner().invoke(app, ["top", "--seconds", "0.05", "--refresh", "0.1"])
+    assert result.exit_code == 0
+    assert "Nodes (0)" in result.output
+
+
+@pytest.mark.parametrize("arguments", [["--backend", "carrier-pigeon"], ["--backend", "nats"]])
+def test_the_command_without_a_broker(monkeypatch, arguments):
+    monkeypatch.setenv("MSIGHT_NATS_SERVERS", "['nats://127.0.0.1:1']")
+    result = CliRunner().invoke(app, ["top", *arguments])
+    assert result.exit_code == 1
+    assert "Traceback" not in result.output

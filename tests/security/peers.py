@@ -1,0 +1,152 @@
+"""Peers that speak just enough Redis or NATS to a bus, read every command strictly, and then do what a test wants."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+Reply = Callable[["Command"], bytes | None]
+
+INFO = {"server_id": "x", "version": "2.15.1", "proto": 1, "headers": True, "max_payload": 1048576}
+
+
+class Command(NamedTuple):
+    """One command as it came over the wire: its verb, its words, and what followed its line."""
+
+    verb: str
+    words: tuple[bytes, ...]
+    headers: bytes = b""
+    payload: bytes = b""
+
+
+class Malformed(Exception):
+    """What came is no sequence of well-formed commands."""
+
+
+# -- NATS
+
+_LINE = re.compile(rb"(CONNECT|PING|PONG|SUB|UNSUB|HPUB)(?: ([^\r\n]+))?")
+
+
+def read_nats(data: bytes) -> tuple[list[Command], bytes]:
+    """The commands in ``data``, read to the letter, and the unfinished rest."""
+    commands: list[Command] = []
+    while b"\r\n" in data:
+        line, _, rest = data.partition(b"\r\n")
+        match = _LINE.fullmatch(line)
+        if match is None:
+            raise Malformed(line[:80])
+        verb, text = match[1].decode(), match[2] or b""
+        words = (text,) if verb == "CONNECT" else tuple(text.split(b" ")) if text else ()
+        headers = payload = b""
+        if verb == "HPUB":
+            if len(words) != 3:
+                raise Malformed(line[:80])
+            head, total = int(words[1]), int(words[2])
+            if len(rest) < total + 2:
+                break
+            if rest[total : total + 2] != b"\r\n" or head > total:
+                raise Malformed(rest[:80])
+            headers, payload, rest = rest[:head], rest[head:total], rest[total + 2 :]
+        elif len(words) not in {"CONNECT": (1,), "PING": (0,), "PONG": (0,), "SUB": (2, 3), "UNSUB": (1,)}[verb]:
+            raise Malformed(line[:80])
+        commands.append(Command(verb, words, headers, payload))
+        data = rest
+    return commands, data
+
+
+def answer_nats(command: Command) -> bytes:
+    return b"PONG\r\n" if command.verb == "PING" else b""
+
+
+# -- Redis
+
+
+def read_redis(data: bytes) -> tuple[list[Command], bytes]:
+    """The commands in ``data``: arrays of bulk strings, nothing else."""
+    commands: list[Command] = []
+    while data:
+        words, rest = _array(data)
+        if words is None:
+            break
+        commands.append(Command(words[0].decode().upper(), tuple(words[1:])))
+        data = rest
+    return commands, data
+
+
+def _array(data: bytes) -> tuple[list[bytes] | None, bytes]:
+    number, at = _number(data, 0, b"*")
+    words: list[bytes] = []
+    while number is not None and len(words) < number:
+        size, at = _number(data, at, b"$")
+        if size is None or len(data) < at + size + 2:
+            return None, data
+        if data[at + size : at + size + 2] != b"\r\n":
+            raise Malformed(data[at : at + 80])
+        words.append(data[at : at + size])
+        at += size + 2
+    return (words, data[at:]) if words else (None, data)
+
+
+def _number(data: bytes, at: int, mark: bytes) -> tuple[int | None, int]:
+    end = data.find(b"\r\n", at)
+    if end < 0:
+        return None, at
+    if data[at : at + 1] != mark or not data[at + 1 : end].isdigit():
+        raise Malformed(data[at : at + 80])
+    return int(data[at + 1 : end]), end + 2
+
+
+def answer_redis(command: Command) -> bytes:
+    if command.verb in ("SUBSCRIBE", "UNSUBSCRIBE"):
+        (channel,) = command.words
+        return b"*3\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n:1\r\n" % (
+            len(command.verb),
+            command.verb.lower().encode(),
+            len(channel),
+            channel,
+        )
+    return {"PUBLISH": b":0\r\n", "PING": b"+PONG\r\n", "CONFIG": b"*0\r\n"}.get(command.verb, b"+OK\r\n")
+
+
+# -- both
+
+
+class Peer:
+    """Serves one connection after the other (listeners.Serve), and keeps what it was told.
+
+    Attributes:
+        commands: all of them, of every connection.
+        malformed: what could not be read; the connection ends there.
+    """
+
+    def __init__(self, kind: str, answer: Reply | None = None, greeting: bytes | None = None) -> None:
+        """``answer`` may return None for the usual answer."""
+        self.commands: list[Command] = []
+        self.malformed: list[Malformed] = []
+        self._read = {"redis": read_redis, "nats": read_nats}[kind]
+        self._usual = {"redis": answer_redis, "nats": answer_nats}[kind]
+        self._answer = answer or self._usual
+        usual_greeting = b"INFO " + json.dumps(INFO).encode() + b"\r\n" if kind == "nats" else b""
+        self._greeting = usual_greeting if greeting is None else greeting
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(self._greeting)
+        data = b""
+        while chunk := await reader.read(1 << 20):
+            try:
+                commands, data = self._read(data + chunk)
+            except Malformed as problem:
+                self.malformed.append(problem)
+                return
+            self.commands += commands
+            for command in commands:
+                answer = self._answer(command)
+                writer.write(self._usual(command) if answer is None else answer)
+            await writer.drain()
+
+    def told(self, verb: str) -> list[Command]:
+        return [command for command in self.commands if command.verb == verb]

@@ -1,0 +1,156 @@
+"""A refusal on reconnecting is raised at once, by iterators and by publishers that wait, and ends the reconnecting."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+import msight_bus
+from msight_bus import AuthenticationError, ConnectionLostError, brokers
+from msight_bus.events import Disconnected, Reconnected
+from tests.security.canaries import canary, found_in
+from tests.security.listeners import proxy
+from tests.security.servers import CREDENTIALS, LIVE, OTHER_PASSWORD, PASSWORD, USER, start, variables
+from tests.security.talking import new_topic, settings_of
+
+QUICK = {"MSIGHT_RECONNECT_MAX": "0.1", "MSIGHT_PUBLISH_TIMEOUT": "20", "MSIGHT_PING_INTERVAL": "0.2"}
+
+
+def door(kind, password):
+    """The configuration that lets in whoever knows the password."""
+    if kind == "redis":
+        return [f"requirepass {password}"]
+    return [f'authorization {{ user: {USER}, password: "{password}" }}']
+
+
+def tls(made):
+    return {"USE_TLS": "true", "TLS_CA_CERT_FILE": made.ca}
+
+
+class Seen(list):
+    """Events, which can be waited for."""
+
+    def __init__(self):
+        super().__init__()
+        self._news = asyncio.Event()
+
+    def append(self, event):
+        super().append(event)
+        self._news.set()
+
+    async def wait_for(self, kind):
+        async with asyncio.timeout(15):
+            while not any(isinstance(event, kind) for event in self):
+                await self._news.wait()
+                self._news.clear()
+
+
+def reconnecting():
+    return [task for task in asyncio.all_tasks() if "supervisor" in task.get_name() and not task.done()]
+
+
+async def assert_all_are_told(bus, topic, messages, waiting, watch):
+    async with asyncio.timeout(15):
+        for call in (anext(messages), waiting, bus.publish(topic, b"x")):
+            with pytest.raises(AuthenticationError) as caught:
+                await call
+            watch.show(caught.value)
+        assert not reconnecting()
+
+
+@pytest.mark.parametrize("kind", LIVE)
+async def test_another_password_after_a_restart(kind, watch):
+    port, topic, events = brokers.free_port(), new_topic(), Seen()
+    first = await asyncio.to_thread(start, kind, port=port, config=door(kind, PASSWORD))
+    with first:
+        settings = settings_of(variables(kind, port, **CREDENTIALS[kind]), **QUICK)
+        async with msight_bus.connect(settings, on_event=events.append) as bus, bus.subscribe(topic) as messages:
+            await bus.publish(topic, b"before")
+            assert (await anext(messages)).payload == b"before"
+            await asyncio.to_thread(first.stop)
+            await events.wait_for(Disconnected)
+            waiting = asyncio.create_task(bus.publish(topic, b"while away"))
+            with await asyncio.to_thread(start, kind, port=port, config=door(kind, OTHER_PASSWORD)):
+                await assert_all_are_told(bus, topic, messages, waiting, watch)
+    watch.show(*events)
+
+
+@pytest.mark.parametrize("kind", LIVE)
+async def test_another_certificate_on_reconnecting(kind, secured, made, watch):
+    topic, servers, events = new_topic(), secured(kind), Seen()
+    async with servers.at("server") as right, servers.at("expired") as wrong, proxy(right.port) as way:
+        settings = settings_of(variables(kind, way.port, **CREDENTIALS[kind], **tls(made)), **QUICK)
+        async with msight_bus.connect(settings, on_event=events.append) as bus, bus.subscribe(topic) as messages:
+            way.target = wrong.port
+            right.cut()
+            way.cut()
+            await events.wait_for(Disconnected)
+            waiting = asyncio.create_task(bus.publish(topic, b"while away"))
+            await assert_all_are_told(bus, topic, messages, waiting, watch)
+
+
+@pytest.mark.parametrize("kind", LIVE)
+async def test_a_server_without_tls_on_reconnecting_is_tried_again_and_told_nothing(kind, secured, made, watch):
+    topic, servers, events = new_topic(), secured(kind), Seen()
+    limits = QUICK | {"MSIGHT_CONNECT_TIMEOUT": "0.5", "MSIGHT_RECONNECT_LIMIT": "2"}
+    async with servers.at("server") as right, servers.at("plain") as wrong, proxy(right.port) as way:
+        settings = settings_of(variables(kind, way.port, **CREDENTIALS[kind], **tls(made)), **limits)
+        async with msight_bus.connect(settings, on_event=events.append) as bus, bus.subscribe(topic) as messages:
+            way.target = wrong.port
+            way.cut()
+            async with asyncio.timeout(15):
+                with pytest.raises(ConnectionLostError, match="MSIGHT_RECONNECT_LIMIT") as caught:
+                    await anext(messages)
+        watch.show(caught.value, *events)
+        assert wrong.connections >= 2
+        assert not found_in(wrong.bytes.decode("latin-1"))
+
+
+@pytest.mark.parametrize("kind", LIVE)
+async def test_a_permission_taken_away_ends_that_subscription_alone(kind, watch):
+    port, events, secret = brokers.free_port(), Seen(), canary("permission")
+
+    def rules(topics):
+        if kind == "redis":
+            return [f"user alice on >{secret} ~* resetchannels {' '.join(f'&{topic}' for topic in topics)} +@all"]
+        allowed = "[" + ", ".join(f'"{topic}"' for topic in topics) + "]"
+        return [
+            f'authorization {{ users: [{{user: alice, password: "{secret}",',
+            f"  permissions: {{publish: {allowed}, subscribe: {allowed}}}}}] }}",
+        ]
+
+    settings = settings_of(variables(kind, port, USERNAME="alice", PASSWORD=secret), **QUICK)
+    with await asyncio.to_thread(start, kind, port=port, config=rules(["kept", "taken"])) as first:
+        async with msight_bus.connect(settings, on_event=events.append) as bus:
+            async with bus.subscribe("kept") as kept, bus.subscribe("taken") as taken:
+                await asyncio.to_thread(first.stop)
+                with await asyncio.to_thread(start, kind, port=port, config=rules(["kept"])):
+                    await events.wait_for(Reconnected)
+                    async with asyncio.timeout(15):
+                        with pytest.raises(AuthenticationError) as caught:
+                            await anext(taken)
+                        await bus.publish("kept", b"still here")
+                        assert (await anext(kept)).payload == b"still here"
+    watch.show(caught.value, *events)
+
+
+async def test_kafka_with_another_password_on_reconnecting(secured, watch):
+    topic, servers = new_topic(), secured("kafka")
+    async with proxy(servers.ports["before"], servers.ports["stable"]) as way:
+        settings = settings_of(variables("kafka", way.port, **CREDENTIALS["kafka"]), **QUICK)
+        async with msight_bus.connect(settings) as bus, bus.subscribe(topic) as messages:
+            async with bus.subscribe(topic, group_id="g") as members:
+                await bus.publish(topic, b"before")
+                assert (await anext(messages)).payload == b"before"
+                assert (await anext(members)).payload == b"before"
+                way.target = servers.ports["after"]
+                way.cut()
+                waiting = asyncio.create_task(bus.publish(topic, b"while away"))
+                async with asyncio.timeout(15):
+                    for call in (anext(messages), anext(members), waiting, bus.publish(topic, b"x")):
+                        with pytest.raises(AuthenticationError) as caught:
+                            await call
+                        watch.show(caught.value)
+                    attempts = way.connections
+        assert way.connections == attempts
