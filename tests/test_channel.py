@@ -226,8 +226,8 @@ class Compared:
             assert look(self.channel) is False
 
 
-BOUNDS = st.builds(QueuePolicy, st.sampled_from(POLICIES), st.integers(1, 6), st.integers(1, 30))
-SIZES = st.lists(st.integers(0, 9), max_size=8) | st.just([40])
+BOUNDS = st.builds(QueuePolicy, st.just("block") | st.sampled_from(POLICIES), st.integers(1, 6), st.integers(1, 30))
+SIZES = st.lists(st.sampled_from([*range(10), 40]), max_size=8)
 DELIVER, POP = st.tuples(st.just("deliver"), SIZES), st.tuples(st.just("pop"), st.integers(1, 6))
 RARELY = st.one_of(
     st.tuples(st.just("put_back"), st.integers(0, 5)),
@@ -238,8 +238,8 @@ STEPS = st.one_of(DELIVER, DELIVER, POP, POP, RARELY)
 ENDS = st.sampled_from([("end",), ("fail",), ("close",)])
 
 
-@settings(max_examples=400)
-@given(BOUNDS, st.lists(STEPS, min_size=5, max_size=40), st.lists(STEPS | ENDS, max_size=10))
+@settings(max_examples=300)
+@given(BOUNDS, st.lists(STEPS, min_size=20, max_size=40), st.lists(STEPS | ENDS, max_size=10))
 def test_whatever_happens_it_is_as_the_model_says(policy, steps, last_steps):
     compared = Compared(policy)
     for step, *arguments in steps + last_steps:

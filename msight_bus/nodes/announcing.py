@@ -39,17 +39,18 @@ class Announcer:
     async def run(self) -> None:
         """Announce at once, at each interval by the clock and at each change, for ever."""
         loop = asyncio.get_running_loop()
-        due = loop.time()
+        due = loop.time() + self._interval
         while True:
             self._changed.clear()
             await self._announce()
-            while due <= loop.time():
-                due += self._interval
             try:
                 async with asyncio.timeout_at(due):
                     await self._changed.wait()
             except TimeoutError:
-                continue
+                # Not by comparing with the time now: uvloop's timers fire up to a millisecond early.
+                due += self._interval
+                if due < loop.time():
+                    due = loop.time() + self._interval  # what was missed is not made up for
 
     async def farewell(self) -> None:
         """The last announcement, within a second."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
 from msight_bus.bus import Bus, connect
 from msight_bus.errors import ConfigError, DrainTimeoutError
@@ -52,9 +53,12 @@ def run_nodes(*nodes: Node, settings: BusSettings | None = None, end_with_source
 async def _main(
     nodes: tuple[Node, ...], settings: BusSettings | None, end_with_sources: bool, signals: StopSignals
 ) -> None:
+    def runs_code(task: asyncio.Task[Any]) -> bool:
+        return any(node._life is not None and task in node._life.tasks for node in nodes)
+
     async with connect(settings) as bus:
         logger.setLevel(bus.settings.logging_level)
-        with signals.handled() as stop:
+        with signals.handled(runs_code) as stop:
             await run_until(bus, *nodes, stop=stop, end_with_sources=end_with_sources)
 
 

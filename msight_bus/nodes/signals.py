@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignals:
@@ -21,11 +24,15 @@ class StopSignals:
         self._seen: list[int] = []
 
     @contextmanager
-    def handled(self) -> Iterator[asyncio.Event]:
+    def handled(self, runs_code: Callable[[asyncio.Task[Any]], bool]) -> Iterator[asyncio.Event]:
         """Handle signals while the context lasts; the event is set at the first one.
 
-        At the second one the task that entered the context is cancelled, and so is the code that runs at that moment; a
-        third one is handled as if this had never been here.
+        At the second one the task that entered the context is cancelled. A third one is handled as if this had never been
+        here.
+
+        Args:
+            runs_code: whether a task runs the user's code. If such a one has the loop at the second signal, it is cancelled
+                on the spot, since it may never give the loop a turn.
         """
         stop = asyncio.Event()
         if threading.current_thread() is not threading.main_thread():
@@ -43,18 +50,27 @@ class StopSignals:
             restore()
             loop.call_soon_threadsafe(owner.cancel)
             running = asyncio.current_task(loop)
-            if running is not None:
+            if running is not None and runs_code(running):
                 running.cancel()
                 raise asyncio.CancelledError
 
         def restore() -> None:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
-        before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.getsignal(number) for number in _SIGNALS}
+        for number in _SIGNALS:
+            # The loop's own handler does nothing, but with it a signal wakes the loop even if it comes just before the loop
+            # goes to sleep.
+            with suppress(NotImplementedError):
+                loop.add_signal_handler(number, _nothing)
+            signal.signal(number, on_signal)
         try:
             yield stop
         finally:
+            for number in _SIGNALS:
+                with suppress(NotImplementedError):
+                    loop.remove_signal_handler(number)
             restore()
 
     def raise_second(self) -> None:
@@ -67,3 +83,7 @@ class StopSignals:
         if len(self._seen) > 1:
             number = self._seen[1]
             raise (KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)) from None
+
+
+def _nothing() -> None:
+    pass

@@ -23,7 +23,11 @@ HEADER = "msight"
 
 _HEADER_FIELDS = struct.Struct(">QQQ")
 _PREFIX = struct.Struct(">4sIQQQ")
+_PREFIX_START = struct.Struct(">4sI")
 PREFIX_BYTES = _PREFIX.size
+unpack_meta = struct.Struct(">QQQ").unpack
+"""Session, sequence, publish time in nanoseconds, from 24 bytes."""
+
 pack_prefix = _PREFIX.pack
 """Magic, extension length, session, sequence, publish time in nanoseconds: as bytes."""
 
@@ -61,6 +65,14 @@ def prefix(session: int, sequence: int, published_ns: int, extension: bytes) -> 
 def pack_extension(key: str | None, headers: Mapping[str, str] | None) -> bytes:
     """Key and headers behind the fixed prefix; empty if there are none."""
     return _encode_extension((key, dict(headers or {}))) if key is not None or headers else b""
+
+
+def prefix_length(data: bytes, start: int, size: int) -> int:
+    """Bytes of the prefix, extension included, of the ``size`` bytes at ``start``; 0 if they are a raw payload."""
+    if size < PREFIX_BYTES or data[start] != _FIRST:
+        return 0
+    magic, extension = _PREFIX_START.unpack_from(data, start)
+    return PREFIX_BYTES + extension if magic == MAGIC and PREFIX_BYTES + extension <= size else 0
 
 
 def split(data: bytes) -> tuple[Meta, int, int] | None:

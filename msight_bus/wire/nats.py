@@ -6,6 +6,7 @@ Source: the NATS client protocol reference. Control lines end with CR LF; the pa
 from __future__ import annotations
 
 from msight_bus.errors import BusError
+from msight_bus.wire.runs import LARGEST, Run, Runs
 
 MAX_CONTROL_LINE = 1024 * 1024
 """INFO lists the cluster's addresses and can be long; anything longer than this is no NATS server."""
@@ -16,7 +17,10 @@ MAX_PAYLOAD = 64 * 1024 * 1024
 """The largest max_payload that nats-server accepts."""
 
 Arrival = tuple[bytes, bytes, bytes]
-"""Subscription id, header block (empty if none), payload."""
+"""Subscription id, header block (empty if none; only its 48 digits if it is the bus's own header and no other), payload."""
+
+_OURS = b"NATS/1.0\r\nmsight: "
+_OURS_BYTES = len(_OURS) + 48 + 4
 
 
 class ProtocolError(BusError):
@@ -32,12 +36,13 @@ class NatsParser:
             messages that came before it.
     """
 
-    __slots__ = ("_chunks", "_held", "_needed", "messages", "operations")
+    __slots__ = ("_chunks", "_held", "_needed", "_runs", "messages", "operations")
 
     def __init__(self) -> None:
         self._chunks: list[bytes] = []
         self._held = 0
         self._needed = 0
+        self._runs = Runs()
         self.messages: list[Arrival] = []
         self.operations: list[tuple[int, bytes]] = []
 
@@ -91,8 +96,15 @@ class NatsParser:
                 if stop + 2 > end:
                     self._needed = stop + 2 - position
                     break
-                messages.append((words[2], data[start:body], data[body:stop]))
-                position = stop + 2
+                block = data[start:body]
+                ours = len(block) == _OURS_BYTES and block.startswith(_OURS) and block.endswith(b"\r\n\r\n")
+                messages.append((words[2], block[len(_OURS) : -4] if ours else block, data[body:stop]))
+                after = stop + 2
+                if ours and stop - body < LARGEST:
+                    run = self._runs.seen(data[position : start + len(_OURS)], f"48s4s{stop - body}s2x")
+                    if run is not None:
+                        after = self._take(run, words[2], data, after)
+                position = after
             else:
                 self.operations.append((len(messages), data[position:eol]))
                 position = eol + 2
@@ -100,6 +112,17 @@ class NatsParser:
             rest = data[position:]
             self._chunks.append(rest)
             self._held = len(rest)
+
+    def _take(self, run: Run, sid: bytes, data: bytes, position: int) -> int:
+        """Take the frames that go on as the last one did; returns where they end."""
+        messages = self.messages
+        head = run.head
+        taken = len(messages)
+        for first, meta, end, payload in run.frames(data, position):
+            if first != head or end != b"\r\n\r\n":
+                break
+            messages.append((sid, meta, payload))
+        return position + (len(messages) - taken) * run.size
 
 
 def _size(word: bytes) -> int:

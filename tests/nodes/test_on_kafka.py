@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from msight_bus import BytesData
 from msight_bus.nodes import NodeConfig
 from tests.nodes.support import DEADLINE, Apply, Collect, running, start
 
@@ -27,6 +28,22 @@ async def test_a_node_goes_on_where_it_was(kafka, topic, name):
             assert await node.until(2) == [b"first", b"while it was away"]
 
 
+async def test_what_is_left_out_is_done(kafka, topic, name):
+    """Neither what cannot be decoded nor what a gap skips may hold the position back."""
+    damaged = BytesData(data=b"x").serialize()[:-1]
+    node = Collect(NodeConfig(name=name, subscribe_topic_name=topic, gap=1))
+    async with kafka.connect() as bus, asyncio.timeout(DEADLINE * 2):
+        async with running(bus, node):
+            for payload in (b"0", b"skipped", damaged, b"skipped", b"4", b"skipped"):
+                await bus.publish(topic, payload)
+            await node.until(2)
+            while node._life.meter.messages_in < 6:
+                await asyncio.sleep(0.005)
+        async with running(bus, node):
+            await bus.publish(topic, b"next")
+            assert await node.until(3) == [b"0", b"4", b"next"]
+
+
 async def test_the_next_input_does_not_wait_for_the_acknowledgement(kafka, topic, name):
     unsettled = []
 
@@ -44,6 +61,10 @@ async def test_the_next_input_does_not_wait_for_the_acknowledgement(kafka, topic
             assert await sink.until(500) == [b"%d" % i for i in range(500)]
         assert max(unsettled) > 10
         assert node.left == 0
+        async with running(bus, sink, node):
+            await bus.publish(topic, b"only this")
+            await sink.until(501)
+        assert sink.items[500:] == [b"only this"]
 
 
 async def test_a_failure_behind_handlers_that_are_done_brings_its_input_again(kafka, topic, name):

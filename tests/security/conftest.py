@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -18,19 +19,33 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return make_certificates(tmp_path_factory.mktemp("certificates"))
 
 
+_started: dict[str, Secured] = {}
+_used: list[str] = []
+
+
 @pytest.fixture(scope="session")
 def secured(made: Certificates) -> Iterator[Callable[[str], Secured]]:
     """The run's secured servers of a kind, started on first use."""
-    started: dict[str, Secured] = {}
 
     def get(kind: str) -> Secured:
-        if kind not in started:
-            started[kind] = start_secured(kind, made)
-        return started[kind]
+        if kind not in _started:
+            _started[kind] = servers = start_secured(kind, made)
+            _used.append(
+                f"{servers.name}{'' if servers.has_tls else ', which has no TLS, behind a TLS server of this run'}"
+            )
+        return _started[kind]
 
     yield get
-    for servers in started.values():
-        servers.stop()
+    while _started:
+        _started.popitem()[1].stop()
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say what this folder ran against."""
+    if _used:
+        terminalreporter.section("secured brokers")
+        for name in _used:
+            terminalreporter.write_line(name)
 
 
 @pytest.fixture(autouse=True)

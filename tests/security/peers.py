@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+from tests.security.listeners import Serve
+
 Reply = Callable[["Command"], bytes | None]
 
 INFO = {"server_id": "x", "version": "2.15.1", "proto": 1, "headers": True, "max_payload": 1048576}
@@ -22,7 +24,7 @@ class Command(NamedTuple):
     payload: bytes = b""
 
 
-class Malformed(Exception):
+class MalformedError(Exception):
     """What came is no sequence of well-formed commands."""
 
 
@@ -38,21 +40,21 @@ def read_nats(data: bytes) -> tuple[list[Command], bytes]:
         line, _, rest = data.partition(b"\r\n")
         match = _LINE.fullmatch(line)
         if match is None:
-            raise Malformed(line[:80])
+            raise MalformedError(line[:80])
         verb, text = match[1].decode(), match[2] or b""
         words = (text,) if verb == "CONNECT" else tuple(text.split(b" ")) if text else ()
         headers = payload = b""
         if verb == "HPUB":
             if len(words) != 3:
-                raise Malformed(line[:80])
+                raise MalformedError(line[:80])
             head, total = int(words[1]), int(words[2])
             if len(rest) < total + 2:
                 break
             if rest[total : total + 2] != b"\r\n" or head > total:
-                raise Malformed(rest[:80])
+                raise MalformedError(rest[:80])
             headers, payload, rest = rest[:head], rest[head:total], rest[total + 2 :]
         elif len(words) not in {"CONNECT": (1,), "PING": (0,), "PONG": (0,), "SUB": (2, 3), "UNSUB": (1,)}[verb]:
-            raise Malformed(line[:80])
+            raise MalformedError(line[:80])
         commands.append(Command(verb, words, headers, payload))
         data = rest
     return commands, data
@@ -85,7 +87,7 @@ def _array(data: bytes) -> tuple[list[bytes] | None, bytes]:
         if size is None or len(data) < at + size + 2:
             return None, data
         if data[at + size : at + size + 2] != b"\r\n":
-            raise Malformed(data[at : at + 80])
+            raise MalformedError(data[at : at + 80])
         words.append(data[at : at + size])
         at += size + 2
     return (words, data[at:]) if words else (None, data)
@@ -96,7 +98,7 @@ def _number(data: bytes, at: int, mark: bytes) -> tuple[int | None, int]:
     if end < 0:
         return None, at
     if data[at : at + 1] != mark or not data[at + 1 : end].isdigit():
-        raise Malformed(data[at : at + 80])
+        raise MalformedError(data[at : at + 80])
     return int(data[at + 1 : end]), end + 2
 
 
@@ -123,23 +125,40 @@ class Peer:
         malformed: what could not be read; the connection ends there.
     """
 
-    def __init__(self, kind: str, answer: Reply | None = None, greeting: bytes | None = None) -> None:
-        """``answer`` may return None for the usual answer."""
+    def __init__(
+        self,
+        kind: str,
+        answer: Reply | None = None,
+        *,
+        greeting: bytes | None = None,
+        then: tuple[Callable[[Command], bool], Serve] | None = None,
+    ) -> None:
+        """
+        Args:
+            kind: ``redis`` or ``nats``.
+            answer: to a command; None is the usual answer.
+            greeting: what it begins with, if not as usual.
+            then: behind a command that satisfies the first, the second takes over, and nobody else is served.
+        """
         self.commands: list[Command] = []
-        self.malformed: list[Malformed] = []
+        self.malformed: list[MalformedError] = []
         self._read = {"redis": read_redis, "nats": read_nats}[kind]
         self._usual = {"redis": answer_redis, "nats": answer_nats}[kind]
         self._answer = answer or self._usual
         usual_greeting = b"INFO " + json.dumps(INFO).encode() + b"\r\n" if kind == "nats" else b""
         self._greeting = usual_greeting if greeting is None else greeting
+        self._turns, self._then = then or (lambda command: False, None)
+        self._turned = False
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._turned:
+            return
         writer.write(self._greeting)
         data = b""
         while chunk := await reader.read(1 << 20):
             try:
                 commands, data = self._read(data + chunk)
-            except Malformed as problem:
+            except MalformedError as problem:
                 self.malformed.append(problem)
                 return
             self.commands += commands
@@ -147,6 +166,10 @@ class Peer:
                 answer = self._answer(command)
                 writer.write(self._usual(command) if answer is None else answer)
             await writer.drain()
+            if self._then is not None and any(self._turns(command) for command in commands):
+                self._turned = True
+                await self._then(reader, writer)
+                return
 
     def told(self, verb: str) -> list[Command]:
         return [command for command in self.commands if command.verb == verb]

@@ -63,6 +63,12 @@ class Secured:
         async with proxy(self.ports[flavour]) as recorder:
             yield recorder
 
+    @property
+    def name(self) -> str:
+        """What was started, as a person calls it."""
+        broker = next(server for server in self.running if isinstance(server, brokers.RunningBroker))
+        return f"{broker.kind}: {broker.name} {broker.version}"
+
     def stop(self) -> None:
         """End all of them, fronts first."""
         for server in reversed(self.running):
@@ -164,10 +170,11 @@ def _kafka(made: Certificates) -> Secured:
     if recipe.is_stand_in or recipe.in_container:
         pytest.skip(f"{recipe.name} at hand has one listener, without TLS and SASL; this needs Apache Kafka on Java")
     basic = ("plain", "scram", "oauth", "before", "after")
-    ports = {flavour: brokers.free_port() for flavour in (*basic, *_FLAVOURS)}
-    controller = brokers.free_port()
+    flavours = (*basic, *_FLAVOURS)
+    own, controller, stable, *others = _free_ports(3 + len(flavours))
+    ports = dict(zip(flavours, others, strict=True))
     # The port that "before" advertises is that of a proxy, which may later lead to "after", with another password.
-    advertised = ports | {"before": (stable := brokers.free_port()), "after": stable}
+    advertised = ports | {"before": stable, "after": stable}
     lines = [
         f"listeners=CLIENT://127.0.0.1:{{port}},CONTROLLER://127.0.0.1:{controller},{_listeners(ports)}",
         f"advertised.listeners=CLIENT://127.0.0.1:{{port}},{_listeners(advertised)}",
@@ -187,8 +194,15 @@ def _kafka(made: Certificates) -> Secured:
         module = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
         lines.append(f"listener.name.scram.scram-sha-{bits}.sasl.jaas.config={module}")
         scram += ["--add-scram", f"SCRAM-SHA-{bits}=[name={USER},password={PASSWORD}]"]
-    node = start("kafka", config=lines, arguments=scram, deadline=60.0)
+    node = start("kafka", port=own, config=lines, arguments=scram, deadline=60.0)
     return Secured("kafka", ports | {"stable": stable}, [node])
+
+
+def _free_ports(count: int) -> list[int]:
+    ports: set[int] = set()
+    while len(ports) < count:
+        ports.add(brokers.free_port())
+    return list(ports)
 
 
 def _listeners(ports: Mapping[str, int]) -> str:

@@ -57,14 +57,16 @@ async def test_the_systems_authorities_are_trusted_unless_others_are_named(kind,
 
 
 @pytest.mark.parametrize(
-    ("flavour", "ca", "why"),
+    "wrong",
     [
         ("expired", "ca", "expired"),
         ("server", "stranger", "unable to get local issuer|self.signed"),
         ("elsewhere", "ca", "(?i)mismatch|not valid for"),
     ],
+    ids=["expired", "authority", "host"],
 )
-async def test_a_wrong_certificate_is_refused_once_and_told_nothing(kind, secured, made, watch, flavour, ca, why):
+async def test_a_wrong_certificate_is_refused_once_and_told_nothing(kind, secured, made, watch, wrong):
+    flavour, ca, why = wrong
     async with secured(kind).at(flavour) as way:
         settings = settings_of(environment(kind, way.port, made, TLS_CA_CERT_FILE=getattr(made, ca)))
         await refused(AuthenticationError, settings, watch, why)
@@ -89,8 +91,16 @@ async def test_without_the_clients_certificate_or_with_a_foreign_one_it_is_refus
 
 async def test_a_server_without_tls_where_it_was_asked_for_is_told_nothing(kind, secured, made, watch):
     async with secured(kind).at("plain") as way:
-        settings = settings_of(environment(kind, way.port, made), MSIGHT_CONNECT_TIMEOUT="2")
+        settings = settings_of(environment(kind, way.port, made), MSIGHT_CONNECT_TIMEOUT="1")
         await refused(ConnectionLostError, settings, watch)
         assert way.connections == 1
         assert not found_in(way.bytes.decode("latin-1"))
         assert_nothing_was_told(way.bytes)
+
+
+def test_redis_has_tls_of_its_own(secured):
+    if not secured("redis").has_tls:
+        pytest.skip(
+            "the Redis at hand was built without TLS: the tests of TLS ran against it behind a TLS server of this run. "
+            "Debian's redis-server has it (apt install redis-server); no Redis or Valkey on PyPI has"
+        )

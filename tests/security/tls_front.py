@@ -5,6 +5,7 @@ It has threads because asyncio's TLS hangs up on a failed handshake without the 
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import socketserver
 import ssl
@@ -38,9 +39,10 @@ def _serve(client: socket.socket, target: int, context: ssl.SSLContext) -> None:
     try:
         secure = context.wrap_socket(client, server_side=True)
     except OSError:  # the alert is sent; closing now, with bytes unread, would take it back
-        client.shutdown(socket.SHUT_WR)
-        while client.recv(65536):
-            pass
+        with contextlib.suppress(OSError):
+            client.shutdown(socket.SHUT_WR)
+            while client.recv(65536):
+                pass
         return
     with secure, socket.create_connection(("127.0.0.1", target)) as server:
         back = threading.Thread(target=_pump, args=(server, secure), daemon=True)
@@ -56,7 +58,5 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
     except OSError:
         pass
     for end in (source, sink):
-        try:
+        with contextlib.suppress(OSError):  # it is gone already
             end.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # it is gone already

@@ -44,19 +44,24 @@ _REFUSED = (
 
 
 class _Discretion(logging.Filter):
-    """aiokafka logs each request at DEBUG, and the one that authenticates holds the password or the token."""
+    """aiokafka logs each request at DEBUG, and the one that authenticates holds the password or the token.
+
+    What a broker answers to it may quote that.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         if isinstance(record.args, tuple):
-            record.args = tuple(type(one).__name__ if _authenticates(one) else one for one in record.args)
+            record.args = tuple(type(one).__name__ if _tells(one) else one for one in record.args)
         return True
 
 
-def _authenticates(request: object) -> bool:
-    return bool(getattr(request, "API_KEY", None) == SaslAuthenticateRequest.API_KEY)
+def _tells(told: object) -> bool:
+    api = getattr(told, "API_KEY", None)
+    return api == SaslAuthenticateRequest.API_KEY or isinstance(told, kafka_errors.SaslAuthenticationFailed)
 
 
-logging.getLogger("aiokafka.conn").addFilter(_Discretion())
+for _name in ("aiokafka.conn", "aiokafka.client"):
+    logging.getLogger(_name).addFilter(_Discretion())
 
 
 class _Token(AbstractTokenProvider):

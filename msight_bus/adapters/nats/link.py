@@ -10,6 +10,7 @@ import json
 import logging
 import re
 import time
+from binascii import unhexlify
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import quote, unquote
@@ -28,11 +29,7 @@ _NO_HEAD = ((-1, -1), b"")
 _PING_EVERY = 8192
 """Messages between two round trips of a stream that nobody flushes: bounds what is remembered as unconfirmed."""
 
-_FIXED_HEADER = b"NATS/1.0\r\n%b: %b\r\n\r\n"
-_META_START = len(b"NATS/1.0\r\nmsight: ")
-_META_END = _META_START + 48
-_FIXED_BYTES = _META_END + 4
-_META_NAME = b"NATS/1.0\r\nmsight: "
+_FIXED_BYTES = len(b"NATS/1.0\r\nmsight: ") + 48 + len(b"\r\n\r\n")
 _PERMISSION = re.compile(r"permissions violation for (publish|subscription) to \"([^\"]+)\"", re.IGNORECASE)
 
 
@@ -159,6 +156,7 @@ class NatsLink(LiveLink):
 
     def _deliver(self, arrivals: list[tuple[bytes, bytes, bytes]]) -> None:
         received_at = time.time()
+        unpack = envelope.unpack_meta
         sid = b""
         feed: LiveFeed | None = None
         topic = ""
@@ -171,11 +169,16 @@ class NatsLink(LiveLink):
                 sid = arrived_sid
                 feed = self._feeds.get(sid)
                 topic = feed.topic if feed is not None else ""
-            if len(block) == _FIXED_BYTES and block.startswith(_META_NAME):
-                meta = envelope.parse_header(block[_META_START:_META_END])
-                if meta is not None:
-                    batch.append(Message(topic, payload, NO_HEADERS, None, meta[0], meta[1], meta[2], received_at))
+            if len(block) == 48:
+                try:
+                    session, sequence, published = unpack(unhexlify(block))
+                except ValueError:  # not by us
+                    batch.append(_with_headers(topic, b"NATS/1.0\r\nmsight: " + block, payload, received_at))
                     continue
+                batch.append(
+                    Message(topic, payload, NO_HEADERS, None, session, sequence, published * 1e-9, received_at)
+                )
+                continue
             batch.append(_with_headers(topic, block, payload, received_at))
         if batch and feed is not None:
             feed.sink.deliver(batch)

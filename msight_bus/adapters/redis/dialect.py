@@ -34,17 +34,34 @@ _PUBSUB_LIMIT = re.compile(rb"\bpubsub (\d{1,18})\b")
 
 _REFUSALS = ("WRONGPASS", "NOAUTH", "NOPERM")
 
-_LONGEST_GREETING = 1024 * 1024
+_LONGEST_REPLY = 1024 * 1024
 """Bytes of one reply while connecting; the longest is that to CONFIG GET, some hundred bytes."""
+
+_LONG_ARRAY = re.compile(rb"(?:^|\n)[*%~>]\d{4}")
 
 
 class _Parser(_AsyncHiredisParser):
-    """Refuses a reply without end: nothing of what is asked while connecting has a long answer."""
+    """Refuses a reply without measure: nothing of what is asked while connecting has a long answer.
+
+    hiredis would keep an endless one, and make a list of as many entries as an array announces.
+    """
+
+    _reply = b""
+
+    async def read_response(self, disable_decoding: bool = False, push_request: bool = False) -> Any:
+        self._reply = b""
+        return await super().read_response(disable_decoding, push_request)
 
     async def read_from_socket(self) -> bool:
-        await super().read_from_socket()  # type: ignore[no-untyped-call]
-        if self._reader is not None and self._reader.len() > _LONGEST_GREETING:
-            raise ConnectionError("a reply has no end; this is no Redis server")
+        stream: Any = self._stream
+        reader: Any = self._reader
+        data = await stream.read(self._read_size)
+        self._reply += data
+        if not data:
+            raise ConnectionError("the server closed the connection")
+        if len(self._reply) > _LONGEST_REPLY or _LONG_ARRAY.search(self._reply):
+            raise ConnectionError("a reply without measure; this is no Redis server")
+        reader.feed(data)
         return True
 
 

@@ -20,6 +20,7 @@ from msight_bus.adapters.live import Connection, LiveFeed, LiveLink
 from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError, HeaderError, MessageTooLargeError
 from msight_bus.message import NO_HEADERS, Message
 from msight_bus.wire import envelope
+from msight_bus.wire.resp import RespError, RespParser
 
 _PING = b"*1\r\n$4\r\nPING\r\n"
 _NO_HEAD = (-1, b"")
@@ -119,7 +120,7 @@ class SubscribeLink(LiveLink):
 
     def __init__(self, transport: Any, on_lost: Callable[[Link, BusError], None]) -> None:
         super().__init__(transport, on_lost)
-        self._reader = hiredis.Reader()
+        self._parser = RespParser()
         self._feeds: dict[bytes, list[LiveFeed]] = {}
         self._asked: deque[asyncio.Future[None]] = deque()
 
@@ -174,29 +175,42 @@ class SubscribeLink(LiveLink):
     def data_received(self, data: bytes) -> None:
         """Parse a chunk and deliver each channel's messages as one list."""
         self.received_at = self.loop.time()
+        parser = self._parser
+        try:
+            parser.feed(data)
+        except RespError as error:
+            self.fail(error)
+            return
+        messages = parser.messages
+        done = 0
+        for position, error_text in parser.replies:
+            if position > done:  # in order: whoever is unsubscribed by the next reply gets what came before it
+                self._deliver_all(messages[done:position])
+                done = position
+            self._answer(None if error_text is None else broker_error(error_text))
+        if done < len(messages):
+            self._deliver_all(messages[done:] if done else messages)
+
+    def _deliver_all(self, arrivals: list[tuple[bytes, bytes, bytes]]) -> None:
         received_at = time.time()
-        reader = self._reader
-        reader.feed(data)
+        unpack = envelope.unpack_meta
         channel = b""
         topic = ""
         batch: list[Message] = []
-        while (reply := reader.gets()) is not False:
-            if isinstance(reply, list) and reply[0] == b"message":
-                if reply[1] != channel:
-                    if batch:
-                        self._deliver(channel, batch)
-                        batch = []
-                    channel = reply[1]
-                    topic = channel.decode()
-                batch.append(unframe(topic, reply[2], received_at))
-                continue
-            if batch:  # whoever is unsubscribed by the next reply still gets what came before it
-                self._deliver(channel, batch)
-                batch = []
-            if isinstance(reply, hiredis.ReplyError):
-                self._answer(broker_error(str(reply)))
+        for arrived_channel, meta, payload in arrivals:
+            if arrived_channel != channel:
+                if batch:
+                    self._deliver(channel, batch)
+                    batch = []
+                channel = arrived_channel
+                topic = channel.decode()
+            if len(meta) == 24:
+                session, sequence, published = unpack(meta)
+                batch.append(
+                    Message(topic, payload, NO_HEADERS, None, session, sequence, published * 1e-9, received_at)
+                )
             else:
-                self._answer(None)
+                batch.append(_with_extension(topic, meta, payload, received_at))
         if batch:
             self._deliver(channel, batch)
 
@@ -211,17 +225,14 @@ class SubscribeLink(LiveLink):
             self._answer(ConnectionLostError("The connection was lost before Redis answered."))
 
 
-def unframe(topic: str, data: bytes, received_at: float) -> Message:
-    """The message in a channel's payload: framed, or raw from another make of publisher."""
-    framed = envelope.split(data)
-    if framed is None:
-        return Message(topic, data, received_at=received_at)
-    (session, sequence, published_at), extension, start = framed
-    key: str | None = None
-    headers: Mapping[str, str] = NO_HEADERS
-    if extension:
-        try:
-            key, headers = envelope.unpack_extension(data[start - extension : start])
-        except ValueError:
-            return Message(topic, data, received_at=received_at)
-    return Message(topic, data[start:], headers, key, session, sequence, published_at, received_at)
+def _with_extension(topic: str, meta: bytes, payload: bytes, received_at: float) -> Message:
+    """A message with a key or headers of its own, or none of ours."""
+    if not meta:
+        return Message(topic, payload, received_at=received_at)
+    session, sequence, published = envelope.unpack_meta(meta[:24])
+    try:
+        key, headers = envelope.unpack_extension(meta[24:])
+    except ValueError:  # it only looked like ours
+        prefix = envelope.prefix(session, sequence, published, meta[24:])
+        return Message(topic, prefix + payload, received_at=received_at)
+    return Message(topic, payload, headers, key, session, sequence, published * 1e-9, received_at)

@@ -1,0 +1,199 @@
+"""No secret comes to light, whatever fails: in logs at DEBUG, warnings, texts and tracebacks of errors and of their causes.
+
+Every other test of this folder is watched in the same way (conftest.watch); here are the failures that belong to no other
+subject, a peer that repeats what it was told, and the proof that the watch finds what it should.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import struct
+
+import pytest
+
+import msight_bus
+from msight_bus import AuthenticationError, BusError, ConnectionLostError, brokers
+from msight_bus.settings import BusSettings
+from tests.security.canaries import Watch, canary, found_in
+from tests.security.identities import credentials_file, make_key, oauth_token
+from tests.security.listeners import fake
+from tests.security.peers import Peer
+from tests.security.servers import EVERY, PASSWORD, PREFIX, USER, start, variables
+from tests.security.talking import refused, settings_of
+
+SECRET = canary("canary")
+KEY = make_key()
+
+WAYS = {
+    "redis": {"redis": {"USERNAME": "alice", "PASSWORD": SECRET}},
+    "user": {"nats": {"USERNAME": "alice", "PASSWORD": SECRET}},
+    "token": {"nats": {"TOKEN": SECRET}},
+    "url": {"nats": {"SERVERS": f"nats://alice:{SECRET}@127.0.0.1"}},
+    "nkey": {"nats": {"NKEY_SEED": KEY.seed}},
+    "jwt": {"nats": {"USER_JWT": SECRET, "NKEY_SEED": KEY.seed}},
+    "plain": {"kafka": {"SASL_MECHANISM": "PLAIN", "SASL_USERNAME": "alice", "SASL_PASSWORD": SECRET}},
+    "scram": {"kafka": {"SASL_MECHANISM": "SCRAM-SHA-512", "SASL_USERNAME": "alice", "SASL_PASSWORD": SECRET}},
+    "oauth": {"kafka": {"SASL_MECHANISM": "OAUTHBEARER", "SASL_OAUTH_TOKEN": oauth_token(USER)}},
+}
+
+
+def environment(way, port):
+    ((kind, given),) = WAYS[way].items()
+    if "SERVERS" in given:
+        given = {"SERVERS": f"{given['SERVERS']}:{port}"}
+    return variables(kind, port, **given)
+
+
+async def hang_up(reader, writer):
+    pass
+
+
+async def say_nothing(reader, writer):
+    await reader.read()
+
+
+async def repeat(reader, writer):
+    """A peer that says what it is told, as an error in its own protocol's way."""
+    writer.write(b'INFO {"max_payload":1000000,"auth_required":true,"nonce":"abc"}\r\n')
+    while data := await reader.read(65536):
+        writer.write(b"-ERR " + data.replace(b"\r\n", b" ") + b"\r\n")
+
+
+async def babble(reader, writer):
+    await reader.read(1)
+    writer.write(bytes(range(256)) * 16)
+
+
+@pytest.mark.parametrize(
+    "peer", [None, hang_up, say_nothing, babble, repeat], ids=lambda peer: getattr(peer, "__name__", "no")
+)
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_peer_that_is_none_brings_nothing_to_light(way, peer, watch):
+    asyncio.get_running_loop().set_debug(True)  # it says where tasks and handles come from
+    limits = {"MSIGHT_CONNECT_TIMEOUT": "0.3"}
+    if peer is None:
+        settings = settings_of(environment(way, brokers.free_port()), **limits)
+        await refused(ConnectionLostError, settings, watch)
+        return
+    async with fake(peer) as there:
+        settings = settings_of(environment(way, there.port), **limits)
+        with pytest.raises(BusError) as caught:
+            async with msight_bus.connect(settings):
+                pass
+        watch.show(caught.value, settings)
+
+
+async def test_a_redis_that_quotes_its_password_is_not_quoted(watch):
+    # Redis says so itself: "ERR unknown command 'AUTH', with args beginning with: '<password>'".
+    with await asyncio.to_thread(start, "redis", config=['rename-command AUTH ""']) as broker:
+        settings = settings_of(variables("redis", broker.port, PASSWORD=PASSWORD))
+        await refused(ConnectionLostError, settings, watch, "withheld")
+
+
+@pytest.mark.parametrize("quoted", ["-ERR 'Authorization Violation: {}'\r\n", "-ERR '{}'\r\n", "{}\r\n"])
+@pytest.mark.parametrize("way", ["user", "token", "url", "jwt"])
+async def test_a_nats_server_that_quotes_what_it_was_told_is_not_quoted(way, quoted, watch):
+    def quote(command):
+        return quoted.format(command.words[0].decode()).encode() if command.verb == "CONNECT" else None
+
+    async with fake(Peer("nats", quote)) as there:
+        with pytest.raises((ConnectionLostError, AuthenticationError)) as caught:
+            async with msight_bus.connect(settings_of(environment(way, there.port))):
+                pass
+        watch.show(caught.value)
+
+
+class KafkaThatQuotes:
+    """A broker that takes any mechanism and refuses the credentials by repeating them."""
+
+    API_VERSIONS, HANDSHAKE, AUTHENTICATE = 18, 17, 36
+
+    async def __call__(self, reader, writer):
+        while True:
+            message = await reader.readexactly(struct.unpack(">i", await reader.readexactly(4))[0])
+            api, _, number = struct.unpack_from(">hhi", message)
+            if api == self.API_VERSIONS:
+                ranges = [(self.API_VERSIONS, 0, 0), (self.HANDSHAKE, 0, 1), (self.AUTHENTICATE, 0, 0), (3, 0, 1)]
+                body = struct.pack(">hi", 0, len(ranges)) + b"".join(struct.pack(">hhh", *one) for one in ranges)
+            elif api == self.HANDSHAKE:
+                names = [b"PLAIN", b"OAUTHBEARER"]
+                body = struct.pack(">hi", 0, len(names))
+                body += b"".join(struct.pack(">h", len(name)) + name for name in names)
+            else:
+                text = b"I was told " + bytes(byte for byte in message if 32 <= byte < 127)
+                body = struct.pack(">hh", 58, len(text)) + text + struct.pack(">i", 0)
+            writer.write(struct.pack(">ii", len(body) + 4, number) + body)
+
+
+@pytest.mark.parametrize("way", ["plain", "oauth"])
+async def test_a_kafka_that_quotes_what_it_was_told_is_not_quoted(way, watch):
+    async with fake(KafkaThatQuotes()) as there:
+        await refused(AuthenticationError, settings_of(environment(way, there.port)), watch, "withheld")
+
+
+async def test_every_secret_is_read_from_a_file_as_discreetly(tmp_path, watch):
+    secrets = [variable for variable in BusSettings.variables() if variable.secret]
+    assert {variable.section for variable in secrets} == set(EVERY)
+    for variable in secrets:
+        path = tmp_path / variable.name
+        path.write_text(SECRET)
+        rest = {"USERNAME": {"USERNAME": "u"}, "JWT": {"NKEY_SEED": KEY.seed}}
+        more = rest["USERNAME"] if variable.name.endswith("_PASSWORD") else {}
+        if variable.name.endswith("_USER_JWT"):
+            more = rest["JWT"]
+        if variable.section == "kafka":
+            more = {"SASL_MECHANISM": "OAUTHBEARER"} if "TOKEN" in variable.name else {"SASL_MECHANISM": "PLAIN"}
+            more |= {"SASL_USERNAME": "u"} if "PASSWORD" in variable.name else {}
+        environ = variables(variable.section, 1, **more) | {f"{variable.name}_FILE": str(path)}
+        settings = settings_of(environ)
+        section = getattr(settings, variable.section)
+        assert getattr(section, variable.field).get_secret_value() == SECRET
+        watch.show(settings, section, settings.model_dump(), settings.model_dump_json(), vars(section))
+
+
+async def test_credentials_of_a_file_are_no_part_of_an_error(tmp_path, watch):
+    path = tmp_path / "user.creds"
+    path.write_text(credentials_file(SECRET, KEY.seed))
+    async with fake(repeat) as there:
+        settings = settings_of(variables("nats", there.port, USER_CREDENTIALS=str(path)), MSIGHT_CONNECT_TIMEOUT="1")
+        with pytest.raises(BusError) as caught:
+            async with msight_bus.connect(settings):
+                pass
+        watch.show(caught.value)
+
+
+# -- the watch itself
+
+
+def fail_behind(text):
+    """An error whose traceback does not show what it came from."""
+    error = LookupError("no wonder")
+    error.__context__, error.__suppress_context__ = ValueError(text), True
+    return error
+
+
+@pytest.mark.parametrize(
+    "sing",
+    [
+        lambda watch: logging.getLogger("any.library").debug("told %s", SECRET),
+        lambda watch: logging.getLogger("any").debug("told %r", {"password": SECRET.encode()}),
+        lambda watch: logging.getLogger("any").debug("told %s", base64.b64encode(b"\0u\0" + SECRET.encode()).decode()),
+        lambda watch: watch.show(fail_behind(SECRET)),
+        lambda watch: watch.show({"a": SECRET[:50]}),
+    ],
+    ids=["log", "bytes", "base64", "context", "cut"],
+)
+def test_the_watch_hears(sing, watch):
+    root, second = logging.getLogger(), Watch()
+    root.removeHandler(watch)
+    root.addHandler(second)
+    try:
+        sing(second)
+    finally:
+        root.removeHandler(second)
+    with pytest.raises(AssertionError, match="secrets are shown"):
+        second.check()
+    assert not found_in("a song of no consequence")
+    assert set(PREFIX) == set(EVERY)
