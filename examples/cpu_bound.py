@@ -1,6 +1,6 @@
 """CPU-bound work off the loop, so that one slow node does not stall the others in its process.
 
-    python examples/cpu_bound.py
+python examples/cpu_bound.py
 """
 
 import asyncio

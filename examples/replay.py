@@ -1,7 +1,7 @@
 """Replay: read again what was recorded, from the beginning or from a moment on. Needs a log, so Kafka.
 
-    msight-bus up kafka        # in another terminal
-    MSIGHT_PUBSUB_BACKEND=kafka python examples/replay.py
+msight-bus up kafka        # in another terminal
+MSIGHT_PUBSUB_BACKEND=kafka python examples/replay.py
 """
 
 from datetime import UTC, datetime

@@ -1,6 +1,6 @@
 """A consumer slower than its camera: what `block`, `drop_oldest` and `latest(1)` make of 100 frames.
 
-    python examples/slow_consumer.py
+python examples/slow_consumer.py
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """A unit test of a node without any broker: the memory backend keeps the same contract.
 
-    python -m pytest examples/unit_test.py
+python -m pytest examples/unit_test.py
 """
 
 import asyncio

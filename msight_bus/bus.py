@@ -9,7 +9,7 @@ import warnings
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from msight_bus.adapters import make_adapter
 from msight_bus.adapters.base import WAIT, Start, SubscribeRequest
@@ -26,12 +26,10 @@ from msight_bus.events import BusEvent
 from msight_bus.payload import Payload, check_headers, check_key, to_bytes
 from msight_bus.publisher import BusState, Publisher
 from msight_bus.queues import QueuePolicy
+from msight_bus.registry import Registry
 from msight_bus.settings import BusSettings
 from msight_bus.subscription import AckMode, Subscription
 from msight_bus.topics import check_group, check_topic
-
-if TYPE_CHECKING:
-    from msight_bus.registry import Registry
 
 
 def _ignore(event: BusEvent) -> None:
@@ -244,8 +242,6 @@ class Bus:
 
         ``await bus.nodes()`` starts listening and gives the live registry, which is complete after one heartbeat interval.
         """
-        from msight_bus.registry import Registry  # noqa: PLC0415 - the registry is built on the bus
-
         if self._registry is None:
             self._registry = Registry(self)
         return self._registry

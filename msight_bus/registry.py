@@ -13,17 +13,16 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Protocol
 
 import msgspec
 
+from msight_bus.adapters.base import Start
 from msight_bus.errors import BusError, ClosedError
 from msight_bus.message import Message
 from msight_bus.queues import QueuePolicy
+from msight_bus.subscription import AckMode, Subscription
 from msight_bus.topics import NODES_TOPIC
-
-if TYPE_CHECKING:
-    from msight_bus.bus import Bus
 
 logger = logging.getLogger("msight_bus")
 
@@ -119,6 +118,15 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     metrics: NodeMetrics = NodeMetrics()
 
 
+class Listens(Protocol):
+    """A bus, as far as the registry needs it."""
+
+    def _subscribe(
+        self, topic: str, group_id: str | None, queue: QueuePolicy | None, start: Start | None, ack: AckMode
+    ) -> Subscription:
+        """Subscribe, to a reserved topic too."""
+
+
 class Registry:
     """The nodes on a broker: ``registry = await bus.nodes()``, then iterate it whenever you like.
 
@@ -129,7 +137,7 @@ class Registry:
         ignored: announcements that could not be understood.
     """
 
-    def __init__(self, bus: Bus, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, bus: Listens, *, clock: Callable[[], float] = time.monotonic) -> None:
         """``clock`` gives seconds, for the age of heartbeats."""
         self.ignored = 0
         self._bus = bus

@@ -40,7 +40,8 @@ class Limits(Section):
     reconnect_min: Seconds = Field(default=0.05, description="Pause before the first try to reconnect, in seconds.")
     reconnect_max: Seconds = Field(default=2.0, description="Longest pause between tries to reconnect, in seconds.")
     announce_interval: Seconds = Field(
-        default=1.0, description="How often the last sequences of topics that have gone quiet are announced, in seconds."
+        default=1.0,
+        description="How often the last sequences of topics that have gone quiet are announced, in seconds.",
     )
     max_message_bytes: Bytes = Field(
         default=64 * _MIB, description="Largest message, in bytes, where the broker takes as much."

@@ -360,3 +360,48 @@ def test_headers_come_back(headers):
 @given(st.binary(max_size=80))
 def test_any_header_block_is_read(block):
     assert all(isinstance(text, str) for pair in parse_headers(block).items() for text in pair)
+
+
+# -- runs of equal frames
+
+
+def ours(subject: bytes, sid: bytes, sequence: int, payload: bytes) -> bytes:
+    block = b"NATS/1.0\r\nmsight: %016x%016x%016x\r\n\r\n" % (7, sequence, 9)
+    return b"HMSG %b %b %d %d\r\n%b%b\r\n" % (subject, sid, len(block), len(block) + len(payload), block, payload)
+
+
+RUN = b"".join(
+    [
+        *(ours(b"a.b", b"1", i, b"payload %d" % i) for i in range(1, 10)),
+        ours(b"c", b"2", 1, b"payload 1"),
+        *(ours(b"a.b", b"1", i, b"\r\nMSG a 1 9\r\n") for i in range(10, 13)),
+        b"PING\r\n",
+        *(ours(b"a.b", b"1", i, b"payload %d" % i) for i in range(3)),
+    ]
+)
+
+
+def test_our_own_header_comes_as_its_digits_in_a_run_as_outside():
+    parser = NatsParser()
+    parser.feed(RUN)
+    assert [(sid, int(digits[16:32], 16)) for sid, digits, _ in parser.messages] == [
+        *[(b"1", i) for i in range(1, 10)],
+        (b"2", 1),
+        *[(b"1", i) for i in [*range(10, 13), *range(3)]],
+    ]
+    assert parser.operations == [(13, b"PING")]
+    assert parser.messages[4][2] == b"payload 5"
+
+
+@given(st.lists(st.integers(0, len(RUN)), max_size=12))
+def test_any_cut_of_runs_gives_the_same(places):
+    assert parse(*cut(RUN, *places)) == parse(RUN)
+
+
+def test_a_header_block_that_only_begins_like_ours_ends_a_run():
+    other = ours(b"a.b", b"1", 5, b"payload 5").replace(b"\r\n\r\npayload", b"\r\nX\r\npayload")
+    stream = ours(b"a.b", b"1", 1, b"payload 1") * 3 + other
+    parser = NatsParser()
+    parser.feed(stream)
+    assert [len(block) for _, block, _ in parser.messages[:3]] == [48, 48, 48]
+    assert parser.messages[3:] == [] or parser.messages[3][1].startswith(b"NATS/1.0")
