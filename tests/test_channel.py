@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
+from collections.abc import Coroutine
 
 import pytest
 from hypothesis import given, settings
@@ -39,12 +40,13 @@ def take(channel: Channel, most: int = 1000) -> list[Message]:
     return taken
 
 
-def look(channel: Channel) -> bool:
+def at_once(coroutine: Coroutine) -> bool | None:
     """The answer of a `wait` that has no reason to suspend."""
     try:
-        channel.wait().send(None)
+        coroutine.send(None)
     except StopIteration as answer:
         return answer.value
+    coroutine.close()
     raise AssertionError("it suspends")
 
 
@@ -215,15 +217,15 @@ class Compared:
     def ended_broken_and_closed_are_told_apart(self) -> None:
         if self.closed:
             with pytest.raises(ClosedError):
-                look(self.channel)
+                at_once(self.channel.wait())
         elif self.queue:
-            assert look(self.channel) is True
+            assert at_once(self.channel.wait()) is True
         elif self.error is not None:
             with pytest.raises(BusError) as caught:
-                look(self.channel)
+                at_once(self.channel.wait())
             assert caught.value is self.error
         elif self.ended:
-            assert look(self.channel) is False
+            assert at_once(self.channel.wait()) is False
 
 
 BOUNDS = st.builds(QueuePolicy, st.just("block") | st.sampled_from(POLICIES), st.integers(1, 6), st.integers(1, 30))
@@ -281,17 +283,30 @@ async def turn() -> None:
         await asyncio.sleep(0)
 
 
-async def started(coroutine) -> asyncio.Task:
+async def suspended(coroutine: Coroutine) -> asyncio.Task:
     task = asyncio.create_task(coroutine)
     await turn()
     assert not task.done()
     return task
 
 
+async def woken(task: asyncio.Task) -> bool | None:
+    await turn()
+    assert task.done()
+    return task.result()
+
+
 async def cancelled(task: asyncio.Task) -> None:
     task.cancel()
     await asyncio.wait((task,))
     assert task.cancelled()
+
+
+def stop(channel: Channel, how: str) -> None:
+    if how == "fail":
+        channel.fail(ConnectionLostError("gone"))
+    else:
+        getattr(channel, how)()
 
 
 async def test_each_chunk_wakes_the_consumer_once():
@@ -302,7 +317,7 @@ async def test_each_chunk_wakes_the_consumer_once():
         while await channel.wait():
             lists.append(len(take(channel)))
 
-    consumer = await started(consume())
+    consumer = await suspended(consume())
     channel.deliver(some(3))
     await turn()
     channel.deliver([])
@@ -311,68 +326,78 @@ async def test_each_chunk_wakes_the_consumer_once():
     channel.deliver(some(5))
     await turn()
     channel.end()
-    await consumer
+    await woken(consumer)
     assert lists == [3, 7]
 
 
 async def test_cancelling_a_wait_loses_nothing():
     channel = Channel(QueuePolicy.block(10))
-    await cancelled(await started(channel.wait()))
-    waiting = await started(channel.wait())
+    await cancelled(await suspended(channel.wait()))
+    waiting = await suspended(channel.wait())
     channel.deliver(some(2))
     await cancelled(waiting)  # woken and cancelled in the same turn
-    assert await channel.wait()
+    assert at_once(channel.wait())
     assert [message.sequence for message in take(channel)] == [0, 1]
 
 
 async def test_a_second_consumer_is_refused_and_the_first_still_served():
     channel = Channel(QueuePolicy.block(10))
-    first = await started(channel.wait())
+    first = await suspended(channel.wait())
     with pytest.raises(BusyError):
-        await channel.wait()
+        at_once(channel.wait())
     with pytest.raises(BusyError):
-        await channel.wait_for_more(2, 60)
+        at_once(channel.wait_for_more(2, 60))
     channel.deliver(some(1))
-    assert await first
+    assert await woken(first)
 
 
 async def test_putting_back_wakes_the_consumer():
     channel = Channel(QueuePolicy.block(10))
+    waiting = await suspended(channel.wait())
     (message,) = some(1)
-    waiting = await started(channel.wait())
     channel.put_back(message)
-    assert await waiting
+    assert await woken(waiting)
     assert take(channel) == [message]
 
 
-@pytest.mark.parametrize("stop", ["end", "fail", "close"])
-async def test_a_waiting_consumer_learns_of_the_end(stop):
+@pytest.mark.parametrize(("how", "error"), [("fail", ConnectionLostError), ("close", ClosedError)])
+async def test_a_waiting_consumer_is_told_what_happened(how, error):
     channel = Channel(QueuePolicy.block(10))
-    waiting = await started(channel.wait())
-    error = ConnectionLostError("gone")
-    getattr(channel, stop)(*[error] * (stop == "fail"))
-    if stop == "end":
-        assert await waiting is False
-    else:
-        with pytest.raises(ClosedError if stop == "close" else ConnectionLostError):
-            await waiting
+    waiting = await suspended(channel.wait())
+    stop(channel, how)
+    with pytest.raises(error):
+        await woken(waiting)
 
 
-@pytest.mark.parametrize("stop", ["end", "fail"])
-async def test_what_is_queued_is_handed_out_before_the_end(stop):
+async def test_a_waiting_consumer_learns_of_the_end():
+    channel = Channel(QueuePolicy.block(10))
+    waiting = await suspended(channel.wait())
+    channel.end()
+    assert await woken(waiting) is False
+
+
+@pytest.mark.parametrize("how", ["end", "fail"])
+def test_what_is_queued_and_held_is_handed_out_before_the_end(how):
     channel = Channel(QueuePolicy.block(2))
     channel.deliver(some(5))
-    getattr(channel, stop)(*[ConnectionLostError("gone")] * (stop == "fail"))
+    stop(channel, how)
     received = 0
     while received < 5:
-        assert await channel.wait()
+        assert at_once(channel.wait())
         received += len(take(channel))
-    if stop == "end":
-        assert not await channel.wait()
-    else:
-        for _ in range(2):
+    for _ in range(2):
+        if how == "end":
+            assert at_once(channel.wait()) is False
+        else:
             with pytest.raises(ConnectionLostError):
-                await channel.wait()
+                at_once(channel.wait())
+
+
+def test_a_channel_that_is_closed_twice_counts_what_was_queued_and_held_once():
+    channel = Channel(QueuePolicy.block(2))
+    channel.deliver(some(5))
+    assert (channel.close(), channel.close()) == (5, 0)
+    assert channel.dropped == {"closed": 5}
 
 
 # -- waiting for more than one
@@ -380,45 +405,54 @@ async def test_what_is_queued_is_handed_out_before_the_end(stop):
 
 async def test_waiting_for_more_ends_with_the_wanted_number():
     channel = Channel(QueuePolicy.block(100))
-    await channel.wait_for_more(4, 0)
-    waiting = await started(channel.wait_for_more(4, 60))
+    waiting = await suspended(channel.wait_for_more(4, 60))
     channel.deliver(some(2))
     channel.put_back(some(1)[0])
     await turn()
     assert not waiting.done()
     channel.put_back(some(1)[0])
-    await waiting
-    await channel.wait_for_more(4, 60)
-    waiting = await started(channel.wait_for_more(5, 60))
+    await woken(waiting)
+    waiting = await suspended(channel.wait_for_more(5, 60))
     channel.deliver(some(1))
-    await waiting
+    await woken(waiting)
+
+
+async def test_waiting_for_more_does_not_suspend_without_need():
+    channel = Channel(QueuePolicy.block(4))
+    channel.deliver(some(2))
+    at_once(channel.wait_for_more(2, 60))
+    at_once(channel.wait_for_more(3, 0))
+    channel.deliver(some(2))
+    at_once(channel.wait_for_more(5, 60))
+    take(channel, 1)
+    at_once(channel.wait_for_more(5, 60))  # there is room, but the feed is still paused
 
 
 async def test_waiting_for_more_ends_in_time_and_leaves_no_timer():
     channel = Channel(QueuePolicy.block(100))
     channel.deliver(some(1))
     await channel.wait_for_more(2, 0.005)
-    waiting = await started(channel.wait_for_more(2, 0.01))
+    waiting = await suspended(channel.wait_for_more(2, 0.01))
     channel.deliver(some(1))
-    await waiting
-    waiting = await started(channel.wait_for_more(3, 60))
+    await woken(waiting)
+    waiting = await suspended(channel.wait_for_more(3, 60))
     await asyncio.wait((waiting,), timeout=0.03)
     assert not waiting.done()
     await cancelled(waiting)
     take(channel)
-    waiting = await started(channel.wait())
+    waiting = await suspended(channel.wait())
     channel.deliver(some(1))
-    assert await waiting  # for one: how many were wanted before does not matter any more
+    assert await woken(waiting)  # for one: how many were wanted before does not matter any more
 
 
-@pytest.mark.parametrize("stop", ["end", "fail", "close"])
-async def test_waiting_for_more_ends_when_nothing_more_comes(stop):
+@pytest.mark.parametrize("how", ["end", "fail", "close"])
+async def test_waiting_for_more_ends_when_nothing_more_comes(how):
     channel = Channel(QueuePolicy.block(100))
     channel.deliver(some(1))
-    waiting = await started(channel.wait_for_more(2, 60))
-    getattr(channel, stop)(*[ConnectionLostError("gone")] * (stop == "fail"))
-    await waiting
-    await channel.wait_for_more(2, 60)
+    waiting = await suspended(channel.wait_for_more(2, 60))
+    stop(channel, how)
+    await woken(waiting)
+    at_once(channel.wait_for_more(2, 60))
 
 
 @pytest.mark.parametrize("when_full", POLICIES)
@@ -427,8 +461,8 @@ async def test_waiting_for_more_ends_when_the_queue_takes_no_more(when_full, siz
     """Else a consumer waits for messages that a paused feed does not bring, or lets them be dropped meanwhile."""
     channel = Channel(QueuePolicy(when_full, 3, max_bytes=10))
     channel.deliver(some(1))
-    waiting = await started(channel.wait_for_more(4, 60))
+    waiting = await suspended(channel.wait_for_more(4, 60))
     channel.deliver([Message("t", bytes(n)) for n in sizes])
-    await waiting
-    if when_full == "block" or not channel.room:
-        await channel.wait_for_more(4, 60)
+    await woken(waiting)
+    if not channel.room:
+        at_once(channel.wait_for_more(4, 60))

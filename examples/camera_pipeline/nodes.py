@@ -17,7 +17,7 @@ from .reorder import Reorder
 from .summary import Summary
 from .tracking import Tracked, Tracker
 
-FRAMES, DETECTIONS, TRACKS = "demo.frames", "demo.detections", "demo.tracks"
+FRAMES, DETECTIONS, TRACKS = "demo.frames", "demo.boxes", "demo.tracks"
 _HEARTBEAT = 0.5
 _LAST_FRAME_WITHIN = 10.0
 _KEYS = 16

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -34,7 +35,7 @@ _STYLES = {
     NodeStatus.ERROR: "bold red",
     NodeStatus.LOST: "red",
 }
-_COLUMNS = ("queued", "dropped", "errors", "p50 ms", "p99 ms")
+_COLUMNS = ("queued", "drops", "errors", "p50 ms", "p99 ms")
 
 
 def render(registry: Registry) -> Table:
@@ -43,14 +44,14 @@ def render(registry: Registry) -> Table:
     Rates are messages a second over the node's last heartbeat interval; latencies are from the publishing of an input
     until the node's outputs were handed over.
     """
-    table = Table(title=f"Nodes ({len(registry)})", title_justify="left")
-    table.add_column("node", overflow="fold")
-    table.add_column("topic", overflow="fold")
+    table = Table(title=f"Nodes ({len(registry)})", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("node", overflow="fold", min_width=8)
+    table.add_column("topic", overflow="fold", min_width=15)
     table.add_column("msg/s", justify="right")
     for title in _COLUMNS:
         table.add_column(title, justify="right")
-    table.add_column("status")
-    table.add_column("heard s ago", justify="right")
+    table.add_column("status", no_wrap=True, min_width=7)
+    table.add_column("heard", justify="right")
     for info in registry:
         table.add_row(*_row(info))
     if not len(registry):
@@ -79,7 +80,7 @@ def _row(info: NodeInfo) -> tuple[Text | str, ...]:
         _milliseconds(metrics.latency_p50_ms),
         _milliseconds(metrics.latency_p99_ms),
         Text(info.status, style=_STYLES[info.status]),
-        f"{max(0.0, time.time() - info.last_heartbeat):.1f}",
+        f"{max(0.0, time.time() - info.last_heartbeat):.0f} s",
     )
 
 
