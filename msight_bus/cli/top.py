@@ -35,7 +35,7 @@ _STYLES = {
     NodeStatus.ERROR: "bold red",
     NodeStatus.LOST: "red",
 }
-_COLUMNS = ("queued", "drops", "errors", "p50 ms", "p99 ms")
+_COLUMNS = ("queued", "drops", "errors", "p50\nms", "p99\nms")
 
 
 def render(registry: Registry) -> Table:
@@ -44,9 +44,16 @@ def render(registry: Registry) -> Table:
     Rates are messages a second over the node's last heartbeat interval; latencies are from the publishing of an input
     until the node's outputs were handed over.
     """
-    table = Table(title=f"Nodes ({len(registry)})", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("node", overflow="fold", min_width=8)
-    table.add_column("topic", overflow="fold", min_width=15)
+    table = Table(
+        title=f"Nodes ({len(registry)})",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+        pad_edge=False,
+    )
+    table.add_column("node", overflow="fold", min_width=7)
+    table.add_column("topic", overflow="fold", min_width=14)
     table.add_column("msg/s", justify="right")
     for title in _COLUMNS:
         table.add_column(title, justify="right")
