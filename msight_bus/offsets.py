@@ -30,6 +30,16 @@ class PartitionLedger:
         self.expected = offset + 1
         return True
 
+    def deliver_all(self, offsets: list[int]) -> bool:
+        """Records were read, in ascending order; returns whether all are new. If not, nothing was noted: use `deliver`."""
+        if offsets and offsets[0] < self.expected:
+            return False
+        if offsets:
+            self._open.update(offsets)
+            self._order.extend(offsets)
+            self.expected = offsets[-1] + 1
+        return True
+
     def settle(self, offset: int) -> None:
         """The record is done. Settling it again, or one that was never delivered, does nothing."""
         self._open.discard(offset)

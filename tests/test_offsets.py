@@ -92,3 +92,14 @@ def test_settling_what_was_never_delivered_does_nothing():
 def test_nothing_is_committed_by_a_new_ledger():
     ledger = PartitionLedger(7)
     assert (ledger.committed, ledger.finished, ledger.expected, ledger.in_flight) == (None, 7, 7, 0)
+
+
+def test_a_batch_is_delivered_whole_or_not_at_all():
+    one, other = PartitionLedger(5), PartitionLedger(5)
+    assert one.deliver_all([5, 6, 9])
+    assert all(other.deliver(offset) for offset in (5, 6, 9))
+    assert not one.deliver_all([9, 10])
+    assert one.deliver_all([])
+    for ledger in (one, other):
+        ledger.settle(5)
+        assert (ledger.finished, ledger.expected, ledger.in_flight) == (6, 10, 2)

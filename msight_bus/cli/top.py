@@ -58,7 +58,7 @@ def render(registry: Registry) -> Table:
     for title in _COLUMNS:
         table.add_column(title, justify="right")
     table.add_column("status", no_wrap=True, min_width=7)
-    table.add_column("heard", justify="right")
+    table.add_column("heard", justify="right", no_wrap=True, min_width=5)
     for info in registry:
         table.add_row(*_row(info))
     if not len(registry):

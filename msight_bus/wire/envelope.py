@@ -51,7 +51,7 @@ def parse_header(value: bytes | str) -> Meta | None:
     if len(value) != 48:
         return None
     try:
-        session, sequence, published_ns = _HEADER_FIELDS.unpack(unhexlify(value))
+        session, sequence, published_ns = unpack_meta(unhexlify(value))
     except ValueError:
         return None
     return session, sequence, published_ns * 1e-9

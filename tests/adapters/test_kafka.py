@@ -225,3 +225,23 @@ def test_authentication_errors_are_told_apart():
     from msight_bus.adapters.kafka.client import explain
 
     assert isinstance(explain(TopicAuthorizationFailedError("t")), AuthenticationError)
+
+
+async def test_records_are_taken_as_the_client_parsed_them(kafka, topic, monkeypatch):
+    """Guards the one private place of aiokafka that the fetch path leans on: a new release that moves it fails here."""
+    from msight_bus.adapters.kafka import feed
+
+    kinds = set()
+
+    def spy(topic, partition, record, *rest):
+        kinds.add(type(record).__name__)
+        return to_message(topic, partition, record, *rest)
+
+    to_message = feed.to_message
+    monkeypatch.setattr(feed, "to_message", spy)
+    async with kafka.connect() as bus, bus.subscribe(topic) as messages:
+        for i in range(5):
+            await bus.publish(topic, b"%d" % i)
+        assert await numbers(messages, 5) == [0, 1, 2, 3, 4]
+    assert kinds
+    assert "ConsumerRecord" not in kinds

@@ -6,7 +6,8 @@ import pytest
 
 from msight_bus import AuthenticationError, ConnectionLostError
 from tests.security.canaries import found_in
-from tests.security.servers import CREDENTIALS, EVERY, variables
+from tests.security.listeners import proxy
+from tests.security.servers import CREDENTIALS, EVERY, nats_tls_lines, start, variables
 from tests.security.talking import refused, settings_of, talk
 
 # The types of TLS records (RFC 8446, 5.1).
@@ -96,6 +97,22 @@ async def test_a_server_without_tls_where_it_was_asked_for_is_told_nothing(kind,
         assert way.connections == 1
         assert not found_in(way.bytes.decode("latin-1"))
         assert_nothing_was_told(way.bytes)
+
+
+async def test_a_server_with_tls_where_none_was_asked_for_is_one_typed_error(kind, secured, watch):
+    async with secured(kind).at("server") as way:
+        settings = settings_of(variables(kind, way.port, **CREDENTIALS[kind]), MSIGHT_CONNECT_TIMEOUT="1")
+        # nats-py encrypts where the server wants it, and then knows no authority for its certificate.
+        await refused(AuthenticationError if kind == "nats" else ConnectionLostError, settings, watch)
+        assert way.connections == 1
+
+
+async def test_nats_is_encrypted_where_the_server_leaves_it_to_the_client(made):
+    lines = ["allow_non_tls: true", *nats_tls_lines(made, "server")]
+    with start("nats", config=lines) as broker:
+        async with proxy(broker.port) as way:
+            await talk(settings_of(variables("nats", way.port, USE_TLS="true", TLS_CA_CERT_FILE=made.ca)))
+            assert b"hello" not in way.bytes
 
 
 def test_redis_has_tls_of_its_own(secured):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
@@ -14,7 +15,7 @@ from msight_bus.adapters.kafka.client import client_options, explain, probe, rec
 from msight_bus.adapters.kafka.feed import KafkaFeed
 from msight_bus.adapters.kafka.group import GroupFeed
 from msight_bus.adapters.kafka.live_view import LiveViewFeed
-from msight_bus.adapters.kafka.producer import KafkaProducer, choose_partition
+from msight_bus.adapters.kafka.producer import KafkaProducer, PartitionWriter, choose_partition
 from msight_bus.adapters.kafka.topics import TopicDirectory, TopicInfo
 from msight_bus.adapters.kafka.watch import watch
 from msight_bus.capabilities import Capabilities
@@ -25,6 +26,22 @@ from msight_bus.settings import BusSettings
 from msight_bus.wire import envelope
 
 _NEVER_MS = 2**31 - 1
+_RECORD_OVERHEAD = record_bytes(None, b"", [(envelope.HEADER, b"0" * 48)]) + 16
+
+
+@dataclass(slots=True)
+class _Route:
+    """Where a publisher's messages without a key go on a topic.
+
+    Attributes:
+        name: the publisher's.
+        writer: the partition's.
+        surely_fits: a payload of this many bytes is under the limit, whatever its size takes to write down.
+    """
+
+    name: str
+    writer: PartitionWriter
+    surely_fits: int
 
 
 class KafkaAdapter:
@@ -39,6 +56,7 @@ class KafkaAdapter:
         self._producer = KafkaProducer(settings, self._options)
         self._report = report
         self._watching: asyncio.Task[None] | None = None
+        self._routes: dict[str, _Route] = {}
 
     @property
     def capabilities(self) -> Capabilities:
@@ -75,23 +93,30 @@ class KafkaAdapter:
         self, topic: str, payload: bytes, key: str | None, headers: Mapping[str, str] | None, name: str | None
     ) -> asyncio.Future[None] | Wait:
         """Add a record to its partition's batch; the future is the acknowledgement by all in-sync replicas."""
+        if key is None and not headers:  # a stream's common case, with everything looked up before
+            route = self._routes.get(topic)
+            if route is not None and route.name == name and len(payload) <= route.surely_fits:
+                return WAIT if route.writer.congested else self._append(route.writer, topic, None, payload, [])
         info = self._directory.known(topic)
         if info is None:
             return WAIT
         record_key = None if key is None else key.encode()
-        if headers:
-            user = [(header, value.encode()) for header, value in headers.items()]
-            self._check_size(topic, info, record_key, payload, user)
-        else:
-            user = []
-            if len(payload) > info.max_message_bytes // 2 or record_key is not None:
-                self._check_size(topic, info, record_key, payload, user)
+        user = [(header, value.encode()) for header, value in headers.items()] if headers else []
+        self._check_size(topic, info, record_key, payload, user)
         writer = self._producer.writer(topic, choose_partition(record_key, name or "", info.partitions))
-        if writer.congested:
-            return WAIT
+        if key is None and name is not None:
+            limit = min(info.max_message_bytes, self._limits.max_message_bytes)
+            self._routes[topic] = _Route(name, writer, limit - _RECORD_OVERHEAD)
+        return WAIT if writer.congested else self._append(writer, topic, record_key, payload, user)
+
+    def _append(
+        self, writer: PartitionWriter, topic: str, key: bytes | None, payload: bytes, user: list[tuple[str, bytes]]
+    ) -> asyncio.Future[None]:
         now = time.time_ns()
-        meta = (envelope.HEADER, envelope.header_value(self._stamp.session, self._stamp.next(topic), now))
-        return writer.append(record_key, payload, [meta, *user], now // 1_000_000)
+        stamp = self._stamp
+        sequence = stamp.last[topic] = stamp.last.get(topic, 0) + 1
+        meta = (envelope.HEADER, b"%016x%016x%016x" % (stamp.session, sequence, now))
+        return writer.append(key, payload, [meta, *user] if user else [meta], now // 1_000_000)
 
     async def ready(self, topic: str, key: str | None, name: str | None) -> None:
         """Make sure that the topic exists, and wait until its partition takes more."""

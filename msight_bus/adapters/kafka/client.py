@@ -236,6 +236,25 @@ async def commit_any(consumer: AIOKafkaConsumer, offsets: dict[Any, Any]) -> Non
     await consumer._coordinator.commit_offsets(consumer._subscription.subscription.assignment, offsets)
 
 
+class _RawRecords(dict[Any, Any]):
+    """Fetch results whose records stay as the C extension made them: a ``ConsumerRecord`` each costs half the fetch."""
+
+    def __setitem__(self, partition: Any, result: Any) -> None:
+        records = getattr(result, "_partition_records", None)
+        if records is not None:
+            records._consumer_record = _as_it_is
+        super().__setitem__(partition, result)
+
+
+def _as_it_is(partition: Any, record: Any) -> Any:
+    return record
+
+
+def skip_consumer_records(consumer: AIOKafkaConsumer) -> None:
+    """Let ``getmany`` of a started consumer return plain records (offset, key, value, headers)."""
+    consumer._fetcher._records = _RawRecords(consumer._fetcher._records)
+
+
 async def _end_tasks(tasks: list[asyncio.Task[Any] | None]) -> None:
     """Cancel until they are gone: one that catches the first cancellation gets the next."""
     alive = [task for task in tasks if task is not None and not task.done()]

@@ -131,15 +131,14 @@ class KafkaFeed:
     def _deliver(self, fetched: Mapping[TopicPartition, list[Any]]) -> None:
         assignment = self._assignment
         received_at = time.time()
-        for partition, records in fetched.items():
+        for partition, fetched_records in fetched.items():
+            records = fetched_records
             ledger = assignment.ledgers.get(partition.partition)
             if ledger is None or not assignment.owned:
                 continue
-            batch = [
-                to_message(self.topic, record, received_at, assignment)
-                for record in records
-                if ledger.deliver(record.offset)
-            ]
+            if not ledger.deliver_all([record.offset for record in records]):
+                records = [record for record in records if ledger.deliver(record.offset)]
+            batch = [to_message(self.topic, partition.partition, record, received_at, assignment) for record in records]
             self._problem = ""
             self._sink.deliver(batch)
 
@@ -233,13 +232,19 @@ class KafkaFeed:
             assignment.ledgers[partition].committed = offset
 
 
-def to_message(topic: str, record: Any, received_at: float, assignment: Assignment) -> Message:
+def to_message(topic: str, partition: int, record: Any, received_at: float, assignment: Assignment) -> Message:
     """The message of a record; the bus's metadata is taken out of the headers."""
+    record_headers = record.headers
+    position = (partition, record.offset)
+    if len(record_headers) == 1 and record_headers[0][0] == envelope.HEADER:  # what the bus itself publishes, mostly
+        meta = envelope.parse_header(record_headers[0][1] or b"")
+        if meta is not None and record.key is None and record.value is not None:
+            return Message(topic, record.value, NO_HEADERS, None, *meta, received_at, position, 0, assignment)
     headers: Mapping[str, str] = NO_HEADERS
     session = sequence = published_at = None
-    if record.headers:
+    if record_headers:
         user: dict[str, str] = {}
-        for name, value in record.headers:
+        for name, value in record_headers:
             if name == envelope.HEADER:
                 meta = envelope.parse_header(value or b"")
                 if meta is not None:
@@ -258,7 +263,7 @@ def to_message(topic: str, record: Any, received_at: float, assignment: Assignme
         sequence,
         published_at,
         received_at,
-        (record.partition, record.offset),
+        position,
         0,
         assignment,
     )

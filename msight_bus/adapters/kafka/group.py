@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from aiokafka import ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
 from aiokafka.errors import KafkaError
 
-from msight_bus.adapters.kafka.client import commit_any, committed_offsets, explain
+from msight_bus.adapters.kafka.client import commit_any, committed_offsets, explain, skip_consumer_records
 from msight_bus.adapters.kafka.feed import KafkaFeed
 from msight_bus.adapters.kafka.start import resolve
 from msight_bus.errors import BusError, ConnectionLostError
@@ -35,6 +35,7 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
         """Join the group and wait until every partition's start is committed."""
         self._joined = asyncio.Event()
         await self._consumer.start()
+        skip_consumer_records(self._consumer)
         self._consumer.subscribe([self.topic], listener=self)
         pump = self._run(self._pump(), "pump")
         joined = asyncio.ensure_future(self._joined.wait())

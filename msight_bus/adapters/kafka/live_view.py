@@ -7,6 +7,7 @@ import asyncio
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
+from msight_bus.adapters.kafka.client import skip_consumer_records
 from msight_bus.adapters.kafka.feed import Assignment, KafkaFeed
 from msight_bus.adapters.kafka.start import resolve
 from msight_bus.adapters.kafka.topics import TopicDirectory
@@ -23,6 +24,7 @@ class LiveViewFeed(KafkaFeed):
     async def start(self) -> None:
         """Take all partitions, each from where the request says."""
         await self._consumer.start()
+        skip_consumer_records(self._consumer)
         starts = await resolve(self._consumer, self._partitions(0, self.partitions), self._request.start)
         self._take({where.partition: at for where, at in starts.items()})
         self._run(self._pump(), "pump")

@@ -50,6 +50,7 @@ class PartitionWriter:
         self._filling: _Batch | None = None
         self._full: deque[_Batch] = deque()
         self._wake = asyncio.Event()
+        self._woken = False
         self._room = asyncio.Event()
         self._room.set()
         self._slots = asyncio.Semaphore(_HANDED_OVER)
@@ -78,7 +79,9 @@ class PartitionWriter:
             self.congested = True
             self._room.clear()
             asyncio.get_running_loop().call_soon(self._give_room)
-        self._wake.set()
+        if not self._woken:
+            self._woken = True
+            self._wake.set()
         return batch.done
 
     def _next(self) -> _Batch:
@@ -106,6 +109,7 @@ class PartitionWriter:
         while True:
             await self._wake.wait()
             self._wake.clear()
+            self._woken = False
             if self._linger and not self._full:
                 await asyncio.sleep(self._linger)
             while self._full or self._filling is not None:
