@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-DEFAULT_MESSAGES = 1000
-DEFAULT_BYTES = 64 * 1024 * 1024
+DEFAULT_MESSAGES = 10_000
+DEFAULT_BYTES = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)

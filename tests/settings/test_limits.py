@@ -21,7 +21,7 @@ def test_defaults():
         10,
     )
     assert limits.reconnect_limit is None
-    assert limits.max_decoded_bytes == limits.max_message_bytes == limits.queue_bytes == 64 * 1024 * 1024
+    assert limits.max_decoded_bytes == limits.max_message_bytes == 2 * limits.queue_bytes == 64 * 1024 * 1024
 
 
 @pytest.mark.parametrize("field", Limits.model_fields)

@@ -25,7 +25,14 @@ NEW = {
     *("MSIGHT_" + name for name in ("CONNECT_TIMEOUT", "PUBLISH_TIMEOUT", "BLOCK_TIMEOUT", "DRAIN_TIMEOUT")),
     *(
         "MSIGHT_" + name
-        for name in ("PING_INTERVAL", "PONG_TIMEOUT", "RECONNECT_LIMIT", "RECONNECT_MIN", "RECONNECT_MAX")
+        for name in (
+            "PING_INTERVAL",
+            "PONG_TIMEOUT",
+            "RECONNECT_LIMIT",
+            "RECONNECT_MIN",
+            "RECONNECT_MAX",
+            "ANNOUNCE_INTERVAL",
+        )
     ),
     *("MSIGHT_" + name for name in ("MAX_MESSAGE_BYTES", "MAX_DECODED_BYTES", "MAX_NESTING", "MAX_HEADER_COUNT")),
     *("MSIGHT_" + name for name in ("MAX_HEADER_BYTES", "MAX_IN_FLIGHT", "QUEUE_MESSAGES", "QUEUE_BYTES")),

@@ -107,6 +107,7 @@ class NatsDialect:
                 raise
             except Exception as failure:  # whatever the client stumbles over when a peer talks nonsense
                 _abandon(client)
+                _add_reason(failure, client)
                 hide_secrets(failure, client.secrets)
                 error = self._explain(failure)
                 if isinstance(error, AuthenticationError):
@@ -217,6 +218,14 @@ class NatsDialect:
         )
         link.take_over(leftover)
         return link
+
+
+def _add_reason(failure: Exception, client: Client) -> None:
+    """Say why the connection ended, where the client says only that it did: TLS 1.3 refuses after the handshake."""
+    reader: asyncio.StreamReader | None = getattr(client._transport, "_io_reader", None)
+    reason = reader.exception() if reader is not None else None
+    if reason is not failure and failure.__cause__ is None:
+        failure.__cause__ = reason
 
 
 def _abandon(client: Client) -> None:

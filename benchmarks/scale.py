@@ -1,0 +1,61 @@
+"""How much is measured: sizes, rounds, seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+SMALL, MIDDLE, LARGE = 128, 128 * 1024, 1_000_000
+ALWAYS = ("ceiling", "bus")
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """The extent of a measurement.
+
+    Attributes:
+        name: of the extent.
+        rounds: interleaved rounds of throughput by size.
+        latency_rounds: interleaved rounds of latency.
+        seconds: that a throughput run sends, after its warm-up.
+        latency_seconds: that a latency run sends, after its warm-up.
+        warm_up: seconds that count for nothing.
+        logged: messages that a Kafka subscriber reads, by size.
+        peers_at: sizes at which the peers run too; at the others only the ceiling and the bus.
+        budget: seconds for a backend; when they are over, what has not begun has no more rounds than its first.
+    """
+
+    name: str
+    rounds: Mapping[int, int] = field(default_factory=lambda: {SMALL: 5, MIDDLE: 5, LARGE: 5})
+    latency_rounds: int = 10
+    seconds: float = 1.0
+    latency_seconds: float = 2.0
+    warm_up: float = 0.3
+    logged: Mapping[int, int] = field(default_factory=lambda: {SMALL: 300_000, MIDDLE: 3000, LARGE: 400})
+    peers_at: tuple[int, ...] = (SMALL, MIDDLE, LARGE)
+    budget: float = 480.0
+
+
+FULL = Scale("full")
+QUICK = Scale(
+    "quick",
+    rounds={SMALL: 3, MIDDLE: 1, LARGE: 1},
+    latency_rounds=2,
+    seconds=0.5,
+    latency_seconds=1.0,
+    warm_up=0.2,
+    logged={SMALL: 120_000, MIDDLE: 1500, LARGE: 200},
+    peers_at=(SMALL,),
+    budget=48.0,
+)
+SMOKE = Scale(
+    "smoke",
+    rounds={SMALL: 1},
+    latency_rounds=1,
+    seconds=0.05,
+    latency_seconds=0.1,
+    warm_up=0.01,
+    logged={SMALL: 5000},
+    peers_at=(SMALL,),
+    budget=30.0,
+)
