@@ -13,8 +13,10 @@ import pytest
 from msight_bus.brokers.process import GuardedProcess
 
 PARENT = """
-import json, sys, threading
+import json, signal, sys, threading
 from msight_bus import brokers
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits these ignored
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 def start():
     broker = brokers.start(sys.argv[1])
     print(json.dumps([broker.pid, str(broker.log_path.parent)]), flush=True)

@@ -98,7 +98,6 @@ async def test_what_a_user_may_not_do_is_raised_at_once(secured, watch):
                 assert (await anext(messages)).payload == b"still here"
 
 
-@pytest.mark.xfail(strict=True, reason="GroupFeed.start waits for an assignment that a refused group never makes")
 async def test_a_group_that_a_user_may_not_join_is_refused_at_once(secured, watch):
     topic, servers = new_topic(), secured("kafka")
     await allow(servers.running[0], "bob", (TOPIC, topic, WRITE), (TOPIC, topic, READ), (TOPIC, topic, DESCRIBE))

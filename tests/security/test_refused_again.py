@@ -138,7 +138,6 @@ async def test_a_permission_taken_away_ends_that_subscription_alone(kind, watch)
     watch.show(caught.value, *events)
 
 
-@pytest.mark.xfail(strict=True, reason="the Kafka adapter leaves a refused reconnect to aiokafka, which tries for ever")
 async def test_kafka_with_another_password_on_reconnecting(secured, watch):
     topic, servers = new_topic(), secured("kafka")
     async with proxy(servers.ports["before"], servers.ports["stable"]) as way:

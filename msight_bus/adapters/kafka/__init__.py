@@ -19,7 +19,7 @@ from msight_bus.adapters.kafka.producer import KafkaProducer, PartitionWriter, c
 from msight_bus.adapters.kafka.topics import TopicDirectory, TopicInfo
 from msight_bus.adapters.kafka.watch import watch
 from msight_bus.capabilities import Capabilities
-from msight_bus.errors import ConnectionLostError, MessageTooLargeError, PublishTimeoutError
+from msight_bus.errors import AuthenticationError, ConnectionLostError, MessageTooLargeError, PublishTimeoutError
 from msight_bus.events import BusEvent
 from msight_bus.message import Message
 from msight_bus.settings import BusSettings
@@ -57,6 +57,9 @@ class KafkaAdapter:
         self._report = report
         self._watching: asyncio.Task[None] | None = None
         self._routes: dict[str, _Route] = {}
+        self._feeds: set[KafkaFeed] = set()
+        self._ending: asyncio.Task[None] | None = None
+        self._refused: AuthenticationError | None = None
 
     @property
     def capabilities(self) -> Capabilities:
@@ -80,9 +83,10 @@ class KafkaAdapter:
                 await probe(self._options)
                 await self._directory.open()
                 await self._producer.open()
-            self._watching = asyncio.create_task(
-                watch(self._directory.ask, self._limits, self._report), name="msight_bus kafka watch"
+            watching = watch(
+                self._directory.ask, lambda: probe(self._options), self._limits, self._report, self._on_refused
             )
+            self._watching = asyncio.create_task(watching, name="msight_bus kafka watch")
         except TimeoutError as error:
             raise ConnectionLostError(
                 f"Kafka at {', '.join(map(str, self._settings.kafka.servers))} did not answer within "
@@ -97,6 +101,8 @@ class KafkaAdapter:
             route = self._routes.get(topic)
             if route is not None and route.name == name and len(payload) <= route.surely_fits:
                 return WAIT if route.writer.congested else self._append(route.writer, topic, None, payload, [])
+        if self._refused is not None:
+            raise self._refused
         info = self._directory.known(topic)
         if info is None:
             return WAIT
@@ -108,6 +114,17 @@ class KafkaAdapter:
             limit = min(info.max_message_bytes, self._limits.max_message_bytes)
             self._routes[topic] = _Route(name, writer, limit - _RECORD_OVERHEAD)
         return WAIT if writer.congested else self._append(writer, topic, record_key, payload, user)
+
+    def _on_refused(self, error: AuthenticationError) -> None:
+        """Kafka accepts these credentials no longer: whoever waits learns it at once."""
+        self._refused = error
+        self._routes.clear()
+        self._ending = asyncio.create_task(self._give_up(error), name="msight_bus kafka end")
+
+    async def _give_up(self, error: AuthenticationError) -> None:
+        """The clients would try again for ever."""
+        await asyncio.gather(self._producer.give_up(error), *(feed.give_up(error) for feed in list(self._feeds)))
+        await self._directory.close()
 
     def _append(
         self, writer: PartitionWriter, topic: str, key: bytes | None, payload: bytes, user: list[tuple[str, bytes]]
@@ -154,6 +171,8 @@ class KafkaAdapter:
 
     async def subscribe(self, request: SubscribeRequest, sink: Sink) -> KafkaFeed:
         """Join the group, or take all partitions where there is none."""
+        if self._refused is not None:
+            raise self._refused
         info = await self._directory.ensure(request.topic)
         kafka = self._settings.kafka
         consumer = AIOKafkaConsumer(
@@ -176,6 +195,8 @@ class KafkaAdapter:
             feed.partitions = info.partitions
         else:
             feed = GroupFeed(request, sink, self._settings, consumer, self._dead_letter)
+        self._feeds.add(feed)
+        feed.on_closed = lambda: self._feeds.discard(feed)
         try:
             await feed.start()
         except KafkaError as error:
@@ -208,5 +229,7 @@ class KafkaAdapter:
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait((self._watching,))
+        if self._ending is not None:
+            await asyncio.wait((self._ending,))
         await self._producer.close(self._limits.drain_timeout)
         await self._directory.close()

@@ -44,10 +44,7 @@ _REFUSED = (
 
 
 class _Discretion(logging.Filter):
-    """aiokafka logs each request at DEBUG, and the one that authenticates holds the password or the token.
-
-    What a broker answers to it may quote that.
-    """
+    """aiokafka logs each request at DEBUG; one holds the password or the token, and an answer to it may quote them."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if isinstance(record.args, tuple):
@@ -68,10 +65,10 @@ class _Token(AbstractTokenProvider):
     """The OAuth bearer token of the settings."""
 
     def __init__(self, token: str) -> None:
-        self._token = token
+        self.secret = token
 
     async def token(self) -> str:
-        return self._token
+        return self.secret
 
 
 class _OAuth(OAuthAuthenticator):
@@ -127,7 +124,8 @@ async def probe(options: dict[str, Any]) -> None:
             connection = _Probe(host.strip("[]"), int(port), **shared)
             await connection.connect()
         except Exception as error:  # also what the client stumbles over when a peer talks nonsense
-            hide_secrets(error, await _secrets(options))
+            token = options.get("sasl_oauth_token_provider")
+            hide_secrets(error, [token.secret if token else options.get("sasl_plain_password", "")])
             problem = explain(error, where=server)
             problem.__cause__ = error
             if isinstance(problem, AuthenticationError):
@@ -136,12 +134,6 @@ async def probe(options: dict[str, Any]) -> None:
             connection.close()
             return
     raise problem or ConnectionLostError("No Kafka server is configured.")
-
-
-async def _secrets(options: dict[str, Any]) -> list[str]:
-    token = options.get("sasl_oauth_token_provider")
-    secrets = [options.get("sasl_plain_password"), await token.token() if token is not None else None]
-    return [secret for secret in secrets if secret]
 
 
 def explain(error: BaseException, *, where: str = "") -> BusError:
@@ -223,6 +215,15 @@ async def topic_metadata(admin: AIOKafkaAdminClient, topic: str) -> TopicMetadat
 def is_member(consumer: AIOKafkaConsumer) -> bool:
     """Whether a commit is made as a member of the group: one without a generation could rewind another's."""
     return bool(consumer._coordinator.generation > 0)
+
+
+def check_group(consumer: AIOKafkaConsumer) -> None:
+    """Raise what the group's coordinator could not do; the client tells it only to whoever fetches.
+
+    Raises:
+        KafkaError: the group may not be joined, for instance.
+    """
+    consumer._coordinator.check_errors()
 
 
 async def committed_offsets(consumer: AIOKafkaConsumer, partitions: list[Any]) -> dict[Any, int]:

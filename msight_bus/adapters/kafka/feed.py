@@ -86,9 +86,10 @@ class KafkaFeed:
         self._resolved = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
-        self._stopped = False
+        self._ended = False
         self._problem = ""
         self._tasks: list[asyncio.Task[None]] = []
+        self.on_closed: Callable[[], None] = lambda: None
 
     async def start(self) -> None:
         """Begin to deliver; returns when the positions of all that is published from now on are certain."""
@@ -182,7 +183,6 @@ class KafkaFeed:
 
     async def stop(self) -> None:
         """End the fetching; what was delivered can still be settled."""
-        self._stopped = True
         for task in self._tasks:
             if task.get_name().startswith("msight_bus pump"):
                 task.cancel()
@@ -196,13 +196,26 @@ class KafkaFeed:
         await self.stop()
         try:
             await self.commit()
+        except BusError as error:
+            logger.warning("Not committed on leaving %s, so it is delivered again: %s", self.topic, error)
         finally:
-            for task in self._tasks:
-                task.cancel()
-            if self._tasks:
-                await asyncio.wait(self._tasks)
-            self._assignment.owned = False
-            await end_consumer(self._consumer, leave_within=_LEAVE_WITHIN)
+            self.on_closed()
+            await self._end(_LEAVE_WITHIN)
+
+    async def give_up(self, error: BusError) -> None:
+        """End at once, because Kafka will answer no more; what was not committed comes again, to somebody."""
+        self._sink.fail(error)
+        await self._end(leave_within=0)
+
+    async def _end(self, leave_within: float) -> None:
+        self._assignment.owned = False
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        if not self._ended:
+            self._ended = True
+            await end_consumer(self._consumer, leave_within=leave_within)
 
     async def _commit_finished(self) -> None:
         """Commit the finished prefixes, forwards only, within a deadline.

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from aiokafka import ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
 from aiokafka.errors import KafkaError
 
-from msight_bus.adapters.kafka.client import commit_any, committed_offsets, explain, skip_consumer_records
+from msight_bus.adapters.kafka.client import check_group, commit_any, committed_offsets, explain, skip_consumer_records
 from msight_bus.adapters.kafka.feed import KafkaFeed
 from msight_bus.adapters.kafka.start import resolve
 from msight_bus.errors import BusError, ConnectionLostError
@@ -41,9 +41,10 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
         joined = asyncio.ensure_future(self._joined.wait())
         try:
             async with asyncio.timeout(self._settings.limits.connect_timeout):
-                await asyncio.wait((pump, joined), return_when=asyncio.FIRST_COMPLETED)
-                if joined.done():
-                    await self._all_committed()
+                while not joined.done() and not pump.done():
+                    await asyncio.wait((pump, joined), timeout=_POLL, return_when=asyncio.FIRST_COMPLETED)
+                    check_group(self._consumer)
+                await self._all_committed()
         except TimeoutError:
             raise ConnectionLostError(
                 f"The group {self._request.group_id!r} did not accept a member for {self.topic!r} within "

@@ -149,14 +149,12 @@ class PartitionWriter:
         if error is not None:
             self._owner.broken(producer, error)
 
-    def give_up(self) -> None:
-        """Tell everyone who waits that the outcome is unknown."""
+    def give_up(self, error: BusError) -> None:
+        """Tell everyone who waits that nothing more will come."""
         self.task.cancel()
         for done in list(self.unfinished):
             if not done.done():
-                done.set_exception(
-                    PublishTimeoutError(f"The bus closed before Kafka acknowledged a message on {self.topic!r}.")
-                )
+                done.set_exception(error)
 
 
 def _outcome(future: asyncio.Future[Any]) -> BaseException | None:
@@ -257,11 +255,17 @@ class KafkaProducer:
         """Flush within ``within`` seconds, then end."""
         if self._producer is not None:
             await self.flush(None, within)
+        await self.give_up(
+            PublishTimeoutError("The bus closed before Kafka acknowledged a message; it may still arrive.")
+        )
+
+    async def give_up(self, error: BusError) -> None:
+        """End at once; whoever still waits for an acknowledgement gets ``error``."""
         if self._replacing is not None:
             self._replacing.cancel()
             await asyncio.wait((self._replacing,))
         for writer in self._writers.values():
-            writer.give_up()
+            writer.give_up(error)
         if self._writers:
             await asyncio.wait([writer.task for writer in self._writers.values()])
         producer, self._producer = self._producer, None

@@ -9,14 +9,24 @@ from collections.abc import Awaitable, Callable
 from aiokafka.errors import KafkaError
 
 from msight_bus.adapters.kafka.client import explain
+from msight_bus.errors import AuthenticationError, BusError
 from msight_bus.events import BusEvent, Disconnected, Reconnected
 from msight_bus.settings import Limits
 
 logger = logging.getLogger("msight_bus")
 
 
-async def watch(ask: Callable[[], Awaitable[object]], limits: Limits, report: Callable[[BusEvent], None]) -> None:
-    """Ask the cluster for a sign of life every ``ping_interval``, and report when answers stop and come again."""
+async def watch(
+    ask: Callable[[], Awaitable[object]],
+    probe: Callable[[], Awaitable[None]],
+    limits: Limits,
+    report: Callable[[BusEvent], None],
+    on_refused: Callable[[AuthenticationError], None],
+) -> None:
+    """Ask the cluster for a sign of life every ``ping_interval``, and report when answers stop and come again.
+
+    ``probe`` opens a connection and tells why it cannot, which the client hides; a refusal ends the watch.
+    """
     failures = 0
     while True:
         await asyncio.sleep(limits.ping_interval if not failures else limits.reconnect_max)
@@ -25,6 +35,15 @@ async def watch(ask: Callable[[], Awaitable[object]], limits: Limits, report: Ca
                 await ask()
         except (KafkaError, OSError, TimeoutError) as error:
             failures += 1
+            try:
+                async with asyncio.timeout(limits.pong_timeout):
+                    await probe()
+            except AuthenticationError as refusal:
+                logger.error("Not reconnecting: %s", refusal)  # noqa: TRY400 - the one who waits raises it
+                on_refused(refusal)
+                return
+            except (BusError, TimeoutError):
+                pass  # it is away, as was seen
             if failures == 1:
                 reason = str(explain(error))
                 logger.warning("Kafka does not answer, reconnecting: %s", reason)
