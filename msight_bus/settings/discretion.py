@@ -20,7 +20,7 @@ def chain(error: BaseException) -> list[BaseException]:
 
 def hide_secrets(error: BaseException, secrets: Iterable[str]) -> None:
     """Withhold the texts of an error, and of all that caused it, that quote a secret."""
-    heads = [secret[:_TELLING] for secret in secrets]
+    heads = [secret[:_TELLING] for secret in secrets if secret]
     for link in chain(error):
         text = f"{link} {link.args}"
         if any(head in text for head in heads):

@@ -5,7 +5,7 @@ Source: the NATS client protocol reference. Control lines end with CR LF; the pa
 
 from __future__ import annotations
 
-from msight_bus.errors import BusError
+from msight_bus.errors import ConnectionLostError
 from msight_bus.wire.runs import LARGEST, Run, Runs
 
 MAX_CONTROL_LINE = 1024 * 1024
@@ -23,7 +23,7 @@ _OURS = b"NATS/1.0\r\nmsight: "
 _OURS_BYTES = len(_OURS) + 48 + 4
 
 
-class ProtocolError(BusError):
+class ProtocolError(ConnectionLostError):
     """The peer does not speak NATS."""
 
 

@@ -6,7 +6,7 @@ UNSUBSCRIBE and PING are arrays too, or simple strings, and errors begin with ``
 
 from __future__ import annotations
 
-from msight_bus.errors import BusError
+from msight_bus.errors import ConnectionLostError
 from msight_bus.wire import envelope
 from msight_bus.wire.runs import LARGEST, Run, Runs
 
@@ -27,7 +27,7 @@ Arrival = tuple[bytes, bytes, bytes]
 """Channel, the bus's metadata (24 bytes, then the extension; empty in a raw payload), payload."""
 
 
-class RespError(BusError):
+class RespError(ConnectionLostError):
     """The peer does not speak RESP2."""
 
 

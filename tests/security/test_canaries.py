@@ -90,6 +90,21 @@ async def test_nobody_who_listens_brings_nothing_to_light(watch):
         await refused(ConnectionLostError, settings_of(environment(way, port)), watch)
 
 
+@pytest.mark.parametrize(
+    ("kind", "verb"), [("redis", "AUTH"), ("redis", "CONFIG"), ("nats", "CONNECT"), ("nats", "PING")]
+)
+async def test_a_peer_that_hangs_up_in_the_middle_brings_nothing_to_light(kind, verb, watch):
+    peer = Peer(
+        kind,
+        lambda command: b"" if command.verb in (verb, "PING") else None,
+        then=(lambda command: command.verb == verb, hang_up),
+    )
+    async with fake(peer) as there:
+        way = "redis" if kind == "redis" else "user"
+        assert await fail_to_connect(settings_of(environment(way, there.port)), watch) is ConnectionLostError
+    assert peer.told(verb)
+
+
 async def test_a_redis_that_quotes_its_password_is_not_quoted(watch):
     # Redis says so itself: "ERR unknown command 'AUTH', with args beginning with: '<password>'".
     with await asyncio.to_thread(start, "redis", config=['rename-command AUTH ""']) as broker:

@@ -111,3 +111,18 @@ async def test_a_group_that_a_user_may_not_join_is_refused_at_once(secured, watc
                 async with bus.subscribe(topic, group_id="g"):
                     pass
     watch.show(joining.value)
+
+
+async def test_who_may_only_read_can_subscribe(secured):
+    topic, servers = new_topic(), secured("kafka")
+    await allow(servers.running[0], "bob", (TOPIC, topic, READ), (TOPIC, topic, DESCRIBE))
+    async with servers.at("plain") as way:
+        writing = settings_of(variables("kafka", way.port, **sasl("PLAIN")))
+        reading = settings_of(variables("kafka", way.port, **sasl("PLAIN", user="bob")))
+        async with msight_bus.connect(writing) as writer, msight_bus.connect(reading) as reader:
+            await writer.publish(topic, b"0")
+            async with reader.subscribe(topic) as messages:
+                await writer.publish(topic, b"1")
+                assert (await anext(messages)).payload == b"1"
+            with pytest.raises(AuthenticationError):
+                await reader.publish(topic, b"2")

@@ -82,7 +82,6 @@ class KafkaAdapter:
             async with asyncio.timeout(self._limits.connect_timeout):
                 await probe(self._options)
                 await self._directory.open()
-                await self._producer.open()
             watching = watch(
                 self._directory.ask, lambda: probe(self._options), self._limits, self._report, self._on_refused
             )
@@ -104,7 +103,7 @@ class KafkaAdapter:
         if self._refused is not None:
             raise self._refused
         info = self._directory.known(topic)
-        if info is None:
+        if info is None or not self._producer.is_open:
             return WAIT
         record_key = None if key is None else key.encode()
         user = [(header, value.encode()) for header, value in headers.items()] if headers else []
@@ -138,6 +137,7 @@ class KafkaAdapter:
     async def ready(self, topic: str, key: str | None, name: str | None) -> None:
         """Make sure that the topic exists, and wait until its partition takes more."""
         info = await self._directory.ensure(topic)
+        await self._producer.ensure_open()
         record_key = None if key is None else key.encode()
         writer = self._producer.writer(topic, choose_partition(record_key, name or "", info.partitions))
         try:

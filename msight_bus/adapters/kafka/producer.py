@@ -18,7 +18,7 @@ from aiokafka.errors import KafkaError, ProducerClosed
 from aiokafka.partitioner import murmur2
 
 from msight_bus.adapters.kafka.client import end_producer, explain
-from msight_bus.errors import BusError, ClosedError, PublishTimeoutError
+from msight_bus.errors import BusError, ClosedError, ConnectionLostError, PublishTimeoutError
 from msight_bus.settings import BusSettings
 
 logger = logging.getLogger("msight_bus")
@@ -173,6 +173,7 @@ class KafkaProducer:
         self._options = options
         self._producer: AIOKafkaProducer | None = None
         self._ready = asyncio.Event()
+        self._opening = asyncio.Lock()
         self._replacing: asyncio.Task[None] | None = None
         self._writers: dict[tuple[str, int], PartitionWriter] = {}
         self._builders: Callable[[], Any] | None = None
@@ -203,6 +204,29 @@ class KafkaProducer:
         self._producer = producer
         self._builders = producer.create_batch
         self._ready.set()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there ever was a producer; one that is being replaced counts."""
+        return self._builders is not None
+
+    async def ensure_open(self) -> None:
+        """Start the producer at the first message: whoever only subscribes may not be permitted to have one.
+
+        Raises:
+            ConnectionLostError: Kafka did not answer within ``connect_timeout``.
+            BusError: Kafka refuses.
+        """
+        if self.is_open:
+            return
+        try:
+            async with asyncio.timeout(self._settings.limits.connect_timeout), self._opening:
+                if not self.is_open:
+                    await self.open()
+        except TimeoutError as error:
+            raise ConnectionLostError(
+                f"Kafka started no producer within {self._settings.limits.connect_timeout:g} s (MSIGHT_CONNECT_TIMEOUT)."
+            ) from error
 
     def new_builder(self) -> Any:
         """An empty batch."""

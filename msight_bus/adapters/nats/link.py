@@ -191,7 +191,7 @@ class NatsLink(LiveLink):
         elif line.startswith(b"INFO "):
             try:
                 info = json.loads(line[5:])
-            except ValueError:
+            except (ValueError, RecursionError):
                 return
             if isinstance(info, dict) and isinstance(limit := info.get("max_payload"), int):
                 self._max_payload = min(self._max_payload, limit)
