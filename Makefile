@@ -7,7 +7,7 @@ BACKEND ?= redis
 FRAMES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format clean
+.PHONY: help setup demo test check bench bench-full format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -34,6 +34,16 @@ check: setup  ## style, types, import directions
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: setup $(VENV)/peers  ## how fast it is beside the raw protocols and the peers: three minutes
+	$(BIN)/python -m benchmarks quick
+
+bench-full: setup $(VENV)/peers  ## the same with every size and all rounds: 25 minutes; writes benchmarks/results/
+	$(BIN)/python -m benchmarks full
+
+$(VENV)/peers: $(VENV)/installed
+	$(BIN)/pip install --disable-pip-version-check 'faststream[redis,nats,kafka]>=0.7,<0.8'
+	@touch $@
 
 format: setup  ## put the code into the project's style
 	$(BIN)/ruff check --fix .

@@ -9,6 +9,9 @@ from msight_bus.bench.candidates import Side
 
 BACKENDS = ("redis", "nats", "kafka")
 CEILING, CLIENT, FRAMEWORK, BUS = "ceiling", "client", "FastStream", "bus"
+PLAIN = "plain ceiling"
+"""Parses each message by itself, whatever its size; `CEILING` knows the size and takes many at once."""
+
 AGAIN = "ceiling again"
 """The ceiling once more: what the same thing against itself gives is the A/A band."""
 
@@ -56,6 +59,7 @@ def _live(backend: str) -> Catalog:
     return Catalog(
         subscribers={
             CEILING: raw_in,
+            PLAIN: Side(raw_in.path, {"runs": False}),
             CLIENT: own_in,
             FRAMEWORK: Side(framework + "HandlerSubscriber", {"backend": backend, "prefix": prefix}),
             BUS: _BUS_SUBSCRIBER,
@@ -71,7 +75,12 @@ def _live(backend: str) -> Catalog:
             BUS: (_BUS_PUBLISHER, _BUS_SUBSCRIBER),
             AGAIN: (raw_out, raw_in),
         },
-        titles={CEILING: "raw protocol behind an async iterator; coalescing writer", CLIENT: client, **_COMMON},
+        titles={
+            CEILING: "raw protocol behind an async iterator, sizes known beforehand; coalescing writer",
+            PLAIN: "the same, each message parsed by itself",
+            CLIENT: client,
+            **_COMMON,
+        },
         feeder=Side(f"benchmarks.feeders:{name}Feeder"),
         sink=Side(f"benchmarks.sinks:{name}Sink"),
     )

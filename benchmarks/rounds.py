@@ -19,8 +19,11 @@ from msight_bus.brokers import RunningBroker
 
 LATENCY_SIZE, LATENCY_RATE = 1024, 1000.0
 _WINDOW_BYTES = 7_500_000
-_SLOW_SHARE = 20
+_SLOW_SHARE = 5
 """A slow framework gets this part of the messages, or its runs would take all the time there is."""
+
+_LATENCY_SHARE = 0.4
+"""Latency takes this part of the time at most; the other measurements share the rest evenly."""
 
 Say = Callable[[str], None]
 
@@ -35,14 +38,23 @@ class DisturbedError(Exception):
 
 @dataclass(slots=True)
 class Measurement:
-    """One candidate in one measurement: the figures of each round, ``None`` where both tries were void."""
+    """One candidate in one measurement.
+
+    Attributes:
+        what: ``latency``, ``subscribe`` or ``publish``.
+        size: payload bytes.
+        candidate: its name in the catalog.
+        runs: the figures of each round, ``None`` where both tries were void.
+        voids: why tries were void.
+        disturbed: rounds whose figures are kept although the sender was late twice; they decide nothing.
+    """
 
     what: str
     size: int
     candidate: str
     runs: list[Figures | None] = field(default_factory=list)
     voids: list[str] = field(default_factory=list)
-    disturbed: int = 0
+    disturbed: list[int] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """For a result file."""
@@ -71,6 +83,7 @@ class Rounds:
         self._catalog: Catalog = catalog(broker.kind)
         self._logs = Logs(broker.env["MSIGHT_KAFKA_SERVERS"]) if broker.kind == "kafka" else None
         self._end = time.monotonic() + scale.budget
+        self._left = 1 + 2 * len(scale.rounds)  # measurements that have not begun
         self.results: list[Measurement] = []
 
     def run(self) -> list[Measurement]:
@@ -109,9 +122,11 @@ class Rounds:
         names = [name for name in sides if name in ALWAYS or size in self._scale.peers_at]
 
         def once(name: str, number: int) -> Figures:
-            if what == "subscribe":
-                return self._subscribe(name, sides[name], size)
-            return self._publish(sides[name], size)
+            subscribing = what == "subscribe"
+            figures = self._subscribe(name, sides[name], size) if subscribing else self._publish(sides[name], size)
+            if figures["messages"] < self._scale.least:
+                raise VoidError("No message came after the warm-up.")
+            return figures
 
         self._interleave(what, size, names, self._scale.rounds[size], once)
 
@@ -148,9 +163,13 @@ class Rounds:
         self, what: str, size: int, names: list[str], rounds: int, once: Callable[[str, int], Figures]
     ) -> None:
         kept = {name: Measurement(what, size, name) for name in names}
+        now = time.monotonic()
+        share = _LATENCY_SHARE if what == "latency" else 1 / self._left
+        until = now + max(0.0, self._end - now) * share
+        self._left -= 1
         self.results += kept.values()
         for number in range(rounds):
-            if number and time.monotonic() > self._end:
+            if number and time.monotonic() > until:
                 self._say(f"{self._broker.kind} {what} {size} B: the time is up after {number} of {rounds} rounds")
                 break
             for name in names if number % 2 == 0 else names[::-1]:  # who comes first changes with the rounds
@@ -159,9 +178,7 @@ class Rounds:
                     self._say(f"{shown}: {name}")
                 kept[name].runs.append(self._twice(kept[name], name, number, once))
 
-    def _twice(
-        self, kept: Measurement, name: str, number: int, once: Callable[[str, int], Figures]
-    ) -> Figures | None:
+    def _twice(self, kept: Measurement, name: str, number: int, once: Callable[[str, int], Figures]) -> Figures | None:
         disturbed: Figures | None = None
         for _ in range(2):
             try:
@@ -172,5 +189,6 @@ class Rounds:
                 why = str(error).strip().splitlines()[-1]
             kept.voids.append(why)
             self._say(f"  void: {self._broker.kind} {kept.what} {kept.size} B {name}: {why}")
-        kept.disturbed += disturbed is not None
+        if disturbed is not None:
+            kept.disturbed.append(number)
         return disturbed

@@ -22,7 +22,8 @@ class Scale:
         warm_up: seconds that count for nothing.
         logged: messages that a Kafka subscriber reads, by size.
         peers_at: sizes at which the peers run too; at the others only the ceiling and the bus.
-        budget: seconds for a backend; when they are over, what has not begun has no more rounds than its first.
+        budget: seconds for a backend, shared by its measurements; each has one round at least, whatever it takes.
+        least: messages after the warm-up without which a run has no rate.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Scale:
     logged: Mapping[int, int] = field(default_factory=lambda: {SMALL: 300_000, MIDDLE: 3000, LARGE: 400})
     peers_at: tuple[int, ...] = (SMALL, MIDDLE, LARGE)
     budget: float = 480.0
+    least: int = 1
 
 
 FULL = Scale("full")
@@ -54,8 +56,9 @@ SMOKE = Scale(
     latency_rounds=1,
     seconds=0.05,
     latency_seconds=0.1,
-    warm_up=0.01,
+    warm_up=0.0,
     logged={SMALL: 5000},
     peers_at=(SMALL,),
     budget=30.0,
+    least=0,
 )

@@ -154,7 +154,7 @@ async def test_garbage_is_ignored_and_counted(memory):
         b"\xff\xfe",
         b"[]",
         deep,
-        b"x" * 9000,
+        json.dumps({**right, "padding": "x" * 9000}).encode(),
         json.dumps({**right, "device": "x" * 9000}).encode(),
         json.dumps({**right, "name": "a\x1b[2J"}).encode(),
         json.dumps({**right, "device": "edge\n"}).encode(),
@@ -192,9 +192,11 @@ def test_no_payload_breaks_it(payload):
 def test_it_is_bounded_and_the_longest_silent_goes_first():
     clock = Clock()
     registry = Registry(None, clock=clock)
+    registry._observe(Message(NODES_TOPIC, announcement(info("lasting"))))
     for i in range(MAX_NODES + 10):
         registry._observe(Message(NODES_TOPIC, announcement(info(instance=str(i)))))
-        registry._observe(Message(NODES_TOPIC, announcement(info("lasting"))))
+        if i == MAX_NODES // 2:
+            registry._observe(Message(NODES_TOPIC, announcement(info("lasting"))))
     assert len(registry._heard) == MAX_NODES
     assert ("lasting", "1") in registry._heard
     assert ("node", "0") not in registry._heard

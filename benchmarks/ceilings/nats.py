@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import struct
 import time
-from binascii import unhexlify
 from typing import Any
 
-from benchmarks.ceilings.stream import RawStream, RawWriter
+from benchmarks.ceilings.stream import RUN_BELOW, RawStream, RawWriter
 from msight_bus.bench.candidates import Tally, Target
 
 SESSION = 0x1234_5678_9ABC_DEF0
@@ -17,7 +16,6 @@ CONNECT = (
 )
 NAME = b"NATS/1.0\r\nmsight: "
 HEADER_BYTES = len(NAME) + 48 + 4
-_META = struct.Struct(">QQQ")
 _FIRST, _END = len(NAME), len(NAME) + 48
 _JOIN_BELOW = 16 * 1024
 
@@ -35,8 +33,11 @@ async def connect(protocol: Any, target: Target) -> Any:
 class _Subscription(RawStream):
     confirmed: asyncio.Future[None]
 
-    def __init__(self) -> None:
+    def __init__(self, target: Target, *, runs: bool) -> None:
         super().__init__()
+        head = b"HMSG %b 1 %d %d\r\n%b" % (target.topic.encode(), HEADER_BYTES, HEADER_BYTES + target.size, NAME)
+        self._head = head
+        self._frame = struct.Struct(f">{len(head)}s48s4x{target.size}s2x") if runs and target.size < RUN_BELOW else None
         self._rest: list[bytes] = []
         self._held = 0
         self._needed = 0
@@ -49,7 +50,8 @@ class _Subscription(RawStream):
                 return
             data = b"".join(self._rest)
             self._rest = []
-        position, end, find, append = 0, len(data), data.find, self.items.append
+        end, find, append = len(data), data.find, self.items.append
+        position = self._take_run(data)
         self._needed = 0
         while position < end:
             eol = find(b"\r\n", position)
@@ -63,8 +65,7 @@ class _Subscription(RawStream):
                     self._needed = stop + 2 - position
                     break
                 body = start + int(words[-2])
-                meta = _META.unpack(unhexlify(data[start + _FIRST : start + _END]))
-                append((data[body:stop], meta[0], meta[1], meta[2] * 1e-9))
+                append((data[body:stop], data[start + _FIRST : start + _END]))
                 position = stop + 2
             else:
                 line = data[position:eol]
@@ -81,13 +82,30 @@ class _Subscription(RawStream):
             self._held = end - position
         self.wake()
 
+    def _take_run(self, data: bytes) -> int:
+        """Take messages as they are expected, until something else comes; returns where that begins."""
+        if self._frame is None:
+            return 0
+        append, head, size = self.items.append, self._head, self._frame.size
+        position = 0
+        for first, meta, payload in self._frame.iter_unpack(memoryview(data)[: len(data) // size * size]):
+            if first != head:
+                break
+            append((payload, meta))
+            position += size
+        return position
+
 
 class RawSubscriber:
     """A protocol behind a deque and an async iterator."""
 
+    def __init__(self, *, runs: bool = True) -> None:
+        """``runs``: take equal small messages in one C-level loop; else parse each by itself."""
+        self._runs = runs
+
     async def open(self, target: Target) -> None:
         """Connect and subscribe."""
-        self._stream: _Subscription = await connect(_Subscription(), target)
+        self._stream: _Subscription = await connect(_Subscription(target, runs=self._runs), target)
         self._stream.confirmed = asyncio.get_running_loop().create_future()
         self._stream.transport.write(b"SUB %b 1\r\nPING\r\n" % target.topic.encode())
         await self._stream.confirmed

@@ -64,7 +64,11 @@ class Received:
 
 @dataclass(slots=True)
 class Sent:
-    """What a publisher did: marks after warm-up, when all was handed over and when all was confirmed; slips in ns."""
+    """What a publisher did: marks after warm-up, when all was handed over and when all was confirmed.
+
+    ``slips`` (ns) are those of the clock: from the intended time, or from when the side was done with the message
+    before if that was later, until the message was sent. A side that is slow itself pays for it in its latency.
+    """
 
     first: Mark
     handed: Mark
@@ -200,10 +204,11 @@ async def _send_timed(side: Publisher, plan: Plan, slips: array[int]) -> tuple[M
         begun = perf_counter_ns() + 2_000_000
         for number in range(total):
             intended = begun + int(number * step)
+            due = max(intended, perf_counter_ns())
             await clock.until(intended)
             if number == skip:
                 first = mark(number)
             if number >= skip:
-                slips.append(perf_counter_ns() - intended)
+                slips.append(perf_counter_ns() - due)
             await side.send(STAMP.pack(intended, number) + filling)
     return first, mark(total)

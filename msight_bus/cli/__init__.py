@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from msight_bus.cli import settings, top, up
+from msight_bus.cli import bench, settings, top, up
 
 app = typer.Typer(
     name="msight-bus",
@@ -23,3 +23,4 @@ def main() -> None:
 app.command("up", epilog=up.EXAMPLES)(up.up)
 app.command("top", epilog=top.EXAMPLES)(top.top)
 app.command("settings", epilog=settings.EXAMPLES)(settings.settings)
+app.add_typer(bench.app, name="bench")

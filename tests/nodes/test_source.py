@@ -9,7 +9,7 @@ import pytest
 
 from msight_bus import BytesData, QueuePolicy
 from msight_bus.nodes import NodeConfig, Outgoing, SourceNode
-from tests.nodes.support import Collect, Numbers, running
+from tests.nodes.support import DEADLINE, Collect, Numbers, running, start
 
 
 def config(**fields):
@@ -190,6 +190,18 @@ async def test_a_source_on_a_full_pipeline_waits_for_it(memory):
 async def _drain(messages):
     async for _ in messages:
         pass
+
+
+async def test_draining_the_bus_ends_a_source(memory, sink):
+    source = Numbers(config())
+    async with memory.connect() as other, running(other, sink):
+        async with memory.connect() as bus:
+            task = await start(bus, source)
+            await sink.until(3)
+            await bus.drain(DEADLINE)
+            await task
+            assert source.status == "STOPPED"
+        await sink.until(source.given)
 
 
 async def test_the_level_of_the_nodes_logger(memory):

@@ -1,0 +1,96 @@
+"""``python -m benchmarks``: the bus beside its ceilings and peers."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+from rich.console import Console
+
+from benchmarks.catalog import BACKENDS
+from benchmarks.html import page
+from benchmarks.measuring import measure, save
+from benchmarks.readme import put, section
+from benchmarks.report import show
+from benchmarks.scale import FULL, QUICK, Scale
+from msight_bus.brokers import KindName
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+
+Backends = Annotated[list[str] | None, typer.Option("--backend", help="redis, nats or kafka; may be repeated; all.")]
+JsonPath = Annotated[Path | None, typer.Option("--json", help="Where the result goes, with every run in it.")]
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=150)
+
+
+def _measure(backends: list[str] | None, scale: Scale) -> dict[str, Any]:
+    for backend in backends or ():
+        if backend not in BACKENDS:
+            raise typer.BadParameter(f"{backend!r} is none of {', '.join(BACKENDS)}.")
+    begun = time.monotonic()
+    console = Console(stderr=True, highlight=False)
+
+    def say(line: str) -> None:
+        console.print(f"{time.monotonic() - begun:6.1f} s  {line}", markup=False, soft_wrap=True)
+
+    result = measure(cast(list[KindName], backends or list(BACKENDS)), scale, say)
+    show(result, _console())
+    return result
+
+
+@app.command()
+def quick(backend: Backends = None, json_path: JsonPath = None) -> None:
+    """Three minutes for three backends: latency first, then throughput. Read its figures as sizes."""
+    result = _measure(backend, QUICK)
+    if json_path is not None:
+        typer.echo(f"written to {save(result, json_path)}")
+
+
+@app.command()
+def full(
+    backend: Backends = None,
+    json_path: JsonPath = None,
+    minutes: Annotated[float, typer.Option(min=1, help="For all backends together; fewer minutes, fewer rounds.")] = 24,
+) -> None:
+    """Everything, in five rounds (latency in ten); the result goes to benchmarks/results under its date."""
+    scale = replace(FULL, budget=minutes * 60 / len(backend or BACKENDS))
+    typer.echo(f"written to {save(_measure(backend, scale), json_path)}")
+
+
+@app.command(name="show")
+def show_(path: Path) -> None:
+    """Print the tables of a result file."""
+    show(json.loads(path.read_text()), _console())
+
+
+@app.command()
+def readme(
+    path: Path,
+    into: Annotated[Path | None, typer.Option(help="Replace the section in this file; unset, print it.")] = None,
+) -> None:
+    """The README's performance section from a result file, as markdown between markers."""
+    written = section(json.loads(path.read_text()))
+    if into is None:
+        typer.echo(written, nl=False)
+        return
+    try:
+        into.write_text(put(into.read_text(), written))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+@app.command()
+def html(path: Path, to: Path) -> None:
+    """A result file as a self-contained HTML page with plots."""
+    to.write_text(page(json.loads(path.read_text())))
+
+
+if __name__ == "__main__":
+    app()

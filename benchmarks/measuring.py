@@ -1,0 +1,70 @@
+"""From nothing to a result: starts each broker, measures, and writes everything down."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks.catalog import catalog
+from benchmarks.rounds import Rounds, Say
+from benchmarks.scale import Scale
+from msight_bus import brokers
+from msight_bus.bench.machine import describe, versions
+from msight_bus.bench.stage import Stage
+
+FORMAT = 1
+RESULTS = Path(__file__).parent / "results"
+
+
+def measure(backends: Sequence[brokers.KindName], scale: Scale, say: Say) -> dict[str, Any]:
+    """Measure each backend on a broker that is started for it; one that cannot be started is written down as such."""
+    begun = time.monotonic()
+    result: dict[str, Any] = {
+        "format": FORMAT,
+        "scale": scale.name,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": f"python -m benchmarks {' '.join(sys.argv[1:])}".strip(),
+        "machine": describe(),
+        "versions": versions(),
+        "event_loop": "uvloop",
+        "backends": {},
+    }
+    for backend in backends:
+        try:
+            with brokers.start(backend, report=say) as broker:
+                result["backends"][backend] = on(broker, scale, say)
+        except (brokers.NoBrokerError, brokers.BrokerUnavailableError) as error:
+            problem = str(error).splitlines()[0]
+            say(f"{backend}: {problem}")
+            missing = {"broker": "none", "version": "", "is_stand_in": False, "problem": problem, "measurements": []}
+            result["backends"][backend] = missing
+    result["seconds"] = round(time.monotonic() - begun, 1)
+    return result
+
+
+def on(broker: brokers.RunningBroker, scale: Scale, say: Say) -> dict[str, Any]:
+    """Measure on a running broker."""
+    with Stage(broker.env) as stage:
+        measured = Rounds(broker, stage, scale, say).run()
+    return {
+        "broker": broker.name,
+        "version": broker.version,
+        "is_stand_in": broker.is_stand_in,
+        "candidates": dict(catalog(broker.kind).titles),
+        "measurements": [measurement.as_dict() for measurement in measured],
+    }
+
+
+def save(result: dict[str, Any], path: Path | None = None) -> Path:
+    """Write a result; without a path under its date in ``benchmarks/results``."""
+    if path is None:
+        stamp = datetime.fromisoformat(result["started"]).strftime("%Y-%m-%dT%H%M%SZ")
+        path = RESULTS / f"{stamp}-{result['scale']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    return path

@@ -1,0 +1,131 @@
+"""A result in tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.targets import NOT_MEASURED, Verdict, verdicts
+from msight_bus.bench.machine import in_words
+
+_STYLES = {"pass": "green", "FAIL": "bold red", "disturbed": "yellow", "no result": "yellow"}
+
+
+def show(result: Mapping[str, Any], console: Console) -> None:
+    """Figures of each backend, then the table of targets."""
+    console.print(in_words(result["machine"]), markup=False)
+    console.print(", ".join(f"{name} {number}" for name, number in result["versions"].items()), markup=False)
+    for backend, measured in result["backends"].items():
+        stand_in = " - a stand-in, not Apache Kafka" if measured["is_stand_in"] else ""
+        title = f"{backend}: {measured['broker']} {measured['version']}{stand_in}"
+        if "problem" in measured:
+            console.print(f"{title}: {measured['problem']}", style="red", markup=False)
+        rows = measured["measurements"]
+        if rows:
+            console.print(latencies(title, rows))
+            console.print(throughputs(title, rows))
+    console.print(targets(result))
+    for row in NOT_MEASURED:
+        console.print(f"Not measured: {row}.")
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(
+        title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if not number else "right", no_wrap=True)
+    return table
+
+
+def latencies(title: str, rows: list[Any]) -> Table:
+    """One-way latency by candidate, in microseconds: medians over rounds."""
+    names = ("p50", "p90", "p99", "p99.9", "max")
+    table = _table(
+        f"{title}: latency, us, 1 KiB at 1 000/s", "", *names, "p50 spread", "slip p50", "slip p99", "cpu", "rounds"
+    )
+    for row in rows:
+        found = row["summary"]
+        if row["what"] != "latency":
+            continue
+        if found is None:
+            table.add_row(row["candidate"], *["-"] * 9, "void")
+            continue
+        table.add_row(
+            row["candidate"] + (" *" if row["disturbed"] else ""),
+            *(f"{found[name]['median']:,.0f}" for name in names),
+            f"{found['p50']['min']:,.0f}-{found['p50']['max']:,.0f}",
+            f"{found['slip_p50']['median']:,.0f}",
+            f"{found['slip_p99']['median']:,.0f}",
+            f"{found['cpu_us']['median']:.0f}",
+            f"{len(row['runs'])}",
+        )
+    if any(row["disturbed"] for row in rows):
+        table.caption = "* in some rounds the sender was late by more than a tenth of the latency; see `disturbed`"
+    return table
+
+
+def throughputs(title: str, rows: list[Any]) -> Table:
+    """Messages a second by candidate: medians and spread over rounds."""
+    table = _table(f"{title}: throughput", "", "msg/s", "spread", "MB/s", "cpu us/msg", "peak MB", "rounds", "void")
+    for row in rows:
+        found = row["summary"]
+        if row["what"] == "latency":
+            continue
+        name = f"{row['what']} {row['size']:,} B {row['candidate']}"
+        if found is None:
+            table.add_row(name, *["-"] * 5, "0", f"{len(row['voids'])}")
+            continue
+        table.add_row(
+            name,
+            f"{found['rate']['median']:,.0f}",
+            f"{found['rate']['min']:,.0f}-{found['rate']['max']:,.0f}",
+            f"{found['bytes_rate']['median'] / 1e6:,.0f}",
+            f"{found['cpu_us']['median']:,.2f}",
+            f"{found['peak_bytes']['median'] / 1e6:,.0f}",
+            f"{sum(run is not None for run in row['runs'])}",
+            f"{len(row['voids'])}" if row["voids"] else "",
+        )
+    return table
+
+
+def targets(result: Mapping[str, Any]) -> Table:
+    """Each row of the table of targets, with its ratio and whether it was reached."""
+    table = _table(
+        "Targets: bus / reference, medians of rounds",
+        "",
+        "bus",
+        "reference",
+        "ratio",
+        "spread",
+        "A/A",
+        "target",
+        "rounds",
+        "",
+    )
+    for verdict in verdicts(result):
+        table.add_row(f"{verdict.backend} {verdict.title}", *cells(verdict), style=None)
+    return table
+
+
+def cells(verdict: Verdict) -> list[str]:
+    """The columns of a row behind its title."""
+    target = ("≥ " if verdict.at_least else "≤ ") + f"{verdict.bound:.2f}"
+    band = f"{verdict.band[0]:.2f}-{verdict.band[1]:.2f}" if verdict.band else ""
+    state = f"[{_STYLES[verdict.state]}]{verdict.state}[/]"
+    if not verdict.rounds:
+        return ["-", "-", "-", "-", band, target, "0", state]
+    return [
+        f"{verdict.bus:,.0f}",
+        f"{verdict.reference:,.0f}",
+        f"{verdict.ratio:.2f}",
+        f"{verdict.low:.2f}-{verdict.high:.2f}",
+        band,
+        target,
+        f"{verdict.rounds}",
+        state,
+    ]

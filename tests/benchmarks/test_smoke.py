@@ -1,0 +1,71 @@
+"""Every candidate of the benchmark runs on every backend; what it counts is looked at, never how long it took."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import pytest
+from rich.console import Console
+
+from benchmarks.catalog import BACKENDS, BUS, CEILING, catalog
+from benchmarks.measuring import FORMAT, on, save
+from benchmarks.report import show
+from benchmarks.scale import SMALL, SMOKE
+from benchmarks.targets import verdicts
+from msight_bus.bench.machine import describe, versions
+from tests.conftest import running_broker
+
+
+def _available(name: str) -> bool:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the peers' own imports
+            __import__(name)
+    except ImportError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_candidate_runs_and_every_message_is_counted(backend, tmp_path):
+    broker = running_broker(backend)
+    said: list[str] = []
+    measured = on(broker, SMOKE, said.append)
+
+    rows = {(row["what"], row["candidate"]): row for row in measured["measurements"]}
+    found = catalog(backend)
+    expected = {("latency", name) for name in found.latency}
+    expected |= {("subscribe", name) for name in found.subscribers}
+    expected |= {("publish", name) for name in found.publishers}
+    assert set(rows) == expected
+    for (what, name), row in rows.items():
+        if name not in (CEILING, BUS) and row["summary"] is None:
+            assert not _available("faststream"), row["voids"]  # only an optional peer may be missing
+            continue
+        assert row["summary"] is not None, (what, name, row["voids"])
+        (run,) = row["runs"]
+        if what == "latency":
+            assert run["samples"] == 100
+            assert 0 < run["p50"] <= run["p90"] <= run["p99"] <= run["p99.9"] <= run["max"]
+        else:
+            assert row["size"] == SMALL
+            assert run["messages"] >= 0
+            assert run["peak_bytes"] > 0
+
+    result = {
+        "format": FORMAT,
+        "scale": "smoke",
+        "started": "2026-01-01T00:00:00+00:00",
+        "command": "pytest",
+        "machine": describe(),
+        "versions": versions(),
+        "backends": {backend: measured},
+    }
+    path = save(result, tmp_path / "result.json")
+    console = Console(record=True, width=200, quiet=True)
+    show(json.loads(path.read_text()), console)
+    judged = list(verdicts(result))
+    assert len(judged) == (11 if backend == "kafka" else 12)
+    for verdict in judged:
+        assert verdict.state in {"pass", "FAIL", "disturbed", "no result"}
