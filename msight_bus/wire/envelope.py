@@ -21,7 +21,6 @@ import msgspec
 HEADER = "msight"
 """Name of the native header that carries the metadata."""
 
-_HEADER_FIELDS = struct.Struct(">QQQ")
 _PREFIX = struct.Struct(">4sIQQQ")
 _PREFIX_START = struct.Struct(">4sI")
 PREFIX_BYTES = _PREFIX.size

@@ -27,16 +27,24 @@ def framed(payload: bytes, extension: bytes = b"", fields: tuple[int, int, int] 
     return envelope.prefix(*fields, extension) + payload
 
 
+def unframed(data: bytes) -> tuple[tuple[int, int, int], bytes, bytes] | None:
+    """The numbers, the extension and the payload; ``None`` if it is raw."""
+    length = envelope.prefix_length(data, 0, len(data))
+    if not length:
+        return None
+    start = envelope.PREFIX_BYTES
+    return envelope.unpack_meta(data[8:start]), data[start:length], data[length:]
+
+
 # -- the native header
 
 
 @given(U64, U64, U64)
 def test_the_header_carries_every_number(session, sequence, published_ns):
-    value = envelope.header_value(session, sequence, published_ns)
-    assert envelope.HEADER == "msight"
-    assert value == f"{session:016x}{sequence:016x}{published_ns:016x}".encode()
+    value = f"{session:016x}{sequence:016x}{published_ns:016x}"
     expected = (session, sequence, published_ns * 1e-9)
-    assert envelope.parse_header(value) == envelope.parse_header(value.decode()) == expected
+    assert envelope.HEADER == "msight"
+    assert envelope.parse_header(value) == envelope.parse_header(value.encode()) == expected
 
 
 @given(st.binary(max_size=60) | st.text(max_size=60) | st.text("0123456789abcdef+-_x ", min_size=48, max_size=48))
@@ -65,15 +73,14 @@ def test_a_header_has_48_digits(cut):
 
 @given(U64, U64, U64, st.binary(max_size=40), st.binary(max_size=60))
 def test_the_prefix_carries_every_number_and_leaves_the_payload(session, sequence, published_ns, extension, payload):
-    data = framed(payload, extension, (session, sequence, published_ns))
-    meta, length, start = envelope.split(data)
-    assert meta == (session, sequence, published_ns * 1e-9)
-    assert (data[start - length : start], data[start:]) == (extension, payload)
+    numbers = (session, sequence, published_ns)
+    assert unframed(framed(payload, extension, numbers)) == (numbers, extension, payload)
 
 
 def test_the_prefix_is_laid_out_as_documented():
     data = envelope.prefix(0x1111, 0x2222, 0x3333, b"ext")
     assert data == b"\xc1MB\x01" + struct.pack(">IQQQ", 3, 0x1111, 0x2222, 0x3333) + b"ext"
+    assert envelope.pack_prefix(envelope.MAGIC, 3, 0x1111, 0x2222, 0x3333) + b"ext" == data
     assert envelope.PREFIX_BYTES == 32
 
 
@@ -82,19 +89,30 @@ def test_every_truncation_is_raw(extension, payload):
     data = framed(payload, extension)
     whole = envelope.PREFIX_BYTES + len(extension)
     for end in range(whole):
-        assert envelope.split(data[:end]) is None
-    assert envelope.split(data[:whole]) is not None
+        assert unframed(data[:end]) is None
+    assert unframed(data[:whole]) == ((1, 2, 3), extension, b"")
 
 
 @given(st.binary(max_size=80) | st.binary(max_size=80).map(envelope.MAGIC.__add__))
 @example(b"")
 @example(b"\xc1")
 def test_garbage_is_raw_or_lies_within_its_bounds(data):
-    found = envelope.split(data)
-    if found is not None:
-        _, length, start = found
+    length = envelope.prefix_length(data, 0, len(data))
+    if length:
         assert data.startswith(envelope.MAGIC)
-        assert envelope.PREFIX_BYTES + length == start <= len(data)
+        assert envelope.PREFIX_BYTES + int.from_bytes(data[4:8], "big") == length <= len(data)
+
+
+@given(
+    st.binary(max_size=40),
+    st.binary(max_size=40) | st.builds(framed, st.binary(max_size=10), st.binary(max_size=10)),
+    st.binary(max_size=40),
+    st.integers(0, 10),
+)
+def test_a_message_within_a_chunk_is_judged_by_its_own_bytes(before, data, after, missing):
+    data = data[: len(data) - missing]
+    alone = envelope.prefix_length(data, 0, len(data))
+    assert envelope.prefix_length(before + data + after, len(before), len(data)) == alone
 
 
 @pytest.mark.parametrize("position", range(4))
@@ -102,27 +120,26 @@ def test_another_magic_or_version_is_raw(position):
     data = bytearray(framed(b"payload"))
     for value in range(256):
         data[position] = value
-        assert (envelope.split(bytes(data)) is not None) == (value == envelope.MAGIC[position])
+        assert (unframed(bytes(data)) is not None) == (value == envelope.MAGIC[position])
 
 
 @pytest.mark.parametrize("claimed", [8, 2**31, 2**32 - 1])
 def test_an_extension_longer_than_the_message_is_raw(claimed):
     data = struct.pack(">4sIQQQ", envelope.MAGIC, claimed, 1, 2, 3)
-    assert envelope.split(data + b"payload") is None
+    assert unframed(data + b"payload") is None
 
 
 @given(ANY_MSGPACK)
 def test_messagepack_never_looks_framed(value):
     payload = msgpack.packb(value) + bytes(envelope.PREFIX_BYTES)
     assert payload[0] != envelope.MAGIC[0]
-    assert envelope.split(payload) is None
+    assert unframed(payload) is None
 
 
 def test_data_never_looks_framed_and_travels_framed():
     payload = BytesData(data=framed(b"inner")).serialize()
-    assert envelope.split(payload) is None
-    data = framed(payload)
-    assert data[envelope.split(data)[2] :] == payload
+    assert unframed(payload) is None
+    assert unframed(framed(payload)) == ((1, 2, 3), b"", payload)
 
 
 # -- the extension
