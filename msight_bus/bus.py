@@ -286,10 +286,9 @@ class Bus:
             left = {f"subscription {s.topic}": s.left for s in subscriptions if s.left}
             left |= {f"node {guest.name}": guest.left for guest in guests if guest.left}
             await self.close()
-            if left:
-                what = ", ".join(f"{n} on {place}" for place, n in left.items())
-                raise DrainTimeoutError(f"Not drained within {timeout:g} s; left: {what}.", left=left) from None
-            return
+            what = ", ".join(f"{n} on {place}" for place, n in left.items())
+            what = what or "no message, but a consumer did not ask for the next one, or the broker did not confirm"
+            raise DrainTimeoutError(f"Not drained within {timeout:g} s; left: {what}.", left=left) from None
         await self.close()
 
     async def close(self) -> None:

@@ -112,3 +112,24 @@ async def test_a_broker_that_is_not_there_is_one_clear_error(name):
     assert f"127.0.0.1:{port}" in str(caught.value)
     assert f"msight-bus up {name}" in str(caught.value)
     assert caught.value.__cause__ is not None
+
+
+async def test_drain_says_so_when_a_consumer_never_comes_back(nats, topic):
+    async with nats.connect() as bus:
+        entered = asyncio.Event()
+
+        async def hang():
+            async with bus.subscribe(topic) as messages:
+                async for _ in messages:
+                    entered.set()
+                    await asyncio.Event().wait()
+
+        hanging = asyncio.create_task(hang())
+        while not bus._subscriptions or not next(iter(bus._subscriptions))._feed:
+            await asyncio.sleep(0.005)
+        await bus.publish(topic, b"x")
+        await entered.wait()
+        with pytest.raises(DrainTimeoutError, match="did not ask for the next one"):
+            await bus.drain(0.1)
+        hanging.cancel()
+        await asyncio.wait((hanging,))
