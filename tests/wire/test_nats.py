@@ -6,6 +6,8 @@ import json
 import re
 import sys
 import tracemalloc
+from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -272,6 +274,11 @@ def test_the_longest_line_is_the_same_however_it_is_cut(places):
         parse(*cut(line + b"x\r\nPING\r\n", *places))
 
 
+def test_a_large_chunk_may_end_within_a_line():
+    large = b"MSG a 1 %d\r\n%b\r\n" % (MAX_CONTROL_LINE, bytes(MAX_CONTROL_LINE))
+    assert parse(large + b"PI", b"NG\r\n") == [(b"1", b"", bytes(MAX_CONTROL_LINE)), b"PING"]
+
+
 @given(
     st.lists(
         st.binary(max_size=30) | st.sampled_from([b"MSG ", b"HMSG ", b"a 1 ", b"5 ", b"\r\n", b"PING"]), max_size=20
@@ -294,6 +301,22 @@ def test_a_protocol_error_is_a_bus_error():
 # -- cost
 
 
+def calls_while(feed: Callable[[], None]) -> Counter[str]:
+    """How often C functions were called, by name."""
+    calls: Counter[str] = Counter()
+
+    def watch(_frame, event, function):
+        if event == "c_call":
+            calls[function.__name__] += 1
+
+    sys.setprofile(watch)
+    try:
+        feed()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
 @pytest.mark.parametrize("block", [b"", b"NATS/1.0\r\n\r\n"], ids=["MSG", "HMSG"])
 def test_a_payload_of_many_chunks_is_joined_once(block):
     payload = bytes(8 * 1024 * 1024)
@@ -301,21 +324,15 @@ def test_a_payload_of_many_chunks_is_joined_once(block):
     stream = line + block + payload + b"\r\nPING\r\n"
     chunks = cut(stream, *range(16 * 1024, len(stream), 16 * 1024))
     parser = NatsParser()
-    joined: list[str] = []
 
-    def watch(_frame, event, function):
-        if event == "c_call" and function.__name__ in ("join", "find", "split"):
-            joined.append(function.__name__)
-
-    sys.setprofile(watch)
-    try:
+    def feed():
         for chunk in chunks:
             parser.feed(chunk)
-    finally:
-        sys.setprofile(None)
+
+    calls = calls_while(feed)
     assert len(chunks) > 500
-    assert joined.count("join") == 1
-    assert len(joined) < 20  # nor is the line read again with every chunk
+    assert calls["join"] == 1
+    assert calls["find"] < 10  # nor is the line read again with every chunk
     assert events(parser) == [(b"1", block, payload), b"PING"]
 
 
@@ -399,6 +416,13 @@ def test_our_own_header_comes_as_its_digits_in_a_run_as_outside():
     ]
     assert parser.operations == [(13, b"PING")]
     assert parser.messages[4][2] == b"payload 5"
+
+
+def test_the_lines_of_a_run_are_not_read_one_by_one():
+    parser = NatsParser()
+    stream = b"".join(ours(b"a.b", b"1", i, b"payload") for i in range(100))
+    assert calls_while(lambda: parser.feed(stream))["find"] < 5
+    assert len(parser.messages) == 100
 
 
 @given(st.lists(st.integers(0, len(RUN)), max_size=12))
