@@ -85,6 +85,11 @@ class Channel:
     # -- feed side
 
     @property
+    def queued(self) -> int:
+        """Messages that wait for the consumer, with those of the last read that did not fit."""
+        return len(self.items) + len(self._held)
+
+    @property
     def room(self) -> int:
         """Messages that still fit; a feed that can choose how much it reads asks for this many."""
         if self._queued_bytes >= self._policy.max_bytes and self.items:

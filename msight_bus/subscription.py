@@ -170,7 +170,7 @@ class Subscription:
             gaps=self._announced if counted else None,
             missing=(tracker.missing if tracker is not None else self._announced_missing) if counted else None,
             duplicates=tracker.duplicates if tracker is not None else None,
-            queued=len(channel.items),
+            queued=channel.queued,
             queued_peak=channel.peak,
         )
 
@@ -196,7 +196,7 @@ class Subscription:
     @property
     def left(self) -> int:
         """Messages queued or in hand."""
-        return len(self._items) + len(self._in_hand)
+        return self._channel.queued + len(self._in_hand)
 
     @property
     def consumer(self) -> asyncio.Task[object] | None:

@@ -35,7 +35,9 @@ class Model:
         return list(self.done.values()).count(False)
 
 
-STEPS = st.lists(st.tuples(st.sampled_from(["read", "read again", "settle", "skip"]), st.integers(0, 30)), max_size=40)
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["read", "read again", "read many", "settle", "skip"]), st.integers(0, 30)), max_size=40
+)
 
 
 @given(st.integers(0, 5), STEPS)
@@ -49,6 +51,13 @@ def test_what_is_finished_is_the_longest_finished_prefix(start, steps):
             model.settle(n)
         elif step == "skip":  # retention has deleted what comes next
             ledger.expected = model.expected = model.expected + n
+        elif step == "read many":
+            first = model.expected + n % 4 - 1  # one in four was read before
+            offsets = list(range(first, first + n // 2, 1 + n % 2))
+            new = not offsets or first >= model.expected
+            assert ledger.deliver_all(offsets) == new
+            for offset in offsets if new else []:
+                model.deliver(offset)
         else:
             offset = model.expected + n // 10 if step == "read" else n
             assert ledger.deliver(offset) == model.deliver(offset)

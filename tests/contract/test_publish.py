@@ -46,6 +46,13 @@ async def test_no_headers_and_no_key_are_empty_and_none(backend, topic):
     assert (message.payload, dict(message.headers), message.key) == (b"", {}, None)
 
 
+async def test_an_empty_key_is_a_key(backend, topic):
+    async with backend.connect() as bus, bus.subscribe(topic) as messages:
+        await bus.publish(topic, b"x", key="")
+        (message,) = await take(messages, 1)
+    assert message.key == ""
+
+
 async def test_buffers_are_copied_when_published(backend, topic):
     buffer = bytearray(b"before")
     async with backend.connect() as bus, bus.subscribe(topic) as messages:

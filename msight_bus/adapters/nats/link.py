@@ -226,7 +226,9 @@ def _with_headers(topic: str, block: bytes, payload: bytes, received_at: float) 
     if not block:
         return Message(topic, payload, received_at=received_at)
     headers = parse_headers(block)
-    value, _, key = headers.pop(envelope.HEADER, "").partition(" ")
+    value, has_key, key = headers.pop(envelope.HEADER, "").partition(" ")
     meta = envelope.parse_header(value)
     session, sequence, published_at = meta if meta is not None else (None, None, None)
-    return Message(topic, payload, headers, unquote(key) if key else None, session, sequence, published_at, received_at)
+    return Message(
+        topic, payload, headers, unquote(key) if has_key else None, session, sequence, published_at, received_at
+    )
