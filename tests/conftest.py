@@ -37,9 +37,12 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         return None
     arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
 
+    marker = pyfuncitem.get_closest_marker("timeout")
+    within = marker.args[0] if marker is not None else _TEST_WITHIN
+
     async def watched() -> None:
         before = asyncio.all_tasks()
-        async with asyncio.timeout(_TEST_WITHIN):  # uvloop is not interrupted by pytest-timeout's signal
+        async with asyncio.timeout(within):  # uvloop is not interrupted by pytest-timeout's signal
             await pyfuncitem.obj(**arguments)
         await asyncio.sleep(0)
         left = asyncio.all_tasks() - before

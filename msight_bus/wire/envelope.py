@@ -40,11 +40,6 @@ Meta = tuple[int, int, float]
 """Session, sequence, publish time in POSIX seconds."""
 
 
-def header_value(session: int, sequence: int, published_ns: int) -> bytes:
-    """The native header's value."""
-    return b"%016x%016x%016x" % (session, sequence, published_ns)
-
-
 def parse_header(value: bytes | str) -> Meta | None:
     """Read the native header's value; ``None`` if it is none of ours."""
     if len(value) != 48:
@@ -72,17 +67,6 @@ def prefix_length(data: bytes, start: int, size: int) -> int:
         return 0
     magic, extension = _PREFIX_START.unpack_from(data, start)
     return PREFIX_BYTES + extension if magic == MAGIC and PREFIX_BYTES + extension <= size else 0
-
-
-def split(data: bytes) -> tuple[Meta, int, int] | None:
-    """Metadata, extension length and where the payload starts; ``None`` if ``data`` is a raw payload."""
-    if len(data) < PREFIX_BYTES or data[0] != _FIRST:
-        return None
-    magic, extension, session, sequence, published_ns = _PREFIX.unpack_from(data)
-    start = PREFIX_BYTES + extension
-    if magic != MAGIC or start > len(data):
-        return None
-    return (session, sequence, published_ns * 1e-9), extension, start
 
 
 def unpack_extension(data: bytes) -> tuple[str | None, Mapping[str, str]]:

@@ -76,7 +76,8 @@ def assert_nats_is(command, topic, payload, key, headers):
 def assert_redis_is(command, topic, payload, key, headers):
     channel, data = command.words
     assert channel == topic.encode()
-    _, extension, start = envelope.split(data)
+    start = envelope.prefix_length(data, 0, len(data))
+    extension = start - envelope.PREFIX_BYTES
     assert data[start:] == payload
     if extension:
         assert envelope.unpack_extension(data[start - extension : start]) == (key, headers or {})
