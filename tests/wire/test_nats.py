@@ -172,7 +172,8 @@ SUBJECTS = st.text("abcXYZ019_-.", min_size=1, max_size=12).map(str.encode)
 SIDS = st.integers(1, 10**6)
 REPLIES = st.just(b"") | SUBJECTS.map(lambda subject: subject + b" ")
 PAYLOADS = st.binary(max_size=80) | st.sampled_from([b"\r\n", b"PING\r\n", b"\r\nMSG a 1 5\r\n", b"\r", b"x" * 9000])
-BLOCKS = st.just(b"") | st.binary(max_size=40).map(lambda more: b"NATS/1.0\r\n" + more)
+# A header block is never empty: NATS/1.0 is part of it (and nats-py was seen to read an HMSG of 0 header bytes differently).
+BLOCKS = st.binary(max_size=40).map(lambda more: b"NATS/1.0\r\n" + more)
 
 
 @st.composite
