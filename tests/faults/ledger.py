@@ -1,0 +1,200 @@
+"""What became of every message that was published. Pure: it knows neither a bus nor a broker.
+
+Publishers number their messages from 1. A ledger keeps runs and holes instead of single messages, so a soak of an hour needs
+no more memory than one of a minute.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from dataclasses import asdict, dataclass, field, fields
+
+SLACK = 0.5
+"""Seconds: a gap of unknown size is announced just behind the first messages that come over a new connection."""
+
+TAIL_WITHIN = 30.0
+"""Seconds in which the loss of a stream's last messages is to be announced: a dead link is noticed within 15."""
+
+
+@dataclass(frozen=True)
+class Account:
+    """What one subscription got of what was published, in messages.
+
+    Attributes:
+        acknowledged: the backend's guarantee held for the publisher.
+        delivered: reached the consumer, each counted once.
+        announced: lost, and announced with their number.
+        unsized: lost, and announced as a gap of unknown size.
+        dropped: lost to the subscription's own queue policy, and counted there.
+        silent: lost, and nobody said so.
+        overstated: announced as lost, and not lost.
+        duplicated: came again.
+        reordered: came behind a later one of their stream.
+        damaged: arrived with other bytes than were sent.
+        below_committed: delivered again although committed.
+    """
+
+    acknowledged: int = 0
+    delivered: int = 0
+    announced: int = 0
+    unsized: int = 0
+    dropped: int = 0
+    silent: int = 0
+    overstated: int = 0
+    duplicated: int = 0
+    reordered: int = 0
+    damaged: int = 0
+    below_committed: int = 0
+
+    def __add__(self, other: Account) -> Account:
+        return Account(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {count}" for name, count in asdict(self).items() if count)
+
+
+@dataclass
+class _Hole:
+    """Numbers ``first`` to ``end - 1`` are missing between deliveries at ``since`` and ``until``."""
+
+    first: int
+    end: int
+    since: float
+    until: float
+
+
+@dataclass
+class _Stream:
+    """One life of one publisher."""
+
+    began: float
+    acknowledged: int = 0
+    last: int = 0
+    last_at: float = -math.inf
+    unknown: set[int] = field(default_factory=set)
+    delivered: int = 0
+    highest: int = 0
+    delivered_at: float = -math.inf
+    holes: list[_Hole] = field(default_factory=list)
+
+
+class Ledger:
+    """The messages of one topic, as one subscription, or one group, gets them. Times are in seconds, of one clock."""
+
+    def __init__(self) -> None:
+        self._streams: dict[Hashable, _Stream] = {}
+        self._announced: list[tuple[float, int | None]] = []
+        self._committed: dict[int, int] = {}
+        self._floors: dict[tuple[Hashable, int], int] = {}
+        self._duplicated = 0
+        self._reordered = 0
+        self._below_committed = 0
+        self.damaged = 0
+
+    def _stream(self, stream: Hashable, at: float) -> _Stream:
+        return self._streams.setdefault(stream, _Stream(at))
+
+    # -- the publisher's side
+
+    def acknowledged(self, stream: Hashable, number: int, at: float) -> None:
+        """The publisher was told that message ``number`` is safe, as safe as the backend makes it."""
+        kept = self._stream(stream, at)
+        kept.acknowledged += 1
+        kept.last, kept.last_at = max(kept.last, number), at
+
+    def acknowledged_to(self, stream: Hashable, number: int, at: float) -> None:
+        """The same for all messages up to ``number``."""
+        kept = self._stream(stream, at)
+        kept.acknowledged += max(0, number - kept.last)
+        kept.last, kept.last_at = max(kept.last, number), at
+
+    def unknown(self, stream: Hashable, number: int, at: float) -> None:
+        """Publishing ``number`` failed: it may arrive or not."""
+        self._stream(stream, at).unknown.add(number)
+
+    # -- the subscriber's side
+
+    def delivered(self, stream: Hashable, number: int, at: float) -> None:
+        """Message ``number`` was received at ``at``."""
+        kept = self._stream(stream, at)
+        if number > kept.highest:
+            if number > kept.highest + 1:
+                since = kept.delivered_at if kept.highest else kept.began
+                kept.holes.append(_Hole(kept.highest + 1, number, since, at))
+            kept.highest, kept.delivered_at = number, at
+        elif (hole := next((h for h in kept.holes if h.first <= number < h.end), None)) is not None:
+            self._reordered += 1
+            parts = (
+                _Hole(hole.first, number, hole.since, hole.until),
+                _Hole(number + 1, hole.end, hole.since, hole.until),
+            )
+            where = kept.holes.index(hole)
+            kept.holes[where : where + 1] = [part for part in parts if part.first < part.end]
+        else:
+            self._duplicated += 1
+            return
+        kept.delivered += 1
+
+    def announced(self, missing: int | None, at: float) -> None:
+        """The subscription said at ``at`` that messages are missing; ``None``: it cannot know how many."""
+        self._announced.append((at, missing))
+
+    def committed(self, partition: int, offset: int) -> None:
+        """The group's position in a log, as the broker tells it."""
+        self._committed[partition] = max(offset, self._committed.get(partition, 0))
+
+    def fetched(self, assignment: Hashable, partition: int, offset: int) -> None:
+        """A record was delivered by an assignment, which may begin nowhere below what was committed before it."""
+        floor = self._floors.setdefault((assignment, partition), self._committed.get(partition, 0))
+        self._below_committed += offset < floor
+
+    # -- the account
+
+    def account(self, *, dropped: int = 0) -> Account:
+        """Settle what is missing against what was announced, hole by hole.
+
+        A hole is announced by announcements that came between the deliveries before and behind it. ``dropped`` messages
+        are counted by the subscription's queue, which does not say which ones they were.
+        """
+        sized = [[at, missing] for at, missing in self._announced if missing is not None]
+        unsized = [at for at, missing in self._announced if missing is None]
+        announced = without_size = unexplained = 0
+        for hole, lost in self._lost():
+            left = lost
+            until = hole.until + SLACK
+            for entry in sized:
+                if hole.since <= entry[0] <= until:
+                    used = min(entry[1], left)
+                    entry[1] -= used
+                    left -= used
+                    announced += used
+            if any(hole.since <= at <= until for at in unsized):
+                without_size += left
+            else:
+                unexplained += left
+        return Account(
+            acknowledged=sum(stream.acknowledged for stream in self._streams.values()),
+            delivered=sum(stream.delivered for stream in self._streams.values()),
+            announced=announced,
+            unsized=without_size,
+            dropped=dropped,
+            silent=max(0, unexplained - dropped),
+            overstated=sum(missing for _, missing in sized) + max(0, dropped - unexplained),
+            duplicated=self._duplicated,
+            reordered=self._reordered,
+            damaged=self.damaged,
+            below_committed=self._below_committed,
+        )
+
+    def _lost(self) -> list[tuple[_Hole, int]]:
+        """Every hole and what is missing in it, by the time at which it has to be explained."""
+        found = []
+        for stream in self._streams.values():
+            since = stream.delivered_at if stream.highest else stream.began
+            tail = _Hole(stream.highest + 1, stream.last + 1, since, stream.last_at + TAIL_WITHIN)
+            for hole in [*stream.holes, tail]:
+                lost = max(0, hole.end - hole.first) - sum(hole.first <= n < hole.end for n in stream.unknown)
+                if lost > 0:
+                    found.append((hole, lost))
+        return sorted(found, key=lambda each: each[0].until)

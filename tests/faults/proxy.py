@@ -1,0 +1,189 @@
+"""A TCP proxy between a bus and its broker that does to connections what networks do, from a seed.
+
+It runs on the loop of the test, on plain sockets, so that a byte forwarded alone is a byte read alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+import struct
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+HOST = "127.0.0.1"
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+_CHUNK = 64 * 1024
+
+
+@dataclass
+class Weather:
+    """What happens to all that is forwarded from now on.
+
+    Attributes:
+        delay: seconds that each chunk is held back.
+        rate: bytes a second in each direction of a connection; ``None`` is no limit.
+        slices: chunks are forwarded in parts of 1 to this many bytes; 1 is single bytes; ``None`` is whole.
+    """
+
+    delay: float = 0.0
+    rate: float | None = None
+    slices: int | None = None
+
+
+class _Pair:
+    """One connection through the proxy."""
+
+    def __init__(self, client: socket.socket, broker: socket.socket) -> None:
+        self.sides = (client, broker)
+        self.left: int | None = None
+        self.tasks: list[asyncio.Task[None]] = []
+
+    def close(self, *, reset: bool) -> None:
+        for side in self.sides:
+            with contextlib.suppress(OSError):
+                if reset:
+                    side.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            side.close()
+
+
+class FaultProxy:
+    """Forwards connections to a broker on loopback, and harms them when told to.
+
+    Attributes:
+        port: where it listens.
+        weather: how it forwards.
+        accepted: connections so far.
+        faults: connections that were reset or cut so far.
+    """
+
+    def __init__(self, broker_port: int = 0, *, seed: int = 0) -> None:
+        self.broker_port = broker_port
+        self.weather = Weather()
+        self.accepted = 0
+        self.faults = 0
+        self._rng = random.Random(seed)
+        self._pairs: set[_Pair] = set()
+        self._ending: set[asyncio.Task[None]] = set()
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._listener = socket.create_server((HOST, 0))
+        self._listener.setblocking(False)
+        self.port: int = self._listener.getsockname()[1]
+        self._accepting: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._accepting = asyncio.create_task(self._accept(), name="proxy")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._accepting is not None
+        self._accepting.cancel()
+        await asyncio.wait((self._accepting,))
+        self._listener.close()
+        await asyncio.gather(*(self._end(pair, reset=True) for pair in list(self._pairs)), *self._ending)
+
+    @property
+    def connections(self) -> int:
+        """Connections open now."""
+        return len(self._pairs)
+
+    # -- faults
+
+    def stall(self) -> None:
+        """Become half-open: accept connections and data, forward nothing."""
+        self._flowing.clear()
+
+    def flow(self) -> None:
+        """Forward again."""
+        self._flowing.set()
+
+    async def reset(self) -> None:
+        """Reset every connection (RST)."""
+        self.faults += len(self._pairs)
+        await asyncio.gather(*(self._end(pair, reset=True) for pair in list(self._pairs)))
+
+    def cut_after(self, n: int) -> None:
+        """End each open connection (FIN) behind its next ``n`` bytes of either direction, wherever they end."""
+        for pair in self._pairs:
+            pair.left = n
+
+    # -- forwarding
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            client, _ = await loop.sock_accept(self._listener)
+            self.accepted += 1
+            broker = socket.socket()
+            broker.setblocking(False)
+            pair = _Pair(client, broker)
+            try:
+                await loop.sock_connect(broker, (HOST, self.broker_port))
+            except OSError:
+                pair.close(reset=True)
+                continue
+            except BaseException:
+                pair.close(reset=True)
+                raise
+            self._pairs.add(pair)
+            for side in pair.sides:
+                side.setblocking(False)
+                side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for source, target in (pair.sides, pair.sides[::-1]):
+                pair.tasks.append(asyncio.create_task(self._forward(pair, source, target), name="proxy pair"))
+
+    async def _forward(self, pair: _Pair, source: socket.socket, target: socket.socket) -> None:
+        try:
+            with contextlib.suppress(OSError):
+                await self._copy(pair, source, target)
+        finally:
+            self._end_soon(pair)
+
+    async def _copy(self, pair: _Pair, source: socket.socket, target: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while data := await loop.sock_recv(source, _CHUNK):
+            for part in self._parts(data):
+                await self._flowing.wait()
+                if self.weather.delay:
+                    await asyncio.sleep(self.weather.delay)
+                left = pair.left
+                if left is not None and len(part) >= left:
+                    await loop.sock_sendall(target, part[:left])
+                    self.faults += 1
+                    return
+                await loop.sock_sendall(target, part)
+                if left is not None:
+                    pair.left = left - len(part)
+                await asyncio.sleep(len(part) / self.weather.rate if self.weather.rate else 0)
+
+    def _parts(self, data: bytes) -> list[bytes]:
+        slices = self.weather.slices
+        if slices is None:
+            step = _CHUNK if self.weather.rate is None else max(1, int(self.weather.rate / 50))
+            return [data[at : at + step] for at in range(0, len(data), step)]
+        parts = []
+        while data:
+            n = self._rng.randint(1, slices)
+            parts.append(data[:n])
+            data = data[n:]
+        return parts
+
+    def _end_soon(self, pair: _Pair) -> None:
+        if pair in self._pairs:
+            ending = asyncio.create_task(self._end(pair, reset=False), name="proxy end")
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
+
+    async def _end(self, pair: _Pair, *, reset: bool) -> None:
+        if pair in self._pairs:
+            self._pairs.discard(pair)
+            for task in pair.tasks:
+                task.cancel()
+            await asyncio.wait(pair.tasks)
+            pair.close(reset=reset)

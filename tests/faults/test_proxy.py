@@ -1,0 +1,82 @@
+"""The proxy harms connections as it says: what a fault test found is the bus's doing, not the proxy's."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import pytest
+
+from tests.faults.proxy import HOST, FaultProxy
+
+
+@asynccontextmanager
+async def echo_through_proxy(seed=0):
+    async def echo(reader, writer):
+        try:
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(echo, HOST, 0)
+    async with FaultProxy(server.sockets[0].getsockname()[1], seed=seed) as proxy:
+        reader, writer = await asyncio.open_connection(HOST, proxy.port)
+        yield proxy, reader, writer
+        writer.close()
+    server.close()
+    await server.wait_closed()
+
+
+async def test_every_byte_passes_in_order_in_any_weather():
+    data = bytes(range(256)) * 8
+    async with echo_through_proxy() as (proxy, reader, writer):
+        for delay, rate, slices in ((0, None, None), (0.001, None, 1500), (0, 100_000, None), (0, None, 1)):
+            proxy.weather.delay, proxy.weather.rate, proxy.weather.slices = delay, rate, slices
+            writer.write(data)
+            assert await reader.readexactly(len(data)) == data
+
+
+async def test_single_bytes_arrive_alone():
+    async with echo_through_proxy() as (proxy, reader, writer):
+        proxy.weather.slices = 1
+        writer.write(bytes(300))
+        reads = []
+        while sum(reads) < 300:
+            reads.append(len(await reader.read(65536)))
+    assert len(reads) > 100
+
+
+async def test_a_stall_accepts_and_forwards_nothing_until_it_flows():
+    async with echo_through_proxy() as (proxy, reader, writer):
+        proxy.stall()
+        writer.write(b"held")
+        _, other = await asyncio.open_connection(HOST, proxy.port)
+        reading = asyncio.create_task(reader.readexactly(4))
+        await asyncio.wait((reading,), timeout=0.1)
+        assert not reading.done()
+        proxy.flow()
+        assert await reading == b"held"
+        other.close()
+
+
+async def test_a_cut_lets_exactly_so_many_bytes_through():
+    async with echo_through_proxy() as (proxy, reader, writer):
+        writer.write(b"x")
+        await reader.readexactly(1)
+        proxy.cut_after(6)
+        writer.write(b"1234")
+        assert await reader.read() == b"12"  # four one way and two the other
+        assert proxy.faults == 1
+
+
+async def test_a_reset_is_a_reset():
+    async with echo_through_proxy() as (proxy, reader, writer):
+        writer.write(b"x")
+        await reader.readexactly(1)
+        await proxy.reset()
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
