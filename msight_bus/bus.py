@@ -178,6 +178,10 @@ class Bus:
     ) -> Subscription:
         """Subscribe to ``topic``: ``async with bus.subscribe(topic) as messages: async for message in messages: ...``.
 
+        Entering returns once the broker has confirmed: what is published after that arrives. In a NATS cluster that is certain
+        only for publishers on the same server; the others hear of the subscription a moment later, and what they published
+        before is not counted as missing.
+
         Args:
             topic: dotted name.
             group_id: subscribers of one group share the messages, where the backend can.

@@ -26,7 +26,9 @@ class RedisSettings(TlsSection):
     username: Name | None = Field(default=None, description="User of its access control list.")
     password: Secret | None = Field(default=None, description="Password of that user, or of the default one.")
     use_cluster: Flag = Field(default=False, description="Whether it is a Redis Cluster.")
-    cluster_nodes: HostPorts = Field(default=(), description="Nodes to begin with; host and port if there are none.")
+    cluster_nodes: HostPorts = Field(
+        default=(), description="Its nodes: when one dies, the next is taken. Host and port if there are none."
+    )
     unix_socket_path: SocketPath | None = Field(
         default=None, description="Unix socket; takes precedence over host and port."
     )
@@ -38,7 +40,7 @@ class RedisSettings(TlsSection):
 
     @property
     def nodes(self) -> tuple[HostPort, ...]:
-        """Where to connect to over TCP: one address, or the nodes of the cluster to begin with."""
+        """Where to connect to over TCP: one address, or the nodes of the cluster, of which the first that answers is taken."""
         return (self.use_cluster and self.cluster_nodes) or (HostPort(self.host, self.port),)
 
     @property

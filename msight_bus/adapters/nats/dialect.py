@@ -19,6 +19,7 @@ from msight_bus.adapters.base import Stamp
 from msight_bus.adapters.link import Link
 from msight_bus.adapters.live import Connection as Owner
 from msight_bus.adapters.nats.link import NatsLink
+from msight_bus.adapters.turns import in_turn
 from msight_bus.capabilities import Capabilities
 from msight_bus.errors import AuthenticationError, BusError, ConfigError, ConnectionLostError
 from msight_bus.settings import BusSettings, NatsServer
@@ -96,10 +97,11 @@ class NatsDialect:
         servers = list(self._nats.servers)
         random.shuffle(servers)
         error: BusError | None = None
-        for server in servers:
+        for server, within in in_turn(servers, self._settings.limits.connect_timeout):
             client = _Client()
             try:
-                await self._connect(client, server)
+                async with asyncio.timeout(within):
+                    await self._connect(client, server)
             except asyncio.CancelledError:
                 _abandon(client)
                 raise

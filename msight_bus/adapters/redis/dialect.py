@@ -18,6 +18,7 @@ from msight_bus.adapters.link import Link
 from msight_bus.adapters.live import Connection as Owner
 from msight_bus.adapters.live import LiveLink
 from msight_bus.adapters.redis.link import PublishLink, SubscribeLink
+from msight_bus.adapters.turns import in_turn
 from msight_bus.capabilities import Capabilities
 from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError
 from msight_bus.settings import BusSettings
@@ -119,9 +120,10 @@ class RedisDialect:
 
     async def _open(self) -> AbstractConnection:
         error: BusError | None = None
-        for connection in self._candidates():
+        for connection, within in in_turn(self._candidates(), self._settings.limits.connect_timeout):
             try:
-                await connection.connect()
+                async with asyncio.timeout(within):
+                    await connection.connect()
             except asyncio.CancelledError:
                 await connection.disconnect(nowait=True)
                 raise
@@ -165,7 +167,7 @@ class RedisDialect:
         )
         if self._redis.password is not None:
             hide_secrets(error, [self._redis.password.get_secret_value()])
-        text = str(error)
+        text = str(error) or "no answer"
         causes = chain(error)  # redis-py buries the real one, on a Unix socket and behind TLS
         refused = (RedisAuthenticationError, AuthorizationError, NoPermissionError)
         if any(isinstance(cause, refused) or str(cause).startswith(_REFUSALS) for cause in causes):

@@ -1,0 +1,104 @@
+"""Clusters of three real brokers, on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import pytest
+import redis
+
+from msight_bus import brokers
+from msight_bus.brokers.running import KindName
+from tests.conftest import Backend
+
+SIZE = 3
+
+
+@dataclass(frozen=True)
+class Cluster(Backend):
+    """A cluster as the bus sees it; its nodes die and come back one by one."""
+
+    nodes: list[brokers.RunningBroker]
+
+    def node(self, port: int) -> brokers.RunningBroker:
+        """The node that listens on ``port``."""
+        return next(node for node in self.nodes if node.port == port)
+
+
+@contextmanager
+def redis_cluster() -> Iterator[Cluster]:
+    """Three masters without replicas: pub/sub needs no more, since each node passes every message on."""
+    ways = _free_ports()
+    configs = [["cluster-enabled yes", f"cluster-port {way}", "cluster-node-timeout 1000"] for way in ways]
+    with _started("redis", configs) as nodes, ExitStack() as stack:
+        clients = [stack.enter_context(redis.Redis(port=node.port)) for node in nodes]
+        for number, (client, node, way) in enumerate(zip(clients, nodes, ways, strict=True)):
+            first, after = 16384 * number // SIZE, 16384 * (number + 1) // SIZE
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", first, after - 1)
+            clients[0].execute_command("CLUSTER", "MEET", node.host, node.port, way)
+        for client in clients:
+            _until(lambda client=client: client.execute_command("CLUSTER", "NODES").count(b" connected ") == SIZE)
+        addresses = ",".join(f"{node.host}:{node.port}" for node in nodes)
+        variables = {"USE_CLUSTER": "true", "CLUSTER_NODES": addresses}
+        env = {f"MSIGHT_REDIS_MESSAGE_BROKER_{name}": value for name, value in variables.items()}
+        yield Cluster("redis", env, nodes)
+
+
+@contextmanager
+def nats_cluster() -> Iterator[Cluster]:
+    """Three servers with routes between all of them."""
+    ways = _free_ports()
+    routes = ", ".join(f"nats://127.0.0.1:{way}" for way in ways)
+    configs = [[f'cluster {{ name: three, listen: "127.0.0.1:{way}", routes: [{routes}] }}'] for way in ways]
+    with _started("nats", configs) as nodes:
+        for node in nodes:
+            _until(lambda node=node: _known_to(node.port) == {node.port for node in nodes})
+        yield _together("nats", nodes, "MSIGHT_NATS_SERVERS")
+
+
+def _together(kind: KindName, nodes: list[brokers.RunningBroker], variable: str) -> Cluster:
+    return Cluster(kind, {variable: ",".join(node.env[variable] for node in nodes)}, nodes)
+
+
+def _known_to(port: int) -> set[int]:
+    """The ports of all servers that a server tells its clients of."""
+    with socket.create_connection(("127.0.0.1", port)) as connection, connection.makefile("rb") as lines:
+        info = json.loads(lines.readline().partition(b" ")[2])
+    return {int(url.rpartition(":")[2]) for url in info.get("connect_urls", [])}
+
+
+@contextmanager
+def _started(
+    kind: KindName, configs: list[list[str]], arguments: tuple[str, ...] = ()
+) -> Iterator[list[brokers.RunningBroker]]:
+    """One broker for each configuration, all at once: some answer only when others do."""
+    with ExitStack() as stack, ThreadPoolExecutor(len(configs)) as pool:
+
+        def start(config: list[str]) -> brokers.RunningBroker:
+            return stack.enter_context(brokers.start(kind, config=config, arguments=arguments, deadline=50))
+
+        try:
+            nodes = list(pool.map(start, configs))
+        except brokers.NoBrokerError as error:
+            if os.environ.get("CI"):
+                raise
+            pytest.skip(f"no {kind} broker on this machine: {error}")
+        yield nodes
+
+
+def _free_ports() -> list[int]:
+    return [brokers.free_port() for _ in range(SIZE)]
+
+
+def _until(condition: Callable[[], bool], within: float = 20.0) -> None:
+    limit = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < limit, "the cluster did not form"
+        time.sleep(0.02)

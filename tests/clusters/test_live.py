@@ -1,0 +1,109 @@
+"""Redis Cluster and a NATS cluster: when the node dies or hangs that a bus is connected to, the bus goes on at another."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from msight_bus.events import Disconnected, Gap, Reconnected
+from tests.clusters.starting import nats_cluster, redis_cluster
+from tests.conftest import Backend
+from tests.contract.test_publish import take
+from tests.faults.test_outages import seen, until
+
+CLUSTERS = {"redis": redis_cluster, "nats": nats_cluster}
+QUICK = {
+    "MSIGHT_RECONNECT_MAX": "0.2",
+    "MSIGHT_PING_INTERVAL": "0.2",
+    "MSIGHT_PONG_TIMEOUT": "0.3",
+    "MSIGHT_CONNECT_TIMEOUT": "3",
+}
+
+
+@pytest.fixture(params=CLUSTERS)
+def cluster(request):
+    with CLUSTERS[request.param]() as running:
+        yield running
+
+
+def ports_of(bus):
+    """The ports of the nodes that a bus is connected to."""
+    connections = (bus._adapter._publishing, bus._adapter._subscribing)
+    return {connection.link.transport.get_extra_info("peername")[1] for connection in connections if connection.link}
+
+
+async def test_each_node_in_turn_dies_and_messages_flow_on(cluster):
+    events: list = []
+    async with cluster.connect(events=events, **QUICK) as bus, bus.subscribe("a") as messages:
+        for _ in cluster.nodes:
+            events.clear()
+            (port,) = ports_of(bus)
+            node = cluster.node(port)
+            await asyncio.to_thread(node.kill)
+            await until(lambda: seen(events, Reconnected))
+            assert seen(events, Disconnected)
+            assert Gap("a", None, "reconnect") in events
+            assert port not in ports_of(bus)
+            await bus.publish("a", b"after")
+            assert (await take(messages, 1))[0].payload == b"after"
+            await asyncio.to_thread(node.restart)
+
+
+async def test_a_node_that_hangs_is_left_for_another(cluster):
+    events: list = []
+    async with cluster.connect(events=events, **QUICK) as bus, bus.subscribe("a") as messages:
+        (port,) = ports_of(bus)
+        cluster.node(port).freeze()
+        await until(lambda: seen(events, Reconnected))
+        assert port not in ports_of(bus)
+        await bus.publish("a", b"after")
+        assert (await take(messages, 1))[0].payload == b"after"
+
+
+async def test_a_bus_comes_up_while_a_node_hangs(cluster, monkeypatch):
+    monkeypatch.setattr("random.shuffle", lambda servers: None)  # the first one is tried first
+    cluster.nodes[0].freeze()
+    async with cluster.connect(**QUICK) as bus, bus.subscribe("a") as messages:
+        await bus.publish("a", b"x")
+        assert (await take(messages, 1))[0].payload == b"x"
+
+
+async def test_a_publisher_at_another_node_notices_nothing(cluster):
+    """What it publishes meanwhile reaches the subscriber again once that one has moved."""
+    events: list = []
+    arrived = asyncio.Event()
+    async with cluster.connect(**QUICK) as bus, bus.subscribe("a") as messages:
+        (port,) = ports_of(bus)
+        other = next(node for node in cluster.nodes if node.port != port)
+        async with Backend(cluster.name, dict(other.env)).connect(events=events, **QUICK) as publishing:
+
+            async def publish():
+                while not arrived.is_set():
+                    await publishing.publish("a", b"x")
+                    await asyncio.sleep(0.01)
+
+            await asyncio.to_thread(cluster.node(port).kill)
+            publishes = asyncio.create_task(publish())
+            await take(messages, 1)
+            arrived.set()
+            await publishes
+    assert not events
+
+
+async def test_from_the_first_message_on_nothing_is_missing_across_nodes(cluster):
+    """Another NATS server hears of a subscription a moment after it is confirmed, so the first message need not be number 1."""
+    here, there = (Backend(cluster.name, dict(node.env)) for node in cluster.nodes[:2])
+    async with here.connect() as bus, there.connect() as publishing, bus.subscribe("a") as messages:
+
+        async def publish():
+            async with publishing.publisher("a") as publisher:
+                while True:
+                    await publisher.send(b"x")
+
+        publishes = asyncio.create_task(publish())
+        sequences = [message.sequence for message in await take(messages, 500)]
+        publishes.cancel()
+        await asyncio.wait((publishes,))
+        assert sequences == list(range(sequences[0], sequences[0] + 500))
+        assert messages.stats.missing == 0
