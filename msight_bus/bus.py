@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from msight_bus.adapters import make_adapter
-from msight_bus.adapters.base import WAIT, Start, SubscribeRequest
+from msight_bus.adapters.base import WAIT, Opener, Start, SubscribeRequest
 from msight_bus.capabilities import Capabilities
 from msight_bus.errors import (
     CapabilityWarning,
@@ -73,11 +73,13 @@ class Guest(Protocol):
 class Bus:
     """A connection to the chosen broker. Made by `connect`."""
 
-    def __init__(self, settings: BusSettings, on_event: Callable[[BusEvent], None]) -> None:
+    def __init__(
+        self, settings: BusSettings, on_event: Callable[[BusEvent], None], *, opener: Opener = make_adapter
+    ) -> None:
         self.settings = settings
         self._limits = settings.limits
         self._on_event = on_event
-        self._adapter = make_adapter(settings, _Stamp(), self._report)
+        self._adapter = opener(settings, _Stamp(), self._report)
         self._subscriptions: set[Subscription] = set()
         self._name = settings.edge_device_name or socket.gethostname()
         self._state = BusState()
@@ -344,7 +346,13 @@ async def connect(
         raise ConfigError("Give connect() either settings or backend, not both.")
     if settings is None:
         settings = BusSettings() if backend is None else BusSettings(backend=backend)
-    bus = Bus(settings, on_event)
+    async with opened(Bus(settings, on_event)) as bus:
+        yield bus
+
+
+@asynccontextmanager
+async def opened(bus: Bus) -> AsyncIterator[Bus]:
+    """Open ``bus``, and close it at the end."""
     try:
         await bus._adapter.open()
     except BaseException:

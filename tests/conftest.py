@@ -19,6 +19,7 @@ from msight_bus import brokers
 from msight_bus.events import BusEvent
 from msight_bus.runtime import loop_factory
 from msight_bus.settings import BusSettings
+from msight_bus.testing import Simulation, VirtualClockLoop
 
 _TEST_WITHIN = 55.0
 _started: dict[str, brokers.RunningBroker] = {}
@@ -39,16 +40,18 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
     marker = pyfuncitem.get_closest_marker("timeout")
     within = marker.args[0] if marker is not None else _TEST_WITHIN
+    simulated = any(isinstance(argument, Simulation) for argument in arguments.values())
 
     async def watched() -> None:
         before = asyncio.all_tasks()
-        async with asyncio.timeout(within):  # uvloop is not interrupted by pytest-timeout's signal
+        # uvloop is not interrupted by pytest-timeout's signal; a virtual clock has no use for real seconds
+        async with asyncio.timeout(None if simulated else within):
             await pyfuncitem.obj(**arguments)
         await asyncio.sleep(0)
         left = asyncio.all_tasks() - before
         assert not left, f"tasks left behind: {sorted(task.get_name() for task in left)}"
 
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=VirtualClockLoop if simulated else loop_factory()) as runner:
         runner.run(watched())
     gc.collect()  # an unclosed resource warns now, in the test that leaked it
     return True

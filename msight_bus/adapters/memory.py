@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from typing import Generic, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 from msight_bus.adapters.base import WAIT, Sink, Stamp, SubscribeRequest, Wait
@@ -18,16 +19,26 @@ from msight_bus.message import NO_HEADERS, Message
 from msight_bus.settings import BusSettings
 
 
-class _Hub:
-    """Subscriptions of one event loop, by topic and group."""
+class Member(Protocol):
+    """A subscription as the hub sees it."""
+
+    topic: str
+    group_id: str | None
+
+
+M = TypeVar("M", bound=Member)
+
+
+class Hub(Generic[M]):
+    """Subscriptions, by topic and group."""
 
     def __init__(self) -> None:
-        self._topics: dict[str, dict[str | None, list[MemoryFeed]]] = {}
+        self._topics: dict[str, dict[str | None, list[M]]] = {}
 
-    def join(self, feed: MemoryFeed) -> None:
+    def join(self, feed: M) -> None:
         self._topics.setdefault(feed.topic, {}).setdefault(feed.group_id, []).append(feed)
 
-    def leave(self, feed: MemoryFeed) -> None:
+    def leave(self, feed: M) -> None:
         groups = self._topics.get(feed.topic, {})
         members = groups.get(feed.group_id, [])
         if feed in members:
@@ -37,13 +48,13 @@ class _Hub:
             if not groups:
                 del self._topics[feed.topic]
 
-    def feeds(self, topic: str) -> list[MemoryFeed]:
+    def feeds(self, topic: str) -> list[M]:
         """Every feed of the topic."""
         return [feed for members in self._topics.get(topic, {}).values() for feed in members]
 
-    def receivers(self, topic: str) -> list[MemoryFeed]:
+    def receivers(self, topic: str) -> list[M]:
         """Every feed without a group, and the next member of each group."""
-        chosen: list[MemoryFeed] = []
+        chosen: list[M] = []
         for group_id, members in self._topics.get(topic, {}).items():
             if group_id is None:
                 chosen.extend(members)
@@ -53,13 +64,13 @@ class _Hub:
         return chosen
 
 
-_hubs: WeakKeyDictionary[asyncio.AbstractEventLoop, _Hub] = WeakKeyDictionary()
+_hubs: WeakKeyDictionary[asyncio.AbstractEventLoop, Hub[MemoryFeed]] = WeakKeyDictionary()
 
 
 class MemoryFeed:
     """One subscription (adapters.base.Feed)."""
 
-    def __init__(self, hub: _Hub, request: SubscribeRequest, sink: Sink, block_timeout: float) -> None:
+    def __init__(self, hub: Hub[MemoryFeed], request: SubscribeRequest, sink: Sink, block_timeout: float) -> None:
         self.topic = request.topic
         self.group_id = request.group_id
         self._hub = hub
@@ -126,7 +137,7 @@ class MemoryAdapter:
 
     async def open(self) -> None:
         """Join this loop's hub."""
-        self._hub = _hubs.setdefault(asyncio.get_running_loop(), _Hub())
+        self._hub = _hubs.setdefault(asyncio.get_running_loop(), Hub())
 
     def publish(
         self, topic: str, payload: bytes, key: str | None, headers: Mapping[str, str] | None, name: str | None

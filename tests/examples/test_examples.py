@@ -69,4 +69,4 @@ def test_cpu_bound(backend):
 
 
 def test_unit_test():
-    assert "1 passed" in run("-m", "pytest", "-q", "-p", "no:cacheprovider", "examples/unit_test.py")
+    assert "2 passed" in run("-m", "pytest", "-q", "-p", "no:cacheprovider", "examples/unit_test.py")

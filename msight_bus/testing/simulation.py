@@ -1,0 +1,152 @@
+"""What a test holds: buses that meet at one in-memory broker, and the faults that happen to them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TypeVar
+
+from msight_bus.adapters.base import Adapter, Stamp
+from msight_bus.adapters.live import LiveAdapter
+from msight_bus.bus import Bus, opened
+from msight_bus.errors import ConfigError
+from msight_bus.events import BusEvent
+from msight_bus.settings import BusSettings
+from msight_bus.testing.clock import VirtualClockLoop, wall_clock
+from msight_bus.testing.faults import Fault, Faults
+from msight_bus.testing.network import Broker, Client
+
+T = TypeVar("T")
+
+
+def _ignore(event: BusEvent) -> None:
+    pass
+
+
+class Simulation:
+    """An in-memory broker whose connections fail on command or by chance.
+
+    Above the connection everything is the product's own: what Redis and NATS run on supervises it, reconnects, and counts
+    what is missing. Routing is the memory backend's. Nothing here is kept: `capabilities` are those of a live broker.
+    """
+
+    def __init__(self, faults: Faults | None = None) -> None:
+        self._broker = Broker(Faults() if faults is None else faults)
+        self._clients: dict[Bus, Client] = {}
+
+    # -- running
+
+    def run(self, coroutine: Coroutine[object, object, T], *, within: float = 3600.0) -> T:
+        """Run ``coroutine`` on a virtual clock, with every chance seeded by `Faults.seed`.
+
+        Args:
+            coroutine: the scenario.
+            within: virtual seconds.
+
+        Raises:
+            TimeoutError: it was not over within that; nothing that it waits for can come.
+        """
+
+        async def limited() -> T:
+            async with asyncio.timeout(within):
+                return await coroutine
+
+        with _seeded(self.faults.seed), asyncio.Runner(loop_factory=VirtualClockLoop) as runner:
+            return runner.run(limited())
+
+    @asynccontextmanager
+    async def connect(
+        self, settings: BusSettings | None = None, *, on_event: Callable[[BusEvent], None] = _ignore
+    ) -> AsyncIterator[Bus]:
+        """A bus of this simulation, as `msight_bus.connect` gives one: on a virtual clock or on any other loop.
+
+        Args:
+            settings: for the limits; nothing is read from the environment if not given.
+            on_event: called with each `BusEvent`.
+
+        Raises:
+            ConfigError: the settings choose another backend than ``memory``.
+            ConnectionLostError: the broker is disconnected.
+        """
+        settings = BusSettings(environ={}, backend="memory") if settings is None else settings
+        if settings.backend != "memory":
+            raise ConfigError(f"A simulation's backend is 'memory', not {settings.backend!r}.")
+        clients: list[Client] = []
+
+        def opener(settings: BusSettings, stamp: Stamp, report: Callable[[BusEvent], None]) -> Adapter:
+            clients.append(Client(self._broker, stamp, settings.limits))
+            return LiveAdapter(settings, clients[0], stamp, report)
+
+        bus = Bus(settings, on_event, opener=opener)
+        clients[0].reachable = self._broker.reachable
+        self._clients[bus] = clients[0]
+        try:
+            async with opened(bus):
+                yield bus
+        finally:
+            del self._clients[bus]
+
+    # -- faults
+
+    @property
+    def faults(self) -> Faults:
+        """How often deliveries go wrong; assign another to change it, which starts its seed anew."""
+        return self._broker.injector.faults
+
+    @faults.setter
+    def faults(self, faults: Faults) -> None:
+        self._broker.inject(faults)
+
+    def inject(self, fault: Fault, *, topic: str | None = None, times: int = 1) -> None:
+        """Let ``fault`` happen to the next deliveries.
+
+        A message for two subscriptions is two deliveries.
+
+        Args:
+            fault: ``"drop"``, ``"duplicate"``, ``"reorder"`` or ``"delay"``.
+            topic: only there.
+            times: to how many deliveries.
+        """
+        self._broker.injector.command(fault, topic, times)
+
+    def heal(self) -> None:
+        """No faults any more: neither by chance nor by what was injected and has not happened; everyone may connect."""
+        self._broker.inject(Faults(seconds=self.faults.seconds, seed=self.faults.seed))
+        self.reconnect()
+
+    def disconnect(self, bus: Bus | None = None) -> None:
+        """Cut the connections of ``bus``, or of all, and refuse new ones until `reconnect`.
+
+        What was on its way is lost. To cut without an outage call both.
+        """
+        self._set_reachable(bus, False)
+
+    def reconnect(self, bus: Bus | None = None) -> None:
+        """Accept connections again, of ``bus`` or of all; the buses come back by themselves, with backoff."""
+        self._set_reachable(bus, True)
+
+    def _set_reachable(self, bus: Bus | None, reachable: bool) -> None:
+        if bus is None:
+            self._broker.reachable = reachable
+        for client in self._clients.values() if bus is None else [self._clients[bus]]:
+            client.reachable = reachable
+            if not reachable:
+                client.cut()
+
+    @property
+    def now(self) -> float:
+        """POSIX seconds by the simulation's clock, by which messages are stamped."""
+        return wall_clock()
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """The bus's own chances (the jitter of its backoff) come from ``seed`` too."""
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)
