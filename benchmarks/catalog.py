@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from msight_bus.bench.candidates import Side
 
 BACKENDS = ("redis", "nats", "kafka")
 CEILING, CLIENT, FRAMEWORK, BUS = "ceiling", "client", "FastStream", "bus"
-PLAIN = "plain ceiling"
-"""Parses each message by itself, whatever its size; `CEILING` knows the size and takes many at once."""
+RUNS = "ceiling in runs"
+"""More than a ceiling's smallest code: takes messages of one size at once, as the bus does."""
 
 AGAIN = "ceiling again"
 """The ceiling once more: what the same thing against itself gives is the A/A band."""
 
+ASYNCIO = "bus on asyncio"
+"""The bus on asyncio's own event loop; everything else runs on uvloop."""
+
+ONE_TOPIC, ROUND_ROBIN, RUNS_OF_64 = "one topic", "round-robin", "runs of 64"
+
 _BUS_SUBSCRIBER = Side("msight_bus.bench.bus_sides:BusSubscriber")
 _BUS_PUBLISHER = Side("msight_bus.bench.bus_sides:BusPublisher")
+_ON_ASYNCIO = Side(_BUS_PUBLISHER.path, loop="asyncio"), Side(_BUS_SUBSCRIBER.path, loop="asyncio")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +34,7 @@ class Catalog:
         publishers: drained by ``sink``, or into a log.
         latency: publisher and subscriber of one kind.
         titles: what the names mean here.
+        topics: feeder and subscriber of runs over one topic and over many.
         feeder: writes bytes that were made before the run; ``None`` where the broker keeps messages.
         sink: counts what publishers send; ``None`` where the broker keeps messages.
     """
@@ -36,16 +43,17 @@ class Catalog:
     publishers: Mapping[str, Side]
     latency: Mapping[str, tuple[Side, Side]]
     titles: Mapping[str, str]
+    topics: Mapping[str, tuple[Side, Side]] = field(default_factory=dict)
     feeder: Side | None = None
     sink: Side | None = None
 
 
-def catalog(backend: str) -> Catalog:
-    """The candidates of ``backend``."""
-    return _kafka() if backend == "kafka" else _live(backend)
+def catalog(backend: str, topics: int) -> Catalog:
+    """The candidates of ``backend``; ``topics`` is what many are."""
+    return _kafka() if backend == "kafka" else _live(backend, topics)
 
 
-def _live(backend: str) -> Catalog:
+def _live(backend: str, topics: int) -> Catalog:
     ceiling, peer = f"benchmarks.ceilings.{backend}:", f"benchmarks.peers.{backend}:"
     framework = "benchmarks.peers.faststream:"
     raw_in, raw_out = Side(ceiling + "RawSubscriber"), Side(ceiling + "RawPublisher")
@@ -55,16 +63,18 @@ def _live(backend: str) -> Catalog:
     else:
         own_in, own_out, prefix = Side(peer + "IterSubscriber"), Side(peer + "HeaderPublisher"), 0
         client = "nats-py: async for; publish() with the same header"
-    name = backend.capitalize()
+    feeder = f"benchmarks.feeders:{backend.capitalize()}Feeder"
     return Catalog(
         subscribers={
             CEILING: raw_in,
-            PLAIN: Side(raw_in.path, {"runs": False}),
+            RUNS: Side(raw_in.path, {"runs": True}),
             CLIENT: own_in,
             FRAMEWORK: Side(framework + "HandlerSubscriber", {"backend": backend, "prefix": prefix}),
             BUS: _BUS_SUBSCRIBER,
+            ASYNCIO: _ON_ASYNCIO[1],
+            AGAIN: raw_in,
         },
-        publishers={CEILING: raw_out, CLIENT: own_out, BUS: _BUS_PUBLISHER},
+        publishers={CEILING: raw_out, CLIENT: own_out, BUS: _BUS_PUBLISHER, AGAIN: raw_out},
         latency={
             CEILING: (raw_out, raw_in),
             CLIENT: (own_out, own_in),
@@ -73,36 +83,52 @@ def _live(backend: str) -> Catalog:
                 Side(framework + "HandlerSubscriber", {"backend": backend}),
             ),
             BUS: (_BUS_PUBLISHER, _BUS_SUBSCRIBER),
+            ASYNCIO: _ON_ASYNCIO,
             AGAIN: (raw_out, raw_in),
         },
         titles={
-            CEILING: "raw protocol behind an async iterator, sizes known beforehand; coalescing writer",
-            PLAIN: "the same, each message parsed by itself",
+            CEILING: "raw protocol that parses each message, behind an async iterator; coalescing writer",
+            RUNS: "the same, but messages of one size are taken at once, as by the bus",
             CLIENT: client,
+            ONE_TOPIC: "the bus: one subscription, one consumer task",
+            ROUND_ROBIN: f"the bus: {topics} subscriptions and consumer tasks, each message to the next topic",
+            RUNS_OF_64: "the same, 64 messages to a topic before the next",
             **_COMMON,
         },
-        feeder=Side(f"benchmarks.feeders:{name}Feeder"),
-        sink=Side(f"benchmarks.sinks:{name}Sink"),
+        topics={
+            name: (
+                Side(feeder, {"topics": many, "run": run}),
+                Side("msight_bus.bench.bus_sides:BusTopicsSubscriber", {"topics": many}),
+            )
+            for name, many, run in ((ONE_TOPIC, 1, 1), (ROUND_ROBIN, topics, 1), (RUNS_OF_64, topics, 64))
+        },
+        feeder=Side(feeder),
+        sink=Side(f"benchmarks.sinks:{backend.capitalize()}Sink"),
     )
 
 
 def _kafka() -> Catalog:
     ceiling, peer, framework = "benchmarks.ceilings.kafka:", "benchmarks.peers.kafka:", "benchmarks.peers.faststream:"
     many, each = Side(ceiling + "GetManySubscriber"), Side(peer + "IterSubscriber")
+    by_hand = Side(ceiling + "HandBatchPublisher")
     handler = Side(framework + "HandlerSubscriber", {"backend": "kafka"})
     tuned = (Side(peer + "SendPublisher", {"batch_bytes": 256 * 1024}), many)
     return Catalog(
-        subscribers={CEILING: many, CLIENT: each, FRAMEWORK: handler, BUS: _BUS_SUBSCRIBER},
-        publishers={
-            CEILING: Side(ceiling + "HandBatchPublisher"),
-            CLIENT: Side(peer + "SendPublisher"),
-            BUS: _BUS_PUBLISHER,
+        subscribers={
+            CEILING: many,
+            CLIENT: each,
+            FRAMEWORK: handler,
+            BUS: _BUS_SUBSCRIBER,
+            ASYNCIO: _ON_ASYNCIO[1],
+            AGAIN: many,
         },
+        publishers={CEILING: by_hand, CLIENT: Side(peer + "SendPublisher"), BUS: _BUS_PUBLISHER, AGAIN: by_hand},
         latency={
             CEILING: tuned,
             CLIENT: (Side(peer + "SendPublisher"), each),
             FRAMEWORK: (Side(framework + "BrokerPublisher", {"backend": "kafka"}), handler),
             BUS: (_BUS_PUBLISHER, _BUS_SUBSCRIBER),
+            ASYNCIO: _ON_ASYNCIO,
             AGAIN: tuned,
         },
         titles={
@@ -116,5 +142,6 @@ def _kafka() -> Catalog:
 _COMMON = {
     FRAMEWORK: "FastStream: a handler of bytes; broker.publish()",
     BUS: "async for message in subscription; publisher.send()",
+    ASYNCIO: "the bus on asyncio's own event loop; everything else is on uvloop",
     AGAIN: "the ceiling a second time",
 }

@@ -9,16 +9,15 @@ from __future__ import annotations
 import socket
 import time
 from functools import cache
+from typing import NamedTuple
 
 from benchmarks.ceilings import nats, redis
-from msight_bus.bench.candidates import Target
+from msight_bus.bench.candidates import Target, topic_of
 from msight_bus.bench.jobs import chunk_of
 
 _AHEAD_BYTES = 300_000_000
-
-
-def _body(size: int) -> bytes:
-    return (bytes(range(256)) * (size // 256 + 1))[:size].replace(b"\n", b" ")
+_AHEAD_RATE = 1_200_000
+"""Messages a second that are made ahead: more than any subscriber takes."""
 
 
 class _Feeder:
@@ -26,20 +25,28 @@ class _Feeder:
 
     _last_words = b"PING\r\n"
 
+    def __init__(self, topics: int = 0, run: int = 1) -> None:
+        """``topics``: spread over so many, ``run`` messages to one before the next; 0 is the plan's own topic."""
+        self._topics, self._run = topics, run
+
     def _connect(self, host: str, port: int) -> socket.socket:
         made = socket.create_connection((host, port))
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return made
 
     def _chunk(self, number: int) -> list[bytes]:
+        return _chunk(self._stream, number)
+
+    @staticmethod
+    def _message(topic: str, size: int, sequence: int, now: int) -> bytes:
+        """A message up to its payload."""
         raise NotImplementedError
 
     async def open(self, target: Target) -> None:
         """Make the frames and connect."""
-        self._topic, self._size = target.topic, target.size
+        self._stream = _Stream(type(self), target.topic, self._topics, self._run, target.size)
         self._number = 0
-        self._payload = _body(target.size)
-        ahead = min(1_500_000, _AHEAD_BYTES // (target.size + 120)) // chunk_of(target.size)
+        ahead = min(int(_AHEAD_RATE * target.seconds), _AHEAD_BYTES // (target.size + 120)) // chunk_of(target.size)
         for number in range(ahead if target.size < 16384 else 0):
             self._chunk(number)
         self._socket = self._open(target)
@@ -69,22 +76,33 @@ class _Feeder:
         self._socket.close()
 
 
+class _Stream(NamedTuple):
+    kind: type[_Feeder]
+    topic: str
+    topics: int
+    run: int
+    size: int
+
+
 @cache
-def _redis_chunk(topic: str, size: int, number: int) -> list[bytes]:
+def _chunk(stream: _Stream, number: int) -> list[bytes]:
+    kind, topic, topics, run, size = stream
     count = chunk_of(size)
-    head = b"%b%d\r\n" % (redis.head(topic), 32 + size)
     now = time.time_ns()
-    pack = redis.PREFIX.pack
-    prefixes = [head + pack(redis.MAGIC, 0, redis.SESSION, number * count + n + 1, now) for n in range(count)]
+    heads = []
+    for n in range(number * count, (number + 1) * count):
+        lap, place = divmod(n, (topics or 1) * run)  # a sequence belongs to its topic
+        to = topic_of(topic, place // run) if topics else topic
+        heads.append(kind._message(to, size, lap * run + place % run + 1, now))
     if size >= 16384:
-        return [part for prefix in prefixes for part in (prefix, _cached_body(size), b"\r\n")]
-    end = _cached_body(size) + b"\r\n"
-    return [b"".join([prefix + end for prefix in prefixes])]
+        return [part for head in heads for part in (head, _body(size), b"\r\n")]
+    end = _body(size) + b"\r\n"
+    return [b"".join([head + end for head in heads])]
 
 
 @cache
-def _cached_body(size: int) -> bytes:
-    return _body(size)
+def _body(size: int) -> bytes:
+    return (bytes(range(256)) * (size // 256 + 1))[:size].replace(b"\n", b" ")
 
 
 class RedisFeeder(_Feeder):
@@ -92,8 +110,10 @@ class RedisFeeder(_Feeder):
 
     _last_words = b"*3\r\n$6\r\nCLIENT\r\n$5\r\nREPLY\r\n$2\r\nON\r\n*1\r\n$4\r\nPING\r\n"
 
-    def _chunk(self, number: int) -> list[bytes]:
-        return _redis_chunk(self._topic, self._size, number)
+    @staticmethod
+    def _message(topic: str, size: int, sequence: int, now: int) -> bytes:
+        prefix = redis.PREFIX.pack(redis.MAGIC, 0, redis.SESSION, sequence, now)
+        return b"%b%d\r\n%b" % (redis.head(topic), redis.PREFIX.size + size, prefix)
 
     def _open(self, target: Target) -> socket.socket:
         made = self._connect(*target.settings.redis.nodes[0])
@@ -101,25 +121,14 @@ class RedisFeeder(_Feeder):
         return made
 
 
-@cache
-def _nats_chunk(topic: str, size: int, number: int) -> list[bytes]:
-    count = chunk_of(size)
-    head = b"HPUB %b %d %d\r\n%b%016x" % (
-        topic.encode(), nats.HEADER_BYTES, nats.HEADER_BYTES + size, nats.NAME, nats.SESSION,
-    )  # fmt: skip
-    now = b"%016x\r\n\r\n" % time.time_ns()
-    prefixes = [b"%b%016x%b" % (head, number * count + n + 1, now) for n in range(count)]
-    if size >= 16384:
-        return [part for prefix in prefixes for part in (prefix, _cached_body(size), b"\r\n")]
-    end = _cached_body(size) + b"\r\n"
-    return [b"".join([prefix + end for prefix in prefixes])]
-
-
 class NatsFeeder(_Feeder):
     """HPUB."""
 
-    def _chunk(self, number: int) -> list[bytes]:
-        return _nats_chunk(self._topic, self._size, number)
+    @staticmethod
+    def _message(topic: str, size: int, sequence: int, now: int) -> bytes:
+        return b"HPUB %b %d %d\r\n%b%016x%016x%016x\r\n\r\n" % (
+            topic.encode(), nats.HEADER_BYTES, nats.HEADER_BYTES + size, nats.NAME, nats.SESSION, sequence, now,
+        )  # fmt: skip
 
     def _open(self, target: Target) -> socket.socket:
         server = target.settings.nats.servers[0]

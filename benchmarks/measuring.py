@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.catalog import catalog
-from benchmarks.rounds import Rounds, Say
+from benchmarks.interleaving import Say
+from benchmarks.rounds import Rounds
 from benchmarks.scale import Scale
 from msight_bus import brokers
 from msight_bus.bench.machine import describe, versions
@@ -55,7 +56,7 @@ def on(broker: brokers.RunningBroker, scale: Scale, say: Say) -> dict[str, Any]:
         "broker": broker.name,
         "version": broker.version,
         "is_stand_in": broker.is_stand_in,
-        "candidates": dict(catalog(broker.kind).titles),
+        "candidates": dict(catalog(broker.kind, scale.topics).titles),
         "measurements": [measurement.as_dict() for measurement in measured],
     }
 

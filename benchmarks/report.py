@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from math import isnan
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.targets import NOT_MEASURED, Verdict, verdicts
+from benchmarks.targets import Verdict, comparisons, verdicts
 from msight_bus.bench.machine import in_words
 
-_STYLES = {"pass": "green", "FAIL": "bold red", "disturbed": "yellow", "no result": "yellow"}
+_STYLES = {"pass": "green", "FAIL": "bold red", "disturbed": "yellow", "no result": "yellow", "no target": "dim"}
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
@@ -28,9 +29,8 @@ def show(result: Mapping[str, Any], console: Console) -> None:
         if rows:
             console.print(latencies(title, rows))
             console.print(throughputs(title, rows))
-    console.print(targets(result))
-    for row in NOT_MEASURED:
-        console.print(f"Not measured: {row}.")
+    console.print(ratios("Targets: bus / reference, medians of rounds", verdicts(result)))
+    console.print(ratios("Comparisons without a target", comparisons(result)))
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -93,28 +93,17 @@ def throughputs(title: str, rows: list[Any]) -> Table:
     return table
 
 
-def targets(result: Mapping[str, Any]) -> Table:
-    """Each row of the table of targets, with its ratio and whether it was reached."""
-    table = _table(
-        "Targets: bus / reference, medians of rounds",
-        "",
-        "bus",
-        "reference",
-        "ratio",
-        "spread",
-        "A/A",
-        "target",
-        "rounds",
-        "",
-    )
-    for verdict in verdicts(result):
-        table.add_row(f"{verdict.backend} {verdict.title}", *cells(verdict), style=None)
+def ratios(title: str, found: Iterable[Verdict]) -> Table:
+    """A row for each ratio; for a target, whether it was reached."""
+    table = _table(title, "", "bus", "reference", "ratio", "spread", "A/A", "target", "rounds", "")
+    for verdict in found:
+        table.add_row(f"{verdict.backend} {verdict.title}", *cells(verdict))
     return table
 
 
 def cells(verdict: Verdict) -> list[str]:
     """The columns of a row behind its title."""
-    target = ("≥ " if verdict.at_least else "≤ ") + f"{verdict.bound:.2f}"
+    target = "" if isnan(verdict.bound) else ("≥ " if verdict.at_least else "≤ ") + f"{verdict.bound:.2f}"
     band = f"{verdict.band[0]:.2f}-{verdict.band[1]:.2f}" if verdict.band else ""
     state = f"[{_STYLES[verdict.state]}]{verdict.state}[/]"
     if not verdict.rounds:

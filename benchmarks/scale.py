@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from benchmarks.catalog import ASYNCIO, RUNS
+
 SMALL, MIDDLE, LARGE = 128, 128 * 1024, 1_000_000
-ALWAYS = ("ceiling", "bus")
+ALWAYS = ("ceiling", "bus", "ceiling again")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,11 +19,14 @@ class Scale:
         name: of the extent.
         rounds: interleaved rounds of throughput by size.
         latency_rounds: interleaved rounds of latency.
+        topics: what many topics are.
+        topics_rounds: interleaved rounds of one topic against many.
         seconds: that a throughput run sends, after its warm-up.
         latency_seconds: that a latency run sends, after its warm-up.
         warm_up: seconds that count for nothing.
         logged: messages that a Kafka subscriber reads, by size.
         peers_at: sizes at which the peers run too; at the others only the ceiling and the bus.
+        without: candidates that are left out.
         budget: seconds for a backend, shared by its measurements; each has one round at least, whatever it takes.
         least: messages after the warm-up without which a run has no rate.
     """
@@ -29,11 +34,14 @@ class Scale:
     name: str
     rounds: Mapping[int, int] = field(default_factory=lambda: {SMALL: 5, MIDDLE: 5, LARGE: 5})
     latency_rounds: int = 10
-    seconds: float = 1.0
-    latency_seconds: float = 2.0
+    topics: int = 1000
+    topics_rounds: int = 5
+    seconds: float = 0.8
+    latency_seconds: float = 1.6
     warm_up: float = 0.3
     logged: Mapping[int, int] = field(default_factory=lambda: {SMALL: 300_000, MIDDLE: 3000, LARGE: 400})
     peers_at: tuple[int, ...] = (SMALL, MIDDLE, LARGE)
+    without: tuple[str, ...] = ()
     budget: float = 480.0
     least: int = 1
 
@@ -43,17 +51,21 @@ QUICK = Scale(
     "quick",
     rounds={SMALL: 3, MIDDLE: 1, LARGE: 1},
     latency_rounds=2,
-    seconds=0.5,
+    topics_rounds=1,
+    seconds=0.4,
     latency_seconds=1.0,
     warm_up=0.2,
     logged={SMALL: 120_000, MIDDLE: 1500, LARGE: 200},
     peers_at=(SMALL,),
-    budget=48.0,
+    without=(RUNS, ASYNCIO),
+    budget=50.0,
 )
 SMOKE = Scale(
     "smoke",
     rounds={SMALL: 1},
     latency_rounds=1,
+    topics=20,
+    topics_rounds=1,
     seconds=0.05,
     latency_seconds=0.1,
     warm_up=0.0,

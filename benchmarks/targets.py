@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import isnan, nan
 from statistics import median
 from typing import Any
 
-from benchmarks.catalog import AGAIN, BUS, CEILING, CLIENT, FRAMEWORK, PLAIN
+from benchmarks.catalog import (
+    AGAIN,
+    ASYNCIO,
+    BUS,
+    CEILING,
+    CLIENT,
+    FRAMEWORK,
+    ONE_TOPIC,
+    ROUND_ROBIN,
+    RUNS,
+    RUNS_OF_64,
+)  # fmt: skip
 from benchmarks.scale import LARGE, MIDDLE, SMALL
 
 Bounds = Mapping[str, float]
+Row = Mapping[str, Any]
+"""A measurement in a result file."""
+
 LATENCY_SIZE = 1024
 BAND = 0.0
 """A bound that is the A/A band itself."""
@@ -18,7 +33,7 @@ BAND = 0.0
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A row of the table: the bus's figure over a reference's figure.
+    """A row of the table: our figure over a reference's figure.
 
     Attributes:
         what: kind of measurement.
@@ -26,6 +41,7 @@ class Target:
         against: the reference.
         figure: its name; rates have to be above the bound, times below it.
         bounds: by backend; a backend without one has no such row.
+        ours: the candidate that is compared, mostly the bus.
     """
 
     what: str
@@ -33,10 +49,13 @@ class Target:
     against: str
     figure: str
     bounds: Bounds
+    ours: str = BUS
 
     @property
     def title(self) -> str:
         """In words."""
+        if self.what == "topics":
+            return f"many topics, {self.ours} / {self.against}"
         size = {SMALL: "128 B", MIDDLE: "128 KiB", LARGE: "1 MB", LATENCY_SIZE: "1 KiB"}[self.size]
         figure = f" {self.figure}" if self.what == "latency" else ""
         return f"{self.what} {size}{figure} / {self.against}"
@@ -57,7 +76,7 @@ TARGETS = (
         for figure in ("p50", "p99")
     ),
     Target("subscribe", SMALL, CEILING, "rate", _same(0.7)),
-    Target("subscribe", SMALL, PLAIN, "rate", {"redis": 0.7, "nats": 0.7}),
+    Target("subscribe", SMALL, RUNS, "rate", {"redis": 0.7, "nats": 0.7}),
     Target("subscribe", SMALL, CLIENT, "rate", {"redis": 3, "nats": 5, "kafka": 1.3}),
     Target("subscribe", SMALL, FRAMEWORK, "rate", {"redis": 30, "nats": 15, "kafka": 5}),
     Target("publish", SMALL, CEILING, "rate", {"redis": 0.6, "nats": 0.6, "kafka": 0.5}),
@@ -67,10 +86,19 @@ TARGETS = (
         for size in (MIDDLE, LARGE)
         for what in ("subscribe", "publish")
     ),
+    Target("topics", SMALL, ONE_TOPIC, "rate", {"redis": 0.6, "nats": 0.6}, ROUND_ROBIN),
+    Target("topics", SMALL, ONE_TOPIC, "rate", {"redis": 0.8, "nats": 0.8}, RUNS_OF_64),
 )
 
-NOT_MEASURED = ("1 000 topics, 1 000 consumer tasks on one bus",)
-"""Rows of the table that this benchmark does not have yet."""
+COMPARISONS = (
+    *(Target("latency", LATENCY_SIZE, ASYNCIO, figure, _same(nan)) for figure in ("p50", "p99")),
+    Target("subscribe", SMALL, ASYNCIO, "rate", _same(nan)),
+)
+"""Ratios that nobody has to reach."""
+
+_DISTURBED = 1.1
+"""Where the same thing against itself is off by more than this factor in the median, a row that this could turn decides
+nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +114,8 @@ class Verdict:
         low: smallest ratio of a round.
         high: largest ratio of a round.
         bound: what the ratio is held against.
-        band: the A/A band, for latencies.
-        state: ``pass``, ``FAIL``; ``disturbed`` and ``no result`` decide nothing.
+        band: the A/A band, ratios of the ceiling to itself without a fifth at either end; ``None`` where it was not taken.
+        state: ``pass``, ``FAIL``; ``disturbed`` and ``no result`` decide nothing; ``no target`` is for comparisons.
         rounds: that went into it.
     """
 
@@ -107,14 +135,23 @@ class Verdict:
 
 def verdicts(result: Mapping[str, Any]) -> Iterator[Verdict]:
     """Each target of each backend in a result file."""
+    return _rows(result, TARGETS)
+
+
+def comparisons(result: Mapping[str, Any]) -> Iterator[Verdict]:
+    """The ratios of a result file that have no target."""
+    return _rows(result, COMPARISONS)
+
+
+def _rows(result: Mapping[str, Any], targets: Iterable[Target]) -> Iterator[Verdict]:
     for backend, measured in result["backends"].items():
         found = {(m["what"], m["size"], m["candidate"]): m for m in measured["measurements"]}
-        for target in TARGETS:
-            if backend in target.bounds and (target.what, target.size, BUS) in found:
+        for target in targets:
+            if backend in target.bounds and (target.what, target.size, target.ours) in found:
                 yield _judge(backend, target, found)
 
 
-def _pairs(ours: Mapping[str, Any] | None, theirs: Mapping[str, Any] | None, figure: str) -> list[tuple[float, float]]:
+def _pairs(ours: Row | None, theirs: Row | None, figure: str) -> list[tuple[float, float]]:
     """The figures of both in the rounds in which both ran undisturbed; if there is none, in which both ran."""
     if ours is None or theirs is None:
         return []
@@ -127,44 +164,52 @@ def _pairs(ours: Mapping[str, Any] | None, theirs: Mapping[str, Any] | None, fig
     return [pair for number, pair in both if number not in late] or [pair for _, pair in both]
 
 
-def _is_late(row: Mapping[str, Any], figure: str) -> bool:
+def _is_late(row: Row, figure: str) -> bool:
     """Whether the sender's slip at this percentile is above a tenth of the latency there, in the median of rounds."""
     return median(run.get(f"slip_{figure}", 0.0) / run[figure] for run in row["runs"] if run is not None) > 0.1
 
 
-def _judge(backend: str, target: Target, found: Mapping[tuple[str, int, str], Any]) -> Verdict:
-    ours, theirs = (found.get((target.what, target.size, name)) for name in (BUS, target.against))
+def _never_undisturbed(ours: Row, theirs: Row) -> bool:
+    late = {*ours["disturbed"], *theirs["disturbed"]}
+    return late >= {n for n, (a, b) in enumerate(zip(ours["runs"], theirs["runs"], strict=False)) if a and b}
+
+
+def _judge(backend: str, target: Target, found: Mapping[tuple[str, int, str], Row]) -> Verdict:
+    def row(name: str) -> Row | None:
+        return found.get((target.what, target.size, name))
+
+    ours, theirs = row(target.ours), row(target.against)
     at_least = target.figure == "rate"
+    noise = sorted(a / b for a, b in _pairs(row(AGAIN), row(CEILING), target.figure))
+    outliers = len(noise) // 5
+    band = (noise[outliers], noise[-1 - outliers]) if noise else None
+    off = median(noise) if noise else 1.0
     bound = target.bounds[backend]
-    band = None
-    if target.what == "latency":
-        again = found.get((target.what, target.size, AGAIN))
-        noise = [a / b for a, b in _pairs(again, found.get((target.what, target.size, CEILING)), target.figure)]
-        band = (min(noise), max(noise)) if noise else None
-        if bound == BAND:
-            bound = max(1.0, band[1]) if band else 1.0
+    if bound == BAND:
+        bound, off = (max(1.0, band[1]) if band else 1.0), 1.0
     pairs = _pairs(ours, theirs, target.figure)
     nothing = (0.0, 0.0, 0.0, 0.0, 0.0)
     if not pairs or ours is None or theirs is None:
         return Verdict(backend, target.title, *nothing, bound, at_least, band, "no result", 0)
     ratios = [a / b for a, b in pairs]
     ratio = median(ratios)
-    reached = ratio >= bound if at_least else ratio <= bound
-    late = {*ours["disturbed"], *theirs["disturbed"]}
-    disturbed = (target.what == "latency" and any(_is_late(row, target.figure) for row in (ours, theirs))) or late >= {
-        n for n, (a, b) in enumerate(zip(ours["runs"], theirs["runs"], strict=False)) if a and b
-    }
-    return Verdict(
-        backend,
-        target.title,
-        median(a for a, _ in pairs),
-        median(b for _, b in pairs),
-        ratio,
-        min(ratios),
-        max(ratios),
-        bound,
-        at_least,
-        band,
-        "disturbed" if disturbed else "pass" if reached else "FAIL",
-        len(pairs),
-    )
+    late = target.what == "latency" and any(_is_late(one, target.figure) for one in (ours, theirs))
+    state = _state(ratio, bound, at_least, off)
+    if state != "no target" and (late or _never_undisturbed(ours, theirs)):
+        state = "disturbed"
+    figures = (median(a for a, _ in pairs), median(b for _, b in pairs), ratio, min(ratios), max(ratios))
+    return Verdict(backend, target.title, *figures, bound, at_least, band, state, len(pairs))
+
+
+def _state(ratio: float, bound: float, at_least: bool, noise: float) -> str:
+    """What a ratio is, where the same thing against itself came to ``noise``."""
+    if isnan(bound):
+        return "no target"
+
+    def reached(value: float) -> bool:
+        return value >= bound if at_least else value <= bound
+
+    off = max(noise, 1 / noise)
+    if off > _DISTURBED and reached(ratio * off) != reached(ratio / off):
+        return "disturbed"
+    return "pass" if reached(ratio) else "FAIL"

@@ -33,11 +33,13 @@ async def connect(protocol: Any, target: Target) -> Any:
 class _Subscription(RawStream):
     confirmed: asyncio.Future[None]
 
-    def __init__(self, target: Target, *, runs: bool) -> None:
+    def __init__(self, *, runs: bool) -> None:
         super().__init__()
-        head = b"HMSG %b 1 %d %d\r\n%b" % (target.topic.encode(), HEADER_BYTES, HEADER_BYTES + target.size, NAME)
-        self._head = head
-        self._frame = struct.Struct(f">{len(head)}s48s4x{target.size}s2x") if runs and target.size < RUN_BELOW else None
+        self._runs = runs
+        self._line = b""
+        self._sizes = 0, 0
+        self._head = b""
+        self._frame: struct.Struct | None = None
         self._rest: list[bytes] = []
         self._held = 0
         self._needed = 0
@@ -57,18 +59,19 @@ class _Subscription(RawStream):
             eol = find(b"\r\n", position)
             if eol < 0:
                 break
-            if data[position] == 72:  # HMSG subject sid header-bytes total-bytes
-                words = data[position:eol].split()
+            line = data[position:eol]
+            if data[position] == 72:
+                if line != self._line:
+                    self._learn(line)
                 start = eol + 2
-                stop = start + int(words[-1])
+                header, total = self._sizes
+                stop = start + total
                 if stop + 2 > end:
                     self._needed = stop + 2 - position
                     break
-                body = start + int(words[-2])
-                append((data[body:stop], data[start + _FIRST : start + _END]))
+                append((data[start + header : stop], data[start + _FIRST : start + _END]))
                 position = stop + 2
             else:
-                line = data[position:eol]
                 if line == b"PONG":
                     if not self.confirmed.done():
                         self.confirmed.set_result(None)
@@ -82,8 +85,18 @@ class _Subscription(RawStream):
             self._held = end - position
         self.wake()
 
+    def _learn(self, line: bytes) -> None:
+        """HMSG subject sid header-bytes total-bytes; the next message has the same line, mostly."""
+        words = line.split()
+        header, total = int(words[-2]), int(words[-1])
+        self._line, self._sizes = line, (header, total)
+        self._head = line + b"\r\n" + NAME
+        size = total - header
+        alike = self._runs and header == HEADER_BYTES and size < RUN_BELOW
+        self._frame = struct.Struct(f">{len(self._head)}s48s4x{size}s2x") if alike else None
+
     def _take_run(self, data: bytes) -> int:
-        """Take messages as they are expected, until something else comes; returns where that begins."""
+        """Take messages that are like the last one, until something else comes; returns where that begins."""
         if self._frame is None:
             return 0
         append, head, size = self.items.append, self._head, self._frame.size
@@ -97,15 +110,19 @@ class _Subscription(RawStream):
 
 
 class RawSubscriber:
-    """A protocol behind a deque and an async iterator."""
+    """A protocol behind a deque and an async iterator: the ceiling, as for Redis.
 
-    def __init__(self, *, runs: bool = True) -> None:
-        """``runs``: take equal small messages in one C-level loop; else parse each by itself."""
+    It parses each message by itself, of any size; with ``runs`` it takes messages that are like the last one in one
+    C-level loop, as the bus does.
+    """
+
+    def __init__(self, *, runs: bool = False) -> None:
+        """``runs``: take messages of one size that follow each other at once."""
         self._runs = runs
 
     async def open(self, target: Target) -> None:
         """Connect and subscribe."""
-        self._stream: _Subscription = await connect(_Subscription(target, runs=self._runs), target)
+        self._stream: _Subscription = await connect(_Subscription(runs=self._runs), target)
         self._stream.confirmed = asyncio.get_running_loop().create_future()
         self._stream.transport.write(b"SUB %b 1\r\nPING\r\n" % target.topic.encode())
         await self._stream.confirmed

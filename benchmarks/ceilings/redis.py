@@ -9,7 +9,7 @@ from typing import Any
 
 import hiredis
 
-from benchmarks.ceilings.stream import RUN_BELOW, RawStream, RawWriter
+from benchmarks.ceilings.stream import RawStream, RawWriter
 from msight_bus.bench.candidates import Tally, Target
 
 PREFIX = struct.Struct(">4sIQQQ")
@@ -32,35 +32,14 @@ async def connect(protocol: Any, target: Target) -> Any:
 
 
 class _Subscription(RawStream):
-    """Small messages are cut by `struct`, since their size is known; large ones by hiredis."""
+    """hiredis cuts each reply."""
 
-    def __init__(self, target: Target, *, runs: bool) -> None:
+    def __init__(self, topic: bytes) -> None:
         super().__init__()
         self._reader = hiredis.Reader()
-        self._rest = b""
-        self._is_small = runs and target.size < RUN_BELOW
-        topic = target.topic.encode()
-        self._head = b"*3\r\n$7\r\nmessage\r\n$%d\r\n%b\r\n$%d\r\n" % (len(topic), topic, 32 + target.size)
-        self._frame = struct.Struct(f">{len(self._head)}s8s24s{target.size}s2x")
         self.confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def data_received(self, data: bytes) -> None:
-        if self._is_small and self.confirmed.done():
-            self._take_run(self._rest + data)
-        else:
-            self._take_replies(data)
-        self.wake()
-
-    def _take_run(self, data: bytes) -> None:
-        append, head = self.items.append, self._head
-        whole = len(data) // self._frame.size * self._frame.size
-        for first, framed, meta, payload in self._frame.iter_unpack(memoryview(data)[:whole]):
-            if first != head or framed != _FRAMED:
-                raise ValueError("a message of another make")
-            append((payload, meta))
-        self._rest = data[whole:]
-
-    def _take_replies(self, data: bytes) -> None:
         reader, append = self._reader, self.items.append
         reader.feed(data)
         while (reply := reader.gets()) is not False:
@@ -71,19 +50,71 @@ class _Subscription(RawStream):
                 append((body[32:], body[8:32]))
             else:
                 self.confirmed.set_result(None)
+        self.wake()
+
+
+class _RunSubscription(_Subscription):
+    """Reads a message's size, and takes as many of that size as follow it in one C-level loop."""
+
+    def __init__(self, topic: bytes) -> None:
+        super().__init__(topic)
+        self._start = b"*3\r\n$7\r\nmessage\r\n$%d\r\n%b\r\n$" % (len(topic), topic)
+        self._head = b""
+        self._frame = struct.Struct("")
+        self._rest = b""
+
+    def data_received(self, data: bytes) -> None:
+        if not self.confirmed.done():
+            super().data_received(data)
+            return
+        data = self._rest + data
+        append, position, end = self.items.append, 0, len(data)
+        while self._learn(data, position):
+            head, size = self._head, self._frame.size
+            whole = (end - position) // size * size
+            if not whole:
+                break
+            for first, framed, meta, payload in self._frame.iter_unpack(memoryview(data)[position : position + whole]):
+                if first != head:
+                    break
+                if framed != _FRAMED:
+                    raise ValueError("a message of another make")
+                append((payload, meta))
+                position += size
+        self._rest = data[position:]
+        self.wake()
+
+    def _learn(self, data: bytes, position: int) -> bool:
+        """Know the size of the message at ``position``; tells whether its first lines are there."""
+        if self._head and data.startswith(self._head, position):
+            return True
+        if not data.startswith(self._start[: len(data) - position], position):
+            raise ValueError("not a message")
+        end_of_line = data.find(b"\r\n", position + len(self._start))
+        if end_of_line < 0:
+            return False
+        self._head = data[position : end_of_line + 2]
+        size = int(data[position + len(self._start) : end_of_line])
+        self._frame = struct.Struct(f">{len(self._head)}s8s24s{size - 32}s2x")
+        return True
 
 
 class RawSubscriber:
-    """A protocol behind a deque and an async iterator."""
+    """A protocol behind a deque and an async iterator: the ceiling.
 
-    def __init__(self, *, runs: bool = True) -> None:
-        """``runs``: take equal small messages in one C-level loop; else parse each by itself."""
-        self._runs = runs
+    It parses each message by itself, because it stands for the smallest code that is correct, and that code has to take
+    any size. With ``runs`` it is more than that: the C-level loop over messages of one size that the bus has too, without
+    anything else that the bus does. Neither knows a size before it has read it.
+    """
+
+    def __init__(self, *, runs: bool = False) -> None:
+        """``runs``: take messages of one size that follow each other at once."""
+        self._kind = _RunSubscription if runs else _Subscription
 
     async def open(self, target: Target) -> None:
         """Connect and subscribe."""
-        self._stream = await connect(_Subscription(target, runs=self._runs), target)
         topic = target.topic.encode()
+        self._stream = await connect(self._kind(topic), target)
         self._stream.transport.write(b"*2\r\n$9\r\nSUBSCRIBE\r\n$%d\r\n%b\r\n" % (len(topic), topic))
         await self._stream.confirmed
 

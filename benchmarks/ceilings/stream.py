@@ -12,7 +12,7 @@ Item = tuple[bytes, bytes]
 """Payload, and session, sequence and publish time as they came: who asks for them decodes them, as in the bus."""
 
 RUN_BELOW = 16 * 1024
-"""Payloads under this size come many a chunk, and are taken by one C-level loop."""
+"""Payloads under this size come many a chunk, and may be taken by one C-level loop."""
 
 BURST_BYTES = 128 * 1024
 

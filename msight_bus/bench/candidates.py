@@ -33,12 +33,19 @@ class Target:
         topic: the topic.
         size: bytes of a payload.
         from_start: whether a subscriber reads a log from its beginning.
+        seconds: that the sender is going to send.
     """
 
     settings: BusSettings
     topic: str
     size: int
     from_start: bool = False
+    seconds: float = 0.0
+
+
+def topic_of(topic: str, number: int) -> str:
+    """The ``number``-th topic of a run over many."""
+    return f"{topic}.{number}"
 
 
 class Subscriber(Protocol):

@@ -26,6 +26,10 @@ class Stage:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.dismiss()
+
+    def dismiss(self) -> None:
+        """End all workers, and with them what they hold."""
         self._stack.close()
         self._workers.clear()
 

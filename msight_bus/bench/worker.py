@@ -31,7 +31,7 @@ def serve(side: Side, role: str, env: Mapping[str, str], board: Board, connectio
         return
     connection.send(("up", None))
     while (plan := connection.recv()) is not None:
-        target = Target(settings, plan.topic, plan.size, plan.from_start)
+        target = Target(settings, plan.topic, plan.size, plan.from_start, plan.seconds + plan.warm_up)
 
         def tell(what: str) -> None:
             connection.send((what, None))

@@ -34,10 +34,11 @@ def test_every_candidate_runs_and_every_message_is_counted(backend, tmp_path):
     measured = on(broker, SMOKE, said.append)
 
     rows = {(row["what"], row["candidate"]): row for row in measured["measurements"]}
-    found = catalog(backend)
+    found = catalog(backend, SMOKE.topics)
     expected = {("latency", name) for name in found.latency}
     expected |= {("subscribe", name) for name in found.subscribers}
     expected |= {("publish", name) for name in found.publishers}
+    expected |= {("topics", name) for name in found.topics}
     assert set(rows) == expected
     for (what, name), row in rows.items():
         if name not in (CEILING, BUS) and row["summary"] is None:
@@ -66,6 +67,6 @@ def test_every_candidate_runs_and_every_message_is_counted(backend, tmp_path):
     console = Console(record=True, width=200, quiet=True)
     show(json.loads(path.read_text()), console)
     judged = list(verdicts(result))
-    assert len(judged) == (11 if backend == "kafka" else 12)
+    assert len(judged) == (11 if backend == "kafka" else 14)
     for verdict in judged:
         assert verdict.state in {"pass", "FAIL", "disturbed", "no result"}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.targets import Verdict, verdicts
+from benchmarks.targets import Verdict, comparisons, verdicts
 
 
 def _row(what: str, candidate: str, values: list[float | None], figure: str, disturbed: tuple[int, ...] = ()) -> Any:
@@ -48,6 +48,34 @@ def test_a_reference_that_never_ran_gives_no_result():
     assert {verdict.state for verdict in found.values()} == {"no result"}
 
 
+def test_many_topics_are_held_against_one_topic():
+    found = _judged(
+        _row("topics", "one topic", [100.0], "rate"),
+        _row("topics", "round-robin", [59.0], "rate"),
+        _row("topics", "runs of 64", [81.0], "rate"),
+    )
+    states = {title: verdict.state for title, verdict in found.items()}
+    assert states == {
+        "many topics, round-robin / one topic": "FAIL",
+        "many topics, runs of 64 / one topic": "pass",
+    }
+
+
+@pytest.mark.parametrize(("again", "state"), [(100.0, "pass"), (85.0, "disturbed"), (115.0, "disturbed")])
+def test_a_machine_that_could_have_turned_a_row_decides_nothing(again, state):
+    rows = [_row("subscribe", "ceiling", [100.0], "rate"), _row("subscribe", "ceiling again", [again], "rate")]
+    found = _judged(*rows, _row("subscribe", "bus", [75.0], "rate"))
+    assert found["subscribe 128 B / ceiling"].state == state
+    far = _judged(*rows, _row("subscribe", "bus", [300.0], "rate"))
+    assert far["subscribe 128 B / ceiling"].state == "pass"
+
+
+def test_a_comparison_has_no_target():
+    rows = [_row("subscribe", "bus", [100.0], "rate"), _row("subscribe", "bus on asyncio", [50.0], "rate")]
+    (verdict,) = comparisons({"backends": {"redis": {"measurements": rows}}})
+    assert (verdict.ratio, verdict.state) == (2.0, "no target")
+
+
 def _latencies(ours: list[float], again: list[float], disturbed: tuple[int, ...] = ()) -> list[Any]:
     rows = [
         _row("latency", "ceiling", [100.0] * len(ours), "p50"),
@@ -63,6 +91,11 @@ def _latencies(ours: list[float], again: list[float], disturbed: tuple[int, ...]
 def test_kafka_is_held_against_the_a_a_band():
     assert _judged(*_latencies([110.0], [112.0]), backend="kafka")["latency 1 KiB p50 / ceiling"].state == "pass"
     assert _judged(*_latencies([110.0], [105.0]), backend="kafka")["latency 1 KiB p50 / ceiling"].state == "FAIL"
+
+
+def test_the_band_leaves_outliers_out():
+    verdict = _judged(*_latencies([110.0] * 5, [900.0, 108.0, 104.0, 102.0, 1.0]), backend="kafka")
+    assert verdict["latency 1 KiB p50 / ceiling"].band == pytest.approx((1.02, 1.08))
 
 
 def test_disturbed_rounds_do_not_count_while_there_are_others():

@@ -1,0 +1,101 @@
+"""Rounds in which everything that is compared takes its turn, so that a machine that changes changes for all of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.catalog import AGAIN
+from msight_bus.bench.figures import Figures, summary
+from msight_bus.bench.jobs import VoidError
+from msight_bus.bench.worker import WorkerError
+
+Say = Callable[[str], None]
+Once = Callable[[str], Figures]
+"""One run of a candidate."""
+
+
+class DisturbedError(Exception):
+    """A latency run whose sender was late; its figures come along."""
+
+    def __init__(self, figures: Figures) -> None:
+        super().__init__(f"the sender's slip is {figures['slip_p50']:.0f} us at p50, latency {figures['p50']:.0f} us")
+        self.figures = figures
+
+
+@dataclass(slots=True)
+class Measurement:
+    """One candidate in one measurement.
+
+    Attributes:
+        what: ``latency``, ``subscribe``, ``publish``, ``topics`` or ``memory``.
+        size: payload bytes.
+        candidate: its name in the catalog.
+        runs: the figures of each round, ``None`` where both tries were void.
+        voids: why tries were void.
+        disturbed: rounds whose figures are kept although the sender was late twice; they decide nothing.
+    """
+
+    what: str
+    size: int
+    candidate: str
+    runs: list[Figures | None] = field(default_factory=list)
+    voids: list[str] = field(default_factory=list)
+    disturbed: list[int] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a result file."""
+        good = [run for run in self.runs if run is not None]
+        return {
+            "what": self.what,
+            "size": self.size,
+            "candidate": self.candidate,
+            "summary": summary(good) if good else None,
+            "runs": self.runs,
+            "voids": self.voids,
+            "disturbed": self.disturbed,
+        }
+
+
+class Interleaver:
+    """Runs measurements, each until its rounds or its time are over.
+
+    Attributes:
+        results: of all measurements so far.
+        until: ``time.monotonic`` after which no further round begins; the first always does.
+    """
+
+    def __init__(self, broker: str, say: Say) -> None:
+        self._broker, self._say = broker, say
+        self.results: list[Measurement] = []
+        self.until = float("inf")
+
+    def measure(self, what: str, size: int, names: Sequence[str], rounds: int, once: Once) -> None:
+        """``rounds`` of ``names``."""
+        kept = {name: Measurement(what, size, name) for name in names}
+        self.results += kept.values()
+        for number in range(rounds):
+            if number and time.monotonic() > self.until:
+                self._say(f"{self._broker} {what} {size} B: the time is up after {number} of {rounds} rounds")
+                break
+            for name in names if number % 2 == 0 else names[::-1]:  # who comes first changes with the rounds
+                if name != AGAIN:
+                    self._say(f"{self._broker} {what} {size} B, round {number + 1} of {rounds}: {name}")
+                kept[name].runs.append(self._twice(kept[name], number, once))
+
+    def _twice(self, kept: Measurement, number: int, once: Once) -> Figures | None:
+        disturbed: Figures | None = None
+        for _ in range(2):
+            try:
+                return once(kept.candidate)
+            except DisturbedError as error:
+                disturbed, why = error.figures, str(error)
+            except (VoidError, WorkerError) as error:
+                why = str(error).strip().splitlines()[-1]
+            kept.voids.append(why)
+            self._say(f"  void: {self._broker} {kept.what} {kept.size} B {kept.candidate}: {why}")
+        if disturbed is not None:
+            kept.disturbed.append(number)
+        return disturbed
