@@ -16,7 +16,13 @@ _DEFAULTS = Limits()
 
 
 class Settlement(Protocol):
-    """Who keeps the acknowledgements of a backend that has them."""
+    """Who keeps the acknowledgements of one partition of a log.
+
+    Attributes:
+        partition: its number.
+    """
+
+    partition: int
 
     def settle(self, message: Message) -> None:
         """Mark the message as done."""
@@ -39,7 +45,7 @@ class Message(msgspec.Struct, eq=False, gc=False):
         published_at: POSIX seconds by the publisher's clock; ``None`` from a foreign publisher.
         received_at: POSIX seconds by this machine's clock.
         session: the publisher's random id, new at each start; ``None`` from a foreign publisher.
-        position: ``(partition, offset)`` where the backend has a log, else ``None``.
+        offset: place in its partition where the backend has a log, else ``None``.
         redeliveries: how often ``nack`` or a repeated iteration has brought it again.
     """
 
@@ -51,12 +57,19 @@ class Message(msgspec.Struct, eq=False, gc=False):
     sequence: int | None = None
     published_at: float | None = None
     received_at: float = 0.0
-    position: tuple[int, int] | None = None
+    offset: int | None = None
     redeliveries: int = 0
     _settlement: Settlement | None = None
     _settled: bool = False
     _data: Data | None = None
     _limits: Limits | None = None
+
+    @property
+    def position(self) -> tuple[int, int] | None:
+        """``(partition, offset)`` where the backend has a log, else ``None``."""
+        if self._settlement is None or self.offset is None:
+            return None
+        return self._settlement.partition, self.offset
 
     @property
     def data(self) -> Data:

@@ -27,6 +27,12 @@ PREFIX_BYTES = _PREFIX.size
 unpack_meta = struct.Struct(">QQQ").unpack
 """Session, sequence, publish time in nanoseconds, from 24 bytes."""
 
+iter_meta = struct.Struct(">QQQ").iter_unpack
+"""The same of each 24 bytes."""
+
+HEADER_DIGITS = 48
+"""Length of the native header's value."""
+
 pack_prefix = _PREFIX.pack
 """Magic, extension length, session, sequence, publish time in nanoseconds: as bytes."""
 
@@ -42,7 +48,7 @@ Meta = tuple[int, int, float]
 
 def parse_header(value: bytes | str) -> Meta | None:
     """Read the native header's value; ``None`` if it is none of ours."""
-    if len(value) != 48:
+    if len(value) != HEADER_DIGITS:
         return None
     try:
         session, sequence, published_ns = unpack_meta(unhexlify(value))

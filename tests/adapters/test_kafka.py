@@ -12,7 +12,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.admin.records_to_delete import RecordsToDelete
 
-from msight_bus import AuthenticationError, MessageTooLargeError, TopicError
+from msight_bus import AuthenticationError, BusError, MessageTooLargeError, QueuePolicy, TopicError
 from msight_bus.adapters.kafka.client import client_options
 from msight_bus.events import Gap
 from tests.contract.test_publish import take
@@ -222,7 +222,7 @@ async def test_a_slow_handler_does_not_cost_the_membership(kafka, topic):
 def test_authentication_errors_are_told_apart():
     from aiokafka.errors import TopicAuthorizationFailedError
 
-    from msight_bus.adapters.kafka.client import explain
+    from msight_bus.adapters.kafka.failures import explain
 
     assert isinstance(explain(TopicAuthorizationFailedError("t")), AuthenticationError)
 
@@ -233,15 +233,41 @@ async def test_records_are_taken_as_the_client_parsed_them(kafka, topic, monkeyp
 
     kinds = set()
 
-    def spy(topic, partition, record, *rest):
-        kinds.add(type(record).__name__)
-        return to_message(topic, partition, record, *rest)
+    def spy(topic, records, *rest):
+        records = list(records)
+        kinds.update(type(record).__name__ for record in records)
+        return to_messages(topic, records, *rest)
 
-    to_message = feed.to_message
-    monkeypatch.setattr(feed, "to_message", spy)
+    to_messages = feed.to_messages
+    monkeypatch.setattr(feed, "to_messages", spy)
     async with kafka.connect() as bus, bus.subscribe(topic) as messages:
         for i in range(5):
             await bus.publish(topic, b"%d" % i)
         assert await numbers(messages, 5) == [0, 1, 2, 3, 4]
-    assert kinds
-    assert "ConsumerRecord" not in kinds
+    assert kinds == {"DefaultRecord"}
+
+
+async def test_a_batch_is_read_in_parts_and_from_its_middle(kafka, topic):
+    """A fetch brings whole batches: what was not asked for is skipped, what does not fit stays, and nothing comes twice."""
+    async with kafka.connect(MSIGHT_KAFKA_PARTITIONS="1") as bus:
+        async with bus.publisher(topic) as publisher:
+            for i in range(50):
+                await publisher.send(b"%d" % i)  # without a pause: one batch
+        await bus.publish(topic, b"50")
+        async with bus.subscribe(topic, start={0: 20}, queue=QueuePolicy.block(7)) as messages:
+            assert await numbers(messages, 31) == list(range(20, 51))
+            assert messages.stats.queued_peak <= 7
+
+
+async def test_a_subscription_whose_reading_fails_says_so(kafka, topic, monkeypatch):
+    """Nobody awaits the task that fetches; an error that nobody thought of must not end it in silence."""
+    from msight_bus.adapters.kafka import feed
+
+    def fail(*_):
+        raise RuntimeError("a bug")
+
+    async with kafka.connect() as bus, bus.subscribe(topic) as messages:
+        monkeypatch.setattr(feed, "to_messages", fail)
+        await bus.publish(topic, b"x")
+        with pytest.raises(BusError, match="a bug"):
+            await numbers(messages, 1)

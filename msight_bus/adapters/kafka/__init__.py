@@ -11,7 +11,8 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 
 from msight_bus.adapters.base import WAIT, Sink, Stamp, SubscribeRequest, Wait
-from msight_bus.adapters.kafka.client import client_options, explain, probe, record_bytes
+from msight_bus.adapters.kafka.client import client_options, probe, record_bytes
+from msight_bus.adapters.kafka.failures import explain
 from msight_bus.adapters.kafka.feed import KafkaFeed
 from msight_bus.adapters.kafka.group import GroupFeed
 from msight_bus.adapters.kafka.live_view import LiveViewFeed

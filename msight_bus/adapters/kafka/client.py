@@ -8,39 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain, dropwhile, islice
+from typing import Any, Protocol
 
 import aiokafka.errors as kafka_errors
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.abc import AbstractTokenProvider
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import AIOKafkaConnection, OAuthAuthenticator
+from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
 from aiokafka.protocol.admin import SaslAuthenticateRequest
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
-from msight_bus.errors import (
-    AuthenticationError,
-    BusError,
-    ConnectionLostError,
-    MessageTooLargeError,
-    PublishTimeoutError,
-    TopicError,
-)
+from msight_bus.adapters.kafka.failures import REFUSED, explain
+from msight_bus.adapters.kafka.records import offset_of
+from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError
+from msight_bus.message import Message
 from msight_bus.settings import BusSettings
 from msight_bus.settings.discretion import hide_secrets
-from msight_bus.settings.tls import find_refused_certificate
-
-_REFUSED = (
-    kafka_errors.AuthenticationFailedError,
-    kafka_errors.AuthenticationMethodNotSupported,
-    kafka_errors.TopicAuthorizationFailedError,
-    kafka_errors.GroupAuthorizationFailedError,
-    kafka_errors.ClusterAuthorizationFailedError,
-    kafka_errors.SaslAuthenticationFailed,
-    kafka_errors.UnsupportedSaslMechanismError,
-)
 
 
 class _Discretion(logging.Filter):
@@ -136,34 +124,6 @@ async def probe(options: dict[str, Any]) -> None:
     raise problem or ConnectionLostError("No Kafka server is configured.")
 
 
-def explain(error: BaseException, *, where: str = "") -> BusError:
-    """The bus's error for one of aiokafka's."""
-    if isinstance(error, BusError):
-        return error
-    at = f" at {where}" if where else ""
-    text = str(error) or type(error).__name__
-    if (certificate := find_refused_certificate(error)) is not None:
-        return AuthenticationError(
-            f"TLS with Kafka{at} was refused over a certificate: {certificate}; check the MSIGHT_KAFKA_TLS_ variables."
-        )
-    if isinstance(error, _REFUSED):
-        return AuthenticationError(f"Kafka{at} refused: {text}; check the MSIGHT_KAFKA_SASL_ variables.")
-    if isinstance(error, kafka_errors.MessageSizeTooLargeError | kafka_errors.RecordTooLargeError):
-        return MessageTooLargeError(f"Kafka{at} refused a message as too large: {text}", size=0, limit=0)
-    if isinstance(error, kafka_errors.InvalidTopicError):
-        return TopicError(f"Kafka{at} refused the topic: {text}")
-    if isinstance(error, kafka_errors.KafkaTimeoutError | kafka_errors.RequestTimedOutError):
-        return PublishTimeoutError(f"Kafka{at} did not answer in time: {text}")
-    if isinstance(error, kafka_errors.KafkaConnectionError | OSError | TimeoutError):
-        return ConnectionLostError(
-            f"Kafka{at} cannot be reached: {text}. Is it running? `msight-bus up kafka` starts one; "
-            "MSIGHT_KAFKA_SERVERS says where it is."
-        )
-    if not isinstance(error, kafka_errors.KafkaError):
-        return ConnectionLostError(f"Kafka{at} does not answer as Kafka does ({type(error).__name__}: {text}).")
-    return BusError(f"Kafka{at}: {text}")
-
-
 def record_bytes(key: bytes | None, value: bytes, headers: list[tuple[str, bytes]]) -> int:
     """Bytes at most that a record takes in a batch of its own."""
     return int(DefaultRecordBatchBuilder.estimate_size_in_bytes(key, value, headers)) + 64
@@ -207,7 +167,7 @@ async def topic_metadata(admin: AIOKafkaAdminClient, topic: str) -> TopicMetadat
         error_code, name, partitions = entry[0], entry[1], entry[-1]
         if name == topic and error_code == 0 and all(partition[2] >= 0 for partition in partitions):
             return TopicMetadata(len(partitions), min(len(partition[3]) for partition in partitions), brokers)
-        if name == topic and kafka_errors.for_code(error_code) in _REFUSED:
+        if name == topic and kafka_errors.for_code(error_code) in REFUSED:
             raise explain(kafka_errors.for_code(error_code)(topic))
     return TopicMetadata(0, 0, brokers)
 
@@ -237,23 +197,65 @@ async def commit_any(consumer: AIOKafkaConsumer, offsets: dict[Any, Any]) -> Non
     await consumer._coordinator.commit_offsets(consumer._subscription.subscription.assignment, offsets)
 
 
-class _RawRecords(dict[Any, Any]):
-    """Fetch results whose records stay as the C extension made them: a ``ConsumerRecord`` each costs half the fetch."""
+class ListMaker(Protocol):
+    """Makes lists of what was fetched."""
+
+    @property
+    def limit(self) -> int:
+        """Records of the next list at most."""
+
+    def make(self, partition: int, records: Iterator[Any]) -> list[Message]:
+        """One message for each record, as the C parser gave it (offset, key, value, headers)."""
+
+
+class _Lists:
+    """One partition's part of a fetch in lists, in place of aiokafka's ``PartitionRecords``: that makes a `ConsumerRecord` of
+    each record in several calls, which is more than half of what a fetch costs. Isolation is ``read_uncommitted``."""
+
+    def __init__(self, fetched: PartitionRecords, maker: ListMaker) -> None:
+        self.next_fetch_offset: int = fetched.next_fetch_offset
+        self._lists = self._read(fetched._tp.partition, fetched._records, maker)
+
+    def __iter__(self) -> Iterator[list[Message]]:
+        return self._lists
+
+    def _read(self, partition: int, fetched: Any, maker: ListMaker) -> Iterator[list[Message]]:
+        while fetched.has_next():
+            batch = fetched.next_batch()
+            if not batch.validate_crc():
+                raise kafka_errors.CorruptRecordException(f"Wrong checksum in partition {partition}")
+            first = self.next_fetch_offset
+            records = chain(batch) if batch.base_offset >= first else _skip(batch, first)  # it is iterated once
+            more = not batch.is_control_batch
+            while more:
+                limit = maker.limit
+                messages = maker.make(partition, islice(records, limit))
+                more = len(messages) == limit
+                self.next_fetch_offset = offset_of(messages[-1]) + 1 if more else batch.next_offset
+                if messages:
+                    yield messages
+            self.next_fetch_offset = batch.next_offset
+
+
+def _skip(records: Iterator[Any], first: int) -> Iterator[Any]:
+    """A batch is fetched whole, also if only its end was asked for."""
+    return dropwhile(lambda record: record.offset < first, records)
+
+
+class _Fetched(dict[Any, Any]):
+    def __init__(self, results: Mapping[Any, Any], maker: ListMaker) -> None:
+        super().__init__(results)
+        self._maker = maker
 
     def __setitem__(self, partition: Any, result: Any) -> None:
-        records = getattr(result, "_partition_records", None)
-        if records is not None:
-            records._consumer_record = _as_it_is
+        if isinstance(result, FetchResult):
+            result._partition_records = _Lists(result._partition_records, self._maker)
         super().__setitem__(partition, result)
 
 
-def _as_it_is(partition: Any, record: Any) -> Any:
-    return record
-
-
-def skip_consumer_records(consumer: AIOKafkaConsumer) -> None:
-    """Let ``getmany`` of a started consumer return plain records (offset, key, value, headers)."""
-    consumer._fetcher._records = _RawRecords(consumer._fetcher._records)
+def fetch_lists(consumer: AIOKafkaConsumer, maker: ListMaker) -> None:
+    """Let ``getmany`` of a started consumer return lists that ``maker`` made; its ``max_records`` then counts lists."""
+    consumer._fetcher._records = _Fetched(consumer._fetcher._records, maker)
 
 
 async def _end_tasks(tasks: list[asyncio.Task[Any] | None]) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, OffsetAndMetadata, TopicPartition
@@ -20,37 +20,55 @@ from aiokafka.errors import (
 )
 
 from msight_bus.adapters.base import Sink, SubscribeRequest
-from msight_bus.adapters.kafka.client import end_consumer, explain, is_member
+from msight_bus.adapters.kafka.client import end_consumer, is_member
+from msight_bus.adapters.kafka.failures import explain
+from msight_bus.adapters.kafka.records import offset_of, to_messages
 from msight_bus.errors import BusError
-from msight_bus.message import NO_HEADERS, Message
+from msight_bus.message import Message
 from msight_bus.offsets import PartitionLedger
 from msight_bus.settings import BusSettings
-from msight_bus.wire import envelope
 
 logger = logging.getLogger("msight_bus")
 
-_FETCH_MESSAGES = 2000
+_LIST = 2000
+"""Messages that are made without letting others run."""
+
 _COMMIT_WITHIN = 3.0
 _LEAVE_WITHIN = 1.0
 
 DeadLetter = Callable[[Message], Awaitable[None]]
 
 
-class Assignment:
-    """The partitions that a subscription owns between two rebalances, and what of them is done (message.Settlement)."""
+class Partition:
+    """A partition that a subscription owns between two rebalances, and what of it is done (message.Settlement)."""
 
-    def __init__(self, starts: Mapping[int, int], sink: Sink, max_redeliveries: int, dead_letter: DeadLetter) -> None:
-        self.ledgers = {partition: PartitionLedger(offset) for partition, offset in starts.items()}
+    __slots__ = ("_dead_letter", "_max_redeliveries", "_sink", "ledger", "owned", "partition")
+
+    def __init__(self, partition: int, start: int, sink: Sink, max_redeliveries: int, dead_letter: DeadLetter) -> None:
+        self.partition = partition
+        self.ledger = PartitionLedger(start)
         self.owned = True
         self._sink = sink
         self._max_redeliveries = max_redeliveries
         self._dead_letter = dead_letter
 
+    def deliver(self, messages: list[Message]) -> list[Message]:
+        """Note messages, in ascending order, as delivered; returns those that are new."""
+        ledger = self.ledger
+        if offset_of(messages[0]) < ledger.expected:
+            messages = [message for message in messages if offset_of(message) >= ledger.expected]
+        if messages and offset_of(messages[-1]) - offset_of(messages[0]) == len(messages) - 1:
+            ledger.deliver(offset_of(messages[0]), offset_of(messages[-1]) + 1)
+        else:  # with holes
+            for offset in map(offset_of, messages):
+                ledger.deliver(offset, offset + 1)
+        return messages
+
     def settle(self, message: Message) -> None:
         """Mark a record as done; late ones, of partitions that were taken away, are ignored."""
-        if self.owned and message.position is not None and not message._settled:
+        if self.owned and not message._settled:
             message._settled = True
-            self.ledgers[message.position[0]].settle(message.position[1])
+            self.ledger.settle(offset_of(message))
 
     async def release(self, message: Message) -> None:
         """Deliver a record again, or dead-letter it when it has come back too often."""
@@ -82,7 +100,7 @@ class KafkaFeed:
         self._consumer = consumer
         self._dead_letter = dead_letter
         self._blocks = request.queue.when_full == "block"
-        self._assignment = self._new_assignment({})
+        self._assignment: dict[int, Partition] = {}
         self._resolved = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
@@ -95,13 +113,25 @@ class KafkaFeed:
         """Begin to deliver; returns when the positions of all that is published from now on are certain."""
         raise NotImplementedError
 
-    def _new_assignment(self, starts: Mapping[int, int]) -> Assignment:
-        return Assignment(starts, self._sink, self._settings.kafka.max_redeliveries, self._dead_letter)
+    def _partition(self, number: int, start: int) -> Partition:
+        return Partition(number, start, self._sink, self._settings.kafka.max_redeliveries, self._dead_letter)
+
+    def _let_go(self) -> None:
+        """Late acknowledgements change nothing from now on."""
+        for partition in self._assignment.values():
+            partition.owned = False
 
     def _run(self, coroutine: Any, name: str) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.create_task(coroutine, name=f"msight_bus {name} {self.topic}")
+        task.add_done_callback(self._task_ended)
         self._tasks.append(task)
         return task
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:  # nobody awaits it, and its subscription must not stand still in silence
+            logger.error("Reading %s has failed.", self.topic, exc_info=error)
+            self._sink.fail(explain(error))
 
     # -- fetching
 
@@ -109,9 +139,8 @@ class KafkaFeed:
         while True:
             await self._resolved.wait()
             await self._room.wait()
-            limit = max(1, min(_FETCH_MESSAGES, self._sink.room)) if self._blocks else _FETCH_MESSAGES
             try:
-                fetched = await self._consumer.getmany(timeout_ms=1000, max_records=limit)
+                fetched = await self._consumer.getmany(timeout_ms=1000, max_records=1)
             except NoOffsetForPartitionError:
                 await asyncio.sleep(0.01)  # a partition that came after the last assignment was resolved
             except OffsetOutOfRangeError as error:
@@ -129,19 +158,22 @@ class KafkaFeed:
                 # Nothing is awaited between the fetch and the queue, so no rebalance can come in between.
                 self._deliver(fetched)
 
-    def _deliver(self, fetched: Mapping[TopicPartition, list[Any]]) -> None:
-        assignment = self._assignment
-        received_at = time.time()
-        for partition, fetched_records in fetched.items():
-            records = fetched_records
-            ledger = assignment.ledgers.get(partition.partition)
-            if ledger is None or not assignment.owned:
-                continue
-            if not ledger.deliver_all([record.offset for record in records]):
-                records = [record for record in records if ledger.deliver(record.offset)]
-            batch = [to_message(self.topic, partition.partition, record, received_at, assignment) for record in records]
-            self._problem = ""
-            self._sink.deliver(batch)
+    @property
+    def limit(self) -> int:
+        """Messages that the next list has at most (client.ListMaker)."""
+        return max(1, min(_LIST, self._sink.room)) if self._blocks else _LIST
+
+    def make(self, partition: int, records: Iterator[Any]) -> list[Message]:
+        """The messages of one partition's next records (client.ListMaker)."""
+        return to_messages(self.topic, records, time.time(), self._assignment.get(partition))
+
+    def _deliver(self, fetched: Mapping[TopicPartition, list[list[Message]]]) -> None:
+        for where, lists in fetched.items():
+            partition = self._assignment.get(where.partition)
+            if partition is not None and partition.owned:
+                self._problem = ""
+                for messages in lists:
+                    self._sink.deliver(partition.deliver(messages))
 
     def _complain(self, error: BaseException) -> None:
         text = str(explain(error))
@@ -151,15 +183,16 @@ class KafkaFeed:
 
     def _rewind(self) -> None:
         """Fetch again from where delivery ended: an exception for one partition loses what others had brought."""
-        for partition, ledger in self._assignment.ledgers.items():
-            self._consumer.seek(TopicPartition(self.topic, partition), ledger.expected)
+        for number, partition in self._assignment.items():
+            self._consumer.seek(TopicPartition(self.topic, number), partition.ledger.expected)
 
     async def _skip_deleted(self, error: OffsetOutOfRangeError) -> None:
         """Retention has deleted what comes next: say how much, and go on with the oldest that is left."""
         for where in error.args[0]:
-            ledger = self._assignment.ledgers.get(where.partition)
-            if ledger is None:
+            partition = self._assignment.get(where.partition)
+            if partition is None:
                 continue
+            ledger = partition.ledger
             oldest = (await self._consumer.beginning_offsets([where]))[where]
             if oldest > ledger.expected:
                 self._sink.announce_gap(oldest - ledger.expected, "retention")
@@ -168,7 +201,7 @@ class KafkaFeed:
                 newest = (await self._consumer.end_offsets([where]))[where]
                 if newest < ledger.expected:
                     self._sink.announce_gap(None, "retention")
-                    self._assignment.ledgers[where.partition] = PartitionLedger(oldest)
+                    partition.ledger = PartitionLedger(oldest)
         self._rewind()
 
     # -- flow control and the end (adapters.base.Feed)
@@ -208,7 +241,7 @@ class KafkaFeed:
         await self._end(leave_within=0)
 
     async def _end(self, leave_within: float) -> None:
-        self._assignment.owned = False
+        self._let_go()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -223,17 +256,15 @@ class KafkaFeed:
         Raises:
             BusError: not committed; the records come again.
         """
-        assignment = self._assignment
-        if not assignment.owned or not is_member(self._consumer):
+        if not is_member(self._consumer):
             return
-        finished = {partition: ledger.finished for partition, ledger in assignment.ledgers.items()}
-        offsets = {
-            TopicPartition(self.topic, partition): OffsetAndMetadata(offset, "")
-            for partition, offset in finished.items()
-            if offset > (assignment.ledgers[partition].committed or 0)
+        ledgers = {number: partition.ledger for number, partition in self._assignment.items() if partition.owned}
+        finished = {
+            number: ledger.finished for number, ledger in ledgers.items() if ledger.finished > (ledger.committed or 0)
         }
-        if not offsets:
+        if not finished:
             return
+        offsets = {TopicPartition(self.topic, number): OffsetAndMetadata(at, "") for number, at in finished.items()}
         try:
             async with asyncio.timeout(_COMMIT_WITHIN):
                 await self._consumer.commit(offsets)
@@ -241,42 +272,5 @@ class KafkaFeed:
             raise BusError(f"Kafka did not confirm a commit of {self.topic!r} within {_COMMIT_WITHIN:g} s.") from error
         except (KafkaError, ValueError) as error:
             raise explain(error) from error
-        for partition, offset in finished.items():
-            assignment.ledgers[partition].committed = offset
-
-
-def to_message(topic: str, partition: int, record: Any, received_at: float, assignment: Assignment) -> Message:
-    """The message of a record; the bus's metadata is taken out of the headers."""
-    record_headers = record.headers
-    position = (partition, record.offset)
-    if len(record_headers) == 1 and record_headers[0][0] == envelope.HEADER:  # what the bus itself publishes, mostly
-        meta = envelope.parse_header(record_headers[0][1] or b"")
-        if meta is not None and record.key is None and record.value is not None:
-            return Message(topic, record.value, NO_HEADERS, None, *meta, received_at, position, 0, assignment)
-    headers: Mapping[str, str] = NO_HEADERS
-    session = sequence = published_at = None
-    if record_headers:
-        user: dict[str, str] = {}
-        for name, value in record_headers:
-            if name == envelope.HEADER:
-                meta = envelope.parse_header(value or b"")
-                if meta is not None:
-                    session, sequence, published_at = meta
-            else:
-                user[name] = (value or b"").decode("utf-8", "replace")
-        if user:
-            headers = user
-    key = record.key.decode("utf-8", "replace") if record.key is not None else None
-    return Message(
-        topic,
-        record.value or b"",
-        headers,
-        key,
-        session,
-        sequence,
-        published_at,
-        received_at,
-        position,
-        0,
-        assignment,
-    )
+        for number, offset in finished.items():
+            ledgers[number].committed = offset

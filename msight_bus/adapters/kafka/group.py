@@ -14,7 +14,8 @@ from collections.abc import Iterable
 from aiokafka import ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
 from aiokafka.errors import KafkaError
 
-from msight_bus.adapters.kafka.client import check_group, commit_any, committed_offsets, explain, skip_consumer_records
+from msight_bus.adapters.kafka.client import check_group, commit_any, committed_offsets, fetch_lists
+from msight_bus.adapters.kafka.failures import explain
 from msight_bus.adapters.kafka.feed import KafkaFeed
 from msight_bus.adapters.kafka.start import resolve
 from msight_bus.errors import BusError, ConnectionLostError
@@ -35,7 +36,7 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
         """Join the group and wait until every partition's start is committed."""
         self._joined = asyncio.Event()
         await self._consumer.start()
-        skip_consumer_records(self._consumer)
+        fetch_lists(self._consumer, self)
         self._consumer.subscribe([self.topic], listener=self)
         pump = self._run(self._pump(), "pump")
         joined = asyncio.ensure_future(self._joined.wait())
@@ -77,9 +78,9 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
         except BusError as error:
             logger.warning("Not committed before a rebalance, so it is delivered again: %s", error)
         finally:
-            gone = self._assignment
-            gone.owned = False
-            self._sink.discard(lambda message: message._settlement is gone, "revoked")
+            self._let_go()
+            gone = set(self._assignment.values())
+            self._sink.discard(lambda message: message._settlement in gone, "revoked")
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         """Find where each partition goes on, commit what is decided here, and fetch from there."""
@@ -93,9 +94,9 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
             return
         for partition, offset in starts.items():
             self._consumer.seek(partition, offset)
-        self._assignment = self._new_assignment({where.partition: offset for where, offset in starts.items()})
-        for where, offset in starts.items():
-            self._assignment.ledgers[where.partition].committed = offset
+        self._assignment = {where.partition: self._partition(where.partition, at) for where, at in starts.items()}
+        for partition in self._assignment.values():
+            partition.ledger.committed = partition.ledger.expected
         self._resolved.set()
         self._joined.set()
 

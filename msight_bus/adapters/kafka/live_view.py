@@ -7,8 +7,8 @@ import asyncio
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
-from msight_bus.adapters.kafka.client import skip_consumer_records
-from msight_bus.adapters.kafka.feed import Assignment, KafkaFeed
+from msight_bus.adapters.kafka.client import fetch_lists
+from msight_bus.adapters.kafka.feed import KafkaFeed
 from msight_bus.adapters.kafka.start import resolve
 from msight_bus.adapters.kafka.topics import TopicDirectory
 
@@ -24,7 +24,7 @@ class LiveViewFeed(KafkaFeed):
     async def start(self) -> None:
         """Take all partitions, each from where the request says."""
         await self._consumer.start()
-        skip_consumer_records(self._consumer)
+        fetch_lists(self._consumer, self)
         starts = await resolve(self._consumer, self._partitions(0, self.partitions), self._request.start)
         self._take({where.partition: at for where, at in starts.items()})
         self._run(self._pump(), "pump")
@@ -35,10 +35,8 @@ class LiveViewFeed(KafkaFeed):
 
     def _take(self, starts: dict[int, int]) -> None:
         """Assign and seek with nothing awaited in between, so that no position is asked of the broker."""
-        assignment: Assignment = self._assignment
-        added = self._new_assignment(starts)
-        assignment.ledgers.update(added.ledgers)
-        self._consumer.assign(self._partitions(0, len(assignment.ledgers)))
+        self._assignment.update({number: self._partition(number, start) for number, start in starts.items()})
+        self._consumer.assign(self._partitions(0, len(self._assignment)))
         self._rewind()
         self._resolved.set()
 
@@ -50,6 +48,6 @@ class LiveViewFeed(KafkaFeed):
             except (KafkaError, OSError) as error:
                 self._complain(error)
                 continue
-            known = len(self._assignment.ledgers)
+            known = len(self._assignment)
             if count > known:
                 self._take(dict.fromkeys(range(known, count), 0))

@@ -17,7 +17,8 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, ProducerClosed
 from aiokafka.partitioner import murmur2
 
-from msight_bus.adapters.kafka.client import end_producer, explain
+from msight_bus.adapters.kafka.client import end_producer
+from msight_bus.adapters.kafka.failures import explain
 from msight_bus.errors import BusError, ClosedError, ConnectionLostError, PublishTimeoutError
 from msight_bus.settings import BusSettings
 

@@ -11,7 +11,8 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
-from msight_bus.adapters.kafka.client import TopicMetadata, ask_cluster, explain, topic_metadata
+from msight_bus.adapters.kafka.client import TopicMetadata, ask_cluster, topic_metadata
+from msight_bus.adapters.kafka.failures import explain
 from msight_bus.errors import ConnectionLostError, TopicError
 from msight_bus.settings import BusSettings
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from aiokafka.errors import KafkaError
 
-from msight_bus.adapters.kafka.client import explain
+from msight_bus.adapters.kafka.failures import explain
 from msight_bus.errors import AuthenticationError, BusError
 from msight_bus.events import BusEvent, Disconnected, Reconnected
 from msight_bus.settings import Limits
