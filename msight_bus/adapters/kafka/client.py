@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain, dropwhile, islice
+from itertools import chain, islice
 from typing import Any, Protocol
 
 import aiokafka.errors as kafka_errors
@@ -224,22 +224,17 @@ class _Lists:
             batch = fetched.next_batch()
             if not batch.validate_crc():
                 raise kafka_errors.CorruptRecordException(f"Wrong checksum in partition {partition}")
-            first = self.next_fetch_offset
-            records = chain(batch) if batch.base_offset >= first else _skip(batch, first)  # it is iterated once
+            records = chain(batch)  # a batch can be iterated once, and comes whole, also if only its end was asked for
             more = not batch.is_control_batch
             while more:
                 limit = maker.limit
                 messages = maker.make(partition, islice(records, limit))
                 more = len(messages) == limit
-                self.next_fetch_offset = offset_of(messages[-1]) + 1 if more else batch.next_offset
+                end = offset_of(messages[-1]) + 1 if more else batch.next_offset
+                self.next_fetch_offset = max(self.next_fetch_offset, end)
                 if messages:
                     yield messages
             self.next_fetch_offset = batch.next_offset
-
-
-def _skip(records: Iterator[Any], first: int) -> Iterator[Any]:
-    """A batch is fetched whole, also if only its end was asked for."""
-    return dropwhile(lambda record: record.offset < first, records)
 
 
 class _Fetched(dict[Any, Any]):

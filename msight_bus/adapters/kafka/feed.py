@@ -53,7 +53,7 @@ class Partition:
         self._dead_letter = dead_letter
 
     def deliver(self, messages: list[Message]) -> list[Message]:
-        """Note messages, in ascending order, as delivered; returns those that are new."""
+        """Note messages, in ascending order, as delivered; returns those that are new: a fetch begins with whole batches."""
         ledger = self.ledger
         if offset_of(messages[0]) < ledger.expected:
             messages = [message for message in messages if offset_of(message) >= ledger.expected]
@@ -68,7 +68,8 @@ class Partition:
         """Mark a record as done; late ones, of partitions that were taken away, are ignored."""
         if self.owned and not message._settled:
             message._settled = True
-            self.ledger.settle(offset_of(message))
+            assert message.offset is not None
+            self.ledger.settle(message.offset)
 
     async def release(self, message: Message) -> None:
         """Deliver a record again, or dead-letter it when it has come back too often."""
