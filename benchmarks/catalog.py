@@ -20,6 +20,8 @@ ASYNCIO = "bus on asyncio"
 
 ONE_TOPIC, ROUND_ROBIN, RUNS_OF_64 = "one topic", "round-robin", "runs of 64"
 
+DROPPING, BLOCKING, FROZEN = "stalled subscriber, drop_oldest", "stalled subscriber, block", "publisher, frozen broker"
+
 _BUS_SUBSCRIBER = Side("msight_bus.bench.bus_sides:BusSubscriber")
 _BUS_PUBLISHER = Side("msight_bus.bench.bus_sides:BusPublisher")
 _ON_ASYNCIO = Side(_BUS_PUBLISHER.path, loop="asyncio"), Side(_BUS_SUBSCRIBER.path, loop="asyncio")
@@ -35,6 +37,9 @@ class Catalog:
         latency: publisher and subscriber of one kind.
         titles: what the names mean here.
         topics: feeder and subscriber of runs over one topic and over many.
+        memory: who is watched while ``flooder`` sends, or while the broker is frozen.
+        flooder: sends at a fixed rate.
+        idle: is watched with many topics while nothing is sent.
         feeder: writes bytes that were made before the run; ``None`` where the broker keeps messages.
         sink: counts what publishers send; ``None`` where the broker keeps messages.
     """
@@ -43,14 +48,17 @@ class Catalog:
     publishers: Mapping[str, Side]
     latency: Mapping[str, tuple[Side, Side]]
     titles: Mapping[str, str]
+    memory: Mapping[str, Side]
+    flooder: Side
     topics: Mapping[str, tuple[Side, Side]] = field(default_factory=dict)
+    idle: Mapping[str, Side] = field(default_factory=dict)
     feeder: Side | None = None
     sink: Side | None = None
 
 
 def catalog(backend: str, topics: int) -> Catalog:
     """The candidates of ``backend``; ``topics`` is what many are."""
-    return _kafka() if backend == "kafka" else _live(backend, topics)
+    return _kafka(topics) if backend == "kafka" else _live(backend, topics)
 
 
 def _live(backend: str, topics: int) -> Catalog:
@@ -102,12 +110,14 @@ def _live(backend: str, topics: int) -> Catalog:
             )
             for name, many, run in ((ONE_TOPIC, 1, 1), (ROUND_ROBIN, topics, 1), (RUNS_OF_64, topics, 64))
         },
+        memory=_MEMORY,
+        flooder=raw_out,
         feeder=Side(feeder),
         sink=Side(f"benchmarks.sinks:{backend.capitalize()}Sink"),
     )
 
 
-def _kafka() -> Catalog:
+def _kafka(topics: int) -> Catalog:
     ceiling, peer, framework = "benchmarks.ceilings.kafka:", "benchmarks.peers.kafka:", "benchmarks.peers.faststream:"
     many, each = Side(ceiling + "GetManySubscriber"), Side(peer + "IterSubscriber")
     by_hand = Side(ceiling + "HandBatchPublisher")
@@ -136,10 +146,22 @@ def _kafka() -> Catalog:
             CLIENT: "aiokafka: async for; send() and flush(); latency: untuned",
             **_COMMON,
         },
+        memory=_MEMORY,
+        flooder=by_hand,
+        idle={BUS: Side("benchmarks.observers:IdleTopics", {"topics": topics})},
     )
 
 
+_STALLED = "benchmarks.observers:StalledSubscriber"
+_MEMORY = {
+    DROPPING: Side(_STALLED, {"policy": "drop_oldest"}),
+    BLOCKING: Side(_STALLED, {"policy": "block"}),
+    FROZEN: Side("benchmarks.observers:FrozenPublisher"),
+}
 _COMMON = {
+    DROPPING: "the bus: takes nothing while 128 KiB come 300 times a second; default queue",
+    BLOCKING: "the same, with QueuePolicy.block()",
+    FROZEN: "the bus: publishes 128 KiB as fast as it may, to a broker that has stopped",
     FRAMEWORK: "FastStream: a handler of bytes; broker.publish()",
     BUS: "async for message in subscription; publisher.send()",
     ASYNCIO: "the bus on asyncio's own event loop; everything else is on uvloop",

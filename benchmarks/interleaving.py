@@ -74,7 +74,7 @@ class Interleaver:
 
     def measure(self, what: str, size: int, names: Sequence[str], rounds: int, once: Once) -> None:
         """``rounds`` of ``names``."""
-        kept = {name: Measurement(what, size, name) for name in names}
+        kept = {name: Measurement(what, size, name) for name in names if rounds}
         self.results += kept.values()
         for number in range(rounds):
             if number and time.monotonic() > self.until:

@@ -14,19 +14,19 @@ class Logs:
         self._servers = servers
         self._made: set[str] = set()
 
-    def make(self, topic: str) -> bool:
-        """Make a topic with one partition; tells whether it is new."""
-        if topic in self._made:
-            return False
-        asyncio.run(self._create(topic))
-        self._made.add(topic)
-        return True
+    def make(self, *topics: str) -> bool:
+        """Make topics with one partition; tells whether any is new."""
+        new = [topic for topic in topics if topic not in self._made]
+        if new:
+            asyncio.run(self._create(new))
+            self._made.update(new)
+        return bool(new)
 
-    async def _create(self, topic: str) -> None:
+    async def _create(self, topics: list[str]) -> None:
         admin = AIOKafkaAdminClient(bootstrap_servers=self._servers)
         await admin.start()
         try:
             bounds = {"retention.bytes": "500000000", "segment.bytes": "200000000", "max.message.bytes": "2000000"}
-            await admin.create_topics([NewTopic(topic, 1, 1, topic_configs=bounds)])
+            await admin.create_topics([NewTopic(topic, 1, 1, topic_configs=bounds) for topic in topics])
         finally:
             await admin.close()

@@ -79,7 +79,7 @@ def _throughputs(result: Mapping[str, Any]) -> Iterator[str]:
     yield "| --- | " + " | ".join("---:" for _ in _SIZES) + " | ---: |"
     for backend, measured in result["backends"].items():
         rows = {(row["what"], row["candidate"], row["size"]): row["summary"] for row in measured["measurements"]}
-        for what, name in dict.fromkeys((what, name) for what, name, _ in rows if what != "latency"):
+        for what, name in dict.fromkeys((what, name) for what, name, _ in rows if what in ("subscribe", "publish")):
             found = [rows.get((what, name, size)) for size in _SIZES]
             cells = [f"{summary['rate']['median']:,.0f}" if summary else "" for summary in found]
             cpu = f"{found[0]['cpu_us']['median']:.2f}" if found[0] else ""

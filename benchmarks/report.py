@@ -27,8 +27,9 @@ def show(result: Mapping[str, Any], console: Console) -> None:
             console.print(f"{title}: {measured['problem']}", style="red", markup=False)
         rows = measured["measurements"]
         if rows:
-            console.print(latencies(title, rows))
-            console.print(throughputs(title, rows))
+            for make in (latencies, throughputs, memory, idle):
+                if (table := make(title, rows)).rows:
+                    console.print(table)
     console.print(ratios("Targets: bus / reference, medians of rounds", verdicts(result)))
     console.print(ratios("Comparisons without a target", comparisons(result)))
 
@@ -74,7 +75,7 @@ def throughputs(title: str, rows: list[Any]) -> Table:
     table = _table(f"{title}: throughput", "", "msg/s", "spread", "MB/s", "cpu us/msg", "peak MB", "rounds", "void")
     for row in rows:
         found = row["summary"]
-        if row["what"] == "latency":
+        if row["what"] not in ("subscribe", "publish", "topics"):
             continue
         name = f"{row['what']} {row['size']:,} B {row['candidate']}"
         if found is None:
@@ -90,6 +91,54 @@ def throughputs(title: str, rows: list[Any]) -> Table:
             f"{sum(run is not None for run in row['runs'])}",
             f"{len(row['voids'])}" if row["voids"] else "",
         )
+    return table
+
+
+def memory(title: str, rows: list[Any]) -> Table:
+    """Resident memory of a process whose other side does not keep up: the most, above what it had when idle."""
+    names = ("idle_bytes", "above_bytes", "bound_bytes")
+    table = _table(
+        f"{title}: memory, MB, 128 KiB", "", "idle", "peak above idle", "queue's bound", "messages", "dropped"
+    )
+    for row in rows:
+        found = row["summary"]
+        if row["what"] != "memory":
+            continue
+        if found is None:
+            table.add_row(row["candidate"], *["-"] * 4, "void")
+            continue
+        sizes = (f"{found[name]['median'] / 1e6:,.0f}" if name in found else "" for name in names)
+        messages = found["received" if "received" in found else "accepted"]["median"]
+        dropped = f"{found['dropped']['median']:,.0f}" if "dropped" in found else ""
+        table.add_row(row["candidate"], *sizes, f"{messages:,.0f}", dropped)
+    return table
+
+
+def idle(title: str, rows: list[Any]) -> Table:
+    """What many topics cost on one bus while nothing is published."""
+    table = _table(
+        f"{title}: many idle topics on one bus",
+        "",
+        "topics",
+        "opened in s",
+        "connections",
+        "requests/s",
+        "for metadata",
+        "its bytes/s",
+        "cpu",
+        "peak MB",
+    )
+    names = ("topics", "open_seconds", "connections", "requests_rate", "metadata_rate", "metadata_bytes_rate")
+    for row in rows:
+        found = row["summary"]
+        if row["what"] != "idle":
+            continue
+        if found is None:
+            table.add_row(row["candidate"], *["-"] * 7, "void")
+            continue
+        figures = (f"{found[name]['median']:,.0f}" for name in names)
+        peak = (found["idle_bytes"]["median"] + found["above_bytes"]["median"]) / 1e6
+        table.add_row(row["candidate"], *figures, f"{found['cpu_share']['median']:.0%}", f"{peak:,.0f}")
     return table
 
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
-from benchmarks.catalog import CEILING, FRAMEWORK, Catalog, catalog
+from benchmarks.catalog import CEILING, FRAMEWORK, FROZEN, Catalog, catalog
 from benchmarks.interleaving import DisturbedError, Interleaver, Measurement, Say
 from benchmarks.logs import Logs
-from benchmarks.scale import ALWAYS, SMALL, Scale
-from msight_bus.bench.candidates import Side
+from benchmarks.scale import ALWAYS, MIDDLE, SMALL, Scale
+from msight_bus.bench.candidates import Side, topic_of
 from msight_bus.bench.figures import Figures, is_disturbed, of_latency, of_publisher, of_subscriber
 from msight_bus.bench.jobs import Plan, VoidError
 from msight_bus.bench.stage import Stage
 from msight_bus.brokers import RunningBroker
 
 LATENCY_SIZE, LATENCY_RATE = 1024, 1000.0
+FLOOD_RATE = 300.0
+"""Messages of 128 KiB a second: fills a queue of 32 MiB in a second, and is less than any of the brokers carries."""
+
 _WINDOW_BYTES = 7_500_000
 _SLOW_SHARE = 5
 """A slow framework gets this part of the messages, or its runs would take all the time there is."""
@@ -43,7 +47,7 @@ class Rounds:
         for size in self._scale.rounds:
             share = 1.5 if size == SMALL else 0.75
             steps += [(share, partial(self._throughput, what, size)) for what in ("subscribe", "publish")]
-        steps.append((0.75, self._topics))
+        steps += [(0.75, self._topics), (0.5, self._memory), (0.5, self._idle)]
         end = time.monotonic() + self._scale.budget
         left = sum(share for share, _ in steps)
         for share, step in steps:
@@ -131,3 +135,33 @@ class Rounds:
 
         self._rounds.measure("topics", SMALL, list(pairs), self._scale.topics_rounds, once)
         self._stage.dismiss()
+
+    def _memory(self) -> None:
+        """Peaks under what no consumer keeps up with."""
+        seconds = self._scale.flood_seconds
+
+        def once(name: str) -> Figures:
+            plan = Plan(self._topic("flood"), MIDDLE, seconds, warm_up=0.0, rate=FLOOD_RATE)
+            observer = self._catalog.memory[name]
+            if name == FROZEN:
+                return self._stage.observe(observer, plan, meanwhile=self._frozen())
+            return self._stage.observe(observer, plan, self._catalog.flooder)
+
+        self._rounds.measure("memory", MIDDLE, list(self._catalog.memory), self._scale.flood_rounds, once)
+
+    @contextmanager
+    def _frozen(self) -> Iterator[None]:
+        self._broker.freeze()
+        try:
+            yield
+        finally:
+            self._broker.thaw()
+
+    def _idle(self) -> None:
+        def once(name: str) -> Figures:
+            topic = self._topic("idle")
+            if self._logs is not None:
+                self._logs.make(*(topic_of(topic, number) for number in range(self._scale.topics)))
+            return self._stage.observe(self._catalog.idle[name], Plan(topic, 0, self._scale.idle_seconds, warm_up=0.0))
+
+        self._rounds.measure("idle", 0, list(self._catalog.idle), self._scale.idle_rounds, once)

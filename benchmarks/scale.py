@@ -21,6 +21,10 @@ class Scale:
         latency_rounds: interleaved rounds of latency.
         topics: what many topics are.
         topics_rounds: interleaved rounds of one topic against many.
+        flood_rounds: interleaved rounds of memory.
+        flood_seconds: of a flood, or of a frozen broker.
+        idle_rounds: rounds of many idle topics.
+        idle_seconds: how long they are watched.
         seconds: that a throughput run sends, after its warm-up.
         latency_seconds: that a latency run sends, after its warm-up.
         warm_up: seconds that count for nothing.
@@ -36,6 +40,10 @@ class Scale:
     latency_rounds: int = 10
     topics: int = 1000
     topics_rounds: int = 5
+    flood_rounds: int = 3
+    flood_seconds: float = 2.5
+    idle_rounds: int = 1
+    idle_seconds: float = 5.0
     seconds: float = 0.8
     latency_seconds: float = 1.6
     warm_up: float = 0.3
@@ -52,6 +60,8 @@ QUICK = Scale(
     rounds={SMALL: 3, MIDDLE: 1, LARGE: 1},
     latency_rounds=2,
     topics_rounds=1,
+    flood_rounds=0,
+    idle_rounds=0,
     seconds=0.4,
     latency_seconds=1.0,
     warm_up=0.2,
@@ -66,6 +76,9 @@ SMOKE = Scale(
     latency_rounds=1,
     topics=20,
     topics_rounds=1,
+    flood_rounds=1,
+    flood_seconds=0.2,
+    idle_seconds=0.2,
     seconds=0.05,
     latency_seconds=0.1,
     warm_up=0.0,

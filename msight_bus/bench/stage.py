@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, Self
 
 from msight_bus.bench.board import GIVE_UP, GO, SENT, Board
 from msight_bus.bench.candidates import Side
+from msight_bus.bench.figures import Figures
 from msight_bus.bench.jobs import Plan, Received, Sent, VoidError
 from msight_bus.bench.worker import Worker, WorkerError
 
@@ -49,10 +50,8 @@ class Stage:
         """
         self._board.clear()
         receiving, sending = self.prepare("subscribe", subscriber), self.prepare("publish", publisher)
-        receiving.begin(plan)
-        receiving.wait_ready()
-        sending.begin(plan)
-        sending.wait_ready()
+        self._make_ready(plan, receiving)
+        self._make_ready(plan, sending, receiving)
         self._board.view[GO] = 1
         sent = self._result(sending)
         if isinstance(sent, Exception):
@@ -68,9 +67,9 @@ class Stage:
         self._board.clear()
         worker = self.prepare("publish", publisher)
         worker.begin(plan)
-        worker.wait_ready()
+        worker.expect("ready")
         self._board.view[GO] = 1
-        sent: Sent = worker.result()
+        sent: Sent = worker.expect("done")
         return sent
 
     def run_subscriber(self, subscriber: Side, plan: Plan) -> Received:
@@ -79,13 +78,52 @@ class Stage:
         self._board.view[SENT] = plan.messages
         worker = self.prepare("subscribe", subscriber)
         worker.begin(plan)
-        worker.wait_ready()
-        received: Received = worker.result()
+        worker.expect("ready")
+        received: Received = worker.expect("done")
         return received
 
-    def _result(self, worker: Worker) -> Any:
+    def observe(
+        self,
+        observer: Side,
+        plan: Plan,
+        publisher: Side | None = None,
+        meanwhile: AbstractContextManager[Any] | None = None,
+    ) -> Figures:
+        """What ``observer`` tells while ``publisher`` sends, or ``meanwhile`` something else goes on.
+
+        Raises:
+            WorkerError: a side failed.
+        """
+        self._board.clear()
+        watching = self.prepare("observe", observer)
+        sending = None if publisher is None else self.prepare("publish", publisher)
+        self._make_ready(plan, watching)
+        if sending is not None:
+            self._make_ready(plan, sending, watching)
+        with meanwhile or nullcontext():
+            self._board.view[GO] = 1
+            found = self._result(watching, "watched")
+        sent = None if sending is None else self._result(sending)
+        if not isinstance(found, Exception):
+            found = self._result(watching)
+        for one in (found, sent):
+            if isinstance(one, Exception):
+                raise one
+        figures: Figures = found
+        return figures
+
+    def _make_ready(self, plan: Plan, worker: Worker, *others: Worker) -> None:
+        """Begin a run; if that fails, ``others`` that have begun it end it."""
+        worker.begin(plan)
+        ready = self._result(worker, "ready")
+        if isinstance(ready, Exception):
+            for other in others:
+                self._result(other)
+            raise ready
+
+    def _result(self, worker: Worker, what: str = "done") -> Any:
         try:
-            return worker.result()
+            return worker.expect(what)
         except (VoidError, WorkerError) as error:
             self._board.view[GIVE_UP] = 1
             return error

@@ -7,12 +7,14 @@ import contextlib
 import multiprocessing
 import traceback
 from collections.abc import Mapping
+from functools import cache
 from multiprocessing.connection import Connection
 from typing import Any, Self
 
 from msight_bus.bench.board import Board
 from msight_bus.bench.candidates import LoopName, Side, Target
 from msight_bus.bench.jobs import Plan, VoidError, publish, subscribe
+from msight_bus.bench.observing import observe
 from msight_bus.settings import BusSettings
 
 
@@ -23,7 +25,7 @@ class WorkerError(Exception):
 def serve(side: Side, role: str, env: Mapping[str, str], board: Board, connection: Connection) -> None:
     """The worker's main function: a plan comes in, an outcome goes out."""
     settings = BusSettings(environ=env)
-    job = {"subscribe": subscribe, "publish": publish}[role]
+    job = {"subscribe": subscribe, "publish": publish, "observe": observe}[role]
     try:
         side.make()  # the imports cost no run any time
     except BaseException:
@@ -54,11 +56,21 @@ def _loop_factory(name: LoopName) -> Any:
     return uvloop.new_event_loop
 
 
+@cache
+def _context() -> Any:
+    """Workers are forked from a clean process that has done the imports; where there is no fork, each imports by itself."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["msight_bus.bench.worker", "msight_bus.bench.bus_sides"])
+    return context
+
+
 class Worker:
     """The parent's handle of a worker process."""
 
     def __init__(self, side: Side, role: str, env: Mapping[str, str], board: Board) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = _context()
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(side, role, dict(env), board, theirs), daemon=True)
         self._process.start()
@@ -69,19 +81,17 @@ class Worker:
     def begin(self, plan: Plan) -> None:
         """Start a run."""
         if not self._up:
-            self._expect("up")
+            self.expect("up")
             self._up = True
         self._connection.send(plan)
 
-    def wait_ready(self) -> None:
-        """Until it has connected."""
-        self._expect("ready")
+    def expect(self, what: str) -> Any:
+        """What it says next, which is ``"ready"``, ``"watched"`` or, with the outcome of the run, ``"done"``.
 
-    def result(self) -> Any:
-        """What the run gave."""
-        return self._expect("done")
-
-    def _expect(self, what: str) -> Any:
+        Raises:
+            VoidError: the run counts for nothing.
+            WorkerError: it failed, or says nothing.
+        """
         if not self._connection.poll(120):
             raise WorkerError(f"{self.name} says nothing.")
         try:

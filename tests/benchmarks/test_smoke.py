@@ -27,6 +27,7 @@ def _available(name: str) -> bool:
     return True
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_candidate_runs_and_every_message_is_counted(backend, tmp_path):
     broker = running_broker(backend)
@@ -39,6 +40,8 @@ def test_every_candidate_runs_and_every_message_is_counted(backend, tmp_path):
     expected |= {("subscribe", name) for name in found.subscribers}
     expected |= {("publish", name) for name in found.publishers}
     expected |= {("topics", name) for name in found.topics}
+    expected |= {("memory", name) for name in found.memory}
+    expected |= {("idle", name) for name in found.idle}
     assert set(rows) == expected
     for (what, name), row in rows.items():
         if name not in (CEILING, BUS) and row["summary"] is None:
@@ -49,6 +52,12 @@ def test_every_candidate_runs_and_every_message_is_counted(backend, tmp_path):
         if what == "latency":
             assert run["samples"] == 100
             assert 0 < run["p50"] <= run["p90"] <= run["p99"] <= run["p99.9"] <= run["max"]
+        elif what == "memory":
+            assert run["peak_bytes"] >= run["idle_bytes"] > 0
+            assert run.get("received", run.get("accepted")) > 0
+        elif what == "idle":
+            assert run["connections"] > 0
+            assert run["requests_rate"] > 0
         else:
             assert row["size"] == SMALL
             assert run["messages"] >= 0

@@ -1,0 +1,136 @@
+"""The bus where speed is not the question: stalled under a flood, before a frozen broker, idle with many topics."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections import Counter
+from contextlib import AsyncExitStack
+from typing import Any
+
+from aiokafka.conn import AIOKafkaConnection
+from aiokafka.protocol.metadata import MetadataRequest
+
+import msight_bus
+from msight_bus import BusError, QueuePolicy
+from msight_bus.bench.candidates import Target, topic_of
+from msight_bus.bench.figures import Figures
+from msight_bus.bench.jobs import Plan
+
+_OPENING_AT_ONCE = 16
+
+
+class _Observer:
+    def __init__(self) -> None:
+        self._stack = AsyncExitStack()
+
+    async def _connect(self, target: Target) -> msight_bus.Bus:
+        return await self._stack.enter_async_context(msight_bus.connect(target.settings))
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self._stack.aclose()
+
+
+class StalledSubscriber(_Observer):
+    """Subscribes with a default bound and takes nothing while a publisher sends many times as much."""
+
+    def __init__(self, policy: str) -> None:
+        """``policy``: a constructor of `QueuePolicy`."""
+        super().__init__()
+        self._policy: QueuePolicy = getattr(QueuePolicy, policy)()
+
+    async def open(self, target: Target) -> None:
+        """Connect and subscribe."""
+        bus = await self._connect(target)
+        self._subscription = await self._stack.enter_async_context(bus.subscribe(target.topic, queue=self._policy))
+
+    async def watch(self, plan: Plan) -> Figures:
+        """Wait until the flood is over."""
+        await asyncio.sleep(plan.warm_up + plan.seconds + 0.3)
+        stats = self._subscription.stats
+        return {
+            "bound_bytes": float(self._policy.max_bytes),
+            "received": float(stats.received),
+            "dropped": float(sum(stats.dropped.values())),
+            "queued_peak": float(stats.queued_peak),
+        }
+
+
+class FrozenPublisher(_Observer):
+    """Publishes to a broker that has stopped."""
+
+    async def open(self, target: Target) -> None:
+        """Connect, and publish once."""
+        bus = await self._connect(target)
+        self._publisher = bus.publisher(target.topic)
+        await self._stack.enter_async_context(self._publisher)
+        await self._publisher.send(bytes(target.size))
+        await self._publisher.flush()
+
+    async def watch(self, plan: Plan) -> Figures:
+        """As fast as it goes, until the time is over; then most of it has been waiting."""
+        accepted = 0
+        try:
+            async with asyncio.timeout(plan.seconds):
+                while True:
+                    await self._publisher.send(b"%b" % bytes(plan.size))
+                    accepted += 1
+        except (TimeoutError, BusError):
+            return {"accepted": float(accepted), "accepted_bytes": float(accepted * plan.size)}
+
+
+class IdleTopics(_Observer):
+    """Subscriptions to many topics on one bus of Kafka, while nothing is published: what they cost, and their metadata."""
+
+    def __init__(self, topics: int) -> None:
+        super().__init__()
+        self._topics = topics
+        self._answers: Counter[int] = Counter()
+        self._answered_bytes: Counter[int] = Counter()
+
+    async def open(self, target: Target) -> None:
+        """Connect and subscribe to all, some at a time."""
+        self._count_answers()
+        begun = time.perf_counter()
+        bus = await self._connect(target)
+        some = asyncio.Semaphore(_OPENING_AT_ONCE)
+
+        async def subscribe(number: int) -> None:
+            async with some:
+                await self._stack.enter_async_context(bus.subscribe(topic_of(target.topic, number)))
+
+        await asyncio.gather(*(subscribe(number) for number in range(self._topics)))
+        self._open_seconds = time.perf_counter() - begun
+
+    async def watch(self, plan: Plan) -> Figures:
+        """Idle."""
+        self._answers.clear()
+        self._answered_bytes.clear()
+        await asyncio.sleep(plan.seconds)
+        metadata = MetadataRequest.API_KEY
+        return {
+            "topics": float(self._topics),
+            "open_seconds": self._open_seconds,
+            "connections": float(_connections()),
+            "requests_rate": self._answers.total() / plan.seconds,
+            "metadata_rate": self._answers[metadata] / plan.seconds,
+            "metadata_bytes_rate": self._answered_bytes[metadata] / plan.seconds,
+        }
+
+    def _count_answers(self) -> None:
+        """In this process, which does nothing else."""
+        handle, answers, answered_bytes = AIOKafkaConnection._handle_frame, self._answers, self._answered_bytes
+
+        def counted(connection: Any, response: bytes) -> Any:
+            api = connection._requests[0][1].API_KEY
+            answers[api] += 1
+            answered_bytes[api] += len(response)
+            return handle(connection, response)
+
+        AIOKafkaConnection._handle_frame = counted
+
+
+def _connections() -> int:
+    return sum(isinstance(one, AIOKafkaConnection) and one.connected() for one in gc.get_objects())
