@@ -10,6 +10,7 @@ from msight_bus.message import Message
 
 _SESSIONS_LIMIT = 4096
 _MISSING_LIMIT = 4096
+_NO_HOLES: list[int] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,20 @@ class SequenceTracker:
         self.duplicates = 0
 
     def observe(self, batch: list[Message]) -> list[int]:
-        """Account for a chunk's messages; returns the sizes of the holes that it reveals."""
+        """Account for a chunk's messages, at least one; returns the sizes of the holes that it reveals."""
+        session = batch[0].session
+        stream = self._streams.get(session) if session is not None else None
+        if stream is None:
+            return self._observe_each(batch)
+        expected = stream.highest
+        for message in batch:  # mostly one publisher's next messages
+            expected += 1
+            if message.sequence != expected or message.session != session:
+                return self._observe_each(batch)
+        stream.highest = expected
+        return _NO_HOLES
+
+    def _observe_each(self, batch: list[Message]) -> list[int]:
         found: list[int] = []
         session: int | None = None
         stream: _Stream | None = None

@@ -16,6 +16,8 @@ from msight_bus.errors import BusError, BusyError, ClosedError
 from msight_bus.message import Message
 from msight_bus.queues import QueuePolicy
 
+_BUSY = "Another task is iterating this subscription; a subscription has one consumer."
+
 
 def _nothing() -> None:
     pass
@@ -25,7 +27,10 @@ class Channel:
     """Bounded queue of messages with one consumer.
 
     Attributes:
-        items: the queued messages, oldest first. The consumer pops from the left, then calls `popped`.
+        items: the queued messages, oldest first. The consumer pops from the left, then calls `popped`; while the channel is not
+            `full`, taking the payload's size from `queued_bytes` is enough.
+        queued_bytes: of the payloads in `items`.
+        full: the feed was asked to pause.
         received: messages that the feed has delivered.
         dropped: messages dropped, by cause.
         peak: the most messages ever queued.
@@ -36,21 +41,24 @@ class Channel:
         "_blocks",
         "_closed",
         "_error",
-        "_full",
+        "_finished",
         "_held",
         "_low_bytes",
         "_low_messages",
+        "_max_bytes",
+        "_max_messages",
         "_on_full",
         "_on_room",
         "_policy",
-        "_queued_bytes",
         "_shedding",
         "_waiter",
         "_wanted",
         "dropped",
         "ended",
+        "full",
         "items",
         "peak",
+        "queued_bytes",
         "received",
     )
 
@@ -67,13 +75,16 @@ class Channel:
         self.dropped: Counter[str] = Counter()
         self.peak = 0
         self.ended = False
+        self._finished = False
         self._policy = policy
+        self._max_messages = policy.max_messages
+        self._max_bytes = policy.max_bytes
         self._blocks = policy.when_full == "block"
         self._low_messages = policy.max_messages // 2
         self._low_bytes = policy.max_bytes // 2
-        self._queued_bytes = 0
+        self.queued_bytes = 0
         self._held: deque[Message] = deque()
-        self._full = False
+        self.full = False
         self._shedding = False
         self._on_full = on_full
         self._on_room = on_room
@@ -92,25 +103,41 @@ class Channel:
     @property
     def room(self) -> int:
         """Messages that still fit; a feed that can choose how much it reads asks for this many."""
-        if self._queued_bytes >= self._policy.max_bytes and self.items:
+        if self.queued_bytes >= self._policy.max_bytes and self.items:
             return 0
         return max(0, self._policy.max_messages - len(self.items))
 
     def deliver(self, batch: list[Message]) -> None:
         """Queue a chunk's messages by the policy and wake the consumer once."""
-        if not batch:
+        items = self.items
+        queued = len(items) + len(batch)
+        size = sum([len(message.payload) for message in batch]) + self.queued_bytes
+        if queued >= self._max_messages or size >= self._max_bytes or self.full or self._finished:
+            self._deliver_by_policy(batch)
             return
         self.received += len(batch)
+        items.extend(batch)
+        self.queued_bytes = size
+        if queued > self.peak:
+            self.peak = queued
+        if self._waiter is not None and queued >= self._wanted:
+            self.wake()
+
+    def _deliver_by_policy(self, batch: list[Message]) -> None:
+        """At a bound, or near it, or after the end."""
+        self.received += len(batch)
+        if not batch:
+            return
         if self._closed or self.ended:
             self.dropped["closed"] += len(batch)  # not settled: a log delivers them again
             return
         items = self.items
         policy = self._policy
         size = sum([len(message.payload) for message in batch])
-        fits = len(items) + len(batch) <= policy.max_messages and self._queued_bytes + size <= policy.max_bytes
+        fits = len(items) + len(batch) <= policy.max_messages and self.queued_bytes + size <= policy.max_bytes
         if fits and not self._held:
             items.extend(batch)
-            self._queued_bytes += size
+            self.queued_bytes += size
             if self._blocks and not self.room:
                 self._fill()
         elif self._held or (self._blocks and not self._shedding):
@@ -131,18 +158,18 @@ class Channel:
         self._fill()
 
     def _fill(self) -> None:
-        if not self._full:
-            self._full = True
+        if not self.full:
+            self.full = True
             self._on_full()
 
     def _take_held(self) -> None:
         items, held, policy = self.items, self._held, self._policy
         while held:
             size = len(held[0].payload)
-            if items and (len(items) >= policy.max_messages or self._queued_bytes + size > policy.max_bytes):
+            if items and (len(items) >= policy.max_messages or self.queued_bytes + size > policy.max_bytes):
                 break
             items.append(held.popleft())
-            self._queued_bytes += size
+            self.queued_bytes += size
         if len(items) > self.peak:
             self.peak = len(items)
 
@@ -151,12 +178,12 @@ class Channel:
         dropped: list[Message] = []
         for message in batch:
             size = len(message.payload)
-            while items and (len(items) >= policy.max_messages or self._queued_bytes + size > policy.max_bytes):
+            while items and (len(items) >= policy.max_messages or self.queued_bytes + size > policy.max_bytes):
                 oldest = items.popleft()
-                self._queued_bytes -= len(oldest.payload)
+                self.queued_bytes -= len(oldest.payload)
                 dropped.append(oldest)
             items.append(message)
-            self._queued_bytes += size
+            self.queued_bytes += size
         self._drop(dropped, policy.when_full)
 
     def _admit_while_room(self, batch: list[Message]) -> None:
@@ -164,11 +191,11 @@ class Channel:
         dropped: list[Message] = []
         for message in batch:
             size = len(message.payload)
-            if items and (len(items) >= policy.max_messages or self._queued_bytes + size > policy.max_bytes):
+            if items and (len(items) >= policy.max_messages or self.queued_bytes + size > policy.max_bytes):
                 dropped.append(message)
             else:
                 items.append(message)
-                self._queued_bytes += size
+                self.queued_bytes += size
         self._drop(dropped, "drop_newest" if policy.when_full == "drop_newest" else "block_timeout")
 
     def _drop(self, messages: Iterable[Message], cause: str) -> None:
@@ -182,7 +209,7 @@ class Channel:
 
     def shed(self) -> None:
         """The feed can wait no longer: drop the newest until the consumer has made room."""
-        if self._full:
+        if self.full:
             self._shedding = True
             self._drop(self._held, "block_timeout")
             self._held.clear()
@@ -193,7 +220,7 @@ class Channel:
             self.dropped["closed"] += 1
             return
         self.items.appendleft(message)
-        self._queued_bytes += len(message.payload)
+        self.queued_bytes += len(message.payload)
         self.peak = max(self.peak, len(self.items))
         if self._waiter is not None and len(self.items) >= self._wanted:
             self.wake()
@@ -207,19 +234,20 @@ class Channel:
             self._held = deque(held)
             self.items.clear()
             self.items.extend(kept)
-            self._queued_bytes = sum(len(message.payload) for message in kept)
+            self.queued_bytes = sum(len(message.payload) for message in kept)
             self.dropped[cause] += gone
             self.popped(0)
 
     def end(self) -> None:
         """Nothing more comes; what is queued is still handed out."""
-        self.ended = True
+        self.ended = self._finished = True
         self.wake()
 
     def fail(self, error: BusError) -> None:
         """``error`` follows what is queued."""
         if self._error is None and not self.ended:
             self._error = error
+            self._finished = True
             self.wake()
 
     def close(self) -> int:
@@ -227,10 +255,10 @@ class Channel:
         left = len(self.items) + len(self._held)
         if left:
             self.dropped["closed"] += left
-        self._closed = True
+        self._closed = self._finished = True
         self.items.clear()
         self._held.clear()
-        self._queued_bytes = 0
+        self.queued_bytes = 0
         self.wake()
         return left
 
@@ -238,11 +266,11 @@ class Channel:
 
     def popped(self, size: int) -> None:
         """The consumer has taken ``size`` bytes from the left of `items`."""
-        self._queued_bytes -= size
+        self.queued_bytes -= size
         if self._held:
             self._take_held()
-        elif self._full and len(self.items) <= self._low_messages and self._queued_bytes <= self._low_bytes:
-            self._full = self._shedding = False
+        elif self.full and len(self.items) <= self._low_messages and self.queued_bytes <= self._low_bytes:
+            self.full = self._shedding = False
             self._on_room()
 
     async def wait(self) -> bool:
@@ -256,7 +284,14 @@ class Channel:
             BusError: the feed broke, and what it had delivered was taken.
         """
         while not self.items and not self._finished:
-            await self._suspend(1)
+            if self._waiter is not None:
+                raise BusyError(_BUSY)
+            self._wanted = 1
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
         if self._closed:
             raise ClosedError("The subscription is closed.")
         if self.items:
@@ -268,26 +303,18 @@ class Channel:
     async def wait_for_more(self, wanted: int, within: float) -> None:
         """Suspend until ``wanted`` messages or as many as fit are queued, ``within`` seconds have passed or nothing
         more will come."""
-        if len(self.items) >= wanted or self._full or not self.room or self._finished or within <= 0:
+        if len(self.items) >= wanted or self.full or not self.room or self._finished or within <= 0:
             return
-        timer = asyncio.get_running_loop().call_later(within, self.wake)
-        try:
-            await self._suspend(wanted)
-        finally:
-            timer.cancel()
-
-    @property
-    def _finished(self) -> bool:
-        return self._closed or self.ended or self._error is not None
-
-    async def _suspend(self, wanted: int) -> None:
         if self._waiter is not None:
-            raise BusyError("Another task is iterating this subscription; a subscription has one consumer.")
+            raise BusyError(_BUSY)
+        loop = asyncio.get_running_loop()
         self._wanted = wanted
-        self._waiter = asyncio.get_running_loop().create_future()
+        self._waiter = loop.create_future()
+        timer = loop.call_later(within, self.wake)
         try:
             await self._waiter
         finally:
+            timer.cancel()
             self._waiter = None
 
     def wake(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from types import MappingProxyType, TracebackType
-from typing import Literal, Self
+from typing import Literal, NoReturn, Self
 
 from msight_bus.accounting import SequenceTracker, SubscriptionStats
 from msight_bus.adapters.base import Adapter, Feed, SubscribeRequest
@@ -55,7 +55,6 @@ class Subscription:
         self._feed: Feed | None = None
         self._full = False
         self._entered = False
-        self._delivered = 0
         self._in_hand: list[Message] = []
         self._consumer: asyncio.Task[object] | None = None
         self._finished = asyncio.Event()
@@ -101,18 +100,22 @@ class Subscription:
             if not message._settled:
                 message.redeliveries += 1
                 self._channel.put_back(message)
-                self._delivered -= 1
         self._in_hand = []
         return self
 
     async def __anext__(self) -> Message:
         if self._in_hand:
             self._settle_in_hand()
-        if not self._items:
-            await self._wait()
-        message = self._items.popleft()
-        self._channel.popped(len(message.payload))
-        self._delivered += 1
+        items = self._items
+        channel = self._channel
+        if not items:
+            self._check_consumer()
+            if not await channel.wait():
+                self._end()
+        message = items.popleft()
+        channel.queued_bytes -= len(message.payload)
+        if channel.full:
+            channel.popped(0)
         message._limits = self._limits
         if self._auto and message._settlement is not None:
             self._in_hand = [message]
@@ -131,26 +134,28 @@ class Subscription:
         items = self._items
         while True:
             if not items:
-                await self._wait()
+                self._check_consumer()
+                if not await self._channel.wait():
+                    self._end()
             await self._channel.wait_for_more(max_messages, within)
             batch = [items.popleft() for _ in range(min(max_messages, len(items)))]
             if batch:
                 break
         self._channel.popped(sum([len(message.payload) for message in batch]))
-        self._delivered += len(batch)
         for message in batch:
             message._limits = self._limits
         if self._auto and batch[0]._settlement is not None:
             self._in_hand = batch
         return batch
 
-    async def _wait(self) -> None:
+    def _check_consumer(self) -> None:
         self._consumer = asyncio.current_task()
         if not self._entered:
             raise ClosedError("Enter the subscription first: async with bus.subscribe(...) as messages.")
-        if not await self._channel.wait():
-            self._finished.set()
-            raise StopAsyncIteration
+
+    def _end(self) -> NoReturn:
+        self._finished.set()
+        raise StopAsyncIteration
 
     def _settle_in_hand(self) -> None:
         in_hand, self._in_hand = self._in_hand, []
@@ -165,7 +170,7 @@ class Subscription:
         counted = tracker is not None or self._adapter.capabilities.persistence
         return SubscriptionStats(
             received=channel.received,
-            delivered=self._delivered,
+            delivered=channel.received - channel.queued - channel.dropped.total(),
             dropped=MappingProxyType(dict(channel.dropped)),
             gaps=self._announced if counted else None,
             missing=(tracker.missing if tracker is not None else self._announced_missing) if counted else None,
@@ -210,7 +215,7 @@ class Subscription:
     # -- the feed's side (adapters.base.Sink)
 
     def deliver(self, batch: list[Message]) -> None:
-        """Queue the messages of one chunk."""
+        """Queue the messages of one chunk, at least one."""
         if self._tracker is not None:
             for missing in self._tracker.observe(batch):
                 self._announce(missing, "lost")
@@ -240,7 +245,6 @@ class Subscription:
         """Deliver a message again."""
         self._in_hand = [held for held in self._in_hand if held is not message]
         self._channel.put_back(message)
-        self._delivered -= 1
 
     def shed(self) -> None:
         """The feed cannot be paused any longer."""

@@ -59,7 +59,7 @@ class Model:
         return hole
 
 
-ARRIVALS = st.lists(st.tuples(st.integers(1, 3), st.none() | st.integers(1, 12)), max_size=8)
+ARRIVALS = st.lists(st.tuples(st.integers(1, 3), st.none() | st.integers(1, 12)), min_size=1, max_size=8)
 ANNOUNCEMENTS = st.tuples(st.integers(1, 4), st.integers(0, 14))
 
 

@@ -54,7 +54,7 @@ class Sink(Protocol):
     """Where a feed delivers: synchronous, so that nothing is awaited between the socket and the queue."""
 
     def deliver(self, batch: list[Message]) -> None:
-        """Queue the messages of one chunk."""
+        """Queue the messages of one chunk, at least one."""
 
     def announce_gap(self, missing: int | None, cause: str) -> None:
         """Messages are missing; ``None`` if how many cannot be known."""

@@ -5,8 +5,13 @@ Source: the NATS client protocol reference. Control lines end with CR LF; the pa
 
 from __future__ import annotations
 
+import struct
+from binascii import unhexlify
+from collections.abc import Iterator
+from typing import cast
+
 from msight_bus.errors import ConnectionLostError
-from msight_bus.wire.runs import LARGEST, Run, Runs
+from msight_bus.wire.frames import Frame, FrameParser, Meta, Run, while_all
 
 MAX_CONTROL_LINE = 1024 * 1024
 """INFO lists the cluster's addresses and can be long; anything longer than this is no NATS server."""
@@ -16,9 +21,6 @@ _LINE_AND_END = MAX_CONTROL_LINE + 2
 MAX_PAYLOAD = 64 * 1024 * 1024
 """The largest max_payload that nats-server accepts."""
 
-Arrival = tuple[bytes, bytes, bytes]
-"""Subscription id, header block (empty if none; only its 48 digits if it is the bus's own header and no other), payload."""
-
 _OURS = b"NATS/1.0\r\nmsight: "
 _OURS_BYTES = len(_OURS) + 48 + 4
 
@@ -27,102 +29,105 @@ class ProtocolError(ConnectionLostError):
     """The peer does not speak NATS."""
 
 
-class NatsParser:
-    """Splits a byte stream into messages and control operations.
+_META = struct.Struct(">QQQ")
+_BLOCK_END = b"\r\n\r\n"
 
-    Attributes:
-        messages: what the last call of `feed` completed, in order, as `Arrival` tuples.
-        operations: control lines (``PONG``, ``PING``, ``INFO …``, ``-ERR …``) met by the last call, each with the number of
-            messages that came before it.
+
+class NatsParser(FrameParser[bytes]):
+    """Splits a byte stream into messages and control lines (``PONG``, ``PING``, ``INFO …``, ``-ERR …``).
+
+    A message that is not a `Frame` is a header block (empty if there is none) and a payload.
+
+    Raises:
+        ProtocolError: from `feed`: this is not the NATS protocol.
     """
 
-    __slots__ = ("_chunks", "_held", "_needed", "_runs", "messages", "operations")
+    __slots__ = ()
 
-    def __init__(self) -> None:
-        self._chunks: list[bytes] = []
-        self._held = 0
-        self._needed = 0
-        self._runs = Runs()
-        self.messages: list[Arrival] = []
-        self.operations: list[tuple[int, bytes]] = []
+    META_BYTES = 48 + len(_BLOCK_END)
 
-    def feed(self, data: bytes) -> None:
-        """Parse the next chunk, however it is cut.
+    def _meta_at(self, data: bytes, position: int) -> Meta | None:
+        if not data.startswith(_BLOCK_END, position + 48):
+            return None
+        try:
+            return cast(Meta, _META.unpack(unhexlify(data[position : position + 48])))
+        except ValueError:  # not by us
+            return None
 
-        Raises:
-            ProtocolError: this is not the NATS protocol.
-        """
-        messages: list[Arrival] = []
-        self.messages = messages
-        self.operations = []
-        if self._chunks:
-            self._chunks.append(data)
-            self._held += len(data)
-            if self._held < self._needed:
-                return  # a large payload is joined once, when its last byte is here
-            data = b"".join(self._chunks)
-            self._chunks.clear()
-        self._needed = 0
-        end = len(data)
-        position = 0
-        find = data.find
-        while position < end:
-            eol = find(b"\r\n", position, position + _LINE_AND_END)
-            if eol < 0:
-                if end - position >= _LINE_AND_END:
-                    raise ProtocolError("A control line has no end; this is no NATS server.")
-                break
-            first = data[position]
-            if first == 77:  # M: MSG <subject> <sid> [reply-to] <bytes>
-                words = data[position:eol].split()
-                if not 4 <= len(words) <= 5 or words[0] != b"MSG":
-                    raise ProtocolError("A MSG line cannot be read.")
-                start = eol + 2
-                stop = start + _size(words[-1])
-                if stop + 2 > end:
-                    self._needed = stop + 2 - position
-                    break
-                messages.append((words[2], b"", data[start:stop]))
-                position = stop + 2
-            elif first == 72:  # H: HMSG <subject> <sid> [reply-to] <header bytes> <total bytes>
-                words = data[position:eol].split()
-                if not 5 <= len(words) <= 6 or words[0] != b"HMSG":
-                    raise ProtocolError("An HMSG line cannot be read.")
-                start = eol + 2
-                body = start + _size(words[-2])
-                stop = start + _size(words[-1])
-                if body > stop:
-                    raise ProtocolError("An HMSG line has more header than message.")
-                if stop + 2 > end:
-                    self._needed = stop + 2 - position
-                    break
-                block = data[start:body]
-                ours = len(block) == _OURS_BYTES and block.startswith(_OURS) and block.endswith(b"\r\n\r\n")
-                messages.append((words[2], block[len(_OURS) : -4] if ours else block, data[body:stop]))
-                after = stop + 2
-                if ours and stop - body < LARGEST:
-                    run = self._runs.seen(data[position : start + len(_OURS)], f"48s4s{stop - body}s2x")
-                    if run is not None:
-                        after = self._take(run, words[2], data, after)
-                position = after
-            else:
-                self.operations.append((len(messages), data[position:eol]))
-                position = eol + 2
-        if position < end:
-            rest = data[position:]
-            self._chunks.append(rest)
-            self._held = len(rest)
+    def _frame_of(self, run: Run, data: bytes, position: int) -> Frame | None:
+        _, digits, end, payload = run.one(data, position)
+        if end != _BLOCK_END:
+            return None
+        try:
+            session, sequence, published = _META.unpack(unhexlify(digits))
+        except ValueError:  # not by us
+            return None
+        return b"", session, sequence, published, payload
 
-    def _take(self, run: Run, sid: bytes, data: bytes, position: int) -> int:
-        """Take the frames that go on as the last one did; returns where they end."""
-        messages = self.messages
-        head = run.head
-        taken = len(messages)
-        for first, meta, end, payload in run.frames(data, position):
-            if first != head or end != b"\r\n\r\n":
-                break
-            messages.append((sid, meta, payload))
-        return position + (len(messages) - taken) * run.size
+    def _frames(self, run: Run, view: memoryview) -> list[Frame]:
+        rows = run.rows(view)
+        rows = while_all([row[2] for row in rows], _BLOCK_END, rows)
+        try:
+            digits = unhexlify(b"".join([row[1] for row in rows]))
+        except ValueError:  # one of them is not by us
+            return []
+        metas = cast(Iterator[Meta], _META.iter_unpack(digits))
+        return [
+            (b"", session, sequence, published, row[3])
+            for (session, sequence, published), row in zip(metas, rows, strict=True)
+        ]
+
+    def _frame(self, data: bytes, position: int, end: int) -> int:
+        eol = data.find(b"\r\n", position, position + _LINE_AND_END)
+        if eol < 0:
+            if end - position >= _LINE_AND_END:
+                raise ProtocolError("A control line has no end; this is no NATS server.")
+            return position
+        first = data[position]
+        if first not in (_M, _H):
+            self._reply(data[position:eol])
+            return eol + 2
+        words = data[position:eol].split()
+        start = eol + 2
+        if first == _M:  # MSG <subject> <sid> [reply-to] <bytes>
+            if not 4 <= len(words) <= 5 or words[0] != b"MSG":
+                raise ProtocolError("A MSG line cannot be read.")
+            body = start
+        else:  # HMSG <subject> <sid> [reply-to] <header bytes> <total bytes>
+            if not 5 <= len(words) <= 6 or words[0] != b"HMSG":
+                raise ProtocolError("An HMSG line cannot be read.")
+            body = start + _size(words[-2])
+        return self._message(data, position, words[2], (start, body, start + _size(words[-1])))
+
+    def _message(self, data: bytes, position: int, sid: bytes, places: tuple[int, int, int]) -> int:
+        """Take a message; ``places`` are where its header block begins, its payload begins and its payload ends."""
+        start, body, stop = places
+        if body > stop:
+            raise ProtocolError("An HMSG line has more header than message.")
+        end, after = len(data), stop + 2
+        if body > end:
+            self._needed = body - position
+            return position
+        block, meta = data[start:body], None
+        if len(block) == _OURS_BYTES and block.startswith(_OURS):
+            meta = self._meta_at(block, len(_OURS))
+        if meta is not None:
+            head = data[position : start + len(_OURS)]
+            self._learn(sid, head, f"48s4s{stop - body}s2x")
+        if after > end:
+            return self._begin((sid, meta, block), data, body, after - end)
+        if meta is None:
+            self._complete(sid, block, data[body:stop])
+        else:
+            session, sequence, published = meta
+            self._add(sid, (b"", session, sequence, published, data[body:stop]))
+        return after
+
+    def _complete(self, address: bytes, block: bytes, payload: bytes) -> None:
+        self._add_other(address, (block, payload))
+
+
+_M, _H = b"MH"
 
 
 def _size(word: bytes) -> int:

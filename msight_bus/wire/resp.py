@@ -6,9 +6,12 @@ UNSUBSCRIBE and PING are arrays too, or simple strings, and errors begin with ``
 
 from __future__ import annotations
 
+import struct
+from typing import cast
+
 from msight_bus.errors import ConnectionLostError
 from msight_bus.wire import envelope
-from msight_bus.wire.runs import LARGEST, Run, Runs
+from msight_bus.wire.frames import Frame, FrameParser, Meta, Run
 
 MAX_BULK = 512 * 1024 * 1024
 """Redis's default ``proto-max-bulk-len``."""
@@ -23,115 +26,80 @@ _PREFIX_BYTES = envelope.PREFIX_BYTES
 _FRAMED = envelope.MAGIC + bytes(4)
 """How a prefix without an extension begins; what is behind it is the metadata."""
 
-Arrival = tuple[bytes, bytes, bytes]
-"""Channel, the bus's metadata (24 bytes, then the extension; empty in a raw payload), payload."""
+_unpack_meta = struct.Struct(">QQQ").unpack_from
 
 
 class RespError(ConnectionLostError):
     """The peer does not speak RESP2."""
 
 
-class RespParser:
-    """Splits a byte stream into messages and replies.
+class RespParser(FrameParser[str | None]):
+    """Splits a byte stream into messages and replies, of which the text of an error is kept.
 
-    Attributes:
-        messages: what the last call of `feed` completed, in order, as `Arrival` tuples.
-        replies: for each reply met by the last call, the number of messages that came before it, and the text of the error
-            or ``None``.
+    A message that is not a `Frame` is the bus's metadata (24 bytes, then the extension; empty in a raw payload) and the payload.
+
+    Raises:
+        RespError: from `feed`: this is not RESP2.
     """
 
-    __slots__ = ("_chunks", "_held", "_needed", "_runs", "messages", "replies")
+    __slots__ = ()
 
-    def __init__(self) -> None:
-        self._chunks: list[bytes] = []
-        self._held = 0
-        self._needed = 0
-        self._runs = Runs()
-        self.messages: list[Arrival] = []
-        self.replies: list[tuple[int, str | None]] = []
+    META_BYTES = 24
 
-    def feed(self, data: bytes) -> None:
-        """Parse the next chunk, however it is cut.
+    def _meta_at(self, data: bytes, position: int) -> Meta | None:
+        return cast(Meta, _unpack_meta(data, position))
 
-        Raises:
-            RespError: this is not RESP2.
-        """
-        self.messages = []
-        self.replies = []
-        if self._chunks:
-            self._chunks.append(data)
-            self._held += len(data)
-            if self._held < self._needed:
-                return  # a large payload is joined once, when its last byte is here
-            data = b"".join(self._chunks)
-            self._chunks.clear()
-        self._needed = 0
-        position = 0
-        while position < len(data):
-            after = (
-                self._messages(data, position) if data.startswith(_MESSAGE, position) else self._reply(data, position)
-            )
-            if after == position:
-                rest = data[position:]
-                self._chunks.append(rest)
-                self._held = len(rest)
-                return
-            position = after
+    def _frame_of(self, run: Run, data: bytes, position: int) -> Frame | None:
+        return run.one(data, position)
 
-    def _messages(self, data: bytes, position: int) -> int:
-        """Take messages until something else comes or one is incomplete; returns where that begins."""
-        append = self.messages.append
-        find, startswith = data.find, data.startswith
-        end = len(data)
-        while startswith(_MESSAGE, position):
-            eol = find(b"\r\n", position + _HEAD)
-            if eol < 0:
-                return self._incomplete(end - position, position)
-            start = eol + 2
-            stop = start + _length(data[position + _HEAD : eol])
-            eol = find(b"\r\n", stop + 3)
-            if eol < 0:
-                return self._incomplete(end - stop, position)
-            if data[stop : stop + 3] != b"\r\n$":
-                raise RespError("A message of Redis cannot be read.")
-            size = _length(data[stop + 3 : eol])
-            body = eol + 2
-            after = body + size + 2
+    def _frames(self, run: Run, view: memoryview) -> list[Frame]:
+        return run.rows(view)
+
+    def _frame(self, data: bytes, position: int, end: int) -> int:
+        if not data.startswith(_MESSAGE, position):
+            return self._other_frame(data, position)
+        eol = data.find(b"\r\n", position + _HEAD)
+        if eol < 0:
+            return self._incomplete(end - position, position)
+        start = eol + 2
+        stop = start + _length(data[position + _HEAD : eol], MAX_LINE)
+        eol = data.find(b"\r\n", stop + 3)
+        if eol < 0:
+            return self._incomplete(end - stop, position)
+        if data[stop : stop + 3] != b"\r\n$":
+            raise RespError("A message of Redis cannot be read.")
+        size = _length(data[stop + 3 : eol], MAX_BULK)
+        body = eol + 2
+        if body + min(size, _PREFIX_BYTES) > end:
+            self._needed = body + min(size, _PREFIX_BYTES) - position
+            return position
+        after = body + size + 2
+        channel = data[start:stop]
+        if size >= _PREFIX_BYTES and data.startswith(_FRAMED, body):
+            self._learn(channel, data[position : body + 8], f"QQQ{size - _PREFIX_BYTES}s2x")
+            session, sequence, published = meta = _unpack_meta(data, body + 8)
+            begin = body + _PREFIX_BYTES
             if after > end:
-                self._needed = after - position
-                return position
-            channel = data[start:stop]
-            if size >= _PREFIX_BYTES and startswith(_FRAMED, body):
-                append((channel, data[body + 8 : body + _PREFIX_BYTES], data[body + _PREFIX_BYTES : after - 2]))
-                if size < LARGEST:
-                    run = self._runs.seen(data[position:body], f"8s24s{size - _PREFIX_BYTES}s2x")
-                    if run is not None:
-                        after = self._take(run, channel, data, after)
-            else:
-                prefix = envelope.prefix_length(data, body, size)
-                append((channel, data[body + 8 : body + prefix] if prefix else b"", data[body + prefix : after - 2]))
-            position = after
-        return position
+                return self._begin((channel, meta, b""), data, begin, after - end)
+            self._add(channel, (b"", session, sequence, published, data[begin : after - 2]))
+        elif after > end:
+            return self._begin((channel, None, b""), data, body, after - end)
+        else:
+            self._complete(channel, b"", data[body : after - 2])
+        return after
 
-    def _take(self, run: Run, channel: bytes, data: bytes, position: int) -> int:
-        """Take the frames that go on as the last one did; returns where they end."""
-        messages = self.messages
-        head = run.head
-        taken = len(messages)
-        for first, framed, meta, payload in run.frames(data, position):
-            if first != head or framed != _FRAMED:
-                break
-            messages.append((channel, meta, payload))
-        return position + (len(messages) - taken) * run.size
+    def _complete(self, address: bytes, block: bytes, payload: bytes) -> None:
+        prefix = envelope.prefix_length(payload, 0, len(payload))
+        self._add_other(address, (payload[8:prefix], payload[prefix:]))
 
-    def _reply(self, data: bytes, position: int) -> int:
+    def _other_frame(self, data: bytes, position: int) -> int:
         """Take one reply; returns where it ends, or ``position`` if it is incomplete."""
         eol = data.find(b"\r\n", position)
         if eol < 0:
             return self._incomplete(len(data) - position, position)
         kind, after = data[position], eol + 2
         if kind == _ARRAY:
-            elements = _length(data[position + 1 : eol])
+            elements = _length(data[position + 1 : eol], MAX_BULK)
             if elements > MAX_ELEMENTS:
                 raise RespError(f"A reply of {elements} elements is none that Redis gives to a subscriber.")
             for _ in range(elements):
@@ -139,7 +107,7 @@ class RespParser:
                 if eol < 0:
                     return self._incomplete(len(data) - after, position)
                 if data[after] == _BULK and data[after + 1 : eol] != b"-1":
-                    length = _length(data[after + 1 : eol])
+                    length = _length(data[after + 1 : eol], MAX_BULK)
                     if length > MAX_LINE:
                         raise RespError(f"An element of {length} bytes is none that Redis gives to a subscriber.")
                     eol += 2 + length
@@ -148,8 +116,7 @@ class RespParser:
                 after = eol + 2
         elif kind not in (_STRING, _ERROR, _INTEGER):
             raise RespError("The peer does not speak RESP2.")
-        error = data[position + 1 : after - 2].decode("utf-8", "replace") if kind == _ERROR else None
-        self.replies.append((len(self.messages), error))
+        self._reply(data[position + 1 : after - 2].decode("utf-8", "replace") if kind == _ERROR else None)
         return after
 
     def _incomplete(self, without_end: int, position: int) -> int:
@@ -161,7 +128,7 @@ class RespParser:
 _ARRAY, _BULK, _STRING, _ERROR, _INTEGER = b"*$+-:"
 
 
-def _length(digits: bytes) -> int:
-    if not digits.isdigit() or len(digits) > 9 or (length := int(digits)) > MAX_BULK:
+def _length(digits: bytes, limit: int) -> int:
+    if not digits.isdigit() or len(digits) > 9 or (length := int(digits)) > limit:
         raise RespError("A length of Redis cannot be read.")
     return length

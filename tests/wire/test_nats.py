@@ -51,20 +51,45 @@ ARRIVALS = [
 
 
 def events(parser: NatsParser) -> list[object]:
-    """Messages and operations of the last call in the order of the stream."""
-    found: list[object] = list(parser.messages)
-    for position, operation in reversed(parser.operations):
-        found.insert(position, operation)
+    """What can be taken, in the order of the stream; of the bus's own header its digits."""
+    segments, replies = parser.take()
+    done, found = 0, []
+    for position, operation in [*replies, (len(segments), None)]:
+        found += [message for segment in segments[done:position] for message in arrivals(segment)]
+        found += [] if operation is None else [operation]
+        done = position
     return found
 
 
-def parse(*chunks: bytes) -> list[object]:
+def arrivals(segment) -> list[tuple[bytes, bytes, bytes]]:
+    sid, frames, others = segment
+    if frames is not None:
+        return [(sid, b"%016x%016x%016x" % frame[1:4], frame[4]) for frame in frames]
+    return [(sid, block, payload) for block, payload in others]
+
+
+def by_subscription(found: list[object]) -> list[object]:
+    """Operations stay where they are; between them each subscription's messages, in their order."""
+    groups: list[object] = []
+    group: dict[object, list[object]] = {}
+    for event in found:
+        if isinstance(event, tuple):
+            group.setdefault(event[0], []).append(event[1:])
+        else:
+            groups += [group, event]
+            group = {}
+    return [*groups, group]
+
+
+def parse(*chunks: bytes, at_once: bool = False) -> list[object]:
+    """``at_once`` takes what came after the last chunk."""
     parser = NatsParser()
     found: list[object] = []
     for chunk in chunks:
         parser.feed(chunk)
-        found += events(parser)
-    return found
+        if not at_once:
+            found += events(parser)
+    return found + events(parser)
 
 
 def cut(stream: bytes, *places: int) -> list[bytes]:
@@ -127,9 +152,10 @@ def _as_nats_py(event: object) -> object:
 def test_the_recorded_stream_is_read_as_it_was_sent():
     parser = NatsParser()
     parser.feed(RECORDED)
-    assert parser.messages == ARRIVALS
+    segments, operations = parser.take()
+    assert [message for segment in segments for message in arrivals(segment)] == ARRIVALS
     ok, info = b"+OK", INFO[:-2]
-    assert parser.operations == [
+    assert operations == [
         *[(0, line) for line in (info, ok, b"PONG", info, ok, ok, ok, ok)],
         *[(n, ok) for n in (1, 2, 3, 4, 5)],
         (6, b"-ERR 'Permissions Violation for Subscription to \"hidden\"'"),
@@ -140,18 +166,21 @@ def test_the_recorded_stream_is_read_as_it_was_sent():
 
 
 def test_every_cut_in_two_gives_the_same():
-    whole = parse(RECORDED)
+    whole = by_subscription(parse(RECORDED))
     for place in range(len(RECORDED) + 1):
-        assert parse(*cut(RECORDED, place)) == whole
+        assert by_subscription(parse(*cut(RECORDED, place))) == whole
+        assert by_subscription(parse(*cut(RECORDED, place), at_once=True)) == whole
 
 
 def test_byte_by_byte_gives_the_same():
-    assert parse(*[RECORDED[i : i + 1] for i in range(len(RECORDED))]) == parse(RECORDED)
+    assert by_subscription(parse(*[RECORDED[i : i + 1] for i in range(len(RECORDED))])) == by_subscription(
+        parse(RECORDED)
+    )
 
 
 @given(st.lists(st.integers(0, len(RECORDED)), max_size=60))
 def test_any_cut_gives_the_same(places):
-    assert parse(*cut(RECORDED, *places)) == parse(RECORDED)
+    assert by_subscription(parse(*cut(RECORDED, *places))) == by_subscription(parse(RECORDED))
 
 
 def test_a_message_is_there_with_its_last_byte_and_not_before():
@@ -159,11 +188,11 @@ def test_a_message_is_there_with_its_last_byte_and_not_before():
     stream = b"HMSG a.b 27 96 101\r\n" + BLOCK + b"hello\r\n"
     for i in range(len(stream) - 1):
         parser.feed(stream[i : i + 1])
-        assert (parser.messages, parser.operations) == ([], [])
+        assert events(parser) == []
     parser.feed(stream[-1:])
-    assert parser.messages == [(b"27", BLOCK, b"hello")]
+    assert events(parser) == [(b"27", BLOCK, b"hello")]
     parser.feed(b"PONG\r\n")
-    assert (parser.messages, parser.operations) == ([], [(0, b"PONG")])
+    assert events(parser) == [b"PONG"]
 
 
 # -- as nats-py reads it
@@ -190,14 +219,14 @@ def frames(draw) -> bytes:
 
 
 def test_the_recorded_stream_is_read_as_nats_py_reads_it():
-    assert as_nats_py(parse(RECORDED)) == parse_as_nats_py(RECORDED)
+    assert by_subscription(as_nats_py(parse(RECORDED))) == by_subscription(parse_as_nats_py(RECORDED))
 
 
 @given(st.lists(frames(), max_size=8), st.lists(st.integers(0, 2000), max_size=10))
 def test_any_stream_is_read_as_nats_py_reads_it(sent, places):
     stream = b"".join(sent)
     found = parse(*cut(stream, *[min(place, len(stream)) for place in places]))
-    assert as_nats_py(found) == parse_as_nats_py(stream)
+    assert by_subscription(as_nats_py(found)) == by_subscription(parse_as_nats_py(stream))
 
 
 # -- what is not NATS
@@ -256,7 +285,7 @@ def test_a_declared_size_takes_no_memory_until_the_bytes_come():
     finally:
         tracemalloc.stop()
     assert peak < 10_000
-    assert parser.messages == []
+    assert events(parser) == []
 
 
 @pytest.mark.parametrize("tail", [b"", b"\r"])
@@ -342,7 +371,7 @@ def test_payloads_are_copies_that_do_not_keep_the_chunk():
     tracemalloc.start()
     try:
         parser.feed(b"MSG a 1 3\r\nabc\r\nMSG b 2 %d\r\n" % 1_000_000 + bytes(1_000_000) + b"\r\n")
-        kept = parser.messages[0]
+        kept = events(parser)[0]
         parser.feed(b"")
         current, _ = tracemalloc.get_traced_memory()
     finally:
@@ -410,25 +439,26 @@ RUN = b"".join(
 def test_our_own_header_comes_as_its_digits_in_a_run_as_outside():
     parser = NatsParser()
     parser.feed(RUN)
-    assert [(sid, int(digits[16:32], 16)) for sid, digits, _ in parser.messages] == [
-        *[(b"1", i) for i in range(1, 10)],
-        (b"2", 1),
-        *[(b"1", i) for i in [*range(10, 13), *range(3)]],
+    segments, operations = parser.take()
+    assert [(sid, [frame[2] for frame in frames]) for sid, frames, _ in segments] == [
+        (b"1", list(range(1, 13))),
+        (b"2", [1]),
+        (b"1", list(range(3))),
     ]
-    assert parser.operations == [(13, b"PING")]
-    assert parser.messages[4][2] == b"payload 5"
+    assert operations == [(2, b"PING")]
+    assert segments[0][1][4][4] == b"payload 5"
 
 
 def test_the_lines_of_a_run_are_not_read_one_by_one():
     parser = NatsParser()
     stream = b"".join(ours(b"a.b", b"1", i, b"payload") for i in range(100))
     assert calls_while(lambda: parser.feed(stream))["find"] < 5
-    assert len(parser.messages) == 100
+    assert len(events(parser)) == 100
 
 
 @given(st.lists(st.integers(0, len(RUN)), max_size=12))
 def test_any_cut_of_runs_gives_the_same(places):
-    assert parse(*cut(RUN, *places)) == parse(RUN)
+    assert by_subscription(parse(*cut(RUN, *places))) == by_subscription(parse(RUN))
 
 
 @st.composite
@@ -452,7 +482,7 @@ def runs(draw) -> bytes:
 def test_any_runs_are_read_as_nats_py_reads_them(sent, places):
     stream = b"".join(sent)
     found = parse(*cut(stream, *[min(place, len(stream)) for place in places]))
-    assert as_nats_py(found) == parse_as_nats_py(stream)
+    assert by_subscription(as_nats_py(found)) == by_subscription(parse_as_nats_py(stream))
 
 
 @pytest.mark.parametrize(

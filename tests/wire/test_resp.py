@@ -46,26 +46,47 @@ STREAM = b"".join(
 )
 
 
-def parse(*chunks):
-    """Channels with their whole data, and replies, in the order of the stream."""
+def parse(*chunks, at_once=False):
+    """Channels with their whole data, and replies, in the order of the stream; ``at_once`` takes them after the last chunk."""
     parser = RespParser()
     found = []
     for chunk in chunks:
         parser.feed(chunk)
-        done = 0
-        for position, error in parser.replies:
-            found += map(whole, parser.messages[done:position])
-            found.append(error)
-            done = position
-        found += map(whole, parser.messages[done:])
+        if not at_once:
+            found += taken(parser)
+    return found + taken(parser)
+
+
+def taken(parser):
+    segments, replies = parser.take()
+    done, found = 0, []
+    for position, error in [*replies, (len(segments), ...)]:
+        found += [message for segment in segments[done:position] for message in whole(segment)]
+        found += [] if error is ... else [error]
+        done = position
     return found
 
 
-def whole(arrival):
-    channel, meta, payload = arrival
-    if not meta:
-        return channel, payload
-    return channel, envelope.prefix(*envelope.unpack_meta(meta[:24]), meta[24:]) + payload
+def whole(segment):
+    channel, frames, others = segment
+    if frames is not None:
+        return [(channel, envelope.prefix(*frame[1:4], b"") + frame[4]) for frame in frames]
+    return [
+        (channel, envelope.prefix(*envelope.unpack_meta(meta[:24]), meta[24:]) + payload if meta else payload)
+        for meta, payload in others
+    ]
+
+
+def by_channel(found):
+    """Replies stay where they are; between them each channel's messages, in their order."""
+    groups, group = [], {}
+    for event in found:
+        if isinstance(event, tuple):
+            group.setdefault(event[0], []).append(event[1])
+        else:
+            groups += [group, event]
+            group = {}
+    return [*groups, group]
 
 
 def parse_with_hiredis(stream):
@@ -81,34 +102,37 @@ def parse_with_hiredis(stream):
 
 
 def test_it_reads_what_hiredis_reads():
-    assert parse(STREAM) == parse_with_hiredis(STREAM)
+    assert by_channel(parse(STREAM)) == by_channel(parse_with_hiredis(STREAM))
     assert sum(isinstance(event, tuple) for event in parse(STREAM)) == 17
 
 
 def test_the_metadata_is_told_from_the_payload():
     parser = RespParser()
     parser.feed(STREAM)
-    assert [payload for _, meta, payload in parser.messages if not meta] == [
+    segments, _ = parser.take()
+    assert [payload for _, _, others in segments for meta, payload in others if not meta] == [
         b"raw", b"", b"\xc1MB\x01 looks like ours and is too short",
     ]  # fmt: skip
-    assert [len(meta) for _, meta, _ in parser.messages if meta].count(24) == 12
-    assert parser.messages[3] == (b"a.b", framed(4, b"")[8:], b"payload 4")
+    frames = [(channel, *frame[1:]) for channel, frames, _ in segments for frame in frames or ()]
+    assert len(frames) == 12
+    assert frames[3] == (b"a.b", 7, 4, 1_700_000_000_000_000_000, b"payload 4")
 
 
 def test_every_cut_in_two_gives_the_same():
-    expected = parse(STREAM)
+    expected = by_channel(parse(STREAM))
     for place in range(len(STREAM) + 1):
-        assert parse(STREAM[:place], STREAM[place:]) == expected
+        assert by_channel(parse(STREAM[:place], STREAM[place:])) == expected
+        assert by_channel(parse(STREAM[:place], STREAM[place:], at_once=True)) == expected
 
 
 def test_byte_by_byte_gives_the_same():
-    assert parse(*[STREAM[i : i + 1] for i in range(len(STREAM))]) == parse(STREAM)
+    assert by_channel(parse(*[STREAM[i : i + 1] for i in range(len(STREAM))])) == by_channel(parse(STREAM))
 
 
 @given(st.lists(st.integers(0, len(STREAM)), max_size=12))
 def test_any_cut_gives_the_same(places):
     chunks = [STREAM[start:end] for start, end in pairwise([0, *sorted(places), len(STREAM)])]
-    assert parse(*chunks) == parse(STREAM)
+    assert by_channel(parse(*chunks)) == by_channel(parse(STREAM))
 
 
 @given(st.lists(st.tuples(st.sampled_from([b"a", b"b.c"]), st.binary(max_size=80), st.booleans()), max_size=40))
@@ -116,7 +140,7 @@ def test_any_messages_are_read_as_hiredis_reads_them(messages):
     stream = b"".join(
         message(channel, framed(i, data) if ours else data) for i, (channel, data, ours) in enumerate(messages)
     )
-    assert parse(stream) == parse_with_hiredis(stream)
+    assert by_channel(parse(stream)) == by_channel(parse_with_hiredis(stream))
 
 
 @given(st.binary(max_size=200))
@@ -158,5 +182,5 @@ def test_a_large_payload_is_joined_once():
         parser.feed(stream[start : start + 65536])
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert parser.messages[0][2] == payload
-    assert peak < 3.2 * len(payload)  # the chunks, their whole, the payload
+    assert parser.take()[0][0][1][0][4] == payload
+    assert peak < 2.2 * len(payload)  # the chunks and the payload

@@ -10,16 +10,16 @@ import json
 import logging
 import re
 import time
-from binascii import unhexlify
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import quote, unquote
 
 from msight_bus.adapters.base import Stamp
 from msight_bus.adapters.link import BURST_BYTES, Link
-from msight_bus.adapters.live import Connection, LiveFeed, LiveLink
+from msight_bus.adapters.live import Connection, LiveFeed
+from msight_bus.adapters.receiving import ReceivingLink
 from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError, MessageTooLargeError
-from msight_bus.message import NO_HEADERS, Message
+from msight_bus.message import Message
 from msight_bus.wire import envelope
 from msight_bus.wire.nats import NatsParser, ProtocolError, parse_headers
 
@@ -33,7 +33,7 @@ _FIXED_BYTES = len(b"NATS/1.0\r\nmsight: ") + 48 + len(b"\r\n\r\n")
 _PERMISSION = re.compile(r"permissions violation for (publish|subscription) to \"([^\"]+)\"", re.IGNORECASE)
 
 
-class NatsLink(LiveLink):
+class NatsLink(ReceivingLink[bytes]):
     """Publishes and subscribes."""
 
     def __init__(
@@ -46,7 +46,7 @@ class NatsLink(LiveLink):
         max_payload: int,
         on_max_payload: Callable[[int], None],
     ) -> None:
-        super().__init__(transport, on_lost)
+        super().__init__(transport, on_lost, NatsParser())
         self._owner = owner
         self._stamp = stamp
         self._max_payload = max_payload
@@ -54,8 +54,6 @@ class NatsLink(LiveLink):
         self._heads: dict[
             str, tuple[tuple[int, int], bytes]
         ] = {}  # by topic: the last sizes, and the command up to them
-        self._parser = NatsParser()
-        self._feeds: dict[bytes, LiveFeed] = {}
         self._refused: dict[bytes, BusError] = {}
         self._last_sid = 0
         self._next_ping = _PING_EVERY
@@ -114,7 +112,7 @@ class NatsLink(LiveLink):
         """SUB, confirmed by a round trip; a refusal comes before the PONG."""
         self._last_sid += 1
         sid = b"%d" % self._last_sid
-        self._feeds[sid] = feed
+        self._feeds[sid] = [feed]
         group = b"" if feed.group_id is None else feed.group_id.encode() + b" "
         self.write(b"SUB %b %b%b\r\n" % (feed.topic.encode(), group, sid))
         return asyncio.ensure_future(self._confirmed(sid, self.ping()))
@@ -128,78 +126,41 @@ class NatsLink(LiveLink):
 
     def remove(self, feed: LiveFeed) -> asyncio.Future[None]:
         """UNSUB and a round trip, behind which nothing comes."""
-        sids = [sid for sid, known in self._feeds.items() if known is feed]
+        sids = [sid for sid, known in self._feeds.items() if feed in known]
         for sid in sids:
             self.write(b"UNSUB %b\r\n" % sid)
         answer = self.ping()
         answer.add_done_callback(lambda _: [self._feeds.pop(sid, None) for sid in sids])
         return answer
 
-    def data_received(self, data: bytes) -> None:
-        """Parse a chunk and deliver each subscription's messages as one list."""
-        self.received_at = self.loop.time()
-        parser = self._parser
-        try:
-            parser.feed(data)
-        except ProtocolError as error:
-            self.fail(error)
-            return
-        messages = parser.messages
-        done = 0
-        for position, operation in parser.operations:
-            if position > done:  # in order: whoever is unsubscribed by the next operation gets what came before it
-                self._deliver(messages[done:position])
-                done = position
-            self._operate(operation)
-        if done < len(messages):
-            self._deliver(messages[done:] if done else messages)
-
-    def _deliver(self, arrivals: list[tuple[bytes, bytes, bytes]]) -> None:
-        received_at = time.time()
-        unpack = envelope.unpack_meta
-        sid = b""
-        feed: LiveFeed | None = None
-        topic = ""
-        batch: list[Message] = []
-        for arrived_sid, block, payload in arrivals:
-            if arrived_sid != sid:
-                if batch and feed is not None:
-                    feed.sink.deliver(batch)
-                    batch = []
-                sid = arrived_sid
-                feed = self._feeds.get(sid)
-                topic = feed.topic if feed is not None else ""
-            if len(block) == 48:
-                try:
-                    session, sequence, published = unpack(unhexlify(block))
-                except ValueError:  # not by us
-                    batch.append(_with_headers(topic, b"NATS/1.0\r\nmsight: " + block, payload, received_at))
-                    continue
-                batch.append(
-                    Message(topic, payload, NO_HEADERS, None, session, sequence, published * 1e-9, received_at)
-                )
-                continue
-            batch.append(_with_headers(topic, block, payload, received_at))
-        if batch and feed is not None:
-            feed.sink.deliver(batch)
-
-    def _operate(self, line: bytes) -> None:
-        if line == b"PONG":
+    def _answered(self, reply: bytes) -> None:
+        if reply == b"PONG":
             self.in_flight.confirm_to_answer()
-        elif line == b"PING":
+        elif reply == b"PING":
             self.write(b"PONG\r\n")
-        elif line.startswith(b"INFO "):
+        elif reply.startswith(b"INFO "):
             try:
-                info = json.loads(line[5:])
+                info = json.loads(reply[5:])
             except (ValueError, RecursionError):
                 return
             if isinstance(info, dict) and isinstance(limit := info.get("max_payload"), int):
                 self._max_payload = min(self._max_payload, limit)
                 self._on_max_payload(limit)
-        elif line.startswith(b"-ERR"):
-            self._refuse(line[4:].strip().strip(b"'").decode("utf-8", "replace"))
-        elif line not in (b"", b"+OK"):
+        elif reply.startswith(b"-ERR"):
+            self._refuse(reply[4:].strip().strip(b"'").decode("utf-8", "replace"))
+        elif reply not in (b"", b"+OK"):
             self.fail(ProtocolError("The peer does not speak NATS."))
+
+    def _other(self, topic: str, metadata: bytes, payload: bytes, received_at: float) -> Message:
+        if not metadata:
+            return Message(topic, payload, received_at=received_at)
+        headers = parse_headers(metadata)
+        value, has_key, key = headers.pop(envelope.HEADER, "").partition(" ")
+        meta = envelope.parse_header(value)
+        session, sequence, published_at = meta if meta is not None else (None, None, None)
+        return Message(
+            topic, payload, headers, unquote(key) if has_key else None, session, sequence, published_at, received_at
+        )
 
     def _refuse(self, text: str) -> None:
         error: BusError = AuthenticationError(f"NATS refused: {text}")
@@ -207,8 +168,8 @@ class NatsLink(LiveLink):
         if permission is not None and permission[1].lower() == "publish":
             self._owner.refuse(permission[2], error)
         elif permission is not None:
-            for sid, feed in self._feeds.items():
-                if feed.topic == permission[2]:
+            for sid, feeds in self._feeds.items():
+                if feeds[0].topic == permission[2]:
                     self._refused[sid] = error
         elif "authorization" in text.lower() or "authentication" in text.lower():
             self.fail(error)
@@ -219,16 +180,3 @@ class NatsLink(LiveLink):
 
 def _more_headers(headers: Mapping[str, str] | None) -> bytes:
     return b"".join([b"%b: %b\r\n" % (name.encode(), value.encode()) for name, value in (headers or {}).items()])
-
-
-def _with_headers(topic: str, block: bytes, payload: bytes, received_at: float) -> Message:
-    """A message with headers of its own, or none at all."""
-    if not block:
-        return Message(topic, payload, received_at=received_at)
-    headers = parse_headers(block)
-    value, has_key, key = headers.pop(envelope.HEADER, "").partition(" ")
-    meta = envelope.parse_header(value)
-    session, sequence, published_at = meta if meta is not None else (None, None, None)
-    return Message(
-        topic, payload, headers, unquote(key) if has_key else None, session, sequence, published_at, received_at
-    )

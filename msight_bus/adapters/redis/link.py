@@ -17,10 +17,11 @@ import hiredis
 from msight_bus.adapters.base import Stamp
 from msight_bus.adapters.link import BURST_BYTES, Link
 from msight_bus.adapters.live import Connection, LiveFeed, LiveLink
+from msight_bus.adapters.receiving import ReceivingLink
 from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError, HeaderError, MessageTooLargeError
-from msight_bus.message import NO_HEADERS, Message
+from msight_bus.message import Message
 from msight_bus.wire import envelope
-from msight_bus.wire.resp import RespError, RespParser
+from msight_bus.wire.resp import RespParser
 
 _PING = b"*1\r\n$4\r\nPING\r\n"
 _NO_HEAD = (-1, b"")
@@ -115,13 +116,11 @@ class PublishLink(LiveLink):
                 self._owner.refuse(topic, broker_error(str(reply)))
 
 
-class SubscribeLink(LiveLink):
+class SubscribeLink(ReceivingLink[str | None]):
     """Receives the messages of its channels."""
 
     def __init__(self, transport: Any, on_lost: Callable[[Link, BusError], None]) -> None:
-        super().__init__(transport, on_lost)
-        self._parser = RespParser()
-        self._feeds: dict[bytes, list[LiveFeed]] = {}
+        super().__init__(transport, on_lost, RespParser())
         self._asked: deque[asyncio.Future[None]] = deque()
 
     def add(self, feed: LiveFeed) -> asyncio.Future[None]:
@@ -162,6 +161,9 @@ class SubscribeLink(LiveLink):
         self.write(command)
         return answer
 
+    def _answered(self, reply: str | None) -> None:
+        self._answer(None if reply is None else broker_error(reply))
+
     def _answer(self, error: BusError | None) -> None:
         if self._asked:
             answer = self._asked.popleft()
@@ -172,67 +174,19 @@ class SubscribeLink(LiveLink):
             else:
                 answer.set_exception(error)
 
-    def data_received(self, data: bytes) -> None:
-        """Parse a chunk and deliver each channel's messages as one list."""
-        self.received_at = self.loop.time()
-        parser = self._parser
-        try:
-            parser.feed(data)
-        except RespError as error:
-            self.fail(error)
-            return
-        messages = parser.messages
-        done = 0
-        for position, error_text in parser.replies:
-            if position > done:  # in order: whoever is unsubscribed by the next reply gets what came before it
-                self._deliver_all(messages[done:position])
-                done = position
-            self._answer(None if error_text is None else broker_error(error_text))
-        if done < len(messages):
-            self._deliver_all(messages[done:] if done else messages)
-
-    def _deliver_all(self, arrivals: list[tuple[bytes, bytes, bytes]]) -> None:
-        received_at = time.time()
-        unpack = envelope.unpack_meta
-        channel = b""
-        topic = ""
-        batch: list[Message] = []
-        for arrived_channel, meta, payload in arrivals:
-            if arrived_channel != channel:
-                if batch:
-                    self._deliver(channel, batch)
-                    batch = []
-                channel = arrived_channel
-                topic = channel.decode()
-            if len(meta) == 24:
-                session, sequence, published = unpack(meta)
-                batch.append(
-                    Message(topic, payload, NO_HEADERS, None, session, sequence, published * 1e-9, received_at)
-                )
-            else:
-                batch.append(_with_extension(topic, meta, payload, received_at))
-        if batch:
-            self._deliver(channel, batch)
-
-    def _deliver(self, channel: bytes, batch: list[Message]) -> None:
-        for feed in self._feeds.get(channel, ()):
-            feed.sink.deliver(batch)
-
     def connection_lost(self, error: Exception | None) -> None:
         """Fail what waits for an answer."""
         super().connection_lost(error)
         while self._asked:
             self._answer(ConnectionLostError("The connection was lost before Redis answered."))
 
-
-def _with_extension(topic: str, meta: bytes, payload: bytes, received_at: float) -> Message:
-    """A message with a key or headers of its own, or none of ours."""
-    if not meta:
-        return Message(topic, payload, received_at=received_at)
-    session, sequence, published = envelope.unpack_meta(meta[:24])
-    try:
-        key, headers = envelope.unpack_extension(meta[24:])
-    except ValueError:  # it only looked like ours
-        prefix = envelope.prefix(session, sequence, published, meta[24:])
-        return Message(topic, prefix + payload, received_at=received_at)
-    return Message(topic, payload, headers, key, session, sequence, published * 1e-9, received_at)
+    def _other(self, topic: str, metadata: bytes, payload: bytes, received_at: float) -> Message:
+        if not metadata:
+            return Message(topic, payload, received_at=received_at)
+        session, sequence, published = envelope.unpack_meta(metadata[:24])
+        try:
+            key, headers = envelope.unpack_extension(metadata[24:])
+        except ValueError:  # it only looked like ours
+            prefix = envelope.prefix(session, sequence, published, metadata[24:])
+            return Message(topic, prefix + payload, received_at=received_at)
+        return Message(topic, payload, headers, key, session, sequence, published * 1e-9, received_at)
