@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import Any
 
 from msight_bus.bench.jobs import Received, Sent
 from msight_bus.bench.usage import Mark
 
-PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
+PERCENTILES = {
+    "min": 0.0, "p10": 0.1, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99.9": 0.999,
+    "max": 1.0,
+}  # fmt: skip
+"""Share of the messages by the name of a percentile."""
+
+TOLD = ("p50", "p90", "p99", "p99.9", "max")
+"""Those that tables show; plots show all."""
 
 Figures = dict[str, float]
 """Figures of one run by name; times in microseconds."""
@@ -38,11 +45,11 @@ def of_publisher(sent: Sent, size: int) -> Figures:
     return between(sent.first, sent.confirmed, sent.peak, size)
 
 
-def percentiles(nanoseconds: Sequence[int], prefix: str = "") -> Figures:
+def percentiles(nanoseconds: Sequence[int], names: Iterable[str] = PERCENTILES, prefix: str = "") -> Figures:
     """Percentiles in microseconds; the nearest rank, so each is a value that was seen."""
     ordered = sorted(nanoseconds)
     last = len(ordered) - 1
-    return {prefix + name: ordered[min(last, int(len(ordered) * share))] / 1e3 for name, share in PERCENTILES.items()}
+    return {prefix + name: ordered[min(last, int(len(ordered) * PERCENTILES[name]))] / 1e3 for name in names}
 
 
 def of_latency(sent: Sent, received: Received, size: int) -> Figures:
@@ -50,7 +57,7 @@ def of_latency(sent: Sent, received: Received, size: int) -> Figures:
     spent = of_subscriber(received, size)
     return {
         **percentiles(received.latencies),
-        **percentiles(sent.slips, "slip_"),
+        **percentiles(sent.slips, TOLD, "slip_"),
         "samples": float(len(received.latencies)),
         "cpu_us": spent["cpu_us"],
         "peak_bytes": spent["peak_bytes"],

@@ -7,16 +7,14 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from msight_bus.bench.candidates import Side
-from msight_bus.bench.figures import Figures, is_disturbed, of_latency, of_publisher, of_subscriber
+from msight_bus.bench.curves import room
+from msight_bus.bench.figures import Figures, of_latency, of_publisher, of_subscriber
 from msight_bus.bench.jobs import Plan
 from msight_bus.bench.profiles import Stream
 from msight_bus.bench.stage import Stage
 
 SUBSCRIBER = Side("msight_bus.bench.bus_sides:BusSubscriber")
 PUBLISHER = Side("msight_bus.bench.bus_sides:BusPublisher")
-
-_WINDOW_BYTES = 7_500_000
-_MOST_IN_FLIGHT = 8192
 
 
 def fresh_topic() -> str:
@@ -29,36 +27,41 @@ def sides(loop: str) -> tuple[Side, Side]:
     return Side(PUBLISHER.path, loop=loop), Side(SUBSCRIBER.path, loop=loop)  # type: ignore[arg-type]
 
 
-def latency(env: Mapping[str, str], stream: Stream, seconds: float, topic: str, loop: str = "uvloop") -> Figures:
-    """One-way latency of a stream at its own rate, in an open loop; each call starts two processes.
+def latency(stage: Stage, stream: Stream, seconds: float, topic: str, loop: str = "uvloop") -> Figures:
+    """One-way latency of a stream at its own rate, in an open loop.
 
     Raises:
         VoidError: messages were lost, or came twice.
         WorkerError: a side failed.
     """
     plan = Plan(topic, stream.size, seconds, min(1.0, seconds / 4), rate=stream.rate)
-    with Stage(env) as stage:
-        sent, received = stage.run(*sides(loop), plan)
-    figures = of_latency(sent, received, stream.size)
-    return {**figures, "publisher_cpu_us": of_publisher(sent, stream.size)["cpu_us"], "late": is_disturbed(figures)}
+    sent, received = stage.run(*sides(loop), plan)
+    sender = of_publisher(sent, stream.size)
+    return {**of_latency(sent, received, stream.size), "publisher_cpu_us": sender["cpu_us"]}
 
 
-def together(env: Mapping[str, str], streams: Sequence[Stream], seconds: float, topic: str) -> dict[str, Figures]:
+def together(
+    env: Mapping[str, str], streams: Sequence[Stream], seconds: float, topic: str, loop: str = "uvloop"
+) -> dict[str, Figures]:
     """Latencies of streams that run at the same time, each in two processes of its own."""
+
+    def one(stream: Stream) -> Figures:
+        with Stage(env) as stage:
+            return latency(stage, stream, seconds, f"{topic}.{stream.name}", loop)
+
     with ThreadPoolExecutor(len(streams)) as pool:
-        running = {
-            stream.name: pool.submit(latency, env, stream, seconds, f"{topic}.{stream.name}") for stream in streams
-        }
+        running = {stream.name: pool.submit(one, stream) for stream in streams}
         return {name: future.result() for name, future in running.items()}
 
 
-def throughput(stage: Stage, size: int, seconds: float, topic: str, loop: str = "uvloop") -> dict[str, Figures]:
+def throughput(stage: Stage, size: int, seconds: float, topic: str, loop: str = "uvloop") -> Figures:
     """Messages a second from one publisher to one subscriber, as many as arrive with nothing lost.
 
     Raises:
         VoidError: messages were lost, or came twice.
         WorkerError: a side failed.
     """
-    room = max(4, min(_MOST_IN_FLIGHT, _WINDOW_BYTES // (size + 150)))
-    sent, received = stage.run(*sides(loop), Plan(topic, size, seconds, min(0.5, seconds / 4), room))
-    return {"subscriber": of_subscriber(received, size), "publisher": of_publisher(sent, size)}
+    sent, received = stage.run(*sides(loop), Plan(topic, size, seconds, min(0.5, seconds / 4), room(size)))
+    sender = of_publisher(sent, size)
+    peak = {"publisher_cpu_us": sender["cpu_us"], "publisher_peak_bytes": sender["peak_bytes"]}
+    return {**of_subscriber(received, size), **peak}

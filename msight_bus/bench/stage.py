@@ -114,16 +114,27 @@ class Stage:
 
     def _make_ready(self, plan: Plan, worker: Worker, *others: Worker) -> None:
         """Begin a run; if that fails, ``others`` that have begun it end it."""
-        worker.begin(plan)
-        ready = self._result(worker, "ready")
-        if isinstance(ready, Exception):
+        try:
+            worker.begin(plan)
+            worker.expect("ready")
+        except (VoidError, WorkerError):
+            self._give_up(worker)
             for other in others:
                 self._result(other)
-            raise ready
+            raise
 
     def _result(self, worker: Worker, what: str = "done") -> Any:
         try:
             return worker.expect(what)
-        except (VoidError, WorkerError) as error:
+        except VoidError as error:
             self._board.view[GIVE_UP] = 1
             return error
+        except WorkerError as error:
+            self._give_up(worker)
+            return error
+
+    def _give_up(self, failed: Worker) -> None:
+        """A worker that failed may be dead: the next run gets a new one."""
+        self._board.view[GIVE_UP] = 1
+        failed.close()
+        self._workers = {key: worker for key, worker in self._workers.items() if worker is not failed}

@@ -108,6 +108,10 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process. May be called again."""
         with contextlib.suppress(OSError):
             self._connection.send(None)
         self._process.join(2)

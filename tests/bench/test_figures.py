@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from msight_bus.bench.figures import between, is_disturbed, percentiles, summary
+from msight_bus.bench.figures import TOLD, between, is_disturbed, percentiles, summary
 from msight_bus.bench.usage import Mark
 
 
@@ -17,12 +17,12 @@ def test_a_rate_is_what_came_between_two_marks():
 
 
 def test_percentiles_are_values_that_were_seen():
-    found = percentiles(range(0, 1_000_000, 1000))
+    found = percentiles(range(0, 1_000_000, 1000), TOLD)
     assert found == {"p50": 500, "p90": 900, "p99": 990, "p99.9": 999, "max": 999}
 
 
 def test_percentiles_of_one_value_are_that_value():
-    assert set(percentiles([5000], "slip_").values()) == {5}
+    assert set(percentiles([5000], TOLD, "slip_").values()) == {5}
 
 
 @pytest.mark.parametrize(("slip", "disturbed"), [(10.0, False), (10.1, True)])

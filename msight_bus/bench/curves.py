@@ -1,0 +1,117 @@
+"""Two curves of a candidate: its latency as the rate rises until it no longer holds, its throughput as messages grow."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from msight_bus.bench.candidates import Side
+from msight_bus.bench.figures import Figures, of_latency, of_publisher, of_subscriber
+from msight_bus.bench.jobs import Plan, VoidError
+from msight_bus.bench.stage import Stage
+from msight_bus.bench.worker import WorkerError
+
+RATES = (500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000, 400_000)
+"""Messages a second, each about twice the one before."""
+
+SIZES = (64, 256, 1024, 4096, 16 * 1024, 64 * 1024, 256 * 1024, 1_000_000)
+RATE_CURVE_SIZE = 1024
+
+HELD = 0.9
+"""A rate is held if the subscriber got at least this part of it."""
+
+SATURATED_US = 100_000.0
+"""From this p99 on, in microseconds, messages queue up: more load only makes the queue longer."""
+
+_PATIENCE = 2.0
+_WINDOW_BYTES = 7_500_000
+_MOST_IN_FLIGHT = 8192
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A publisher and a subscriber that understand each other, at one broker.
+
+    Attributes:
+        publisher: the sending side.
+        subscriber: the receiving side.
+        stage: where they run.
+        make_topic: gives the topic of a run by a word for it; on a broker that wants topics made, makes it.
+    """
+
+    publisher: Side
+    subscriber: Side
+    stage: Stage
+    make_topic: Callable[[str], str]
+
+
+def room(size: int) -> int:
+    """Messages on their way at most: far below the 32 MB at which Redis cuts a subscriber."""
+    return max(4, min(_MOST_IN_FLIGHT, _WINDOW_BYTES // (size + 150)))
+
+
+def by_rate(pairs: Mapping[str, Pair], rates: Sequence[int], seconds: float, until: float, say: Say) -> dict[str, Any]:
+    """One-way latency of each pair, open loop, rate by rate until it is saturated.
+
+    All pairs run at a rate before any runs at the next, so that what disturbs the machine meets all of them. ``until`` is
+    the `time.monotonic` after which no further rate begins.
+    """
+    curves: dict[str, Any] = {name: {"points": [], "saturated": False, "end": ""} for name in pairs}
+    for rate in rates:
+        for name, pair in pairs.items():
+            curve = curves[name]
+            if curve["end"]:
+                continue
+            if time.monotonic() > until:
+                curve["end"] = "the time was up"
+                continue
+            say(f"latency at {rate:,}/s: {name}")
+            point, why = _one_rate(pair, rate, seconds)
+            if why:  # once more: it may have been the machine
+                point, why = _one_rate(pair, rate, seconds)
+            curve["points"] += [point] if point else []
+            curve["saturated"], curve["end"] = bool(point and why), why
+    return curves
+
+
+def _one_rate(pair: Pair, rate: int, seconds: float) -> tuple[Figures | None, str]:
+    """The figures at a rate, if nothing was lost, and why the rate is too high, if it is."""
+    topic = pair.make_topic(f"rate{rate}")
+    plan = Plan(topic, RATE_CURVE_SIZE, seconds, seconds / 4, rate=float(rate), patience=_PATIENCE)
+    try:
+        sent, received = pair.stage.run(pair.publisher, pair.subscriber, plan)
+    except (VoidError, WorkerError) as error:
+        return None, f"{rate:,}/s: {str(error).strip().splitlines()[-1]}"
+    found = of_latency(sent, received, plan.size)
+    came = of_subscriber(received, plan.size)["rate"]
+    point = {"rate": float(rate), "held": came, **found}
+    if came < HELD * rate:
+        return point, f"{rate:,}/s was not held, {came:,.0f}/s came"
+    if found["p99"] > SATURATED_US:
+        return point, f"{rate:,}/s has a p99 of {found['p99'] / 1e3:,.0f} ms"
+    return point, ""
+
+
+def by_size(pairs: Mapping[str, Pair], sizes: Sequence[int], seconds: float, until: float, say: Say) -> dict[str, Any]:
+    """Messages a second from publisher to subscriber with nothing lost, size by size, as `by_rate`."""
+    curves: dict[str, Any] = {name: {"points": [], "end": ""} for name in pairs}
+    for size in sizes:
+        for name, pair in pairs.items():
+            if time.monotonic() > until:
+                curves[name]["end"] = "the time was up"
+                continue
+            say(f"throughput of {size:,} B: {name}")
+            plan = Plan(pair.make_topic(f"size{size}"), size, seconds, seconds / 4, room(size), patience=_PATIENCE)
+            try:
+                sent, received = pair.stage.run(pair.publisher, pair.subscriber, plan)
+            except (VoidError, WorkerError) as error:
+                curves[name]["end"] = f"{size:,} B: {str(error).strip().splitlines()[-1]}"
+                continue
+            point = of_subscriber(received, size)
+            sender = of_publisher(sent, size)
+            curves[name]["points"].append({"size": float(size), **point, "publisher_cpu_us": sender["cpu_us"]})
+    return curves

@@ -1,0 +1,71 @@
+"""Curves end where a rate is not held, and say why."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from msight_bus.bench.bus_sides import BusSubscriber
+from msight_bus.bench.candidates import Side
+from msight_bus.bench.curves import RATE_CURVE_SIZE, Pair, by_rate, by_size
+from msight_bus.bench.own_broker import fresh_topic, sides
+from msight_bus.bench.stage import Stage
+
+LATER = 600.0
+
+
+class SlowSubscriber(BusSubscriber):
+    """Holds about 200 messages a second."""
+
+    async def receive(self, tally):
+        tally.observe, observe = lambda payload: (time.sleep(0.005), observe(payload)), tally.observe
+        await super().receive(tally)
+
+
+@pytest.fixture
+def stage(nats):
+    with Stage({**nats.env, "MSIGHT_PUBSUB_BACKEND": "nats"}) as made:
+        yield made
+
+
+def _pairs(stage, subscriber=None):
+    publisher, own = sides("uvloop")
+    return {"bus": Pair(publisher, subscriber or own, stage, lambda _: fresh_topic())}
+
+
+def test_latency_by_rate_counts_every_message(stage):
+    said = []
+    curve = by_rate(_pairs(stage), [200, 20_000], 0.2, time.monotonic() + LATER, said.append)["bus"]
+    assert said == ["latency at 200/s: bus", "latency at 20,000/s: bus"]
+    assert curve["points"][0]["samples"] == 40
+    if not curve["end"]:  # a busy machine may not hold it
+        assert curve["points"][1]["samples"] == 4000
+
+
+def test_it_ends_at_the_rate_that_is_not_held(stage):
+    slow = Side(f"{__name__}:SlowSubscriber")
+    curve = by_rate(_pairs(stage, slow), [50, 1000, 10_000], 0.15, time.monotonic() + LATER, lambda _: None)["bus"]
+    assert [point["rate"] for point in curve["points"]] == [50, 1000]
+    assert curve["saturated"]
+    assert curve["end"].startswith("1,000/s was not held")
+    assert curve["points"][1]["held"] < 500
+
+
+def test_a_side_that_fails_ends_the_curve(stage):
+    missing = Side("msight_bus.bench.bus_sides:Nobody")
+    curve = by_rate(_pairs(stage, missing), [50, 100], 0.2, time.monotonic() + LATER, lambda _: None)["bus"]
+    assert (curve["points"], curve["saturated"]) == ([], False)
+    assert "Nobody" in curve["end"]
+
+
+def test_no_run_begins_when_the_time_is_up(stage):
+    curves = by_rate(_pairs(stage), [50], 0.2, time.monotonic(), lambda _: None)
+    assert curves["bus"] == {"points": [], "saturated": False, "end": "the time was up"}
+    assert by_size(_pairs(stage), [64], 0.2, time.monotonic(), lambda _: None)["bus"]["points"] == []
+
+
+def test_throughput_by_size_has_a_point_a_size(stage):
+    curve = by_size(_pairs(stage), [64, RATE_CURVE_SIZE], 0.2, time.monotonic() + LATER, lambda _: None)["bus"]
+    assert [point["size"] for point in curve["points"]] == [64, 1024]
+    assert all(point["rate"] > 0 for point in curve["points"])
