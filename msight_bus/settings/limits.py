@@ -54,7 +54,7 @@ class Limits(Section):
     )
     max_header_count: CountOrZero = Field(default=64, description="Headers of a message.")
     max_header_bytes: Bytes = Field(default=16 * 1024, description="Headers of a message together, in bytes.")
-    max_in_flight: Count = Field(default=1000, description="Messages of a publisher() that are not confirmed yet.")
+    max_in_flight: Count = Field(default=10_000, description="Messages of a publisher() that are not confirmed yet.")
     queue_messages: Count = Field(default=10_000, description="Messages that a subscription queues.")
     queue_bytes: Bytes = Field(default=32 * _MIB, description="Payloads that a subscription queues, in bytes.")
 

@@ -27,6 +27,9 @@ PREFIX_BYTES = _PREFIX.size
 unpack_meta = struct.Struct(">QQQ").unpack
 """Session, sequence, publish time in nanoseconds, from 24 bytes."""
 
+pack_meta = struct.Struct(">QQQ").pack
+"""The 24 bytes; `binascii.hexlify` makes the native header's value of them."""
+
 iter_meta = struct.Struct(">QQQ").iter_unpack
 """The same of each 24 bytes."""
 

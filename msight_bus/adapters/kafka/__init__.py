@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -51,10 +50,9 @@ class KafkaAdapter:
     def __init__(self, settings: BusSettings, stamp: Stamp, report: Callable[[BusEvent], None]) -> None:
         self._settings = settings
         self._limits = settings.limits
-        self._stamp = stamp
         self._options = client_options(settings)
         self._directory = TopicDirectory(settings, self._options)
-        self._producer = KafkaProducer(settings, self._options)
+        self._producer = KafkaProducer(settings, self._options, stamp)
         self._report = report
         self._watching: asyncio.Task[None] | None = None
         self._routes: dict[str, _Route] = {}
@@ -100,7 +98,7 @@ class KafkaAdapter:
         if key is None and not headers:  # a stream's common case, with everything looked up before
             route = self._routes.get(topic)
             if route is not None and route.name == name and len(payload) <= route.surely_fits:
-                return WAIT if route.writer.congested else self._append(route.writer, topic, None, payload, [])
+                return WAIT if route.writer.congested else route.writer.append(None, payload)
         if self._refused is not None:
             raise self._refused
         info = self._directory.known(topic)
@@ -113,7 +111,7 @@ class KafkaAdapter:
         if key is None and name is not None:
             limit = min(info.max_message_bytes, self._limits.max_message_bytes)
             self._routes[topic] = _Route(name, writer, limit - _RECORD_OVERHEAD)
-        return WAIT if writer.congested else self._append(writer, topic, record_key, payload, user)
+        return WAIT if writer.congested else writer.append(record_key, payload, user)
 
     def _on_refused(self, error: AuthenticationError) -> None:
         """Kafka accepts these credentials no longer: whoever waits learns it at once."""
@@ -125,15 +123,6 @@ class KafkaAdapter:
         """The clients would try again for ever."""
         await asyncio.gather(self._producer.give_up(error), *(feed.give_up(error) for feed in list(self._feeds)))
         await self._directory.close()
-
-    def _append(
-        self, writer: PartitionWriter, topic: str, key: bytes | None, payload: bytes, user: list[tuple[str, bytes]]
-    ) -> asyncio.Future[None]:
-        now = time.time_ns()
-        stamp = self._stamp
-        sequence = stamp.last[topic] = stamp.last.get(topic, 0) + 1
-        meta = (envelope.HEADER, b"%016x%016x%016x" % (stamp.session, sequence, now))
-        return writer.append(key, payload, [meta, *user] if user else [meta], now // 1_000_000)
 
     async def ready(self, topic: str, key: str | None, name: str | None) -> None:
         """Make sure that the topic exists, and wait until its partition takes more."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from aiokafka.abc import AbstractTokenProvider
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import AIOKafkaConnection, OAuthAuthenticator
 from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
+from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.protocol.admin import SaslAuthenticateRequest
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
@@ -251,6 +252,21 @@ class _Fetched(dict[Any, Any]):
 def fetch_lists(consumer: AIOKafkaConsumer, maker: ListMaker) -> None:
     """Let ``getmany`` of a started consumer return lists that ``maker`` made; its ``max_records`` then counts lists."""
     consumer._fetcher._records = _Fetched(consumer._fetcher._records, maker)
+
+
+def record_appender(
+    builder: BatchBuilder,
+) -> Callable[[int, int, bytes | None, bytes, list[tuple[str, bytes]]], object]:
+    """The C builder's own ``append(number, timestamp, key, value, headers)``, ``None`` if the batch is full: half the time of
+    aiokafka's. Who uses it counts the records, and gives their number to `close_batch`."""
+    append: Callable[[int, int, bytes | None, bytes, list[tuple[str, bytes]]], object] = builder._builder.append
+    return append
+
+
+def close_batch(builder: BatchBuilder, count: int) -> None:
+    """End a batch that holds ``count`` records; the producer's sequence numbers go on by them."""
+    builder._relative_offset = count
+    builder.close()
 
 
 async def _end_tasks(tasks: list[asyncio.Task[Any] | None]) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from binascii import hexlify
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from time import time_ns
 from typing import Any
 from zlib import crc32
 
@@ -17,10 +19,12 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, ProducerClosed
 from aiokafka.partitioner import murmur2
 
-from msight_bus.adapters.kafka.client import end_producer
+from msight_bus.adapters.base import Stamp
+from msight_bus.adapters.kafka.client import close_batch, end_producer, record_appender
 from msight_bus.adapters.kafka.failures import explain
 from msight_bus.errors import BusError, ClosedError, ConnectionLostError, PublishTimeoutError
 from msight_bus.settings import BusSettings
+from msight_bus.wire.envelope import HEADER, pack_meta
 
 logger = logging.getLogger("msight_bus")
 
@@ -33,18 +37,21 @@ _TURN_BYTES = 128 * 1024
 
 
 class _Batch:
-    __slots__ = ("builder", "done")
+    __slots__ = ("append", "builder", "count", "done")
 
     def __init__(self, builder: Any) -> None:
         self.builder = builder
+        self.append = record_appender(builder)
+        self.count = 0
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
 class PartitionWriter:
     """Records of one partition, batched in order."""
 
-    def __init__(self, topic: str, partition: int, owner: KafkaProducer, linger: float) -> None:
+    def __init__(self, topic: str, partition: int, owner: KafkaProducer, stamp: Stamp, linger: float) -> None:
         self.topic = topic
+        self._stamp = stamp
         self.partition = partition
         self._owner = owner
         self._linger = linger
@@ -60,20 +67,24 @@ class PartitionWriter:
         self.congested = False
         self.task = asyncio.create_task(self._run(), name=f"msight_bus writer {topic}-{partition}")
 
-    def append(
-        self, key: bytes | None, value: bytes, headers: list[tuple[str, bytes]], timestamp_ms: int
-    ) -> asyncio.Future[None]:
-        """Add a record to the batch that is being filled; returns the batch's acknowledgement."""
-        batch = self._filling
-        if batch is None:
-            batch = self._next()
-        if batch.builder.append(timestamp=timestamp_ms, key=key, value=value, headers=headers) is None:
+    def append(self, key: bytes | None, value: bytes, user: Sequence[tuple[str, bytes]] = ()) -> asyncio.Future[None]:
+        """Stamp a record and add it to the batch that is being filled; returns the batch's acknowledgement.
+
+        ``user`` are the publisher's own headers.
+        """
+        now = time_ns()
+        topic, stamp = self.topic, self._stamp
+        sequence = stamp.last[topic] = stamp.last.get(topic, 0) + 1
+        headers = [(HEADER, hexlify(pack_meta(stamp.session, sequence, now))), *user]
+        batch = self._filling or self._next()
+        if batch.append(batch.count, now // 1_000_000, key, value, headers) is None:
             self._full.append(batch)
             batch = self._next()
-            batch.builder.append(timestamp=timestamp_ms, key=key, value=value, headers=headers)
+            batch.append(0, now // 1_000_000, key, value, headers)
             if len(self._full) >= _QUEUED_BATCHES:
                 self.congested = True
                 self._room.clear()
+        batch.count += 1
         self._turn_bytes += len(value) + 64
         if self._turn_bytes > _TURN_BYTES and not self.congested:
             self._turn_bytes = 0
@@ -125,7 +136,7 @@ class PartitionWriter:
 
     async def _send(self, batch: _Batch) -> None:
         """Hand a batch to aiokafka, which takes one at a time, and settle it when the broker answers."""
-        batch.builder.close()
+        close_batch(batch.builder, batch.count)
         while True:
             producer = await self._owner.ready()
             try:
@@ -169,7 +180,8 @@ class KafkaProducer:
     everything else from it (aiokafka never takes a new producer id), so a new producer takes over.
     """
 
-    def __init__(self, settings: BusSettings, options: dict[str, Any]) -> None:
+    def __init__(self, settings: BusSettings, options: dict[str, Any], stamp: Stamp) -> None:
+        self._stamp = stamp
         self._settings = settings
         self._options = options
         self._producer: AIOKafkaProducer | None = None
@@ -263,7 +275,7 @@ class KafkaProducer:
         writer = self._writers.get((topic, partition))
         if writer is None:
             linger = self._settings.kafka.linger_ms / 1000
-            writer = self._writers[topic, partition] = PartitionWriter(topic, partition, self, linger)
+            writer = self._writers[topic, partition] = PartitionWriter(topic, partition, self, self._stamp, linger)
         return writer
 
     async def flush(self, topic: str | None, within: float) -> bool:
