@@ -39,10 +39,11 @@ class SubscriptionStats:
 
 
 class _Stream:
-    __slots__ = ("highest", "holes")
+    __slots__ = ("first", "highest", "holes")
 
-    def __init__(self, highest: int) -> None:
-        self.highest = highest
+    def __init__(self, first: int) -> None:
+        self.first = first
+        self.highest = first - 1
         self.holes: OrderedDict[int, None] = OrderedDict()
 
 
@@ -98,6 +99,11 @@ class SequenceTracker:
             elif sequence in stream.holes:
                 del stream.holes[sequence]
                 self.missing -= 1
+            elif sequence < stream.first:  # overtaken by the message that told where the subscription joined
+                between, stream.first = stream.first - sequence - 1, sequence
+                if between:
+                    self._hole(stream, sequence + 1, sequence + 1 + between)
+                    found.append(between)
             else:
                 self.duplicates += 1
         return found
@@ -126,7 +132,7 @@ class SequenceTracker:
         stream = self._streams.get(session)
         if stream is None:
             # The first message seen tells where the subscription joined, so nothing before it is missing.
-            stream = self._streams[session] = _Stream(sequence - 1)
+            stream = self._streams[session] = _Stream(sequence)
             if len(self._streams) > _SESSIONS_LIMIT:
                 self._streams.popitem(last=False)
         return stream

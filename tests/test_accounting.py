@@ -42,12 +42,12 @@ class Model:
             self.seen[session] = {sequence}
             self.highest[session] = sequence
             return []
-        hole = self.announced(session, sequence - 1)
+        seen = self.seen[session]
+        hole = max(0, min(seen) - sequence - 1) + max(0, sequence - self.highest[session] - 1)
+        self.gaps += hole > 0
         self.highest[session] = max(self.highest[session], sequence)
-        if sequence in self.seen[session] or sequence < min(self.seen[session]):
-            self.duplicates += 1
-        else:
-            self.seen[session].add(sequence)
+        self.duplicates += sequence in seen
+        seen.add(sequence)
         return [hole] if hole else []
 
     def announced(self, session: int, highest: int) -> int:
@@ -96,6 +96,14 @@ def test_a_subscription_that_joins_late_misses_nothing_before():
     tracker = SequenceTracker()
     assert tracker.observe(messages(1000, 1001)) == []
     assert counters(tracker) == (0, 0, 0)
+
+
+def test_a_message_that_the_first_one_overtook_is_no_copy():
+    tracker = SequenceTracker()
+    assert tracker.observe(messages(5, 4, 2)) == [1]
+    assert counters(tracker) == (1, 1, 0)
+    assert tracker.observe(messages(3, 2)) == []
+    assert counters(tracker) == (1, 0, 1)
 
 
 def test_holes_are_reported_once_and_a_late_message_lowers_what_is_missing():
