@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -76,7 +77,8 @@ def readme(
     into: Annotated[Path | None, typer.Option(help="Replace the section in this file; unset, print it.")] = None,
 ) -> None:
     """The README's performance section from a result file, as markdown between markers."""
-    written = section(json.loads(path.read_text()))
+    folder = (into or Path("README.md")).resolve().parent
+    written = section(json.loads(path.read_text()), os.path.relpath(path.resolve(), folder))
     if into is None:
         typer.echo(written, nl=False)
         return

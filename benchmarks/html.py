@@ -2,117 +2,201 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from html import escape
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import isnan
 from typing import Any
 
-from benchmarks.targets import verdicts
-from msight_bus.bench.machine import in_words
+from benchmarks.catalog import BUS
+from benchmarks.scale import SMALL
+from benchmarks.targets import Row, Verdict, comparisons, verdicts
+from msight_bus.bench.axes import bytes_text
+from msight_bus.bench.figures import TOLD
+from msight_bus.bench.page import document, figure, heading, note, origin, table
+from msight_bus.bench.pictures import (
+    latency_by_rate,
+    latency_distribution,
+    rate_bars,
+    rate_table,
+    size_table,
+    throughput_by_size,
+)
 
-_PERCENTILES = ("p50", "p90", "p99", "p99.9", "max")
-_COLOURS = {
-    "ceiling": "#888888",
-    "ceiling again": "#bbbbbb",
-    "plain ceiling": "#555555",
-    "client": "#0072b2",
-    "FastStream": "#d55e00",
-    "bus": "#009e73",
-}
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; background: #fff }
-table { border-collapse: collapse } td, th { padding: .15rem .8rem .15rem 0; text-align: right } th:first-child,
-td:first-child { text-align: left } tr { border-bottom: 1px solid #ddd } .FAIL { color: #b00020; font-weight: bold }
-.pass { color: #00703c } svg { width: 100%; height: auto } text { font: 12px system-ui, sans-serif; fill: #222 }
-"""
+_LATE = "* In some rounds the sender was late by more than a tenth of the latency: those rounds decide nothing."
+_LATENCY = "One-way latency, 1 KiB at 1 000 messages a second"
 
 
 def page(result: Mapping[str, Any]) -> str:
     """The whole page."""
-    body = "\n".join(_body(result))
-    title = f"msight-bus: benchmark of {escape(result['started'][:10])}"
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{_STYLE}</style></head>\n<body><h1>{title}</h1>\n{body}\n</body></html>\n"
-    )
+    return document(f"msight-bus: benchmark of {result['started'][:10]}", _body(result))
 
 
 def _body(result: Mapping[str, Any]) -> Iterator[str]:
-    yield f"<p>{escape(in_words(result['machine']))}<br><code>{escape(result['command'])}</code><br>"
-    yield escape(", ".join(f"{name} {number}" for name, number in result["versions"].items())) + "</p>"
-    for backend, measured in result["backends"].items():
-        stand_in = ", a stand-in, not Apache Kafka" if measured["is_stand_in"] else ""
-        yield f"<h2>{escape(backend)}: {escape(measured['broker'])} {escape(measured['version'])}{stand_in}</h2>"
-        rows = [row for row in measured["measurements"] if row["summary"] is not None]
-        late = [row for row in rows if row["what"] == "latency"]
-        if late:
-            yield "<h3>One-way latency, 1 KiB at 1 000/s</h3>"
-            yield _latency_plot(late)
-        for what in ("subscribe", "publish"):
-            for size in sorted({row["size"] for row in rows if row["what"] == what}):
-                yield f"<h3>{what}, {size:,} B</h3>"
-                yield _bars([row for row in rows if row["what"] == what and row["size"] == size])
-    yield "<h2>Targets</h2><table><tr><th>the bus / the reference<th>ratio<th>rounds<th>target<th></tr>"
-    for verdict in verdicts(result):
-        sign = "≥" if verdict.at_least else "≤"
-        ratio = f"{verdict.ratio:.2f}" if verdict.rounds else ""
-        spread = f"{verdict.low:.2f}–{verdict.high:.2f}" if verdict.rounds else ""
-        yield (
-            f"<tr><td>{escape(verdict.backend)} {escape(verdict.title)}<td>{ratio}<td>{spread}"
-            f'<td>{sign} {verdict.bound:.2f}<td class="{verdict.state.split()[0]}">{verdict.state}</tr>'
+    yield origin(result)
+    brokers = {name: _broker(measured) for name, measured in result["backends"].items()}
+    yield note(
+        "Brokers: " + "; ".join(f"{name}: {broker}" for name, broker in brokers.items()) + ". Publisher and subscriber "
+        "are two processes, rounds are interleaved, figures are medians over rounds, and thin lines go from the lowest to "
+        "the highest round. Only ratios carry to another machine."
+    )
+    yield from _targets(result)
+    yield from _overview(result)
+    for name, measured in result["backends"].items():
+        yield heading(f"{name}: {brokers[name]}")
+        yield from _backend(measured)
+
+
+def _broker(measured: Mapping[str, Any]) -> str:
+    stand_in = ", a stand-in, not Apache Kafka" if measured["is_stand_in"] else ""
+    return measured.get("problem") or f"{measured['broker']} {measured['version']}{stand_in}"
+
+
+def _targets(result: Mapping[str, Any]) -> Iterator[str]:
+    found = list(verdicts(result))
+    yield heading("Targets")
+    counted = {state: sum(one.state == state for one in found) for state in ("pass", "FAIL", "disturbed", "no result")}
+    yield note(", ".join(f"{number} {state}" for state, number in counted.items() if number) + ".")
+    yield note(
+        "The ratio is the bus's figure to the reference's in the same round. A/A is the ceiling's ratio to itself: what "
+        "differs by less is noise. “disturbed”: the machine was too busy to decide. In tables of latency, “slip” is how late "
+        "the sender itself was, “CPU” the subscriber's processor time a message, and all times are microseconds."
+    )
+    head = ("the bus / the reference", "bus", "reference", "ratio", "rounds from–to", "A/A", "target", "")
+    yield table(head, (_cells(one) for one in found))
+    if other := [one for one in comparisons(result) if one.rounds]:
+        yield figure("Comparisons without a target", "", table(head, (_cells(one) for one in other)))
+
+
+def _cells(one: Verdict) -> list[str]:
+    target = "" if isnan(one.bound) else f"{'≥' if one.at_least else '≤'} {one.bound:.2f}"
+    band = f"{one.band[0]:.2f}–{one.band[1]:.2f}" if one.band else ""
+    title = f"{one.backend}: {one.title}"
+    if not one.rounds:
+        return [title, "", "", "", "", band, target, one.state]
+    spread = f"{one.low:.2f}–{one.high:.2f}"
+    return [title, f"{one.bus:,.0f}", f"{one.reference:,.0f}", f"{one.ratio:.2f}", spread, band, target, one.state]
+
+
+def _overview(result: Mapping[str, Any]) -> Iterator[str]:
+    """The bus alone, on each backend."""
+    rows = [
+        (name, row)
+        for name, measured in result["backends"].items()
+        for row in measured["measurements"]
+        if row["what"] == "latency" and row["candidate"] == BUS
+    ]
+    if len(rows) > 1:
+        yield heading("The bus on each backend")
+        yield figure(_LATENCY, latency_distribution(rows, _LATENCY), _latencies(rows))
+    for what, picture, below, title in _CURVES:
+        ours = {
+            name: measured["curves"][what][BUS] for name, measured in result["backends"].items() if "curves" in measured
+        }
+        if len(ours) > 1:
+            yield figure(title, picture(ours), below(ours))
+
+
+_CURVES = (
+    ("rate", latency_by_rate, rate_table, "Latency against rate until saturation, 1 KiB"),
+    ("size", throughput_by_size, size_table, "Throughput against size, from publisher to subscriber"),
+)
+
+
+def _backend(measured: Mapping[str, Any]) -> Iterator[str]:
+    rows = measured["measurements"]
+    titles = measured.get("candidates", {})
+    yield table(("candidate", "what it is"), titles.items(), prose=True) if titles else ""
+    late = _named(row for row in rows if row["what"] == "latency")
+    if late:
+        yield figure(_LATENCY, latency_distribution(late, _LATENCY), _latencies(late), *_notes(late))
+    for what, picture, below, title in _CURVES:
+        if what in measured.get("curves", {}):
+            drawn = measured["curves"][what]
+            yield figure(title, picture(drawn), below(drawn))
+    rates = [row for row in rows if row["summary"] is None or "rate" in row["summary"]]
+    for what, size in dict.fromkeys((row["what"], row["size"]) for row in rates if row["what"] != "latency"):
+        named = _named(row for row in rates if (row["what"], row["size"]) == (what, size))
+        if not any(row["summary"] for _, row in named):
+            continue
+        title = f"{_WHAT.get(what, what)}, {bytes_text(size)}"
+        yield figure(title, rate_bars(named), _rates(named), *_notes(named))
+    yield from _others([row for row in rows if row not in rates and row["what"] != "latency"])
+
+
+_WHAT = {
+    "subscribe": "Subscribing, fed with bytes made before",
+    "publish": "Publishing, drained by a counter",
+    "topics": "One topic and many",
+}
+
+
+def _named(rows: Iterable[Row]) -> list[tuple[str, Row]]:
+    return [(row["candidate"], row) for row in rows]
+
+
+def _latencies(rows: Sequence[tuple[str, Row]]) -> str:
+    head = ("µs", *TOLD, "p50 from–to", "slip p50", "slip p99", "CPU", "rounds")
+    return table(head, (_latency(name, row) for name, row in rows), BUS)
+
+
+def _latency(name: str, row: Row) -> list[str]:
+    found = row["summary"]
+    if found is None:
+        return [name, "no result"]
+    values = [f"{found[one]['median']:,.0f}" for one in TOLD]
+    spread = f"{found['p50']['min']:,.0f}–{found['p50']['max']:,.0f}"
+    more = [f"{found[one]['median']:,.0f}" if one in found else "" for one in ("slip_p50", "slip_p99", "cpu_us")]
+    return [name + " *" * bool(row["disturbed"]), *values, spread, *more, _rounds(row)]
+
+
+def _rates(rows: Sequence[tuple[str, Row]]) -> str:
+    head = ("", "messages/s", "from–to", "MB/s", "CPU µs a message", "peak MB", "rounds")
+    return table(head, (_rate(name, row) for name, row in rows), BUS)
+
+
+def _rate(name: str, row: Row) -> list[str]:
+    found = row["summary"]
+    if found is None:
+        return [name, "no result"]
+    rate = found["rate"]
+    scaled = [
+        f"{found[one]['median'] * factor:,.{digits}f}" if one in found else ""
+        for one, factor, digits in (("bytes_rate", 1e-6, 1), ("cpu_us", 1.0, 2), ("peak_bytes", 1e-6, 0))
+    ]
+    return [name, f"{rate['median']:,.0f}", f"{rate['min']:,.0f}–{rate['max']:,.0f}", *scaled, _rounds(row)]
+
+
+def _rounds(row: Row) -> str:
+    return f"{sum(run is not None for run in row['runs'])}" + (f", {len(row['voids'])} void" if row["voids"] else "")
+
+
+def _others(rows: Sequence[Row]) -> Iterator[str]:
+    """What is neither a latency nor a rate, as a table of its figures."""
+    for what in dict.fromkeys(row["what"] for row in rows):
+        of_kind = [row for row in rows if row["what"] == what and row["summary"]]
+        names = list(dict.fromkeys(name for row in of_kind for name in row["summary"]))
+        cells = ([row["candidate"], *(_figure(row["summary"].get(name), name) for name in names)] for row in of_kind)
+        yield figure(
+            what.capitalize(), "", table(["", *(name.replace("_bytes", ", MB") for name in names)], cells, BUS)
         )
-    yield "</table>"
 
 
-def _latency_plot(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Percentiles from left to right, microseconds upwards on a log scale, a line a candidate."""
-    values = [row["summary"][name]["median"] for row in rows for name in _PERCENTILES]
-    low, high = math.floor(math.log10(max(1.0, min(values)))), math.ceil(math.log10(max(10.0, *values)))
-    left, right, top, bottom = 80, 620, 15, 265
-
-    def up(value: float) -> float:
-        return bottom - (math.log10(max(1.0, value)) - low) / max(1, high - low) * (bottom - top)
-
-    def across(number: int) -> float:
-        return left + 30 + number * (right - left - 60) / (len(_PERCENTILES) - 1)
-
-    parts = ['<svg viewBox="0 0 800 300" role="img" aria-label="latency by percentile, log scale">']
-    for power in range(low, high + 1):
-        y = up(10**power)
-        parts.append(f'<line x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
-        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{10**power:,} µs</text>')
-    for number, name in enumerate(_PERCENTILES):
-        parts.append(f'<text x="{across(number):.1f}" y="290" text-anchor="middle">{name}</text>')
-    for place, row in enumerate(rows):
-        colour = _COLOURS.get(row["candidate"], "#000")
-        points = [(across(n), up(row["summary"][name]["median"])) for n, name in enumerate(_PERCENTILES)]
-        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in points]
-        y = 25 + 20 * place
-        parts.append(f'<rect x="640" y="{y - 9}" width="12" height="10" fill="{colour}"/>')
-        note = " *" if row["disturbed"] else ""
-        parts.append(f'<text x="658" y="{y}">{escape(row["candidate"])}{note}</text>')
-    return "".join(parts) + "</svg>" + _NOTE * any(row["disturbed"] for row in rows)
+def _figure(found: Mapping[str, float] | None, name: str) -> str:
+    if found is None:
+        return ""
+    value = found["median"] / 1e6 if name.endswith("_bytes") else found["median"]
+    return f"{value:,.1f}" if value < SMALL else f"{value:,.0f}"
 
 
-_NOTE = "<p>* In some rounds the sender was late by more than a tenth of the latency.</p>"
+def _notes(rows: Sequence[tuple[str, Row]]) -> Iterator[str]:
+    if any(row["disturbed"] for _, row in rows):
+        yield note(_LATE)
+    for name, row in rows:
+        for why, number in _counted(row["voids"]).items():
+            yield note(f"Void, {name}: {why}" + (f" ({number} times)" if number > 1 else ""))
 
 
-def _bars(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A bar a candidate; a thin line from its slowest to its fastest round."""
-    most = max(row["summary"]["rate"]["max"] for row in rows) or 1.0
-    height = 26 * len(rows) + 6
-    parts = [f'<svg viewBox="0 0 800 {height}" role="img" aria-label="messages a second">']
-    for place, row in enumerate(rows):
-        rate = row["summary"]["rate"]
-        y = 4 + 26 * place
-        wide, low, high = (500 * rate[name] / most for name in ("median", "min", "max"))
-        colour = _COLOURS.get(row["candidate"], "#000")
-        parts.append(f'<text x="104" y="{y + 14}" text-anchor="end">{escape(row["candidate"])}</text>')
-        parts.append(f'<rect x="110" y="{y}" width="{wide:.1f}" height="18" fill="{colour}"/>')
-        parts.append(
-            f'<line x1="{110 + low:.1f}" x2="{110 + high:.1f}" y1="{y + 9}" y2="{y + 9}" stroke="#000" stroke-width="1.5"/>'
-        )
-        parts.append(f'<text x="620" y="{y + 14}">{rate["median"]:,.0f}/s</text>')
-    return "".join(parts) + "</svg>"
+def _counted(texts: Iterable[str]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for text in texts:
+        found[text] = found.get(text, 0) + 1
+    return found

@@ -6,11 +6,13 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from benchmarks.catalog import catalog
+from benchmarks.curves import curves
 from benchmarks.interleaving import Say
 from benchmarks.rounds import Rounds
 from benchmarks.scale import Scale
@@ -19,6 +21,9 @@ from msight_bus.bench.machine import describe, versions
 from msight_bus.bench.stage import Stage
 
 FORMAT = 1
+_CURVES_SHARE = 1 / 8
+"""Of the time for a backend."""
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -51,13 +56,17 @@ def measure(backends: Sequence[brokers.KindName], scale: Scale, say: Say) -> dic
 def on(broker: brokers.RunningBroker, scale: Scale, say: Say) -> dict[str, Any]:
     """Measure on a running broker."""
     with Stage(broker.env) as stage:
-        measured = Rounds(broker, stage, scale, say).run()
+        for_curves = scale.budget * _CURVES_SHARE if scale.rates else 0.0
+        measured = Rounds(broker, stage, replace(scale, budget=scale.budget - for_curves), say).run()
+        stage.dismiss()
+        drawn = {"curves": curves(broker, stage, scale, say, for_curves)} if scale.rates else {}
     return {
         "broker": broker.name,
         "version": broker.version,
         "is_stand_in": broker.is_stand_in,
         "candidates": dict(catalog(broker.kind, scale.topics).titles),
         "measurements": [measurement.as_dict() for measurement in measured],
+        **drawn,
     }
 
 

@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from benchmarks.catalog import BUS
+from benchmarks.scale import SMALL
 from benchmarks.targets import Verdict, verdicts
 from msight_bus.bench.machine import in_words
 
-BEGIN = "<!-- performance: begin (python -m benchmarks readme writes this) -->"
-END = "<!-- performance: end -->"
-_SIZES = {128: "128 B", 131072: "128 KiB", 1_000_000: "1 MB"}
+BEGIN = "<!-- performance:begin -->"
+END = "<!-- performance:end -->"
+_PERCENTILES = ("p50", "p90", "p99", "p99.9", "max")
+_STATES = {"pass": "pass", "FAIL": "**FAIL**"}
 
 
-def section(result: Mapping[str, Any]) -> str:
-    """Markdown between its markers: what was measured, on what, and how to measure it again."""
+def section(result: Mapping[str, Any], link: str) -> str:
+    """Markdown between its markers: what was measured, on what, and how to measure it again.
+
+    ``link`` is the path of the result file as the README has to write it.
+    """
+    found = list(verdicts(result))
     lines = [
         BEGIN,
-        "Ratios of one run on one machine; publisher and subscriber are two processes, the rounds are interleaved, and",
-        "each ratio is the median over rounds. Absolute figures do not carry to another machine.",
+        *_wrapped(
+            f"Measured {result['started'][:10]} in {result['seconds'] / 60:.0f} minutes on {in_words(result['machine'])}; "
+            f"{_brokers(result)}. Each ratio is the bus to a reference in the same round, the median of interleaved rounds, "
+            "and behind it is the target. *ceiling*: the smallest code that speaks the protocol; *client*: the client "
+            "library's own way; *disturbed*: the machine was too busy to decide. Only ratios carry to another machine. "
+            + _counts(found)
+        ),
         "",
-        *_latencies(result),
-        *_throughputs(result),
-        *_ratios(result),
-        f"Measured {result['started'][:10]} in {result['seconds'] / 60:.0f} minutes on {in_words(result['machine'])}; "
-        + ", ".join(f"{name} {number}" for name, number in result["versions"].items())
-        + ". The same for your machine:",
+        *_ratios(found),
+        "",
+        *_figures(result),
+        "",
+        f"All figures, rounds and versions: [{link.rpartition('/')[2]}]({link}).",
+        "`python -m benchmarks html FILE PAGE` draws them. The same on your machine:",
         "",
         "```sh",
         result["command"],
@@ -50,53 +63,55 @@ def put(readme: str, written: str) -> str:
     return before + written.rstrip("\n") + after
 
 
-def _brokers(measured: Mapping[str, Any]) -> str:
-    stand_in = " (a stand-in, not Apache Kafka)" if measured["is_stand_in"] else ""
-    return f"{measured['broker']} {measured['version']}{stand_in}"
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
-def _latencies(result: Mapping[str, Any]) -> Iterator[str]:
-    yield "| one way, 1 KiB at 1 000/s, µs | p50 | p90 | p99 | p99.9 | max |"
-    yield "| --- | ---: | ---: | ---: | ---: | ---: |"
-    marked = False
+def _brokers(result: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{measured['broker']} {measured['version']}" + " (a stand-in, not Apache Kafka)" * measured["is_stand_in"]
+        for measured in result["backends"].values()
+    )
+
+
+def _counts(found: list[Verdict]) -> str:
+    states = ("pass", "FAIL", "disturbed", "no result")
+    counted = [(sum(one.state == state for one in found), state) for state in states]
+    return f"Of {len(found)} targets: {', '.join(f'{number} {state}' for number, state in counted if number)}."
+
+
+def _ratios(found: list[Verdict]) -> Iterator[str]:
+    """A row a target, a column a backend; rows that no backend has a result for are only counted."""
+    backends = list(dict.fromkeys(one.backend for one in found))
+    yield f"| the bus / the reference | {' | '.join(backends)} |"
+    yield "| --- |" + " --- |" * len(backends)
+    by_place = {(one.title, one.backend): one for one in found}
+    for title in dict.fromkeys(one.title for one in found if one.rounds):
+        yield f"| {title} | {' | '.join(_cell(by_place.get((title, backend))) for backend in backends)} |"
+
+
+def _cell(one: Verdict | None) -> str:
+    if one is None:
+        return ""
+    if not one.rounds:
+        return one.state
+    return f"{one.ratio:.2f} ({'≥' if one.at_least else '≤'} {one.bound:.2f}) {_STATES.get(one.state, one.state)}"
+
+
+def _figures(result: Mapping[str, Any]) -> Iterator[str]:
+    """The bus's own latencies and rates."""
+    yield "| the bus | " + " | ".join(f"{name}, µs" for name in _PERCENTILES) + " | subscribe, /s | publish, /s |"
+    yield "| --- |" + " ---: |" * (len(_PERCENTILES) + 2)
     for backend, measured in result["backends"].items():
-        for row in measured["measurements"]:
-            found = row["summary"]
-            if row["what"] != "latency" or found is None:
-                continue
-            values = (f"{found[name]['median']:,.0f}" for name in ("p50", "p90", "p99", "p99.9", "max"))
-            star = " \\*" if row["disturbed"] else ""
-            marked = marked or bool(star)
-            yield f"| {backend}, {row['candidate']}{star} | " + " | ".join(values) + " |"
+        rows = {(row["what"], row["size"]): row for row in measured["measurements"] if row["candidate"] == BUS}
+        late = next((row for (what, _), row in rows.items() if what == "latency" and row["summary"]), None)
+        if late is None:
+            continue
+        cells = [f"{late['summary'][name]['median']:,.0f}" for name in _PERCENTILES]
+        for what in ("subscribe", "publish"):
+            found = (rows.get((what, SMALL)) or {}).get("summary")
+            cells.append(f"{found['rate']['median']:,.0f}" if found else "")
+        mark = " (disturbed)" if late["disturbed"] else ""
+        yield f"| {backend}{mark} | {' | '.join(cells)} |"
     yield ""
-    if marked:
-        yield "\\* In some rounds the machine was too busy: the sender was late by more than a tenth of the latency."
-        yield ""
-
-
-def _throughputs(result: Mapping[str, Any]) -> Iterator[str]:
-    yield "| messages a second | " + " | ".join(_SIZES.values()) + " | CPU µs a message at 128 B |"
-    yield "| --- | " + " | ".join("---:" for _ in _SIZES) + " | ---: |"
-    for backend, measured in result["backends"].items():
-        rows = {(row["what"], row["candidate"], row["size"]): row["summary"] for row in measured["measurements"]}
-        for what, name in dict.fromkeys((what, name) for what, name, _ in rows if what in ("subscribe", "publish")):
-            found = [rows.get((what, name, size)) for size in _SIZES]
-            cells = [f"{summary['rate']['median']:,.0f}" if summary else "" for summary in found]
-            cpu = f"{found[0]['cpu_us']['median']:.2f}" if found[0] else ""
-            yield f"| {backend} ({_brokers(measured)}), {what}, {name} | " + " | ".join([*cells, cpu]) + " |"
-    yield ""
-
-
-def _ratios(result: Mapping[str, Any]) -> Iterator[str]:
-    yield "| the bus / the reference | ratio | lowest–highest round | target | |"
-    yield "| --- | ---: | ---: | ---: | --- |"
-    for verdict in verdicts(result):
-        yield f"| {verdict.backend} {verdict.title} | " + " | ".join(_cells(verdict)) + " |"
-    yield ""
-
-
-def _cells(verdict: Verdict) -> list[str]:
-    target = f"{'≥' if verdict.at_least else '≤'} {verdict.bound:.2f}"
-    if not verdict.rounds:
-        return ["", "", target, verdict.state]
-    return [f"{verdict.ratio:.2f}", f"{verdict.low:.2f}–{verdict.high:.2f}", target, verdict.state]
+    yield "One-way latency of 1 KiB at 1 000 messages a second; messages a second of 128 B."

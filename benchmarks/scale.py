@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from benchmarks.catalog import ASYNCIO, RUNS
+from msight_bus.bench.curves import RATES, SIZES
 
 SMALL, MIDDLE, LARGE = 128, 128 * 1024, 1_000_000
 ALWAYS = ("ceiling", "bus", "ceiling again")
@@ -31,6 +32,9 @@ class Scale:
         logged: messages that a Kafka subscriber reads, by size.
         peers_at: sizes at which the peers run too; at the others only the ceiling and the bus.
         without: candidates that are left out.
+        rates: messages a second of the curve of latency; none, no curves.
+        sizes: payload bytes of the curve of throughput.
+        curve_seconds: that a run of a curve sends, after its warm-up.
         budget: seconds for a backend, shared by its measurements; each has one round at least, whatever it takes.
         least: messages after the warm-up without which a run has no rate.
     """
@@ -50,11 +54,14 @@ class Scale:
     logged: Mapping[int, int] = field(default_factory=lambda: {SMALL: 300_000, MIDDLE: 3000, LARGE: 400})
     peers_at: tuple[int, ...] = (SMALL, MIDDLE, LARGE)
     without: tuple[str, ...] = ()
+    rates: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()
+    curve_seconds: float = 0.5
     budget: float = 480.0
     least: int = 1
 
 
-FULL = Scale("full")
+FULL = Scale("full", rates=RATES, sizes=SIZES)
 QUICK = Scale(
     "quick",
     rounds={SMALL: 3, MIDDLE: 1, LARGE: 1},

@@ -105,13 +105,23 @@ def by_size(pairs: Mapping[str, Pair], sizes: Sequence[int], seconds: float, unt
                 curves[name]["end"] = "the time was up"
                 continue
             say(f"throughput of {size:,} B: {name}")
-            plan = Plan(pair.make_topic(f"size{size}"), size, seconds, seconds / 4, room(size), patience=_PATIENCE)
-            try:
-                sent, received = pair.stage.run(pair.publisher, pair.subscriber, plan)
-            except (VoidError, WorkerError) as error:
-                curves[name]["end"] = f"{size:,} B: {str(error).strip().splitlines()[-1]}"
-                continue
-            point = of_subscriber(received, size)
-            sender = of_publisher(sent, size)
-            curves[name]["points"].append({"size": float(size), **point, "publisher_cpu_us": sender["cpu_us"]})
+            point, why = _one_size(pair, size, seconds)
+            if why:
+                point, why = _one_size(pair, size, seconds)
+            curves[name]["points"] += [point] if point else []
+            curves[name]["end"] = why or curves[name]["end"]
     return curves
+
+
+def _one_size(pair: Pair, size: int, seconds: float) -> tuple[Figures | None, str]:
+    """The figures of a size, or why there are none."""
+    plan = Plan(pair.make_topic(f"size{size}"), size, seconds, seconds / 4, room(size), patience=_PATIENCE)
+    try:
+        sent, received = pair.stage.run(pair.publisher, pair.subscriber, plan)
+    except (VoidError, WorkerError) as error:
+        return None, f"{size:,} B: {str(error).strip().splitlines()[-1]}"
+    found = of_subscriber(received, size)
+    if not found["messages"]:
+        return None, f"{size:,} B: no message came after the warm-up"
+    sender = of_publisher(sent, size)
+    return {"size": float(size), **found, "publisher_cpu_us": sender["cpu_us"]}, ""

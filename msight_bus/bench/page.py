@@ -33,6 +33,7 @@ table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-siz
 td, th {{ padding: .15rem .9rem .15rem 0; text-align: right; white-space: nowrap }}
 td:first-child, th:first-child {{ text-align: left }} tr {{ border-bottom: 1px solid var(--faint) }}
 thead tr {{ border-bottom: 1px solid var(--grid) }} tr.bus td {{ font-weight: 600 }}
+.prose td, .prose th {{ text-align: left; white-space: normal }}
 .FAIL {{ color: var(--bad); font-weight: 700 }} .pass {{ color: var(--good) }} .disturbed, .no {{ color: var(--doubt) }}
 .note {{ font-size: .92em; max-width: 46rem }} dt {{ font-weight: 600; float: left; clear: left; width: 7rem }}
 dd {{ margin-left: 7.5rem }}
@@ -69,13 +70,14 @@ def origin(result: Mapping[str, Any]) -> str:
     )
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], ours: str = "") -> str:
-    """A table of text; the row whose first cell is ``ours`` stands out, and so do verdicts."""
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], ours: str = "", *, prose: bool = False) -> str:
+    """A table of text; the row whose first cell is ``ours`` stands out, and so do verdicts. ``prose``: no figures."""
     parts = ["<thead><tr>", *(f"<th>{escape(cell)}" for cell in head), "</thead>"]
     for row in rows:
         parts.append('<tr class="bus">' if ours and row[0].rstrip(" *") == ours else "<tr>")
         parts += [f"<td{_verdict(cell)}>{escape(cell)}" for cell in row]
-    return f'<div class="wide"><table>{"".join(parts)}</table></div>'
+    kind = ' class="prose"' if prose else ""
+    return f'<div class="wide"><table{kind}>{"".join(parts)}</table></div>'
 
 
 def _verdict(cell: str) -> str:
@@ -83,9 +85,14 @@ def _verdict(cell: str) -> str:
     return f' class="{first}"' if first in {"pass", "FAIL", "disturbed", "no"} else ""
 
 
-def figure(heading: str, picture: str, *below: str) -> str:
-    """A plot with its heading and what stands under it."""
-    return f'<h3>{escape(heading)}</h3>\n<div class="wide">{picture}</div>\n' + "\n".join(below)
+def heading(text: str) -> str:
+    """The beginning of a part."""
+    return f"<h2>{escape(text)}</h2>"
+
+
+def figure(title: str, picture: str, *below: str) -> str:
+    """A plot with its title and what stands under it."""
+    return f'<h3>{escape(title)}</h3>\n<div class="wide">{picture}</div>\n' + "\n".join(below)
 
 
 def note(text: str) -> str:

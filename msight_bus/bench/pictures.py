@@ -8,24 +8,24 @@ from typing import Any
 from msight_bus.bench.axes import bytes_text, count_text, largest_share, log_axis, percentile_axis, size_axis, time_text
 from msight_bus.bench.figures import PERCENTILES
 from msight_bus.bench.page import note, table
-from msight_bus.bench.plot import Bar, Series, bars, lines
+from msight_bus.bench.plot import COLOURS, Bar, Series, bars, lines
 
 Named = Sequence[tuple[str, Mapping[str, Any]]]
 Curves = Mapping[str, Mapping[str, Any]]
 
 _COLOURS = {
     "FastStream": "framework",
-    "bus": "bus",
-    "ceiling": "ceiling",
-    "ceiling again": "again",
-    "client": "client",
-    "plain ceiling": "plain",
+    "ceiling in runs": "plain",
+    "bus on asyncio": "asyncio",
 }
 
 
 def colour(name: str) -> str:
     """The colour of a candidate or a backend."""
-    return _COLOURS.get(name) or ("again" if name.endswith(" again") else name)
+    if name.endswith(" again"):
+        return "again"
+    known = _COLOURS.get(name, name)
+    return known if known in COLOURS else "plain"
 
 
 def latency_distribution(rows: Named, what: str) -> str:

@@ -22,6 +22,7 @@ COLOURS: Mapping[str, tuple[str, str]] = {
     "ceiling": ("#5c5c5c", "#b5b5b5"),
     "again": ("#9a9a9a", "#7d7d7d"),
     "plain": ("#8a6d3b", "#d3b67a"),
+    "asyncio": ("#5b7d00", "#b5d65a"),
     "client": ("#0060a8", "#6cb8f5"),
     "framework": ("#c04a00", "#ff9a55"),
     "redis": ("#b8242a", "#ff8080"),

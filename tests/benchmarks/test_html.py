@@ -1,0 +1,85 @@
+"""The page of a result file is whole in itself and hides nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks.__main__ import app
+from benchmarks.html import page
+from tests.benchmarks.test_readme import make_result, make_row
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+def _curve(what: str, *points: dict) -> dict:
+    return {"points": list(points), "saturated": what == "rate", "end": "2,000/s was not held, 1,500/s came"}
+
+
+def _with_curves() -> dict:
+    result = make_result()
+    point = {"rate": 1000.0, "held": 1000.0, "p50": 100.0, "p99": 900.0}
+    rate = {"bus": _curve("rate", point, {**point, "rate": 2000.0, "p50": 90_000.0, "p99": 200_000.0})}
+    size = {"bus": _curve("size", {"size": 64.0, "rate": 5000.0, "bytes_rate": 320_000.0})}
+    result["backends"]["redis"]["curves"] = {"rate": rate, "size": size}
+    return result
+
+
+def _svgs(whole: str) -> list[str]:
+    return re.findall(r"<svg.*?</svg>", whole, re.DOTALL)
+
+
+def test_it_is_well_formed_and_fetches_nothing():
+    result = _with_curves()
+    result["command"] = "<script>"
+    whole = page(result)
+    assert "<script" not in whole
+    assert not re.search(r"https?:|@import|url\(", whole)
+    for svg in _svgs(whole):
+        ElementTree.fromstring(svg)
+    assert len(_svgs(whole)) == 1 + 2 + 2 + 1  # latency, two for each curve, the rate's bars
+
+
+def test_a_rate_that_was_not_held_is_marked_and_said():
+    whole = page(_with_curves())
+    assert whole.count('class="hollow"') == 2
+    assert "1,500/s came" in whole
+
+
+def test_what_disturbed_and_what_was_void_is_said():
+    result = make_result()
+    row = result["backends"]["redis"]["measurements"][1]
+    row["disturbed"], row["voids"] = [0], ["3 messages were sent and 2 came."]
+    whole = page(result)
+    assert "bus *" in whole
+    assert "3 messages were sent and 2 came." in whole
+
+
+def test_a_candidate_without_a_figure_has_its_row():
+    result = make_result()
+    row = make_row("latency", 1024, "client", {"p50": 1.0, "samples": 1.0})
+    result["backends"]["redis"]["measurements"].append({**row, "runs": [None], "summary": None})
+    assert re.search(r"<td>client<td[^>]*>no result", page(result))
+
+
+def test_a_broker_that_could_not_be_started_is_said():
+    result = make_result()
+    missing = {"broker": "none", "version": "", "is_stand_in": False, "problem": "no Java", "measurements": []}
+    result["backends"]["kafka"] = missing
+    assert "kafka: no Java" in page(result)
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.name)
+def test_every_recorded_result_has_a_page(path, tmp_path):
+    to = tmp_path / "page.html"
+    assert CliRunner().invoke(app, ["html", str(path), str(to)]).exit_code == 0
+    whole = to.read_text()
+    HTMLParser().feed(whole)
+    assert json.loads(path.read_text())["machine"]["cpu"].split("@")[0].strip() in whole
+    assert _svgs(whole)
