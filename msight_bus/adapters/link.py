@@ -7,7 +7,7 @@ parsed where it arrives, and what is written in one tick of the loop leaves in o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from msight_bus.adapters.in_flight import InFlight
@@ -39,6 +39,7 @@ class Link(asyncio.Protocol):
         self.received_at = self.loop.time()
         self.reading_paused = False
         self._on_lost = on_lost
+        self.idle = True  # nothing was written in this tick
         self.out: list[bytes] = []
         self.out_bytes = 0
         self._write_paused = False
@@ -59,16 +60,19 @@ class Link(asyncio.Protocol):
 
     def write(self, *parts: bytes) -> None:
         """Write with the others of this tick."""
-        if not self.out:
-            self.loop.call_soon(self._tick)
-        self.out += parts
+        if self.idle:
+            self.write_first(parts)
+        else:
+            self.out += parts
         self.out_bytes += sum([len(part) for part in parts])
         if self.out_bytes >= BURST_BYTES:
             self.burst()
 
-    def start_tick(self) -> None:
-        """Something is about to be put into the empty `out`."""
+    def write_first(self, parts: tuple[bytes, ...]) -> None:
+        """What comes first in a tick leaves at once, for a stream of single messages has nothing to wait for."""
+        self.idle = False
         self.loop.call_soon(self._tick)
+        self._transmit(parts, sum([len(part) for part in parts]))
 
     def burst(self) -> None:
         """So much was written in this tick that it leaves at once, and the loop gets a turn before there is more."""
@@ -78,15 +82,21 @@ class Link(asyncio.Protocol):
 
     def _send(self) -> None:
         out, self.out = self.out, []
-        if out and not self.transport.is_closing():
-            if self.out_bytes > _JOIN_BELOW_MEAN * len(out):
-                self.transport.writelines(out)  # large payloads are not copied
-            else:
-                self.transport.write(b"".join(out))
+        if out:
+            self._transmit(out, self.out_bytes)
         self.out_bytes = 0
+
+    def _transmit(self, parts: Sequence[bytes], size: int) -> None:
+        if self.transport.is_closing():
+            return
+        if size > _JOIN_BELOW_MEAN * len(parts):
+            self.transport.writelines(parts)  # large payloads are not copied
+        else:
+            self.transport.write(b"".join(parts))
 
     def _tick(self) -> None:
         self._send()
+        self.idle = True
         if not self._write_paused:
             self._release()
 

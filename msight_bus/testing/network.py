@@ -175,7 +175,7 @@ class SimulatedLink(LiveLink):
 
     def _write(self, command: Callable[[], None]) -> None:
         if not self._written:
-            self.start_tick()
+            self.loop.call_soon(self._tick)
         self._written.append(command)
         if len(self._written) >= _BURST:
             self.burst()

@@ -77,17 +77,20 @@ class NatsLink(ReceivingLink[bytes]):
             )
         head_size, head = self._heads.get(topic, _NO_HEAD)
         if head_size != (header_size, size):
-            head = b"HPUB %b %d %d\r\nNATS/1.0\r\nmsight: " % (topic.encode(), header_size, size)
+            start = b"HPUB %b %d %d\r\nNATS/1.0\r\nmsight: %016x"
+            head = start % (topic.encode(), header_size, size, self._stamp.session)
             self._heads[topic] = (header_size, size), head
         stamp = self._stamp
         sequence = stamp.last[topic] = stamp.last.get(topic, 0) + 1
-        value = b"%016x%016x%016x" % (stamp.session, sequence, time.time_ns())
-        if not self.out:
-            self.start_tick()
         if suffix or more:
-            self.out += (head, value, suffix, b"\r\n", more, b"\r\n", payload, b"\r\n")
+            value = b"%016x%016x%b\r\n%b\r\n" % (sequence, time.time_ns(), suffix, more)
         else:
-            self.out += (head, value, b"\r\n\r\n", payload, b"\r\n")
+            value = b"%016x%016x\r\n\r\n" % (sequence, time.time_ns())
+        parts = head, value, payload, b"\r\n"
+        if self.idle:
+            self.write_first(parts)
+        else:
+            self.out += parts
         self.out_bytes += size + 64
         in_flight = self.in_flight
         in_flight.wrote(topic)

@@ -75,15 +75,17 @@ class PublishLink(LiveLink):
         if head_size != size:
             head = b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$%d\r\n" % (len(topic), topic.encode(), size)
             self._heads[topic] = size, head
-        if not self.out:
-            self.start_tick()
         if self._raw:
-            self.out += (head, payload, b"\r\n")
+            parts: tuple[bytes, ...] = head, payload, b"\r\n"
         else:
             stamp = self._stamp
             sequence = stamp.last[topic] = stamp.last.get(topic, 0) + 1
             prefix = envelope.pack_prefix(envelope.MAGIC, len(extension), stamp.session, sequence, time.time_ns())
-            self.out += (head, prefix + extension, payload, b"\r\n") if extension else (head, prefix, payload, b"\r\n")
+            parts = head, prefix + extension if extension else prefix, payload, b"\r\n"
+        if self.idle:
+            self.write_first(parts)
+        else:
+            self.out += parts
         self.out_bytes += size + 64
         self.in_flight.wrote(topic)
         if self.out_bytes >= BURST_BYTES:
