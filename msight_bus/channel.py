@@ -111,7 +111,9 @@ class Channel:
         """Queue a chunk's messages by the policy and wake the consumer once."""
         items = self.items
         queued = len(items) + len(batch)
-        size = sum([len(message.payload) for message in batch]) + self.queued_bytes
+        size = self.queued_bytes
+        for message in batch:
+            size += len(message.payload)
         if queued >= self._max_messages or size >= self._max_bytes or self.full or self._finished:
             self._deliver_by_policy(batch)
             return

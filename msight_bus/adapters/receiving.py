@@ -45,6 +45,15 @@ class ReceivingLink(LiveLink, Generic[Reply]):
         """Parse a chunk."""
         self.received_at = self.loop.time()
         parser = self._parser
+        if (only := parser.only(data)) is not None:
+            address, (_, session, sequence, published, payload) = only
+            feeds = self._feeds.get(address, ())
+            for feed in feeds:
+                message = Message(
+                    feed.topic, payload, NO_HEADERS, None, session, sequence, published * 1e-9, time.time()
+                )
+                feed.sink.deliver([message])
+            return
         try:
             parser.feed(data)
         except BusError as error:

@@ -136,6 +136,15 @@ class FrameParser(Generic[Reply]):
         self.held = 0
         return taken
 
+    def only(self, data: bytes) -> tuple[bytes, Frame] | None:
+        """Address and frame, if this chunk is one whole frame with a known head and nothing came before it: as most are in a
+        stream that is not saturated. Else ``None``, and the chunk is for `feed`."""
+        run = self._known.get(data[: self._head_bytes])
+        if run is None or run.size != len(data) or self.held or self._chunks or self._missing:
+            return None
+        frame = self._frame_of(run, data, 0)
+        return None if frame is None else (run.address, frame)
+
     def feed(self, data: bytes) -> None:
         """Parse the next chunk, however it is cut."""
         self.held += len(data)

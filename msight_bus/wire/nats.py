@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import cast
 
 from msight_bus.errors import ConnectionLostError
-from msight_bus.wire.frames import Frame, FrameParser, Meta, Run, while_all
+from msight_bus.wire.frames import Frame, FrameParser, Meta, Run
 
 MAX_CONTROL_LINE = 1024 * 1024
 """INFO lists the cluster's addresses and can be long; anything longer than this is no NATS server."""
@@ -55,8 +55,8 @@ class NatsParser(FrameParser[bytes]):
             return None
 
     def _frame_of(self, run: Run, data: bytes, position: int) -> Frame | None:
-        _, digits, end, payload = run.one(data, position)
-        if end != _BLOCK_END:
+        _, digits, payload = run.one(data, position)
+        if not data.startswith(_BLOCK_END, position + run.head_bytes + 48):
             return None
         try:
             session, sequence, published = _META.unpack(unhexlify(digits))
@@ -66,14 +66,17 @@ class NatsParser(FrameParser[bytes]):
 
     def _frames(self, run: Run, view: memoryview) -> list[Frame]:
         rows = run.rows(view)
-        rows = while_all([row[2] for row in rows], _BLOCK_END, rows)
+        view = view[: len(rows) * run.size]
+        for column, byte in enumerate(_BLOCK_END, run.head_bytes + 48):  # what ends each block is looked at by columns
+            if bytes(view[column :: run.size]).count(byte) < len(rows):
+                return []
         try:
             digits = unhexlify(b"".join([row[1] for row in rows]))
         except ValueError:  # one of them is not by us
             return []
         metas = cast(Iterator[Meta], _META.iter_unpack(digits))
         return [
-            (b"", session, sequence, published, row[3])
+            (b"", session, sequence, published, row[2])
             for (session, sequence, published), row in zip(metas, rows, strict=True)
         ]
 
@@ -113,7 +116,7 @@ class NatsParser(FrameParser[bytes]):
             meta = self._meta_at(block, len(_OURS))
         if meta is not None:
             head = data[position : start + len(_OURS)]
-            self._learn(sid, head, f"48s4s{stop - body}s2x")
+            self._learn(sid, head, f"48s4x{stop - body}s2x")
         if after > end:
             return self._begin((sid, meta, block), data, body, after - end)
         if meta is None:

@@ -86,6 +86,9 @@ def parse(*chunks: bytes, at_once: bool = False) -> list[object]:
     parser = NatsParser()
     found: list[object] = []
     for chunk in chunks:
+        if not at_once and (only := parser.only(chunk)) is not None:
+            found += arrivals((only[0], [only[1]], []))
+            continue
         parser.feed(chunk)
         if not at_once:
             found += events(parser)
@@ -459,6 +462,14 @@ def test_the_lines_of_a_run_are_not_read_one_by_one():
 @given(st.lists(st.integers(0, len(RUN)), max_size=12))
 def test_any_cut_of_runs_gives_the_same(places):
     assert by_subscription(parse(*cut(RUN, *places))) == by_subscription(parse(RUN))
+
+
+@given(st.lists(st.integers(0, 9), max_size=12), st.sampled_from([b"9\r\n\r\n", b"9\r\n;\n"]))
+def test_chunks_of_one_message_give_the_same(sequences, end):
+    chunks = [ours(b"a.b", b"1", i, b"payload %d" % i).replace(b"9\r\n\r\n", end) for i in sequences]
+    whole = [ours(b"a.b", b"1", i, b"payload %d" % i) for i in range(3)]
+    stream = [*whole, *chunks, *(part for chunk in chunks for part in (chunk[:80], chunk[80:])), *whole]
+    assert by_subscription(parse(*stream)) == by_subscription(parse(b"".join(stream)))
 
 
 @st.composite

@@ -51,6 +51,9 @@ def parse(*chunks, at_once=False):
     parser = RespParser()
     found = []
     for chunk in chunks:
+        if (only := parser.only(chunk)) is not None:
+            found += whole((only[0], [only[1]], []))
+            continue
         parser.feed(chunk)
         if not at_once:
             found += taken(parser)
@@ -141,6 +144,27 @@ def test_any_messages_are_read_as_hiredis_reads_them(messages):
         message(channel, framed(i, data) if ours else data) for i, (channel, data, ours) in enumerate(messages)
     )
     assert by_channel(parse(stream)) == by_channel(parse_with_hiredis(stream))
+
+
+@given(st.lists(st.integers(0, 9), max_size=12))
+def test_chunks_of_one_message_give_the_same(sequences):
+    chunks = [message(b"a.b", framed(i, b"payload %d" % i)) for i in sequences]
+    cut = [part for chunk in chunks[:3] for part in (chunk[:70], chunk[70:])]
+    assert by_channel(parse(*chunks, *cut, *chunks)) == by_channel(
+        parse_with_hiredis(b"".join([*chunks, *cut, *chunks]))
+    )
+
+
+def test_the_third_chunk_of_one_message_is_taken_as_one():
+    parser = RespParser()
+    chunk = message(b"a.b", framed(1, b"payload"))
+    for _ in range(2):
+        assert parser.only(chunk) is None
+        parser.feed(chunk)
+        parser.take()
+    assert parser.only(chunk) == (b"a.b", (chunk[: -24 - 9], 7, 1, 1_700_000_000_000_000_000, b"payload"))
+    parser.feed(chunk[:-1])
+    assert parser.only(chunk) is None  # it is not where a frame begins
 
 
 @given(st.binary(max_size=200))
