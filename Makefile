@@ -7,7 +7,7 @@ BACKEND ?= redis
 FRAMES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench bench-full format clean
+.PHONY: help setup demo test faults check bench bench-full format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -28,6 +28,9 @@ demo: setup  ## camera -> detector -> counter -> sink on a real broker; BACKEND=
 
 test: setup  ## every test, on real Redis, NATS and Kafka servers that it starts
 	$(BIN)/python -m pytest
+
+faults: setup  ## the tests that take minutes: clusters with the patience that brokers have in production
+	$(BIN)/python -m pytest -m faults
 
 check: setup  ## style, types, import directions
 	$(BIN)/ruff check .

@@ -63,7 +63,9 @@ def _commands(java: str, libs: Path, place: Place) -> list[list[str]]:
     node["log.dirs"] = str(place.directory / "data")
     config = place.write_config("server.properties", [f"{key}={value}" for key, value in node.items()])
     run = [java, *_JVM, "-cp", f"{libs}/*"]
-    storage = [*run, "kafka.tools.StorageTool", "format", "--standalone", "--config", config]
+    storage = [*run, "kafka.tools.StorageTool", "format", "--config", config]
+    if not any(line.startswith("controller.quorum.voters=") for line in place.config):  # else it is one of several
+        storage.append("--standalone")
     return [[*storage, f"--cluster-id={cluster_id()}", *place.arguments], [*run, "kafka.Kafka", config]]
 
 

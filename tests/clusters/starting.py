@@ -63,6 +63,33 @@ def nats_cluster() -> Iterator[Cluster]:
         yield _together("nats", nodes, "MSIGHT_NATS_SERVERS")
 
 
+@contextmanager
+def kafka_cluster(*, session_seconds: int = 3) -> Iterator[Cluster]:
+    """Three nodes, each a broker and a controller, where what is acknowledged is on two of them at least.
+
+    Args:
+        session_seconds: how long a silent broker keeps the partitions that it leads; 9 by default in Apache Kafka.
+    """
+    ways = _free_ports()
+    voters = ",".join(f"{number}@127.0.0.1:{way}" for number, way in enumerate(ways, 1))
+    common = [
+        f"controller.quorum.voters={voters}",
+        "default.replication.factor=3",
+        "min.insync.replicas=2",
+        "offsets.topic.replication.factor=3",
+        "transaction.state.log.replication.factor=3",
+        "transaction.state.log.min.isr=2",
+        f"broker.session.timeout.ms={session_seconds * 1000}",
+        "group.min.session.timeout.ms=500",
+    ]
+    configs = [
+        [*common, f"node.id={number}", f"listeners=CLIENT://127.0.0.1:{{port}},CONTROLLER://127.0.0.1:{way}"]
+        for number, way in enumerate(ways, 1)
+    ]
+    with _started("kafka", configs, ("--cluster-id=c3RyZWFtcyBvZiBzZW5zbw",)) as nodes:
+        yield _together("kafka", nodes, "MSIGHT_KAFKA_SERVERS")
+
+
 def _together(kind: KindName, nodes: list[brokers.RunningBroker], variable: str) -> Cluster:
     return Cluster(kind, {variable: ",".join(node.env[variable] for node in nodes)}, nodes)
 

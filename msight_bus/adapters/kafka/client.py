@@ -1,7 +1,7 @@
 """aiokafka's clients: their options, their errors as ours, and ending them in any state of the broker.
 
-The only module that touches the library's private attributes. ``stop()`` of a producer or consumer waits for a broker that
-may never answer (aiokafka issues 1101 and 1039), so a client is ended by ending its tasks and its connections.
+With `admin.py` the only module that touches the library's private attributes. ``stop()`` of a producer or consumer waits
+for a broker that may never answer (aiokafka issues 1101 and 1039), so a client is ended by ending its tasks and its connections.
 """
 
 from __future__ import annotations
@@ -9,23 +9,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, Protocol
 
 import aiokafka.errors as kafka_errors
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.abc import AbstractTokenProvider
-from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import AIOKafkaConnection, OAuthAuthenticator
 from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.protocol.admin import SaslAuthenticateRequest
-from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
-from msight_bus.adapters.kafka.failures import REFUSED, explain
+from msight_bus.adapters.kafka.failures import explain
 from msight_bus.adapters.kafka.records import offset_of
+from msight_bus.adapters.turns import in_turn
 from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError
 from msight_bus.message import Message
 from msight_bus.settings import BusSettings
@@ -107,11 +105,12 @@ async def probe(options: dict[str, Any]) -> None:
              "sasl_plain_password", "sasl_oauth_token_provider")  # fmt: skip
     shared = {name: options[name] for name in names if name in options}
     problem: BusError | None = None
-    for server in options["bootstrap_servers"]:
+    for server, within in in_turn(options["bootstrap_servers"], options["request_timeout_ms"] / 1000):
         host, _, port = server.rpartition(":")
         try:
             connection = _Probe(host.strip("[]"), int(port), **shared)
-            await connection.connect()
+            async with asyncio.timeout(within):
+                await connection.connect()
         except Exception as error:  # also what the client stumbles over when a peer talks nonsense
             token = options.get("sasl_oauth_token_provider")
             hide_secrets(error, [token.secret if token else options.get("sasl_plain_password", "")])
@@ -128,49 +127,6 @@ async def probe(options: dict[str, Any]) -> None:
 def record_bytes(key: bytes | None, value: bytes, headers: list[tuple[str, bytes]]) -> int:
     """Bytes at most that a record takes in a batch of its own."""
     return int(DefaultRecordBatchBuilder.estimate_size_in_bytes(key, value, headers)) + 64
-
-
-@dataclass(frozen=True, slots=True)
-class TopicMetadata:
-    """What the cluster says of one topic.
-
-    Attributes:
-        partitions: how many it has with a leader each; 0 if it does not exist, or is being made.
-        replicas: of its least replicated partition.
-        brokers: in the cluster.
-    """
-
-    partitions: int
-    replicas: int
-    brokers: int
-
-
-async def ask_cluster(admin: AIOKafkaAdminClient, topics: list[str]) -> Any:
-    """Metadata of the cluster and of ``topics``. Asking must not create them, as it does by default.
-
-    Raises:
-        KafkaError: no answer.
-    """
-    client = admin._client
-    return await client.send(client.get_random_node(), MetadataRequest(topics, allow_auto_topic_creation=False))
-
-
-async def topic_metadata(admin: AIOKafkaAdminClient, topic: str) -> TopicMetadata:
-    """What the cluster says of ``topic``.
-
-    Raises:
-        KafkaError: no answer.
-        AuthenticationError: it may not be described.
-    """
-    response = await ask_cluster(admin, [topic])
-    brokers = len(response.brokers)
-    for entry in response.topics:
-        error_code, name, partitions = entry[0], entry[1], entry[-1]
-        if name == topic and error_code == 0 and all(partition[2] >= 0 for partition in partitions):
-            return TopicMetadata(len(partitions), min(len(partition[3]) for partition in partitions), brokers)
-        if name == topic and kafka_errors.for_code(error_code) in REFUSED:
-            raise explain(kafka_errors.for_code(error_code)(topic))
-    return TopicMetadata(0, 0, brokers)
 
 
 def is_member(consumer: AIOKafkaConsumer) -> bool:

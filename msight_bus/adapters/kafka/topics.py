@@ -7,11 +7,11 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
-from msight_bus.adapters.kafka.client import TopicMetadata, ask_cluster, topic_metadata
+from msight_bus.adapters.kafka.admin import Admin, TopicMetadata
 from msight_bus.adapters.kafka.failures import explain
 from msight_bus.errors import ConnectionLostError, TopicError
 from msight_bus.settings import BusSettings
@@ -41,14 +41,14 @@ class TopicDirectory:
     def __init__(self, settings: BusSettings, options: dict[str, Any]) -> None:
         self._settings = settings
         self._options = options
-        self._admin: AIOKafkaAdminClient | None = None
+        self._admin: Admin | None = None
         self._known: dict[str, TopicInfo] = {}
         self._lock = asyncio.Lock()
         self.max_message_bytes = DEFAULT_MAX_MESSAGE_BYTES
 
     async def open(self) -> None:
         """Connect the admin client and learn the broker's own limit."""
-        self._admin = AIOKafkaAdminClient(**self._options)
+        self._admin = Admin(**self._options)
         try:
             await self._admin.start()
         except KafkaError as error:
@@ -83,25 +83,25 @@ class TopicDirectory:
     async def partitions(self, topic: str) -> int:
         """How many partitions the topic has now."""
         assert self._admin is not None
-        return (await topic_metadata(self._admin, topic)).partitions
+        return (await self._admin.topic(topic)).partitions
 
     async def ask(self) -> None:
-        """Ask the cluster for a sign of life.
+        """Ask the cluster for a sign of life, within ``pong_timeout``.
 
         Raises:
             KafkaError: it gave none.
         """
         if self._admin is not None:
-            await ask_cluster(self._admin, [])
+            await self._admin.metadata([], within=self._settings.limits.pong_timeout)
 
     async def _look_up(self, topic: str) -> TopicInfo:
         if topic in self._known:
             return self._known[topic]
         assert self._admin is not None
-        found = await topic_metadata(self._admin, topic)
+        found = await self._admin.topic(topic)
         if not found.partitions:
             await self._create(topic)
-            while not (found := await topic_metadata(self._admin, topic)).partitions:
+            while not (found := await self._admin.topic(topic)).partitions:
                 await asyncio.sleep(0.02)  # its leaders are being elected; the caller's deadline ends this
         options = await self._options_of(topic)
         self._warn_if_weak(topic, found, int(options.get("min.insync.replicas", 1)))

@@ -1,0 +1,84 @@
+"""aiokafka's admin client, made to ask another broker where one is away. Like `client.py` it touches private attributes."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import aiokafka.errors as kafka_errors
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.protocol.metadata import MetadataRequest
+
+from msight_bus.adapters.kafka.failures import REFUSED, explain
+from msight_bus.adapters.turns import in_turn
+
+
+@dataclass(frozen=True, slots=True)
+class TopicMetadata:
+    """What the cluster says of one topic.
+
+    Attributes:
+        partitions: how many it has with a leader each; 0 if it does not exist, or is being made.
+        replicas: of its least replicated partition.
+        brokers: in the cluster.
+    """
+
+    partitions: int
+    replicas: int
+    brokers: int
+
+
+class Admin(AIOKafkaAdminClient):
+    """The library asks one broker, at random or because it is the controller, though it be dead."""
+
+    async def metadata(self, topics: list[str], within: float | None = None) -> Any:
+        """Metadata of the cluster and of ``topics``, from a broker that answers within ``within`` seconds.
+
+        Raises:
+            KafkaError: none answered.
+        """
+        # Asking must not create them, as it does by default.
+        return await self._ask(MetadataRequest(topics, allow_auto_topic_creation=False), within=within)
+
+    async def topic(self, name: str) -> TopicMetadata:
+        """What the cluster says of one topic.
+
+        Raises:
+            KafkaError: no answer.
+            AuthenticationError: it may not be described.
+        """
+        response = await self.metadata([name])
+        brokers = len(response.brokers)
+        for entry in response.topics:
+            error_code, found, partitions = entry[0], entry[1], entry[-1]
+            if found == name and error_code == 0 and all(partition[2] >= 0 for partition in partitions):
+                return TopicMetadata(len(partitions), min(len(partition[3]) for partition in partitions), brokers)
+            if found == name and kafka_errors.for_code(error_code) in REFUSED:
+                raise explain(kafka_errors.for_code(error_code)(name))
+        return TopicMetadata(0, 0, brokers)
+
+    async def _send_request(self, request: Any, node_id: int | None = None) -> Any:
+        return await (self._ask(request) if node_id is None else super()._send_request(request, node_id))
+
+    async def _send_to_controller(self, request: Any) -> Any:
+        """The controller first; brokers of a KRaft cluster pass on to it what others are asked (KIP-590)."""
+        controller = self._client.cluster.controller
+        return await self._ask(request, first=None if controller is None else controller.nodeId)
+
+    async def _ask(self, request: Any, *, first: int | None = None, within: float | None = None) -> Any:
+        client = self._client
+        nodes = [broker.nodeId for broker in client.cluster.brokers()]
+        random.shuffle(nodes)
+        nodes.sort(key=lambda node: node != first)
+        problem: Exception = kafka_errors.NodeNotReadyError("No broker is known.")
+        for node, share in in_turn(nodes, within or client._request_timeout_ms / 1000):
+            try:
+                async with asyncio.timeout(share):
+                    return await client.send(node, request)
+            except TimeoutError:
+                problem = kafka_errors.RequestTimedOutError(f"broker {node} did not answer")
+            except (kafka_errors.KafkaError, OSError) as error:
+                problem = error
+        raise problem

@@ -1,0 +1,91 @@
+"""Three Kafka brokers: one dies, nothing acknowledged is lost, and group and publishers go on."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+
+import pytest
+
+from msight_bus.events import Disconnected
+from tests.clusters.starting import kafka_cluster
+from tests.faults.ledger import Ledger
+from tests.faults.test_outages import seen, until
+
+pytestmark = pytest.mark.timeout(120)
+
+PATIENT = {"MSIGHT_PUBLISH_TIMEOUT": "45"}
+"""Seconds; until the cluster has given up the dead broker there is nobody to acknowledge."""
+
+KEYS = [f"camera {number}" for number in range(8)]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with kafka_cluster() as running:
+        yield running
+
+
+async def leader_of(bus, topic):
+    """The number of the broker that leads the first partition."""
+    (entry,) = (await bus._adapter._directory._admin.metadata([topic])).topics
+    return entry[-1][0][2]
+
+
+async def test_what_does_not_outlive_a_broker_is_warned_of(cluster, caplog):
+    async with cluster.connect() as bus, bus.subscribe("safe", group_id="g"):
+        assert "MSIGHT_KAFKA_REPLICATION" not in caplog.text
+    async with cluster.connect(MSIGHT_KAFKA_REPLICATION="1") as bus, bus.subscribe("weak", group_id="g"):
+        assert "Topic weak has 1 replicas and min.insync.replicas=2 on a cluster of 3 brokers" in caplog.text
+
+
+async def test_a_leader_dies_and_nothing_acknowledged_is_lost(cluster):
+    events = []
+    async with cluster.connect(events=events, **PATIENT) as bus, cluster.connect(events=events) as other:
+        await assert_nothing_is_lost(cluster, bus, other, lambda node: node.kill())
+        await bus.publish("made.meanwhile", b"x")
+    assert not seen(events, Disconnected)  # from the cluster, that is
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(170)
+@pytest.mark.parametrize("end", ["kill", "freeze"])
+async def test_a_publish_waits_for_a_new_leader_as_long_as_it_may(end):
+    """Longer than one request may take (MSIGHT_CONNECT_TIMEOUT)."""
+    with kafka_cluster(session_seconds=15) as cluster:
+        async with cluster.connect(**PATIENT) as bus, cluster.connect() as other:
+            await assert_nothing_is_lost(cluster, bus, other, lambda node: getattr(node, end)())
+
+
+async def assert_nothing_is_lost(cluster, bus, other, end):
+    """End a partition's leader amid publishing and consuming, of which both have to go on."""
+    ledger, acknowledged, received, done = Ledger(), Counter(), Counter(), asyncio.Event()
+
+    async def publish(key):
+        while not done.is_set():
+            number = acknowledged[key] + 1
+            await bus.publish("cameras", b"%d" % number, key=key)
+            ledger.acknowledged(key, number, time.monotonic())
+            acknowledged[key] = number
+
+    async def consume():
+        async with other.subscribe("cameras", group_id="g", start="earliest") as messages:
+            async for message in messages:
+                ledger.delivered(message.key, int(message.payload), time.monotonic())
+                received[message.key] = max(received[message.key], int(message.payload))
+
+    async with asyncio.TaskGroup() as tasks:
+        consuming = tasks.create_task(consume())
+        publishing = [tasks.create_task(publish(key)) for key in KEYS]
+        await until(lambda: min(received[key] for key in KEYS) > 20)
+        await asyncio.to_thread(end, cluster.nodes[await leader_of(bus, "cameras") - 1])
+        before = Counter(acknowledged)
+        await until(lambda: all(acknowledged[key] > before[key] + 50 for key in KEYS), within=50)
+        done.set()
+        await asyncio.wait(publishing)
+        await until(lambda: all(received[key] >= acknowledged[key] for key in KEYS), within=50)
+        consuming.cancel()
+    account = ledger.account()
+    assert account.acknowledged == account.delivered == sum(acknowledged.values())
+    assert (account.silent, account.damaged, account.reordered) == (0, 0, 0)
