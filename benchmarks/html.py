@@ -70,10 +70,11 @@ def _cells(one: Verdict) -> list[str]:
     target = "" if isnan(one.bound) else f"{'≥' if one.at_least else '≤'} {one.bound:.2f}"
     band = f"{one.band[0]:.2f}–{one.band[1]:.2f}" if one.band else ""
     title = f"{one.backend}: {one.title}"
+    state = "" if one.state == "no target" else one.state
     if not one.rounds:
-        return [title, "", "", "", "", band, target, one.state]
+        return [title, "", "", "", "", band, target, state]
     spread = f"{one.low:.2f}–{one.high:.2f}"
-    return [title, f"{one.bus:,.0f}", f"{one.reference:,.0f}", f"{one.ratio:.2f}", spread, band, target, one.state]
+    return [title, f"{one.bus:,.0f}", f"{one.reference:,.0f}", f"{one.ratio:.2f}", spread, band, target, state]
 
 
 def _overview(result: Mapping[str, Any]) -> Iterator[str]:
@@ -176,7 +177,9 @@ def _others(rows: Sequence[Row]) -> Iterator[str]:
         names = list(dict.fromkeys(name for row in of_kind for name in row["summary"]))
         cells = ([row["candidate"], *(_figure(row["summary"].get(name), name) for name in names)] for row in of_kind)
         yield figure(
-            what.capitalize(), "", table(["", *(name.replace("_bytes", ", MB") for name in names)], cells, BUS)
+            what.capitalize(),
+            "",
+            table(["", *(name.replace("_bytes", ", MB").replace("_", " ") for name in names)], cells, BUS),
         )
 
 

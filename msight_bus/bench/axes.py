@@ -61,7 +61,10 @@ def size_axis(sizes: Sequence[int]) -> Axis:
     """A logarithmic axis that has a tick at each measured size."""
     low, high = min(sizes), max(sizes)
     return Axis(
-        "bytes of a message", low, max(high, low + 1), [(size, bytes_text(size)) for size in sorted(set(sizes))]
+        "size of a message (log scale)",
+        low,
+        max(high, low + 1),
+        [(size, bytes_text(size)) for size in sorted(set(sizes))],
     )
 
 

@@ -44,7 +44,7 @@ text {{ font: 13px system-ui, sans-serif; fill: var(--ink) }} .axis {{ font-weig
 .spread {{ stroke: var(--c); stroke-width: 1.6; opacity: .5 }}
 rect + .spread {{ stroke: var(--ink); opacity: .8 }}
 .leader {{ stroke: var(--c); stroke-width: 1; stroke-dasharray: 1 3 }}
-circle, polygon, rect {{ fill: var(--c); stroke: var(--c) }}
+circle, polygon, rect {{ fill: var(--c); stroke: var(--c) }} rect {{ fill-opacity: .6 }}
 .hollow {{ fill: var(--paper); stroke-width: 2 }}
 """
 

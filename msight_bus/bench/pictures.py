@@ -114,10 +114,12 @@ def rate_table(curves: Curves) -> str:
     for name, curve in curves.items():
         at = {point["rate"]: f"{point['p50']:,.0f} / {point['p99']:,.0f}" for point in curve["points"]}
         rows.append([name, *(at.get(rate, "") for rate in asked)])
-    ends = [note(f"{name} ends: {curve['end']}.") for name, curve in curves.items() if curve["end"]]
-    if any(curve["saturated"] for curve in curves.values()):
-        ends.insert(0, note("A hollow mark is a rate that was not held, or at which messages queued up."))
-    return table(["p50 / p99, µs", *(f"{count_text(rate)}/s" for rate in asked)], rows, "bus") + "".join(ends)
+    hollow = "A hollow mark is a rate that was not held, or at which messages queued up. "
+    marked = any(curve["saturated"] for curve in curves.values())
+    below = hollow * marked + _ends(curves)
+    return table(["p50 / p99, µs", *(f"{count_text(rate)}/s" for rate in asked)], rows, "bus") + (
+        note(below) if below else ""
+    )
 
 
 def size_table(curves: Curves) -> str:
@@ -127,5 +129,13 @@ def size_table(curves: Curves) -> str:
     for name, curve in curves.items():
         at = {point["size"]: f"{point['rate']:,.0f}" for point in curve["points"]}
         rows.append([name, *(at.get(size, "") for size in sizes)])
-    ends = [note(f"{name}: {curve['end']}.") for name, curve in curves.items() if curve["end"]]
-    return table(["messages/s", *(bytes_text(int(size)) for size in sizes)], rows, "bus") + "".join(ends)
+    below = _ends(curves)
+    return table(["messages/s", *(bytes_text(int(size)) for size in sizes)], rows, "bus") + (
+        note(below) if below else ""
+    )
+
+
+def _ends(curves: Curves) -> str:
+    """Why curves end where they do."""
+    ends = [f"{name}: {curve['end']}" for name, curve in curves.items() if curve["end"]]
+    return f"The curves end: {'; '.join(ends)}." if ends else ""

@@ -9,7 +9,7 @@ from html import escape
 from msight_bus.bench.axes import Axis
 
 _WIDTH, _HEIGHT = 760, 380
-_LEFT, _RIGHT, _TOP, _BOTTOM = 74, 590, 14, 322
+_LEFT, _RIGHT, _TOP, _BOTTOM = 88, 590, 14, 322
 _LABEL_GAP = 19
 _BAR_STEP, _BAR_LEFT, _BAR_RIGHT = 26, 130, 590
 _SPREAD_STEP = 2.5
