@@ -29,8 +29,9 @@ demo: setup  ## camera -> detector -> counter -> sink on a real broker; BACKEND=
 test: setup  ## every test, on real Redis, NATS and Kafka servers that it starts
 	$(BIN)/python -m pytest
 
-faults: setup  ## the tests that take minutes: clusters with the patience that brokers have in production
-	$(BIN)/python -m pytest -m faults
+faults: setup  ## the whole fault matrix with a ledger of each test, and the clusters: some minutes
+	$(BIN)/python -m pytest tests/faults -v -m "faults or not faults"
+	$(BIN)/python -m pytest --ignore tests/faults -m faults
 
 check: setup  ## style, types, import directions
 	$(BIN)/ruff check .

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import inspect
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -57,15 +57,20 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     return True
 
 
+def start_broker(kind: str, config: Sequence[str] = ()) -> brokers.RunningBroker:
+    """A broker of this kind; a skip where there is none, a failure in CI."""
+    try:
+        return brokers.start(kind, config=[*_CONFIG.get(kind, ()), *config])  # type: ignore[arg-type]
+    except brokers.NoBrokerError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"no {kind} broker on this machine: {error}")
+
+
 def running_broker(kind: str) -> brokers.RunningBroker:
-    """The run's broker of this kind, started on first use; a skip where there is none, a failure in CI."""
+    """The run's broker of this kind, started on first use."""
     if kind not in _started:
-        try:
-            _started[kind] = brokers.start(kind, config=_CONFIG.get(kind, ()))  # type: ignore[arg-type]
-        except brokers.NoBrokerError as error:
-            if os.environ.get("CI"):
-                raise
-            pytest.skip(f"no {kind} broker on this machine: {error}")
+        _started[kind] = start_broker(kind)
     return _started[kind]
 
 

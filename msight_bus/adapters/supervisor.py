@@ -174,7 +174,8 @@ class Supervisor(Generic[L, F]):
         """Until the link is lost: see that the broker is alive."""
         interval, patience = self._limits.ping_interval, self._limits.pong_timeout
         while not link.gone.done():
-            await asyncio.wait((link.gone,), timeout=interval)
+            quiet = 0.0 if link.reading_paused else link.loop.time() - link.received_at
+            await asyncio.wait((link.gone,), timeout=max(0.0, interval - quiet))
             asked = link.loop.time()
             if link.gone.done() or link.reading_paused or asked - link.received_at < interval:
                 continue

@@ -11,6 +11,8 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.admin.records_to_delete import RecordsToDelete
+from aiokafka.errors import KafkaConnectionError
+from aiokafka.protocol.metadata import MetadataRequest
 
 from msight_bus import AuthenticationError, BusError, MessageTooLargeError, QueuePolicy, TopicError
 from msight_bus.adapters.kafka.client import client_options
@@ -271,3 +273,15 @@ async def test_a_subscription_whose_reading_fails_says_so(kafka, topic, monkeypa
         await bus.publish(topic, b"x")
         with pytest.raises(BusError, match="a bug"):
             await numbers(messages, 1)
+
+
+async def test_writing_to_a_connection_that_was_closed_just_now_is_a_lost_connection(kafka, topic):
+    """aiokafka's producer would end for good over anything but an error of its own."""
+    async with kafka.connect() as bus:
+        await bus.publish(topic, b"0")
+        for connection in bus._adapter._producer._producer.client._conns.values():
+            connection._writer.transport.abort()
+            await asyncio.sleep(0)  # it is closed, and aiokafka has not heard of it
+            with pytest.raises(KafkaConnectionError):
+                await connection.send(MetadataRequest([]))
+        await bus.publish(topic, b"1")

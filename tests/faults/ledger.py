@@ -23,6 +23,7 @@ class Account:
 
     Attributes:
         acknowledged: the backend's guarantee held for the publisher.
+        unknown: publishing failed, so that they may have arrived or not.
         delivered: reached the consumer, each counted once.
         announced: lost, and announced with their number.
         unsized: lost, and announced as a gap of unknown size.
@@ -36,6 +37,7 @@ class Account:
     """
 
     acknowledged: int = 0
+    unknown: int = 0
     delivered: int = 0
     announced: int = 0
     unsized: int = 0
@@ -136,6 +138,10 @@ class Ledger:
             return
         kept.delivered += 1
 
+    def highest(self, stream: Hashable) -> int:
+        """The last message of a stream that arrived, 0 if none did."""
+        return self._streams[stream].highest if stream in self._streams else 0
+
     def announced(self, missing: int | None, at: float) -> None:
         """The subscription said at ``at`` that messages are missing; ``None``: it cannot know how many."""
         self._announced.append((at, missing))
@@ -175,6 +181,7 @@ class Ledger:
                 unexplained += left
         return Account(
             acknowledged=sum(stream.acknowledged for stream in self._streams.values()),
+            unknown=sum(len(stream.unknown) for stream in self._streams.values()),
             delivered=sum(stream.delivered for stream in self._streams.values()),
             announced=announced,
             unsized=without_size,

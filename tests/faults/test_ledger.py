@@ -110,7 +110,7 @@ def test_a_publish_of_unknown_outcome_is_neither_lost_nor_a_copy():
     ledger.unknown("s", 4, 0.0)
     ledger.acknowledged("s", 5, 0.0)
     deliver(ledger, [1, 2, 4, 5])
-    assert ledger.account() == Account(acknowledged=3, delivered=4)
+    assert ledger.account() == Account(acknowledged=3, unknown=2, delivered=4)
 
 
 def test_drops_that_the_queue_counted_are_not_silent():

@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager
 
 import pytest
 
-from msight_bus import ConnectionLostError, PublishTimeoutError, QueuePolicy, brokers
+from msight_bus import ConnectionLostError, PublishTimeoutError, QueuePolicy
 from msight_bus.events import Disconnected, Gap, Reconnected
-from tests.conftest import Backend, make_backend, running_broker
+from tests.conftest import make_backend
 from tests.contract.test_publish import take
+from tests.faults.rig import own_broker, seen, until
 
 LIVE = ["redis", "nats"]
-
-
-@contextmanager
-def own_broker(kind):
-    running_broker(kind)  # a skip, or a failure in CI, where there is none
-    with brokers.start(kind) as broker:
-        yield broker, Backend(kind, dict(broker.env))
-
-
-async def until(condition, within=20.0):
-    async with asyncio.timeout(within):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
-def seen(events, kind):
-    return [event for event in events if isinstance(event, kind)]
 
 
 @pytest.mark.parametrize("kind", LIVE)

@@ -9,7 +9,7 @@ import pytest
 from msight_bus import QueuePolicy
 from msight_bus.nodes import NodeConfig, SourceNode
 from tests.conftest import running_broker
-from tests.faults.test_outages import own_broker
+from tests.faults.rig import own_broker
 from tests.nodes.support import DEADLINE, Apply, Collect, Numbers, running
 
 

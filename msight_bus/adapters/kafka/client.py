@@ -70,6 +70,20 @@ class _Probe(AIOKafkaConnection):
         return _OAuth(sasl_oauth_token_provider=self._sasl_oauth_token_provider)
 
 
+_send = AIOKafkaConnection.send
+
+
+def _send_or_lose(connection: Any, request: Any, expect_response: bool = True) -> Any:
+    """uvloop refuses to write to a transport that was closed just now, and a RuntimeError ends a producer for good."""
+    try:
+        return _send(connection, request, expect_response)
+    except RuntimeError as error:
+        raise kafka_errors.KafkaConnectionError("The connection was closed.") from error
+
+
+AIOKafkaConnection.send = _send_or_lose
+
+
 def client_options(settings: BusSettings) -> dict[str, Any]:
     """Keyword arguments that producer, consumer and admin client share."""
     kafka = settings.kafka

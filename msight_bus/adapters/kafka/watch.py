@@ -35,6 +35,10 @@ async def watch(
                 await ask()
         except (KafkaError, OSError, TimeoutError) as error:
             failures += 1
+            if failures == 1:
+                reason = str(explain(error))
+                logger.warning("Kafka does not answer, reconnecting: %s", reason)
+                report(Disconnected(reason))
             try:
                 async with asyncio.timeout(limits.pong_timeout):
                     await probe()
@@ -44,10 +48,6 @@ async def watch(
                 return
             except (BusError, TimeoutError):
                 pass  # it is away, as was seen
-            if failures == 1:
-                reason = str(explain(error))
-                logger.warning("Kafka does not answer, reconnecting: %s", reason)
-                report(Disconnected(reason))
         else:
             if failures:
                 logger.warning("Kafka answers again after %d attempts.", failures)

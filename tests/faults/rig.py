@@ -1,0 +1,120 @@
+"""What fault tests have in common: brokers and processes of their own, and the book that each test keeps."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import sys
+import threading
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from msight_bus import brokers
+from msight_bus.bench.usage import forget_peak, peak_bytes
+from msight_bus.events import BusEvent
+from msight_bus.runtime import loop_factory
+from tests.conftest import Backend, start_broker
+from tests.faults.ledger import Account, Ledger
+
+LIVE = ["redis", "nats"]
+EVERY = [*LIVE, "kafka"]
+QUICKLY = {"MSIGHT_RECONNECT_MAX": "0.2", "MSIGHT_PING_INTERVAL": "0.3", "MSIGHT_PONG_TIMEOUT": "0.3"}
+"""Settings with which an outage of a test is over soon."""
+
+
+@contextmanager
+def own_broker(kind: str, config: Sequence[str] = ()) -> Iterator[tuple[brokers.RunningBroker, Backend]]:
+    """A broker that the test may kill."""
+    with start_broker(kind, config) as broker:
+        yield broker, Backend(kind, dict(broker.env))
+
+
+async def until(condition: Callable[[], object], within: float = 20.0) -> None:
+    """Wait for what has no event to wait for."""
+    async with asyncio.timeout(within):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def seen(events: Sequence[BusEvent], kind: type[BusEvent]) -> list[BusEvent]:
+    """The events of one kind."""
+    return [event for event in events if isinstance(event, kind)]
+
+
+@asynccontextmanager
+async def python(*arguments: str, env: dict[str, str]) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A Python process that is killed at the end."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *arguments,
+        env={**os.environ, **env},
+        stdout=asyncio.subprocess.PIPE,
+        stdin=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+class Leftovers:
+    """Threads and descriptors that were not there at the beginning."""
+
+    def __init__(self) -> None:
+        loop_factory()().close()  # the first loop of a process opens a pipe for ever
+        self._threads = set(threading.enumerate())
+        self._descriptors = _descriptors()
+
+    def now(self) -> list[str]:
+        """What is left over, named."""
+        gc.collect()
+        threads = [f"thread {thread.name}" for thread in threading.enumerate() if thread not in self._threads]
+        return threads + [f"descriptor {one}" for one in sorted(_descriptors() - self._descriptors)]
+
+
+def _descriptors() -> set[str]:
+    folder = Path("/proc/self/fd")
+    if not folder.exists():  # macOS
+        folder = Path("/dev/fd")
+    found = set()
+    for each in folder.iterdir():
+        try:
+            found.add(f"{each.name} {each.readlink()}")
+        except OSError:
+            continue  # it was that of the listing itself
+    return found
+
+
+class Book:
+    """The figures of one test: a ledger for each topic, times to recover, peak memory, what was left over.
+
+    Attributes:
+        recovered: seconds until messages flowed again, for each fault.
+        dropped: what subscriptions counted as dropped by their own queues, by topic.
+    """
+
+    def __init__(self) -> None:
+        self.ledgers: defaultdict[str, Ledger] = defaultdict(Ledger)
+        self.recovered: list[float] = []
+        self.dropped: Counter[str] = Counter()
+        self._leftovers = Leftovers()
+        forget_peak()
+
+    def account(self) -> Account:
+        """All ledgers together."""
+        accounts = [ledger.account(dropped=self.dropped[topic]) for topic, ledger in self.ledgers.items()]
+        return sum(accounts, Account())
+
+    def close(self) -> dict[str, Any]:
+        """The figures, in one line each."""
+        left = [one for one in self._leftovers.now() if not one.startswith("thread asyncio_")]  # the loop's own pool
+        figures: dict[str, Any] = {"ledger": str(self.account()), "peak memory": f"{peak_bytes() / 2**20:.0f} MiB"}
+        if self.recovered:
+            figures["recovered within"] = f"{max(self.recovered):.2f} s"
+        return figures | {"left over": ", ".join(left)}
