@@ -20,12 +20,14 @@ class SubscriptionStats:
     Attributes:
         received: delivered by the broker.
         delivered: handed to the consumer.
-        dropped: not handed to the consumer, by cause: a queue policy's name, ``"block_timeout"``, ``"revoked"``, ``"closed"``.
+        dropped: not handed to the consumer, by cause: a queue policy's name, ``"block_timeout"``, ``"revoked"``, ``"closed"``,
+            ``"too old"`` (its lifespan was over).
         gaps: how often messages were found missing, or a cut was announced; ``None`` where that is not counted.
         missing: messages known to be missing; ``None`` where counting is meaningless (a member of a group).
         duplicates: messages that came again; ``None`` where counting is meaningless.
         queued: waiting for the consumer now.
         queued_peak: the most that ever waited.
+        deadlines_missed: how often the stream went quiet for the subscription's deadline.
     """
 
     received: int
@@ -36,6 +38,7 @@ class SubscriptionStats:
     duplicates: int | None
     queued: int
     queued_peak: int
+    deadlines_missed: int = 0
 
 
 class _Stream:

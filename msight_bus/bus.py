@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
+import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
+from functools import partial
 from typing import Any, Protocol
 
 from msight_bus.adapters import make_adapter
@@ -29,6 +31,7 @@ from msight_bus.queues import QueuePolicy
 from msight_bus.registry import Registry
 from msight_bus.settings import BusSettings
 from msight_bus.subscription import AckMode, Subscription
+from msight_bus.timing import DeadlineSubscription, LifespanSubscription, check_seconds
 from msight_bus.topics import check_group, check_topic
 
 
@@ -74,11 +77,17 @@ class Bus:
     """A connection to the chosen broker. Made by `connect`."""
 
     def __init__(
-        self, settings: BusSettings, on_event: Callable[[BusEvent], None], *, opener: Opener = make_adapter
+        self,
+        settings: BusSettings,
+        on_event: Callable[[BusEvent], None],
+        *,
+        opener: Opener = make_adapter,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.settings = settings
         self._limits = settings.limits
         self._on_event = on_event
+        self._clock = clock
         self._adapter = opener(settings, _Stamp(), self._report)
         self._subscriptions: set[Subscription] = set()
         self._name = settings.edge_device_name or socket.gethostname()
@@ -177,6 +186,8 @@ class Bus:
         queue: QueuePolicy | None = None,
         start: Start | None = None,
         ack: AckMode = "auto",
+        deadline: float | None = None,
+        lifespan: float | None = None,
     ) -> Subscription:
         """Subscribe to ``topic``: ``async with bus.subscribe(topic) as messages: async for message in messages: ...``.
 
@@ -191,18 +202,34 @@ class Bus:
                 else ``drop_oldest``.
             start: ``"latest"``, ``"earliest"``, a ``datetime`` or ``{partition: offset}``; anything but the first needs replay.
             ack: ``"auto"`` marks a message as done when the next one is asked for; ``"manual"`` leaves it to ``message.ack()``.
+            deadline: seconds without a message, from the start on, after which there is one `DeadlineMissed` event and count;
+                the next message arms it again. Time in which a full queue holds the stream up does not count.
+            lifespan: seconds after which a message is dropped instead of handed out, counted as ``"too old"``: since it was
+                received, or since it was published by the publisher's clock, so keep the clocks of machines together. An old
+                message counts as done.
 
         Raises:
             TopicError: the topic or group name cannot be used.
+            ValueError: another argument is not what it can be.
             UnsupportedError: the backend cannot replay; or, with ``MSIGHT_STRICT``, cannot share.
         """
         check_topic(topic)
         if group_id is not None:
             check_group(group_id)
-        return self._subscribe(topic, group_id, queue, start, ack)
+        check_seconds("deadline", deadline)
+        check_seconds("lifespan", lifespan)
+        return self._subscribe(topic, group_id, queue, start, ack, deadline=deadline, lifespan=lifespan)
 
     def _subscribe(
-        self, topic: str, group_id: str | None, queue: QueuePolicy | None, start: Start | None, ack: AckMode
+        self,
+        topic: str,
+        group_id: str | None,
+        queue: QueuePolicy | None,
+        start: Start | None,
+        ack: AckMode,
+        *,
+        deadline: float | None = None,
+        lifespan: float | None = None,
     ) -> Subscription:
         if not self._state.is_open:
             raise ClosedError("The bus is closed; subscribe inside `async with msight_bus.connect() as bus:`.")
@@ -221,7 +248,12 @@ class Bus:
         if queue is None:
             policy = QueuePolicy.block if capabilities.persistence else QueuePolicy.drop_oldest
             queue = policy(self._limits.queue_messages, max_bytes=self._limits.queue_bytes)
-        subscription = Subscription(
+        kind: Callable[..., Subscription] = Subscription
+        if lifespan is not None:
+            kind = partial(LifespanSubscription, deadline=deadline, lifespan=lifespan, clock=self._clock)
+        elif deadline is not None:
+            kind = partial(DeadlineSubscription, deadline=deadline)
+        subscription = kind(
             self._adapter,
             SubscribeRequest(topic, group_id, queue, start),
             ack=ack,

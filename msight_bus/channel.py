@@ -275,6 +275,10 @@ class Channel:
             self.full = self._shedding = False
             self._on_room()
 
+    def drop_taken(self, messages: Iterable[Message], cause: str) -> None:
+        """The consumer has taken these and not handed them out."""
+        self._drop(messages, cause)
+
     async def wait(self) -> bool:
         """Suspend until a message is queued or nothing more will come; returns whether a message is queued.
 

@@ -46,4 +46,17 @@ class Refused:
     reason: str
 
 
-BusEvent = Disconnected | Reconnected | Gap | Refused
+@dataclass(frozen=True, slots=True)
+class DeadlineMissed:
+    """A subscription's stream has gone quiet; said once, until a message comes again.
+
+    Attributes:
+        topic: the subscription's topic.
+        seconds: its deadline, for which nothing has come.
+    """
+
+    topic: str
+    seconds: float
+
+
+BusEvent = Disconnected | Reconnected | Gap | Refused | DeadlineMissed

@@ -41,6 +41,8 @@ class NodeConfig:
         logging_level: of the node's logger, for example ``"DEBUG"``; unset, it is inherited.
         queue: what happens to inputs when the node is slower than they come; the backend's default if unset.
         concurrency: inputs handled at the same time. Outputs keep the order of their inputs.
+        deadline: seconds without an input after which the bus reports a `DeadlineMissed`; see `Bus.subscribe`.
+        lifespan: seconds after which an input is dropped instead of handled; see `Bus.subscribe`.
 
     Raises:
         ConfigError: fields are wrong; all of them are named at once.
@@ -61,6 +63,8 @@ class NodeConfig:
     logging_level: str | None = None
     queue: QueuePolicy | None = None
     concurrency: int = 1
+    deadline: float | None = None
+    lifespan: float | None = None
 
     def __post_init__(self) -> None:
         checks: dict[str, Callable[[object], str | None]] = {
@@ -78,6 +82,8 @@ class NodeConfig:
             "sensor_name": lambda value: None if value is None or isinstance(value, str) else "is a str",
             "logging_level": _check_level,
             "queue": lambda value: None if value is None or isinstance(value, QueuePolicy) else "is a QueuePolicy",
+            "deadline": lambda value: None if value is None else _check_seconds(value, math.inf),
+            "lifespan": lambda value: None if value is None else _check_seconds(value, math.inf),
             "concurrency": lambda value: _check_whole(value, 1, _MOST_HANDLERS),
         }
         problems: list[str] = []

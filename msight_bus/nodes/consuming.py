@@ -58,7 +58,14 @@ async def _consume(life: Life, handler: Handler) -> None:
         if config.publish_topic_name is not None:
             outlet = await stack.enter_async_context(Outlet.open(life, config.publish_topic_name, outcomes_known=True))
         subscription = await stack.enter_async_context(
-            bus.subscribe(config.subscribe_topic_name, group_id=life.group, queue=config.queue, ack="manual")
+            bus.subscribe(
+                config.subscribe_topic_name,
+                group_id=life.group,
+                queue=config.queue,
+                ack="manual",
+                deadline=config.deadline,
+                lifespan=config.lifespan,
+            )
         )
         handling = life.inputs = Handling(life, handler, subscription, outlet)
         life.running()

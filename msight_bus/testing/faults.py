@@ -24,7 +24,8 @@ class Faults:
         drop: probability that a message is lost.
         duplicate: probability that it comes twice.
         reorder: probability that it comes behind the next message of the subscription, or after ``seconds`` if there is none.
-        delay: probability that it comes up to ``seconds`` late, and holds up what follows on its connection.
+        delay: probability that it comes up to ``seconds`` late, and holds up what follows on its connection;
+            longer than ``ping_interval`` and ``pong_timeout``, and the bus takes the connection for dead.
         seconds: see ``reorder`` and ``delay``.
         seed: of the chances; the same seed gives the same faults to the same program.
 

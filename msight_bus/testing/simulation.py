@@ -79,7 +79,7 @@ class Simulation:
             clients.append(Client(self._broker, stamp, settings.limits))
             return LiveAdapter(settings, clients[0], stamp, report)
 
-        bus = Bus(settings, on_event, opener=opener)
+        bus = Bus(settings, on_event, opener=opener, clock=wall_clock)
         clients[0].reachable = self._broker.reachable
         self._clients[bus] = clients[0]
         try:

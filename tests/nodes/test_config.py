@@ -27,8 +27,9 @@ MSIGHT_FIELDS = [
 ]
 
 
-def test_the_fields_are_those_of_msight_and_two_more():
-    assert [field.name for field in dataclasses.fields(NodeConfig)] == [*MSIGHT_FIELDS, "queue", "concurrency"]
+def test_the_fields_are_those_of_msight_and_a_few_more():
+    more = ["queue", "concurrency", "deadline", "lifespan"]
+    assert [field.name for field in dataclasses.fields(NodeConfig)] == [*MSIGHT_FIELDS, *more]
 
 
 def test_everything_at_once_can_be_right():
@@ -48,6 +49,8 @@ def test_everything_at_once_can_be_right():
         logging_level="debug",
         queue=QueuePolicy.latest(),
         concurrency=4,
+        deadline=1.5,
+        lifespan=1,
     )
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.gap = 3
