@@ -27,10 +27,18 @@ def is_late(row: Row) -> bool:
 
 
 def comparison(row: Row, rows: Sequence[Row], figure_name: str) -> str:
-    """The ratio to the first backend in the same measurement; empty for that one itself."""
-    first = next(other for other in rows if other["name"] == row["name"])
-    found = None if first is row else ratios(row, first, figure_name)
-    return f"{found[0]:.2f} ({found[1]:.2f}–{found[2]:.2f})" if found else ""
+    """The ratio to the first backend in the same measurement; empty for that one itself.
+
+    ``≈`` is before a ratio inside the A/A band, which is the span of that backend's ratios to itself, and 1.
+    """
+    peers = [other for other in rows if other["name"] == row["name"]]
+    found = None if peers[0] is row else ratios(row, peers[0], figure_name)
+    if found is None:
+        return ""
+    again = next((other for other in peers if other["backend"].endswith(AGAIN)), None)
+    band = ratios(again, peers[0], figure_name) if again is not None and again is not row else None
+    alike = "≈ " if band and min(1.0, *band) <= found[0] <= max(1.0, *band) else ""
+    return f"{alike}{found[0]:.2f} ({found[1]:.2f}–{found[2]:.2f})"
 
 
 def page(result: Mapping[str, Any]) -> str:
@@ -49,7 +57,7 @@ def _parts(result: Mapping[str, Any]) -> Iterator[str]:
     if any(row["backend"].endswith(AGAIN) for row in rows):
         yield note(
             "The ratio is to the first backend of the measurement, in the same round, with its lowest and highest round. "
-            "“again” is the first backend against itself (A/A): a difference inside its band is noise."
+            "“again” is the first backend against itself (A/A); “≈” marks a difference inside that band: it is noise."
         )
     for name in dict.fromkeys(row["name"] for row in rows if row["what"] == "latency"):
         yield from _latency(name, [row for row in rows if row["name"] == name])

@@ -148,7 +148,8 @@ def compare(  # noqa: PLR0917 - the options of the command
     size: Annotated[list[int] | None, _SIZE] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often each is measured; they take turns.")] = 3,
     curves: Annotated[
-        bool, typer.Option("--curves", help="Latency by rate until saturation, and throughput by size; a minute each.")
+        bool,
+        typer.Option("--curves", help="Latency by rate until saturation, and throughput by size; a minute a backend."),
     ] = False,
     seconds: Annotated[float, _SECONDS] = 2,
     json_path: Annotated[Path | None, _JSON] = None,

@@ -22,19 +22,18 @@ def show(result: Mapping[str, Any], out: Console) -> None:
     if late:
         out.print(_latencies(late))
         if any(is_late(row) for row in late):
-            out.print(_LATE, soft_wrap=True)
+            out.print(_LATE)
     rates = [row for row in rows if row["what"] == "throughput"]
     if rates:
         out.print(_rates(rates))
-        out.print("us: processor time a message of each side; peak: resident memory of the larger one.", soft_wrap=True)
+        out.print("us: processor time a message of each side; peak: resident memory of the larger one.")
     for row in rows:
         for why in row["voids"]:
             out.print(f"void: {row['name']}, {row['backend']}: {why}", markup=False, soft_wrap=True)
     if any("again" in row["backend"] for row in rows):
         out.print(
             "Medians over rounds. The last column is the median ratio to the first backend, and its lowest and highest "
-            "round; the line of `again` is that backend against itself: a difference inside its band is noise.",
-            soft_wrap=True,
+            "round; the line of `again` is that backend against itself, and ≈ marks a difference that is no larger: noise.",
         )
     for kind, curves in result.get("curves", {}).items():
         out.print(_curves(kind, curves))
