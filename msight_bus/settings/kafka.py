@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -25,7 +26,32 @@ from msight_bus.settings.problems import Problem
 from msight_bus.settings.tls import TlsSection, TlsSettings
 
 Mechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"]
+Profile = Literal["latency", "throughput"]
 Compression = Literal["none", "gzip", "snappy", "lz4", "zstd"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """How records travel together.
+
+    Attributes:
+        linger_ms: a record waits for others up to so many milliseconds; with 0 only while another batch is on its way.
+        batch_bytes: of a partition that are sent together.
+        fetch_bytes: of a partition that are fetched together; a larger message comes all the same.
+    """
+
+    linger_ms: int
+    batch_bytes: int
+    fetch_bytes: int
+
+
+_PROFILES: Mapping[Profile, Tuning] = {
+    "latency": Tuning(linger_ms=0, batch_bytes=256 * 1024, fetch_bytes=1024 * 1024),
+    "throughput": Tuning(linger_ms=5, batch_bytes=1024 * 1024, fetch_bytes=4 * 1024 * 1024),
+}
+
+# At 10 000 messages of 128 B a second, lingering for 5 ms took the produce requests from 669 to 185 a second and the
+# publisher's CPU from 25 to 16 us a message; a stream without pauses fills its batches in either profile, equally fast.
 
 _SUFFIX = re.compile(r"\.?[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
 
@@ -61,10 +87,18 @@ class KafkaSettings(TlsSection):
         default=None, description="Copies of a topic that is created; the broker's default if unset."
     )
     create_topics: Flag = Field(default=True, description="Create topics that do not exist.")
-    linger_ms: Annotated[int, whole(0, 60_000, "5")] = Field(
-        default=0, description="How long a record waits for others to travel with, in milliseconds."
+    profile: Annotated[Profile, choice("latency", "throughput", example="throughput")] = Field(
+        default="latency", description="What the next three are tuned for where they are unset."
     )
-    batch_bytes: Bytes = Field(default=256 * 1024, description="How much of a partition travels together, in bytes.")
+    linger_ms: Annotated[int, whole(0, 60_000, "5")] | None = Field(
+        default=None, description="How long a record waits for others to travel with, in milliseconds (0; 5)."
+    )
+    batch_bytes: Bytes | None = Field(
+        default=None, description="How much of a partition travels together, in bytes (256 KiB; 1 MiB)."
+    )
+    fetch_bytes: Bytes | None = Field(
+        default=None, description="How much of a partition is fetched at once, in bytes (1 MiB; 4 MiB)."
+    )
     compression: Annotated[Compression, choice("none", "gzip", "snappy", "lz4", "zstd", example="lz4")] = Field(
         default="none", description="How batches are compressed."
     )
@@ -78,6 +112,12 @@ class KafkaSettings(TlsSection):
     dead_letter_suffix: Annotated[
         str, Kind("the end of a topic name, of letters, digits, '_', '-' and '.'", ".dead", _parse_suffix)
     ] = Field(default=".dead", description="A topic's name and this is where its records are set aside.")
+
+    @property
+    def tuning(self) -> Tuning:
+        """The profile, with what is set by itself instead."""
+        given = {"linger_ms": self.linger_ms, "batch_bytes": self.batch_bytes, "fetch_bytes": self.fetch_bytes}
+        return replace(_PROFILES[self.profile], **{name: value for name, value in given.items() if value is not None})
 
     @property
     def tls(self) -> TlsSettings:

@@ -14,7 +14,7 @@ from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.errors import KafkaConnectionError
 from aiokafka.protocol.metadata import MetadataRequest
 
-from msight_bus import AuthenticationError, BusError, MessageTooLargeError, QueuePolicy, TopicError
+from msight_bus import AuthenticationError, BusError, MessageTooLargeError, PublishTimeoutError, QueuePolicy, TopicError
 from msight_bus.adapters.kafka.client import client_options
 from msight_bus.events import Gap
 from tests.contract.test_publish import take
@@ -259,6 +259,22 @@ async def test_a_batch_is_read_in_parts_and_from_its_middle(kafka, topic):
         async with bus.subscribe(topic, start={0: 20}, queue=QueuePolicy.block(7)) as messages:
             assert await numbers(messages, 31) == list(range(20, 51))
             assert messages.stats.queued_peak <= 7
+
+
+async def test_a_record_lingers_until_its_batch_is_full(kafka, topic):
+    linger = {"MSIGHT_KAFKA_LINGER_MS": "60000", "MSIGHT_KAFKA_BATCH_BYTES": "2000", "MSIGHT_DRAIN_TIMEOUT": "0.1"}
+    async with kafka.connect(**linger) as bus, kafka.connect() as other:
+        publisher = await bus.publisher(topic).__aenter__()  # leaving it would wait for the last one
+        first = await publisher.send(bytes(800))
+        await other.publish(topic, b"x")  # a round trip, and the first one has not left
+        assert not first.done()
+        second, third = [await publisher.send(bytes(800)) for _ in range(2)]
+        assert first is second is not third
+        async with asyncio.timeout(20):
+            await first
+        assert not third.done()
+    with pytest.raises(PublishTimeoutError):
+        await third
 
 
 async def test_a_subscription_whose_reading_fails_says_so(kafka, topic, monkeypatch):

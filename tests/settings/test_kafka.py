@@ -29,6 +29,8 @@ def test_every_variable_arrives():
         CREATE_TOPICS="no",
         LINGER_MS="0",
         BATCH_BYTES="1000",
+        FETCH_BYTES="2000",
+        PROFILE="Throughput",
         COMPRESSION="ZSTD",
         COMMIT_INTERVAL="0.5",
         SESSION_TIMEOUT="30",
@@ -38,8 +40,19 @@ def test_every_variable_arrives():
     assert [str(server) for server in settings.servers] == ["localhost:9093", "[::1]:9094"]
     assert (settings.partitions, settings.replication, settings.create_topics) == (8, 3, False)
     assert (settings.linger_ms, settings.batch_bytes, settings.compression) == (0, 1000, "zstd")
+    assert (settings.fetch_bytes, settings.profile) == (2000, "throughput")
     assert (settings.commit_interval, settings.session_timeout) == (0.5, 30.0)
     assert (settings.max_redeliveries, settings.dead_letter_suffix) == (0, "-dead")
+
+
+def test_a_profile_fills_in_what_is_not_set_by_itself():
+    latency, throughput = kafka(PROFILE="latency").tuning, kafka(PROFILE="throughput").tuning
+    assert kafka().tuning == latency
+    assert latency.linger_ms == 0 < throughput.linger_ms
+    assert latency.batch_bytes < throughput.batch_bytes
+    assert latency.fetch_bytes < throughput.fetch_bytes
+    own = kafka(PROFILE="throughput", LINGER_MS="0", BATCH_BYTES="1000").tuning  # a 0 is set, too
+    assert (own.linger_ms, own.batch_bytes, own.fetch_bytes) == (0, 1000, throughput.fetch_bytes)
 
 
 @pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256", "scram-sha-512"])

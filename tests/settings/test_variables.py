@@ -36,8 +36,18 @@ NEW = {
     ),
     *("MSIGHT_" + name for name in ("MAX_MESSAGE_BYTES", "MAX_DECODED_BYTES", "MAX_NESTING", "MAX_HEADER_COUNT")),
     *("MSIGHT_" + name for name in ("MAX_HEADER_BYTES", "MAX_IN_FLIGHT", "QUEUE_MESSAGES", "QUEUE_BYTES")),
-    *(KAFKA + name for name in ("PARTITIONS", "REPLICATION", "CREATE_TOPICS", "LINGER_MS", "BATCH_BYTES")),
-    *(KAFKA + name for name in ("COMPRESSION", "COMMIT_INTERVAL", "SESSION_TIMEOUT", "MAX_REDELIVERIES")),
+    *(KAFKA + name for name in ("PARTITIONS", "REPLICATION", "CREATE_TOPICS", "PROFILE", "LINGER_MS")),
+    *(
+        KAFKA + name
+        for name in (
+            "BATCH_BYTES",
+            "FETCH_BYTES",
+            "COMPRESSION",
+            "COMMIT_INTERVAL",
+            "SESSION_TIMEOUT",
+            "MAX_REDELIVERIES",
+        )
+    ),
     KAFKA + "DEAD_LETTER_SUFFIX",
 }
 VARIABLES = BusSettings.variables()

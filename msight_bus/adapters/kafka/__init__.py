@@ -175,7 +175,7 @@ class KafkaAdapter:
             rebalance_timeout_ms=int(kafka.session_timeout * 1000),
             heartbeat_interval_ms=min(2000, int(kafka.session_timeout * 1000 / 3)),
             fetch_max_wait_ms=500,
-            max_partition_fetch_bytes=max(1024 * 1024, info.max_message_bytes),
+            max_partition_fetch_bytes=max(kafka.tuning.fetch_bytes, info.max_message_bytes),
             metadata_max_age_ms=30_000,
         )
         feed: KafkaFeed

@@ -11,6 +11,7 @@ import logging
 from binascii import hexlify
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from time import time_ns
 from typing import Any
 from zlib import crc32
@@ -37,13 +38,15 @@ _TURN_BYTES = 128 * 1024
 
 
 class _Batch:
-    __slots__ = ("append", "builder", "count", "done")
+    __slots__ = ("append", "begun", "builder", "count", "done")
 
     def __init__(self, builder: Any) -> None:
         self.builder = builder
         self.append = record_appender(builder)
         self.count = 0
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self.begun = loop.time()
+        self.done: asyncio.Future[None] = loop.create_future()
 
 
 class PartitionWriter:
@@ -58,6 +61,7 @@ class PartitionWriter:
         self._filling: _Batch | None = None
         self._full: deque[_Batch] = deque()
         self._wake = asyncio.Event()
+        self._filled = asyncio.Event()  # ends a linger
         self._woken = False
         self._room = asyncio.Event()
         self._room.set()
@@ -79,6 +83,7 @@ class PartitionWriter:
         batch = self._filling or self._next()
         if batch.append(batch.count, now // 1_000_000, key, value, headers) is None:
             self._full.append(batch)
+            self._filled.set()
             batch = self._next()
             batch.append(0, now // 1_000_000, key, value, headers)
             if len(self._full) >= _QUEUED_BATCHES:
@@ -122,9 +127,9 @@ class PartitionWriter:
             await self._wake.wait()
             self._wake.clear()
             self._woken = False
-            if self._linger and not self._full:
-                await asyncio.sleep(self._linger)
             while self._full or self._filling is not None:
+                if self._linger and not self._full:
+                    await self._let_fill()
                 await self._slots.acquire()  # meanwhile the batch fills
                 if self._full:
                     batch = self._full.popleft()
@@ -133,6 +138,14 @@ class PartitionWriter:
                     batch, self._filling = self._filling, None
                 self._give_room()
                 await self._send(batch)
+
+    async def _let_fill(self) -> None:
+        """Wait until a batch is full, or until its first record has lingered."""
+        assert self._filling is not None
+        self._filled.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(self._filling.begun + self._linger):
+                await self._filled.wait()
 
     async def _send(self, batch: _Batch) -> None:
         """Hand a batch to aiokafka, which takes one at a time, and settle it when the broker answers."""
@@ -202,9 +215,9 @@ class KafkaProducer:
             **self._options,
             acks="all",
             enable_idempotence=True,
-            max_batch_size=kafka.batch_bytes,
+            max_batch_size=kafka.tuning.batch_bytes,
             compression_type=None if kafka.compression == "none" else kafka.compression,
-            max_request_size=max(self._settings.limits.max_message_bytes, kafka.batch_bytes) + 1024 * 1024,
+            max_request_size=max(self._settings.limits.max_message_bytes, kafka.tuning.batch_bytes) + 1024 * 1024,
         )
         try:
             await producer.start()
@@ -274,7 +287,7 @@ class KafkaProducer:
         """The queue of one partition."""
         writer = self._writers.get((topic, partition))
         if writer is None:
-            linger = self._settings.kafka.linger_ms / 1000
+            linger = self._settings.kafka.tuning.linger_ms / 1000
             writer = self._writers[topic, partition] = PartitionWriter(topic, partition, self, self._stamp, linger)
         return writer
 
