@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 VENV := .venv
+PEERS := $(VENV)/peers
 BIN := $(VENV)/bin
 BACKEND ?= redis
 FRAMES ?=
@@ -39,14 +40,17 @@ check: setup  ## style, types, import directions
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: setup $(VENV)/peers  ## how fast it is beside the raw protocols and the peers: three minutes
+bench: setup $(PEERS)/installed  ## how fast it is beside the raw protocols and the peers: three minutes
 	$(BIN)/python -m benchmarks quick
 
-bench-full: setup $(VENV)/peers  ## the same with every size and all rounds: 25 minutes; writes benchmarks/results/
+bench-full: setup $(PEERS)/installed  ## the same with every size and all rounds: 25 minutes; writes benchmarks/results/
 	$(BIN)/python -m benchmarks full
 
-$(VENV)/peers: $(VENV)/installed
-	$(BIN)/pip install --disable-pip-version-check 'faststream[redis,nats,kafka]>=0.7,<0.8'
+# Beside the environment's packages, not among them: peers pin versions of what the project uses, and none of it is needed.
+$(PEERS)/installed: $(VENV)/installed
+	rm -rf $(PEERS)
+	$(BIN)/pip install --disable-pip-version-check --no-deps -c constraints.txt --target $(PEERS) \
+	  faststream fast-depends confluent-kafka msight-core
 	@touch $@
 
 format: setup  ## put the code into the project's style

@@ -9,6 +9,8 @@ from msight_bus.bench.candidates import Side
 
 BACKENDS = ("redis", "nats", "kafka")
 CEILING, CLIENT, FRAMEWORK, BUS = "ceiling", "client", "FastStream", "bus"
+MSIGHT = "MSight Core"
+CONFLUENT, CONFLUENT_TUNED = "confluent-kafka", "confluent-kafka, no linger"
 RUNS = "ceiling in runs"
 """More than a ceiling's smallest code: takes messages of one size at once, as the bus does."""
 
@@ -24,6 +26,7 @@ DROPPING, BLOCKING, FROZEN = "stalled subscriber, drop_oldest", "stalled subscri
 
 _BUS_SUBSCRIBER = Side("msight_bus.bench.bus_sides:BusSubscriber")
 _BUS_PUBLISHER = Side("msight_bus.bench.bus_sides:BusPublisher")
+_MSIGHT_IN, _MSIGHT_OUT = "benchmarks.peers.msight:ListenSubscriber", "benchmarks.peers.msight:PublishPublisher"
 _ON_ASYNCIO = Side(_BUS_PUBLISHER.path, loop="asyncio"), Side(_BUS_SUBSCRIBER.path, loop="asyncio")
 
 
@@ -78,11 +81,18 @@ def _live(backend: str, topics: int) -> Catalog:
             RUNS: Side(raw_in.path, {"runs": True}),
             CLIENT: own_in,
             FRAMEWORK: Side(framework + "HandlerSubscriber", {"backend": backend, "prefix": prefix}),
+            MSIGHT: Side(_MSIGHT_IN, {"backend": backend, "prefix": prefix}),
             BUS: _BUS_SUBSCRIBER,
             ASYNCIO: _ON_ASYNCIO[1],
             AGAIN: raw_in,
         },
-        publishers={CEILING: raw_out, CLIENT: own_out, BUS: _BUS_PUBLISHER, AGAIN: raw_out},
+        publishers={
+            CEILING: raw_out,
+            CLIENT: own_out,
+            MSIGHT: Side(_MSIGHT_OUT, {"backend": backend}),
+            BUS: _BUS_PUBLISHER,
+            AGAIN: raw_out,
+        },
         latency={
             CEILING: (raw_out, raw_in),
             CLIENT: (own_out, own_in),
@@ -90,6 +100,7 @@ def _live(backend: str, topics: int) -> Catalog:
                 Side(framework + "BrokerPublisher", {"backend": backend}),
                 Side(framework + "HandlerSubscriber", {"backend": backend}),
             ),
+            MSIGHT: (Side(_MSIGHT_OUT, {"backend": backend}), Side(_MSIGHT_IN, {"backend": backend})),
             BUS: (_BUS_PUBLISHER, _BUS_SUBSCRIBER),
             ASYNCIO: _ON_ASYNCIO,
             AGAIN: (raw_out, raw_in),
@@ -122,21 +133,36 @@ def _kafka(topics: int) -> Catalog:
     many, each = Side(ceiling + "GetManySubscriber"), Side(peer + "IterSubscriber")
     by_hand = Side(ceiling + "HandBatchPublisher")
     handler = Side(framework + "HandlerSubscriber", {"backend": "kafka"})
+    confluent = "benchmarks.peers.confluent:"
+    producer, consumer = Side(confluent + "ProducePublisher"), Side(confluent + "ConsumeSubscriber")
+    old = Side(_MSIGHT_OUT, {"backend": "kafka"}), Side(_MSIGHT_IN, {"backend": "kafka"})
     tuned = (Side(peer + "SendPublisher", {"batch_bytes": 256 * 1024}), many)
     return Catalog(
         subscribers={
             CEILING: many,
             CLIENT: each,
             FRAMEWORK: handler,
+            CONFLUENT: consumer,
+            MSIGHT: old[1],
             BUS: _BUS_SUBSCRIBER,
             ASYNCIO: _ON_ASYNCIO[1],
             AGAIN: many,
         },
-        publishers={CEILING: by_hand, CLIENT: Side(peer + "SendPublisher"), BUS: _BUS_PUBLISHER, AGAIN: by_hand},
+        publishers={
+            CEILING: by_hand,
+            CLIENT: Side(peer + "SendPublisher"),
+            CONFLUENT: producer,
+            MSIGHT: old[0],
+            BUS: _BUS_PUBLISHER,
+            AGAIN: by_hand,
+        },
         latency={
             CEILING: tuned,
             CLIENT: (Side(peer + "SendPublisher"), each),
             FRAMEWORK: (Side(framework + "BrokerPublisher", {"backend": "kafka"}), handler),
+            CONFLUENT: (producer, consumer),
+            CONFLUENT_TUNED: (Side(producer.path, {"linger_ms": 0.0}), consumer),
+            MSIGHT: old,
             BUS: (_BUS_PUBLISHER, _BUS_SUBSCRIBER),
             ASYNCIO: _ON_ASYNCIO,
             AGAIN: tuned,
@@ -144,6 +170,8 @@ def _kafka(topics: int) -> Catalog:
         titles={
             CEILING: "aiokafka: getmany(); batches filled by hand; latency: send() and getmany(), tuned as the bus",
             CLIENT: "aiokafka: async for; send() and flush(); latency: untuned",
+            CONFLUENT: "confluent-kafka: lists from consume(); produce() with its default linger of 5 ms",
+            CONFLUENT_TUNED: "the same with a linger of 0",
             **_COMMON,
         },
         memory=_MEMORY,
@@ -163,6 +191,7 @@ _COMMON = {
     BLOCKING: "the same, with QueuePolicy.block()",
     FROZEN: "the bus: publishes 128 KiB as fast as it may, to a broker that has stopped",
     FRAMEWORK: "FastStream: a handler of bytes; broker.publish()",
+    MSIGHT: "MSight Core's pub/sub layer: listen(); publish(), which waits for each message",
     BUS: "async for message in subscription; publisher.send()",
     ASYNCIO: "the bus on asyncio's own event loop; everything else is on uvloop",
     AGAIN: "the ceiling a second time",

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import benchmarks.peers  # noqa: F401 - finds those that are installed, and their versions
 from benchmarks.catalog import catalog
 from benchmarks.curves import curves
 from benchmarks.interleaving import Say

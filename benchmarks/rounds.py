@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
-from benchmarks.catalog import CEILING, FRAMEWORK, FROZEN, Catalog, catalog
+from benchmarks.catalog import CEILING, FRAMEWORK, FROZEN, MSIGHT, Catalog, catalog
 from benchmarks.interleaving import DisturbedError, Interleaver, Measurement, Say
 from benchmarks.logs import Logs
 from benchmarks.scale import ALWAYS, MIDDLE, SMALL, Scale
@@ -24,6 +25,9 @@ FLOOD_RATE = 300.0
 _WINDOW_BYTES = 7_500_000
 _SLOW_SHARE = 5
 """A slow framework gets this part of the messages, or its runs would take all the time there is."""
+
+_SLOW_CHUNK = 8
+"""Who waits for each message looks at the clock more often."""
 
 
 def window(size: int) -> int:
@@ -73,6 +77,10 @@ class Rounds:
 
         def once(name: str) -> Figures:
             seconds, warm_up = self._scale.latency_seconds, self._scale.warm_up
+            if (
+                name == MSIGHT and self._logs is not None
+            ):  # a flush a message: it falls behind for as long as one lets it
+                seconds /= _SLOW_SHARE
             plan = Plan(self._topic("latency"), LATENCY_SIZE, seconds, warm_up, rate=LATENCY_RATE)
             figures = of_latency(*self._stage.run(*pairs[name], plan), LATENCY_SIZE)
             if is_disturbed(figures):
@@ -105,7 +113,7 @@ class Rounds:
         if self._catalog.feeder is not None:
             plan = self._plan(size, f"bench.s{size}")
             if slow:
-                plan = Plan(plan.topic, size, plan.seconds, plan.warm_up, window=max(4, plan.window // _SLOW_SHARE))
+                plan = replace(plan, window=max(4, plan.window // _SLOW_SHARE))
             _, received = self._stage.run(self._catalog.feeder, side, plan)
             return of_subscriber(received, size)
         count = self._scale.logged[size] // (_SLOW_SHARE if slow else 1)
@@ -116,13 +124,15 @@ class Rounds:
         return of_subscriber(self._stage.run_subscriber(side, plan), size)
 
     def _publish(self, name: str, side: Side, size: int) -> Figures:
+        chunk = _SLOW_CHUNK if name == MSIGHT else 0
         if self._catalog.sink is not None:
-            sent, _ = self._stage.run(side, self._catalog.sink, self._plan(size, f"bench.p{size}"))
+            plan = replace(self._plan(size, f"bench.p{size}"), chunk=chunk)
+            sent, _ = self._stage.run(side, self._catalog.sink, plan)
             return of_publisher(sent, size)
         topic = f"bench.in{size}"
         if self._logs is not None:
             self._logs.make(topic)
-        plan = Plan(topic, size, self._scale.seconds, self._scale.warm_up)
+        plan = Plan(topic, size, self._scale.seconds, self._scale.warm_up, chunk=chunk)
         return of_publisher(self._stage.run_publisher(side, plan), size)
 
     def _topics(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from benchmarks.catalog import ASYNCIO, RUNS
+from benchmarks.catalog import ASYNCIO, CONFLUENT_TUNED, MSIGHT, RUNS
 from msight_bus.bench.curves import RATES, SIZES
 
 SMALL, MIDDLE, LARGE = 128, 128 * 1024, 1_000_000
@@ -45,7 +45,7 @@ class Scale:
     topics: int = 1000
     topics_rounds: int = 5
     flood_rounds: int = 3
-    flood_seconds: float = 2.5
+    flood_seconds: float = 3.5
     idle_rounds: int = 1
     idle_seconds: float = 5.0
     seconds: float = 0.8
@@ -74,7 +74,7 @@ QUICK = Scale(
     warm_up=0.2,
     logged={SMALL: 120_000, MIDDLE: 1500, LARGE: 200},
     peers_at=(SMALL,),
-    without=(RUNS, ASYNCIO),
+    without=(RUNS, ASYNCIO, MSIGHT, CONFLUENT_TUNED),
     budget=50.0,
 )
 SMOKE = Scale(

@@ -14,7 +14,10 @@ from benchmarks.catalog import (
     BUS,
     CEILING,
     CLIENT,
+    CONFLUENT,
+    CONFLUENT_TUNED,
     FRAMEWORK,
+    MSIGHT,
     ONE_TOPIC,
     ROUND_ROBIN,
     RUNS,
@@ -71,8 +74,8 @@ TARGETS = (
         for figure in ("p50", "p99")
     ),
     *(
-        Target("latency", LATENCY_SIZE, peer, figure, _same(1.0))
-        for peer in (CLIENT, FRAMEWORK)
+        Target("latency", LATENCY_SIZE, peer, figure, {"kafka": 1.0} if peer == CONFLUENT else _same(1.0))
+        for peer in (CLIENT, FRAMEWORK, MSIGHT, CONFLUENT)
         for figure in ("p50", "p99")
     ),
     Target("subscribe", SMALL, CEILING, "rate", _same(0.7)),
@@ -93,6 +96,9 @@ TARGETS = (
 COMPARISONS = (
     *(Target("latency", LATENCY_SIZE, ASYNCIO, figure, _same(nan)) for figure in ("p50", "p99")),
     Target("subscribe", SMALL, ASYNCIO, "rate", _same(nan)),
+    *(Target(what, SMALL, MSIGHT, "rate", _same(nan)) for what in ("subscribe", "publish")),
+    *(Target("latency", LATENCY_SIZE, CONFLUENT_TUNED, figure, {"kafka": nan}) for figure in ("p50", "p99")),
+    *(Target(what, SMALL, CONFLUENT, "rate", {"kafka": nan}) for what in ("subscribe", "publish")),
 )
 """Ratios that nobody has to reach."""
 
@@ -139,8 +145,8 @@ def verdicts(result: Mapping[str, Any]) -> Iterator[Verdict]:
 
 
 def comparisons(result: Mapping[str, Any]) -> Iterator[Verdict]:
-    """The ratios of a result file that have no target."""
-    return _rows(result, COMPARISONS)
+    """The ratios of a result file that have no target, where both sides ran."""
+    return (row for row in _rows(result, COMPARISONS) if row.rounds)
 
 
 def _rows(result: Mapping[str, Any], targets: Iterable[Target]) -> Iterator[Verdict]:

@@ -11,6 +11,8 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from msight_bus.bench.candidates import Tally, Target
 
 SESSION = 0x1234_5678_9ABC_DEF0
+FETCH_BYTES = 2_000_000
+"""Of a partition in one answer: the topics' ``max.message.bytes``, which is what the bus asks for, so that all read alike."""
 
 
 def servers(target: Target) -> str:
@@ -75,14 +77,17 @@ class HandBatchPublisher:
 class GetManySubscriber:
     """``getmany``, all partitions, no group."""
 
-    def __init__(self, max_records: int = 2000) -> None:
-        """``max_records``: of a list at most."""
-        self._max_records = max_records
+    def __init__(self, max_records: int = 2000, fetch_bytes: int = FETCH_BYTES) -> None:
+        """``max_records``: of a list at most; ``fetch_bytes``: of an answer, roughly."""
+        self._max_records, self._fetch_bytes = max_records, fetch_bytes
 
     async def open(self, target: Target) -> None:
         """Connect and assign."""
         self._consumer = AIOKafkaConsumer(
-            bootstrap_servers=servers(target), enable_auto_commit=False, auto_offset_reset="latest"
+            bootstrap_servers=servers(target),
+            enable_auto_commit=False,
+            auto_offset_reset="latest",
+            max_partition_fetch_bytes=self._fetch_bytes,
         )
         await self._consumer.start()
         count = len(await self._consumer._client._wait_on_metadata(target.topic))

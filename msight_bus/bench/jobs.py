@@ -41,6 +41,7 @@ class Plan:
         messages: send exactly so many, instead of for ``seconds``.
         from_start: read a log from its beginning.
         patience: seconds without a message after which the rest is lost.
+        chunk: messages between two looks at the clock; 0 for as many as suit the size.
     """
 
     topic: str
@@ -52,6 +53,7 @@ class Plan:
     messages: int = 0
     from_start: bool = False
     patience: float = 10.0
+    chunk: int = 0
 
 
 @dataclass(slots=True)
@@ -171,7 +173,7 @@ def chunk_of(size: int) -> int:
 async def _send_fast(side: Publisher, plan: Plan, board: memoryview) -> tuple[Mark, Mark]:
     payload = bytes(range(256)) * (plan.size // 256 + 1)
     payload = payload[: plan.size].replace(b"\n", b" ")
-    chunk = chunk_of(plan.size)
+    chunk = plan.chunk or chunk_of(plan.size)
     total = plan.messages or 2**62
     sent = 0
     begun = perf_counter_ns()
