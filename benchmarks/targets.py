@@ -102,6 +102,9 @@ COMPARISONS = (
 )
 """Ratios that nobody has to reach."""
 
+_NOT_IN_EACH = (RUNS, MSIGHT, CONFLUENT)
+"""References that a quick measurement leaves out; then there is no such row."""
+
 _DISTURBED = 1.1
 """Where the same thing against itself is off by more than this factor in the median, a row that this could turn decides
 nothing."""
@@ -153,7 +156,9 @@ def _rows(result: Mapping[str, Any], targets: Iterable[Target]) -> Iterator[Verd
     for backend, measured in result["backends"].items():
         found = {(m["what"], m["size"], m["candidate"]): m for m in measured["measurements"]}
         for target in targets:
-            if backend in target.bounds and (target.what, target.size, target.ours) in found:
+            optional = target.against in _NOT_IN_EACH
+            sides = (target.ours, target.against) if optional else (target.ours,)
+            if backend in target.bounds and all((target.what, target.size, name) in found for name in sides):
                 yield _judge(backend, target, found)
 
 
