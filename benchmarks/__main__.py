@@ -89,9 +89,11 @@ def readme(
 
 
 @app.command()
-def html(path: Path, to: Path) -> None:
+def html(path: Path, to: Annotated[Path | None, typer.Argument(help="Unset, beside the result file.")] = None) -> None:
     """A result file as a self-contained HTML page with plots."""
+    to = to or path.with_suffix(".html")
     to.write_text(page(json.loads(path.read_text())))
+    typer.echo(f"written to {to}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.catalog import AGAIN
-from msight_bus.bench.figures import Figures, summary
+from msight_bus.bench.figures import Figures, record
 from msight_bus.bench.jobs import VoidError
 from msight_bus.bench.worker import WorkerError
 
@@ -45,18 +45,10 @@ class Measurement:
     voids: list[str] = field(default_factory=list)
     disturbed: list[int] = field(default_factory=list)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> Any:
         """For a result file."""
-        good = [run for run in self.runs if run is not None]
-        return {
-            "what": self.what,
-            "size": self.size,
-            "candidate": self.candidate,
-            "summary": summary(good) if good else None,
-            "runs": self.runs,
-            "voids": self.voids,
-            "disturbed": self.disturbed,
-        }
+        labels = {"what": self.what, "size": self.size, "candidate": self.candidate}
+        return record(labels, self.runs, self.voids, self.disturbed)
 
 
 class Interleaver:

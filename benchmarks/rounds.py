@@ -13,6 +13,7 @@ from benchmarks.interleaving import DisturbedError, Interleaver, Measurement, Sa
 from benchmarks.logs import Logs
 from benchmarks.scale import ALWAYS, MIDDLE, SMALL, Scale
 from msight_bus.bench.candidates import Side, topic_of
+from msight_bus.bench.curves import room
 from msight_bus.bench.figures import Figures, is_disturbed, of_latency, of_publisher, of_subscriber
 from msight_bus.bench.jobs import Plan, VoidError
 from msight_bus.bench.stage import Stage
@@ -22,17 +23,12 @@ LATENCY_SIZE, LATENCY_RATE = 1024, 1000.0
 FLOOD_RATE = 300.0
 """Messages of 128 KiB a second: fills a queue of 32 MiB in a second, and is less than any of the brokers carries."""
 
-_WINDOW_BYTES = 7_500_000
+_MOST_IN_FLIGHT = 16384
 _SLOW_SHARE = 5
 """A slow framework gets this part of the messages, or its runs would take all the time there is."""
 
 _SLOW_CHUNK = 8
 """Who waits for each message looks at the clock more often."""
-
-
-def window(size: int) -> int:
-    """Messages on their way at most: far below the 32 MB at which Redis cuts a subscriber."""
-    return max(4, min(16384, _WINDOW_BYTES // (size + 150)))
 
 
 class Rounds:
@@ -106,7 +102,7 @@ class Rounds:
         return figures
 
     def _plan(self, size: int, topic: str) -> Plan:
-        return Plan(topic, size, self._scale.seconds, self._scale.warm_up, window(size))
+        return Plan(topic, size, self._scale.seconds, self._scale.warm_up, room(size, _MOST_IN_FLIGHT))
 
     def _subscribe(self, name: str, side: Side, size: int) -> Figures:
         slow = name == FRAMEWORK and size == SMALL

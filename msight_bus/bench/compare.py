@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any, Self
 
 from msight_bus.bench.curves import RATES, SIZES, Pair, by_rate, by_size
-from msight_bus.bench.figures import Figures, is_disturbed, summary
+from msight_bus.bench.figures import Figures, is_disturbed, record
 from msight_bus.bench.jobs import VoidError
 from msight_bus.bench.own_broker import fresh_topic, latency, sides, throughput, together
 from msight_bus.bench.profiles import Stream
@@ -87,18 +87,10 @@ class Row:
             self.disturbed.append(len(self.runs))
         self.runs.append(figures)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> Any:
         """For a result file."""
-        good = [run for run in self.runs if run is not None]
-        return {
-            "what": self.what,
-            "name": self.name,
-            "backend": self.backend,
-            "summary": summary(good) if good else None,
-            "runs": self.runs,
-            "voids": self.voids,
-            "disturbed": self.disturbed,
-        }
+        labels = {"what": self.what, "name": self.name, "backend": self.backend}
+        return record(labels, self.runs, self.voids, self.disturbed)
 
 
 class Comparison:

@@ -30,7 +30,6 @@ SATURATED_US = 100_000.0
 
 _PATIENCE = 2.0
 _WINDOW_BYTES = 7_500_000
-_MOST_IN_FLIGHT = 8192
 
 Say = Callable[[str], None]
 
@@ -52,9 +51,9 @@ class Pair:
     make_topic: Callable[[str], str]
 
 
-def room(size: int) -> int:
+def room(size: int, most: int = 8192) -> int:
     """Messages on their way at most: far below the 32 MB at which Redis cuts a subscriber."""
-    return max(4, min(_MOST_IN_FLIGHT, _WINDOW_BYTES // (size + 150)))
+    return max(4, min(most, _WINDOW_BYTES // (size + 150)))
 
 
 def by_rate(pairs: Mapping[str, Pair], rates: Sequence[int], seconds: float, until: float, say: Say) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -76,3 +76,10 @@ def summary(runs: Sequence[Figures]) -> dict[str, Any]:
         for name in runs[0]
         for values in [[run[name] for run in runs]]
     }
+
+
+def record(labels: Mapping[str, Any], runs: Sequence[Figures | None], voids: list[str], disturbed: list[int]) -> Any:
+    """A row of a result file: what was measured, the figures of each round, and what is to be doubted."""
+    good = [run for run in runs if run is not None]
+    found = summary(good) if good else None
+    return {**labels, "summary": found, "runs": runs, "voids": voids, "disturbed": disturbed}
