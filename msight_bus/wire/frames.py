@@ -161,11 +161,24 @@ class FrameParser(Generic[Reply]):
             data = b"".join(self._chunks)
             self._chunks.clear()
         self._needed = 0
-        known = self._known
+        known, opened = self._known, self._open
         end = len(data)
         while position < end:
             run = known.get(data[position : position + self._head_bytes])
-            after = self._frame(data, position, end) if run is None else self._take(run, data, position, end)
+            if run is None:
+                after = self._frame(data, position, end)
+            elif (after := position + run.size) > end:
+                after = self._take_beginning(run, data, position, end)
+            elif (frame := self._frame_of(run, data, position)) is None:
+                after = self._frame(data, position, end)
+            else:
+                frames = opened.get(run.address)
+                if frames is None:
+                    frames = self._add(run.address, frame)
+                else:
+                    frames.append(frame)
+                if data.startswith(run.head, after):
+                    after = self._take_run(run, frames, data, after)
             if after == position:
                 rest = data[position:]
                 self._chunks.append(rest)
@@ -211,25 +224,17 @@ class FrameParser(Generic[Reply]):
                 self._known.clear()
             self._known[head] = Run(address, head, fields)
 
-    def _take(self, run: Run, data: bytes, position: int, end: int) -> int:
-        """Take the frames that begin with a known head."""
-        after = position + run.size
-        if after > end:
-            return self._take_beginning(run, data, position, end)
-        frame = self._frame_of(run, data, position)
-        if frame is None:
-            return self._frame(data, position, end)
-        frames = self._add(run.address, frame)
-        if data.startswith(run.head, after):
-            before, count = after, self._run_length
-            while (count := min(count, (end - after) // run.size)) and data.startswith(run.head, after):
-                more = self._frames(run, memoryview(data)[after : after + count * run.size])
-                frames += more
-                after += len(more) * run.size
-                if len(more) < count:
-                    break
-                count *= 2
-            self._run_length = max(_SHORTEST, (after - before) // run.size)
+    def _take_run(self, run: Run, frames: list[Frame], data: bytes, position: int) -> int:
+        """Take the frames that go on as the last one did; returns where they end."""
+        after, count = position, self._run_length
+        while data.startswith(run.head, after) and (count := min(count, (len(data) - after) // run.size)):
+            more = self._frames(run, memoryview(data)[after : after + count * run.size])
+            frames += more
+            after += len(more) * run.size
+            if len(more) < count:
+                break
+            count *= 2
+        self._run_length = max(_SHORTEST, (after - position) // run.size)
         return after
 
     def _take_beginning(self, run: Run, data: bytes, position: int, end: int) -> int:
