@@ -12,8 +12,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from msight_bus.adapters.base import WAIT, Sink, Stamp, SubscribeRequest, Wait
-from msight_bus.adapters.link import Link
-from msight_bus.adapters.supervisor import Supervisor
+from msight_bus.adapters.supervisor import SupervisedLink, Supervisor
 from msight_bus.adapters.tail import Announcer, TailSink
 from msight_bus.capabilities import Capabilities
 from msight_bus.errors import AuthenticationError, ConnectionLostError
@@ -23,8 +22,8 @@ from msight_bus.settings import BusSettings, Limits
 from msight_bus.topics import SEQUENCE_TOPIC
 
 
-class LiveLink(Link):
-    """A link that speaks a broker's publish and subscribe commands."""
+class LiveLink(SupervisedLink):
+    """A link that publishes and subscribes: on our own protocol code (adapters.link) or on the client's (adapters.client)."""
 
     def publish(self, topic: str, payload: bytes, key: str | None, headers: Mapping[str, str] | None) -> None:
         """Write one message; the caller has seen to it that there is room."""
@@ -36,6 +35,14 @@ class LiveLink(Link):
 
     def remove(self, feed: LiveFeed) -> asyncio.Future[None]:
         """Unsubscribe; done when the broker sends no more."""
+        raise NotImplementedError
+
+    def pause_reading(self) -> None:
+        """Deliver no more."""
+        raise NotImplementedError
+
+    def resume_reading(self) -> None:
+        """Deliver again."""
         raise NotImplementedError
 
 

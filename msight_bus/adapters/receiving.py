@@ -20,7 +20,7 @@ _HELD_BYTES = 2 * 1024 * 1024
 """Parsed and not yet queued at most: what a queue's byte bound can be exceeded by."""
 
 
-class ReceivingLink(LiveLink, Generic[Reply]):
+class ReceivingLink(Link, LiveLink, Generic[Reply]):
     """Parses what comes and delivers each subscription's messages as one list.
 
     While the socket has more than one read's worth, the lists of some reads are delivered together, since a consumer that

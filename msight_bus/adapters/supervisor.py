@@ -10,12 +10,46 @@ from collections.abc import Awaitable, Callable
 from typing import Generic, Protocol, TypeVar
 
 from msight_bus.adapters.base import Sink
-from msight_bus.adapters.link import Link
+from msight_bus.adapters.in_flight import InFlight
 from msight_bus.errors import AuthenticationError, BusError, ClosedError, ConnectionLostError, PublishTimeoutError
 from msight_bus.events import BusEvent, Disconnected, Reconnected, Refused
 from msight_bus.settings import Limits
 
 logger = logging.getLogger("msight_bus")
+
+
+class SupervisedLink(Protocol):
+    """One open connection as the supervisor sees it; it lives once.
+
+    Attributes:
+        congested: a publisher has to await `drained` before it writes more.
+        in_flight: what was written and is not confirmed.
+        gone: done once the connection is lost or closed.
+        received_at: when something last came, by the loop's clock, in seconds.
+        reading_paused: what arrives is left where it is.
+    """
+
+    congested: bool
+    in_flight: InFlight
+    gone: asyncio.Future[None]
+    received_at: float
+    reading_paused: bool
+
+    async def drained(self) -> None:
+        """Wait until there is room to write, or the link is gone."""
+        raise NotImplementedError
+
+    def ping(self) -> asyncio.Future[None]:
+        """Ask for a sign of life; done when the broker has processed all that was written before."""
+        raise NotImplementedError
+
+    def fail(self, error: BusError) -> None:
+        """Give the link up for ``error``."""
+        raise NotImplementedError
+
+    async def close(self, within: float) -> None:
+        """Write what is left and close; whatever is not gone after ``within`` seconds is cut."""
+        raise NotImplementedError
 
 
 class LiveFeedLike(Protocol):
@@ -24,7 +58,7 @@ class LiveFeedLike(Protocol):
     sink: Sink
 
 
-L = TypeVar("L", bound=Link)
+L = TypeVar("L", bound=SupervisedLink)
 F = TypeVar("F", bound=LiveFeedLike)
 
 
@@ -113,7 +147,7 @@ class Supervisor(Generic[L, F]):
             state = "is not connected" if self.link is None else "takes no more data"
             raise PublishTimeoutError(f"The broker {state} for {within:g} s now; nothing was sent.") from self._reason
 
-    def lost(self, link: Link, reason: BusError) -> None:
+    def lost(self, link: SupervisedLink, reason: BusError) -> None:
         """The link is gone; called by the link itself."""
         self.unconfirmed += link.in_flight.cut(reason)
         if link is not self.link:
@@ -174,9 +208,9 @@ class Supervisor(Generic[L, F]):
         """Until the link is lost: see that the broker is alive."""
         interval, patience = self._limits.ping_interval, self._limits.pong_timeout
         while not link.gone.done():
-            quiet = 0.0 if link.reading_paused else link.loop.time() - link.received_at
+            quiet = 0.0 if link.reading_paused else asyncio.get_running_loop().time() - link.received_at
             await asyncio.wait((link.gone,), timeout=max(0.0, interval - quiet))
-            asked = link.loop.time()
+            asked = asyncio.get_running_loop().time()
             if link.gone.done() or link.reading_paused or asked - link.received_at < interval:
                 continue
             answer = link.ping()

@@ -1,10 +1,12 @@
-"""Opening connections to NATS with nats-py. The only module that touches the client's private attributes."""
+"""What connections to NATS have in common, however they are used: where to connect, as whom, what a refusal means."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 import re
+import ssl
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from math import ceil
 from pathlib import Path
@@ -16,9 +18,8 @@ import nkeys  # type: ignore[import-untyped]
 from nats.aio.client import Client, RawCredentials
 
 from msight_bus.adapters.base import Stamp
-from msight_bus.adapters.link import Link
 from msight_bus.adapters.live import Connection as Owner
-from msight_bus.adapters.nats.link import NatsLink
+from msight_bus.adapters.live import LiveLink
 from msight_bus.adapters.turns import in_turn
 from msight_bus.capabilities import Capabilities
 from msight_bus.errors import AuthenticationError, BusError, ConfigError, ConnectionLostError
@@ -32,28 +33,11 @@ _MAX_CREDENTIALS = 64 * 1024
 _CREDENTIALS = re.compile(r"-BEGIN NATS USER JWT-+\s+(\S+)\s+-.*-BEGIN USER NKEY SEED-+\s+(\S+)\s+-", re.DOTALL)
 
 
-class _NoTlsError(nats.errors.Error):
+class NoTlsError(nats.errors.Error):
     """The server would have had the credentials in the clear."""
 
 
-class _Client(Client):
-    """Refuses a server that would have the credentials in the clear.
-
-    nats-py uses TLS only if the server's INFO asks for it, whatever the user wants; INFO comes before CONNECT.
-    """
-
-    wants_tls = False
-    secrets: tuple[str, ...] = ()
-
-    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
-        if initial_connection and self.wants_tls and not info.get("tls_required"):
-            if not info.get("tls_available"):
-                raise _NoTlsError("the server offers no TLS, and TLS was asked for")
-            info["tls_required"] = True
-        await super()._process_info(info, initial_connection)
-
-
-class NatsDialect:
+class NatsDialect(ABC):
     """Connections to one server, or to any server of a cluster."""
 
     shares_connection = True
@@ -80,62 +64,44 @@ class NatsDialect:
             max_message_bytes=min(self._max_payload, self._settings.limits.max_message_bytes),
         )
 
-    async def connect_publisher(self, owner: Owner) -> NatsLink:
-        """Open a connection; NATS publishes and subscribes on the same."""
-        client = await self._open()
-        self._learn(client.max_payload)
-        return await self._take_over(client, owner)
-
-    async def connect_subscriber(self, owner: Owner) -> NatsLink:
-        """Open a connection of the same kind, for a subscription that may be paused."""
-        return await self.connect_publisher(owner)
-
     def _learn(self, max_payload: int) -> None:
         self._max_payload = max_payload
 
-    async def _open(self) -> Client:
+    async def connect_publisher(self, owner: Owner) -> LiveLink:
+        """Open a connection; NATS publishes and subscribes on the same."""
         servers = list(self._nats.servers)
         random.shuffle(servers)
         error: BusError | None = None
         for server, within in in_turn(servers, self._settings.limits.connect_timeout):
-            client = _Client()
+            credentials = self._credentials(server)
             try:
                 async with asyncio.timeout(within):
-                    await self._connect(client, server)
-            except asyncio.CancelledError:
-                _abandon(client)
-                raise
+                    return await self._connect(owner, server, credentials)
             except BusError:
                 raise
             except Exception as failure:  # whatever the client stumbles over when a peer talks nonsense
-                _abandon(client)
-                _add_reason(failure, client)
-                hide_secrets(failure, client.secrets)
+                hide_secrets(failure, tuple(_secrets(**credentials)))
                 error = self._explain(failure)
                 if isinstance(error, AuthenticationError):
                     raise error from failure
                 error.__cause__ = failure
-            else:
-                return client
         raise error or ConnectionLostError("No NATS server is configured.")
 
-    async def _connect(self, client: _Client, server: NatsServer) -> None:
-        settings = self._nats
-        context = settings.tls.context()
-        client.wants_tls = context is not None
+    async def connect_subscriber(self, owner: Owner) -> LiveLink:
+        """Open a connection of the same kind, for a subscription that may be paused."""
+        return await self.connect_publisher(owner)
 
-        async def give_up(error: Exception) -> None:
-            raise error  # the client would try again; the supervisor does that, with a new client
+    @abstractmethod
+    async def _connect(self, owner: Owner, server: NatsServer, credentials: dict[str, Any]) -> LiveLink:
+        """Connect to ``server``; on any error nothing stays open."""
 
-        options = self._credentials(server)
-        client.secrets = tuple(_secrets(**options))
+    async def _open(self, client: Client, server: NatsServer, context: ssl.SSLContext | None, **options: Any) -> None:
+        """Connect ``client``, and see that it is; ``context`` is for TLS."""
         if context is not None:
-            options["tls"] = context
-            options["tls_hostname"] = server.host
+            options |= {"tls": context, "tls_hostname": server.host}
         await client.connect(
             servers=[str(server)],
-            error_cb=give_up,
-            allow_reconnect=False,
+            allow_reconnect=False,  # the supervisor does that, with a new client
             max_reconnect_attempts=1,
             reconnect_time_wait=0,
             connect_timeout=ceil(self._settings.limits.connect_timeout),
@@ -146,6 +112,7 @@ class NatsDialect:
             raise nats.errors.Error("the server closed the connection during the handshake")
         if type(client.max_payload) is not int or client.max_payload < 1:
             raise nats.errors.Error("the server's max_payload is no size")
+        self._learn(client.max_payload)
 
     def _credentials(self, server: NatsServer) -> dict[str, Any]:
         """What the client authenticates with.
@@ -184,59 +151,12 @@ class NatsDialect:
             return AuthenticationError(
                 f"TLS with NATS at {where} was refused over a certificate: {text}; check the MSIGHT_NATS_TLS_ variables."
             )
-        if isinstance(error, _NoTlsError):
+        if isinstance(error, NoTlsError):
             return ConnectionLostError(f"NATS at {where} was left before any credential was sent: {text}.")
         return ConnectionLostError(
             f"NATS at {where} cannot be reached: {text}. Is it running? `msight-bus up nats` starts one; "
             "MSIGHT_NATS_SERVERS says where it is."
         )
-
-    async def _take_over(self, client: Client, owner: Owner) -> NatsLink:
-        """End the client's own tasks and give its transport to our link."""
-        tasks: list[asyncio.Task[Any]] = [
-            task
-            for task in (client._reading_task, client._ping_interval_task, client._flusher_task)
-            if task is not None
-        ]
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-        transport: Any = client._transport
-        reader, writer = transport._io_reader, transport._io_writer
-        leftover = bytes(client._ps.buf) + bytes(reader._buffer)
-        reader._buffer.clear()
-
-        def on_lost(link: Link, reason: BusError) -> None:
-            client._transport = None  # keeps the writer alive until the transport is closed
-            owner.lost(link, reason)
-
-        link = NatsLink(
-            writer.transport,
-            owner,
-            on_lost,
-            self._stamp,
-            max_payload=self.capabilities.max_message_bytes,
-            on_max_payload=self._learn,
-        )
-        link.take_over(leftover)
-        return link
-
-
-def _add_reason(failure: Exception, client: Client) -> None:
-    """Say why the connection ended, where the client says only that it did: TLS 1.3 refuses after the handshake."""
-    reader: asyncio.StreamReader | None = getattr(client._transport, "_io_reader", None)
-    reason = reader.exception() if reader is not None else None
-    if reason is not failure and failure.__cause__ is None:
-        failure.__cause__ = reason
-
-
-def _abandon(client: Client) -> None:
-    """Close what a failed connect has left open."""
-    for task in (client._reading_task, client._ping_interval_task, client._flusher_task):
-        if task is not None:
-            task.cancel()
-    if client._transport is not None:
-        client._transport.close()
 
 
 def _read_credentials(path: str) -> tuple[str, str]:

@@ -34,7 +34,7 @@ def broker_error(text: str) -> BusError:
     return BusError(f"Redis answered: {text}")
 
 
-class PublishLink(LiveLink):
+class PublishLink(Link, LiveLink):
     """Writes PUBLISH commands and counts their replies."""
 
     def __init__(
@@ -183,12 +183,17 @@ class SubscribeLink(ReceivingLink[str | None]):
             self._answer(ConnectionLostError("The connection was lost before Redis answered."))
 
     def _other(self, topic: str, metadata: bytes, payload: bytes, received_at: float) -> Message:
-        if not metadata:
-            return Message(topic, payload, received_at=received_at)
-        session, sequence, published = envelope.unpack_meta(metadata[:24])
-        try:
-            key, headers = envelope.unpack_extension(metadata[24:])
-        except ValueError:  # it only looked like ours
-            prefix = envelope.prefix(session, sequence, published, metadata[24:])
-            return Message(topic, prefix + payload, received_at=received_at)
-        return Message(topic, payload, headers, key, session, sequence, published * 1e-9, received_at)
+        return with_extension(topic, metadata, payload, received_at)
+
+
+def with_extension(topic: str, metadata: bytes, payload: bytes, received_at: float) -> Message:
+    """A message with a key or headers of its own, or none of ours."""
+    if not metadata:
+        return Message(topic, payload, received_at=received_at)
+    session, sequence, published = envelope.unpack_meta(metadata[:24])
+    try:
+        key, headers = envelope.unpack_extension(metadata[24:])
+    except ValueError:  # it only looked like ours
+        prefix = envelope.prefix(session, sequence, published, metadata[24:])
+        return Message(topic, prefix + payload, received_at=received_at)
+    return Message(topic, payload, headers, key, session, sequence, published * 1e-9, received_at)
