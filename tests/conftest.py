@@ -117,7 +117,10 @@ def make_backend(name: str, broker: brokers.RunningBroker | None = None) -> Back
     return Backend(kind, {**env, "MSIGHT_TRANSPORT": transport} if transport else env)
 
 
-@pytest.fixture(params=["memory", "redis", "nats", "kafka", "redis-client", "nats-client"])
+BACKENDS = ["memory", "redis", "nats", "kafka", "redis-client", "nats-client"]
+
+
+@pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Backend:
     """Each backend in turn, and the reference: the ways of the ordinary clients."""
     return make_backend(request.param)

@@ -61,6 +61,11 @@ class ClientLink(LiveLink, Generic[Entry]):
         """Something came from the broker."""
         self.received_at = self._loop.time()
 
+    @property
+    def ending(self) -> bool:
+        """Whether it was given up; clients swallow cancellations, so what loops has to ask."""
+        return self._ending is not None
+
     # -- writing
 
     def put(self, entry: Entry, size: int = 0) -> None:
@@ -101,12 +106,12 @@ class ClientLink(LiveLink, Generic[Entry]):
             answer.exception()  # whoever waits gets it; nobody waiting is no error
 
     async def _write(self) -> None:
-        while True:
+        while not self.ending:
             await self._filled.wait()
             self._filled.clear()
             batch, self._outbox, self._outbox_bytes = self._outbox, [], 0
             await self.send(batch)
-            if self._outbox_bytes < BURST_BYTES and self._ending is None:
+            if self._outbox_bytes < BURST_BYTES and not self.ending:
                 self.congested = False
                 self._room.set()
 

@@ -229,6 +229,11 @@ class Supervisor(Generic[L, F]):
             delay = min(delay * 2, self._limits.reconnect_max)
             try:
                 link = await self._connect_once()
+                if (
+                    self._closed
+                ):  # where the client swallowed the cancellation, as asyncio.wait_for does before Python 3.12
+                    await link.close(0.1)
+                    return False
                 self._lost.clear()
                 try:
                     async with asyncio.timeout(self._limits.connect_timeout):

@@ -11,6 +11,7 @@ from functools import partial
 import msgspec
 
 from msight_bus.adapters.base import Stamp
+from msight_bus.adapters.link import Link
 from msight_bus.adapters.live import Connection, LiveFeed, LiveLink
 from msight_bus.adapters.memory import Hub
 from msight_bus.capabilities import Capabilities
@@ -103,7 +104,7 @@ class _Wire:
         self.link.loop.call_soon(self.link.receive)
 
 
-class SimulatedLink(LiveLink):
+class SimulatedLink(Link, LiveLink):
     """A connection without a socket. The order on it holds, as on TCP."""
 
     def __init__(self, client: Client, owner: Connection) -> None:

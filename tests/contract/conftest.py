@@ -11,7 +11,7 @@ import pytest
 import msight_bus
 from msight_bus.events import BusEvent
 from msight_bus.testing import Simulation
-from tests.conftest import Backend, make_backend
+from tests.conftest import BACKENDS, Backend, make_backend
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Simulated(Backend):
             yield bus
 
 
-@pytest.fixture(params=["memory", "simulation", "redis", "nats", "kafka"])
+@pytest.fixture(params=[*BACKENDS, "simulation"])
 def backend(request: pytest.FixtureRequest) -> Backend:
     """Each backend in turn."""
     return Simulated("memory", {}) if request.param == "simulation" else make_backend(request.param)

@@ -17,7 +17,7 @@ from msight_bus import brokers
 from msight_bus.bench.usage import forget_peak, peak_bytes
 from msight_bus.events import BusEvent
 from msight_bus.runtime import loop_factory
-from tests.conftest import Backend, start_broker
+from tests.conftest import Backend, make_backend, start_broker
 from tests.faults.ledger import Account, Ledger
 
 LIVE = ["redis", "nats"]
@@ -28,9 +28,9 @@ QUICKLY = {"MSIGHT_RECONNECT_MAX": "0.2", "MSIGHT_PING_INTERVAL": "0.3", "MSIGHT
 
 @contextmanager
 def own_broker(kind: str, config: Sequence[str] = ()) -> Iterator[tuple[brokers.RunningBroker, Backend]]:
-    """A broker that the test may kill."""
-    with start_broker(kind, config) as broker:
-        yield broker, Backend(kind, dict(broker.env))
+    """A broker that the test may kill; ``redis-client`` is one that is spoken to with MSIGHT_TRANSPORT=client."""
+    with start_broker(kind.partition("-")[0], config) as broker:
+        yield broker, make_backend(kind, broker)
 
 
 async def until(condition: Callable[[], object], within: float = 20.0) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 
@@ -80,6 +81,27 @@ async def test_a_publisher_learns_what_a_cut_left_unconfirmed(kind):
                     await asyncio.sleep(0)
                     broker.kill()
                     await asyncio.to_thread(broker.restart)
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("kind", LIVE)
+async def test_a_bus_closes_although_the_client_swallows_the_cancellation_of_its_reconnecting(kind):
+    trying = asyncio.Event()
+    async with make_backend(kind).connect() as bus:
+        connection = bus._adapter._publishing
+        connect = connection._connect
+
+        async def swallow(owner):
+            link = await connect(owner)
+            trying.set()
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            return link
+
+        connection._connect = swallow
+        connection.link.fail(ConnectionLostError("cut by the test"))
+        async with asyncio.timeout(5):
+            await trying.wait()
 
 
 @pytest.mark.parametrize("kind", LIVE)

@@ -66,8 +66,8 @@ def assert_nats_is(command, topic, payload, key, headers):
     assert command.payload == payload
     first, meta, *lines, end, after = command.headers.split(b"\r\n")
     assert (first, end, after) == (b"NATS/1.0", b"", b"")
-    assert re.fullmatch(rb"msight: [0-9a-f]{48}( [A-Za-z0-9_.~%-]*)?", meta)
-    assert meta[8 + 48 :] == (b"" if key is None else b" " + quote(key, safe="").encode())
+    assert re.fullmatch(rb"msight: [0-9a-f]{48}( ([A-Za-z0-9_.~%-]+|\"\"))?", meta)
+    assert meta[8 + 48 :] == (b"" if key is None else b" " + (quote(key, safe="").encode() or b'""'))
     assert lines == [f"{name}: {value}".encode() for name, value in (headers or {}).items()]
     assert b"\n" not in b"".join(lines)
     assert b"\r" not in b"".join(lines)

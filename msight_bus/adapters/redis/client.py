@@ -122,8 +122,8 @@ class SubscribeLink(ClientLink[Ask]):
             await ask()
 
     async def read(self) -> None:
-        """Deliver what comes, for ever."""
-        while True:
+        """Deliver what comes."""
+        while not self.ending:
             await self.readable.wait()
             try:
                 message = await self._pubsub.get_message(timeout=None)
