@@ -49,10 +49,12 @@ def page(result: Mapping[str, Any]) -> str:
 def _parts(result: Mapping[str, Any]) -> Iterator[str]:
     yield origin(result)
     brokers = ", ".join(f"{name}: {broker or 'your broker'}" for name, broker in result["backends"].items())
-    yield note(
-        f"Measured on {brokers}. Publisher and subscriber are two processes. Medians over {result['rounds']} round(s); "
-        "thin vertical and horizontal lines go from the lowest to the highest round."
+    spread = (
+        f" Figures are medians over {result['rounds']} rounds; thin lines go from the lowest to the highest round."
+        if result["rounds"] > 1
+        else ""
     )
+    yield note(f"Measured on {brokers}. Publisher and subscriber are two processes.{spread}")
     rows = result["measurements"]
     if any(row["backend"].endswith(AGAIN) for row in rows):
         yield note(
