@@ -175,7 +175,7 @@ class KafkaAdapter:
             rebalance_timeout_ms=int(kafka.session_timeout * 1000),
             heartbeat_interval_ms=min(2000, int(kafka.session_timeout * 1000 / 3)),
             fetch_max_wait_ms=500,
-            max_partition_fetch_bytes=max(kafka.tuning.fetch_bytes, info.max_message_bytes),
+            max_partition_fetch_bytes=kafka.tuning.fetch_bytes,  # the first batch comes whole, however large (KIP-74)
             metadata_max_age_ms=30_000,
         )
         feed: KafkaFeed
