@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from msight_bus import brokers
+from msight_bus.bench import compare
 from msight_bus.bench.profiles import PROFILES
 from msight_bus.cli import app
 from tests.conftest import make_backend
@@ -80,6 +81,7 @@ def test_the_mix_runs_all_sensors_at_once(on_nats, tmp_path):
         (["profiles", "sonar"], "lidar"),
         (["compare", "--profile", "sonar"], "lidar"),
         (["compare", "--backend", "rabbit"], "kafka"),
+        (["latency", "--loop", "trio"], "asyncio"),
     ],
 )
 def test_what_is_unknown_is_refused_with_what_there_is(arguments, advice):
@@ -123,6 +125,28 @@ def test_compare_starts_brokers_and_ends_them(nats, monkeypatch, tmp_path):
     (broker,) = started
     assert json.loads(path.read_text())["backends"] == {"nats": f"{broker.name} {broker.version}"}
     assert not broker.is_alive
+
+
+def test_a_kind_that_is_not_to_be_had_is_left_out_unless_it_was_asked_for(monkeypatch):
+    def start(kind, **_):
+        raise brokers.NoBrokerError(f"no {kind} here")
+
+    monkeypatch.setattr(brokers, "start", start)
+    assert "kafka is left out: no kafka here" in _run("compare", "--start", status=1).stderr
+    assert _run("compare", "--start", "--backend", "nats", status=1).stderr.strip() == "no nats here"
+
+
+def test_curves_are_in_the_result_the_table_and_the_page(on_nats, monkeypatch, tmp_path):
+    monkeypatch.setattr(compare, "RATES", (100,))
+    monkeypatch.setattr(compare, "SIZES", (64,))
+    path, page = tmp_path / "f.json", tmp_path / "f.html"
+    arguments = ("--backend", "nats", "--profile", "imu", "--rounds", "1", "--seconds", "0.2", "--curves")
+    result = _run("compare", *arguments, "--json", str(path), "--html", str(page))
+    curves = json.loads(path.read_text())["curves"]
+    assert [point["rate"] for point in curves["rate"]["nats"]["points"]] == [100]
+    assert [point["size"] for point in curves["size"]["nats"]["points"]] == [64]
+    assert "latency by rate" in result.stdout
+    assert page.read_text().count("<svg") == 1 + 2 + 2
 
 
 @pytest.mark.parametrize("command", ["latency", "throughput", "profiles", "compare"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -25,9 +26,16 @@ _BACKEND = typer.Option(help="redis, nats or kafka; unset, as in the environment
 _JSON = typer.Option("--json", help="Write every figure, the machine and all versions to this file; - is stdout.")
 _HTML = typer.Option("--html", help="Write a self-contained page with plots to this file.")
 _SECONDS = typer.Option(min=0.2, help="How long each run sends, after its warm-up.")
-_LOOP = typer.Option(help="Event loop of both sides: uvloop or asyncio.")
+_LOOP = typer.Option(help="Event loop of both sides.")
 _SIZE = typer.Option(min=1, help="Bytes of a message; may be repeated.")
 _SIZES = (128, 128 * 1024, 1_000_000)
+
+
+class Loop(StrEnum):
+    """Event loops to measure on."""
+
+    UVLOOP = "uvloop"
+    ASYNCIO = "asyncio"
 
 
 @app.callback()
@@ -58,7 +66,7 @@ def latency(  # noqa: PLR0917 - the options of the command
     rate: Annotated[float, typer.Option(min=1, help="Messages a second.")] = 1000,
     size: Annotated[int, typer.Option(min=16, help="Bytes of a message.")] = 1024,
     seconds: Annotated[float, _SECONDS] = 5,
-    loop: Annotated[str, _LOOP] = "uvloop",
+    loop: Annotated[Loop, _LOOP] = Loop.UVLOOP,
     backend: Annotated[str | None, _BACKEND] = None,
     json_path: Annotated[Path | None, _JSON] = None,
     html_path: Annotated[Path | None, _HTML] = None,
@@ -85,7 +93,7 @@ Examples:
 def throughput(  # noqa: PLR0917 - the options of the command
     size: Annotated[list[int] | None, _SIZE] = None,
     seconds: Annotated[float, _SECONDS] = 3,
-    loop: Annotated[str, _LOOP] = "uvloop",
+    loop: Annotated[Loop, _LOOP] = Loop.UVLOOP,
     backend: Annotated[str | None, _BACKEND] = None,
     json_path: Annotated[Path | None, _JSON] = None,
     html_path: Annotated[Path | None, _HTML] = None,

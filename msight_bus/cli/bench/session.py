@@ -158,7 +158,7 @@ def measure(
                     result["curves"] = comparison.curves(_CURVE_SECONDS, _CURVES_MOST_SECONDS * len(places), say)
             result["measurements"] = [row.as_dict() for row in rows]
             result["seconds"] = round(time.monotonic() - begun, 1)
-    except (BusError, Refused, brokers.BrokerUnavailableError) as error:
+    except (BusError, Refused) as error:
         err.print(str(error).strip(), style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
     _write(result, outputs, err)
