@@ -8,7 +8,7 @@ BACKEND ?= redis
 FRAMES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults check bench bench-full format clean
+.PHONY: help setup demo test faults check audit floor bench bench-full format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -39,6 +39,23 @@ check: setup  ## style, types, import directions
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+audit: $(VENV)/tools/installed  ## known vulnerabilities of the pinned versions
+	$(VENV)/tools/bin/python .ci/audit.py
+
+floor: $(VENV)/floor/installed  ## the contract and the adapters with the oldest versions that pyproject.toml permits
+	@# What these versions deprecate among themselves is not ours.
+	$(VENV)/floor/bin/python -m pytest -W default::DeprecationWarning tests/contract tests/adapters tests/settings tests/cli
+
+$(VENV)/tools/installed:
+	$(PYTHON) -m venv $(VENV)/tools
+	$(VENV)/tools/bin/pip install --disable-pip-version-check pip-audit==2.10.1 uv==0.13.9
+	@touch $@
+
+$(VENV)/floor/installed: pyproject.toml $(VENV)/tools/installed
+	$(PYTHON) -m venv --clear $(VENV)/floor
+	$(VENV)/tools/bin/uv pip install --python $(VENV)/floor/bin/python --resolution lowest-direct -e '.[dev]'
+	@touch $@
 
 bench: setup $(PEERS)/installed  ## how fast it is beside the raw protocols and the peers: three minutes
 	$(BIN)/python -m benchmarks quick
