@@ -1,8 +1,9 @@
 """msight_bus: live sensor streams between async Python programs, over Redis, NATS or Kafka."""
 
 from msight_bus.accounting import SubscriptionStats
-from msight_bus.bus import Bus, connect
+from msight_bus.bus import Bus
 from msight_bus.capabilities import Capabilities
+from msight_bus.connecting import connect
 from msight_bus.data import BytesData, Data, ImageData, SensorData
 from msight_bus.errors import (
     AuthenticationError,

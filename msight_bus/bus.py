@@ -7,19 +7,17 @@ import secrets
 import socket
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial
-from typing import Any, Protocol
 
 from msight_bus.adapters import make_adapter
 from msight_bus.adapters.base import WAIT, Opener, Start, SubscribeRequest
 from msight_bus.capabilities import Capabilities
+from msight_bus.draining import Guest, drain
 from msight_bus.errors import (
     CapabilityWarning,
     ClosedError,
-    ConfigError,
     DrainTimeoutError,
     PublishTimeoutError,
     UnsupportedError,
@@ -35,10 +33,6 @@ from msight_bus.timing import DeadlineSubscription, LifespanSubscription, check_
 from msight_bus.topics import check_group, check_topic
 
 
-def _ignore(event: BusEvent) -> None:
-    pass
-
-
 class _Stamp:
     """This bus's session and its per-topic sequences (adapters.base.Stamp)."""
 
@@ -51,26 +45,6 @@ class _Stamp:
         sequence = self.last.get(topic, 0) + 1
         self.last[topic] = sequence
         return sequence
-
-
-class Guest(Protocol):
-    """A node that runs on a bus: it ends in its own order when the bus is drained.
-
-    Attributes:
-        name: for people.
-        tasks: its own tasks; a drain from inside one of them does not wait for it.
-        stopping: set when it shall end.
-        over: set by the guest when it has ended.
-    """
-
-    name: str
-    tasks: set[asyncio.Task[Any]]
-    stopping: asyncio.Event
-    over: asyncio.Event
-
-    @property
-    def left(self) -> int:
-        """Messages that it has not finished."""
 
 
 class Bus:
@@ -303,31 +277,13 @@ class Bus:
         timeout = self._limits.drain_timeout if timeout is None else timeout
         if self._registry is not None:
             await self._registry.close()
-        subscriptions = list(self._subscriptions)
-        task = asyncio.current_task()
-        guests = list(self._guests)
-        inside = task in {subscription.consumer for subscription in subscriptions} or any(
-            task in g.tasks for g in guests
-        )
         try:
-            async with asyncio.timeout(timeout):
-                for guest in guests:
-                    guest.stopping.set()
-                await asyncio.gather(*(subscription.end_intake() for subscription in subscriptions))
-                if inside:
-                    return
-                await asyncio.gather(*(subscription.finished() for subscription in subscriptions))
-                await asyncio.gather(*(guest.over.wait() for guest in guests))
-                await self._adapter.flush()
-                await asyncio.gather(*(subscription.commit() for subscription in subscriptions))
-        except TimeoutError:
-            left = {f"subscription {s.topic}": s.left for s in subscriptions if s.left}
-            left |= {f"node {guest.name}": guest.left for guest in guests if guest.left}
+            over = await drain(list(self._subscriptions), list(self._guests), self._adapter, timeout)
+        except DrainTimeoutError:
             await self.close()
-            what = ", ".join(f"{n} on {place}" for place, n in left.items())
-            what = what or "no message, but a consumer did not ask for the next one, or the broker did not confirm"
-            raise DrainTimeoutError(f"Not drained within {timeout:g} s; left: {what}.", left=left) from None
-        await self.close()
+            raise
+        if over:
+            await self.close()
 
     async def close(self) -> None:
         """Close at once: what is queued is given up, what was handed over is flushed within a deadline."""
@@ -353,45 +309,3 @@ def _check_start(start: object) -> None:
     ):
         return
     raise ValueError(f"start is 'latest', 'earliest', a datetime or {{partition: offset}}, not {start!r}.")
-
-
-@asynccontextmanager
-async def connect(
-    settings: BusSettings | None = None,
-    *,
-    backend: str | None = None,
-    on_event: Callable[[BusEvent], None] = _ignore,
-) -> AsyncIterator[Bus]:
-    """Connect to the broker that the settings choose: ``async with msight_bus.connect() as bus:``.
-
-    Args:
-        settings: ``BusSettings()``, read from the environment, if not given.
-        backend: overrides ``MSIGHT_PUBSUB_BACKEND``.
-        on_event: called with each `BusEvent` (connection lost and back, gaps, refusals), on the loop; it must not block.
-
-    Raises:
-        ConfigError: settings are wrong; nothing was connected.
-        ConnectionLostError: the broker cannot be reached within ``connect_timeout``.
-        AuthenticationError: the broker refused the credentials or the certificate.
-    """
-    if settings is not None and backend is not None:
-        raise ConfigError("Give connect() either settings or backend, not both.")
-    if settings is None:
-        settings = BusSettings() if backend is None else BusSettings(backend=backend)
-    async with opened(Bus(settings, on_event)) as bus:
-        yield bus
-
-
-@asynccontextmanager
-async def opened(bus: Bus) -> AsyncIterator[Bus]:
-    """Open ``bus``, and close it at the end."""
-    try:
-        await bus._adapter.open()
-    except BaseException:
-        await bus._adapter.close()
-        raise
-    bus._state.is_open = True
-    try:
-        yield bus
-    finally:
-        await bus.close()

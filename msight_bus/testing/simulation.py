@@ -10,7 +10,8 @@ from typing import TypeVar
 
 from msight_bus.adapters.base import Adapter, Stamp
 from msight_bus.adapters.live import LiveAdapter
-from msight_bus.bus import Bus, opened
+from msight_bus.bus import Bus
+from msight_bus.connecting import opened
 from msight_bus.errors import ConfigError
 from msight_bus.events import BusEvent
 from msight_bus.settings import BusSettings
