@@ -8,7 +8,7 @@ BACKEND ?= redis
 FRAMES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults check audit floor bench bench-full format clean
+.PHONY: help setup demo test faults soak check audit floor bench bench-full format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ test: setup  ## every test, on real Redis, NATS and Kafka servers that it starts
 faults: setup  ## the whole fault matrix with a ledger of each test, and the clusters: some minutes
 	$(BIN)/python -m pytest tests/faults -v -m "faults or not faults"
 	$(BIN)/python -m pytest --ignore tests/faults -m faults
+
+soak: setup  ## faults at random on BACKEND=redis|nats|kafka, SECONDS=3600 at most, SEED=1; writes benchmarks/results/
+	$(BIN)/python -m tests.faults.soak --backend $(BACKEND) --seconds $(or $(SECONDS),3600) --seed $(or $(SEED),1)
 
 check: setup  ## style, types, import directions
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ no more memory than one of a minute.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Hashable
 from dataclasses import asdict, dataclass, field, fields
 
@@ -163,19 +164,23 @@ class Ledger:
         A hole is announced by announcements that came between the deliveries before and behind it. ``dropped`` messages
         are counted by the subscription's queue, which does not say which ones they were.
         """
-        sized = [[at, missing] for at, missing in self._announced if missing is not None]
-        unsized = [at for at, missing in self._announced if missing is None]
-        announced = without_size = unexplained = 0
+        announced = sorted(self._announced, key=lambda each: each[0])
+        times = [at for at, _ in announced]
+        left_over = [missing for _, missing in announced]
+        by_size = without_size = unexplained = 0
         for hole, lost in self._lost():
             left = lost
-            until = hole.until + SLACK
-            for entry in sized:
-                if hole.since <= entry[0] <= until:
-                    used = min(entry[1], left)
-                    entry[1] -= used
+            unsized = False
+            for i in range(bisect_left(times, hole.since), bisect_right(times, hole.until + SLACK)):
+                said = left_over[i]
+                if said is None:
+                    unsized = True
+                else:
+                    used = min(said, left)
+                    left_over[i] = said - used
                     left -= used
-                    announced += used
-            if any(hole.since <= at <= until for at in unsized):
+                    by_size += used
+            if unsized:
                 without_size += left
             else:
                 unexplained += left
@@ -183,11 +188,11 @@ class Ledger:
             acknowledged=sum(stream.acknowledged for stream in self._streams.values()),
             unknown=sum(len(stream.unknown) for stream in self._streams.values()),
             delivered=sum(stream.delivered for stream in self._streams.values()),
-            announced=announced,
+            announced=by_size,
             unsized=without_size,
             dropped=dropped,
             silent=max(0, unexplained - dropped),
-            overstated=sum(missing for _, missing in sized) + max(0, dropped - unexplained),
+            overstated=sum(said or 0 for said in left_over) + max(0, dropped - unexplained),
             duplicated=self._duplicated,
             reordered=self._reordered,
             damaged=self.damaged,

@@ -8,6 +8,7 @@ message, and takes the next one when it is sent a line.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import sys
 
@@ -52,5 +53,6 @@ async def subscribe(topic: str, group: str) -> None:
 
 
 if __name__ == "__main__":
+    logging.disable(logging.ERROR)  # faults are what it is for
     what, *arguments = sys.argv[1:]
     msight_bus.run({"publish": publish, "subscribe": subscribe}[what](*arguments))

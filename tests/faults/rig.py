@@ -113,7 +113,7 @@ class Book:
 
     def close(self) -> dict[str, Any]:
         """The figures, in one line each."""
-        left = [one for one in self._leftovers.now() if not one.startswith("thread asyncio_")]  # the loop's own pool
+        left = self._leftovers.now()
         figures: dict[str, Any] = {"ledger": str(self.account()), "peak memory": f"{peak_bytes() / 2**20:.0f} MiB"}
         if self.recovered:
             figures["recovered within"] = f"{max(self.recovered):.2f} s"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import struct
 import time
@@ -18,6 +19,7 @@ _HEAD = struct.Struct(">IQ")  # the publisher's life, the message's number
 _TEMPTING = b"\r\nMSG a 1 3\r\n$5\r\n*3\r\n+OK\r\nPONG\r\n"  # what a parser that lost its place would take for protocol
 LONGEST = 50_000
 _BODIES = (_TEMPTING + random.Random(1).randbytes(97)) * (2 * LONGEST // (len(_TEMPTING) + 97) + 1)
+_assignments = itertools.count()
 
 
 def make(life: int, number: int, size: int) -> bytes:
@@ -73,6 +75,7 @@ class Sender:
 
 async def take_all(messages: Subscription, ledger: Ledger, *, pause: float = 0.0) -> None:
     """Read until the subscription ends."""
+    assigned: dict[int, tuple[object, int]] = {}
     async for message in messages:
         numbers = read(message.payload)
         if numbers is None:
@@ -81,7 +84,10 @@ async def take_all(messages: Subscription, ledger: Ledger, *, pause: float = 0.0
         life, number = numbers
         ledger.delivered((message.key, life), number, message.received_at)
         if message.position is not None:
-            ledger.fetched(message._settlement, *message.position)
+            partition, offset = message.position
+            if message._settlement is not assigned.get(partition, (None, 0))[0]:
+                assigned[partition] = (message._settlement, next(_assignments))
+            ledger.fetched(assigned[partition][1], partition, offset)
         if pause:
             await asyncio.sleep(pause)
 
