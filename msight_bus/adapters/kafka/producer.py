@@ -30,7 +30,7 @@ from msight_bus.wire.envelope import HEADER, pack_meta
 logger = logging.getLogger("msight_bus")
 
 _HANDED_OVER = 2
-_QUEUED_BATCHES = 8
+_QUEUED_BATCHES = 2
 """Full batches of one partition that may wait before its publisher waits too."""
 
 _TURN_BYTES = 128 * 1024
