@@ -9,6 +9,7 @@ import pytest
 from msight_bus.bench.bus_sides import BusSubscriber
 from msight_bus.bench.candidates import Side
 from msight_bus.bench.curves import RATE_CURVE_SIZE, Pair, by_rate, by_size
+from msight_bus.bench.jobs import STAMP
 from msight_bus.bench.own_broker import fresh_topic, sides
 from msight_bus.bench.stage import Stage
 
@@ -20,6 +21,18 @@ class SlowSubscriber(BusSubscriber):
 
     async def receive(self, tally):
         tally.observe, observe = lambda payload: (time.sleep(0.005), observe(payload)), tally.observe
+        await super().receive(tally)
+
+
+class FarSubscriber(BusSubscriber):
+    """Gets each message 200 ms late."""
+
+    async def receive(self, tally):
+        def later(payload):
+            intended, number = STAMP.unpack_from(payload)
+            observe(STAMP.pack(intended - 200_000_000, number))
+
+        tally.observe, observe = later, tally.observe
         await super().receive(tally)
 
 
@@ -50,6 +63,14 @@ def test_it_ends_at_the_rate_that_is_not_held(stage):
     assert curve["saturated"]
     assert curve["end"].startswith("1,000/s was not held")
     assert curve["points"][1]["held"] < 500
+
+
+def test_it_ends_where_messages_wait_too_long(stage):
+    far = Side(f"{__name__}:FarSubscriber")
+    curve = by_rate(_pairs(stage, far), [100, 200], 0.2, time.monotonic() + LATER, lambda _: None)["bus"]
+    assert [point["rate"] for point in curve["points"]] == [100]
+    assert curve["saturated"]
+    assert curve["end"].startswith("100/s has a p99 of")
 
 
 def test_a_side_that_fails_ends_the_curve(stage):
