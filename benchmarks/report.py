@@ -107,7 +107,7 @@ def memory(title: str, rows: list[Any]) -> Table:
         if found is None:
             table.add_row(row["candidate"], *["-"] * 4, "void")
             continue
-        sizes = (f"{found[name]['median'] / 1e6:,.0f}" if name in found else "" for name in names)
+        sizes = (f"{found[name]['median'] / 1e6:,.1f}" if name in found else "" for name in names)
         messages = found["received" if "received" in found else "accepted"]["median"]
         dropped = f"{found['dropped']['median']:,.0f}" if "dropped" in found else ""
         table.add_row(row["candidate"], *sizes, f"{messages:,.0f}", dropped)

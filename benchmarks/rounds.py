@@ -43,11 +43,11 @@ class Rounds:
 
     def run(self) -> list[Measurement]:
         """Latency first, then throughput from the smallest size up; each has its share of the time."""
-        steps: list[tuple[float, Callable[[], None]]] = [(4.0, self._latency)]
+        steps: list[tuple[float, Callable[[], None]]] = [(5.0, self._latency)]
         for size in self._scale.rounds:
-            share = 1.5 if size == SMALL else 0.75
+            share = 1.5 if size == SMALL else 0.6
             steps += [(share, partial(self._throughput, what, size)) for what in ("subscribe", "publish")]
-        steps += [(0.75, self._topics), (0.5, self._memory), (0.5, self._idle)]
+        steps += [(0.75, self._topics), (0.75, self._memory), (0.75, self._idle)]
         end = time.monotonic() + self._scale.budget
         left = sum(share for share, _ in steps)
         for share, step in steps:
@@ -76,7 +76,7 @@ class Rounds:
             if (
                 name == MSIGHT and self._logs is not None
             ):  # a flush a message: it falls behind for as long as one lets it
-                seconds /= _SLOW_SHARE
+                seconds, warm_up = seconds / (2 * _SLOW_SHARE), 0.0
             plan = Plan(self._topic("latency"), LATENCY_SIZE, seconds, warm_up, rate=LATENCY_RATE)
             figures = of_latency(*self._stage.run(*pairs[name], plan), LATENCY_SIZE)
             if is_disturbed(figures):

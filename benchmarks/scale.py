@@ -44,15 +44,15 @@ class Scale:
     latency_rounds: int = 10
     topics: int = 1000
     topics_rounds: int = 5
-    flood_rounds: int = 3
+    flood_rounds: int = 2
     flood_seconds: float = 3.5
     idle_rounds: int = 1
     idle_seconds: float = 5.0
     seconds: float = 0.8
-    latency_seconds: float = 1.6
+    latency_seconds: float = 1.2
     warm_up: float = 0.3
     logged: Mapping[int, int] = field(default_factory=lambda: {SMALL: 300_000, MIDDLE: 3000, LARGE: 400})
-    peers_at: tuple[int, ...] = (SMALL, MIDDLE, LARGE)
+    peers_at: tuple[int, ...] = (SMALL,)
     without: tuple[str, ...] = ()
     rates: tuple[int, ...] = ()
     sizes: tuple[int, ...] = ()
@@ -73,7 +73,6 @@ QUICK = Scale(
     latency_seconds=1.0,
     warm_up=0.2,
     logged={SMALL: 120_000, MIDDLE: 1500, LARGE: 200},
-    peers_at=(SMALL,),
     without=(RUNS, ASYNCIO, MSIGHT, CONFLUENT_TUNED),
     budget=50.0,
 )
@@ -90,7 +89,6 @@ SMOKE = Scale(
     latency_seconds=0.1,
     warm_up=0.0,
     logged={SMALL: 5000},
-    peers_at=(SMALL,),
     budget=30.0,
     least=0,
 )
