@@ -1,6 +1,6 @@
 """Whatever is published, consumed, closed, cut and injected, in any order: nothing is lost in silence.
 
-A longer search: SIMULATION_EXAMPLES=5000 python -m pytest tests/testing/test_machine.py --timeout 3600
+A longer search: SIMULATION_EXAMPLES=5000 python -m pytest tests/testing --timeout 3600
 A failure prints the steps and a ``@reproduce_failure`` line.
 """
 
