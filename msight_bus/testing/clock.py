@@ -5,9 +5,16 @@ from __future__ import annotations
 import asyncio
 import selectors
 import time
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any
 
 _EPOCH = 1_700_000_000.0
 """POSIX seconds at which a virtual clock starts; the same in every run."""
+
+
+_SHORTEST = 1e-6
+"""Seconds that every timer takes at least: else whoever waits for a remainder that rounding left would do so for ever."""
 
 
 class VirtualClockLoop(asyncio.SelectorEventLoop):
@@ -24,6 +31,12 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         """Virtual seconds since the loop was made."""
         return self._now
+
+    def call_at(
+        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """Call ``callback`` at ``when``, or a microsecond from now if that is later."""
+        return super().call_at(max(when, self._now + _SHORTEST), callback, *args, context=context)
 
     def jump(self, seconds: float) -> None:
         """Let ``seconds`` pass at once."""

@@ -47,6 +47,14 @@ async def test_the_clock_stands_while_something_is_ready(msight_simulation):
     timer.cancel()
 
 
+async def test_a_remainder_too_small_for_the_clock_passes_all_the_same(msight_simulation):
+    loop = asyncio.get_running_loop()
+    await asyncio.sleep(1e6)
+    before = loop.time()
+    await asyncio.sleep(1e-15)
+    assert loop.time() > before
+
+
 async def test_what_the_network_brings_comes_before_a_jump(msight_simulation):
     ours, theirs = socket.socketpair()
     with ours, theirs:
