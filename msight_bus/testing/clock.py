@@ -7,7 +7,9 @@ import selectors
 import time
 from collections.abc import Callable
 from contextvars import Context
-from typing import Any
+from typing import TypeVarTuple
+
+Ts = TypeVarTuple("Ts")
 
 _EPOCH = 1_700_000_000.0
 """POSIX seconds at which a virtual clock starts; the same in every run."""
@@ -33,7 +35,7 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         return self._now
 
     def call_at(
-        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+        self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """Call ``callback`` at ``when``, or a microsecond from now if that is later."""
         return super().call_at(max(when, self._now + _SHORTEST), callback, *args, context=context)
