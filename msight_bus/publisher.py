@@ -120,25 +120,25 @@ class Publisher:
         await self._adapter.flush(self.topic)
 
     async def _wait_for_room(self) -> None:
-        self._room = asyncio.get_running_loop().create_future()
+        if self._room is None:
+            self._room = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(self._limits.publish_timeout):
-                await self._room
+                await asyncio.shield(self._room)  # others may wait for it too
         except TimeoutError:
             raise PublishTimeoutError(
                 f"{self._count} messages on {self.topic!r} are in flight and none was acknowledged within "
                 f"{self._limits.publish_timeout:g} s (MSIGHT_PUBLISH_TIMEOUT)."
             ) from None
-        finally:
-            self._room = None
 
     def _acknowledged(self, done: asyncio.Future[None]) -> None:
         self._count -= self._in_flight.pop(done)
         error = None if done.cancelled() else done.exception()
         if isinstance(error, BusError) and self._error is None:
             self._error = error
-        if self._room is not None and not self._room.done():
-            self._room.set_result(None)
+        room, self._room = self._room, None
+        if room is not None:
+            room.set_result(None)
 
     def _raise_error(self) -> None:
         error, self._error = self._error, None

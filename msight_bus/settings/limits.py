@@ -38,7 +38,7 @@ class Limits(Section):
         default=None, description="Tries to reconnect before giving up; unset, it never does."
     )
     reconnect_min: Seconds = Field(default=0.05, description="Pause before the first try to reconnect, in seconds.")
-    reconnect_max: Seconds = Field(default=2.0, description="Longest pause between tries to reconnect, in seconds.")
+    reconnect_max: Seconds = Field(default=1.0, description="Longest pause between tries to reconnect, in seconds.")
     announce_interval: Seconds = Field(
         default=1.0,
         description="How often the last sequences of topics that have gone quiet are announced, in seconds.",

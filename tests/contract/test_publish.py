@@ -193,3 +193,13 @@ async def test_a_publisher_bounds_what_is_in_flight(backend, topic):
     assert publisher.in_flight == 0
     with pytest.raises(ValueError, match="max_in_flight"):
         bus.publisher(topic, max_in_flight=0)
+
+
+async def test_tasks_that_share_a_publisher_all_get_their_turn(backend, topic):
+    async with backend.connect(MSIGHT_PUBLISH_TIMEOUT="5") as bus, bus.subscribe(topic) as messages:
+        async with bus.publisher(topic, max_in_flight=1) as publisher:
+            await publisher.send(b"0")
+            await publisher.flush()
+            await asyncio.gather(*(publisher.send(b"%d" % i) for i in range(1, 20)))
+        received = await take(messages, 20)
+    assert sorted(int(message.payload) for message in received) == list(range(20))

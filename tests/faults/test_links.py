@@ -54,8 +54,9 @@ def whole(account: Account) -> bool:
     )
 
 
-def test_the_default_deadlines_notice_a_dead_link_within_15_seconds():
+def test_the_default_deadlines_notice_a_dead_link_and_find_a_broker_again_in_time():
     assert Limits().ping_interval + Limits().pong_timeout <= 15
+    assert Limits().reconnect_max < 2
 
 
 @live
