@@ -58,7 +58,7 @@ def quick(backend: Backends = None, json_path: JsonPath = None) -> None:
 def full(
     backend: Backends = None,
     json_path: JsonPath = None,
-    minutes: Annotated[float, typer.Option(min=1, help="For all backends together; fewer minutes, fewer rounds.")] = 24,
+    minutes: Annotated[float, typer.Option(min=1, help="For all backends together; fewer minutes, fewer rounds.")] = 23,
 ) -> None:
     """Everything, in five rounds (latency in ten); the result goes to benchmarks/results under its date."""
     scale = replace(FULL, budget=minutes * 60 / len(backend or BACKENDS))

@@ -45,9 +45,15 @@ class Rounds:
         """Latency first, then throughput from the smallest size up; each has its share of the time."""
         steps: list[tuple[float, Callable[[], None]]] = [(5.0, self._latency)]
         for size in self._scale.rounds:
-            share = 1.5 if size == SMALL else 0.6
+            share = 2.0 if size == SMALL else 0.6
             steps += [(share, partial(self._throughput, what, size)) for what in ("subscribe", "publish")]
-        steps += [(0.75, self._topics), (0.75, self._memory), (0.75, self._idle)]
+        scale, found = self._scale, self._catalog
+        last = (
+            (scale.topics_rounds and found.topics, self._topics),
+            (scale.flood_rounds and found.memory, self._memory),
+            (scale.idle_rounds and found.idle, self._idle),
+        )
+        steps += [(0.75, step) for wanted, step in last if wanted]
         end = time.monotonic() + self._scale.budget
         left = sum(share for share, _ in steps)
         for share, step in steps:
