@@ -26,7 +26,7 @@ def test_defaults():
 
 @pytest.mark.parametrize("field", Limits.model_fields)
 def test_each_limit_has_its_variable(field):
-    wanted = 3 if field.startswith(("max_", "queue_", "reconnect_limit")) else 1.5
+    wanted = 3 if field.startswith(("max_", "queue_", "reconnect_limit")) else 0.5
     settings = BusSettings(environ={f"MSIGHT_{field.upper()}": str(wanted)})
     assert getattr(settings.limits, field) == wanted
     with pytest.raises(ConfigError, match=f"^MSIGHT_{field.upper()} must be"):
@@ -36,4 +36,4 @@ def test_each_limit_has_its_variable(field):
 def test_the_shortest_pause_is_not_over_the_longest():
     with pytest.raises(ConfigError, match="MSIGHT_RECONNECT_MIN must not be over MSIGHT_RECONNECT_MAX"):
         BusSettings(environ={"MSIGHT_RECONNECT_MIN": "3"})
-    assert BusSettings(environ={"MSIGHT_RECONNECT_MIN": "2"}).limits.reconnect_min == 2
+    assert BusSettings(environ={"MSIGHT_RECONNECT_MIN": "1"}).limits.reconnect_min == 1

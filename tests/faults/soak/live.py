@@ -7,7 +7,7 @@ import time
 from contextlib import AsyncExitStack
 
 from msight_bus import brokers
-from msight_bus.events import Disconnected
+from msight_bus.events import Disconnected, Reconnected
 from tests.conftest import Backend
 from tests.faults.ledger import Ledger
 from tests.faults.proxy import FaultProxy
@@ -109,9 +109,9 @@ async def _harm(course: Course, proxy: FaultProxy) -> None:
         while proxy.faults == harmed:
             await asyncio.sleep(0.002)
     else:
+        # A bus with two connections is disconnected from the first that is lost to the last that is back.
+        await until(lambda: course.events[Disconnected.__name__] == course.events[Reconnected.__name__])
         lost = course.events[Disconnected.__name__]
         proxy.stall()
-        async with asyncio.timeout(15):
-            while course.events[Disconnected.__name__] == lost:
-                await asyncio.sleep(0.01)
+        await until(lambda: course.events[Disconnected.__name__] > lost, within=15)
         proxy.flow()
