@@ -5,22 +5,17 @@ from __future__ import annotations
 import asyncio
 import selectors
 import time
-from collections.abc import Callable
-from contextvars import Context
-from typing import TypeVarTuple
-
-Ts = TypeVarTuple("Ts")
 
 _EPOCH = 1_700_000_000.0
 """POSIX seconds at which a virtual clock starts; the same in every run."""
 
 
-_SHORTEST = 1e-6
-"""Seconds that every timer takes at least: else whoever waits for a remainder that rounding left would do so for ever."""
+_TURN = 1e-6
+"""Seconds that every turn of the loop takes: whoever polls without waiting, or waits for what rounding left, comes to an end."""
 
 
 class VirtualClockLoop(asyncio.SelectorEventLoop):
-    """asyncio's own loop with a clock that stands still while something is ready and else jumps to the next timer.
+    """asyncio's own loop with a clock that all but stands while something is ready and else jumps to the next timer.
 
     The order of what happens depends on nothing but the program. Threads, sockets and processes still take real time,
     which this clock does not know: it is made for code that stays on the loop.
@@ -33,12 +28,6 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         """Virtual seconds since the loop was made."""
         return self._now
-
-    def call_at(
-        self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
-    ) -> asyncio.TimerHandle:
-        """Call ``callback`` at ``when``, or a microsecond from now if that is later."""
-        return super().call_at(max(when, self._now + _SHORTEST), callback, *args, context=context)
 
     def jump(self, seconds: float) -> None:
         """Let ``seconds`` pass at once."""
@@ -57,8 +46,7 @@ class _Selector(selectors.DefaultSelector):
         if timeout is None:
             return super().select(None)
         ready = super().select(0)
-        if not ready and timeout > 0:
-            self._loop.jump(timeout)
+        self._loop.jump(_TURN if ready else max(timeout, _TURN))
         return ready
 
 

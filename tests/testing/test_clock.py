@@ -34,17 +34,24 @@ async def test_timers_fire_in_the_order_of_their_times(msight_simulation):
     start = asyncio.get_running_loop().time()
     await asyncio.gather(*(after(seconds) for seconds in (5, 0.1, 30, 0.2)))
     assert [seconds for seconds, _ in order] == [0.1, 0.2, 5, 30]
-    assert [at - start for _, at in order] == pytest.approx([0.1, 0.2, 5, 30])
+    assert [at - start for _, at in order] == pytest.approx([0.1, 0.2, 5, 30], abs=0.001)
 
 
-async def test_the_clock_stands_while_something_is_ready(msight_simulation):
+async def test_the_clock_all_but_stands_while_something_is_ready(msight_simulation):
     loop = asyncio.get_running_loop()
     timer = loop.call_later(1, lambda: None)
     before = loop.time()
     for _ in range(100):
         await asyncio.sleep(0)
-    assert loop.time() == before
+    assert before < loop.time() < before + 0.001
     timer.cancel()
+
+
+async def test_who_polls_without_waiting_does_not_stop_the_clock(msight_simulation):
+    passed = asyncio.Event()
+    asyncio.get_running_loop().call_later(0.001, passed.set)
+    while not passed.is_set():
+        await asyncio.sleep(0)
 
 
 async def test_a_remainder_too_small_for_the_clock_passes_all_the_same(msight_simulation):

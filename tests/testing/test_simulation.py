@@ -103,7 +103,7 @@ async def test_a_delay_keeps_the_order(msight_simulation, topic):
         await publish(bus, topic, range(3))
         first = await anext(messages)
         assert 0 < first.received_at - sent <= 5
-        assert first.published_at == sent
+        assert first.published_at == pytest.approx(sent, abs=0.001)
         assert await queued(messages) == [1, 2]
 
 
@@ -149,7 +149,7 @@ async def test_publishing_while_disconnected_ends_at_the_deadline(msight_simulat
         before = loop.time()
         with pytest.raises(PublishTimeoutError):
             await bus.publish(topic, b"x")
-        assert loop.time() - before == pytest.approx(3)
+        assert loop.time() - before == pytest.approx(3, abs=0.001)
 
 
 async def test_a_publisher_learns_what_a_cut_left_unconfirmed(msight_simulation, topic):
