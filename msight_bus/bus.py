@@ -13,6 +13,7 @@ from functools import partial
 
 from msight_bus.adapters import make_adapter
 from msight_bus.adapters.base import WAIT, Opener, Start, SubscribeRequest
+from msight_bus.adapters.ending import finish
 from msight_bus.capabilities import Capabilities
 from msight_bus.draining import Guest, drain
 from msight_bus.errors import (
@@ -286,10 +287,16 @@ class Bus:
             await self.close()
 
     async def close(self) -> None:
-        """Close at once: what is queued is given up, what was handed over is flushed within a deadline."""
+        """Close at once: what is queued is given up, what was handed over is flushed within a deadline.
+
+        A cancellation meanwhile is raised when everything is closed.
+        """
         if not self._state.is_open:
             return
         self._state.is_open = False
+        await finish(self._close())
+
+    async def _close(self) -> None:
         try:
             if self._registry is not None:
                 await self._registry.close()

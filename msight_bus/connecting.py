@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from msight_bus.adapters.ending import finish, heeding
 from msight_bus.bus import Bus
 from msight_bus.errors import ConfigError
 from msight_bus.events import BusEvent
@@ -46,9 +47,9 @@ async def connect(
 async def opened(bus: Bus) -> AsyncIterator[Bus]:
     """Open ``bus``, and close it at the end."""
     try:
-        await bus._adapter.open()
+        await heeding(bus._adapter.open())
     except BaseException:
-        await bus._adapter.close()
+        await finish(bus._adapter.close())
         raise
     bus._state.is_open = True
     try:

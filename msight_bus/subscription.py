@@ -9,6 +9,7 @@ from typing import Literal, NoReturn, Self
 
 from msight_bus.accounting import SequenceTracker, SubscriptionStats
 from msight_bus.adapters.base import Adapter, Feed, SubscribeRequest
+from msight_bus.adapters.ending import finish, heeding
 from msight_bus.channel import Channel
 from msight_bus.errors import BusError, ClosedError
 from msight_bus.events import BusEvent, Gap
@@ -69,14 +70,16 @@ class Subscription:
             raise ClosedError("A subscription is entered once; call bus.subscribe() again.")
         self._entered = True
         try:
-            self._feed = await self._adapter.subscribe(self._request, self)
+            await heeding(self._subscribe())
         except BaseException:
-            self._channel.close()
-            self._on_closed(self)
+            await self.close()
             raise
-        if self._full:
+        if self._full and self._feed is not None:
             self._feed.pause()
         return self
+
+    async def _subscribe(self) -> None:
+        self._feed = await self._adapter.subscribe(self._request, self)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -90,7 +93,7 @@ class Subscription:
         self._on_closed(self)
         feed, self._feed = self._feed, None
         if feed is not None:
-            await feed.close()
+            await finish(feed.close())
 
     # -- the consumer's side
 
@@ -183,9 +186,11 @@ class Subscription:
 
     async def end_intake(self) -> None:
         """Nothing more comes in; what is queued is handed out and the iterator ends."""
-        if self._feed is not None:
-            await self._feed.stop()
-        self._channel.end()
+        try:
+            if self._feed is not None:
+                await self._feed.stop()
+        finally:
+            self._channel.end()
         if not self._items and not self._in_hand and not self._being_consumed:
             self._finished.set()
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from msight_bus.adapters.base import WAIT, Sink, Stamp, SubscribeRequest, Wait
+from msight_bus.adapters.ending import finish
 from msight_bus.adapters.supervisor import SupervisedLink, Supervisor
 from msight_bus.adapters.tail import Announcer, TailSink
 from msight_bus.capabilities import Capabilities
@@ -246,7 +247,7 @@ class LiveAdapter:
             await self._listen_for_announcements(feed.connection)
             await feed.start()
         except BaseException:
-            await feed.close()
+            await finish(feed.close())
             raise
         return feed
 
@@ -260,6 +261,9 @@ class LiveAdapter:
             await LiveFeed(request, sink, connection, self._limits, None).start()
         except AuthenticationError as error:
             self._announcer.refused(error)
+        except BaseException:
+            self._listening.discard(connection)  # the next subscription tries again
+            raise
 
     def _announce(self, announcement: bytes) -> bool:
         assert self._announcer is not None

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Generic, Protocol, TypeVar
 
 from msight_bus.adapters.base import Sink
+from msight_bus.adapters.ending import finish
 from msight_bus.adapters.in_flight import InFlight
 from msight_bus.errors import AuthenticationError, BusError, ClosedError, ConnectionLostError, PublishTimeoutError
 from msight_bus.events import BusEvent, Disconnected, Reconnected, Refused
@@ -238,8 +239,8 @@ class Supervisor(Generic[L, F]):
                 try:
                     async with asyncio.timeout(self._limits.connect_timeout):
                         await self._put_back(link)
-                except (TimeoutError, ConnectionLostError):
-                    await link.close(0.1)
+                except BaseException:
+                    await finish(link.close(0.1))
                     raise
             except AuthenticationError as error:
                 return self._give_up(error)

@@ -10,6 +10,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 
 from msight_bus.adapters.base import WAIT, Sink, Stamp, SubscribeRequest, Wait
+from msight_bus.adapters.ending import finish
 from msight_bus.adapters.kafka.client import client_options, probe, record_bytes
 from msight_bus.adapters.kafka.failures import explain
 from msight_bus.adapters.kafka.feed import KafkaFeed
@@ -190,10 +191,10 @@ class KafkaAdapter:
         try:
             await feed.start()
         except KafkaError as error:
-            await feed.close()
+            await finish(feed.close())
             raise explain(error) from error
         except BaseException:
-            await feed.close()
+            await finish(feed.close())
             raise
         return feed
 

@@ -145,7 +145,7 @@ def record_bytes(key: bytes | None, value: bytes, headers: list[tuple[str, bytes
 
 def is_member(consumer: AIOKafkaConsumer) -> bool:
     """Whether a commit is made as a member of the group: one without a generation could rewind another's."""
-    return bool(consumer._coordinator.generation > 0)
+    return consumer._coordinator is not None and consumer._coordinator.generation > 0
 
 
 def check_group(consumer: AIOKafkaConsumer) -> None:

@@ -21,6 +21,7 @@ from aiokafka.errors import KafkaError, ProducerClosed
 from aiokafka.partitioner import murmur2
 
 from msight_bus.adapters.base import Stamp
+from msight_bus.adapters.ending import finish
 from msight_bus.adapters.kafka.client import close_batch, end_producer, record_appender
 from msight_bus.adapters.kafka.failures import explain
 from msight_bus.errors import BusError, ClosedError, ConnectionLostError, PublishTimeoutError
@@ -222,10 +223,10 @@ class KafkaProducer:
         try:
             await producer.start()
         except KafkaError as error:
-            await end_producer(producer)
+            await finish(end_producer(producer))
             raise explain(error) from error
         except BaseException:
-            await end_producer(producer)
+            await finish(end_producer(producer))
             raise
         self._producer = producer
         self._builders = producer.create_batch
@@ -274,7 +275,7 @@ class KafkaProducer:
             self._replacing = asyncio.create_task(self._replace(producer), name="msight_bus producer replacement")
 
     async def _replace(self, producer: AIOKafkaProducer) -> None:
-        await end_producer(producer)
+        await finish(end_producer(producer))
         while self._producer is None:
             try:
                 async with asyncio.timeout(self._settings.limits.connect_timeout):

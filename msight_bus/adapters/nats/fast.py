@@ -44,11 +44,11 @@ class Transport(NatsDialect):
         client.wants_tls = context is not None
         try:
             await self._open(client, server, context, error_cb=give_up, **credentials)
+            return await self._take_over(client, owner)
         except BaseException as failure:
             _abandon(client)
             _add_reason(failure, client)
             raise
-        return await self._take_over(client, owner)
 
     async def _take_over(self, client: Client, owner: Owner) -> NatsLink:
         """End the client's own tasks and give its transport to our link."""

@@ -1,0 +1,114 @@
+"""Cancelling a coroutine at its 1st, 2nd, ... nth suspension, until it ends before it could be cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Generator, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+When = Literal["suspended", "woken"]
+"""A cancellation comes while the task waits, or in the same turn as what it waited for, whose result is lost then."""
+
+_MOST = 2000
+_CLOSES_WITHIN = 10.0  # seconds for the loop to close what was closed, far more than it takes
+
+
+class Attempt:
+    """One run of a coroutine, cancelled at one suspension.
+
+    Attributes:
+        happened: whether it was cancelled; ``False`` if it ended before.
+    """
+
+    def __init__(self, nth: int, when: When) -> None:
+        self.nth = nth
+        self.happened = False
+        self._when = when
+        self._suspensions = 0
+
+    async def run(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """Run it, cancelled; a cancellation that is swallowed or turned into another error fails."""
+        task = asyncio.create_task(self._follow(coroutine))
+        await asyncio.wait((task,))
+        if self.happened:
+            assert task.cancelled(), f"cancelled at suspension {self.nth}, and it ended with {task!r}"
+        else:
+            task.result()
+
+    async def _follow(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        await _Steps(self, coroutine)
+
+    def suspends(self, on: asyncio.Future[Any] | None) -> None:
+        """The coroutine waits for ``on``, or only gives the loop a turn."""
+        self._suspensions += 1
+        if self._suspensions == self.nth:
+            self.happened = True
+            task = asyncio.current_task()
+            assert task is not None
+            if self._when == "woken" and on is not None:
+                on.add_done_callback(lambda _: task.cancel())  # comes before the task's own
+            else:
+                task.cancel()
+
+
+class _Steps:
+    """Awaits a coroutine step by step."""
+
+    def __init__(self, attempt: Attempt, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self._attempt = attempt
+        self._coroutine = coroutine
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        error: BaseException | None = None
+        while True:
+            try:
+                awaited = self._coroutine.send(None) if error is None else self._coroutine.throw(error)
+            except StopIteration:
+                return
+            self._attempt.suspends(awaited)
+            error = None
+            try:
+                yield awaited
+            except BaseException as thrown:
+                error = thrown
+
+
+def sweep(when: When, *, first: int = 1, step: int = 1) -> Iterator[Attempt]:
+    """Attempts until one ends without being cancelled: each ``step``th suspension, from the ``first`` on."""
+    for nth in range(first, _MOST, step):
+        attempt = Attempt(nth, when)
+        yield attempt
+        if not attempt.happened:
+            return
+    raise AssertionError(f"it has suspended {_MOST} times and does not end")
+
+
+class Leftovers:
+    """Tasks and sockets that were not there when this was made."""
+
+    def __init__(self) -> None:
+        self._tasks = asyncio.all_tasks()
+        self._sockets = _sockets()
+
+    async def none(self) -> None:
+        """Wait until the loop has closed what was closed; whatever is left then fails."""
+        try:
+            async with asyncio.timeout(_CLOSES_WITHIN):
+                while self._left():
+                    await asyncio.sleep(0)
+        except TimeoutError:
+            raise AssertionError(f"left behind: {self._left()}") from None
+
+    def _left(self) -> set[str]:
+        return {task.get_name() for task in asyncio.all_tasks() - self._tasks} | (_sockets() - self._sockets)
+
+
+def _sockets() -> set[str]:
+    names = set()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        try:
+            names.add(str(descriptor.readlink()))
+        except OSError:  # the one that lists them
+            continue
+    return {name for name in names if name.startswith("socket:")}

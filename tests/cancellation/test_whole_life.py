@@ -1,0 +1,35 @@
+"""A bus from connecting to its end, cancelled at each suspension on the way: nothing is left behind."""
+
+from __future__ import annotations
+
+import pytest
+
+from msight_bus import QueuePolicy
+from tests.cancellation.sweep import Leftovers, sweep
+from tests.conftest import make_backend
+
+
+@pytest.fixture(params=["memory", "redis", "nats"])
+def backend(request):
+    return make_backend(request.param)
+
+
+@pytest.mark.parametrize("when", ["suspended", "woken"])
+async def test_a_whole_life(backend, topic, when):
+    async def live():
+        async with backend.connect() as bus:
+            await bus.nodes()
+            async with bus.subscribe(topic) as messages, bus.subscribe(topic, queue=QueuePolicy.block(9)) as others:
+                async with bus.publisher(topic) as publisher:
+                    await publisher.send(b"x")
+                await bus.publish(topic, b"y")
+                await anext(messages)
+                await anext(others.batches(2))
+                await others.close()
+            await bus.drain(20)
+
+    for attempt in sweep(when):
+        leftovers = Leftovers()
+        await attempt.run(live())
+        await leftovers.none()
+    assert attempt.nth > 1
