@@ -83,12 +83,17 @@ class _Stream:
 
 
 class Ledger:
-    """The messages of one topic, as one subscription, or one group, gets them. Times are in seconds, of one clock."""
+    """The messages of one topic, as one subscription, or one group, gets them. Times are in seconds, of one clock.
+
+    Attributes:
+        commits: the group's position in each partition of a log, as far as is known.
+        damaged: messages that arrived with other bytes than were sent.
+    """
 
     def __init__(self) -> None:
         self._streams: dict[Hashable, _Stream] = {}
         self._announced: list[tuple[float, int | None]] = []
-        self._committed: dict[int, int] = {}
+        self.commits: dict[int, int] = {}
         self._floors: dict[tuple[Hashable, int], int] = {}
         self._duplicated = 0
         self._reordered = 0
@@ -149,11 +154,11 @@ class Ledger:
 
     def committed(self, partition: int, offset: int) -> None:
         """The group's position in a log, as the broker tells it."""
-        self._committed[partition] = max(offset, self._committed.get(partition, 0))
+        self.commits[partition] = max(offset, self.commits.get(partition, 0))
 
     def fetched(self, assignment: Hashable, partition: int, offset: int) -> None:
         """A record was delivered by an assignment, which may begin nowhere below what was committed before it."""
-        floor = self._floors.setdefault((assignment, partition), self._committed.get(partition, 0))
+        floor = self._floors.setdefault((assignment, partition), self.commits.get(partition, 0))
         self._below_committed += offset < floor
 
     # -- the account
