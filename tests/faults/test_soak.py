@@ -25,6 +25,11 @@ async def verdict(*, memory=(60, 60), left=(), harm=lambda course: None):
     return course.verdict(course.figures(list(left)))
 
 
+def lose_without_size(ledger):
+    ledger.announced(None, 0.5)
+    ledger.delivered("s", 3, 1.0)
+
+
 async def test_a_soak_without_a_fault_of_ours_passes():
     assert await verdict() == []
 
@@ -35,11 +40,12 @@ async def test_a_soak_without_a_fault_of_ours_passes():
         (lambda course: course.done.update(kills=-1), "0 of 1 kills"),
         (lambda course: course.recovered.append(2.5), "recovery p99"),
         (lambda course: course.ledgers["a"].delivered("s", 3, 1.0), "silent"),
+        (lambda course: lose_without_size(course.ledgers["a"]), "unsized"),
         (lambda course: course.listener().append(Gap("a", 7, "lost")), "overstated"),
         (lambda course: course.ledgers["b"].unknown("s", 1, 0.0), "nothing was delivered"),
         (lambda course: course.failures.append("TypeError: x"), "TypeError"),
     ],
-    ids=["counts", "recovery", "loss", "overstatement", "standstill", "crash"],
+    ids=["counts", "recovery", "loss", "size", "overstatement", "standstill", "crash"],
 )
 async def test_what_is_not_as_promised_fails_a_soak(harm, said):
     assert len([line for line in await verdict(harm=harm) if said in line]) == 1

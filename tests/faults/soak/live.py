@@ -12,7 +12,7 @@ from tests.conftest import Backend
 from tests.faults.ledger import Ledger
 from tests.faults.proxy import FaultProxy
 from tests.faults.rig import own_broker, python, until
-from tests.faults.soak.course import Course
+from tests.faults.soak.course import MORTAL, Course
 from tests.faults.stream import Traffic, take_all, traffic
 
 _STALLED = {"MSIGHT_PING_INTERVAL": "0.5", "MSIGHT_PONG_TIMEOUT": "0.5"}
@@ -36,14 +36,14 @@ async def _kills(course: Course, broker: brokers.RunningBroker, backend: Backend
         for topic in ("living.one", "living.two"):
             flow = traffic(sending, receiving, topic, course.ledgers[topic], seed=rng.randrange(1000))
             flows.append(await stack.enter_async_context(flow))
-        mortal = await stack.enter_async_context(receiving.subscribe("mortal"))
-        reading = asyncio.create_task(take_all(mortal, course.ledgers["mortal"]), name="reader of mortal")
+        mortal = await stack.enter_async_context(receiving.subscribe(MORTAL))
+        reading = asyncio.create_task(take_all(mortal, course.ledgers[MORTAL]), name="reader of mortal")
         life = 0
         while course.goes_on("kills", course.plan.kills):
             life += 1
-            async with python("-m", "tests.faults.peer", "publish", "mortal", str(life), env=backend.env) as publisher:
-                confirmed = asyncio.create_task(_confirmed(publisher, life, course.ledgers["mortal"]))
-                await until(lambda life=life: course.ledgers["mortal"].highest((None, life)))
+            async with python("-m", "tests.faults.peer", "publish", MORTAL, str(life), env=backend.env) as publisher:
+                confirmed = asyncio.create_task(_confirmed(publisher, life, course.ledgers[MORTAL]))
+                await until(lambda life=life: course.ledgers[MORTAL].highest((None, life)))
                 for _ in range(rng.randint(2, 15)):
                     await _kill(course, broker, flows)
                 alone = rng.random() < 0.5
