@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import signal
 import threading
@@ -11,6 +12,10 @@ from types import FrameType
 from typing import Any
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+_PATIENCE = 0.25
+"""Seconds that the loop has for its next turn after a second signal, before the code that keeps it from it is interrupted: that
+may leave anything half done, so it is the last resort."""
 
 
 class StopSignals:
@@ -31,8 +36,8 @@ class StopSignals:
         here.
 
         Args:
-            runs_code: whether a task runs the user's code. If such a one has the loop at the second signal, it is cancelled
-                on the spot, since it may never give the loop a turn.
+            runs_code: whether a task runs the user's code. If such a one gives the loop no turn after the second signal, it
+                is cancelled on the spot.
         """
         stop = asyncio.Event()
         if threading.current_thread() is not threading.main_thread():
@@ -42,17 +47,31 @@ class StopSignals:
         owner = asyncio.current_task()
         assert owner is not None
 
+        had_turn = threading.Event()
+
         def on_signal(number: int, frame: FrameType | None) -> None:
             self._seen.append(number)
             if len(self._seen) == 1:
                 loop.call_soon_threadsafe(stop.set)
-                return
+            elif len(self._seen) == 2:
+                loop.call_soon_threadsafe(end)
+                # threading.Thread takes locks that the interrupted code may hold
+                _thread.start_new_thread(insist, (number,))
+            else:
+                restore()
+                running = asyncio.current_task(loop)
+                if running is not None and runs_code(running):
+                    running.cancel()
+                    raise asyncio.CancelledError
+
+        def end() -> None:
+            had_turn.set()
             restore()
-            loop.call_soon_threadsafe(owner.cancel)
-            running = asyncio.current_task(loop)
-            if running is not None and runs_code(running):
-                running.cancel()
-                raise asyncio.CancelledError
+            owner.cancel()
+
+        def insist(number: int) -> None:
+            if not had_turn.wait(_PATIENCE):
+                signal.pthread_kill(threading.main_thread().ident or 0, number)
 
         def restore() -> None:
             for number, handler in before.items():
