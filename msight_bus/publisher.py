@@ -47,7 +47,10 @@ class Publisher:
         self._state = state
         self._publish = adapter.publish
         self._entered = False
-        self._in_flight: dict[asyncio.Future[None], int] = {}  # messages that share an acknowledgement
+        # how many messages share an acknowledgement; most share it with the one before
+        self._in_flight: dict[asyncio.Future[None], list[int]] = {}
+        self._last: asyncio.Future[None] | None = None
+        self._last_count = [0]
         self._count = 0
         self._room: asyncio.Future[None] | None = None
         self._error: BusError | None = None
@@ -95,11 +98,19 @@ class Publisher:
             done = self._publish(self.topic, payload, key, headers, self._name)
         if done is not None:
             self._count += 1
-            shared = self._in_flight.get(done, 0)
-            self._in_flight[done] = shared + 1
-            if not shared:
-                done.add_done_callback(self._acknowledged)
+            if done is self._last:
+                self._last_count[0] += 1
+            else:
+                self._remember(done)
         return done
+
+    def _remember(self, done: asyncio.Future[None]) -> None:
+        count = self._in_flight.get(done)
+        if count is None:
+            count = self._in_flight[done] = [0]
+            done.add_done_callback(self._acknowledged)
+        count[0] += 1
+        self._last, self._last_count = done, count
 
     async def flush(self) -> None:
         """Wait until all that was sent is confirmed.
@@ -132,7 +143,9 @@ class Publisher:
             ) from None
 
     def _acknowledged(self, done: asyncio.Future[None]) -> None:
-        self._count -= self._in_flight.pop(done)
+        self._count -= self._in_flight.pop(done)[0]
+        if done is self._last:
+            self._last = None
         error = None if done.cancelled() else done.exception()
         if isinstance(error, BusError) and self._error is None:
             self._error = error

@@ -9,7 +9,9 @@ import asyncio
 import json
 import logging
 import re
+import struct
 import time
+from binascii import hexlify
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import quote, unquote
@@ -32,6 +34,9 @@ PING_EVERY = 8192
 _FIXED_BYTES = len(b"NATS/1.0\r\nmsight: ") + 48 + len(b"\r\n\r\n")
 _EMPTY_KEY = '""'
 PERMISSION = re.compile(r"permissions violation for (publish|subscription) to \"([^\"]+)\"", re.IGNORECASE)
+
+_pack = struct.Struct(">QQ").pack
+"""Sequence and publish time in nanoseconds: as bytes."""
 
 
 class NatsLink(ReceivingLink[bytes]):
@@ -83,11 +88,9 @@ class NatsLink(ReceivingLink[bytes]):
             self._heads[topic] = (header_size, size), head
         stamp = self._stamp
         sequence = stamp.last[topic] = stamp.last.get(topic, 0) + 1
-        if suffix or more:
-            value = b"%016x%016x%b\r\n%b\r\n" % (sequence, time.time_ns(), suffix, more)
-        else:
-            value = b"%016x%016x\r\n\r\n" % (sequence, time.time_ns())
-        parts = head, value, payload, b"\r\n"
+        digits = hexlify(_pack(sequence, time.time_ns()))  # half the time of "%016x%016x"
+        end = suffix + b"\r\n" + more + b"\r\n" if suffix or more else b"\r\n\r\n"
+        parts = head, digits, end, payload, b"\r\n"
         if self.idle:
             self.write_first(parts)
         else:
