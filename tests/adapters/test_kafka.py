@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import tracemalloc
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -301,3 +303,23 @@ async def test_writing_to_a_connection_that_was_closed_just_now_is_a_lost_connec
             with pytest.raises(KafkaConnectionError):
                 await connection.send(MetadataRequest([]))
         await bus.publish(topic, b"1")
+
+
+async def test_what_was_fetched_is_given_back_without_the_garbage_collector(kafka, topic):
+    payload, count = bytes(500_000), 40
+    async with kafka.connect(MSIGHT_KAFKA_PARTITIONS="1") as bus:
+        async with bus.publisher(topic) as publisher:
+            for _ in range(count):
+                await publisher.send(payload)
+        gc.collect()
+        gc.disable()
+        tracemalloc.start()
+        try:
+            async with bus.subscribe(topic, start="earliest", queue=QueuePolicy.block(1)) as messages:
+                for _ in range(count):
+                    await anext(messages)
+                left, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+            gc.enable()
+    assert left < count * len(payload) / 2  # a fetch or two
