@@ -186,7 +186,8 @@ class _Lists:
     def __init__(self, fetched: PartitionRecords, maker: ListMaker) -> None:
         self.next_fetch_offset: int = fetched.next_fetch_offset
         self._lists = self._read(fetched._tp.partition, fetched._records, maker)
-        fetched._records_iterator = None  # it refers back, and would keep the whole fetch until the garbage collector comes
+        # it refers back, and would keep the whole fetch until the garbage collector comes
+        fetched._records_iterator = None
 
     def __iter__(self) -> Iterator[list[Message]]:
         return self._lists
