@@ -10,7 +10,8 @@ import msight_bus
 from msight_bus import AuthenticationError, ConnectionLostError, brokers
 from msight_bus.events import Disconnected, Reconnected
 from tests.security.canaries import canary, found_in
-from tests.security.listeners import proxy
+from tests.security.listeners import fake, proxy
+from tests.security.peers import Peer
 from tests.security.servers import CREDENTIALS, LIVE, OTHER_PASSWORD, PASSWORD, USER, start, variables
 from tests.security.talking import new_topic, settings_of
 
@@ -108,6 +109,30 @@ async def test_a_server_without_tls_on_reconnecting_is_tried_again_and_told_noth
         watch.show(caught.value, *events)
         assert wrong.connections >= 2
         assert not found_in(wrong.bytes.decode("latin-1"))
+
+
+async def test_a_connection_that_ends_right_behind_its_last_confirmation_is_tried_again():
+    spoiling = False
+
+    def subscriptions():
+        return [command.words[0] for command in peer.told("SUB")].count(b"a")
+
+    def answer(command):
+        nonlocal spoiling
+        if not (spoiling and command.verb == "PING" and subscriptions()):
+            return None
+        spoiling = False
+        return b"PONG\r\n-ERR 'Maximum Connections Exceeded'\r\n"
+
+    peer = Peer("nats", answer)
+    async with fake(peer) as way:
+        async with msight_bus.connect(settings_of(variables("nats", way.port), **QUICK)) as bus, bus.subscribe("a"):
+            peer.commands.clear()
+            spoiling = True
+            way.cut()
+            async with asyncio.timeout(10):
+                while subscriptions() < 2:
+                    await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("kind", LIVE)
