@@ -239,8 +239,6 @@ class Supervisor(Generic[L, F]):
                 try:
                     async with asyncio.timeout(self._limits.connect_timeout):
                         await self._put_back(link)
-                    if link.gone.done():  # behind the last answer, when nobody asked it any more
-                        raise ConnectionLostError("The connection was lost again at once.")
                 except BaseException:
                     await finish(link.close(0.1))
                     raise
@@ -270,6 +268,8 @@ class Supervisor(Generic[L, F]):
             except AuthenticationError as error:
                 self.feeds.remove(feed)
                 feed.sink.fail(error)
+        if link.gone.done():  # behind the last answer, when nobody asked it any more
+            raise ConnectionLostError("The connection was lost again at once.")
 
     def _give_up(self, error: BusError) -> bool:
         self._failed = error
