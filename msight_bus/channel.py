@@ -122,8 +122,9 @@ class Channel:
         self.queued_bytes = size
         if queued > self.peak:
             self.peak = queued
-        if self._waiter is not None and queued >= self._wanted:
-            self.wake()
+        waiter = self._waiter
+        if waiter is not None and queued >= self._wanted and not waiter.done():
+            waiter.set_result(None)
 
     def _deliver_by_policy(self, batch: list[Message]) -> None:
         """At a bound, or near it, or after the end."""

@@ -7,7 +7,7 @@ parsed where it arrives, and what is written in one tick of the loop leaves in o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from msight_bus.adapters.in_flight import InFlight
@@ -72,7 +72,8 @@ class Link(asyncio.Protocol):
         """What comes first in a tick leaves at once, for a stream of single messages has nothing to wait for."""
         self.idle = False
         self.loop.call_soon(self._tick)
-        self._transmit(parts, sum([len(part) for part in parts]))
+        if not self.transport.is_closing():
+            self.transport.writelines(parts)
 
     def burst(self) -> None:
         """So much was written in this tick that it leaves at once, and the loop gets a turn before there is more."""
@@ -82,17 +83,12 @@ class Link(asyncio.Protocol):
 
     def _send(self) -> None:
         out, self.out = self.out, []
-        if out:
-            self._transmit(out, self.out_bytes)
+        if out and not self.transport.is_closing():
+            if self.out_bytes > _JOIN_BELOW_MEAN * len(out):
+                self.transport.writelines(out)  # large payloads are not copied
+            else:
+                self.transport.write(b"".join(out))
         self.out_bytes = 0
-
-    def _transmit(self, parts: Sequence[bytes], size: int) -> None:
-        if self.transport.is_closing():
-            return
-        if size > _JOIN_BELOW_MEAN * len(parts):
-            self.transport.writelines(parts)  # large payloads are not copied
-        else:
-            self.transport.write(b"".join(parts))
 
     def _tick(self) -> None:
         self._send()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 
 import msight_bus
 from msight_bus import Bus, QueuePolicy, Subscription
@@ -95,13 +97,15 @@ class BusPublisher:
         self._bus: Bus = await self._stack.enter_async_context(msight_bus.connect(target.settings))
         publisher = self._bus.publisher(target.topic, max_in_flight=self._max_in_flight)
         self._publisher = await self._stack.enter_async_context(publisher)
+        self._send: Callable[[bytes], Awaitable[object]] = (
+            self._publisher.send if self._stream else partial(self._bus.publish, self._topic)
+        )
+            self._publisher.send if self._stream else partial(self._bus.publish, self._topic)
+        )
 
     async def send(self, payload: bytes) -> None:
         """One message."""
-        if self._stream:
-            await self._publisher.send(payload)
-        else:
-            await self._bus.publish(self._topic, payload)
+        await self._send(payload)
 
     async def send_many(self, payload: bytes, count: int) -> None:
         """One after the other."""

@@ -8,6 +8,7 @@ C-level loop. A head is compared for every frame; nothing is taken on trust from
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 Reply = TypeVar("Reply")
@@ -47,19 +48,21 @@ class Run:
         head: how each frame begins, up to its metadata.
         head_bytes: bytes of the head.
         size: bytes of a frame.
-        one: unpacks the frame at an offset: the head and the fields.
+        row: unpacks the frame at an offset: the head and the fields.
+        frame: the frame at an offset; ``None`` if it only looks like the bus's own.
     """
 
-    __slots__ = ("_all", "address", "head", "head_bytes", "one", "size")
+    __slots__ = ("_all", "address", "frame", "head", "head_bytes", "row", "size")
 
     def __init__(self, address: bytes, head: bytes, fields: str) -> None:
-        """``fields`` is the `struct` layout behind the head."""
+        """``fields`` is the `struct` layout behind the head; where it is a `Frame`'s, a row is a frame."""
         layout = struct.Struct(f">{len(head)}s{fields}")
         self.address = address
         self.head = head
         self.head_bytes = len(head)
         self.size = layout.size
-        self.one = layout.unpack_from
+        self.row: Callable[[bytes, int], Any] = layout.unpack_from
+        self.frame: Callable[[bytes, int], Frame | None] = self.row
         self._all = layout.iter_unpack
 
     def rows(self, view: memoryview) -> list[Any]:
@@ -142,7 +145,7 @@ class FrameParser(Generic[Reply]):
         run = self._known.get(data[: self._head_bytes])
         if run is None or run.size != len(data) or self.held or self._chunks or self._missing:
             return None
-        frame = self._frame_of(run, data, 0)
+        frame = run.frame(data, 0)
         return None if frame is None else (run.address, frame)
 
     def feed(self, data: bytes) -> None:
@@ -169,7 +172,7 @@ class FrameParser(Generic[Reply]):
                 after = self._frame(data, position, end)
             elif (after := position + run.size) > end:
                 after = self._take_beginning(run, data, position, end)
-            elif (frame := self._frame_of(run, data, position)) is None:
+            elif (frame := run.frame(data, position)) is None:
                 after = self._frame(data, position, end)
             else:
                 frames = opened.get(run.address)
@@ -200,9 +203,9 @@ class FrameParser(Generic[Reply]):
         """The metadata behind a run's head; ``None`` if it only looks like the bus's own."""
         raise NotImplementedError
 
-    def _frame_of(self, run: Run, data: bytes, position: int) -> Frame | None:
-        """The run's frame at ``position``; ``None`` if it only looks like the bus's own."""
-        raise NotImplementedError
+    def _run(self, address: bytes, head: bytes, fields: str) -> Run:
+        """A run of this protocol."""
+        return Run(address, head, fields)
 
     def _frames(self, run: Run, view: memoryview) -> list[Frame]:
         """The frames of a run, up to the first that is another's."""
@@ -222,7 +225,7 @@ class FrameParser(Generic[Reply]):
         elif head not in self._known:
             if len(self._known) >= _LIMIT:
                 self._known.clear()
-            self._known[head] = Run(address, head, fields)
+            self._known[head] = self._run(address, head, fields)
 
     def _take_run(self, run: Run, frames: list[Frame], data: bytes, position: int) -> int:
         """Take the frames that go on as the last one did; returns where they end."""

@@ -54,15 +54,22 @@ class NatsParser(FrameParser[bytes]):
         except ValueError:  # not by us
             return None
 
-    def _frame_of(self, run: Run, data: bytes, position: int) -> Frame | None:
-        _, digits, payload = run.one(data, position)
-        if not data.startswith(_BLOCK_END, position + run.head_bytes + 48):
-            return None
-        try:
-            session, sequence, published = _META.unpack(unhexlify(digits))
-        except ValueError:  # not by us
-            return None
-        return b"", session, sequence, published, payload
+    def _run(self, address: bytes, head: bytes, fields: str) -> Run:
+        run = Run(address, head, fields)
+        row, at, unpack = run.row, run.head_bytes + 48, _META.unpack
+
+        def frame(data: bytes, position: int) -> Frame | None:
+            if not data.startswith(_BLOCK_END, position + at):
+                return None
+            _, digits, payload = row(data, position)
+            try:
+                session, sequence, published = unpack(unhexlify(digits))
+            except ValueError:  # not by us
+                return None
+            return b"", session, sequence, published, payload
+
+        run.frame = frame
+        return run
 
     def _frames(self, run: Run, view: memoryview) -> list[Frame]:
         rows = run.rows(view)

@@ -49,9 +49,6 @@ class RespParser(FrameParser[str | None]):
     def _meta_at(self, data: bytes, position: int) -> Meta | None:
         return cast(Meta, _unpack_meta(data, position))
 
-    def _frame_of(self, run: Run, data: bytes, position: int) -> Frame | None:
-        return run.one(data, position)
-
     def _frames(self, run: Run, view: memoryview) -> list[Frame]:
         return run.rows(view)
 
