@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from msight_bus import AuthenticationError, ConnectionLostError
 from tests.security.canaries import found_in
-from tests.security.listeners import proxy
+from tests.security.identities import make_key, make_operator
+from tests.security.listeners import fake, proxy
+from tests.security.peers import INFO, Peer
 from tests.security.servers import CREDENTIALS, EVERY, nats_tls_lines, start, variables
 from tests.security.talking import refused, settings_of, talk
 
@@ -97,6 +101,19 @@ async def test_a_server_without_tls_where_it_was_asked_for_is_told_nothing(kind,
         assert way.connections == 1
         assert not found_in(way.bytes.decode("latin-1"))
         assert_nothing_was_told(way.bytes)
+
+
+@pytest.mark.parametrize("transport", ["fast", "client"])
+@pytest.mark.parametrize("way", ["nkey", "jwt"])
+async def test_without_tls_a_nats_server_gets_no_signature_for_its_nonce(made, watch, way, transport):
+    key = make_key()
+    given = {"NKEY_SEED": key.seed} | ({"USER_JWT": make_operator().user_jwt(key)} if way == "jwt" else {})
+    peer = Peer("nats", greeting=b"INFO %b\r\n" % json.dumps(INFO | {"nonce": "abc", "auth_required": True}).encode())
+    async with fake(peer) as there:
+        environ = variables("nats", there.port, USE_TLS="true", TLS_CA_CERT_FILE=made.ca, **given)
+        settings = settings_of(environ, MSIGHT_TRANSPORT=transport)
+        await refused(ConnectionLostError, settings, watch, "left before any credential")
+        assert not there.bytes
 
 
 async def test_a_server_with_tls_where_none_was_asked_for_is_one_typed_error(kind, secured, watch):

@@ -173,11 +173,11 @@ class Transport(NatsDialect):
                 raise NoTlsError("the server does not ask for TLS, and TLS was asked for")
             return value
 
+        credentials = {"token": "", **credentials}  # asked for behind a signature too, and without any credentials
         callables = ("user", "password", "token")  # the client calls them after the handshake
         options = {name: partial(guarded, value) if name in callables else value for name, value in credentials.items()}
         try:
             await self._open(client, server, context, error_cb=link.on_error, closed_cb=link.on_closed, **options)
-            guarded("")
         except BaseException:
             await link.close(0)
             raise

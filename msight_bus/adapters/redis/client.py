@@ -166,15 +166,14 @@ class Transport(RedisDialect):
         return link
 
     async def _open_and_ask(self, kind: type[AbstractConnection], options: dict[str, Any]) -> Redis:
-        client = Redis.from_pool(ConnectionPool(kind, **options))
+        pool = ConnectionPool(kind, **options)
+        client = Redis.from_pool(pool)
         try:
-            found = await client.config_get("client-output-buffer-limit")
-        except ResponseError:
-            found = {}  # not permitted to ask
+            await pool.release(await pool.get_connection())  # a refusal here is none of the question
+            self._learn(await _output_limit(client))
         except BaseException:
             await client.aclose()
             raise
-        self._learn(str(next(iter(found.values()), "")).encode())
         return client
 
     async def _open_pubsub(self, kind: type[AbstractConnection], options: dict[str, Any]) -> tuple[Redis, PubSub]:
@@ -187,6 +186,14 @@ class Transport(RedisDialect):
             await client.aclose()
             raise
         return client, pubsub
+
+
+async def _output_limit(client: Redis) -> bytes:
+    try:
+        found = await client.config_get("client-output-buffer-limit")
+    except ResponseError:
+        return b""  # not permitted to ask
+    return str(next(iter(found.values()), "")).encode()
 
 
 def _connect_once() -> Callable[[AbstractConnection], Awaitable[None]]:
