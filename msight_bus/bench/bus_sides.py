@@ -100,8 +100,6 @@ class BusPublisher:
         self._send: Callable[[bytes], Awaitable[object]] = (
             self._publisher.send if self._stream else partial(self._bus.publish, self._topic)
         )
-            self._publisher.send if self._stream else partial(self._bus.publish, self._topic)
-        )
 
     async def send(self, payload: bytes) -> None:
         """One message."""
