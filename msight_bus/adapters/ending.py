@@ -30,6 +30,30 @@ async def finish(release: Coroutine[Any, Any, None]) -> None:
     task.result()
 
 
+async def begin(start: Coroutine[Any, Any, None], within: float = 1.0) -> None:
+    """Await ``start``, which leaks when it is cancelled: it then has ``within`` seconds to end by itself.
+
+    Raises:
+        CancelledError: it came meanwhile; what ``start`` has opened is the caller's to close.
+        Exception: what ``start`` raises.
+    """
+    task = asyncio.ensure_future(start)
+    try:
+        await asyncio.wait((task,))
+    except asyncio.CancelledError:
+        await finish(_end(task, within))
+        raise
+    task.result()
+
+
+async def _end(task: asyncio.Task[None], within: float) -> None:
+    await asyncio.wait((task,), timeout=within)
+    task.cancel()
+    await asyncio.wait((task,))
+    if not task.cancelled():
+        task.exception()  # the cancellation is what counts
+
+
 async def heeding(work: Coroutine[Any, Any, T]) -> T:
     """Await ``work``; a cancellation that it has swallowed is raised behind it, and its result is lost.
 

@@ -50,7 +50,7 @@ class Life:
         status: how it fares.
         ended: it only has to say so.
         group: the consumer group that it is in.
-        inputs: what it has not finished; ``None`` for a source.
+        inputs: what it has not finished; ``None`` before it has begun.
     """
 
     def __init__(self, config: NodeConfig, kind: str, bus: Bus, logger: logging.Logger) -> None:
@@ -76,7 +76,7 @@ class Life:
 
     @property
     def left(self) -> int:
-        """Inputs that are queued, in hand, or not acknowledged yet."""
+        """Inputs that are queued, in hand, or not acknowledged yet; of a source, its outputs."""
         waiting = self.inputs.queued + self.inputs.unsettled if self.inputs is not None else 0
         return waiting + len(self.in_hand)
 

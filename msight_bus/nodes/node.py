@@ -89,7 +89,7 @@ class Node(ABC):
 
     @property
     def left(self) -> int:
-        """Inputs that are queued, in hand, or not acknowledged yet."""
+        """Inputs that are queued, in hand, or not acknowledged yet; of a source, its outputs."""
         return 0 if self._life is None else self._life.left
 
     async def run(self, bus: Bus) -> None:

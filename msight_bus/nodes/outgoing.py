@@ -107,6 +107,11 @@ class Outlet:
             # A node that has run for weeks must not fail at its end because a connection was cut once.
             life.logger.warning("Some outputs may be lost: %s", error)
 
+    @property
+    def in_flight(self) -> int:
+        """Outputs that were handed over and are not acknowledged; always 0 where nothing is."""
+        return self._publisher.in_flight
+
     async def send(self, output: Outgoing) -> asyncio.Future[None] | None:
         """Hand over one output, in order; returns the acknowledgement still to come, if there is one.
 

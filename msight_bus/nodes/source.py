@@ -49,8 +49,9 @@ class SourceNode(Node):
     async def _work(self, life: Life) -> None:
         assert life.config.publish_topic_name is not None
         async with Outlet.open(life, life.config.publish_topic_name, outcomes_known=False) as outlet:
+            sourcing = life.inputs = Sourcing(life, self.stream, outlet)
             life.running()
-            await Sourcing(life, self.stream, outlet).run()
+            await sourcing.run()
 
 
 class _Asked:

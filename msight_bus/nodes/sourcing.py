@@ -17,7 +17,10 @@ Item = Output | Sequence[Output] | None
 
 
 class Sourcing:
-    """One run of a source."""
+    """One run of a source (life.Inputs)."""
+
+    queued = 0
+    dropped = 0
 
     def __init__(self, life: Life, stream: Callable[[], AsyncIterator[Item]], outlet: Outlet) -> None:
         """``stream`` begins the node's items anew."""
@@ -26,6 +29,11 @@ class Sourcing:
         self._outlet = outlet
         self._items: AsyncIterator[Item] | None = None
         self._asking: asyncio.Timeout | None = None
+
+    @property
+    def unsettled(self) -> int:
+        """Outputs that the broker has not acknowledged."""
+        return self._outlet.in_flight
 
     async def run(self) -> None:
         """Publish items until they end or the node is stopped.

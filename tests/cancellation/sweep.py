@@ -5,10 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Generator, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+import pytest
 
 When = Literal["suspended", "woken"]
 """A cancellation comes while the task waits, or in the same turn as what it waited for, whose result is lost then."""
+
+CASES = [
+    pytest.param(backend, when, marks=pytest.mark.faults if (backend, when) == ("kafka", "woken") else ())
+    for backend in ("memory", "redis", "nats", "kafka")
+    for when in get_args(When)
+]
+"""For ``backend`` and ``when``."""
 
 _MOST = 2000
 _CLOSES_WITHIN = 10.0  # seconds for the loop to close what was closed, far more than it takes

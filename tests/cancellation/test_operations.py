@@ -8,18 +8,13 @@ from contextlib import suppress
 import pytest
 
 from msight_bus import QueuePolicy
-from tests.cancellation.sweep import Leftovers, sweep
+from tests.cancellation.sweep import CASES, Leftovers, sweep
 from tests.conftest import make_backend
 
-pytestmark = pytest.mark.parametrize("when", ["suspended", "woken"])
+everywhere = pytest.mark.parametrize(("backend", "when"), CASES, indirect=["backend"])
 
 LARGE = bytes(200_000)
 MARKER = b"marker"
-
-
-@pytest.fixture(params=["memory", "redis", "nats"])
-def backend(request):
-    return make_backend(request.param)
 
 
 class Reader:
@@ -46,6 +41,7 @@ class Reader:
         assert not stats.dropped
 
 
+@everywhere
 async def test_publish(backend, topic, when):
     async with backend.connect() as bus, bus.subscribe(topic) as messages:
         reader = Reader(bus, topic, messages)
@@ -60,6 +56,7 @@ async def test_publish(backend, topic, when):
         assert attempt.nth > 1
 
 
+@everywhere
 async def test_publisher(backend, topic, when):
     async with backend.connect() as bus, bus.subscribe(topic) as messages:
         reader = Reader(bus, topic, messages)
@@ -78,6 +75,7 @@ async def test_publisher(backend, topic, when):
 
 
 @pytest.mark.parametrize("how", ["messages", "batches"])
+@everywhere
 async def test_iterating(backend, topic, when, how):
     async with backend.connect() as bus, bus.subscribe(topic) as messages:
         got = []
@@ -106,6 +104,7 @@ async def test_iterating(backend, topic, when, how):
 
 
 @pytest.mark.parametrize("queue", [QueuePolicy.drop_oldest(100), QueuePolicy.block(100)], ids=["shared", "dedicated"])
+@everywhere
 async def test_subscribing_and_leaving(backend, topic, when, queue):
     async with backend.connect() as bus, bus.subscribe(topic) as messages:
         reader = Reader(bus, topic, messages)
@@ -126,6 +125,7 @@ async def test_subscribing_and_leaving(backend, topic, when, queue):
 
 
 @pytest.mark.parametrize("kind", ["redis", "nats"])
+@pytest.mark.parametrize("when", ["suspended", "woken"])
 async def test_a_cancelled_subscribe_does_not_cost_the_announcements_of_losses(kind, topic, when):
     backend = make_backend(kind)
     for attempt in sweep(when):
@@ -147,6 +147,7 @@ async def _enter(bus, topic):
         pass
 
 
+@everywhere
 async def test_the_registry(backend, when):
     for attempt in sweep(when):
         leftovers = Leftovers()
@@ -161,6 +162,7 @@ async def test_the_registry(backend, when):
         await leftovers.none()
 
 
+@everywhere
 async def test_drain(backend, topic, when):
     for attempt in sweep(when):
         leftovers = Leftovers()
@@ -190,6 +192,7 @@ async def test_drain(backend, topic, when):
     assert attempt.nth > 1
 
 
+@everywhere
 async def test_close(backend, topic, when):
     for attempt in sweep(when):
         leftovers = Leftovers()

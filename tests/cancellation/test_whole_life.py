@@ -5,16 +5,10 @@ from __future__ import annotations
 import pytest
 
 from msight_bus import QueuePolicy
-from tests.cancellation.sweep import Leftovers, sweep
-from tests.conftest import make_backend
+from tests.cancellation.sweep import CASES, Leftovers, sweep
 
 
-@pytest.fixture(params=["memory", "redis", "nats"])
-def backend(request):
-    return make_backend(request.param)
-
-
-@pytest.mark.parametrize("when", ["suspended", "woken"])
+@pytest.mark.parametrize(("backend", "when"), CASES, indirect=["backend"])
 async def test_a_whole_life(backend, topic, when):
     async def live():
         async with backend.connect() as bus:

@@ -15,12 +15,14 @@ from typing import Any, Protocol
 import aiokafka.errors as kafka_errors
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.abc import AbstractTokenProvider
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import AIOKafkaConnection, OAuthAuthenticator
 from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.protocol.admin import SaslAuthenticateRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
+from msight_bus.adapters.ending import begin
 from msight_bus.adapters.kafka.failures import explain
 from msight_bus.adapters.kafka.records import offset_of
 from msight_bus.adapters.turns import in_turn
@@ -141,6 +143,11 @@ async def probe(options: dict[str, Any]) -> None:
 def record_bytes(key: bytes | None, value: bytes, headers: list[tuple[str, bytes]]) -> int:
     """Bytes at most that a record takes in a batch of its own."""
     return int(DefaultRecordBatchBuilder.estimate_size_in_bytes(key, value, headers)) + 64
+
+
+async def start_client(client: AIOKafkaConsumer | AIOKafkaProducer | AIOKafkaAdminClient) -> None:
+    """Start a client; aiokafka forgets the connection that it asks for the first metadata when it is cancelled there."""
+    await begin(client.start())
 
 
 def is_member(consumer: AIOKafkaConsumer) -> bool:

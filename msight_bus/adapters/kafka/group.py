@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from aiokafka import ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
 from aiokafka.errors import KafkaError
 
-from msight_bus.adapters.kafka.client import check_group, commit_any, committed_offsets, fetch_lists
+from msight_bus.adapters.kafka.client import check_group, commit_any, committed_offsets, fetch_lists, start_client
 from msight_bus.adapters.kafka.failures import explain
 from msight_bus.adapters.kafka.feed import KafkaFeed
 from msight_bus.adapters.kafka.start import resolve
@@ -35,7 +35,7 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
     async def start(self) -> None:
         """Join the group and wait until every partition's start is committed."""
         self._joined = asyncio.Event()
-        await self._consumer.start()
+        await start_client(self._consumer)
         fetch_lists(self._consumer, self)
         self._consumer.subscribe([self.topic], listener=self)
         pump = self._run(self._pump(), "pump")

@@ -7,7 +7,7 @@ import asyncio
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
-from msight_bus.adapters.kafka.client import fetch_lists
+from msight_bus.adapters.kafka.client import fetch_lists, start_client
 from msight_bus.adapters.kafka.feed import KafkaFeed
 from msight_bus.adapters.kafka.start import resolve
 from msight_bus.adapters.kafka.topics import TopicDirectory
@@ -23,7 +23,7 @@ class LiveViewFeed(KafkaFeed):
 
     async def start(self) -> None:
         """Take all partitions, each from where the request says."""
-        await self._consumer.start()
+        await start_client(self._consumer)
         fetch_lists(self._consumer, self)
         starts = await resolve(self._consumer, self._partitions(0, self.partitions), self._request.start)
         self._take({where.partition: at for where, at in starts.items()})

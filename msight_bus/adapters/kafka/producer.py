@@ -22,7 +22,7 @@ from aiokafka.partitioner import murmur2
 
 from msight_bus.adapters.base import Stamp
 from msight_bus.adapters.ending import finish
-from msight_bus.adapters.kafka.client import close_batch, end_producer, record_appender
+from msight_bus.adapters.kafka.client import close_batch, end_producer, record_appender, start_client
 from msight_bus.adapters.kafka.failures import explain
 from msight_bus.errors import BusError, ClosedError, ConnectionLostError, PublishTimeoutError
 from msight_bus.settings import BusSettings
@@ -221,7 +221,7 @@ class KafkaProducer:
             max_request_size=max(self._settings.limits.max_message_bytes, kafka.tuning.batch_bytes) + 1024 * 1024,
         )
         try:
-            await producer.start()
+            await start_client(producer)
         except KafkaError as error:
             await finish(end_producer(producer))
             raise explain(error) from error

@@ -12,6 +12,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from msight_bus.adapters.kafka.admin import Admin, TopicMetadata
+from msight_bus.adapters.kafka.client import start_client
 from msight_bus.adapters.kafka.failures import explain
 from msight_bus.errors import ConnectionLostError, TopicError
 from msight_bus.settings import BusSettings
@@ -50,7 +51,7 @@ class TopicDirectory:
         """Connect the admin client and learn the broker's own limit."""
         self._admin = Admin(**self._options)
         try:
-            await self._admin.start()
+            await start_client(self._admin)
         except KafkaError as error:
             raise explain(error) from error
 
