@@ -105,11 +105,11 @@ async def test_a_peer_that_hangs_up_in_the_middle_brings_nothing_to_light(kind, 
     assert peer.told(verb)
 
 
-@pytest.mark.parametrize("transport", ["fast", "client"])
-async def test_a_redis_that_quotes_its_password_is_not_quoted(watch, transport):
+@pytest.mark.parametrize("kind", ["redis", "redis-client"])
+async def test_a_redis_that_quotes_its_password_is_not_quoted(watch, kind):
     # Redis says so itself: "ERR unknown command 'AUTH', with args beginning with: '<password>'".
     with await asyncio.to_thread(start, "redis", config=['rename-command AUTH ""']) as broker:
-        settings = settings_of(variables("redis", broker.port, PASSWORD=PASSWORD), MSIGHT_TRANSPORT=transport)
+        settings = settings_of(variables(kind, broker.port, PASSWORD=PASSWORD))
         await refused(ConnectionLostError, settings, watch, "withheld")
 
 
