@@ -125,12 +125,17 @@ async def test_a_server_with_tls_where_none_was_asked_for_is_one_typed_error(kin
         assert way.connections == 1
 
 
-async def test_nats_is_encrypted_where_the_server_leaves_it_to_the_client(made):
+async def test_nats_is_encrypted_where_the_server_leaves_it_to_the_client(made, watch):
     lines = ["allow_non_tls: true", *nats_tls_lines(made, "server")]
     with start("nats", config=lines) as broker:
         async with proxy(broker.port) as way:
-            await talk(settings_of(variables("nats", way.port, USE_TLS="true", TLS_CA_CERT_FILE=made.ca)))
+            tls = {"USE_TLS": "true", "TLS_CA_CERT_FILE": made.ca}
+            await talk(settings_of(variables("nats", way.port, **tls)))
             assert b"hello" not in way.bytes
+        async with proxy(broker.port) as way:  # nats-py cannot ask for it
+            settings = settings_of(variables("nats-client", way.port, **tls))
+            await refused(ConnectionLostError, settings, watch, "left before any credential")
+            assert not way.bytes
 
 
 def test_redis_has_tls_of_its_own(secured):
