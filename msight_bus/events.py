@@ -30,7 +30,8 @@ class Gap:
     Attributes:
         topic: the subscription's topic.
         missing: how many messages; ``None`` if that cannot be known.
-        cause: ``"lost"`` on the way, ``"reconnect"``, or ``"retention"`` of a log.
+        cause: ``"lost"`` on the way, ``"reconnect"``, ``"retention"`` of a log, or ``"unreadable"``: a compressed batch
+            that is damaged or too large.
     """
 
     topic: str

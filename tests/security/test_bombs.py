@@ -9,6 +9,8 @@ import pytest
 
 import msight_bus
 from msight_bus import ConnectionLostError
+from msight_bus.adapters.kafka import decompressing
+from msight_bus.events import Gap
 from msight_bus.wire.nats import MAX_PAYLOAD, NatsParser, ProtocolError
 from tests.security.listeners import fake
 from tests.security.peers import INFO, Peer
@@ -137,3 +139,16 @@ def test_the_parser_refuses_a_size_on_sight():
     for line in (b"MSG a 1 %d\r\n" % (MAX_PAYLOAD + 1), b"MSG a 1 9999999999\r\n", b"HMSG a 1 9 %d\r\n" % (1 << 60)):
         with pytest.raises(ProtocolError):
             NatsParser().feed(line)
+
+
+@pytest.mark.parametrize("group", [None, "g"])
+async def test_a_kafka_batch_that_is_a_bomb_is_passed_over_and_said(kafka, topic, group, monkeypatch):
+    monkeypatch.setattr(decompressing, "MAX_BYTES", 100_000)
+    events = []
+    async with kafka.connect(events=events, MSIGHT_KAFKA_COMPRESSION="gzip") as bus:
+        async with bus.subscribe(topic, group_id=group) as messages:
+            for payload in (bytes(900_000), b"after"):
+                async with bus.publisher(topic) as publisher:
+                    await publisher.send(payload, key="one partition")
+            assert (await anext(messages)).payload == b"after"
+    assert [(event.missing, event.cause) for event in events if isinstance(event, Gap)] == [(1, "unreadable")]

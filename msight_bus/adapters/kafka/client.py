@@ -1,6 +1,6 @@
 """aiokafka's clients: their options, their errors as ours, and ending them in any state of the broker.
 
-With `admin.py` the only module that touches the library's private attributes. ``stop()`` of a producer or consumer waits
+With `admin.py` and `decompressing.py` the only module that touches the library's private attributes. ``stop()`` of a client waits
 for a broker that may never answer (aiokafka issues 1101 and 1039), so a client is ended by ending its tasks and its connections.
 """
 
@@ -23,6 +23,7 @@ from aiokafka.protocol.admin import SaslAuthenticateRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from msight_bus.adapters.ending import begin
+from msight_bus.adapters.kafka.decompressing import UnreadableBatchError, decompress
 from msight_bus.adapters.kafka.failures import explain
 from msight_bus.adapters.kafka.records import offset_of
 from msight_bus.adapters.turns import in_turn
@@ -185,6 +186,9 @@ class ListMaker(Protocol):
     def make(self, partition: int, records: Iterator[Any]) -> list[Message]:
         """One message for each record, as the C parser gave it (offset, key, value, headers)."""
 
+    def unreadable(self, partition: int, count: int, error: Exception) -> None:
+        """So many records are passed over."""
+
 
 class _Lists:
     """One partition's part of a fetch in lists, in place of aiokafka's ``PartitionRecords``: that makes a `ConsumerRecord` of
@@ -204,6 +208,12 @@ class _Lists:
             batch = fetched.next_batch()
             if not batch.validate_crc():
                 raise kafka_errors.CorruptRecordException(f"Wrong checksum in partition {partition}")
+            try:
+                decompress(batch)
+            except UnreadableBatchError as error:
+                maker.unreadable(partition, batch.next_offset - max(batch.base_offset, self.next_fetch_offset), error)
+                self.next_fetch_offset = batch.next_offset
+                continue
             records = chain(batch)  # a batch can be iterated once, and comes whole, also if only its end was asked for
             more = not batch.is_control_batch
             while more:

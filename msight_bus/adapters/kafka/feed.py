@@ -168,6 +168,11 @@ class KafkaFeed:
         """The messages of one partition's next records (client.ListMaker)."""
         return to_messages(self.topic, records, time.time(), self._assignment.get(partition))
 
+    def unreadable(self, partition: int, count: int, error: Exception) -> None:
+        """Say that a batch is passed over: it must not stop its partition (client.ListMaker)."""
+        logger.warning("%d records of %s, partition %d, are passed over: %s", count, self.topic, partition, error)
+        self._sink.announce_gap(count, "unreadable")
+
     def _deliver(self, fetched: Mapping[TopicPartition, list[list[Message]]]) -> None:
         for where, lists in fetched.items():
             partition = self._assignment.get(where.partition)
