@@ -45,6 +45,8 @@ def read_nats(data: bytes) -> tuple[list[Command], bytes]:
         words = (text,) if verb == "CONNECT" else tuple(text.split(b" ")) if text else ()
         headers = payload = b""
         if verb == "HPUB":
+            if len(words) == 4 and not words[1]:
+                words = words[:1] + words[2:]  # nats-py leaves the place of the reply subject empty
             if len(words) != 3:
                 raise MalformedError(line[:80])
             head, total = int(words[1]), int(words[2])
