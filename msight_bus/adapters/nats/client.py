@@ -71,9 +71,15 @@ class ClientNatsLink(ClientLink[Step]):
         return answer
 
     async def _round_trip(self) -> None:
-        await self._client.rtt()  # an error ends the link: a PONG that comes later would end nats-py's read loop
+        await self._confirm()  # an error ends the link: a PONG that comes later would end nats-py's read loop
         self.heard()
         self.in_flight.confirm_to_answer()
+
+    async def _confirm(self) -> None:
+        """A round trip behind all that the client was handed: its PING would overtake what its flusher has yet to write."""
+        while self._client.pending_data_size and self._client.is_connected and not self.ending:
+            await asyncio.sleep(0)
+        await self._client.rtt()
 
     async def send(self, batch: list[Step]) -> None:
         """Take each step in turn."""
@@ -98,7 +104,7 @@ class ClientNatsLink(ClientLink[Step]):
 
         subscription = await self._client.subscribe(feed.topic, queue=feed.group_id or "", cb=on_message)
         self._subscriptions[feed] = subscription
-        await self._client.rtt()
+        await self._confirm()
         error = self._refused.pop(feed.topic.lower(), None)
         if error is not None:
             del self._subscriptions[feed]
