@@ -12,7 +12,7 @@ from datetime import datetime
 from functools import partial
 
 from msight_bus.adapters import make_adapter
-from msight_bus.adapters.base import WAIT, Opener, Start, SubscribeRequest
+from msight_bus.adapters.base import WAIT, Opener, Start, SubscribeRequest, Wait
 from msight_bus.adapters.ending import finish
 from msight_bus.capabilities import Capabilities
 from msight_bus.draining import Guest, drain
@@ -66,7 +66,7 @@ class Bus:
         self._adapter = opener(settings, _Stamp(), self._report)
         self._subscriptions: set[Subscription] = set()
         self._name = settings.edge_device_name or socket.gethostname()
-        self._state = BusState()
+        self._state = BusState(settings.limits)
         self._guests: set[Guest] = set()
         self._registry: Registry | None = None
         self._warned: set[str] = set()
@@ -117,10 +117,13 @@ class Bus:
     ) -> None:
         if not self._state.is_open:
             raise ClosedError("The bus is closed; publish inside `async with msight_bus.connect() as bus:`.")
-        done = self._adapter.publish(topic, payload, key, headers, self._name)
-        while done is WAIT:
-            await self._adapter.ready(topic, key, self._name)
+        done: asyncio.Future[None] | Wait | None = WAIT
+        if not self._state.line.has(topic, key):
             done = self._adapter.publish(topic, payload, key, headers, self._name)
+        if done is WAIT:
+            async with self._state.line.turn(topic, key):
+                while (done := self._adapter.publish(topic, payload, key, headers, self._name)) is WAIT:
+                    await self._adapter.ready(topic, key, self._name)
         if done is not None:
             finished, _ = await asyncio.wait((done,), timeout=self._limits.publish_timeout)
             if not finished:

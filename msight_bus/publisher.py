@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
 
-from msight_bus.adapters.base import WAIT, Adapter
+from msight_bus.adapters.base import WAIT, Adapter, Wait
 from msight_bus.errors import BusError, ClosedError, PublishTimeoutError
 from msight_bus.payload import Payload, check_headers, check_key, to_bytes
 from msight_bus.settings import Limits
@@ -16,10 +17,52 @@ from msight_bus.settings import Limits
 class BusState:
     """What a bus shares with its publishers."""
 
-    __slots__ = ("is_open",)
+    __slots__ = ("is_open", "line")
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits) -> None:
         self.is_open = False
+        self.line = Line(limits)
+
+
+class Line:
+    """Who has to wait with a message, in the order in which they came: it holds per topic and key."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._waiting: dict[tuple[str, str | None], int] = {}
+        self._locks: dict[tuple[str, str | None], asyncio.Lock] = {}
+
+    def has(self, topic: str, key: str | None) -> bool:
+        """Whether somebody waits, so that whoever comes now waits behind."""
+        return bool(self._waiting) and (topic, key) in self._waiting
+
+    @asynccontextmanager
+    async def turn(self, topic: str, key: str | None) -> AsyncIterator[None]:
+        """Wait for one's turn.
+
+        Raises:
+            PublishTimeoutError: those in front take longer than ``publish_timeout``.
+        """
+        place = topic, key
+        lock = self._locks.setdefault(place, asyncio.Lock())
+        self._waiting[place] = self._waiting.get(place, 0) + 1
+        try:
+            try:
+                async with asyncio.timeout(self._limits.publish_timeout):
+                    await lock.acquire()
+            except TimeoutError:
+                raise PublishTimeoutError(
+                    f"The messages before this one on {topic!r} could not be handed over within "
+                    f"{self._limits.publish_timeout:g} s (MSIGHT_PUBLISH_TIMEOUT)."
+                ) from None
+            try:
+                yield
+            finally:
+                lock.release()
+        finally:
+            self._waiting[place] -= 1
+            if not self._waiting[place]:
+                del self._waiting[place], self._locks[place]
 
 
 class Publisher:
@@ -45,6 +88,7 @@ class Publisher:
         self._max_in_flight = max_in_flight
         self._name = name
         self._state = state
+        self._line = state.line
         self._publish = adapter.publish
         self._entered = False
         # how many messages share an acknowledgement; most share it with the one before
@@ -90,12 +134,11 @@ class Publisher:
         if key is not None:
             key = check_key(key)
         payload = data if type(data) is bytes else to_bytes(data)
-        while self._count >= self._max_in_flight:
-            await self._wait_for_room()
-        done = self._publish(self.topic, payload, key, headers, self._name)
-        while done is WAIT:
-            await self._adapter.ready(self.topic, key, self._name)
+        done: asyncio.Future[None] | Wait | None = WAIT
+        if self._count < self._max_in_flight and not self._line.has(self.topic, key):
             done = self._publish(self.topic, payload, key, headers, self._name)
+        if done is WAIT:
+            done = await self._send_in_turn(payload, key, headers)
         if done is not None:
             self._count += 1
             if done is self._last:
@@ -103,6 +146,18 @@ class Publisher:
             else:
                 self._remember(done)
         return done
+
+    async def _send_in_turn(
+        self, payload: bytes, key: str | None, headers: Mapping[str, str] | None
+    ) -> asyncio.Future[None] | None:
+        async with self._line.turn(self.topic, key):
+            while True:
+                while self._count >= self._max_in_flight:
+                    await self._wait_for_room()
+                done = self._publish(self.topic, payload, key, headers, self._name)
+                if done is not WAIT:
+                    return done
+                await self._adapter.ready(self.topic, key, self._name)
 
     def _remember(self, done: asyncio.Future[None]) -> None:
         count = self._in_flight.get(done)

@@ -14,6 +14,7 @@ from msight_bus import (
     HeaderError,
     MessageTooLargeError,
     PayloadError,
+    QueuePolicy,
     TopicError,
 )
 
@@ -203,3 +204,21 @@ async def test_tasks_that_share_a_publisher_all_get_their_turn(backend, topic):
             await asyncio.gather(*(publisher.send(b"%d" % i) for i in range(1, 20)))
         received = await take(messages, 20)
     assert sorted(int(message.payload) for message in received) == list(range(20))
+
+
+async def test_messages_of_concurrent_tasks_keep_the_order_in_which_they_were_published(backend, topic):
+    """Also where some have to wait, as all do at a topic's first use on Kafka."""
+    payloads = [b"%d" % i + bytes(30_000) for i in range(60)]
+    async with backend.connect() as bus, bus.subscribe(topic, queue=QueuePolicy.drop_oldest(200)) as messages:
+        async with bus.publisher(topic, max_in_flight=7) as publisher:
+            await asyncio.gather(*(publisher.send(payload) for payload in payloads))
+        await asyncio.gather(*(bus.publish(topic, payload) for payload in payloads))
+        assert [message.payload for message in await take(messages, 120)] == [*payloads, *payloads]
+
+
+async def test_messages_of_concurrent_tasks_on_a_new_topic(backend, topic):
+    async with backend.connect() as bus:
+        await asyncio.gather(*(bus.publish(topic, b"%d" % i) for i in range(30)))
+        if bus.capabilities.replay:
+            async with bus.subscribe(topic, start="earliest") as messages:
+                assert [message.payload for message in await take(messages, 30)] == [b"%d" % i for i in range(30)]

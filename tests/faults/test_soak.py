@@ -9,7 +9,7 @@ import pytest
 
 from msight_bus.events import Gap
 from tests.faults.rig import EVERY, python
-from tests.faults.soak.course import Course, Plan
+from tests.faults.soak.course import HARMED, Course, Plan
 
 
 async def verdict(*, memory=(60, 60), left=(), harm=lambda course: None):
@@ -49,6 +49,19 @@ async def test_a_soak_without_a_fault_of_ours_passes():
 )
 async def test_what_is_not_as_promised_fails_a_soak(harm, said):
     assert len([line for line in await verdict(harm=harm) if said in line]) == 1
+
+
+async def test_only_where_a_publisher_is_cut_off_a_message_may_come_late():
+    def late(course, topic):
+        ledger = course.ledgers[topic]
+        for sequence in (1, 3, 2):
+            ledger.acknowledged("late", sequence, 0.0)
+            ledger.delivered("late", sequence, 1.0)
+            if sequence == 3:
+                ledger.announced(1, 1.0)
+
+    assert await verdict(harm=lambda course: late(course, HARMED)) == []
+    assert "reordered" in (await verdict(harm=lambda course: late(course, "a")))[0]
 
 
 async def test_growing_memory_and_leftovers_fail_a_soak():

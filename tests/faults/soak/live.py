@@ -12,7 +12,7 @@ from tests.conftest import Backend
 from tests.faults.ledger import Ledger
 from tests.faults.proxy import FaultProxy
 from tests.faults.rig import own_broker, python, until
-from tests.faults.soak.course import MORTAL, Course
+from tests.faults.soak.course import HARMED, MORTAL, Course
 from tests.faults.stream import Traffic, take_all, traffic
 
 _STALLED = {"MSIGHT_PING_INTERVAL": "0.5", "MSIGHT_PONG_TIMEOUT": "0.5"}
@@ -81,7 +81,7 @@ async def _come_back(course: Course, broker: brokers.RunningBroker, flows: list[
 
 async def _connection_faults(course: Course, broker: brokers.RunningBroker, backend: Backend) -> None:
     rng = course.rng
-    ledger = course.ledgers["harmed"]
+    ledger = course.ledgers[HARMED]
     async with FaultProxy(broker.port, seed=course.plan.seed) as proxy:
         behind = Backend(
             backend.name,
@@ -89,7 +89,7 @@ async def _connection_faults(course: Course, broker: brokers.RunningBroker, back
         )
         events = course.listener()
         async with behind.connect(events=events, **_STALLED) as receiving, behind.connect(**_STALLED) as sending:
-            async with traffic(sending, receiving, "harmed", ledger, seed=rng.randrange(1000)) as flow:
+            async with traffic(sending, receiving, HARMED, ledger, seed=rng.randrange(1000)) as flow:
                 while course.goes_on("faults", course.plan.faults):
                     proxy.weather.slices = 1 + rng.randrange(2000) if rng.random() < 0.2 else None
                     await _harm(course, proxy)
