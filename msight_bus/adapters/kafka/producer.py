@@ -1,7 +1,8 @@
 """Publishing to Kafka: one queue of batches a partition, so that order holds and a batch costs one future.
 
 While a batch is on its way the next one fills, so batches grow with the rate and nothing waits on a timer. aiokafka keeps
-one batch of a partition in flight; two are handed to it, so that it never waits for us.
+one batch of a partition in flight. A full batch is handed to it behind that one, so that it never waits for us; one that can
+still fill is not, or what comes next would have to wait for both.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from msight_bus.wire.envelope import HEADER, pack_meta
 logger = logging.getLogger("msight_bus")
 
 _HANDED_OVER = 2
+"""Batches that aiokafka has at most, if the last one is full."""
+
 _QUEUED_BATCHES = 2
 """Full batches of one partition that may wait before its publisher waits too."""
 
@@ -62,11 +65,11 @@ class PartitionWriter:
         self._filling: _Batch | None = None
         self._full: deque[_Batch] = deque()
         self._wake = asyncio.Event()
-        self._filled = asyncio.Event()  # ends a linger
+        self._moved = asyncio.Event()  # a batch is full, or one was acknowledged
         self._woken = False
         self._room = asyncio.Event()
         self._room.set()
-        self._slots = asyncio.Semaphore(_HANDED_OVER)
+        self._handed_over = 0
         self._turn_bytes = 0
         self.unfinished: set[asyncio.Future[None]] = set()
         self.congested = False
@@ -84,7 +87,7 @@ class PartitionWriter:
         batch = self._filling or self._next()
         if batch.append(batch.count, now // 1_000_000, key, value, headers) is None:
             self._full.append(batch)
-            self._filled.set()
+            self._moved.set()
             batch = self._next()
             batch.append(0, now // 1_000_000, key, value, headers)
             if len(self._full) >= _QUEUED_BATCHES:
@@ -131,7 +134,9 @@ class PartitionWriter:
             while self._full or self._filling is not None:
                 if self._linger and not self._full:
                     await self._let_fill()
-                await self._slots.acquire()  # meanwhile the batch fills
+                while self._handed_over >= (_HANDED_OVER if self._full else 1):
+                    self._moved.clear()
+                    await self._moved.wait()  # meanwhile the batch fills
                 if self._full:
                     batch = self._full.popleft()
                 else:
@@ -143,14 +148,16 @@ class PartitionWriter:
     async def _let_fill(self) -> None:
         """Wait until a batch is full, or until its first record has lingered."""
         assert self._filling is not None
-        self._filled.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout_at(self._filling.begun + self._linger):
-                await self._filled.wait()
+                while not self._full:
+                    self._moved.clear()
+                    await self._moved.wait()
 
     async def _send(self, batch: _Batch) -> None:
         """Hand a batch to aiokafka, which takes one at a time, and settle it when the broker answers."""
         close_batch(batch.builder, batch.count)
+        self._handed_over += 1
         while True:
             producer = await self._owner.ready()
             try:
@@ -164,7 +171,8 @@ class PartitionWriter:
         sent.add_done_callback(lambda future: self._settle(batch, producer, _outcome(future)))
 
     def _settle(self, batch: _Batch, producer: AIOKafkaProducer, error: BaseException | None) -> None:
-        self._slots.release()
+        self._handed_over -= 1
+        self._moved.set()
         if not batch.done.done():
             if error is None:
                 batch.done.set_result(None)
