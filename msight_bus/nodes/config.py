@@ -43,6 +43,8 @@ class NodeConfig:
         concurrency: inputs handled at the same time. Outputs keep the order of their inputs.
         deadline: seconds without an input after which the bus reports a `DeadlineMissed`; see `Bus.subscribe`.
         lifespan: seconds after which an input is dropped instead of handled; see `Bus.subscribe`.
+        dead_letter_topic_name: where inputs are published as they came that ``"continue"`` leaves behind or that cannot be
+            decoded, with the headers ``msight-dead-topic`` and ``msight-dead-error``.
 
     Raises:
         ConfigError: fields are wrong; all of them are named at once.
@@ -65,6 +67,7 @@ class NodeConfig:
     concurrency: int = 1
     deadline: float | None = None
     lifespan: float | None = None
+    dead_letter_topic_name: str | None = None
 
     def __post_init__(self) -> None:
         checks: dict[str, Callable[[object], str | None]] = {
@@ -75,6 +78,7 @@ class NodeConfig:
             "subscribe_topic_data_type": lambda kind: None if kind is bytes else _check_data_type(kind),
             "heartbeat_update_interval": lambda value: _check_seconds(value, LONGEST_INTERVAL),
             "action_on_error": _check_action,
+            "dead_letter_topic_name": _check_topic,
             "heartbeat_tolerance": _check_tolerance,
             "heartbeat_checking_duration": lambda value: _check_seconds(value, math.inf),
             "gap": lambda value: _check_whole(value, 0, None),
@@ -92,6 +96,8 @@ class NodeConfig:
             problem = checks[field.name](value)
             if problem is not None:
                 problems.append(f"NodeConfig.{field.name} {problem}, not {value!r:.100}.")
+        if self.dead_letter_topic_name is not None and self.dead_letter_topic_name == self.subscribe_topic_name:
+            problems.append("NodeConfig.dead_letter_topic_name is another topic than subscribe_topic_name.")
         if problems:
             raise ConfigError(problems)
 

@@ -140,7 +140,7 @@ class Handling:
             data = self._decode(message.payload)
         except DecodeError as error:
             self._count_undecodable(error)
-            await message.ack()
+            await self._give_up(message, [], error)
             return
         accepted: list[Accepted] = []
         try:
@@ -201,7 +201,23 @@ class Handling:
         if self._config.action_on_error == "stop":
             self._fail(error)
         else:
-            await self._finish(message, accepted)
+            await self._give_up(message, accepted, error)
+
+    async def _give_up(self, message: Message, accepted: list[Accepted], error: Exception) -> None:
+        """An input that cannot be handled is done, and before that on the dead-letter topic if there is one."""
+        topic = self._config.dead_letter_topic_name
+        if topic is not None:
+            why = {"msight-dead-topic": message.topic, "msight-dead-error": type(error).__name__}
+            try:
+                await self._life.bus.publish(
+                    topic, message.payload, key=message.key, headers={**message.headers, **why}
+                )
+            except BUS_IS_OVER:
+                raise
+            except BusError as problem:
+                self._life.logger.warning("An input that failed stays unacknowledged: no dead letter, %s", problem)
+                return
+        await self._finish(message, accepted)
 
     async def _output_refused(self, message: Message, error: BusError) -> None:
         """An output of ``message`` was not accepted, which is known only now."""

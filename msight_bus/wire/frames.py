@@ -104,7 +104,7 @@ class FrameParser(Generic[Reply]):
         "_run_length",
         "_segments",
         "held",
-    )  # fmt: skip
+    )
 
     META_BYTES = 0
     """Bytes between the head of a `Run` and the payload."""

@@ -67,6 +67,19 @@ async def test_several_subscriptions_of_one_topic_share_a_channel(redis, topic):
         assert second.stats.received == 1
 
 
+async def test_subscriptions_of_one_topic_that_are_closed_at_once_leave_none_behind(redis, topic):
+    async with redis.connect() as bus, client_of(redis) as client:
+        both = [bus.subscribe(topic) for _ in range(2)]
+        for subscription in both:
+            await subscription.__aenter__()
+        assert await client.pubsub_numsub(topic) == [(topic.encode(), 1)]
+        await asyncio.gather(*(subscription.close() for subscription in both))
+        assert await client.pubsub_numsub(topic) == [(topic.encode(), 0)]
+        async with bus.subscribe(topic) as again:
+            await bus.publish(topic, b"1")
+            assert (await take(again, 1))[0].payload == b"1"
+
+
 async def test_hundreds_of_topics_on_one_bus(redis, topic):
     names = [f"{topic}.{i}" for i in range(300)]
     async with redis.connect() as bus:

@@ -69,6 +69,20 @@ async def test_publishing_to_a_dead_broker_ends_at_the_deadline(kind):
                     await asyncio.sleep(0.01)
 
 
+async def test_closing_does_not_wait_for_a_kafka_that_is_known_to_be_away():
+    events: list = []
+    variables = {"MSIGHT_PING_INTERVAL": "0.2", "MSIGHT_PONG_TIMEOUT": "0.3", "MSIGHT_DRAIN_TIMEOUT": "600"}
+    with own_broker("kafka") as (broker, backend):
+        async with backend.connect(events=events, **variables) as bus:
+            await bus.publish("a", b"before")
+            await asyncio.to_thread(broker.kill)
+            await until(lambda: seen(events, Disconnected))
+            async with asyncio.timeout(30):
+                publisher = await bus.publisher("a").__aenter__()
+                await publisher.send(b"never acknowledged")
+                await bus.close()
+
+
 @pytest.mark.parametrize("kind", LIVE)
 async def test_a_publisher_learns_what_a_cut_left_unconfirmed(kind):
     with own_broker(kind) as (broker, backend):

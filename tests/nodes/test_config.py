@@ -28,8 +28,13 @@ MSIGHT_FIELDS = [
 
 
 def test_the_fields_are_those_of_msight_and_a_few_more():
-    more = ["queue", "concurrency", "deadline", "lifespan"]
+    more = ["queue", "concurrency", "deadline", "lifespan", "dead_letter_topic_name"]
     assert [field.name for field in dataclasses.fields(NodeConfig)] == [*MSIGHT_FIELDS, *more]
+
+
+def test_a_dead_letter_is_not_taken_again():
+    with pytest.raises(ConfigError, match="is another topic"):
+        NodeConfig(name="n", subscribe_topic_name="a", dead_letter_topic_name="a")
 
 
 def test_everything_at_once_can_be_right():
@@ -51,6 +56,7 @@ def test_everything_at_once_can_be_right():
         concurrency=4,
         deadline=1.5,
         lifespan=1,
+        dead_letter_topic_name="cam.dead",
     )
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.gap = 3
@@ -84,6 +90,7 @@ def test_everything_at_once_can_be_right():
         ("concurrency", 0),
         ("concurrency", True),
         ("concurrency", 1001),
+        ("dead_letter_topic_name", "a b"),
     ],
 )
 def test_a_wrong_value_names_its_field(field, value):

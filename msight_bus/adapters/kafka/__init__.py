@@ -21,7 +21,7 @@ from msight_bus.adapters.kafka.topics import TopicDirectory, TopicInfo
 from msight_bus.adapters.kafka.watch import watch
 from msight_bus.capabilities import Capabilities
 from msight_bus.errors import AuthenticationError, ConnectionLostError, MessageTooLargeError, PublishTimeoutError
-from msight_bus.events import BusEvent
+from msight_bus.events import BusEvent, Disconnected
 from msight_bus.message import Message
 from msight_bus.settings import BusSettings
 from msight_bus.wire import envelope
@@ -56,10 +56,15 @@ class KafkaAdapter:
         self._producer = KafkaProducer(settings, self._options, stamp)
         self._report = report
         self._watching: asyncio.Task[None] | None = None
+        self._is_away = False
         self._routes: dict[str, _Route] = {}
         self._feeds: set[KafkaFeed] = set()
         self._ending: asyncio.Task[None] | None = None
         self._refused: AuthenticationError | None = None
+
+    def _heard(self, event: BusEvent) -> None:
+        self._is_away = isinstance(event, Disconnected)
+        self._report(event)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -83,7 +88,7 @@ class KafkaAdapter:
                 await probe(self._options)
                 await self._directory.open()
             watching = watch(
-                self._directory.ask, lambda: probe(self._options), self._limits, self._report, self._on_refused
+                self._directory.ask, lambda: probe(self._options), self._limits, self._heard, self._on_refused
             )
             self._watching = asyncio.create_task(watching, name="msight_bus kafka watch")
         except TimeoutError as error:
@@ -222,5 +227,6 @@ class KafkaAdapter:
             await asyncio.wait((self._watching,))
         if self._ending is not None:
             await asyncio.wait((self._ending,))
-        await self._producer.close(self._limits.drain_timeout)
+        # Whoever drained has already waited for a broker that is away.
+        await self._producer.close(self._limits.pong_timeout if self._is_away else self._limits.drain_timeout)
         await self._directory.close()

@@ -124,6 +124,7 @@ class SubscribeLink(ReceivingLink[str | None]):
     def __init__(self, transport: Any, on_lost: Callable[[Link, BusError], None]) -> None:
         super().__init__(transport, on_lost, RespParser())
         self._asked: deque[asyncio.Future[None]] = deque()
+        self._leaving: set[LiveFeed] = set()
 
     def add(self, feed: LiveFeed) -> asyncio.Future[None]:
         """SUBSCRIBE; several feeds of one topic share the channel."""
@@ -134,8 +135,8 @@ class SubscribeLink(ReceivingLink[str | None]):
     def remove(self, feed: LiveFeed) -> asyncio.Future[None]:
         """UNSUBSCRIBE with the channel's last feed; the confirmation follows what was on its way."""
         channel = feed.topic.encode()
-        feeds = self._feeds.get(channel, [])
-        if len(feeds) > 1:
+        self._leaving.add(feed)
+        if any(other not in self._leaving for other in self._feeds.get(channel, ())):
             answer = self.ping()
         else:
             answer = self._ask(b"*2\r\n$11\r\nUNSUBSCRIBE\r\n$%d\r\n%b\r\n" % (len(channel), channel))
@@ -143,6 +144,7 @@ class SubscribeLink(ReceivingLink[str | None]):
         return answer
 
     def _forget(self, channel: bytes, feed: LiveFeed) -> None:
+        self._leaving.discard(feed)
         feeds = self._feeds.get(channel, [])
         if feed in feeds:
             feeds.remove(feed)
