@@ -230,9 +230,8 @@ class Supervisor(Generic[L, F]):
             delay = min(delay * 2, self._limits.reconnect_max)
             try:
                 link = await self._connect_once()
-                if (
-                    self._closed
-                ):  # where the client swallowed the cancellation, as asyncio.wait_for does before Python 3.12
+                # where the client swallowed the cancellation, as asyncio.wait_for does before Python 3.12
+                if self._closed:
                     await link.close(0.1)
                     return False
                 self._lost.clear()
