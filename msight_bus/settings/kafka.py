@@ -46,7 +46,7 @@ class Tuning:
 
 
 _PROFILES: Mapping[Profile, Tuning] = {
-    "latency": Tuning(linger_ms=0, batch_bytes=256 * 1024, fetch_bytes=1024 * 1024),
+    "latency": Tuning(linger_ms=0, batch_bytes=256 * 1024, fetch_bytes=2 * 1024 * 1024),
     "throughput": Tuning(linger_ms=5, batch_bytes=1024 * 1024, fetch_bytes=4 * 1024 * 1024),
 }
 
@@ -97,7 +97,7 @@ class KafkaSettings(TlsSection):
         default=None, description="How much of a partition travels together, in bytes (256 KiB; 1 MiB)."
     )
     fetch_bytes: Bytes | None = Field(
-        default=None, description="How much of a partition is fetched at once, in bytes (1 MiB; 4 MiB)."
+        default=None, description="How much of a partition is fetched at once, in bytes (2 MiB; 4 MiB)."
     )
     compression: Annotated[Compression, choice("none", "gzip", "snappy", "lz4", "zstd", example="lz4")] = Field(
         default="none", description="How batches are compressed."
