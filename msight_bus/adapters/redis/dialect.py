@@ -117,7 +117,7 @@ class RedisDialect:
     def _explain(self, error: Exception, where: str) -> BusError:
         if self._redis.password is not None:
             hide_secrets(error, [self._redis.password.get_secret_value()])
-        text = str(error) or "no answer"
+        text = str(error).rstrip(".") or "no answer"
         causes = chain(error)  # redis-py buries the real one, on a Unix socket and behind TLS
         if any(isinstance(cause, REFUSALS) or str(cause).startswith(_REFUSALS) for cause in causes):
             return AuthenticationError(
