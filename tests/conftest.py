@@ -111,18 +111,16 @@ class Backend:
 
 
 def make_backend(name: str, broker: brokers.RunningBroker | None = None) -> Backend:
-    """A backend of the run's broker or of ``broker``; ``redis-client`` is redis with MSIGHT_TRANSPORT=client."""
-    kind, _, transport = name.partition("-")
-    env = {} if kind == "memory" else dict((broker or running_broker(kind)).env)
-    return Backend(kind, {**env, "MSIGHT_TRANSPORT": transport} if transport else env)
+    """A backend of the run's broker or of ``broker``."""
+    return Backend(name, {} if name == "memory" else dict((broker or running_broker(name)).env))
 
 
-BACKENDS = ["memory", "redis", "nats", "kafka", "redis-client", "nats-client"]
+BACKENDS = ["memory", "redis", "nats", "kafka"]
 
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Backend:
-    """Each backend in turn, and the reference: the ways of the ordinary clients."""
+    """Each backend in turn."""
     return make_backend(request.param)
 
 

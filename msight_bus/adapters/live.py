@@ -1,6 +1,6 @@
 """What Redis and NATS have in common: a live stream that nobody keeps.
 
-A dialect brings a `Link` with the broker's protocol and opens its connections; publishing, subscribing and flow control
+A connector opens connections, each a `Link` with the broker's protocol; publishing, subscribing and flow control
 are the same for both.
 """
 
@@ -24,7 +24,7 @@ from msight_bus.topics import SEQUENCE_TOPIC
 
 
 class LiveLink(SupervisedLink):
-    """A link that publishes and subscribes: on our own protocol code (adapters.link) or on the client's (adapters.client)."""
+    """A link that publishes and subscribes."""
 
     def publish(self, topic: str, payload: bytes, key: str | None, headers: Mapping[str, str] | None) -> None:
         """Write one message; the caller has seen to it that there is room."""
@@ -130,8 +130,8 @@ class LiveFeed:
                 await self._on_closed(self.connection)
 
 
-class Dialect(Protocol):
-    """A broker's protocol."""
+class Connector(Protocol):
+    """Opens connections to a broker."""
 
     @property
     def capabilities(self) -> Capabilities:
@@ -161,18 +161,18 @@ class LiveAdapter:
     """Publishes and subscribes on a live broker (adapters.base.Adapter)."""
 
     def __init__(
-        self, settings: BusSettings, dialect: Dialect, stamp: Stamp, report: Callable[[BusEvent], None]
+        self, settings: BusSettings, connector: Connector, stamp: Stamp, report: Callable[[BusEvent], None]
     ) -> None:
         self._limits = settings.limits
-        self._dialect = dialect
+        self._connector = connector
         self._report = report
         self._lost: set[Connection] = set()
-        self._publishing = self._supervisor(dialect.connect_publisher)
+        self._publishing = self._supervisor(connector.connect_publisher)
         self._subscribing = (
-            self._publishing if dialect.shares_connection else self._supervisor(dialect.connect_subscriber)
+            self._publishing if connector.shares_connection else self._supervisor(connector.connect_subscriber)
         )
         self._dedicated: set[Connection] = set()
-        self._announcer = Announcer(stamp, self._announce) if dialect.announces else None
+        self._announcer = Announcer(stamp, self._announce) if connector.announces else None
         self._announcing: asyncio.Task[None] | None = None
         self._listening: set[Connection] = set()
 
@@ -180,7 +180,7 @@ class LiveAdapter:
     def capabilities(self) -> Capabilities:
         """What the broker does; complete once it is open."""
         works = self._announcer is not None and self._announcer.works
-        return replace(self._dialect.capabilities, tail_loss=works)
+        return replace(self._connector.capabilities, tail_loss=works)
 
     def _supervisor(self, connect: Callable[[Connection], Awaitable[LiveLink]]) -> Connection:
         async def resubscribe(link: LiveLink, feed: LiveFeed) -> None:
@@ -238,7 +238,7 @@ class LiveAdapter:
     async def subscribe(self, request: SubscribeRequest, sink: Sink) -> LiveFeed:
         """Subscribe; a blocking subscription gets a connection of its own, since pausing it pauses all it carries."""
         if request.queue.when_full == "block":
-            connection = self._supervisor(self._dialect.connect_subscriber)
+            connection = self._supervisor(self._connector.connect_subscriber)
             self._dedicated.add(connection)
             feed = LiveFeed(request, sink, connection, self._limits, self._end)
         else:

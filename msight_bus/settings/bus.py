@@ -50,10 +50,6 @@ class BusSettings(BaseSettings):
         description="Which broker to use.",
         json_schema_extra={"variable": "MSIGHT_PUBSUB_BACKEND"},
     )
-    transport: Annotated[Literal["fast", "client"], choice("fast", "client", example="client")] = Field(
-        default="fast",
-        description="Redis, NATS: own protocol code, or the client's, slower. Kafka, memory: no choice, no effect.",
-    )
     strict: Flag = Field(
         default=False, description="Refuse what the backend can do in a weaker way only, instead of warning."
     )

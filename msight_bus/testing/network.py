@@ -235,7 +235,7 @@ class SimulatedLink(Link, LiveLink):
 
 
 class Client:
-    """One bus's way to the broker (adapters.live.Dialect).
+    """One bus's way to the broker (adapters.live.Connector).
 
     Attributes:
         reachable: whether it may connect.

@@ -14,7 +14,7 @@ When = Literal["suspended", "woken"]
 
 CASES = [
     pytest.param(backend, when, marks=pytest.mark.faults if (backend, when) == ("kafka", "woken") else ())
-    for backend in ("memory", "redis", "redis-client", "nats", "nats-client", "kafka")
+    for backend in ("memory", "redis", "nats", "kafka")
     for when in get_args(When)
 ]
 """For ``backend`` and ``when``."""

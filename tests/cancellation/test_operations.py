@@ -124,7 +124,7 @@ async def test_subscribing_and_leaving(backend, topic, when, queue):
             assert attempt.nth > 2
 
 
-@pytest.mark.parametrize("kind", ["redis", "redis-client", "nats", "nats-client"])
+@pytest.mark.parametrize("kind", ["redis", "nats"])
 @pytest.mark.parametrize("when", ["suspended", "woken"])
 async def test_a_cancelled_subscribe_does_not_cost_the_announcements_of_losses(kind, topic, when):
     backend = make_backend(kind)

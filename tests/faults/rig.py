@@ -28,8 +28,8 @@ QUICKLY = {"MSIGHT_RECONNECT_MAX": "0.2", "MSIGHT_PING_INTERVAL": "0.3", "MSIGHT
 
 @contextmanager
 def own_broker(kind: str, config: Sequence[str] = ()) -> Iterator[tuple[brokers.RunningBroker, Backend]]:
-    """A broker that the test may kill; ``redis-client`` is one that is spoken to with MSIGHT_TRANSPORT=client."""
-    with start_broker(kind.partition("-")[0], config) as broker:
+    """A broker that the test may kill."""
+    with start_broker(kind, config) as broker:
         yield broker, make_backend(kind, broker)
 
 

@@ -11,9 +11,7 @@ from msight_bus import ConnectionLostError, PublishTimeoutError, QueuePolicy
 from msight_bus.events import Disconnected, Gap, Reconnected
 from tests.conftest import make_backend
 from tests.contract.test_publish import take
-from tests.faults.rig import own_broker, seen, until
-
-LIVE = ["redis", "nats", "redis-client", "nats-client"]
+from tests.faults.rig import EVERY, LIVE, own_broker, seen, until
 
 
 @pytest.mark.parametrize("kind", LIVE)
@@ -40,7 +38,7 @@ async def test_a_killed_broker_that_comes_back_is_found_again(kind):
             assert messages.stats.gaps >= 2
 
 
-@pytest.mark.parametrize("kind", [*LIVE, "kafka"])
+@pytest.mark.parametrize("kind", EVERY)
 async def test_a_frozen_broker_is_noticed_by_our_own_deadline(kind):
     events: list = []
     with own_broker(kind) as (broker, backend):
@@ -57,7 +55,7 @@ async def test_a_frozen_broker_is_noticed_by_our_own_deadline(kind):
                 assert (await take(messages, 1))[0].payload == b"after"
 
 
-@pytest.mark.parametrize("kind", [*LIVE, "kafka"])
+@pytest.mark.parametrize("kind", EVERY)
 async def test_publishing_to_a_dead_broker_ends_at_the_deadline(kind):
     with own_broker(kind) as (broker, backend):
         async with backend.connect(MSIGHT_PUBLISH_TIMEOUT="0.5", MSIGHT_DRAIN_TIMEOUT="0.5") as bus:
@@ -127,7 +125,7 @@ async def test_a_reconnect_limit_is_an_error_of_every_subscription(kind):
             with pytest.raises(ConnectionLostError, match="MSIGHT_RECONNECT_LIMIT"):
                 await take(messages, 1)
             with pytest.raises(ConnectionLostError, match="MSIGHT_RECONNECT_LIMIT"):
-                for _ in range(100):  # where the client reads only answers, a publish is what discovers the cut
+                for _ in range(100):
                     await bus.publish("a", b"x")
                     await asyncio.sleep(0.01)
 

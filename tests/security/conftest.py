@@ -28,7 +28,6 @@ def secured(made: Certificates) -> Iterator[Callable[[str], Secured]]:
     """The run's secured servers of a kind, started on first use."""
 
     def get(kind: str) -> Secured:
-        kind = kind.removesuffix("-client")
         if kind not in _started:
             _started[kind] = servers = start_secured(kind, made)
             _used.append(

@@ -25,8 +25,6 @@ from tests.security.tls_front import TlsFront
 PREFIX = {"redis": "MSIGHT_REDIS_MESSAGE_BROKER_", "nats": "MSIGHT_NATS_", "kafka": "MSIGHT_KAFKA_"}
 LIVE = ["redis", "nats"]
 EVERY = [*LIVE, "kafka"]
-CLIENTS = ["redis-client", "nats-client"]
-"""The same with MSIGHT_TRANSPORT=client, as in tests.conftest."""
 
 USER = "alice"
 PASSWORD = canary("door")
@@ -37,15 +35,12 @@ CREDENTIALS = {
     "nats": {"USERNAME": USER, "PASSWORD": PASSWORD},
     "kafka": {"SASL_MECHANISM": "PLAIN", "SASL_USERNAME": USER, "SASL_PASSWORD": PASSWORD},
 }
-CREDENTIALS |= {kind: CREDENTIALS[kind.removesuffix("-client")] for kind in CLIENTS}
 
 
 def variables(kind: str, port: int, **values: str) -> dict[str, str]:
     """The environment that leads to ``port``; ``values`` by the ends of their names."""
-    kind, _, transport = kind.partition("-")
-    chosen = {"MSIGHT_TRANSPORT": transport} if transport else {}
     given = {PREFIX[kind] + name: value for name, value in values.items()}
-    return dict(brokers.KINDS[kind].env(port)) | chosen | given
+    return dict(brokers.KINDS[kind].env(port)) | given
 
 
 @dataclass

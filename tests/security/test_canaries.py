@@ -79,11 +79,7 @@ async def fail_to_connect(settings, watch):
 async def test_a_peer_that_is_none_brings_nothing_to_light(peer, watch):
     asyncio.get_running_loop().set_debug(True)  # it says where tasks and handles come from
     async with fake(peer) as there:
-        each = [
-            settings_of(environment(way, there.port), MSIGHT_CONNECT_TIMEOUT="0.5", MSIGHT_TRANSPORT=transport)
-            for way in WAYS
-            for transport in ("fast", "client")
-        ]
+        each = [settings_of(environment(way, there.port), MSIGHT_CONNECT_TIMEOUT="0.5") for way in WAYS]
         kinds = await asyncio.gather(*(fail_to_connect(settings, watch) for settings in each))
     assert set(kinds) == {ConnectionLostError}
 
@@ -109,24 +105,21 @@ async def test_a_peer_that_hangs_up_in_the_middle_brings_nothing_to_light(kind, 
     assert peer.told(verb)
 
 
-@pytest.mark.parametrize("kind", ["redis", "redis-client"])
-async def test_a_redis_that_quotes_its_password_is_not_quoted(watch, kind):
+async def test_a_redis_that_quotes_its_password_is_not_quoted(watch):
     # Redis says so itself: "ERR unknown command 'AUTH', with args beginning with: '<password>'".
     with await asyncio.to_thread(start, "redis", config=['rename-command AUTH ""']) as broker:
-        settings = settings_of(variables(kind, broker.port, PASSWORD=PASSWORD))
+        settings = settings_of(variables("redis", broker.port, PASSWORD=PASSWORD))
         await refused(ConnectionLostError, settings, watch, "withheld")
 
 
 @pytest.mark.parametrize("quoted", ["-ERR 'Authorization Violation: {}'\r\n", "-ERR '{}'\r\n", "{}\r\n"])
-@pytest.mark.parametrize("transport", ["fast", "client"])
-async def test_a_nats_server_that_quotes_what_it_was_told_is_not_quoted(quoted, transport, watch):
+async def test_a_nats_server_that_quotes_what_it_was_told_is_not_quoted(quoted, watch):
     def quote(command):
         return quoted.format(command.words[0].decode()).encode() if command.verb == "CONNECT" else None
 
     async with fake(Peer("nats", quote)) as there:
         for way in ("user", "token", "url", "jwt"):
-            settings = settings_of(environment(way, there.port), MSIGHT_TRANSPORT=transport)
-            kind = await fail_to_connect(settings, watch)
+            kind = await fail_to_connect(settings_of(environment(way, there.port)), watch)
             assert kind in (ConnectionLostError, AuthenticationError)
 
 

@@ -23,11 +23,6 @@ OPERATOR, USER = make_operator(), make_key()
 LIMITED = '{publish: {allow: ["ok.>"]}, subscribe: {allow: ["ok.>"]}}'
 
 
-@pytest.fixture(params=["nats", "nats-client"])
-def kind(request):
-    return request.param
-
-
 @pytest.fixture(scope="module")
 def users():
     lines = [
@@ -74,31 +69,31 @@ def creds(folder, jwt, seed, newline="\n"):
     ],
     ids=["user", "odd", "url", "url-odd", "nkey", "nkey-line"],
 )
-async def test_a_user_or_key_that_is_known_passes(kind, users, given):
+async def test_a_user_or_key_that_is_known_passes(users, given):
     if "SERVERS" in given:
         given = {"SERVERS": f"{given['SERVERS']}:{users.port}"}
-    await talk(settings_of(variables(kind, users.port, **given)))
+    await talk(settings_of(variables("nats", users.port, **given)))
 
 
-async def test_a_token_passes_in_a_variable_and_in_a_url(kind, token):
-    await talk(settings_of(variables(kind, token.port, TOKEN=TOKEN)))
-    await talk(settings_of(variables(kind, token.port, SERVERS=f"nats://{TOKEN}@127.0.0.1:{token.port}")))
+async def test_a_token_passes_in_a_variable_and_in_a_url(token):
+    await talk(settings_of(variables("nats", token.port, TOKEN=TOKEN)))
+    await talk(settings_of(variables("nats", token.port, SERVERS=f"nats://{TOKEN}@127.0.0.1:{token.port}")))
 
 
-async def test_a_jwt_passes_with_its_seed_and_in_a_file(kind, operator, tmp_path):
+async def test_a_jwt_passes_with_its_seed_and_in_a_file(operator, tmp_path):
     jwt = OPERATOR.user_jwt(USER)
-    await talk(settings_of(variables(kind, operator.port, USER_JWT=jwt, NKEY_SEED=USER.seed)))
+    await talk(settings_of(variables("nats", operator.port, USER_JWT=jwt, NKEY_SEED=USER.seed)))
     for newline in ("\n", "\r\n"):
-        await talk(settings_of(variables(kind, operator.port, **creds(tmp_path, jwt, USER.seed, newline))))
+        await talk(settings_of(variables("nats", operator.port, **creds(tmp_path, jwt, USER.seed, newline))))
 
 
-async def test_a_seed_never_travels(kind, users, operator):
+async def test_a_seed_never_travels(users, operator):
     async with proxy(users.port) as way:
-        await talk(settings_of(variables(kind, way.port, NKEY_SEED=KEY.seed)))
+        await talk(settings_of(variables("nats", way.port, NKEY_SEED=KEY.seed)))
         assert KEY.seed[:20].encode() not in way.bytes
     async with proxy(operator.port) as way:
         jwt = OPERATOR.user_jwt(USER)
-        await talk(settings_of(variables(kind, way.port, USER_JWT=jwt, NKEY_SEED=USER.seed)))
+        await talk(settings_of(variables("nats", way.port, USER_JWT=jwt, NKEY_SEED=USER.seed)))
         assert USER.seed[:20].encode() not in way.bytes
 
 
@@ -113,21 +108,21 @@ async def test_a_seed_never_travels(kind, users, operator):
     ],
     ids=["none", "user", "url", "token", "nkey"],
 )
-async def test_whoever_is_not_known_is_refused_once(kind, users, watch, given):
+async def test_whoever_is_not_known_is_refused_once(users, watch, given):
     async with proxy(users.port) as way:
         if "SERVERS" in given:
             given = {"SERVERS": f"{given['SERVERS']}:{way.port}"}
-        await refused(AuthenticationError, settings_of(variables(kind, way.port, **given)), watch, "(?i)authoriz")
+        await refused(AuthenticationError, settings_of(variables("nats", way.port, **given)), watch, "(?i)authoriz")
         assert way.connections == 1
 
 
 @pytest.mark.parametrize("how", ["expired", "stranger", "seed"])
-async def test_a_jwt_that_is_not_valid_is_refused_once(kind, operator, watch, how):
+async def test_a_jwt_that_is_not_valid_is_refused_once(operator, watch, how):
     signer = make_operator() if how == "stranger" else OPERATOR
     jwt = signer.user_jwt(USER, expires=int(time.time()) - 60 if how == "expired" else None)
     seed = OTHER_KEY.seed if how == "seed" else USER.seed
     async with proxy(operator.port) as way:
-        settings = settings_of(variables(kind, way.port, USER_JWT=jwt, NKEY_SEED=seed))
+        settings = settings_of(variables("nats", way.port, USER_JWT=jwt, NKEY_SEED=seed))
         await refused(AuthenticationError, settings, watch, "(?i)authoriz|authentication")
         assert way.connections == 1
 
@@ -135,27 +130,25 @@ async def test_a_jwt_that_is_not_valid_is_refused_once(kind, operator, watch, ho
 @pytest.mark.parametrize(
     "content", [b"", b"-----BEGIN NATS USER JWT-----\n", canary("no creds").encode(), b"\xff" * 99]
 )
-async def test_a_file_without_credentials_is_an_error_before_anything_is_connected(
-    kind, users, watch, tmp_path, content
-):
+async def test_a_file_without_credentials_is_an_error_before_anything_is_connected(users, watch, tmp_path, content):
     (tmp_path / "wrong.creds").write_bytes(content)
     async with proxy(users.port) as way:
-        settings = settings_of(variables(kind, way.port, USER_CREDENTIALS=str(tmp_path / "wrong.creds")))
+        settings = settings_of(variables("nats", way.port, USER_CREDENTIALS=str(tmp_path / "wrong.creds")))
         await refused(ConfigError, settings, watch, "MSIGHT_NATS_USER_CREDENTIALS")
         assert way.connections == 0
 
 
 @pytest.mark.parametrize("seed", [canary("no seed"), KEY.seed[:-1], KEY.seed[:-1] + "ö", KEY.public])
-async def test_a_text_that_is_no_seed_is_an_error_before_anything_is_connected(kind, users, watch, seed):
+async def test_a_text_that_is_no_seed_is_an_error_before_anything_is_connected(users, watch, seed):
     async with proxy(users.port) as way:
-        settings = settings_of(variables(kind, way.port, NKEY_SEED=seed))
+        settings = settings_of(variables("nats", way.port, NKEY_SEED=seed))
         await refused(ConfigError, settings, watch, "MSIGHT_NATS_NKEY_SEED")
         assert way.connections == 0
 
 
-async def test_what_a_user_may_not_publish_is_raised_by_the_next_publish(kind, users, watch):
+async def test_what_a_user_may_not_publish_is_raised_by_the_next_publish(users, watch):
     events = []
-    settings = settings_of(variables(kind, users.port, USERNAME="limited", PASSWORD=PASSWORD))
+    settings = settings_of(variables("nats", users.port, USERNAME="limited", PASSWORD=PASSWORD))
     async with msight_bus.connect(settings, on_event=events.append) as bus:
         with pytest.raises(AuthenticationError, match="(?i)permissions violation") as caught:
             async with bus.publisher("not.ok") as publisher:
@@ -171,8 +164,8 @@ async def test_what_a_user_may_not_publish_is_raised_by_the_next_publish(kind, u
 
 
 @pytest.mark.parametrize("group", [None, "g"])
-async def test_what_a_user_may_not_subscribe_to_is_raised_on_entering(kind, users, watch, group):
-    settings = settings_of(variables(kind, users.port, USERNAME="limited", PASSWORD=PASSWORD))
+async def test_what_a_user_may_not_subscribe_to_is_raised_on_entering(users, watch, group):
+    settings = settings_of(variables("nats", users.port, USERNAME="limited", PASSWORD=PASSWORD))
     async with msight_bus.connect(settings) as bus:
         with pytest.raises(AuthenticationError, match="(?i)permissions violation") as caught:
             async with bus.subscribe("not.ok", group_id=group):

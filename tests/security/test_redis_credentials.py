@@ -15,11 +15,6 @@ from tests.security.talking import refused, settings_of, talk
 LIMITED = canary("limited")
 
 
-@pytest.fixture(params=["redis", "redis-client"])
-def kind(request):
-    return request.param
-
-
 @pytest.fixture(scope="module")
 def broker():
     lines = [
@@ -33,8 +28,8 @@ def broker():
 
 
 @pytest.mark.parametrize("user", [{}, {"USERNAME": "default"}, {"USERNAME": "alice"}])
-async def test_the_right_password_passes(kind, broker, user):
-    await talk(settings_of(variables(kind, broker.port, PASSWORD=PASSWORD, **user)))
+async def test_the_right_password_passes(broker, user):
+    await talk(settings_of(variables("redis", broker.port, PASSWORD=PASSWORD, **user)))
 
 
 @pytest.mark.parametrize(
@@ -47,16 +42,16 @@ async def test_the_right_password_passes(kind, broker, user):
         {"USERNAME": "off", "PASSWORD": PASSWORD},
     ],
 )
-async def test_a_wrong_or_missing_password_is_refused_once(kind, broker, watch, given):
+async def test_a_wrong_or_missing_password_is_refused_once(broker, watch, given):
     async with proxy(broker.port) as way:
-        settings = settings_of(variables(kind, way.port, **given))
+        settings = settings_of(variables("redis", way.port, **given))
         await refused(AuthenticationError, settings, watch, "WRONGPASS|NOAUTH|(?i:password|required)")
         assert way.connections == 1
 
 
-async def test_what_a_user_may_not_publish_is_raised_by_the_next_publish(kind, broker, watch):
+async def test_what_a_user_may_not_publish_is_raised_by_the_next_publish(broker, watch):
     events = []
-    settings = settings_of(variables(kind, broker.port, USERNAME="limited", PASSWORD=LIMITED))
+    settings = settings_of(variables("redis", broker.port, USERNAME="limited", PASSWORD=LIMITED))
     async with msight_bus.connect(settings, on_event=events.append) as bus:
         with pytest.raises(AuthenticationError, match="(?i)no ?perm") as caught:
             async with bus.publisher("not.ok") as publisher:
@@ -71,8 +66,8 @@ async def test_what_a_user_may_not_publish_is_raised_by_the_next_publish(kind, b
             await bus.publish("not.ok", b"x")
 
 
-async def test_what_a_user_may_not_subscribe_to_is_raised_on_entering(kind, broker, watch):
-    settings = settings_of(variables(kind, broker.port, USERNAME="limited", PASSWORD=LIMITED))
+async def test_what_a_user_may_not_subscribe_to_is_raised_on_entering(broker, watch):
+    settings = settings_of(variables("redis", broker.port, USERNAME="limited", PASSWORD=LIMITED))
     async with msight_bus.connect(settings) as bus:
         with pytest.raises(AuthenticationError, match="(?i)no ?perm") as caught:
             async with bus.subscribe("not.ok"):
@@ -83,7 +78,7 @@ async def test_what_a_user_may_not_subscribe_to_is_raised_on_entering(kind, brok
             assert (await anext(messages)).payload == b"still here"
 
 
-async def test_a_user_who_may_not_ask_for_the_configuration_still_publishes(kind, watch):
+async def test_a_user_who_may_not_ask_for_the_configuration_still_publishes(watch):
     few = f"user few on >{LIMITED} resetchannels &* -@all +publish +subscribe +unsubscribe +ping"
     with start("redis", config=[f"requirepass {PASSWORD}", few]) as broker:
-        await talk(settings_of(variables(kind, broker.port, USERNAME="few", PASSWORD=LIMITED)))
+        await talk(settings_of(variables("redis", broker.port, USERNAME="few", PASSWORD=LIMITED)))

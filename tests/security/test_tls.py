@@ -11,14 +11,14 @@ from tests.security.canaries import found_in
 from tests.security.identities import make_key, make_operator
 from tests.security.listeners import fake, proxy
 from tests.security.peers import INFO, Peer
-from tests.security.servers import CLIENTS, CREDENTIALS, EVERY, nats_tls_lines, start, variables
+from tests.security.servers import CREDENTIALS, EVERY, nats_tls_lines, start, variables
 from tests.security.talking import refused, settings_of, talk
 
 # The types of TLS records (RFC 8446, 5.1).
 CHANGE_CIPHER_SPEC, HANDSHAKE = 20, 22
 
 
-@pytest.fixture(params=[*EVERY, *CLIENTS])
+@pytest.fixture(params=EVERY)
 def kind(request):
     return request.param
 
@@ -97,20 +97,19 @@ async def test_without_the_clients_certificate_or_with_a_foreign_one_it_is_refus
 async def test_a_server_without_tls_where_it_was_asked_for_is_told_nothing(kind, secured, made, watch):
     async with secured(kind).at("plain") as way:
         settings = settings_of(environment(kind, way.port, made), MSIGHT_CONNECT_TIMEOUT="1")
-        await refused(ConnectionLostError, settings, watch, "left before any credential" if "nats" in kind else "")
+        await refused(ConnectionLostError, settings, watch, "left before any credential" if kind == "nats" else "")
         assert way.connections == 1
         assert not found_in(way.bytes.decode("latin-1"))
         assert_nothing_was_told(way.bytes)
 
 
-@pytest.mark.parametrize("kind", ["nats", "nats-client"])
 @pytest.mark.parametrize("way", ["nkey", "jwt"])
-async def test_without_tls_a_nats_server_gets_no_signature_for_its_nonce(made, watch, way, kind):
+async def test_without_tls_a_nats_server_gets_no_signature_for_its_nonce(made, watch, way):
     key = make_key()
     given = {"NKEY_SEED": key.seed} | ({"USER_JWT": make_operator().user_jwt(key)} if way == "jwt" else {})
     peer = Peer("nats", greeting=b"INFO %b\r\n" % json.dumps(INFO | {"nonce": "abc", "auth_required": True}).encode())
     async with fake(peer) as there:
-        environ = variables(kind, there.port, USE_TLS="true", TLS_CA_CERT_FILE=made.ca, **given)
+        environ = variables("nats", there.port, USE_TLS="true", TLS_CA_CERT_FILE=made.ca, **given)
         await refused(ConnectionLostError, settings_of(environ), watch, "left before any credential")
         assert not there.bytes
 
@@ -118,24 +117,19 @@ async def test_without_tls_a_nats_server_gets_no_signature_for_its_nonce(made, w
 async def test_a_server_with_tls_where_none_was_asked_for_is_one_typed_error(kind, secured, watch):
     async with secured(kind).at("server") as way:
         # nats-py encrypts where the server wants it, and then knows no authority for its certificate.
-        why = AuthenticationError if "nats" in kind else ConnectionLostError
-        within = "3" if kind == "nats-client" else "1"  # it needs a second to close after a failed handshake
-        settings = settings_of(variables(kind, way.port, **CREDENTIALS[kind]), MSIGHT_CONNECT_TIMEOUT=within)
+        why = AuthenticationError if kind == "nats" else ConnectionLostError
+        settings = settings_of(variables(kind, way.port, **CREDENTIALS[kind]), MSIGHT_CONNECT_TIMEOUT="1")
         await refused(why, settings, watch)
         assert way.connections == 1
 
 
-async def test_nats_is_encrypted_where_the_server_leaves_it_to_the_client(made, watch):
+async def test_nats_is_encrypted_where_the_server_leaves_it_to_the_client(made):
     lines = ["allow_non_tls: true", *nats_tls_lines(made, "server")]
     with start("nats", config=lines) as broker:
         async with proxy(broker.port) as way:
             tls = {"USE_TLS": "true", "TLS_CA_CERT_FILE": made.ca}
             await talk(settings_of(variables("nats", way.port, **tls)))
             assert b"hello" not in way.bytes
-        async with proxy(broker.port) as way:  # nats-py cannot ask for it
-            settings = settings_of(variables("nats-client", way.port, **tls))
-            await refused(ConnectionLostError, settings, watch, "left before any credential")
-            assert not way.bytes
 
 
 def test_redis_has_tls_of_its_own(secured):

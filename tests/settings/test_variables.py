@@ -21,7 +21,6 @@ OF_MSIGHT = {
 }
 NEW = {
     "MSIGHT_STRICT",
-    "MSIGHT_TRANSPORT",
     "MSIGHT_WIRE",
     *("MSIGHT_" + name for name in ("CONNECT_TIMEOUT", "PUBLISH_TIMEOUT", "BLOCK_TIMEOUT", "DRAIN_TIMEOUT")),
     *(

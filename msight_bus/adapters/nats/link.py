@@ -28,12 +28,12 @@ from msight_bus.wire.nats import NatsParser, ProtocolError, parse_headers
 logger = logging.getLogger("msight_bus")
 
 _NO_HEAD = ((-1, -1), b"")
-PING_EVERY = 8192
+_PING_EVERY = 8192
 """Messages between two round trips of a stream that nobody flushes: bounds what is remembered as unconfirmed."""
 
 _FIXED_BYTES = len(b"NATS/1.0\r\nmsight: ") + 48 + len(b"\r\n\r\n")
 _EMPTY_KEY = '""'
-PERMISSION = re.compile(r"permissions violation for (publish|subscription) to \"([^\"]+)\"", re.IGNORECASE)
+_PERMISSION = re.compile(r"permissions violation for (publish|subscription) to \"([^\"]+)\"", re.IGNORECASE)
 
 _pack = struct.Struct(">QQ").pack
 """Sequence and publish time in nanoseconds: as bytes."""
@@ -62,7 +62,7 @@ class NatsLink(ReceivingLink[bytes]):
         ] = {}  # by topic: the last sizes, and the command up to them
         self._refused: dict[bytes, BusError] = {}
         self._last_sid = 0
-        self._next_ping = PING_EVERY
+        self._next_ping = _PING_EVERY
 
     def publish(self, topic: str, payload: bytes, key: str | None, headers: Mapping[str, str] | None) -> None:
         """Write one HPUB.
@@ -71,7 +71,7 @@ class NatsLink(ReceivingLink[bytes]):
             MessageTooLargeError: with its headers it is over the server's max_payload, which would cut the connection.
         """
         more = b"" if key is None and not headers else _more_headers(headers)
-        suffix = b"" if key is None else b" " + pack_key(key).encode()
+        suffix = b"" if key is None else b" " + _pack_key(key).encode()
         header_size = _FIXED_BYTES + len(suffix) + len(more)
         size = header_size + len(payload)
         if size > self._max_payload:
@@ -110,7 +110,7 @@ class NatsLink(ReceivingLink[bytes]):
             answer.set_exception(ConnectionLostError("The connection was lost."))
             answer.exception()
             return answer
-        self._next_ping = self.in_flight.written + PING_EVERY
+        self._next_ping = self.in_flight.written + _PING_EVERY
         self.in_flight.asked(answer)
         self.write(b"PING\r\n")
         return answer
@@ -161,11 +161,11 @@ class NatsLink(ReceivingLink[bytes]):
     def _other(self, topic: str, metadata: bytes, payload: bytes, received_at: float) -> Message:
         if not metadata:
             return Message(topic, payload, received_at=received_at)
-        return from_headers(topic, parse_headers(metadata), payload, received_at)
+        return _from_headers(topic, parse_headers(metadata), payload, received_at)
 
     def _refuse(self, text: str) -> None:
         error: BusError = AuthenticationError(f"NATS refused: {text}")
-        permission = PERMISSION.search(text)
+        permission = _PERMISSION.search(text)
         if permission is not None and permission[1].lower() == "publish":
             self._owner.refuse(permission[2], error)
         elif permission is not None:
@@ -179,13 +179,13 @@ class NatsLink(ReceivingLink[bytes]):
             self.fail(ConnectionLostError(f"NATS reports: {text}"))
 
 
-def pack_key(key: str) -> str:
+def _pack_key(key: str) -> str:
     """A key as it travels behind the metadata; other clients strip spaces, so an empty one has a form of its own."""
     return quote(key, safe="") or _EMPTY_KEY
 
 
-def unpack_key(text: str) -> str:
-    """The key that `pack_key` packed."""
+def _unpack_key(text: str) -> str:
+    """The key that `_pack_key` packed."""
     return "" if text == _EMPTY_KEY else unquote(text)
 
 
@@ -193,11 +193,11 @@ def _more_headers(headers: Mapping[str, str] | None) -> bytes:
     return b"".join([b"%b: %b\r\n" % (name.encode(), value.encode()) for name, value in (headers or {}).items()])
 
 
-def from_headers(topic: str, headers: dict[str, str], payload: bytes, received_at: float) -> Message:
+def _from_headers(topic: str, headers: dict[str, str], payload: bytes, received_at: float) -> Message:
     """A message with ``headers``, of which one may be ours."""
     value, has_key, key = headers.pop(envelope.HEADER, "").partition(" ")
     meta = envelope.parse_header(value)
     session, sequence, published_at = meta if meta is not None else (None, None, None)
     return Message(
-        topic, payload, headers, unpack_key(key) if has_key else None, session, sequence, published_at, received_at
+        topic, payload, headers, _unpack_key(key) if has_key else None, session, sequence, published_at, received_at
     )

@@ -185,10 +185,10 @@ class SubscribeLink(ReceivingLink[str | None]):
             self._answer(ConnectionLostError("The connection was lost before Redis answered."))
 
     def _other(self, topic: str, metadata: bytes, payload: bytes, received_at: float) -> Message:
-        return with_extension(topic, metadata, payload, received_at)
+        return _with_extension(topic, metadata, payload, received_at)
 
 
-def with_extension(topic: str, metadata: bytes, payload: bytes, received_at: float) -> Message:
+def _with_extension(topic: str, metadata: bytes, payload: bytes, received_at: float) -> Message:
     """A message with a key or headers of its own, or none of ours."""
     if not metadata:
         return Message(topic, payload, received_at=received_at)

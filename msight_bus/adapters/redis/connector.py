@@ -1,4 +1,4 @@
-"""What connections to Redis have in common, however they are used: where to connect, as whom, what a refusal means."""
+"""Open connections to Redis with redis-py and take them over: addresses, credentials, TLS, and what a failure means."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import asyncio
 import re
 import ssl
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError as RedisAuthenticationError
-from redis.exceptions import AuthorizationError, NoPermissionError
+from redis.exceptions import AuthorizationError, NoPermissionError, ResponseError
 
 from msight_bus.adapters.base import Stamp
+from msight_bus.adapters.live import Connection as Owner
+from msight_bus.adapters.live import LiveLink
+from msight_bus.adapters.redis.link import PublishLink, SubscribeLink
+from msight_bus.adapters.redis.takeover import BoundedParser, take_over
 from msight_bus.adapters.turns import in_turn
 from msight_bus.capabilities import Capabilities
 from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError
@@ -28,11 +32,9 @@ DEFAULT_OUTPUT_LIMIT = 32 * 1024 * 1024
 FRAME_BYTES = 1024
 """Room for the protocol around a message in the subscriber's output buffer."""
 
-REFUSALS = (RedisAuthenticationError, AuthorizationError, NoPermissionError)
+_REFUSAL_TYPES = (RedisAuthenticationError, AuthorizationError, NoPermissionError)
 _REFUSALS = ("WRONGPASS", "NOAUTH", "NOPERM")
 _PUBSUB_LIMIT = re.compile(rb"\bpubsub (\d{1,18})\b")
-
-T = TypeVar("T")
 
 
 class EncryptedConnection(SSLConnection):
@@ -43,7 +45,7 @@ class EncryptedConnection(SSLConnection):
         self.ssl_context.context = context
 
 
-class RedisDialect:
+class RedisConnector:
     """Connections to one Redis, or to the nodes of a cluster, where any node passes a message on to all."""
 
     shares_connection = False
@@ -74,6 +76,62 @@ class RedisDialect:
             max_message_bytes=self._max_bytes,
         )
 
+    async def connect_publisher(self, owner: Owner) -> LiveLink:
+        """Open a connection that publishes, and learn what it may send."""
+        client = await self._first(self._open_and_ask)
+        return self._take_over(
+            client,
+            owner,
+            lambda transport, on_lost: PublishLink(
+                transport, owner, on_lost, self._stamp, raw=self._redis.wire == "raw", max_bytes=self._max_bytes
+            ),
+        )
+
+    async def connect_subscriber(self, owner: Owner) -> LiveLink:
+        """Open a connection that subscribes."""
+        return self._take_over(await self._first(self._open), owner, SubscribeLink)
+
+    def _take_over(
+        self, client: AbstractConnection, owner: Owner, make: Callable[..., PublishLink | SubscribeLink]
+    ) -> LiveLink:
+        transport, leftover, release = take_over(client)
+
+        def on_lost(link: LiveLink, reason: BusError) -> None:
+            release()
+            owner.lost(link, reason)
+
+        link = make(transport, on_lost)
+        link.take_over(leftover)
+        return link
+
+    async def _open(self, kind: type[AbstractConnection], options: dict[str, Any]) -> AbstractConnection:
+        connection = kind(**options, parser_class=BoundedParser)
+        try:
+            await connection.connect()
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        return connection
+
+    async def _open_and_ask(self, kind: type[AbstractConnection], options: dict[str, Any]) -> AbstractConnection:
+        connection = await self._open(kind, options)
+        try:
+            self._learn(await self._output_limit(connection))
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        return connection
+
+    async def _output_limit(self, connection: AbstractConnection) -> object:
+        try:
+            await connection.send_command("CONFIG", "GET", "client-output-buffer-limit")
+            reply = await connection.read_response(disable_decoding=True)
+        except ResponseError as error:
+            if str(error).startswith("NOAUTH"):
+                raise
+            return None  # not permitted to ask
+        return reply[1] if isinstance(reply, list) and len(reply) > 1 else None
+
     def _learn(self, output_limit: object) -> None:
         """Take the value of ``client-output-buffer-limit``: bytes that Redis buffers for a subscriber before it cuts it."""
         found = _PUBSUB_LIMIT.search(output_limit if isinstance(output_limit, bytes) else b"")
@@ -81,7 +139,9 @@ class RedisDialect:
         limit = limit or 512 * 1024 * 1024  # 0 is unlimited; proto-max-bulk-len is 512 MB by default
         self._max_bytes = min(limit - FRAME_BYTES, self._settings.limits.max_message_bytes)
 
-    async def _first(self, attempt: Callable[[type[AbstractConnection], dict[str, Any]], Awaitable[T]]) -> T:
+    async def _first(
+        self, attempt: Callable[[type[AbstractConnection], dict[str, Any]], Awaitable[AbstractConnection]]
+    ) -> AbstractConnection:
         """What ``attempt`` makes of the first node that it reaches."""
         error: BusError | None = None
         for (kind, options), within in in_turn(self._candidates(), self._settings.limits.connect_timeout):
@@ -119,7 +179,7 @@ class RedisDialect:
             hide_secrets(error, [self._redis.password.get_secret_value()])
         text = str(error).rstrip(".") or "no answer"
         causes = chain(error)  # redis-py buries the real one, on a Unix socket and behind TLS
-        if any(isinstance(cause, REFUSALS) or str(cause).startswith(_REFUSALS) for cause in causes):
+        if any(isinstance(cause, _REFUSAL_TYPES) or str(cause).startswith(_REFUSALS) for cause in causes):
             return AuthenticationError(
                 f"Redis at {where} refused the credentials ({text}); check MSIGHT_REDIS_MESSAGE_BROKER_USERNAME and _PASSWORD."
             )

@@ -1,12 +1,10 @@
-"""What connections to NATS have in common, however they are used: where to connect, as whom, what a refusal means."""
+"""Open connections to NATS with nats-py and take them over: addresses, credentials, TLS, and what a failure means."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 import re
-import ssl
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from math import ceil
 from pathlib import Path
@@ -15,11 +13,14 @@ from urllib.parse import unquote
 
 import nats.errors
 import nkeys  # type: ignore[import-untyped]
-from nats.aio.client import Client, RawCredentials
+from nats.aio.client import RawCredentials
 
 from msight_bus.adapters.base import Stamp
+from msight_bus.adapters.link import Link
 from msight_bus.adapters.live import Connection as Owner
 from msight_bus.adapters.live import LiveLink
+from msight_bus.adapters.nats.link import NatsLink
+from msight_bus.adapters.nats.takeover import ConnectingClient, NoTlsError
 from msight_bus.adapters.turns import in_turn
 from msight_bus.capabilities import Capabilities
 from msight_bus.errors import AuthenticationError, BusError, ConfigError, ConnectionLostError
@@ -33,11 +34,7 @@ _MAX_CREDENTIALS = 64 * 1024
 _CREDENTIALS = re.compile(r"-BEGIN NATS USER JWT-+\s+(\S+)\s+-.*-BEGIN USER NKEY SEED-+\s+(\S+)\s+-", re.DOTALL)
 
 
-class NoTlsError(nats.errors.Error):
-    """The server would have had the credentials in the clear."""
-
-
-class NatsDialect(ABC):
+class NatsConnector:
     """Connections to one server, or to any server of a cluster."""
 
     shares_connection = True
@@ -91,14 +88,41 @@ class NatsDialect(ABC):
         """Open a connection of the same kind, for a subscription that may be paused."""
         return await self.connect_publisher(owner)
 
-    @abstractmethod
     async def _connect(self, owner: Owner, server: NatsServer, credentials: dict[str, Any]) -> LiveLink:
         """Connect to ``server``; on any error nothing stays open."""
+        client = ConnectingClient()
+        try:
+            await self._open(client, server, credentials)
+            transport, leftover, release = await client.take_over()
 
-    async def _open(self, client: Client, server: NatsServer, context: ssl.SSLContext | None, **options: Any) -> None:
-        """Connect ``client``, and see that it is; ``context`` is for TLS."""
+            def on_lost(link: Link, reason: BusError) -> None:
+                release()
+                owner.lost(link, reason)
+
+            link = NatsLink(
+                transport,
+                owner,
+                on_lost,
+                self._stamp,
+                max_payload=self.capabilities.max_message_bytes,
+                on_max_payload=self._learn,
+            )
+            link.take_over(leftover)
+        except BaseException as failure:
+            client.abandon(failure)
+            raise
+        return link
+
+    async def _open(self, client: ConnectingClient, server: NatsServer, options: dict[str, Any]) -> None:
+        """Connect ``client``, and see that it is."""
+
+        async def give_up(error: Exception) -> None:
+            raise error  # the client would try again
+
+        context = self._nats.tls.context()
         if context is not None:
-            options |= {"tls": context, "tls_hostname": server.host}
+            client.requires_tls = True
+            options = {**options, "tls": context, "tls_hostname": server.host}
         await client.connect(
             servers=[str(server)],
             allow_reconnect=False,  # the supervisor does that, with a new client
@@ -106,6 +130,7 @@ class NatsDialect(ABC):
             reconnect_time_wait=0,
             connect_timeout=ceil(self._settings.limits.connect_timeout),
             name=self._settings.edge_device_name,
+            error_cb=give_up,
             **options,
         )
         if not client.is_connected:  # the server hung up where its PONG was due; the client does not mind

@@ -1,0 +1,72 @@
+"""Take over a connection that nats-py has opened. The only module that touches nats-py's private attributes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import nats.errors
+from nats.aio.client import Client
+
+
+class NoTlsError(nats.errors.Error):
+    """TLS is required but the server does not offer it."""
+
+
+class ConnectingClient(Client):
+    """A client that sends no credentials without TLS where TLS is required.
+
+    nats-py uses TLS only if the server's INFO requires it, whatever the user wants; INFO comes before CONNECT.
+
+    Attributes:
+        requires_tls: whether the connection must be encrypted.
+    """
+
+    requires_tls = False
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        if initial_connection and self.requires_tls and not info.get("tls_required"):
+            if not info.get("tls_available"):
+                raise NoTlsError("the server offers no TLS, and TLS was asked for")
+            info["tls_required"] = True
+        await super()._process_info(info, initial_connection)
+
+    async def take_over(self) -> tuple[Any, bytes, Callable[[], None]]:
+        """End the client's tasks and take the transport of the open connection.
+
+        Returns:
+            The transport, the bytes that nats-py has read and not parsed, and a function to call once the transport is closed.
+        """
+        await asyncio.wait(self._cancel_tasks())
+        transport: Any = self._transport
+        reader, writer = transport._io_reader, transport._io_writer
+        leftover = bytes(self._ps.buf) + bytes(reader._buffer)
+        reader._buffer.clear()
+
+        def release() -> None:
+            self._transport = None  # until then it keeps the writer alive, which would close the transport
+
+        return writer.transport, leftover, release
+
+    def abandon(self, failure: BaseException) -> None:
+        """Close what a failed connect has left open, and add the reason to ``failure`` where nats-py hides it.
+
+        nats-py reports only that the connection ended; with TLS 1.3 a server refuses a certificate after the handshake.
+        """
+        self._cancel_tasks()
+        if self._transport is None:
+            return
+        self._transport.close()
+        reader: asyncio.StreamReader | None = getattr(self._transport, "_io_reader", None)
+        reason = reader.exception() if reader is not None else None
+        if reason is not failure and failure.__cause__ is None:
+            failure.__cause__ = reason
+
+    def _cancel_tasks(self) -> list[asyncio.Task[Any]]:
+        tasks = [
+            task for task in (self._reading_task, self._ping_interval_task, self._flusher_task) if task is not None
+        ]
+        for task in tasks:
+            task.cancel()
+        return tasks

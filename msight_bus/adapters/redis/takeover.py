@@ -1,0 +1,54 @@
+"""Take over a connection that redis-py has opened. The only module that touches redis-py's private attributes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from redis.asyncio.connection import AbstractConnection, DefaultParser
+
+_LONGEST_REPLY = 1024 * 1024
+"""Bytes of one reply while connecting; the longest is that to CONFIG GET, some hundred bytes."""
+
+_LONG_ARRAY = re.compile(rb"(?:^|\n)[*%~>]\d{4}")
+
+
+class BoundedParser(DefaultParser):  # type: ignore[misc, valid-type]
+    """A hiredis parser that limits the size of a reply: every reply while connecting is short.
+
+    hiredis would buffer an endless reply and allocate a list of as many entries as an array announces.
+    """
+
+    _reply = b""
+
+    async def read_response(self, disable_decoding: bool = False, push_request: bool = False) -> Any:
+        self._reply = b""
+        return await super().read_response(disable_decoding, push_request)
+
+    async def read_from_socket(self) -> bool:
+        data: bytes = await self._stream.read(self._read_size)
+        self._reply += data
+        if not data:
+            raise ConnectionError("the server closed the connection")
+        if len(self._reply) > _LONGEST_REPLY or _LONG_ARRAY.search(self._reply):
+            raise ConnectionError("a reply without measure; this is no Redis server")
+        self._reader.feed(data)
+        return True
+
+
+def take_over(connection: AbstractConnection) -> tuple[Any, bytes, Callable[[], None]]:
+    """Take the transport of an open connection.
+
+    Returns:
+        The transport, the bytes that redis-py has read and not parsed, and a function to call once the transport is closed.
+    """
+    reader: Any = connection._reader
+    writer: Any = connection._writer
+    leftover = bytes(reader._buffer)
+    reader._buffer.clear()
+
+    def release() -> None:
+        connection._reader = connection._writer = None  # the transport is closed: the finaliser must not warn
+
+    return writer.transport, leftover, release
