@@ -32,6 +32,7 @@ async def connect(
 
     Raises:
         ConfigError: settings are wrong; nothing was connected.
+        BusError: the installed redis-py or nats-py lacks a private attribute that the bus uses; nothing was connected.
         ConnectionLostError: the broker cannot be reached within ``connect_timeout``.
         AuthenticationError: the broker refused the credentials or the certificate.
     """

@@ -20,7 +20,7 @@ from msight_bus.adapters.link import Link
 from msight_bus.adapters.live import Connection as Owner
 from msight_bus.adapters.live import LiveLink
 from msight_bus.adapters.nats.link import NatsLink
-from msight_bus.adapters.nats.takeover import ConnectingClient, NoTlsError
+from msight_bus.adapters.nats.takeover import ConnectingClient, NoTlsError, check_nats_py
 from msight_bus.adapters.turns import in_turn
 from msight_bus.capabilities import Capabilities
 from msight_bus.errors import AuthenticationError, BusError, ConfigError, ConnectionLostError
@@ -41,6 +41,7 @@ class NatsConnector:
     announces = True
 
     def __init__(self, settings: BusSettings, stamp: Stamp) -> None:
+        check_nats_py()
         self._settings = settings
         self._nats = settings.nats
         self._stamp = stamp

@@ -8,10 +8,29 @@ from typing import Any
 
 import nats.errors
 from nats.aio.client import Client
+from nats.aio.transport import TcpTransport
+from nats.protocol.parser import Parser
+
+from msight_bus.adapters.client_library import ClientLibrary
+
+NATS_PY = ClientLibrary("nats-py", oldest="2.15", newest="2.16.0")
 
 
 class NoTlsError(nats.errors.Error):
     """TLS is required but the server does not offer it."""
+
+
+def check_nats_py() -> None:
+    """Log a WARNING if the installed nats-py is not a tested version.
+
+    Raises:
+        BusError: it lacks a private attribute that this module uses.
+    """
+    NATS_PY.check(
+        (Client(), ("_process_info", "_reading_task", "_ping_interval_task", "_flusher_task", "_transport", "_ps")),
+        (Parser(), ("buf",)),
+        (TcpTransport(), ("_io_reader", "_io_writer")),
+    )
 
 
 class ConnectingClient(Client):

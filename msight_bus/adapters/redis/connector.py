@@ -18,7 +18,7 @@ from msight_bus.adapters.base import Stamp
 from msight_bus.adapters.live import Connection as Owner
 from msight_bus.adapters.live import LiveLink
 from msight_bus.adapters.redis.link import PublishLink, SubscribeLink
-from msight_bus.adapters.redis.takeover import BoundedParser, take_over
+from msight_bus.adapters.redis.takeover import BoundedParser, check_redis_py, take_over
 from msight_bus.adapters.turns import in_turn
 from msight_bus.capabilities import Capabilities
 from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError
@@ -51,6 +51,7 @@ class RedisConnector:
     shares_connection = False
 
     def __init__(self, settings: BusSettings, stamp: Stamp) -> None:
+        check_redis_py()
         self._settings = settings
         self._redis = settings.redis
         self._stamp = stamp

@@ -6,7 +6,11 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from redis.asyncio.connection import AbstractConnection, DefaultParser
+from redis.asyncio.connection import AbstractConnection, Connection, DefaultParser
+
+from msight_bus.adapters.client_library import ClientLibrary
+
+REDIS_PY = ClientLibrary("redis", oldest="8.0", newest="8.1.0")
 
 _LONGEST_REPLY = 1024 * 1024
 """Bytes of one reply while connecting; the longest is that to CONFIG GET, some hundred bytes."""
@@ -35,6 +39,18 @@ class BoundedParser(DefaultParser):  # type: ignore[misc, valid-type]
             raise ConnectionError("a reply without measure; this is no Redis server")
         self._reader.feed(data)
         return True
+
+
+def check_redis_py() -> None:
+    """Log a WARNING if the installed redis-py is not a tested version.
+
+    Raises:
+        BusError: it lacks a private attribute that this module uses.
+    """
+    REDIS_PY.check(
+        (Connection(), ("_reader", "_writer")),
+        (DefaultParser(socket_read_size=1), ("_stream", "_reader", "_read_size", "read_from_socket")),
+    )
 
 
 def take_over(connection: AbstractConnection) -> tuple[Any, bytes, Callable[[], None]]:

@@ -1,0 +1,61 @@
+"""Check a client library whose connections are taken over: its version, and the private attributes that the bus uses."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import re
+from dataclasses import dataclass
+
+from msight_bus.errors import BusError
+
+logger = logging.getLogger("msight_bus")
+
+_reported: set[tuple[str, str]] = set()
+
+
+@dataclass(frozen=True)
+class ClientLibrary:
+    """A client library and the range of versions that the bus is tested with.
+
+    Attributes:
+        name: the name of its distribution.
+        oldest: the first version of the range.
+        newest: the last version of the range.
+    """
+
+    name: str
+    oldest: str
+    newest: str
+
+    def check(self, *required: tuple[object, tuple[str, ...]]) -> None:
+        """Log a WARNING, once a process, if the installed version is outside the range.
+
+        Args:
+            required: objects of the library, each with the attributes that it must have.
+
+        Raises:
+            BusError: an attribute is missing.
+        """
+        try:
+            version = importlib.metadata.version(self.name)
+        except importlib.metadata.PackageNotFoundError:
+            version = "(unknown version)"
+        missing = [_describe(owner, name) for owner, names in required for name in names if not hasattr(owner, name)]
+        if missing:
+            raise BusError(
+                f"{self.name} {version} does not work with this version of msight-bus: it has no {', '.join(missing)}. "
+                f"Tested versions: {self.oldest} to {self.newest}; install one of them."
+            )
+        tested = _numbers(self.oldest) <= _numbers(version) <= _numbers(self.newest)
+        if not tested and (self.name, version) not in _reported:
+            _reported.add((self.name, version))
+            logger.warning("%s %s is not a tested version: %s to %s.", self.name, version, self.oldest, self.newest)
+
+
+def _describe(owner: object, name: str) -> str:
+    return f"{(owner if isinstance(owner, type) else type(owner)).__name__}.{name}"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version))
