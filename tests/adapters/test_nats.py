@@ -20,10 +20,12 @@ async def test_other_makes_read_our_headers_and_payload(nats, topic):
     await client.flush()
     async with nats.connect() as bus:
         await bus.publish(topic, b"exactly this", headers={"traceparent": "00-ab-cd-01"}, key="lane 3")
+        await bus.publish(topic, b"", key="")
     message = await subscription.next_msg(timeout=5)
     assert message.data == b"exactly this"
     assert message.headers["traceparent"] == "00-ab-cd-01"
     assert parse_header(message.headers["msight"].split(" ")[0])[1] == 1
+    assert (await subscription.next_msg(timeout=5)).headers["msight"].endswith(' ""')
     await client.close()
 
 
