@@ -8,7 +8,7 @@ BACKEND ?= redis
 FRAMES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults soak check audit floor bench bench-full format clean
+.PHONY: help setup demo test faults soak check audit floor newest force bench bench-full format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -46,19 +46,23 @@ check: setup  ## style, types, import directions
 audit: $(VENV)/tools/installed  ## known vulnerabilities of the pinned versions
 	$(VENV)/tools/bin/python .ci/audit.py
 
-floor: $(VENV)/floor/installed  ## the contract and the adapters with the oldest versions that pyproject.toml permits
+floor: $(VENV)/lowest-direct/installed  ## contract, adapters and command line with the oldest versions that pyproject.toml permits
+newest: $(VENV)/highest/installed  ## the same with the newest releases that pyproject.toml permits
+floor newest:
 	@# What these versions deprecate among themselves is not ours.
-	$(VENV)/floor/bin/python -m pytest -W default::DeprecationWarning tests/contract tests/adapters tests/cli
+	$(<D)/bin/python -m pytest -W default::DeprecationWarning tests/contract tests/adapters tests/cli
 
 $(VENV)/tools/installed:
 	$(PYTHON) -m venv $(VENV)/tools
 	$(VENV)/tools/bin/pip install --disable-pip-version-check pip-audit==2.10.1 uv==0.13.9
 	@touch $@
 
-$(VENV)/floor/installed: pyproject.toml $(VENV)/tools/installed
-	$(PYTHON) -m venv --clear $(VENV)/floor
-	$(VENV)/tools/bin/uv pip install --python $(VENV)/floor/bin/python --resolution lowest-direct -e '.[dev]'
+$(VENV)/lowest-direct/installed $(VENV)/highest/installed: $(VENV)/%/installed: pyproject.toml $(VENV)/tools/installed
+	$(PYTHON) -m venv --clear $(@D)
+	$(VENV)/tools/bin/uv pip install --python $(@D)/bin/python --resolution $* -e '.[dev]'
 	@touch $@
+
+$(VENV)/highest/installed: force  # there may be newer releases by now
 
 bench: setup $(PEERS)/installed  ## how fast it is beside the raw protocols and the peers: three minutes
 	$(BIN)/python -m benchmarks quick
