@@ -1,14 +1,15 @@
 """aiokafka's clients: their options, their errors as ours, and ending them in any state of the broker.
 
-With `admin.py` and `decompressing.py` the only module that touches the library's private attributes. ``stop()`` of a client waits
-for a broker that may never answer (aiokafka issues 1101 and 1039), so a client is ended by ending its tasks and its connections.
+With `admin.py`, `decompressing.py` and `idempotence.py` the only module that touches the library's private attributes. ``stop()``
+of a client waits for a broker that may never answer (aiokafka issues 1101 and 1039), so a client is ended by ending its tasks and
+its connections.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, islice
 from typing import Any, Protocol
 
@@ -277,11 +278,11 @@ async def _close_client(client: Any) -> None:
     await asyncio.wait((asyncio.ensure_future(client.close()),), timeout=2.0)
 
 
-async def end_producer(producer: AIOKafkaProducer) -> None:
-    """End a producer at once; what it had not sent is given up."""
+async def end_producer(producer: AIOKafkaProducer, requests: Iterable[asyncio.Task[Any]] = ()) -> None:
+    """End a producer and its ``requests`` at once; what it had not sent is given up."""
     producer._closed = True
     producer._message_accumulator._closed = True
-    await _end_tasks([producer._sender.sender_task])
+    await _end_tasks([producer._sender.sender_task, *requests])
     await _close_client(producer.client)
 
 

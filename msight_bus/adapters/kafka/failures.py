@@ -14,6 +14,17 @@ from msight_bus.errors import (
 )
 from msight_bus.settings.tls import find_refused_certificate
 
+
+class InvalidRecordError(kafka_errors.BrokerResponseError):
+    """INVALID_RECORD, which aiokafka does not know: a record without a key on a compacted topic, for instance."""
+
+    errno = 87
+    message = "INVALID_RECORD"
+    description = "The broker refused a record of the batch; a compacted topic takes none without a key."
+
+
+kafka_errors.kafka_errors[InvalidRecordError.errno] = InvalidRecordError
+
 REFUSED = (
     kafka_errors.AuthenticationFailedError,
     kafka_errors.AuthenticationMethodNotSupported,

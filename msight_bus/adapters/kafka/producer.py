@@ -17,15 +17,16 @@ from time import time_ns
 from typing import Any
 from zlib import crc32
 
-from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, ProducerClosed
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.errors import KafkaError
 from aiokafka.partitioner import murmur2
 
 from msight_bus.adapters.base import Stamp
 from msight_bus.adapters.ending import finish
-from msight_bus.adapters.kafka.client import close_batch, end_producer, record_appender, start_client
+from msight_bus.adapters.kafka.client import close_batch, record_appender
 from msight_bus.adapters.kafka.failures import explain
-from msight_bus.errors import BusError, ClosedError, ConnectionLostError, PublishTimeoutError
+from msight_bus.adapters.kafka.idempotence import IdempotentProducer
+from msight_bus.errors import BusError, ConnectionLostError, PublishTimeoutError
 from msight_bus.settings import BusSettings
 from msight_bus.wire.envelope import HEADER, pack_meta
 
@@ -69,7 +70,9 @@ class PartitionWriter:
         self._woken = False
         self._room = asyncio.Event()
         self._room.set()
+        self._where = TopicPartition(topic, partition)
         self._handed_over = 0
+        self._producer: IdempotentProducer | None = None  # which has them
         self._turn_bytes = 0
         self.unfinished: set[asyncio.Future[None]] = set()
         self.congested = False
@@ -137,13 +140,12 @@ class PartitionWriter:
                 while self._handed_over >= (_HANDED_OVER if self._full else 1):
                     self._moved.clear()
                     await self._moved.wait()  # meanwhile the batch fills
-                if self._full:
-                    batch = self._full.popleft()
+                try:
+                    producer = await self._next_producer()
+                except Exception as error:
+                    self._refuse(self._next_batch(), error)
                 else:
-                    assert self._filling is not None
-                    batch, self._filling = self._filling, None
-                self._give_room()
-                await self._send(batch)
+                    self._hand_over(self._next_batch(), producer)
 
     async def _let_fill(self) -> None:
         """Wait until a batch is full, or until its first record has lingered."""
@@ -154,34 +156,63 @@ class PartitionWriter:
                     self._moved.clear()
                     await self._moved.wait()
 
-    async def _send(self, batch: _Batch) -> None:
-        """Hand a batch to aiokafka, which takes one at a time, and settle it when the broker answers."""
-        close_batch(batch.builder, batch.count)
-        self._handed_over += 1
-        while True:
-            producer = await self._owner.ready()
-            try:
-                sent = await producer.send_batch(batch.builder, self.topic, partition=self.partition)
-                break
-            except ProducerClosed:
-                continue  # it was replaced meanwhile, and has not taken this batch
-            except KafkaError as error:
-                self._settle(batch, producer, error)
-                return
-        sent.add_done_callback(lambda future: self._settle(batch, producer, _outcome(future)))
+    async def _next_producer(self) -> IdempotentProducer:
+        """The producer for the next batch, once it knows the partition and no other has a batch of it.
 
-    def _settle(self, batch: _Batch, producer: AIOKafkaProducer, error: BaseException | None) -> None:
-        self._handed_over -= 1
-        self._moved.set()
-        if not batch.done.done():
-            if error is None:
+        Raises:
+            Exception: the next batch cannot be sent.
+        """
+        while True:
+            producer = await self._owner.ready(self._where)
+            if self._handed_over and producer is not self._producer:
+                self._moved.clear()
+                await self._moved.wait()
+                continue
+            try:
+                await producer.find(self._where)
+            except Exception:
+                if self._owner.is_current(producer, self._where):
+                    raise
+            if self._owner.is_current(producer, self._where):
+                return producer
+
+    def _next_batch(self) -> _Batch:
+        if self._full:
+            batch = self._full.popleft()
+        else:
+            assert self._filling is not None
+            batch, self._filling = self._filling, None
+        self._give_room()
+        return batch
+
+    def _hand_over(self, batch: _Batch, producer: IdempotentProducer) -> None:
+        close_batch(batch.builder, batch.count)
+        self._producer = producer
+        self._handed_over += 1
+
+        def settle(error: BaseException | None) -> None:
+            self._handed_over -= 1
+            self._moved.set()
+            if error is not None:
+                self._refuse(batch, error)
+            elif not batch.done.done():
                 batch.done.set_result(None)
-            else:
-                problem = explain(error)
+
+        def take_back() -> None:
+            self._handed_over -= 1
+            self._full.appendleft(batch)
+            self._moved.set()
+            self._woken = True
+            self._wake.set()
+
+        producer.hand_over(batch.builder, self._where, settle, take_back)
+
+    def _refuse(self, batch: _Batch, error: BaseException) -> None:
+        if not batch.done.done():
+            problem = explain(error)
+            if problem is not error:
                 problem.__cause__ = error
-                batch.done.set_exception(problem)
-        if error is not None:
-            self._owner.broken(producer, error)
+            batch.done.set_exception(problem)
 
     def give_up(self, error: BusError) -> None:
         """Tell everyone who waits that nothing more will come."""
@@ -191,22 +222,19 @@ class PartitionWriter:
                 done.set_exception(error)
 
 
-def _outcome(future: asyncio.Future[Any]) -> BaseException | None:
-    return ClosedError("The producer was closed.") if future.cancelled() else future.exception()
-
-
 class KafkaProducer:
-    """An idempotent producer, replaced when a batch fails for good.
+    """An idempotent producer, replaced when the outcome of a batch is unknown or aiokafka's sender ends.
 
-    A batch that the broker refuses leaves a hole in the producer's sequence numbers, after which the broker refuses
-    everything else from it (aiokafka never takes a new producer id), so a new producer takes over.
+    Until the next producer has started, the broken one goes on with the partitions that it still can publish on. A partition
+    moves to the next one when the broken one has no more batch of it, so order holds.
     """
 
     def __init__(self, settings: BusSettings, options: dict[str, Any], stamp: Stamp) -> None:
         self._stamp = stamp
         self._settings = settings
         self._options = options
-        self._producer: AIOKafkaProducer | None = None
+        self._producer: IdempotentProducer | None = None
+        self._former: dict[IdempotentProducer, asyncio.Task[None]] = {}
         self._ready = asyncio.Event()
         self._opening = asyncio.Lock()
         self._replacing: asyncio.Task[None] | None = None
@@ -220,7 +248,7 @@ class KafkaProducer:
             BusError: Kafka cannot be reached or refuses.
         """
         kafka = self._settings.kafka
-        producer = AIOKafkaProducer(
+        client = AIOKafkaProducer(
             **self._options,
             acks="all",
             enable_idempotence=True,
@@ -228,16 +256,20 @@ class KafkaProducer:
             compression_type=None if kafka.compression == "none" else kafka.compression,
             max_request_size=max(self._settings.limits.max_message_bytes, kafka.tuning.batch_bytes) + 1024 * 1024,
         )
+        producer = IdempotentProducer(client, self._broken)
         try:
-            await start_client(producer)
+            await producer.start()
         except KafkaError as error:
-            await finish(end_producer(producer))
+            await finish(producer.end())
             raise explain(error) from error
         except BaseException:
-            await finish(end_producer(producer))
+            await finish(producer.end())
             raise
-        self._producer = producer
-        self._builders = producer.create_batch
+        former, self._producer = self._producer, producer
+        if former is not None:
+            former.replaced()
+            self._former[former] = asyncio.create_task(self._retire(former), name="msight_bus former producer")
+        self._builders = producer.new_builder
         self._ready.set()
 
     @property
@@ -268,29 +300,37 @@ class KafkaProducer:
         assert self._builders is not None
         return self._builders()
 
-    async def ready(self) -> AIOKafkaProducer:
-        """The producer, once there is one that works."""
-        while self._producer is None:
+    async def ready(self, where: TopicPartition) -> IdempotentProducer:
+        """The producer for a partition, once there is one that can publish on it."""
+        while self._producer is None or not self._producer.takes(where):
             await self._ready.wait()
         return self._producer
 
-    def broken(self, producer: AIOKafkaProducer, error: BaseException) -> None:
-        """A batch failed for good: put a new producer in this one's place."""
-        if producer is self._producer:
-            logger.warning("Kafka refused a batch, starting a new producer: %s", error)
-            self._producer = None
-            self._ready.clear()
-            self._replacing = asyncio.create_task(self._replace(producer), name="msight_bus producer replacement")
+    def is_current(self, producer: IdempotentProducer, where: TopicPartition) -> bool:
+        """Whether a producer is still the one for a partition."""
+        return producer is self._producer and producer.takes(where)
 
-    async def _replace(self, producer: AIOKafkaProducer) -> None:
-        await finish(end_producer(producer))
-        while self._producer is None:
+    def _broken(self, producer: IdempotentProducer, error: BaseException) -> None:
+        if producer is self._producer:
+            logger.warning("Publishing to Kafka failed, starting another producer: %s", str(error) or repr(error))
+            self._ready.clear()
+            if self._replacing is None or self._replacing.done():
+                self._replacing = asyncio.create_task(self._replace(), name="msight_bus producer replacement")
+
+    async def _replace(self) -> None:
+        while not self._ready.is_set():
             try:
                 async with asyncio.timeout(self._settings.limits.connect_timeout):
                     await self.open()
-            except (BusError, TimeoutError) as error:
-                logger.warning("No new producer yet: %s", error)
+            except Exception as error:  # whatever it is, without a producer nothing is published
+                logger.warning("No new producer yet: %s", str(error) or repr(error))
                 await asyncio.sleep(self._settings.limits.reconnect_max)
+
+    async def _retire(self, producer: IdempotentProducer) -> None:
+        """End a producer when its last batch has an outcome."""
+        await producer.settled(self._settings.limits.publish_timeout)
+        await finish(producer.end())
+        self._former.pop(producer, None)
 
     def writer(self, topic: str, partition: int) -> PartitionWriter:
         """The queue of one partition."""
@@ -327,9 +367,15 @@ class KafkaProducer:
             writer.give_up(error)
         if self._writers:
             await asyncio.wait([writer.task for writer in self._writers.values()])
+        former, self._former = self._former, {}
+        for task in former.values():
+            task.cancel()
+        if former:
+            await asyncio.wait(former.values())
         producer, self._producer = self._producer, None
-        if producer is not None:
-            await end_producer(producer)
+        for one in (*former, producer):
+            if one is not None:
+                await one.end()
 
 
 def choose_partition(key: bytes | None, name: str, partitions: int) -> int:

@@ -1,0 +1,279 @@
+"""One batch that fails, or a client that ends, harms no publisher but its own."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.client import AIOKafkaClient
+from aiokafka.producer.message_accumulator import MessageAccumulator
+from aiokafka.protocol.produce import ProduceRequest
+
+from msight_bus import BusError, PublishTimeoutError
+from msight_bus.adapters.kafka.client import client_options
+from tests.contract.test_publish import take
+from tests.faults.proxy import HOST, FaultProxy
+from tests.faults.rig import own_broker
+from tests.faults.test_links import through
+
+PAD = bytes(20_000)  # so that a partition has several batches
+
+
+@asynccontextmanager
+async def administering(kafka):
+    client = AIOKafkaAdminClient(**client_options(kafka.settings()))
+    await client.start()
+    yield client
+    await client.close()
+
+
+async def make(kafka, topic, partitions=1, **config):
+    async with administering(kafka) as admin:
+        await admin.create_topics([NewTopic(topic, partitions, 1, topic_configs=config)])
+
+
+async def outcomes(*publishes):
+    """The error of each publish, or ``None``; anything but a ``BusError`` is a failure of the test."""
+    results = await asyncio.gather(*publishes, return_exceptions=True)
+    for result in results:
+        if result is not None and not isinstance(result, BusError):
+            raise result
+    return results
+
+
+async def received(kafka, topic):
+    """The numbers on a topic, in order, up to the one that is published now."""
+    async with kafka.connect() as bus, bus.subscribe(topic, start="earliest") as messages:
+        await bus.publish(topic, b"end", key="end")
+        numbers = []
+        while (payload := (await take(messages, 1))[0].payload) != b"end":
+            numbers.append(int(payload[:8]))
+        return numbers
+
+
+def publishing(bus, topic, numbers, pad=PAD, **how):
+    return [bus.publish(topic, b"%08d" % i + pad, **how) for i in numbers]
+
+
+class Traffic:
+    """Publishes on one topic, one message after the other."""
+
+    def __init__(self, bus, topic):
+        self._bus = bus
+        self._topic = topic
+        self._moved = asyncio.Event()
+        self._stop = asyncio.Event()
+        self.count = 0
+
+    async def __aenter__(self):
+        self._task = asyncio.create_task(self._publish())
+        await self.moves()
+        return self
+
+    async def __aexit__(self, *_):
+        self._stop.set()
+        await self._task
+
+    async def _publish(self):
+        while not self._stop.is_set():
+            await self._bus.publish(self._topic, b"%08d" % self.count)
+            self.count += 1
+            self._moved.set()
+
+    async def moves(self):
+        """Wait for several acknowledgements from now on."""
+        until = self.count + 5
+        while self.count < until and not self._task.done():
+            self._moved.clear()
+            waiting = asyncio.ensure_future(self._moved.wait())
+            await asyncio.wait((waiting, self._task), return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+        if self._task.done():
+            self._task.result()
+
+
+async def test_a_refused_batch_harms_no_other_topic(kafka, topic):
+    good, bad = f"{topic}.good", f"{topic}.bad"
+    await make(kafka, good)
+    await make(kafka, bad, **{"cleanup.policy": "compact"})
+    async with kafka.connect() as bus:
+        await bus.publish(good, b"%08d" % 0)
+        for start in (1, 401):
+            refused, *others = await outcomes(
+                *publishing(bus, bad, [0]), *publishing(bus, good, range(start, start + 400))
+            )
+            assert isinstance(refused, BusError)
+            assert set(others) == {None}
+    assert await received(kafka, good) == list(range(801))
+
+
+async def test_what_follows_a_refused_batch_on_its_partition_keeps_its_order(kafka, topic):
+    await make(kafka, topic, **{"cleanup.policy": "compact"})
+    async with kafka.connect() as bus:
+        keys = [None if i % 100 == 50 else "k" for i in range(400)]
+        results = await outcomes(
+            *(bus.publish(topic, b"%08d" % i + PAD, key=key) for i, key in enumerate(keys)),
+        )
+        assert await outcomes(*publishing(bus, topic, range(400, 410), key="k")) == [None] * 10
+    accepted = [i for i, result in enumerate(results) if result is None]
+    assert not {i for i, key in enumerate(keys) if key is None} & set(accepted)
+    assert {i // 100 for i in accepted} == {0, 1, 2, 3}
+    assert await received(kafka, topic) == [*accepted, *range(400, 410)]
+
+
+@pytest.mark.faults
+async def test_a_partition_that_is_gone_harms_no_other_topic(kafka, topic):
+    good, bad = f"{topic}.good", f"{topic}.bad"
+    await make(kafka, bad, 8)
+    async with kafka.connect(MSIGHT_CONNECT_TIMEOUT="2") as bus:
+        keys = [f"k{i}" for i in range(20)]
+        assert await outcomes(*(bus.publish(bad, b"", key=key) for key in keys)) == [None] * 20
+        async with Traffic(bus, good) as traffic:
+            async with administering(kafka) as admin:
+                await admin.delete_topics([bad])
+                while bad in await admin.list_topics():
+                    pass
+            while True:
+                async with administering(kafka) as admin:
+                    topics = await admin.describe_topics([bad])
+                    if topics[0]["error_code"] == 0 and len(topics[0]["partitions"]) == 1:
+                        break
+                await make(kafka, bad)
+            for _ in range(2):  # the second time the partition is known to be gone
+                async with asyncio.timeout(30):
+                    results = await outcomes(*(bus.publish(bad, b"", key=key) for key in keys))
+                assert any(isinstance(result, BusError) for result in results)
+                assert None in results
+                await traffic.moves()
+    assert await received(kafka, good) == list(range(traffic.count))
+
+
+@pytest.mark.parametrize("answered", [False, True])
+async def test_a_request_that_fails_unexpectedly_is_sent_again(kafka, topic, monkeypatch, answered):
+    send = AIOKafkaClient.send
+    failing: list[int] = []
+
+    async def fail(client, node, request, **how):
+        if isinstance(request, ProduceRequest) and len(failing) < 3:
+            failing.append(node)
+            if answered:
+                await send(client, node, request, **how)
+            raise RuntimeError("nobody expects this")
+        return await send(client, node, request, **how)
+
+    async with kafka.connect() as bus:
+        await make(kafka, topic)
+        monkeypatch.setattr(AIOKafkaClient, "send", fail)
+        assert set(await outcomes(*publishing(bus, topic, range(200)))) == {None}
+        assert len(failing) == 3
+    assert await received(kafka, topic) == list(range(200))
+
+
+@pytest.mark.parametrize("how", ["cancelled", "failed"])
+async def test_publishing_goes_on_after_the_clients_sender_has_ended(kafka, topic, monkeypatch, how):
+    topics = [f"{topic}.{i}" for i in range(3)]
+    for name in topics:
+        await make(kafka, name)
+    drain = MessageAccumulator.drain_by_nodes
+    left = 1
+
+    def fail(accumulator, *arguments, **named):
+        nonlocal left
+        if len(accumulator._batches) == 3 and left:
+            left -= 1
+            raise RuntimeError("nobody expects this")
+        return drain(accumulator, *arguments, **named)
+
+    async with kafka.connect() as bus:
+        assert await outcomes(*(bus.publish(name, b"%08d" % 0) for name in topics)) == [None] * 3
+        if how == "failed":
+            monkeypatch.setattr(MessageAccumulator, "drain_by_nodes", fail)
+        task = asyncio.gather(*(outcomes(*publishing(bus, name, range(1, 300))) for name in topics))
+        if how == "cancelled":
+            await bus.publish(topics[0], b"%08d" % 300)
+            (sender,) = (one for one in asyncio.all_tasks() if "_sender_routine" in str(one.get_coro()))
+            sender.cancel()
+        results = await task
+        for name in topics:
+            await bus.publish(name, b"%08d" % 301)
+        assert [set(result) for result in results] == [{None}] * 3
+    if how == "failed":
+        assert left == 0
+    for name in topics:
+        assert [i for i in await received(kafka, name) if i != 300] == [*range(300), 301]
+
+
+class Tampering(FaultProxy):
+    """Changes the error code in the answer to a publish on one topic, once."""
+
+    topic = b""
+    code: int | None = None
+
+    def _parts(self, data):
+        parts = super()._parts(data)
+        if self.code is None:
+            return parts
+        name = len(self.topic).to_bytes(2, "big") + self.topic
+        first = name + bytes(3) + b"\x01" + bytes(4)  # of one partition, the first
+        answer = first + bytes(2) + bytes(4)  # no error, a small offset
+        told = first + self.code.to_bytes(2, "big", signed=True) + bytes(4)
+        changed = [part.replace(answer, told) for part in parts]
+        if changed != parts:
+            self.code = None
+        return changed
+
+
+@asynccontextmanager
+async def behind(proxy):
+    """Kafka, which tells its clients the proxy's address."""
+    async with proxy:
+        with own_broker("kafka", [f"advertised.listeners=CLIENT://{HOST}:{proxy.port}"]) as (broker, backend):
+            proxy.broker_port = broker.port
+            yield through(proxy, backend)
+
+
+@pytest.mark.faults
+async def test_an_unknown_outcome_is_reported_and_harms_no_other_topic():
+    proxy = Tampering()
+    async with behind(proxy) as kafka, kafka.connect() as bus:
+        for name in ("good", "bad"):
+            await make(kafka, name)
+        async with Traffic(bus, "good") as traffic:
+            await bus.publish("bad", b"%08d" % 0)
+            # UNKNOWN_SERVER_ERROR, OUT_OF_ORDER_SEQUENCE_NUMBER, INVALID_PRODUCER_EPOCH, UNKNOWN_PRODUCER_ID
+            for at, code in enumerate((-1, 45, 47, 59)):
+                first = 1 + 200 * at
+                proxy.topic, proxy.code = b"bad", code
+                results = await outcomes(*publishing(bus, "bad", range(first, first + 200)))
+                assert proxy.code is None
+                lost = [i for i, result in enumerate(results) if result is not None]
+                assert lost == list(range(len(lost)))  # the first batch and no other
+                assert 0 < len(lost) < 100
+                await traffic.moves()
+        assert await received(kafka, "bad") == list(range(801))  # the broker had what it did not acknowledge
+        assert await received(kafka, "good") == list(range(traffic.count))
+
+
+@pytest.mark.faults
+async def test_what_a_dead_client_had_in_flight_has_an_outcome():
+    proxy = FaultProxy()
+    async with behind(proxy) as kafka, kafka.connect(MSIGHT_PUBLISH_TIMEOUT="2") as bus:
+        await make(kafka, "a")
+        await bus.publish("a", b"%08d" % 0)
+        proxy.stall()
+        waiting = asyncio.ensure_future(outcomes(*publishing(bus, "a", range(1, 4), pad=b"")))
+        await asyncio.sleep(0.1)
+        (sender,) = (one for one in asyncio.all_tasks() if "_sender_routine" in str(one.get_coro()))
+        sender.cancel()
+        await asyncio.sleep(0)
+        sender.cancel()  # while it waits for its requests, which ends one
+        await asyncio.wait((sender,))
+        proxy.flow()
+        results = await waiting
+        assert all(isinstance(result, PublishTimeoutError) for result in results)
+        await bus.publish("a", b"%08d" % 4)
+        numbers = await received(kafka, "a")
+    assert numbers == sorted(set(numbers))
+    assert {0, 4} <= set(numbers)
