@@ -163,7 +163,29 @@ def check_group(consumer: AIOKafkaConsumer) -> None:
     Raises:
         KafkaError: the group may not be joined, for instance.
     """
-    consumer._coordinator.check_errors()
+    coordinator = consumer._coordinator
+    if coordinator._coordination_task.done():
+        return  # KafkaFeed watches it
+    # aiokafka starts these again at the next rebalance only.
+    for task in (coordinator._heartbeat_task, coordinator._commit_refresh_task):
+        if task is not None and task.done() and not task.cancelled() and task.exception() is not None:
+            coordinator.request_rejoin()
+    coordinator.check_errors()
+
+
+def rejoin(consumer: AIOKafkaConsumer) -> None:
+    """Join the group again, as soon as a rebalance that is under way is over."""
+    consumer._coordinator.request_rejoin()
+
+
+def background_tasks(client: AIOKafkaConsumer) -> list[asyncio.Task[Any]]:
+    """The tasks that a started consumer needs: they renew metadata, fetch, and coordinate the group.
+
+    aiokafka starts none of them again when it ends with an error, and reports at most the last to whoever fetches.
+    """
+    tasks = [client._client._sync_task, client._fetcher._fetch_task]
+    tasks += [getattr(client._coordinator, name, None) for name in ("_coordination_task", "_reset_committed_task")]
+    return [task for task in tasks if task is not None]
 
 
 async def committed_offsets(consumer: AIOKafkaConsumer, partitions: list[Any]) -> dict[Any, int]:

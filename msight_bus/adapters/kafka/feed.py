@@ -12,16 +12,14 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, OffsetAndMetadata, TopicPartition
 from aiokafka.errors import (
     ConsumerStoppedError,
-    GroupAuthorizationFailedError,
     KafkaError,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
-    TopicAuthorizationFailedError,
 )
 
 from msight_bus.adapters.base import Sink, SubscribeRequest
-from msight_bus.adapters.kafka.client import end_consumer, is_member
-from msight_bus.adapters.kafka.failures import explain
+from msight_bus.adapters.kafka.client import background_tasks, end_consumer, is_member
+from msight_bus.adapters.kafka.failures import REFUSED, explain
 from msight_bus.adapters.kafka.records import offset_of, to_messages
 from msight_bus.errors import BusError
 from msight_bus.message import Message
@@ -33,6 +31,7 @@ logger = logging.getLogger("msight_bus")
 _LIST = 2000
 """Messages that are made without letting others run."""
 
+_CHECK_EVERY = 0.5
 _COMMIT_WITHIN = 3.0
 _LEAVE_WITHIN = 1.0
 
@@ -106,6 +105,7 @@ class KafkaFeed:
         self._room = asyncio.Event()
         self._room.set()
         self._ended = False
+        self._failure: BusError | None = None
         self._problem = ""
         self._tasks: list[asyncio.Task[None]] = []
         self.on_closed: Callable[[], None] = lambda: None
@@ -132,32 +132,59 @@ class KafkaFeed:
         error = None if task.cancelled() else task.exception()
         if error is not None:  # nobody awaits it, and its subscription must not stand still in silence
             logger.error("Reading %s has failed.", self.topic, exc_info=error)
-            self._sink.fail(explain(error))
+            self._fail(explain(error))
+
+    def _fail(self, error: BusError) -> None:
+        """End the subscription with an error."""
+        self._failure = self._failure or error
+        self._sink.fail(self._failure)
+
+    def _watch_client(self) -> None:
+        self._run(self._watch_tasks(background_tasks(self._consumer)), "watch")
+
+    async def _watch_tasks(self, tasks: list[asyncio.Task[Any]]) -> None:
+        """Fail when one of aiokafka's own tasks has ended.
+
+        Raises:
+            BusError: one has.
+        """
+        while True:
+            done, _ = await asyncio.wait(tasks, timeout=_CHECK_EVERY, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                error = None if task.cancelled() else task.exception()
+                raise BusError(f"Kafka: the client stopped reading {self.topic!r}: {error!r}") from error
+            self._check_client()
+
+    def _check_client(self) -> None:
+        """Take what aiokafka tells only to whoever fetches."""
 
     # -- fetching
 
     async def _pump(self) -> None:
-        while True:
+        while self._failure is None:
             await self._resolved.wait()
             await self._room.wait()
             try:
-                fetched = await self._consumer.getmany(timeout_ms=1000, max_records=1)
-            except NoOffsetForPartitionError:
-                await asyncio.sleep(0.01)  # a partition that came after the last assignment was resolved
-            except OffsetOutOfRangeError as error:
-                await self._skip_deleted(error)
-            except (TopicAuthorizationFailedError, GroupAuthorizationFailedError) as error:
-                self._sink.fail(explain(error))
-                return
+                await self._fetch()
+            except REFUSED as error:
+                self._fail(explain(error))
             except ConsumerStoppedError:
                 return
             except (KafkaError, OSError) as error:
                 self._complain(error)
                 await asyncio.sleep(self._settings.limits.reconnect_min)
                 self._rewind()
-            else:
-                # Nothing is awaited between the fetch and the queue, so no rebalance can come in between.
-                self._deliver(fetched)
+
+    async def _fetch(self) -> None:
+        try:
+            fetched = await self._consumer.getmany(timeout_ms=1000, max_records=1)
+        except NoOffsetForPartitionError:
+            await asyncio.sleep(0.01)  # a partition that came after the last assignment was resolved
+        except OffsetOutOfRangeError as error:
+            await self._skip_deleted(error)
+        else:
+            # Nothing is awaited between the fetch and the queue, so no rebalance can come in between.
+            self._deliver(fetched)
 
     @property
     def limit(self) -> int:
@@ -190,7 +217,8 @@ class KafkaFeed:
     def _rewind(self) -> None:
         """Fetch again from where delivery ended: an exception for one partition loses what others had brought."""
         for number, partition in self._assignment.items():
-            self._consumer.seek(TopicPartition(self.topic, number), partition.ledger.expected)
+            if partition.owned:  # a rebalance seeks itself
+                self._consumer.seek(TopicPartition(self.topic, number), partition.ledger.expected)
 
     async def _skip_deleted(self, error: OffsetOutOfRangeError) -> None:
         """Retention has deleted what comes next: say how much, and go on with the oldest that is left."""
@@ -200,6 +228,8 @@ class KafkaFeed:
                 continue
             ledger = partition.ledger
             oldest = (await self._consumer.beginning_offsets([where]))[where]
+            if not partition.owned:
+                continue
             if oldest > ledger.expected:
                 self._sink.announce_gap(oldest - ledger.expected, "retention")
                 ledger.expected = oldest
@@ -243,7 +273,7 @@ class KafkaFeed:
 
     async def give_up(self, error: BusError) -> None:
         """End at once, because Kafka will answer no more; what was not committed comes again, to somebody."""
-        self._sink.fail(error)
+        self._fail(error)
         await self._end(leave_within=0)
 
     async def _end(self, leave_within: float) -> None:

@@ -2,20 +2,29 @@
 
 Which member decides where an uncommitted partition starts has to be one rule, or what is published between two members'
 decisions is skipped: the owner of partition 0 decides for all of them, in one commit. A partition that appears when
-partition 0 has been committed is new, and starts at its beginning.
+partition 0 has been committed is new, and starts at its beginning; its owner commits that.
+
+An assignment can name partitions that are newer than this member's metadata, because the leader of the group made it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 
 from aiokafka import ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
 from aiokafka.errors import KafkaError
 
-from msight_bus.adapters.kafka.client import check_group, commit_any, committed_offsets, fetch_lists, start_client
-from msight_bus.adapters.kafka.failures import explain
+from msight_bus.adapters.kafka.client import (
+    check_group,
+    commit_any,
+    committed_offsets,
+    fetch_lists,
+    rejoin,
+    start_client,
+)
+from msight_bus.adapters.kafka.failures import REFUSED, explain
 from msight_bus.adapters.kafka.feed import KafkaFeed
 from msight_bus.adapters.kafka.start import resolve
 from msight_bus.errors import BusError, ConnectionLostError
@@ -39,11 +48,14 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
         fetch_lists(self._consumer, self)
         self._consumer.subscribe([self.topic], listener=self)
         pump = self._run(self._pump(), "pump")
+        self._watch_client()
         joined = asyncio.ensure_future(self._joined.wait())
         try:
             async with asyncio.timeout(self._settings.limits.connect_timeout):
                 while not joined.done() and not pump.done():
                     await asyncio.wait((pump, joined), timeout=_POLL, return_when=asyncio.FIRST_COMPLETED)
+                    if self._failure is not None:
+                        raise self._failure
                     check_group(self._consumer)
                 await self._all_committed()
         except TimeoutError:
@@ -68,10 +80,39 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
         partitions = self._consumer.partitions_for_topic(self.topic) or set()
         return [TopicPartition(self.topic, partition) for partition in sorted(partitions)]
 
+    def _check_client(self) -> None:
+        try:
+            check_group(self._consumer)
+        except REFUSED as error:
+            self._fail(explain(error))
+        except KafkaError as error:
+            self._complain(error)  # aiokafka tries again once the error has been taken
+
     # -- rebalances: aiokafka awaits these, and sends no heartbeat while the second one runs
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         """Commit the finished prefix and let go; no handler is waited for."""
+        await self._guard(self._revoke())
+
+    async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        """Find where each partition goes on, commit what is decided here, and fetch from there."""
+        await self._guard(self._assign(list(assigned)))
+
+    async def _guard(self, listening: Awaitable[None]) -> None:
+        """aiokafka logs what a listener raises, and keeps a member that would read nothing."""
+        try:
+            await listening
+        except REFUSED as error:
+            self._fail(explain(error))
+        except (KafkaError, OSError) as error:
+            logger.warning("A rebalance of %s failed, rejoining the group: %s", self.topic, explain(error))
+            await asyncio.sleep(self._settings.limits.reconnect_min)
+            rejoin(self._consumer)
+        except Exception as error:
+            logger.exception("A rebalance of %s failed.", self.topic)
+            self._fail(explain(error))
+
+    async def _revoke(self) -> None:
         self._resolved.clear()
         try:
             await self._commit_finished()
@@ -82,16 +123,9 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
             gone = set(self._assignment.values())
             self._sink.discard(lambda message: message._settlement in gone, "revoked")
 
-    async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
-        """Find where each partition goes on, commit what is decided here, and fetch from there."""
-        own = list(assigned)
-        try:
-            async with asyncio.timeout(self._settings.kafka.session_timeout * 0.6):
-                starts = await self._starts(own)
-        except (KafkaError, TimeoutError) as error:
-            logger.warning("The start of %s is not known yet, joining again: %s", self.topic, explain(error))
-            self._consumer._coordinator.request_rejoin()
-            return
+    async def _assign(self, own: list[TopicPartition]) -> None:
+        async with asyncio.timeout(self._settings.kafka.session_timeout * 0.6):
+            starts = await self._starts(own)
         for partition, offset in starts.items():
             self._consumer.seek(partition, offset)
         self._assignment = {where.partition: self._partition(where.partition, at) for where, at in starts.items()}
@@ -101,13 +135,13 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
         self._joined.set()
 
     async def _starts(self, own: list[TopicPartition]) -> dict[TopicPartition, int]:
-        everything = self._all_partitions()
+        everything = sorted({*self._all_partitions(), *own})
         committed = await committed_offsets(self._consumer, everything)
         first = TopicPartition(self.topic, 0)
-        missing = [where for where in everything if where not in committed]
-        if missing and first not in own and first not in committed:
+        decides = first in own and first not in committed
+        if not decides and first not in committed:
             committed = await self._decided_elsewhere(everything, first)
-            missing = [where for where in own if where not in committed]
+        missing = [where for where in (everything if decides else own) if where not in committed]
         if missing:
             start = "earliest" if first in committed else self._request.start
             decided = await resolve(self._consumer, missing, start)

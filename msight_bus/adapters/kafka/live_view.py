@@ -28,6 +28,7 @@ class LiveViewFeed(KafkaFeed):
         starts = await resolve(self._consumer, self._partitions(0, self.partitions), self._request.start)
         self._take({where.partition: at for where, at in starts.items()})
         self._run(self._pump(), "pump")
+        self._watch_client()
         self._run(self._look_for_partitions(), "partitions")
 
     def _partitions(self, first: int, end: int) -> list[TopicPartition]:

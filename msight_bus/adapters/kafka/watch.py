@@ -6,8 +6,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from aiokafka.errors import KafkaError
-
 from msight_bus.adapters.kafka.failures import explain
 from msight_bus.errors import AuthenticationError, BusError
 from msight_bus.events import BusEvent, Disconnected, Reconnected
@@ -27,18 +25,25 @@ async def watch(
 
     ``probe`` opens a connection and tells why it cannot, which the client hides; a refusal ends the watch.
     """
+
+    def tell(event: BusEvent) -> None:
+        try:
+            report(event)
+        except Exception:
+            logger.exception("The on_event callback has failed at %r.", event)
+
     failures = 0
     while True:
         await asyncio.sleep(limits.ping_interval if not failures else limits.reconnect_max)
         try:
             async with asyncio.timeout(limits.pong_timeout):
                 await ask()
-        except (KafkaError, OSError, TimeoutError) as error:
+        except Exception as error:  # also what the client stumbles over when a peer talks nonsense
             failures += 1
             if failures == 1:
                 reason = str(explain(error))
                 logger.warning("Kafka does not answer, reconnecting: %s", reason)
-                report(Disconnected(reason))
+                tell(Disconnected(reason))
             try:
                 async with asyncio.timeout(limits.pong_timeout):
                     await probe()
@@ -48,8 +53,10 @@ async def watch(
                 return
             except (BusError, TimeoutError):
                 pass  # it is away, as was seen
+            except Exception:
+                logger.exception("Probing Kafka has failed.")
         else:
             if failures:
                 logger.warning("Kafka answers again after %d attempts.", failures)
-                report(Reconnected(failures))
+                tell(Reconnected(failures))
             failures = 0
