@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -134,23 +134,24 @@ async def test_partitions_that_only_the_leader_knows_of_are_read_and_nothing_is_
 @pytest.mark.faults
 @pytest.mark.timeout(180)
 async def test_partitions_added_to_many_groups_are_read_and_nothing_is_lost(kafka, topic):
-    """Every member learns of the partitions whenever its metadata is renewed."""
-    groups = [Group(kafka, f"{topic}.{i}") for i in range(6)]
+    """Members that joined one after the other renew their metadata at different times, the leader first."""
+    topics = [f"{topic}.{i}" for i in range(6)]
+    groups = [Group(kafka, each) for each in topics]
     async with kafka.connect(MSIGHT_KAFKA_PARTITIONS="4") as bus, asyncio.TaskGroup() as tasks:
         members = []
-        for i, each in enumerate(groups):
-            await bus.publish(f"{topic}.{i}", b"0", key="cam0")
-            each.published.add(0)
-            members += [tasks.create_task(each.member(bus)) for _ in range(2 + i % 2)]
-        await until(lambda: all(len(each.subscriptions) == 2 + i % 2 for i, each in enumerate(groups)), within=60)
-        await add_partitions(kafka, *(f"{topic}.{i}" for i in range(6)), total=8)
-        loads = [each.load() for each in groups]
-        for load in loads:
-            await load.__aenter__()
-        await until(lambda: all(each.partitions == set(range(8)) for each in groups), within=90)
-        await asyncio.gather(*(each.each_reads() for each in groups))
-        for load in loads:
-            await load.__aexit__(None, None, None)
+        for each in topics:
+            await bus.publish(each, b"0", key="cam0")
+        for number in range(3):
+            for i, each in enumerate(groups):
+                if number < 2 + i % 2:
+                    members.append(tasks.create_task(each.member(bus)))
+                    await until(lambda each=each, number=number: len(each.subscriptions) > number)
+        await add_partitions(kafka, *topics, total=8)
+        async with AsyncExitStack() as loads:
+            for each in groups:
+                await loads.enter_async_context(each.load())
+            await until(lambda: all(each.partitions == set(range(8)) for each in groups), within=90)
+            await asyncio.gather(*(each.each_reads() for each in groups))
         await until(lambda: not any(each.missing for each in groups))
         for member in members:
             member.cancel()
@@ -289,6 +290,23 @@ async def test_a_subscription_whose_coordination_ended_fails(kafka, topic, cance
         coordinator(messages).request_rejoin()
         with pytest.raises(BusError):
             await take(messages, 1)
+
+
+async def test_the_admin_client_renews_its_metadata_after_an_error(kafka, topic):
+    def fail(_):
+        failed.set()
+        raise RuntimeError("a bug")
+
+    failed = asyncio.Event()
+    async with kafka.connect(MSIGHT_PING_INTERVAL="0.05") as bus:
+        admin_client = bus._adapter._directory._admin._client
+        admin_client.cluster.add_listener(fail)
+        admin_client.force_metadata_update()
+        await failed.wait()
+        admin_client.cluster.remove_listener(fail)
+        await bus.publish(topic, b"0")
+        async with asyncio.timeout(20):
+            assert await admin_client.force_metadata_update()
 
 
 # -- a broker that does not answer

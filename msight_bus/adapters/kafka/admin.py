@@ -69,6 +69,8 @@ class Admin(AIOKafkaAdminClient):
 
     async def _ask(self, request: Any, *, first: int | None = None, within: float | None = None) -> Any:
         client = self._client
+        if client._sync_task is not None and client._sync_task.done():  # an error has ended the renewal of metadata
+            client._sync_task = asyncio.create_task(client._md_synchronizer())
         nodes = [broker.nodeId for broker in client.cluster.brokers()]
         random.shuffle(nodes)
         nodes.sort(key=lambda node: node != first)
