@@ -299,14 +299,29 @@ async def test_the_admin_client_renews_its_metadata_after_an_error(kafka, topic)
 
     failed = asyncio.Event()
     async with kafka.connect(MSIGHT_PING_INTERVAL="0.05") as bus:
+        await bus.publish(topic, b"0")
         admin_client = bus._adapter._directory._admin._client
         admin_client.cluster.add_listener(fail)
         admin_client.force_metadata_update()
         await failed.wait()
         admin_client.cluster.remove_listener(fail)
-        await bus.publish(topic, b"0")
         async with asyncio.timeout(20):
             assert await admin_client.force_metadata_update()
+
+
+async def test_an_admin_client_whose_metadata_is_renewed_no_longer_closes_its_connections(kafka):
+    """A connection that is left open is a ResourceWarning."""
+
+    def fail(_):
+        failed.set()
+        raise RuntimeError("a bug")
+
+    failed = asyncio.Event()
+    async with kafka.connect() as bus:
+        admin_client = bus._adapter._directory._admin._client
+        admin_client.cluster.add_listener(fail)
+        admin_client.force_metadata_update()
+        await failed.wait()
 
 
 # -- a broker that does not answer

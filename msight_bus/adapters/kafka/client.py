@@ -294,10 +294,17 @@ async def _end_tasks(tasks: list[asyncio.Task[Any] | None]) -> None:
 
 
 async def _close_client(client: Any) -> None:
+    if client._sync_task is not None and client._sync_task.done():
+        client._sync_task = None  # its error would leave close() before the connections are closed
     for connection in list(client._conns.values()):
         if connection._writer is not None:
             connection._writer.transport.abort()
     await asyncio.wait((asyncio.ensure_future(client.close()),), timeout=2.0)
+
+
+async def end_admin(admin: AIOKafkaAdminClient) -> None:
+    """End an admin client at once."""
+    await _close_client(admin._client)
 
 
 async def end_producer(producer: AIOKafkaProducer, requests: Iterable[asyncio.Task[Any]] = ()) -> None:

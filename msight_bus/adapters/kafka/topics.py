@@ -12,7 +12,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from msight_bus.adapters.kafka.admin import Admin, TopicMetadata
-from msight_bus.adapters.kafka.client import start_client
+from msight_bus.adapters.kafka.client import end_admin, start_client
 from msight_bus.adapters.kafka.failures import explain
 from msight_bus.errors import ConnectionLostError, TopicError
 from msight_bus.settings import BusSettings
@@ -163,4 +163,4 @@ class TopicDirectory:
         """Close the admin client."""
         admin, self._admin = self._admin, None
         if admin is not None:
-            await asyncio.wait((asyncio.ensure_future(admin.close()),), timeout=2.0)
+            await end_admin(admin)
