@@ -109,6 +109,15 @@ async def test_concurrent_publishes_keep_the_order_in_which_they_were_called(bac
         assert [int(message.payload) for message in received] == list(range(500))
 
 
+async def test_messages_of_one_size_that_differ_in_their_headers_arrive_whole(backend, topic):
+    sent = [(b"p" * payload, {"x": "h" * header}) for payload, header in [(300, 100), (100, 300), (200, 200)] * 3]
+    async with backend.connect() as bus, bus.subscribe(topic) as messages:
+        for payload, headers in sent:
+            await bus.publish(topic, payload, headers=headers)
+        received = await take(messages, len(sent))
+    assert [(message.payload, dict(message.headers)) for message in received] == sent
+
+
 async def test_a_large_frame_arrives_whole(backend, topic):
     frame = EVERY_BYTE * 900  # 921 600 bytes, a LiDAR sweep, under every broker's default limit
     async with backend.connect() as bus, bus.subscribe(topic) as messages:
@@ -222,3 +231,40 @@ async def test_messages_of_concurrent_tasks_on_a_new_topic(backend, topic):
         if bus.capabilities.replay:
             async with bus.subscribe(topic, start="earliest") as messages:
                 assert [message.payload for message in await take(messages, 30)] == [b"%d" % i for i in range(30)]
+
+
+@pytest.mark.parametrize("way", ["publish", "publisher"])
+async def test_a_message_does_not_overtake_those_that_wait(backend, topic, way):
+    """Two publishes start in each turn of the loop: some start when those in front can continue and have not continued yet."""
+    payloads = [b"%d" % i + bytes(150_000) for i in range(60)]
+    async with (
+        backend.connect() as bus,
+        bus.subscribe(topic, queue=QueuePolicy.drop_oldest(200)) as messages,
+        bus.publisher(topic, max_in_flight=7) as publisher,
+        asyncio.TaskGroup() as tasks,
+    ):
+        await bus.publish(topic, b"first")
+        for i, payload in enumerate(payloads):
+            tasks.create_task(publisher.send(payload) if way == "publisher" else bus.publish(topic, payload))
+            if i % 2:
+                await asyncio.sleep(0)
+        received = await take(messages, 61)
+    assert [message.payload[:9] for message in received] == [b"first", *(payload[:9] for payload in payloads)]
+
+
+@pytest.mark.parametrize("way", ["publish", "publisher"])
+async def test_a_message_that_waits_and_is_refused_leaves_its_place_to_the_next(backend, topic, way):
+    variables = {"MSIGHT_MAX_MESSAGE_BYTES": "500000", "MSIGHT_PUBLISH_TIMEOUT": "5"}
+    large, small, too_large = bytes(400_000), b"small", bytes(600_000)
+    async with (
+        backend.connect(**variables) as bus,
+        bus.subscribe(topic) as messages,
+        bus.publisher(topic) as publisher,
+    ):
+        send = publisher.send if way == "publisher" else lambda payload: bus.publish(topic, payload)
+        in_order = [large, small, too_large, small, too_large, small]
+        outcomes = await asyncio.gather(*(send(payload) for payload in in_order), return_exceptions=True)
+        errors = [type(outcome) for outcome in outcomes if isinstance(outcome, BaseException)]
+        assert errors == [MessageTooLargeError] * 2
+        received = await take(messages, 4)
+    assert [message.payload for message in received] == [large, small, small, small]

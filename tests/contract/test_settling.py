@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from msight_bus import UnsupportedError
+from msight_bus import DrainTimeoutError, UnsupportedError
 from tests.contract.test_publish import take
 
 
@@ -57,6 +57,31 @@ async def test_iterating_again_delivers_an_unacknowledged_message_again(backend,
                 first = int(message.payload)
                 break
         assert first == (0 if bus.capabilities.acknowledgement else 1)
+
+
+async def test_iterating_again_delivers_no_acknowledged_message_again(backend, topic):
+    async with backend.connect() as bus, bus.subscribe(topic) as messages:
+        await publish(bus, topic, 3)
+        received: list = []
+        async with asyncio.timeout(20):
+            while len(received) < 3:
+                async for message in messages:
+                    received.append((int(message.payload), message.redeliveries))
+                    await message.ack()
+                    break
+    assert received == [(0, 0), (1, 0), (2, 0)]
+
+
+async def test_drain_waits_for_the_message_in_hand(backend, topic):
+    async with backend.connect() as bus, bus.subscribe(topic) as messages:
+        await bus.publish(topic, b"x")
+        await asyncio.create_task(take(messages, 1))  # a consumer that ends with the message in hand
+        if not bus.capabilities.acknowledgement:
+            await bus.drain(20)
+            return
+        with pytest.raises(DrainTimeoutError) as caught:
+            await bus.drain(0.1)
+    assert caught.value.left == {f"subscription {topic}": 1}
 
 
 async def test_ack_before_leaving_settles_the_message_in_hand(kafka, topic):
