@@ -11,14 +11,22 @@ from msight_bus import ClosedError, ConnectionLostError, DrainTimeoutError, Queu
 from tests.contract.test_publish import take
 
 
+async def until(condition):
+    """Wait until ``condition`` holds."""
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
 async def test_drain_hands_out_what_is_queued_and_ends_the_iterators(backend, topic):
     received = []
     async with backend.connect() as bus:
+        subscription = bus.subscribe(topic, queue=QueuePolicy.block())
         started = asyncio.Event()
         go_on = asyncio.Event()
 
         async def consume():
-            async with bus.subscribe(topic, queue=QueuePolicy.block()) as messages:
+            async with subscription as messages:
                 started.set()
                 async for message in messages:
                     await go_on.wait()
@@ -31,7 +39,7 @@ async def test_drain_hands_out_what_is_queued_and_ends_the_iterators(backend, to
             await started.wait()
             for i in range(50):
                 await bus.publish(topic, b"%d" % i)
-            await asyncio.sleep(0.3 if bus.capabilities.persistence else 0.1)
+            await until(lambda: subscription.stats.received == 50)
             draining = tasks.create_task(bus.drain(20))
             await asyncio.sleep(0)
             go_on.set()
@@ -48,9 +56,8 @@ async def test_drain_from_a_consuming_task_ends_its_loop(backend, topic):
     async with backend.connect() as bus, bus.subscribe(topic) as messages:
         for i in range(5):
             await bus.publish(topic, b"%d" % i)
+        await until(lambda: messages.stats.queued == 5)
         async with asyncio.timeout(20):
-            while messages.stats.queued < 5:
-                await asyncio.sleep(0.005)
             async for message in messages:
                 received.append(int(message.payload))
                 if len(received) == 1:
@@ -60,28 +67,45 @@ async def test_drain_from_a_consuming_task_ends_its_loop(backend, topic):
 
 async def test_drain_that_takes_too_long_says_what_was_left(backend, topic):
     async with backend.connect() as bus:
-        entered = asyncio.Event()
+        subscription = bus.subscribe(topic)
+        subscribed, entered = asyncio.Event(), asyncio.Event()
 
         async def hang():
-            async with bus.subscribe(topic) as messages:
+            async with subscription as messages:
+                subscribed.set()
                 async for _ in messages:
                     entered.set()
                     await asyncio.Event().wait()
 
         hanging = asyncio.create_task(hang())
-        while not bus._subscriptions or not next(iter(bus._subscriptions))._feed:
-            await asyncio.sleep(0.005)
+        await subscribed.wait()
         for i in range(4):
             await bus.publish(topic, b"%d" % i)
         await entered.wait()
-        async with asyncio.timeout(20):
-            while next(iter(bus._subscriptions)).stats.queued < 3:
-                await asyncio.sleep(0.005)
+        await until(lambda: subscription.stats.queued >= 3)
         with pytest.raises(DrainTimeoutError, match=topic) as caught:
             await bus.drain(0.1)
         assert caught.value.left[f"subscription {topic}"] >= 3
         hanging.cancel()
         await asyncio.wait((hanging,))
+
+
+async def test_closing_the_bus_closes_its_subscriptions(backend, topic):
+    async with backend.connect() as bus:
+        waiting, unread = bus.subscribe(topic), bus.subscribe(f"{topic}.unread")
+        await waiting.__aenter__()
+        await unread.__aenter__()
+        await bus.publish(f"{topic}.unread", b"given up")
+        await until(lambda: unread.stats.queued == 1)
+        consumer = asyncio.create_task(anext(waiting))
+        await asyncio.sleep(0)
+        assert not consumer.done()
+    async with asyncio.timeout(20):
+        with pytest.raises(ClosedError):
+            await consumer
+    with pytest.raises(ClosedError):
+        await anext(unread)
+    assert (unread.stats.queued, unread.stats.dropped) == (0, {"closed": 1})
 
 
 async def test_an_exception_in_the_body_closes_everything(backend, topic):
@@ -116,17 +140,18 @@ async def test_a_broker_that_is_not_there_is_one_clear_error(name):
 
 async def test_drain_says_so_when_a_consumer_never_comes_back(nats, topic):
     async with nats.connect() as bus:
-        entered = asyncio.Event()
+        subscription = bus.subscribe(topic)
+        subscribed, entered = asyncio.Event(), asyncio.Event()
 
         async def hang():
-            async with bus.subscribe(topic) as messages:
+            async with subscription as messages:
+                subscribed.set()
                 async for _ in messages:
                     entered.set()
                     await asyncio.Event().wait()
 
         hanging = asyncio.create_task(hang())
-        while not bus._subscriptions or not next(iter(bus._subscriptions))._feed:
-            await asyncio.sleep(0.005)
+        await subscribed.wait()
         await bus.publish(topic, b"x")
         await entered.wait()
         with pytest.raises(DrainTimeoutError, match="did not ask for the next one"):
