@@ -87,6 +87,18 @@ def test_large_binary_content_is_stepped_over():
         check_bounds(payload, max_bytes=9_999_999, max_nesting=1)
 
 
+@pytest.mark.parametrize(
+    ("value", "memory"),
+    [(1.5, 32), (b"a" * 100, 64 + 100), ("a", 64), ([None] * 10, 80 + 10 * 9), ({1: None}, 80 + 104)],
+    ids=repr,
+)
+def test_what_takes_exactly_the_bound_is_permitted(value, memory):
+    payload = msgpack.packb(value)
+    check_bounds(payload, max_bytes=memory, max_nesting=1)
+    with pytest.raises(DecodeError, match=f"more than {memory - 1} bytes"):
+        check_bounds(payload, max_bytes=memory - 1, max_nesting=1)
+
+
 @pytest.mark.parametrize("seconds", [1, 2**33, 2**40])
 def test_timestamps_are_the_one_extension_that_passes(seconds):
     stamp = msgpack.Timestamp(seconds, 5 if seconds > 1 else 0)

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msight_bus.settings import HostPort, NatsServer
+from msight_bus.errors import ConfigError
+from msight_bus.settings import BusSettings, HostPort, NatsServer
 from msight_bus.settings.addresses import is_loopback, parse_host, parse_host_port, parse_nats_server
 
 LABELS = st.from_regex(r"[A-Za-z0-9_-]{1,20}", fullmatch=True)
@@ -137,3 +138,12 @@ def test_user_info_is_not_shown():
     assert "CANARY" not in f"{server} {server!r} {[server]}"
     assert server.user_info is not None
     assert server.user_info.get_secret_value() == "user:CANARY"
+
+
+def test_a_host_name_has_at_most_253_characters():
+    longest = ".".join(["a" * 63, "b" * 63, "c" * 63, "d" * 61])
+    assert len(longest) == 253
+    servers = BusSettings(environ={"MSIGHT_NATS_SERVERS": f"nats://{longest}:4222"}, backend="nats").nats.servers
+    assert [server.host for server in servers] == [longest]
+    with pytest.raises(ConfigError, match="no valid host name"):
+        BusSettings(environ={"MSIGHT_NATS_SERVERS": f"nats://{longest}d:4222"}, backend="nats")

@@ -56,6 +56,15 @@ def test_one_newline_at_the_end_of_a_file_is_not_part_of_the_secret(content, sec
     assert password({f"{REDIS_PASSWORD}_FILE": str(tmp_path / "secret")}) == secret
 
 
+def test_a_secret_in_a_file_has_at_most_64_kib(tmp_path):
+    file = tmp_path / "secret"
+    file.write_bytes(b"a" * 65536)
+    assert password({f"{REDIS_PASSWORD}_FILE": str(file)}) == "a" * 65536
+    file.write_bytes(b"a" * 65537)
+    with pytest.raises(ConfigError, match="more than 65536 bytes"):
+        password({f"{REDIS_PASSWORD}_FILE": str(file)})
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [

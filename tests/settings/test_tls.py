@@ -103,13 +103,18 @@ def test_the_client_shows_its_certificate(ca, files):
         handshake(client_context(ca_cert_file=files["ca"]), server, "broker.example")
 
 
-def test_old_versions_are_refused(ca, files):
-    server = server_context(ca, "broker.example")
+def test_versions_before_1_2_are_refused(ca, files):
+    """The server and the client's ciphers permit TLS 1.1, so that nothing but the client's own minimum refuses it."""
+    server, client = server_context(ca, "broker.example"), client_context(ca_cert_file=files["ca"])
+    for context in (server, client):
+        context.set_ciphers("DEFAULT:@SECLEVEL=0")
     with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
         server.minimum_version = ssl.TLSVersion.TLSv1
         server.maximum_version = ssl.TLSVersion.TLSv1_1
-    with pytest.raises(ssl.SSLError):
-        handshake(client_context(ca_cert_file=files["ca"]), server, "broker.example")
+        with pytest.raises(ssl.SSLError, match="(?i)unsupported protocol|version"):
+            handshake(client, server, "broker.example")
+        client.minimum_version = ssl.TLSVersion.TLSv1
+    assert handshake(client, server, "broker.example").version() == "TLSv1.1"
 
 
 def kafka(**variables: str) -> KafkaSettings:
