@@ -1,0 +1,210 @@
+"""Peers in a broker's place that send what a test wants, when it wants: `tests.security.peers.Peer` with a script."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import NamedTuple
+
+import msight_bus
+from msight_bus.events import BusEvent
+from msight_bus.settings import BusSettings
+from tests.security.listeners import Recorder, Serve, fake
+from tests.security.peers import Command, Peer
+from tests.security.servers import variables
+
+LIVE = ["redis", "nats"]
+PUBLISH = {"redis": "PUBLISH", "nats": "HPUB"}
+_PREFIX = struct.Struct(">4sIQQQ")
+_PUBLISHED_AT = 1_700_000_000 * 10**9
+_serving: ContextVar[asyncio.StreamWriter] = ContextVar("_serving")
+
+
+class Subscribed(NamedTuple):
+    """A subscription as the peer sees it; ``address`` is the channel or the subscription id."""
+
+    kind: str
+    topic: str
+    address: bytes
+    writer: asyncio.StreamWriter
+
+    def message(self, session: int, sequence: int, payload: bytes) -> bytes:
+        """A message of the bus, as the broker sends it."""
+        if self.kind == "redis":
+            body = _PREFIX.pack(b"\xc1MB\x01", 0, session, sequence, _PUBLISHED_AT) + payload
+            return b"*3\r\n$7\r\nmessage\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (
+                len(self.address),
+                self.address,
+                len(body),
+                body,
+            )
+        block = b"NATS/1.0\r\nmsight: %016x%016x%016x\r\n\r\n" % (session, sequence, _PUBLISHED_AT)
+        sizes = len(block), len(block) + len(payload)
+        return b"HMSG %b %b %d %d\r\n%b%b\r\n" % (self.topic.encode(), self.address, *sizes, block, payload)
+
+    def send(self, *messages: bytes) -> None:
+        """Write ``messages`` in one call."""
+        self.writer.write(b"".join(messages))
+
+    def send_and_end(self, *messages: bytes) -> None:
+        """Put ``messages`` and the end of the stream into the socket before the loop goes on."""
+        data = b"".join(messages)
+        with socket.socket(fileno=os.dup(self.writer.get_extra_info("socket").fileno())) as line:
+            assert line.send(data) == len(data)
+            line.shutdown(socket.SHUT_WR)
+
+
+class ScriptedPeer(Peer):
+    """A peer whose test decides what it sends.
+
+    Attributes:
+        subscriptions: confirmed ones on topics that are not reserved, of every connection.
+        writers: of every connection, the oldest first.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        answer: Callable[[Command], bytes | None] | None = None,
+        *,
+        behind: Callable[[Subscribed], bytes] | None = None,
+        then: tuple[Callable[[Command], bool], Serve] | None = None,
+    ) -> None:
+        """
+        Args:
+            kind: ``redis`` or ``nats``.
+            answer: to a command; None is the usual answer.
+            behind: what follows the confirmation of a subscription, in the same write.
+            then: see `Peer`.
+        """
+        super().__init__(kind, self._script, then=then)
+        self.kind = kind
+        self.subscriptions: list[Subscribed] = []
+        self.writers: list[asyncio.StreamWriter] = []
+        self._scripted = answer or (lambda command: None)
+        self._behind = behind or (lambda subscribed: b"")
+        self._unconfirmed: list[Subscribed] = []
+        self._waiting: list[asyncio.Future[None]] = []
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        _serving.set(writer)
+        self.writers.append(writer)
+        await super().__call__(reader, writer)
+
+    def _script(self, command: Command) -> bytes:
+        answer = self._scripted(command)
+        if answer is None:
+            answer = self._usual(command)
+        if command.verb in ("SUB", "SUBSCRIBE"):
+            address = command.words[-1]
+            subscribed = Subscribed(self.kind, command.words[0].decode(), address, _serving.get())
+            if not subscribed.topic.startswith("_"):
+                self._unconfirmed.append(subscribed)
+        if command.verb in ("PING", "SUBSCRIBE"):  # NATS confirms with the PONG behind it
+            confirmed = [subscribed for subscribed in self._unconfirmed if subscribed.writer is _serving.get()]
+            for subscribed in confirmed:
+                self._unconfirmed.remove(subscribed)
+                self.subscriptions.append(subscribed)
+                answer += self._behind(subscribed)
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._waiting.clear()
+        return answer
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Wait for the command behind which ``condition`` holds."""
+        async with asyncio.timeout(20):
+            while not condition():
+                waiter = asyncio.get_running_loop().create_future()
+                self._waiting.append(waiter)
+                await waiter
+
+    def published(self, command: Command) -> tuple[str, bytes]:
+        """Topic and payload of a command that publishes."""
+        payload = command.words[1][_PREFIX.size :] if self.kind == "redis" else command.payload
+        return command.words[0].decode(), payload
+
+    def stop_reading(self) -> None:
+        """Leave what the bus writes in the sockets."""
+        for writer in self.writers:
+            writer.transport.pause_reading()
+
+
+class At(NamedTuple):
+    """A bus that is connected to a scripted peer, its events, and what listens."""
+
+    bus: msight_bus.Bus
+    events: list[BusEvent]
+    way: Recorder | None
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Wait until ``condition`` holds."""
+        async with asyncio.timeout(20):
+            while not condition():
+                await asyncio.sleep(0.005)
+
+    async def round_trips(self, topic: str, n: int = 1) -> None:
+        """Let the bus ask the peer, and the peer answer, ``n`` times on the publishing connection."""
+        for _ in range(n):
+            async with self.bus.publisher(topic) as publisher:
+                await publisher.send(b"")
+
+    def seen(self, kind: type[BusEvent]) -> list[BusEvent]:
+        """The events of one kind."""
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+@asynccontextmanager
+async def bus_at(peer: ScriptedPeer, **environ: str) -> AsyncIterator[At]:
+    """A bus connected to ``peer``. An exception that reaches the loop's handler fails the test."""
+    async with fake(peer) as way:
+        async with _connected(variables(peer.kind, way.port), environ, way) as at:
+            yield at
+
+
+@asynccontextmanager
+async def bus_at_socket(peer: ScriptedPeer, path: Path, **environ: str) -> AsyncIterator[At]:
+    """The same through a Unix socket, which takes what is written to it at once, up to `net.core.wmem_max` twice."""
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 << 20)
+        try:
+            await peer(reader, writer)
+        except OSError:
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_unix_server(lambda r, w: tasks.add(asyncio.ensure_future(serve(r, w))), path)
+    try:
+        async with _connected({"MSIGHT_REDIS_MESSAGE_BROKER_UNIX_SOCKET_PATH": str(path)}, environ, None) as at:
+            yield at
+    finally:
+        server.close()
+        for writer in peer.writers:
+            writer.transport.abort()
+        if tasks:
+            await asyncio.wait(tasks, timeout=5)
+
+
+@asynccontextmanager
+async def _connected(where: dict[str, str], environ: dict[str, str], way: Recorder | None) -> AsyncIterator[At]:
+    events: list[BusEvent] = []
+    unhandled: list[dict[str, object]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: unhandled.append(context))
+    settings = BusSettings(environ={"MSIGHT_PUBSUB_BACKEND": "redis", **where, **environ})
+    try:
+        async with msight_bus.connect(settings, on_event=events.append) as bus:
+            yield At(bus, events, way)
+    finally:
+        loop.set_exception_handler(None)
+    assert unhandled == []
