@@ -21,10 +21,21 @@ A client library's own error arrives as one of these, raised ``from`` the origin
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 class BusError(Exception):
-    """Root of everything that msight_bus raises."""
+    """Root of everything that msight_bus raises. Every error can be pickled and copied, with its fields and notes."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Rebuild without ``__init__``, whose keyword arguments ``args`` does not hold."""
+        return _rebuild, (type(self), self.args), self.__dict__ or None
+
+
+def _rebuild(kind: type[BusError], args: tuple[object, ...]) -> BusError:
+    error = kind.__new__(kind, *args)
+    error.args = args  # OSError leaves them to its __init__
+    return error
 
 
 class ConfigError(BusError, ValueError):
