@@ -106,7 +106,7 @@ class Bus:
             ClosedError: the bus is closed.
         """
         check_topic(topic)
-        if headers:
+        if headers is not None:
             headers = check_headers(headers, self._limits)
         if key is not None:
             key = check_key(key)

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from numbers import Number
+from typing import Protocol
 
 from msight_bus.data import Data
 from msight_bus.errors import HeaderError, MessageTooLargeError, PayloadError
 from msight_bus.settings import Limits
 from msight_bus.wire.envelope import HEADER
 
-Payload = bytes | bytearray | memoryview | Data
+
+class BytesLike(Protocol):
+    """Anything with the buffer protocol (PEP 688): bytes, bytearray, memoryview, array.array, a NumPy array."""
+
+    def __buffer__(self, flags: int, /) -> memoryview:
+        """A view of its memory."""
+
+
+Payload = BytesLike | Data
 
 # The token characters of HTTP (RFC 9110, 5.6.2), which NATS and Kafka carry unchanged.
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
+_FIELD_NAME = re.compile(":[^:]*:")  # in a buffer's format (PEP 3118)
 _VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]*")
 
 
@@ -25,16 +36,28 @@ def to_bytes(data: object) -> bytes:
     Raises:
         PayloadError: it is neither bytes-like nor a ``Data`` value.
     """
-    if isinstance(data, bytes):
+    if type(data) is bytes:
         return data
     if isinstance(data, Data):
         return data.serialize()
-    if isinstance(data, bytearray | memoryview):
-        return bytes(data)
+    if not isinstance(data, str | Number):  # NumPy's have the buffer protocol too
+        try:
+            return bytes(_view(data))
+        except TypeError:
+            pass  # no buffer
+        except (ValueError, BufferError) as error:
+            raise PayloadError(f"The bytes of this {type(data).__name__} cannot be read: {error}.") from error
     raise PayloadError(
-        f"A payload is bytes, bytearray, memoryview or a Data value, not {type(data).__name__}. "
+        f"A payload is bytes-like or a Data value, not {type(data).__name__}. "
         "For example publish(topic, text.encode()) or publish(topic, BytesData(data=...))."
     )
+
+
+def _view(data: object) -> memoryview:
+    view = memoryview(data)  # type: ignore[arg-type]
+    if "O" in _FIELD_NAME.sub("", view.format):
+        raise ValueError("its dtype is object, so that it holds addresses")
+    return view
 
 
 def check_key(key: str | bytes | None) -> str | None:
@@ -56,36 +79,46 @@ def check_key(key: str | bytes | None) -> str | None:
         key.encode()
     except UnicodeEncodeError as error:
         raise HeaderError("A key is text that UTF-8 can carry; it has half of a surrogate pair.") from error
-    return key
+    return str.__str__(key)
 
 
 def check_headers(headers: Mapping[str, str], limits: Limits) -> Mapping[str, str]:
-    """Return ``headers`` if every backend carries them unchanged.
+    """Return ``headers`` if every backend carries them unchanged; a copy with plain strings if one is of a subclass of str.
 
     Raises:
         HeaderError: a name or value does not travel, or there are too many.
         MessageTooLargeError: together they are over ``MSIGHT_MAX_HEADER_BYTES``.
     """
+    if not isinstance(headers, Mapping):
+        raise HeaderError(
+            f"Headers are a mapping of str to str, not {type(headers).__name__}: for example headers={{'camera': 'ne'}}."
+        )
     if len(headers) > limits.max_header_count:
         raise HeaderError(
             f"{len(headers)} headers are over the limit of {limits.max_header_count} (MSIGHT_MAX_HEADER_COUNT)."
         )
     size = 0
+    plain = True
     for name, value in headers.items():
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise HeaderError(f"{name!r:.80} is not a header name: letters, digits and !#$%&'*+.^_`|~- are accepted.")
         if name.lower() == HEADER:
             raise HeaderError(f"The header {HEADER!r} is reserved for the bus's own metadata.")
-        if not isinstance(value, str) or not _VALUE.fullmatch(value) or value != value.strip():
+        if not isinstance(value, str):
+            raise HeaderError(
+                f"The value of header {name!r} is a str, not {type(value).__name__}; convert it, for example with str()."
+            )
+        if not _VALUE.fullmatch(value) or value != value.strip():
             raise HeaderError(
                 f"The value of header {name!r} cannot travel: text without control characters and without white space "
                 "at its ends is accepted."
             )
         size += len(name) + len(value.encode()) + 4
+        plain = plain and type(name) is type(value) is str
     if size > limits.max_header_bytes:
         raise MessageTooLargeError(
             f"The headers take {size} bytes and {limits.max_header_bytes} are accepted (MSIGHT_MAX_HEADER_BYTES).",
             size=size,
             limit=limits.max_header_bytes,
         )
-    return headers
+    return headers if plain else {str.__str__(name): str.__str__(value) for name, value in headers.items()}

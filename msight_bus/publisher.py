@@ -129,7 +129,7 @@ class Publisher:
             raise ClosedError(f"The publisher of {self.topic!r} is closed.")
         if self._error is not None:
             self._raise_error()
-        if headers:
+        if headers is not None:
             headers = check_headers(headers, self._limits)
         if key is not None:
             key = check_key(key)

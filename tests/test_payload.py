@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import array
 import re
+from enum import StrEnum
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +16,7 @@ from msight_bus.errors import BusError, HeaderError, MessageTooLargeError, Paylo
 from msight_bus.payload import check_headers, check_key, to_bytes
 from msight_bus.settings import Limits
 from msight_bus.wire.envelope import HEADER, pack_extension, unpack_extension
+from tests.conftest import make_backend
 
 LIMITS = Limits()
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -53,7 +56,46 @@ def test_data_is_serialized():
     assert to_bytes(data) == data.serialize()
 
 
-@pytest.mark.parametrize("wrong", ["text", None, 5, 1.5, [1, 2], {"a": 1}, array.array("B", [1]), BytesData], ids=repr)
+@pytest.mark.parametrize(
+    "buffer",
+    [
+        array.array("H", [1, 256]),
+        np.arange(6, dtype=np.uint16).reshape(2, 3),
+        np.arange(6, dtype=np.uint16)[::2],
+        np.array(5, dtype=np.float32),
+        np.zeros((0, 3)),
+        np.zeros(2, dtype=[("O", np.float32), ("x", np.uint8)]),
+        np.bytes_(b"abc"),
+    ],
+    ids=["array", "two dimensions", "strided", "no dimension", "empty", "records", "bytes of NumPy"],
+)
+def test_a_bytes_like_object_is_its_bytes_in_c_order(buffer):
+    taken = to_bytes(buffer)
+    assert type(taken) is bytes
+    assert taken == buffer.tobytes()
+
+
+@pytest.mark.parametrize(
+    "buffer", [np.array([None]), np.array(["2026-01-01"], dtype="datetime64[D]")], ids=["objects", "times"]
+)
+def test_an_array_that_has_no_bytes_is_refused_with_the_reason(buffer):
+    with pytest.raises(PayloadError, match="The bytes of this ndarray cannot be read: .*dtype") as caught:
+        to_bytes(buffer)
+    assert caught.value.__cause__ is not None
+
+
+def test_a_released_view_is_refused():
+    view = memoryview(b"abc")
+    view.release()
+    with pytest.raises(PayloadError, match="The bytes of this memoryview cannot be read: .*released"):
+        to_bytes(view)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["text", np.str_("text"), None, 5, 1.5, np.float32(1.5), np.int64(5), [1, 2], {"a": 1}, BytesData],
+    ids=repr,
+)
 def test_anything_else_is_refused(wrong):
     with pytest.raises(PayloadError, match=rf"not {type(wrong).__name__}\. For example"):
         to_bytes(wrong)
@@ -76,6 +118,16 @@ def test_no_key_is_no_key():
 def test_a_key_that_is_no_text_is_refused(wrong):
     with pytest.raises(HeaderError, match="A key is text"):
         check_key(wrong)
+
+
+class Lane(StrEnum):
+    NORTH = "north"
+
+
+@pytest.mark.parametrize("text", [np.str_("north"), Lane.NORTH, np.bytes_(b"north")], ids=repr)
+def test_a_key_that_is_more_than_a_str_becomes_one(text):
+    key = check_key(text)
+    assert (type(key), key) == (str, "north")
 
 
 @pytest.mark.parametrize("wrong", [5, bytearray(b"a"), ["a"]], ids=repr)
@@ -133,8 +185,26 @@ def test_a_value_that_cannot_travel_is_refused(value):
 
 @pytest.mark.parametrize("value", [5, None, b"value", ["a"]], ids=repr)
 def test_a_value_is_text(value):
-    with pytest.raises(HeaderError, match="The value of header 'name'"):
+    with pytest.raises(HeaderError, match=rf"The value of header 'name' is a str, not {type(value).__name__}"):
         check_headers({"name": value}, LIMITS)
+
+
+@pytest.mark.parametrize("text", [np.str_("north"), Lane.NORTH], ids=repr)
+def test_names_and_values_that_are_more_than_a_str_become_one(text):
+    headers = check_headers({"a": "1", text: text}, LIMITS)
+    assert headers == {"a": "1", "north": "north"}
+    assert {type(part) for pair in headers.items() for part in pair} == {str}
+    assert unpack_extension(pack_extension("key", headers)) == ("key", headers)
+
+
+@pytest.mark.parametrize("wrong", [[("a", "b")], "a: b", {"a"}, 5, np.array([1, 2])], ids=repr)
+async def test_headers_are_a_mapping(wrong):
+    why = f"Headers are a mapping of str to str, not {type(wrong).__name__}"
+    async with make_backend("memory").connect() as bus, bus.publisher("a") as publisher:
+        with pytest.raises(HeaderError, match=why):
+            await bus.publish("a", b"", headers=wrong)
+        with pytest.raises(HeaderError, match=why):
+            await publisher.send(b"", headers=wrong)
 
 
 @pytest.mark.parametrize("name", ["msight", "MSIGHT", "mSight"])
