@@ -12,7 +12,7 @@ from msight_bus.adapters.base import Adapter, Stamp
 from msight_bus.adapters.live import LiveAdapter
 from msight_bus.bus import Bus
 from msight_bus.connecting import opened
-from msight_bus.errors import ConfigError
+from msight_bus.errors import ClosedError, ConfigError
 from msight_bus.events import BusEvent
 from msight_bus.settings import BusSettings
 from msight_bus.testing.clock import VirtualClockLoop, wall_clock
@@ -36,6 +36,7 @@ class Simulation:
     def __init__(self, faults: Faults | None = None) -> None:
         self._broker = Broker(Faults() if faults is None else faults)
         self._clients: dict[Bus, Client] = {}
+        self._sessions = _sessions(self.faults.seed)
 
     # -- running
 
@@ -48,12 +49,25 @@ class Simulation:
 
         Raises:
             TimeoutError: it was not over within that; nothing that it waits for can come.
+            TypeError: it is no coroutine.
+            RuntimeError: a loop is already running here.
         """
+        if not isinstance(coroutine, Coroutine):
+            name = getattr(coroutine, "__name__", None)
+            given = type(coroutine).__name__ if name is None else f"the function {name!r}"
+            raise TypeError(f"Simulation.run takes a coroutine, not {given}: run(scenario()), with the call.")
+        if _in_a_loop():
+            coroutine.close()
+            raise RuntimeError(
+                "A loop is already running here: await the scenario instead of Simulation.run(). In an async test the "
+                "fixture msight_simulation is enough."
+            )
 
         async def limited() -> T:
             async with asyncio.timeout(within):
                 return await coroutine
 
+        self._sessions = _sessions(self.faults.seed)
         with _seeded(self.faults.seed), asyncio.Runner(loop_factory=VirtualClockLoop) as runner:
             return runner.run(limited())
 
@@ -77,6 +91,7 @@ class Simulation:
         clients: list[Client] = []
 
         def opener(settings: BusSettings, stamp: Stamp, report: Callable[[BusEvent], None]) -> Adapter:
+            stamp.session = self._sessions.getrandbits(64)
             clients.append(Client(self._broker, stamp, settings.limits))
             return LiveAdapter(settings, clients[0], stamp, report)
 
@@ -121,16 +136,25 @@ class Simulation:
         """Cut the connections of ``bus``, or of all, and refuse new ones until `reconnect`.
 
         What was on its way is lost. To cut without an outage call both.
+
+        Raises:
+            ClosedError: ``bus`` is not open in this simulation.
         """
         self._set_reachable(bus, False)
 
     def reconnect(self, bus: Bus | None = None) -> None:
-        """Accept connections again, of ``bus`` or of all; the buses come back by themselves, with backoff."""
+        """Accept connections again, of ``bus`` or of all; the buses come back by themselves, with backoff.
+
+        Raises:
+            ClosedError: ``bus`` is not open in this simulation.
+        """
         self._set_reachable(bus, True)
 
     def _set_reachable(self, bus: Bus | None, reachable: bool) -> None:
         if bus is None:
             self._broker.reachable = reachable
+        elif bus not in self._clients:
+            raise ClosedError("This bus is not open in this simulation: it was closed, or another one connected it.")
         for client in self._clients.values() if bus is None else [self._clients[bus]]:
             client.reachable = reachable
             if not reachable:
@@ -138,8 +162,27 @@ class Simulation:
 
     @property
     def now(self) -> float:
-        """POSIX seconds by the simulation's clock, by which messages are stamped."""
+        """POSIX seconds by the simulation's clock, by which messages are stamped.
+
+        Raises:
+            RuntimeError: no loop is running, so that there is no clock.
+        """
+        if not _in_a_loop():
+            raise RuntimeError("Simulation.now is read inside the scenario: its clock is that of the running loop.")
         return wall_clock()
+
+
+def _in_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _sessions(seed: int) -> random.Random:
+    """The sessions of a run's buses: chances of their own, which other faults do not start anew."""
+    return random.Random(f"sessions {seed}")
 
 
 @contextmanager
