@@ -323,3 +323,14 @@ async def test_what_was_fetched_is_given_back_without_the_garbage_collector(kafk
             tracemalloc.stop()
             gc.enable()
     assert left < count * len(payload) / 2  # a fetch or two
+
+
+@pytest.mark.xfail(strict=True, reason="D18: a header of zeros is taken as session 0 of 1970")
+async def test_a_header_of_zeros_is_none_of_ours(kafka, topic):
+    producer = AIOKafkaProducer(**client_options(kafka.settings()))
+    async with kafka.connect() as bus, bus.subscribe(topic, start="earliest") as messages:
+        async with producer:
+            await producer.send_and_wait(topic, b"x", headers=[("msight", b"0" * 48)])
+        (message,) = await take(messages, 1)
+    assert (message.session, message.sequence) == (None, None)
+    assert message.published_at is None or abs(message.published_at - message.received_at) < 3600  # the record's own

@@ -99,3 +99,15 @@ async def test_an_extension_that_cannot_be_read_makes_a_raw_payload(redis, topic
         await client.publish(topic, data)
         (message,) = await take(messages, 1)
     assert (message.payload, message.sequence) == (data, None)
+
+
+@pytest.mark.xfail(strict=True, reason="D18: a prefix of zeros is taken as session 0 of 1970")
+async def test_a_prefix_of_zeros_makes_a_raw_payload(redis, topic):
+    data = envelope.prefix(0, 0, 0, b"") + b"payload"
+    async with redis.connect() as bus, bus.subscribe(topic) as messages, client_of(redis) as client:
+        for _ in range(2):
+            await client.publish(topic, data)
+        first, second = await take(messages, 2)
+        assert (messages.stats.duplicates, messages.stats.missing) == (0, 0)
+    for message in (first, second):
+        assert (message.payload, message.session, message.sequence, message.published_at) == (data, None, None, None)
