@@ -36,7 +36,10 @@ class Cluster(Backend):
 def redis_cluster() -> Iterator[Cluster]:
     """Three masters without replicas: pub/sub needs no more, since each node passes every message on."""
     ways = _free_ports()
-    configs = [["cluster-enabled yes", f"cluster-port {way}", "cluster-node-timeout 1000"] for way in ways]
+    configs = [
+        ["cluster-enabled yes", f"cluster-port {way}", "cluster-node-timeout 1000", "cluster-require-full-coverage no"]
+        for way in ways
+    ]
     with _started("redis", configs) as nodes, ExitStack() as stack:
         clients = [stack.enter_context(redis.Redis(port=node.port)) for node in nodes]
         for number, (client, node, way) in enumerate(zip(clients, nodes, ways, strict=True)):
@@ -52,11 +55,11 @@ def redis_cluster() -> Iterator[Cluster]:
 
 
 @contextmanager
-def nats_cluster() -> Iterator[Cluster]:
-    """Three servers with routes between all of them."""
+def nats_cluster(*lines: str) -> Iterator[Cluster]:
+    """Three servers with routes between all of them; ``lines`` end the configuration of each."""
     ways = _free_ports()
     routes = ", ".join(f"nats://127.0.0.1:{way}" for way in ways)
-    configs = [[f'cluster {{ name: three, listen: "127.0.0.1:{way}", routes: [{routes}] }}'] for way in ways]
+    configs = [[f'cluster {{ name: three, listen: "127.0.0.1:{way}", routes: [{routes}] }}', *lines] for way in ways]
     with _started("nats", configs) as nodes:
         for node in nodes:
             _until(lambda node=node: _known_to(node.port) == {node.port for node in nodes})
