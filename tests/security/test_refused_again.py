@@ -16,7 +16,7 @@ from tests.security.servers import CREDENTIALS, LIVE, OTHER_PASSWORD, PASSWORD, 
 from tests.security.talking import new_topic, settings_of
 
 QUICK = {"MSIGHT_RECONNECT_MAX": "0.1", "MSIGHT_PUBLISH_TIMEOUT": "6", "MSIGHT_PING_INTERVAL": "0.2"}
-QUICK |= {"MSIGHT_DRAIN_TIMEOUT": "1"}
+QUICK |= {"MSIGHT_DRAIN_TIMEOUT": "1", "MSIGHT_REFUSAL_PATIENCE": "0.5"}
 
 
 def door(kind, password):
