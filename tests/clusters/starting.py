@@ -62,7 +62,7 @@ def nats_cluster(*lines: str) -> Iterator[Cluster]:
     configs = [[f'cluster {{ name: three, listen: "127.0.0.1:{way}", routes: [{routes}] }}', *lines] for way in ways]
     with _started("nats", configs) as nodes:
         for node in nodes:
-            _until(lambda node=node: _known_to(node.port) == {node.port for node in nodes})
+            _until(lambda node=node: known_to(node.port) == {node.port for node in nodes})
         yield _together("nats", nodes, "MSIGHT_NATS_SERVERS")
 
 
@@ -97,7 +97,7 @@ def _together(kind: KindName, nodes: list[brokers.RunningBroker], variable: str)
     return Cluster(kind, {variable: ",".join(node.env[variable] for node in nodes)}, nodes)
 
 
-def _known_to(port: int) -> set[int]:
+def known_to(port: int) -> set[int]:
     """The ports of all servers that a server tells its clients of."""
     with socket.create_connection(("127.0.0.1", port)) as connection, connection.makefile("rb") as lines:
         info = json.loads(lines.readline().partition(b" ")[2])
