@@ -48,6 +48,7 @@ def redis_cluster() -> Iterator[Cluster]:
             clients[0].execute_command("CLUSTER", "MEET", node.host, node.port, way)
         for client in clients:
             _until(lambda client=client: client.execute_command("CLUSTER", "NODES").count(b" connected ") == SIZE)
+            _until(lambda client=client: b"cluster_state:ok" in client.execute_command("CLUSTER", "INFO"))
         addresses = ",".join(f"{node.host}:{node.port}" for node in nodes)
         variables = {"USE_CLUSTER": "true", "CLUSTER_NODES": addresses}
         env = {f"MSIGHT_REDIS_MESSAGE_BROKER_{name}": value for name, value in variables.items()}

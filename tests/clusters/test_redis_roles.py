@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from contextlib import AsyncExitStack, contextmanager
 
 import pytest
@@ -56,8 +57,10 @@ def replica(master):
 
 def follow(client, master):
     client.replicaof(master.host, master.port)
+    limit = time.monotonic() + 20
     while client.info("replication")["master_link_status"] != "up":
-        pass
+        assert time.monotonic() < limit, "the replica did not come up"
+        time.sleep(0.02)
 
 
 def in_cluster(*nodes):
