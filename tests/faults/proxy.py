@@ -17,6 +17,9 @@ from typing import Self
 HOST = "127.0.0.1"
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _CHUNK = 64 * 1024
+_SEGMENT = 1400
+_SHARES = 50
+"""Parts of a second's worth of data that a limited direction reads and forwards at a time."""
 
 
 @dataclass
@@ -26,11 +29,13 @@ class Weather:
     Attributes:
         delay: seconds that each chunk is held back.
         rate: bytes a second in each direction of a connection; ``None`` is no limit.
+        uplink: the same towards the broker only; it wins over ``rate`` there.
         slices: chunks are forwarded in parts of 1 to this many bytes; 1 is single bytes; ``None`` is whole.
     """
 
     delay: float = 0.0
     rate: float | None = None
+    uplink: float | None = None
     slices: int | None = None
 
 
@@ -60,7 +65,14 @@ class FaultProxy:
         faults: connections that were reset or cut so far.
     """
 
-    def __init__(self, broker_port: int = 0, *, seed: int = 0) -> None:
+    def __init__(self, broker_port: int = 0, *, seed: int = 0, receive_buffer: int | None = None) -> None:
+        """
+        Args:
+            broker_port: where the broker listens, on loopback.
+            seed: of what is random.
+            receive_buffer: bytes that the kernel takes from a client before the proxy reads them; so small a buffer makes
+                TCP acknowledge no faster than the proxy forwards, in segments as small as those of a real network.
+        """
         self.broker_port = broker_port
         self.weather = Weather()
         self.accepted = 0
@@ -70,7 +82,12 @@ class FaultProxy:
         self._ending: set[asyncio.Task[None]] = set()
         self._flowing = asyncio.Event()
         self._flowing.set()
-        self._listener = socket.create_server((HOST, 0))
+        self._listener = socket.socket()
+        if receive_buffer is not None:  # before listening, or what is accepted does not inherit it
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+            self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, _SEGMENT)
+        self._listener.bind((HOST, 0))
+        self._listener.listen()
         self._listener.setblocking(False)
         self.port: int = self._listener.getsockname()[1]
         self._accepting: asyncio.Task[None] | None = None
@@ -147,8 +164,9 @@ class FaultProxy:
 
     async def _copy(self, pair: _Pair, source: socket.socket, target: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        while data := await loop.sock_recv(source, _CHUNK):
-            for part in self._parts(data):
+        up = source is pair.sides[0]
+        while data := await loop.sock_recv(source, self._step(up)):
+            for part in self._parts(data, self._step(up)):
                 await self._flowing.wait()
                 if self.weather.delay:
                     await asyncio.sleep(self.weather.delay)
@@ -160,12 +178,19 @@ class FaultProxy:
                 await loop.sock_sendall(target, part)
                 if left is not None:
                     pair.left = left - len(part)
-                await asyncio.sleep(len(part) / self.weather.rate if self.weather.rate else 0)
+                rate = self._rate(up)
+                await asyncio.sleep(len(part) / rate if rate else 0)
 
-    def _parts(self, data: bytes) -> list[bytes]:
+    def _rate(self, up: bool) -> float | None:
+        return self.weather.uplink if up and self.weather.uplink is not None else self.weather.rate
+
+    def _step(self, up: bool) -> int:
+        rate = self._rate(up)
+        return _CHUNK if rate is None else max(1, int(rate / _SHARES))
+
+    def _parts(self, data: bytes, step: int) -> list[bytes]:
         slices = self.weather.slices
         if slices is None:
-            step = _CHUNK if self.weather.rate is None else max(1, int(self.weather.rate / 50))
             return [data[at : at + step] for at in range(0, len(data), step)]
         parts = []
         while data:

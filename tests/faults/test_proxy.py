@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
+import sys
 from contextlib import asynccontextmanager
 
 import pytest
@@ -80,3 +83,34 @@ async def test_a_reset_is_a_reset():
         await proxy.reset()
         with pytest.raises(ConnectionResetError):
             await reader.read()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="TCP_INFO is Linux's")
+async def test_with_a_small_buffer_a_slow_uplink_acknowledges_no_faster_than_it_forwards():
+    received = 0
+
+    async def count(reader, writer):
+        nonlocal received
+        while data := await reader.read(65536):
+            received += len(data)
+        writer.close()
+
+    def acknowledged():
+        info = writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 128)
+        return struct.unpack_from("=Q", info, 120)[0]
+
+    server = await asyncio.start_server(count, HOST, 0)
+    async with FaultProxy(server.sockets[0].getsockname()[1], receive_buffer=8192) as proxy:
+        proxy.weather.uplink = 400_000
+        _, writer = await asyncio.open_connection(HOST, proxy.port)
+        writer.write(bytes(500_000))
+        while received < 300_000:
+            await asyncio.sleep(0.01)
+            assert acknowledged() <= received + 64 * 1024
+        assert acknowledged() > 200_000
+        proxy.weather.uplink = None
+        while received < 500_000:
+            await asyncio.sleep(0.01)
+        writer.close()
+    server.close()
+    await server.wait_closed()
