@@ -9,6 +9,7 @@ import pytest
 import msight_bus
 from msight_bus import AuthenticationError, ConnectionLostError, brokers
 from msight_bus.events import Disconnected, Reconnected
+from tests.repeated_errors import assert_does_not_grow
 from tests.security.canaries import canary, found_in
 from tests.security.listeners import fake, proxy
 from tests.security.peers import Peer
@@ -190,3 +191,29 @@ async def test_kafka_with_another_password_on_reconnecting(secured, watch):
                 with pytest.raises(AuthenticationError):
                     await bus.publish(topic, b"x")
         assert way.connections <= attempts + 2  # each client may try to say goodbye
+
+
+@pytest.mark.xfail(strict=True, reason="D6: the same error object is raised again and grows")
+async def test_kafka_refuses_again_and_again_with_an_error_of_its_own_each_time(secured):
+    topic, servers = new_topic(), secured("kafka")
+    async with proxy(servers.ports["before"], servers.ports["stable"]) as way:
+        settings = settings_of(variables("kafka", way.port, **CREDENTIALS["kafka"]), **QUICK)
+        async with msight_bus.connect(settings) as bus, bus.subscribe(topic) as messages:
+            publisher = await bus.publisher(topic).__aenter__()
+            await publisher.send(b"before")
+            async with asyncio.timeout(20):
+                assert (await anext(messages)).payload == b"before"
+                way.target = servers.ports["after"]
+                way.cut()
+                with pytest.raises(AuthenticationError):
+                    await anext(messages)
+                while reconnecting():
+                    await asyncio.sleep(0.01)
+            calls = [
+                lambda: bus.publish(topic, bytes(10_000)),
+                lambda: publisher.send(bytes(10_000)),
+                lambda: anext(messages),
+                lambda: bus.subscribe(topic).__aenter__(),
+            ]
+            for call in calls:
+                await assert_does_not_grow(call, AuthenticationError)
