@@ -104,19 +104,69 @@ def _number(data: bytes, at: int, mark: bytes) -> tuple[int | None, int]:
     return int(data[at + 1 : end]), end + 2
 
 
+_MASTER = b"*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n"
+
+
 def answer_redis(command: Command) -> bytes:
     if command.verb in ("SUBSCRIBE", "UNSUBSCRIBE"):
-        (channel,) = command.words
-        return b"*3\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n:1\r\n" % (
-            len(command.verb),
-            command.verb.lower().encode(),
-            len(channel),
-            channel,
-        )
-    return {"PUBLISH": b":0\r\n", "PING": b"+PONG\r\n", "CONFIG": b"*0\r\n"}.get(command.verb, b"+OK\r\n")
+        return b"".join(_confirm(command.verb.lower().encode(), channel) for channel in command.words)
+    usual = {"PUBLISH": b":0\r\n", "PING": b"+PONG\r\n", "CONFIG": b"*0\r\n", "ROLE": _MASTER}
+    return usual.get(command.verb, b"+OK\r\n")
+
+
+def _confirm(kind: bytes, channel: bytes) -> bytes:
+    return b"*3\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n:1\r\n" % (len(kind), kind, len(channel), channel)
 
 
 # -- both
+
+
+class Valve:
+    """Holds back what a peer writes, on all its connections, from `close` to `open`; afterwards it stays open."""
+
+    def __init__(self) -> None:
+        self._held: list[tuple[asyncio.StreamWriter, bytes]] = []
+        self._closed = self._done = False
+
+    def close(self) -> None:
+        """Write nothing from now on."""
+        self._closed = not self._done
+
+    def open(self) -> None:
+        """Write what was held, and go on for good."""
+        self._closed, self._done = False, True
+        for writer, data in self._held:
+            writer.write(data)
+        self._held.clear()
+
+    def behind(self, serve: Serve) -> Serve:
+        """``serve`` with a writer that obeys the valve."""
+
+        async def serve_behind(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await serve(reader, _ValveWriter(self, writer))  # type: ignore[arg-type]
+
+        return serve_behind
+
+    def write(self, writer: asyncio.StreamWriter, data: bytes) -> None:
+        """Write, now or later."""
+        if self._closed:
+            self._held.append((writer, data))
+        else:
+            writer.write(data)
+
+
+class _ValveWriter:
+    """What a `Peer` uses of a writer."""
+
+    def __init__(self, valve: Valve, writer: asyncio.StreamWriter) -> None:
+        self._valve = valve
+        self._writer = writer
+
+    def write(self, data: bytes) -> None:
+        self._valve.write(self._writer, data)
+
+    async def drain(self) -> None:
+        await self._writer.drain()
 
 
 class Peer:
