@@ -1,0 +1,90 @@
+"""A secret in a file is read anew at each connect, so that it can be changed while programs run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+
+import msight_bus
+from msight_bus import brokers
+from msight_bus.events import Disconnected, Reconnected
+from tests.contract.test_publish import take
+from tests.security.canaries import canary
+from tests.security.servers import USER, start, variables
+from tests.security.talking import new_topic, settings_of, talk
+from tests.security.test_refused_again import QUICK, Seen, door
+
+open_row = pytest.mark.xfail(strict=True, reason="D14: a file with a secret is read once")
+FIRST, SECOND = canary("first secret"), canary("second secret")
+
+
+def token_door(kind, secret):
+    return [f'authorization {{ token: "{secret}" }}']
+
+
+class Way(NamedTuple):
+    """A secret in a file: of which broker, in which variable, beside which others, and the broker's configuration."""
+
+    kind: str
+    variable: str
+    others: dict[str, str]
+    config: Callable[[str, str], list[str]]
+
+    def settings(self, port, file, **more):
+        """Settings that name the file."""
+        return settings_of(variables(self.kind, port, **self.others, **{self.variable: str(file)}), **more)
+
+    async def start(self, port, secret):
+        """A broker that wants the secret."""
+        return await asyncio.to_thread(start, self.kind, port=port, config=self.config(self.kind, secret))
+
+
+WAYS = [
+    Way("redis", "PASSWORD_FILE", {}, door),
+    Way("nats", "PASSWORD_FILE", {"USERNAME": USER}, door),
+    Way("nats", "TOKEN_FILE", {}, token_door),
+]
+ways = pytest.mark.parametrize("way", WAYS, ids=[f"{way.kind}-{way.variable}" for way in WAYS])
+
+
+@open_row
+@ways
+async def test_a_bus_reconnects_with_what_the_file_holds_now(way, tmp_path, watch):
+    port, topic, events, file = brokers.free_port(), new_topic(), Seen(), tmp_path / "secret"
+    file.write_text(FIRST + "\n")
+    settings = way.settings(port, file, **QUICK)
+    with await way.start(port, FIRST) as first:
+        async with msight_bus.connect(settings, on_event=events.append) as bus, bus.subscribe(topic) as messages:
+            await asyncio.to_thread(first.stop)
+            await events.wait_for(Disconnected)
+            file.write_text(SECOND + "\n")
+            with await way.start(port, SECOND):
+                returning = asyncio.create_task(events.wait_for(Reconnected))
+                failing = asyncio.create_task(take(messages, 1))
+                try:
+                    await asyncio.wait((returning, failing), return_when=asyncio.FIRST_COMPLETED)
+                    assert not failing.done(), failing.exception()
+                    await bus.publish(topic, b"after")
+                    assert (await failing)[0].payload == b"after"
+                finally:
+                    for task in (returning, failing):
+                        task.cancel()
+                    await asyncio.wait((returning, failing))
+                    watch.show(*events)
+
+
+@open_row
+@ways
+async def test_a_new_bus_of_the_same_settings_reads_the_file_anew(way, tmp_path, watch):
+    port, file = brokers.free_port(), tmp_path / "secret"
+    file.write_text(FIRST)
+    settings = way.settings(port, file)
+    with await way.start(port, FIRST):
+        await talk(settings)
+    file.write_text(SECOND)
+    with await way.start(port, SECOND):
+        await talk(settings)
+    watch.show(settings)
