@@ -66,6 +66,7 @@ class Bus:
         self._adapter = opener(settings, _Stamp(), self._report)
         self._subscriptions: set[Subscription] = set()
         self._name = settings.edge_device_name or socket.gethostname()
+        self._spreads = settings.kafka.unkeyed == "spread"
         self._state = BusState(settings.limits)
         self._guests: set[Guest] = set()
         self._registry: Registry | None = None
@@ -117,13 +118,14 @@ class Bus:
     ) -> None:
         if not self._state.is_open:
             raise ClosedError("The bus is closed; publish inside `async with msight_bus.connect() as bus:`.")
+        name = None if self._spreads else self._name
         done: asyncio.Future[None] | Wait | None = WAIT
         if not self._state.line.has(topic, key):
-            done = self._adapter.publish(topic, payload, key, headers, self._name)
+            done = self._adapter.publish(topic, payload, key, headers, name)
         if done is WAIT:
             async with self._state.line.turn(topic, key):
-                while (done := self._adapter.publish(topic, payload, key, headers, self._name)) is WAIT:
-                    await self._adapter.ready(topic, key, self._name)
+                while (done := self._adapter.publish(topic, payload, key, headers, name)) is WAIT:
+                    await self._adapter.ready(topic, key, name)
         if done is not None:
             finished, _ = await asyncio.wait((done,), timeout=self._limits.publish_timeout)
             if not finished:
@@ -133,16 +135,27 @@ class Bus:
                 )
             done.result()
 
-    def publisher(self, topic: str, *, max_in_flight: int | None = None, name: str | None = None) -> Publisher:
+    def publisher(
+        self,
+        topic: str,
+        *,
+        max_in_flight: int | None = None,
+        name: str | None = None,
+        spread: bool | None = None,
+    ) -> Publisher:
         """A publisher for a stream on ``topic``: ``async with bus.publisher(topic) as p: await p.send(data)``.
 
         Args:
             topic: where it publishes.
             max_in_flight: unacknowledged messages at most; ``MSIGHT_MAX_IN_FLIGHT`` if not given.
             name: stable name that chooses the Kafka partition of messages without a key; the device's name if not given.
+            spread: on Kafka, whether messages without a key go to all partitions in turn, so that a group shares them and
+                order holds within a partition only; ``MSIGHT_KAFKA_UNKEYED`` decides if not given.
         """
         check_topic(topic)
         in_flight = self._limits.max_in_flight if max_in_flight is None else max_in_flight
+        if spread is None:
+            spread = self._spreads
         if in_flight < 1:
             raise ValueError(f"max_in_flight is at least 1, not {in_flight}.")
         return Publisher(
@@ -150,7 +163,7 @@ class Bus:
             topic,
             limits=self._limits,
             max_in_flight=in_flight,
-            name=name or self._name,
+            name=None if spread else name or self._name,
             state=self._state,
         )
 

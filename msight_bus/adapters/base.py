@@ -118,7 +118,7 @@ class Adapter(Protocol):
     ) -> asyncio.Future[None] | Wait | None:
         """Hand over one message, without waiting: a publisher that never has to wait never suspends.
 
-        ``name`` is the publisher's stable name, for the choice of a partition.
+        ``name`` is the publisher's stable name, which chooses the partition of messages without a key; ``None`` spreads them.
 
         Returns ``None`` if the backend's guarantee holds already, a future of the broker's acknowledgement, or `WAIT` if
         nothing was taken and `ready` must be awaited first.

@@ -16,7 +16,12 @@ from msight_bus.adapters.kafka.failures import explain
 from msight_bus.adapters.kafka.feed import KafkaFeed
 from msight_bus.adapters.kafka.group import GroupFeed
 from msight_bus.adapters.kafka.live_view import LiveViewFeed
-from msight_bus.adapters.kafka.producer import KafkaProducer, PartitionWriter, choose_partition
+from msight_bus.adapters.kafka.producer import (
+    KafkaProducer,
+    PartitionWriter,
+    choose_partition,
+    choose_unkeyed_partition,
+)
 from msight_bus.adapters.kafka.topics import TopicDirectory, TopicInfo
 from msight_bus.adapters.kafka.watch import watch
 from msight_bus.capabilities import Capabilities
@@ -35,14 +40,23 @@ class _Route:
     """Where a publisher's messages without a key go on a topic.
 
     Attributes:
-        name: the publisher's.
-        writer: the partition's.
+        writers: of its one partition, or of all where they are spread.
         surely_fits: a payload of this many bytes is under the limit, whatever its size takes to write down.
+        at: counts messages, for the turns of several writers.
     """
 
-    name: str
-    writer: PartitionWriter
+    writers: list[PartitionWriter]
     surely_fits: int
+    at: int = 0
+
+    def free(self) -> PartitionWriter | None:
+        """The next writer that takes a message, if there is one."""
+        for _ in self.writers:
+            writer = self.writers[self.at % len(self.writers)]
+            if not writer.congested:
+                return writer
+            self.at += 1
+        return None
 
 
 class KafkaAdapter:
@@ -57,7 +71,7 @@ class KafkaAdapter:
         self._report = report
         self._watching: asyncio.Task[None] | None = None
         self._is_away = False
-        self._routes: dict[str, _Route] = {}
+        self._routes: dict[str, dict[str | None, _Route]] = {}  # of each topic, by publisher
         self._feeds: set[KafkaFeed] = set()
         self._ending: asyncio.Task[None] | None = None
         self._refused: AuthenticationError | None = None
@@ -102,9 +116,12 @@ class KafkaAdapter:
     ) -> asyncio.Future[None] | Wait:
         """Add a record to its partition's batch; the future is the acknowledgement by all in-sync replicas."""
         if key is None and not headers:  # a stream's common case, with everything looked up before
-            route = self._routes.get(topic)
-            if route is not None and route.name == name and len(payload) <= route.surely_fits:
-                return WAIT if route.writer.congested else route.writer.append(None, payload)
+            routes = self._routes.get(topic)
+            route = None if routes is None else routes.get(name)
+            if route is not None and len(payload) <= route.surely_fits:
+                writer = route.free()
+                route.at += 1
+                return WAIT if writer is None else writer.append(None, payload)
         if self._refused is not None:
             raise self._refused
         info = self._directory.known(topic)
@@ -113,11 +130,28 @@ class KafkaAdapter:
         record_key = None if key is None else key.encode()
         user = [(header, value.encode()) for header, value in headers.items()] if headers else []
         self._check_size(topic, info, record_key, payload, user)
-        writer = self._producer.writer(topic, choose_partition(record_key, name or "", info.partitions))
-        if key is None and name is not None:
+        writer = self._writer(topic, info, record_key, name)
+        return WAIT if writer is None else writer.append(record_key, payload, user)
+
+    def _writer(self, topic: str, info: TopicInfo, key: bytes | None, name: str | None) -> PartitionWriter | None:
+        """The writer of a message, unless it must wait."""
+        if key is not None:
+            writer = self._producer.writer(topic, choose_partition(key, info.partitions))
+            return None if writer.congested else writer
+        route = self._route(topic, info, name)
+        chosen = route.free()
+        route.at += 1
+        return chosen
+
+    def _route(self, topic: str, info: TopicInfo, name: str | None) -> _Route:
+        routes = self._routes.setdefault(topic, {})
+        route = routes.get(name)
+        if route is None:
+            partitions = range(info.partitions) if name is None else [choose_unkeyed_partition(name, info.partitions)]
             limit = min(info.max_message_bytes, self._limits.max_message_bytes)
-            self._routes[topic] = _Route(name, writer, limit - _RECORD_OVERHEAD)
-        return WAIT if writer.congested else writer.append(record_key, payload, user)
+            writers = [self._producer.writer(topic, partition) for partition in partitions]
+            route = routes[name] = _Route(writers, limit - _RECORD_OVERHEAD)
+        return route
 
     def _on_refused(self, error: AuthenticationError) -> None:
         """Kafka accepts these credentials no longer: whoever waits learns it at once."""
@@ -134,8 +168,11 @@ class KafkaAdapter:
         """Make sure that the topic exists, and wait until its partition takes more."""
         info = await self._directory.ensure(topic)
         await self._producer.ensure_open()
-        record_key = None if key is None else key.encode()
-        writer = self._producer.writer(topic, choose_partition(record_key, name or "", info.partitions))
+        if key is None:
+            route = self._route(topic, info, name)
+            writer = route.free() or route.writers[route.at % len(route.writers)]
+        else:
+            writer = self._producer.writer(topic, choose_partition(key.encode(), info.partitions))
         try:
             async with asyncio.timeout(self._limits.publish_timeout):
                 await writer.room()

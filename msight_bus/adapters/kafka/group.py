@@ -32,6 +32,10 @@ from msight_bus.errors import BusError, ConnectionLostError
 logger = logging.getLogger("msight_bus")
 
 _POLL = 0.05
+_COMPARE_EVERY = 10.0
+_MANY = 100
+"""Records after which a member whose own partitions received none is told; fewer can be chance."""
+
 _FOREIGN_OWNER = 5.0
 """How long another member may take to decide; one of another make never does."""
 
@@ -66,6 +70,37 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
         finally:
             joined.cancel()
         self._run(self._commit_regularly(), "committer")
+        self._run(self._compare_partitions(), "comparison")
+
+    async def _compare_partitions(self) -> None:
+        """Warn once if only partitions of other members receive records."""
+        first: dict[TopicPartition, int] = {}
+        own: set[int] = set()
+        while True:
+            await asyncio.sleep(_COMPARE_EVERY)
+            try:
+                ends: dict[TopicPartition, int] = dict(await self._consumer.end_offsets(self._all_partitions()))
+            except (KafkaError, OSError):
+                continue
+            if own != set(self._assignment) or ends.keys() != first.keys():
+                first, own = ends, set(self._assignment)
+                continue
+            received = {where.partition: end - first[where] for where, end in ends.items()}
+            others = {number: count for number, count in received.items() if number not in own and count > 0}
+            if own and sum(others.values()) >= _MANY and not any(received[number] for number in own):
+                self._warn_of_idle_partitions(own, others)
+                return
+
+    def _warn_of_idle_partitions(self, own: set[int], others: dict[int, int]) -> None:
+        logger.warning(
+            "Group %s: this member owns only partitions of %s that receive nothing (%s), while others do (%s). All messages "
+            "without a key of one publisher go to one partition. To share them, publish with keys, or spread them: "
+            "publisher(spread=True), NodeConfig(spread=True), or MSIGHT_KAFKA_UNKEYED=spread at the publisher.",
+            self._request.group_id,
+            self.topic,
+            ", ".join(map(str, sorted(own))),
+            ", ".join(f"{number}: {count} records" for number, count in sorted(others.items())),
+        )
 
     async def _all_committed(self) -> None:
         waited = 0.0

@@ -378,8 +378,11 @@ class KafkaProducer:
                 await one.end()
 
 
-def choose_partition(key: bytes | None, name: str, partitions: int) -> int:
-    """The partition of a record: by its key as Kafka's own clients do (murmur2), else by the publisher's stable name."""
-    if key is not None:
-        return int((murmur2(key) & 0x7FFFFFFF) % partitions)
+def choose_partition(key: bytes, partitions: int) -> int:
+    """The partition of a record with a key, as Kafka's own clients choose it (murmur2)."""
+    return int((murmur2(key) & 0x7FFFFFFF) % partitions)
+
+
+def choose_unkeyed_partition(name: str, partitions: int) -> int:
+    """The partition of records without a key, by their publisher's stable name."""
     return crc32(name.encode()) % partitions
