@@ -12,7 +12,7 @@ from aiokafka.errors import KafkaError
 from msight_bus.adapters.base import WAIT, Sink, Stamp, SubscribeRequest, Wait
 from msight_bus.adapters.ending import finish
 from msight_bus.adapters.kafka.client import client_options, probe, record_bytes
-from msight_bus.adapters.kafka.failures import explain
+from msight_bus.adapters.kafka.errors import translate
 from msight_bus.adapters.kafka.feed import KafkaFeed
 from msight_bus.adapters.kafka.group import GroupFeed
 from msight_bus.adapters.kafka.live_view import LiveViewFeed
@@ -234,7 +234,7 @@ class KafkaAdapter:
             await feed.start()
         except KafkaError as error:
             await finish(feed.close())
-            raise explain(error) from error
+            raise translate(error, "subscribe", f"on {request.topic!r}") from error
         except BaseException:
             await finish(feed.close())
             raise

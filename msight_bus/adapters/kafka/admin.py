@@ -11,7 +11,7 @@ import aiokafka.errors as kafka_errors
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.protocol.metadata import MetadataRequest
 
-from msight_bus.adapters.kafka.failures import REFUSED, explain
+from msight_bus.adapters.kafka.errors import REFUSED, translate
 from msight_bus.adapters.turns import in_turn
 
 
@@ -56,7 +56,7 @@ class Admin(AIOKafkaAdminClient):
             if found == name and error_code == 0 and all(partition[2] >= 0 for partition in partitions):
                 return TopicMetadata(len(partitions), min(len(partition[3]) for partition in partitions), brokers)
             if found == name and kafka_errors.for_code(error_code) in REFUSED:
-                raise explain(kafka_errors.for_code(error_code)(name))
+                raise translate(kafka_errors.for_code(error_code)(name), "administer")
         return TopicMetadata(0, 0, brokers)
 
     async def _send_request(self, request: Any, node_id: int | None = None) -> Any:

@@ -25,7 +25,7 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from msight_bus.adapters.ending import begin
 from msight_bus.adapters.kafka.decompressing import UnreadableBatchError, decompress
-from msight_bus.adapters.kafka.failures import explain
+from msight_bus.adapters.kafka.errors import translate
 from msight_bus.adapters.kafka.records import offset_of
 from msight_bus.adapters.turns import in_turn
 from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError
@@ -132,7 +132,7 @@ async def probe(options: dict[str, Any]) -> None:
         except Exception as error:  # also what the client stumbles over when a peer talks nonsense
             token = options.get("sasl_oauth_token_provider")
             hide_secrets(error, [token.secret if token else options.get("sasl_plain_password", "")])
-            problem = explain(error, where=server)
+            problem = translate(error, "connect", f"at {server}")
             problem.__cause__ = error
             if isinstance(problem, AuthenticationError):
                 raise problem from error

@@ -19,7 +19,7 @@ from aiokafka.errors import (
 
 from msight_bus.adapters.base import Sink, SubscribeRequest
 from msight_bus.adapters.kafka.client import background_tasks, end_consumer, is_member
-from msight_bus.adapters.kafka.failures import REFUSED, explain
+from msight_bus.adapters.kafka.errors import REFUSED, translate
 from msight_bus.adapters.kafka.records import offset_of, to_messages
 from msight_bus.errors import BusError
 from msight_bus.message import Message
@@ -132,7 +132,7 @@ class KafkaFeed:
         error = None if task.cancelled() else task.exception()
         if error is not None:  # nobody awaits it, and its subscription must not stand still in silence
             logger.error("Reading %s has failed.", self.topic, exc_info=error)
-            self._fail(explain(error))
+            self._fail(translate(error, "subscribe"))
 
     def _fail(self, error: BusError) -> None:
         """End the subscription with an error."""
@@ -167,7 +167,7 @@ class KafkaFeed:
             try:
                 await self._fetch()
             except REFUSED as error:
-                self._fail(explain(error))
+                self._fail(translate(error, "subscribe"))
             except ConsumerStoppedError:
                 return
             except (KafkaError, OSError) as error:
@@ -209,7 +209,7 @@ class KafkaFeed:
                     self._sink.deliver(partition.deliver(messages))
 
     def _complain(self, error: BaseException) -> None:
-        text = str(explain(error))
+        text = str(translate(error, "subscribe"))
         if text != self._problem:
             self._problem = text
             logger.warning("Fetching %s: %s", self.topic, text)
@@ -307,6 +307,6 @@ class KafkaFeed:
         except TimeoutError as error:
             raise BusError(f"Kafka did not confirm a commit of {self.topic!r} within {_COMMIT_WITHIN:g} s.") from error
         except (KafkaError, ValueError) as error:
-            raise explain(error) from error
+            raise translate(error, "subscribe") from error
         for number, offset in finished.items():
             ledgers[number].committed = offset

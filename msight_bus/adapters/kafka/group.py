@@ -24,7 +24,7 @@ from msight_bus.adapters.kafka.client import (
     rejoin,
     start_client,
 )
-from msight_bus.adapters.kafka.failures import REFUSED, explain
+from msight_bus.adapters.kafka.errors import REFUSED, translate
 from msight_bus.adapters.kafka.feed import KafkaFeed
 from msight_bus.adapters.kafka.start import resolve
 from msight_bus.errors import BusError, ConnectionLostError
@@ -119,7 +119,7 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
         try:
             check_group(self._consumer)
         except REFUSED as error:
-            self._fail(explain(error))
+            self._fail(translate(error, "subscribe"))
         except KafkaError as error:
             self._complain(error)  # aiokafka tries again once the error has been taken
 
@@ -138,14 +138,16 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
         try:
             await listening
         except REFUSED as error:
-            self._fail(explain(error))
+            self._fail(translate(error, "subscribe"))
         except (KafkaError, OSError) as error:
-            logger.warning("A rebalance of %s failed, rejoining the group: %s", self.topic, explain(error))
+            logger.warning(
+                "A rebalance of %s failed, rejoining the group: %s", self.topic, translate(error, "subscribe")
+            )
             await asyncio.sleep(self._settings.limits.reconnect_min)
             rejoin(self._consumer)
         except Exception as error:
             logger.exception("A rebalance of %s failed.", self.topic)
-            self._fail(explain(error))
+            self._fail(translate(error, "subscribe"))
 
     async def _revoke(self) -> None:
         self._resolved.clear()

@@ -18,7 +18,7 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.producer.message_accumulator import BatchBuilder, MessageBatch
 
 from msight_bus.adapters.kafka.client import end_producer, start_client
-from msight_bus.adapters.kafka.failures import InvalidRecordError
+from msight_bus.adapters.kafka.errors import InvalidRecordError
 from msight_bus.errors import PublishTimeoutError
 
 logger = logging.getLogger("msight_bus")

@@ -24,7 +24,7 @@ from aiokafka.partitioner import murmur2
 from msight_bus.adapters.base import Stamp
 from msight_bus.adapters.ending import finish
 from msight_bus.adapters.kafka.client import close_batch, record_appender
-from msight_bus.adapters.kafka.failures import explain
+from msight_bus.adapters.kafka.errors import translate
 from msight_bus.adapters.kafka.idempotence import IdempotentProducer
 from msight_bus.errors import BusError, ConnectionLostError, PublishTimeoutError
 from msight_bus.settings import BusSettings
@@ -209,7 +209,7 @@ class PartitionWriter:
 
     def _refuse(self, batch: _Batch, error: BaseException) -> None:
         if not batch.done.done():
-            problem = explain(error)
+            problem = translate(error, "publish", f"on {self.topic!r}")
             if problem is not error:
                 problem.__cause__ = error
             batch.done.set_exception(problem)
@@ -261,7 +261,7 @@ class KafkaProducer:
             await producer.start()
         except KafkaError as error:
             await finish(producer.end())
-            raise explain(error) from error
+            raise translate(error, "connect") from error
         except BaseException:
             await finish(producer.end())
             raise

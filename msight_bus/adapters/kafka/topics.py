@@ -13,7 +13,7 @@ from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from msight_bus.adapters.kafka.admin import Admin, TopicMetadata
 from msight_bus.adapters.kafka.client import end_admin, start_client
-from msight_bus.adapters.kafka.failures import explain
+from msight_bus.adapters.kafka.errors import translate
 from msight_bus.errors import ConnectionLostError, TopicError
 from msight_bus.settings import BusSettings
 
@@ -53,7 +53,7 @@ class TopicDirectory:
         try:
             await start_client(self._admin)
         except KafkaError as error:
-            raise explain(error) from error
+            raise translate(error, "administer") from error
 
     def known(self, topic: str) -> TopicInfo | None:
         """What is known without asking."""
@@ -79,7 +79,7 @@ class TopicDirectory:
                 "(MSIGHT_CONNECT_TIMEOUT)."
             ) from None
         except KafkaError as error:
-            raise explain(error) from error
+            raise translate(error, "administer") from error
 
     async def partitions(self, topic: str) -> int:
         """How many partitions the topic has now."""
@@ -148,7 +148,7 @@ class TopicDirectory:
             error = for_code(entry[1])
             if entry[1] and error is not TopicAlreadyExistsError:
                 detail = entry[2] if len(entry) > 2 else ""
-                raise explain(error(detail or topic))
+                raise translate(error(detail or topic), "administer", f"on {topic!r}")
         logger.info("Created topic %s with %d partitions.", topic, count)
 
     async def _options_of(self, topic: str) -> dict[str, str]:
