@@ -11,7 +11,9 @@ from aiokafka.errors import KafkaError
 
 from msight_bus.adapters.base import WAIT, Sink, Stamp, SubscribeRequest, Wait
 from msight_bus.adapters.ending import finish
+from msight_bus.adapters.kafka.aiokafka_compat import take_over
 from msight_bus.adapters.kafka.client import client_options, probe, record_bytes
+from msight_bus.adapters.kafka.credentials import Credentials
 from msight_bus.adapters.kafka.errors import translate
 from msight_bus.adapters.kafka.feed import KafkaFeed
 from msight_bus.adapters.kafka.group import GroupFeed
@@ -32,6 +34,9 @@ from msight_bus.settings import BusSettings
 from msight_bus.wire import envelope
 
 _NEVER_MS = 2**31 - 1
+_REFUSAL_PATIENCE = 60.0
+"""Seconds for which a refusal on reconnecting is tried again where certificates come from files."""
+
 _RECORD_OVERHEAD = record_bytes(None, b"", [(envelope.HEADER, b"0" * 48)]) + 16
 
 
@@ -65,9 +70,10 @@ class KafkaAdapter:
     def __init__(self, settings: BusSettings, stamp: Stamp, report: Callable[[BusEvent], None]) -> None:
         self._settings = settings
         self._limits = settings.limits
-        self._options = client_options(settings)
-        self._directory = TopicDirectory(settings, self._options)
-        self._producer = KafkaProducer(settings, self._options, stamp)
+        self._credentials = Credentials(settings.kafka)
+        self._options = client_options(settings, self._credentials)
+        self._directory = TopicDirectory(settings, self._options, self._credentials, self._forget_routes)
+        self._producer = KafkaProducer(settings, self._options, self._credentials, stamp, self._directory)
         self._report = report
         self._watching: asyncio.Task[None] | None = None
         self._is_away = False
@@ -75,6 +81,7 @@ class KafkaAdapter:
         self._feeds: set[KafkaFeed] = set()
         self._ending: asyncio.Task[None] | None = None
         self._refused: AuthenticationError | None = None
+        self._refused_since: float | None = None
 
     def _heard(self, event: BusEvent) -> None:
         self._is_away = isinstance(event, Disconnected)
@@ -99,17 +106,34 @@ class KafkaAdapter:
         """Connect, and learn at once why if that fails."""
         try:
             async with asyncio.timeout(self._limits.connect_timeout):
-                await probe(self._options)
+                await self._probe()
                 await self._directory.open()
-            watching = watch(
-                self._directory.ask, lambda: probe(self._options), self._limits, self._heard, self._on_refused
-            )
+            watching = watch(self._directory.ask, self._probe_patiently, self._limits, self._heard, self._on_refused)
             self._watching = asyncio.create_task(watching, name="msight_bus kafka watch")
         except TimeoutError as error:
             raise ConnectionLostError(
                 f"Kafka at {', '.join(map(str, self._settings.kafka.servers))} did not answer within "
                 f"{self._limits.connect_timeout:g} s (MSIGHT_CONNECT_TIMEOUT)."
             ) from error
+
+    async def _probe(self) -> None:
+        await probe(self._options | self._credentials())
+
+    async def _probe_patiently(self) -> None:
+        """Probe; where certificates come from files, believe a refusal only when it has lasted: rotation takes a moment."""
+        try:
+            await self._probe()
+        except AuthenticationError as error:
+            now = asyncio.get_running_loop().time()
+            if self._refused_since is None:
+                self._refused_since = now
+            if not self._credentials.files or now - self._refused_since >= _REFUSAL_PATIENCE:
+                raise
+            raise ConnectionLostError(f"Refused, trying again with the files as they are then: {error}") from error
+        except BaseException:
+            self._refused_since = None
+            raise
+        self._refused_since = None
 
     def publish(
         self, topic: str, payload: bytes, key: str | None, headers: Mapping[str, str] | None, name: str | None
@@ -152,6 +176,9 @@ class KafkaAdapter:
             writers = [self._producer.writer(topic, partition) for partition in partitions]
             route = routes[name] = _Route(writers, limit - _RECORD_OVERHEAD)
         return route
+
+    def _forget_routes(self, topic: str) -> None:
+        self._routes.pop(topic, None)
 
     def _on_refused(self, error: AuthenticationError) -> None:
         """Kafka accepts these credentials no longer: whoever waits learns it at once."""
@@ -221,6 +248,7 @@ class KafkaAdapter:
             max_partition_fetch_bytes=kafka.tuning.fetch_bytes,  # the first batch comes whole, however large (KIP-74)
             metadata_max_age_ms=30_000,
         )
+        take_over(consumer._client, self._credentials)
         feed: KafkaFeed
         if request.group_id is None:
             feed = LiveViewFeed(request, sink, self._settings, consumer, self._dead_letter)

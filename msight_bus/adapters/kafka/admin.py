@@ -11,6 +11,7 @@ import aiokafka.errors as kafka_errors
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.protocol.metadata import MetadataRequest
 
+from msight_bus.adapters.kafka.aiokafka_compat import Credentials, take_over
 from msight_bus.adapters.kafka.errors import REFUSED, translate
 from msight_bus.adapters.turns import in_turn
 
@@ -31,7 +32,11 @@ class TopicMetadata:
 
 
 class Admin(AIOKafkaAdminClient):
-    """The library asks one broker, at random or because it is the controller, though it be dead."""
+    """The library asks one broker, at random or because it is the controller, even if that broker is down."""
+
+    def __init__(self, credentials: Credentials, **options: Any) -> None:
+        super().__init__(**options)
+        take_over(self._client, credentials)
 
     async def metadata(self, topics: list[str], within: float | None = None) -> Any:
         """Metadata of the cluster and of ``topics``, from a broker that answers within ``within`` seconds.
@@ -80,6 +85,7 @@ class Admin(AIOKafkaAdminClient):
                 async with asyncio.timeout(share):
                     return await client.send(node, request)
             except TimeoutError:
+                client.drop(node)  # it may be the connection that is dead
                 problem = kafka_errors.RequestTimedOutError(f"broker {node} did not answer")
             except (kafka_errors.KafkaError, OSError) as error:
                 problem = error

@@ -15,7 +15,6 @@ from typing import Any, Protocol
 
 import aiokafka.errors as kafka_errors
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka.abc import AbstractTokenProvider
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import AIOKafkaConnection, OAuthAuthenticator
 from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
@@ -24,6 +23,7 @@ from aiokafka.protocol.admin import SaslAuthenticateRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from msight_bus.adapters.ending import begin
+from msight_bus.adapters.kafka.credentials import Credentials
 from msight_bus.adapters.kafka.decompressing import UnreadableBatchError, decompress
 from msight_bus.adapters.kafka.errors import translate
 from msight_bus.adapters.kafka.records import offset_of
@@ -52,16 +52,6 @@ for _name in ("aiokafka.conn", "aiokafka.client"):
     logging.getLogger(_name).addFilter(_Discretion())
 
 
-class _Token(AbstractTokenProvider):
-    """The OAuth bearer token of the settings."""
-
-    def __init__(self, token: str) -> None:
-        self.secret = token
-
-    async def token(self) -> str:
-        return self.secret
-
-
 class _OAuth(OAuthAuthenticator):
     """Hears a refusal, which aiokafka takes for a success: it comes as a challenge (RFC 7628, 3.2.2 and 3.2.3)."""
 
@@ -88,25 +78,17 @@ def _send_or_lose(connection: Any, request: Any, expect_response: bool = True) -
 AIOKafkaConnection.send = _send_or_lose
 
 
-def client_options(settings: BusSettings) -> dict[str, Any]:
+def client_options(settings: BusSettings, credentials: Credentials | None = None) -> dict[str, Any]:
     """Keyword arguments that producer, consumer and admin client share."""
     kafka = settings.kafka
-    context = kafka.tls.context()
-    protocol = ("SASL_" if kafka.sasl_mechanism else "") + ("SSL" if context else "PLAINTEXT")
+    protocol = ("SASL_" if kafka.sasl_mechanism else "") + ("SSL" if kafka.tls.enabled else "PLAINTEXT")
     options: dict[str, Any] = {
         "bootstrap_servers": [str(server) for server in kafka.servers],
         "client_id": settings.edge_device_name or "msight_bus",
         "security_protocol": protocol,
-        "ssl_context": context,
+        **(credentials or Credentials(kafka))(),
         "request_timeout_ms": int(settings.limits.connect_timeout * 1000),
     }
-    if kafka.sasl_mechanism == "OAUTHBEARER":
-        assert kafka.sasl_oauth_token is not None
-        options["sasl_oauth_token_provider"] = _Token(kafka.sasl_oauth_token.get_secret_value())
-    elif kafka.sasl_mechanism:
-        assert kafka.sasl_password is not None
-        options["sasl_plain_username"] = kafka.sasl_username
-        options["sasl_plain_password"] = kafka.sasl_password.get_secret_value()
     if kafka.sasl_mechanism:
         options["sasl_mechanism"] = kafka.sasl_mechanism
     return options

@@ -51,13 +51,6 @@ _NOT_PERMITTED = (
     kafka_errors.ClusterAuthorizationFailedError,
 )
 
-GONE = (
-    kafka_errors.UnknownTopicOrPartitionError,
-    kafka_errors.NotLeaderForPartitionError,
-    kafka_errors.LeaderNotAvailableError,
-)
-"""What a batch fails with whose partition does not exist any more, or has no leader for too long."""
-
 _TIMEOUTS = (kafka_errors.KafkaTimeoutError, kafka_errors.RequestTimedOutError, asyncio.TimeoutError)
 _UNREACHABLE = (kafka_errors.KafkaConnectionError, kafka_errors.NodeNotReadyError, OSError)
 
@@ -125,6 +118,13 @@ def _refused_record(error: BaseException, kafka: str, text: str) -> BusError | N
                 "differ by more than the topic's message.timestamp.after.max.ms or message.timestamp.before.max.ms "
                 "permits; set the clocks right."
             )
-        case kafka_errors.UnknownTopicOrPartitionError():
-            return TopicError(f"{kafka}: the topic or its partition does not exist any more; the message was not sent.")
+        case (
+            kafka_errors.UnknownTopicOrPartitionError()
+            | kafka_errors.NotLeaderForPartitionError()
+            | kafka_errors.LeaderNotAvailableError()
+        ):
+            return PublishTimeoutError(
+                f"{kafka}: the partition of a message has no leader, or does not exist any more because the topic was made "
+                f"anew ({type(error).__name__}); publish the message again."
+            )
     return None
