@@ -24,6 +24,7 @@ from msight_bus.adapters.kafka.producer import (
     choose_partition,
     choose_unkeyed_partition,
 )
+from msight_bus.adapters.kafka.start import check_start
 from msight_bus.adapters.kafka.topics import TopicDirectory, TopicInfo
 from msight_bus.adapters.kafka.watch import watch
 from msight_bus.capabilities import Capabilities
@@ -234,6 +235,7 @@ class KafkaAdapter:
         if self._refused is not None:
             raise self._refused
         info = await self._directory.ensure(request.topic)
+        check_start(request.start, request.topic, info.partitions)
         kafka = self._settings.kafka
         consumer = AIOKafkaConsumer(
             **self._options,

@@ -27,6 +27,34 @@ if not aiokafka.__version__.startswith(VERSION):
         f"The Kafka backend works with aiokafka {VERSION}x and found {aiokafka.__version__}: pip install 'aiokafka=={VERSION}*'."
     )
 
+# -- what it logs
+
+
+class _Quiet(logging.Filter):
+    """Moves to DEBUG what aiokafka tells of what it tries again: the bus tells of it, once and with what to do.
+
+    What it logs with a traceback is a bug, and stays.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING or record.exc_info:
+            return True
+        record.levelno, record.levelname = logging.DEBUG, logging.getLevelName(logging.DEBUG)
+        return logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
+
+
+for _name in (
+    "aiokafka",
+    "aiokafka.cluster",
+    "aiokafka.conn",
+    "aiokafka.consumer.fetcher",
+    "aiokafka.consumer.group_coordinator",
+    "aiokafka.coordinator.assignors.range",
+    "aiokafka.coordinator.assignors.roundrobin",
+    "aiokafka.producer.sender",
+):  # a logger's filter does not see what the loggers below it are given
+    logging.getLogger(_name).addFilter(_Quiet())
+
 # -- connections and metadata, of producers, consumers and admin clients alike
 
 Credentials = Callable[[], dict[str, Any]]
