@@ -118,6 +118,10 @@ class LiveFeed:
         if link is not None:
             await asyncio.wait((link.remove(self),), timeout=self._limits.pong_timeout)
 
+    @property
+    def lag(self) -> None:
+        """There is no log."""
+
     async def commit(self) -> None:
         """Nothing is acknowledged here."""
 

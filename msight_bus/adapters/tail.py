@@ -116,7 +116,7 @@ class TailSink:
         """The broker permits it no longer."""
         self._on_refused(error)
 
-    def announce_gap(self, missing: int | None, cause: str) -> None:
+    def announce_gap(self, missing: int | None, cause: str, *, at_most: bool = False) -> None:
         """A missed announcement is made up for by the next one."""
 
     def announced(self, session: int, highest: int) -> None:

@@ -44,6 +44,7 @@ NEW = {
             "FETCH_BYTES",
             "COMPRESSION",
             "COMMIT_INTERVAL",
+            "ISOLATION",
             "SESSION_TIMEOUT",
             "MAX_REDELIVERIES",
         )

@@ -12,11 +12,13 @@ from aiokafka.errors import KafkaError
 from msight_bus.adapters.base import WAIT, Sink, Stamp, SubscribeRequest, Wait
 from msight_bus.adapters.ending import finish
 from msight_bus.adapters.kafka.client import client_options, probe, record_bytes
+from msight_bus.adapters.kafka.consumer_compat import check_aiokafka
 from msight_bus.adapters.kafka.failures import explain
 from msight_bus.adapters.kafka.feed import KafkaFeed
 from msight_bus.adapters.kafka.group import GroupFeed
 from msight_bus.adapters.kafka.live_view import LiveViewFeed
 from msight_bus.adapters.kafka.producer import KafkaProducer, PartitionWriter, choose_partition
+from msight_bus.adapters.kafka.records import to_bytes
 from msight_bus.adapters.kafka.topics import TopicDirectory, TopicInfo
 from msight_bus.adapters.kafka.watch import watch
 from msight_bus.capabilities import Capabilities
@@ -110,8 +112,8 @@ class KafkaAdapter:
         info = self._directory.known(topic)
         if info is None or not self._producer.is_open:
             return WAIT
-        record_key = None if key is None else key.encode()
-        user = [(header, value.encode()) for header, value in headers.items()] if headers else []
+        record_key = None if key is None else to_bytes(key)
+        user = [(header, to_bytes(value)) for header, value in headers.items()] if headers else []
         self._check_size(topic, info, record_key, payload, user)
         writer = self._producer.writer(topic, choose_partition(record_key, name or "", info.partitions))
         if key is None and name is not None:
@@ -134,7 +136,7 @@ class KafkaAdapter:
         """Make sure that the topic exists, and wait until its partition takes more."""
         info = await self._directory.ensure(topic)
         await self._producer.ensure_open()
-        record_key = None if key is None else key.encode()
+        record_key = None if key is None else to_bytes(key)
         writer = self._producer.writer(topic, choose_partition(record_key, name or "", info.partitions))
         try:
             async with asyncio.timeout(self._limits.publish_timeout):
@@ -171,6 +173,7 @@ class KafkaAdapter:
             raise self._refused
         info = await self._directory.ensure(request.topic)
         kafka = self._settings.kafka
+        check_aiokafka()
         consumer = AIOKafkaConsumer(
             **self._options,
             group_id=request.group_id,
@@ -183,6 +186,7 @@ class KafkaAdapter:
             fetch_max_wait_ms=500,
             max_partition_fetch_bytes=kafka.tuning.fetch_bytes,  # the first batch comes whole, however large (KIP-74)
             metadata_max_age_ms=30_000,
+            isolation_level=kafka.isolation,
         )
         feed: KafkaFeed
         if request.group_id is None:
