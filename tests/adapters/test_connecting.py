@@ -8,7 +8,7 @@ import warnings
 import pytest
 
 from msight_bus import BusError
-from tests.conftest import make_backend
+from tests.support.brokers import make_backend
 
 unreachable = pytest.mark.xfail(
     strict=True, reason="D18: a warning turned into an error reads as an unreachable broker"

@@ -8,9 +8,9 @@ import re
 import pytest
 
 from msight_bus import ConnectionLostError
-from tests.conftest import Backend
-from tests.security.listeners import fake
-from tests.security.servers import variables
+from tests.support.brokers import Backend
+from tests.support.listeners import fake
+from tests.support.servers import variables
 
 PREFIX = "MSIGHT_REDIS_MESSAGE_BROKER_"
 

@@ -10,11 +10,11 @@ import pytest
 import msight_bus
 from msight_bus import AuthenticationError, ConnectionLostError
 from msight_bus.events import Disconnected, Reconnected, Refused
-from tests.faults.rig import LIVE, seen, until
-from tests.security.listeners import fake
-from tests.security.peers import Peer
-from tests.security.servers import variables
-from tests.security.talking import settings_of
+from tests.support.listeners import fake
+from tests.support.peers import Peer
+from tests.support.rig import LIVE, seen, until
+from tests.support.servers import variables
+from tests.support.talking import settings_of
 
 open_row = pytest.mark.xfail(strict=True, reason="D13: a publisher raises what another publisher's messages met")
 live = pytest.mark.parametrize("kind", LIVE)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
 from benchmarks.html import page
-from tests.benchmarks.test_readme import make_result, make_row
+from tests.support.results import make_result, make_row
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 

@@ -11,12 +11,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 
 from msight_bus.events import Reconnected
-from tests.clusters.starting import nats_cluster
-from tests.conftest import Backend, make_backend, start_broker
-from tests.contract.test_publish import take
-from tests.faults.rig import QUICKLY, seen, until
-from tests.security.listeners import fake, proxy
-from tests.security.peers import INFO, Peer
+from tests.support.brokers import Backend, make_backend, start_broker
+from tests.support.clusters import nats_cluster
+from tests.support.listeners import fake, proxy
+from tests.support.peers import INFO, Peer
+from tests.support.receiving import take
+from tests.support.rig import QUICKLY, seen, until
 
 ignores = pytest.mark.xfail(strict=True, reason="H9: servers that a server announces are no candidates")
 cut = pytest.mark.xfail(strict=True, reason="H10: a server in lame duck mode is left only when it cuts the connection")

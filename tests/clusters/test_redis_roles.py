@@ -12,11 +12,11 @@ import redis
 
 from msight_bus import BusError, ConnectionLostError, PublishTimeoutError, brokers
 from msight_bus.events import Disconnected, Reconnected
-from tests.clusters.starting import redis_cluster
-from tests.conftest import make_backend, start_broker
-from tests.contract.test_publish import take
-from tests.faults.rig import seen, until
-from tests.security.listeners import proxy
+from tests.support.brokers import make_backend, start_broker
+from tests.support.clusters import redis_cluster
+from tests.support.listeners import proxy
+from tests.support.receiving import take
+from tests.support.rig import seen, until
 
 PREFIX = "MSIGHT_REDIS_MESSAGE_BROKER_"
 QUICK = {

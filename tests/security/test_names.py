@@ -11,11 +11,11 @@ import pytest
 import msight_bus
 from msight_bus import AuthenticationError
 from msight_bus.events import Reconnected
-from tests.conftest import running_broker
-from tests.faults.rig import seen, until
-from tests.security.listeners import proxy
-from tests.security.servers import CREDENTIALS, LIVE, PREFIX, variables
-from tests.security.talking import new_topic, settings_of, talk
+from tests.support.brokers import running_broker
+from tests.support.listeners import proxy
+from tests.support.rig import seen, until
+from tests.support.servers import CREDENTIALS, LIVE, PREFIX, variables
+from tests.support.talking import new_topic, settings_of, talk
 
 NAME = "broker.example"
 """The certificate ``elsewhere`` is for this host."""

@@ -15,12 +15,12 @@ import msight_bus
 from msight_bus import BusError
 from msight_bus.cli import app
 from msight_bus.events import Disconnected, Refused
-from tests.conftest import running_broker
-from tests.faults.rig import QUICKLY, seen, until
-from tests.security.listeners import fake
-from tests.security.peers import Peer
-from tests.security.servers import variables
-from tests.security.talking import settings_of
+from tests.support.brokers import running_broker
+from tests.support.listeners import fake
+from tests.support.peers import Peer
+from tests.support.rig import QUICKLY, seen, until
+from tests.support.servers import variables
+from tests.support.talking import settings_of
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x1b[31mno\x1b[0m\x9b1m \u202e\u2028 \x00\x7f\tend"
 """Escapes, in 7 and 8 bits, a bell, a change of direction, a line separator, NUL, DEL and a tab."""

@@ -12,11 +12,11 @@ import pytest
 import msight_bus
 from msight_bus import AuthenticationError, brokers
 from msight_bus.events import Disconnected, Reconnected
-from tests.faults.rig import seen, until
-from tests.security.canaries import canary
-from tests.security.listeners import proxy
-from tests.security.servers import CREDENTIALS, LIVE, USER, start, variables
-from tests.security.talking import new_topic, settings_of
+from tests.support.canaries import canary
+from tests.support.listeners import proxy
+from tests.support.rig import seen, until
+from tests.support.servers import CREDENTIALS, LIVE, USER, start, variables
+from tests.support.talking import new_topic, settings_of
 
 QUICK = {
     "MSIGHT_RECONNECT_MAX": "0.1",

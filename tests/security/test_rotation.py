@@ -11,11 +11,10 @@ import pytest
 import msight_bus
 from msight_bus import brokers
 from msight_bus.events import Disconnected, Reconnected
-from tests.contract.test_publish import take
-from tests.security.canaries import canary
-from tests.security.servers import USER, start, variables
-from tests.security.talking import new_topic, settings_of, talk
-from tests.security.test_refused_again import QUICK, Seen, door
+from tests.support.canaries import canary
+from tests.support.receiving import take
+from tests.support.servers import USER, door, start, variables
+from tests.support.talking import QUICK, Seen, new_topic, settings_of, talk
 
 open_row = pytest.mark.xfail(strict=True, reason="D14: a file with a secret is read once")
 FIRST, SECOND = canary("first secret"), canary("second secret")

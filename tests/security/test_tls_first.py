@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from msight_bus import AuthenticationError, ConnectionLostError
-from tests.security.listeners import proxy
-from tests.security.servers import CREDENTIALS, PASSWORD, USER, nats_tls_lines, start, variables
-from tests.security.talking import refused, settings_of, talk
+from tests.support.listeners import proxy
+from tests.support.servers import CREDENTIALS, PASSWORD, USER, nats_tls_lines, start, variables
+from tests.support.talking import refused, settings_of, talk
 
 pytestmark = pytest.mark.filterwarnings("default")  # while the variable is unknown, it may look misspelt
 open_row = pytest.mark.xfail(strict=True, reason="D15: a NATS server with handshake_first cannot be reached")

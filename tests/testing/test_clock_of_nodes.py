@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from msight_bus import BytesData, NodeConfig, ProcessingNode, SourceNode
-from tests.nodes.support import Collect, running
+from tests.support.nodes import Collect, running
 
 INTERVAL = 10.0
 real_time = pytest.mark.xfail(strict=True, reason="G4: nodes and registry keep real time in a simulation")
