@@ -81,6 +81,11 @@ class Bus:
         """What the connected backend truly does."""
         return self._adapter.capabilities
 
+    @property
+    def clock(self) -> Callable[[], float]:
+        """The clock by which this bus stamps messages, in POSIX seconds: the machine's, or a simulation's."""
+        return self._clock
+
     def _report(self, event: BusEvent) -> None:
         self._on_event(event)
 

@@ -11,6 +11,7 @@ from contextvars import Context
 from functools import partial
 from typing import Any, TypeVar, TypeVarTuple
 
+from msight_bus.data.clock import stamp_data_by
 from msight_bus.testing.work import WorkOut
 
 T = TypeVar("T")
@@ -51,6 +52,11 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
     def jump(self, seconds: float) -> None:
         """Let ``seconds`` pass at once."""
         self._now += seconds
+
+    def run_forever(self) -> None:
+        """Run until stopped; data made meanwhile, in any thread, is stamped by this clock."""
+        with stamp_data_by(self.wall_time):
+            super().run_forever()
 
     # -- what leaves the loop
 
@@ -118,7 +124,11 @@ class _Selector(selectors.DefaultSelector):
         return ready
 
 
+def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
+    """The clock, in POSIX seconds, of what runs on ``loop``: virtual on a `VirtualClockLoop`, else the machine's."""
+    return loop.wall_time if isinstance(loop, VirtualClockLoop) else time.time
+
+
 def wall_clock() -> float:
-    """POSIX seconds: virtual ones on a `VirtualClockLoop`, else the machine's."""
-    loop = asyncio.get_running_loop()
-    return loop.wall_time() if isinstance(loop, VirtualClockLoop) else time.time()
+    """POSIX seconds by the running loop's clock (see `clock_of`)."""
+    return clock_of(asyncio.get_running_loop())()
