@@ -180,7 +180,6 @@ BUSY = b"-BUSY Redis is busy running a script. You can only call SCRIPT KILL or 
 ANNOUNCEMENTS = b"_msight.seq"
 
 
-@pytest.mark.xfail(strict=True, reason="D12: one passing error turns the detection of tail losses off for ever")
 @pytest.mark.parametrize(
     "error", [BUSY, b"-OOM command not allowed when used memory > 'maxmemory'.\r\n"], ids=["busy", "memory"]
 )

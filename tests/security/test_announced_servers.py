@@ -6,8 +6,6 @@ import asyncio
 import time
 from contextlib import contextmanager
 
-import pytest
-
 import msight_bus
 from msight_bus import brokers
 from msight_bus.events import Disconnected, Reconnected
@@ -20,7 +18,6 @@ from tests.support.servers import CREDENTIALS, PASSWORD, USER, nats_tls_lines, s
 from tests.support.talking import new_topic, settings_of
 
 QUICK = {"MSIGHT_RECONNECT_MAX": "0.1", "MSIGHT_PING_INTERVAL": "0.2", "MSIGHT_CONNECT_TIMEOUT": "2"}
-ignores = pytest.mark.xfail(strict=True, reason="H9: servers that a server announces are no candidates")
 
 
 @contextmanager
@@ -50,7 +47,6 @@ def environment(port, made):
     return variables("nats", port, **CREDENTIALS["nats"], **tls)
 
 
-@ignores
 async def test_an_announced_server_without_tls_is_told_nothing(made):
     plain, events = Peer("nats"), []
     async with fake(plain) as there:
@@ -65,7 +61,6 @@ async def test_an_announced_server_without_tls_is_told_nothing(made):
                 assert not seen(events, Reconnected)
 
 
-@ignores
 async def test_an_announced_server_with_tls_is_entered_with_the_same_credentials(made):
     topic, events = new_topic(), []
     async with proxy(0) as there:

@@ -51,7 +51,6 @@ async def refused(peer, kind, **values):
 # -- while connecting
 
 
-@raw
 @pytest.mark.parametrize("code", ["ERR", "WRONGPASS", "LOADING"])
 @pytest.mark.parametrize("verb", ["AUTH", "SELECT"])
 async def test_an_error_of_redis_while_connecting(verb, code):
@@ -62,7 +61,6 @@ async def test_an_error_of_redis_while_connecting(verb, code):
     assert_printable(text)
 
 
-@raw
 async def test_an_error_of_nats_while_connecting():
     says = f"-ERR 'said {EVIL}'\r\n".encode()
     peer = Peer("nats", lambda command: says if command.verb == "CONNECT" else None)
@@ -114,7 +112,6 @@ async def be_cut(bus, events):
     return []
 
 
-@raw
 @pytest.mark.parametrize(
     ("verb", "act"), [("SUBSCRIBE", subscribe), ("PUBLISH", publish)], ids=["subscribing", "publishing"]
 )
@@ -125,7 +122,6 @@ async def test_a_refusal_of_redis(verb, act, caplog):
         assert_printable(text)
 
 
-@raw
 async def test_an_error_of_nats_that_ends_the_connection(caplog):
     says = f"-ERR 'said {EVIL}'\r\n".encode()
     peer = Peer("nats", lambda command: says if command.verb == "HPUB" and command.words[0] == b"a" else None)
@@ -133,7 +129,6 @@ async def test_an_error_of_nats_that_ends_the_connection(caplog):
         assert_printable(text)
 
 
-@raw
 async def test_a_refusal_of_nats_that_names_a_subject(caplog):
     says = f"-ERR 'Permissions Violation for Publish to \"a\" said {EVIL}'\r\n".encode()
     peer = Peer("nats", lambda command: says if command.verb == "HPUB" and command.words[0] == b"a" else None)
@@ -153,7 +148,6 @@ async def test_a_refusal_of_nats_that_names_a_subject(caplog):
 # -- on a terminal
 
 
-@raw
 @pytest.mark.parametrize(
     ("kind", "verb", "says"),
     [

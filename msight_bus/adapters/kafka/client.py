@@ -24,10 +24,10 @@ from aiokafka.protocol.admin import SaslAuthenticateRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from msight_bus.adapters.ending import begin
+from msight_bus.adapters.failover import in_turn
 from msight_bus.adapters.kafka.decompressing import UnreadableBatchError, decompress
 from msight_bus.adapters.kafka.failures import explain
 from msight_bus.adapters.kafka.records import offset_of
-from msight_bus.adapters.turns import in_turn
 from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError
 from msight_bus.message import Message
 from msight_bus.settings import BusSettings
