@@ -86,6 +86,11 @@ class Bus:
         """Whether keys and header values may be other bytes than UTF-8: what was read from a log can be published again."""
         return self._adapter.capabilities.persistence
 
+    @property
+    def clock(self) -> Callable[[], float]:
+        """The clock by which this bus stamps messages, in POSIX seconds: the machine's, or a simulation's."""
+        return self._clock
+
     def _report(self, event: BusEvent) -> None:
         self._on_event(event)
 

@@ -6,12 +6,11 @@ import asyncio
 import gc
 import time
 import tracemalloc
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.errors import KafkaConnectionError
@@ -20,11 +19,8 @@ from aiokafka.protocol.metadata import MetadataRequest
 from msight_bus import AuthenticationError, BusError, MessageTooLargeError, PublishTimeoutError, QueuePolicy, TopicError
 from msight_bus.adapters.kafka.client import client_options
 from msight_bus.events import Gap
-from tests.contract.test_publish import take
-
-
-async def numbers(messages, n):
-    return [int(message.payload) for message in await take(messages, n)]
+from tests.support.kafka_admin import administering
+from tests.support.receiving import numbers, take
 
 
 async def test_a_subscription_starts_at_a_moment(kafka, topic):
@@ -103,14 +99,6 @@ async def test_topics_are_not_made_where_that_is_not_wanted(kafka, topic):
     async with kafka.connect(MSIGHT_KAFKA_PARTITIONS="2") as bus:
         await bus.publish(topic, b"")
         assert await bus._adapter._directory.partitions(topic) == 2
-
-
-@asynccontextmanager
-async def administering(kafka):
-    client = AIOKafkaAdminClient(**client_options(kafka.settings()))
-    await client.start()
-    yield client
-    await client.close()
 
 
 async def test_a_topics_own_size_limit_is_known_before_sending(kafka, topic):

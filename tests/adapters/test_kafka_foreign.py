@@ -15,10 +15,10 @@ from aiokafka.admin.records_to_delete import RecordsToDelete
 from msight_bus import HeaderError
 from msight_bus.adapters.kafka import feed
 from msight_bus.events import Gap
-from tests.adapters.test_kafka import administering, numbers
-from tests.contract.test_publish import take
-from tests.faults.rig import until
+from tests.support.kafka_admin import administering
 from tests.support.kafka_records import NOW_MS, Rec, batch_of, now_ms, raw_producer
+from tests.support.receiving import numbers, take
+from tests.support.rig import until
 
 GROUPS = pytest.mark.parametrize("group_id", ["g", None])
 

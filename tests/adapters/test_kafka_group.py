@@ -15,9 +15,9 @@ from msight_bus import AuthenticationError, BusError
 from msight_bus.adapters.kafka import consumer_compat, group
 from msight_bus.adapters.kafka.watch import watch
 from msight_bus.events import Disconnected, Gap, Reconnected
-from tests.adapters.test_kafka import administering, numbers
-from tests.contract.test_publish import take
-from tests.faults.rig import until
+from tests.support.kafka_admin import administering
+from tests.support.receiving import numbers, take
+from tests.support.rig import until
 
 KEYS = 60
 """They reach each of 8 partitions."""

@@ -7,7 +7,7 @@ from collections.abc import MutableMapping
 import pytest
 
 from msight_bus import BytesData
-from tests.contract.test_publish import take
+from tests.support.receiving import take
 
 N = 200
 SHARES = ("redis", "redis-client")

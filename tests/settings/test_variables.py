@@ -31,6 +31,7 @@ NEW = {
             "RECONNECT_LIMIT",
             "RECONNECT_MIN",
             "RECONNECT_MAX",
+            "REFUSAL_PATIENCE",
             "ANNOUNCE_INTERVAL",
         )
     ),
@@ -50,6 +51,7 @@ NEW = {
         )
     ),
     KAFKA + "DEAD_LETTER_SUFFIX",
+    NATS + "TLS_FIRST",
 }
 VARIABLES = BusSettings.variables()
 

@@ -11,8 +11,8 @@ import aiokafka.errors as kafka_errors
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.protocol.metadata import MetadataRequest
 
+from msight_bus.adapters.failover import in_turn
 from msight_bus.adapters.kafka.failures import REFUSED, explain
-from msight_bus.adapters.turns import in_turn
 
 
 @dataclass(frozen=True, slots=True)

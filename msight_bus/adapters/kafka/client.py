@@ -22,8 +22,8 @@ from aiokafka.protocol.admin import SaslAuthenticateRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from msight_bus.adapters.ending import begin
+from msight_bus.adapters.failover import in_turn
 from msight_bus.adapters.kafka.failures import explain
-from msight_bus.adapters.turns import in_turn
 from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError
 from msight_bus.settings import BusSettings
 from msight_bus.settings.discretion import hide_secrets
