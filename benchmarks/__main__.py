@@ -12,7 +12,9 @@ from typing import Annotated, Any, cast
 import typer
 from rich.console import Console
 
+from benchmarks import against
 from benchmarks.catalog import BACKENDS
+from benchmarks.core import PRESENT
 from benchmarks.html import page
 from benchmarks.measuring import measure, save
 from benchmarks.readme import put, section
@@ -63,6 +65,20 @@ def full(
     """Everything, in five rounds (latency in ten); the result goes to benchmarks/results under its date."""
     scale = replace(FULL, budget=minutes * 60 / len(backend or BACKENDS))
     typer.echo(f"written to {save(_measure(backend, scale), json_path)}")
+
+
+@app.command()
+def core(
+    patterns: against.RowsOption = None,
+    rounds: against.RoundsOption = 5,
+    messages: against.MessagesOption = 60_000,
+    path: against.JsonOption = None,
+    tree: Annotated[Path, typer.Option(help="The checkout whose package is measured.")] = PRESENT,
+) -> None:
+    """What the core costs: topics, sizes, foreign payloads, memory; to benchmarks/results if not to --json."""
+    result = against.measure({against.BASE: tree.resolve()}, against.chosen(patterns), rounds, messages, path)
+    against.show(result)
+    typer.echo(f"written to {save(result, path)}")
 
 
 @app.command(name="show")

@@ -27,6 +27,8 @@ class SubscriptionStats:
         duplicates: messages that came again; ``None`` where counting is meaningless.
         queued: waiting for the consumer now.
         queued_peak: the most that ever waited.
+        lag: records of a log that the consumer has not been given: those behind the position, up to the end, and those queued;
+            ``None`` where there is no log, or its end is not known yet.
         deadlines_missed: how often the stream went quiet for the subscription's deadline.
     """
 
@@ -39,6 +41,7 @@ class SubscriptionStats:
     queued: int
     queued_peak: int
     deadlines_missed: int = 0
+    lag: int | None = None
 
 
 class _Stream:

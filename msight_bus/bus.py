@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from functools import partial
+from functools import cached_property, partial
 
 from msight_bus.adapters import make_adapter
 from msight_bus.adapters.base import WAIT, Opener, Start, SubscribeRequest, Wait
@@ -82,6 +82,16 @@ class Bus:
         """What the connected backend truly does."""
         return self._adapter.capabilities
 
+    @cached_property
+    def _binary(self) -> bool:
+        """Whether keys and header values may be other bytes than UTF-8: what was read from a log can be published again."""
+        return self._adapter.capabilities.persistence
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """The clock by which this bus stamps messages, in POSIX seconds: the machine's, or a simulation's."""
+        return self._clock
+
     def _report(self, event: BusEvent) -> None:
         self._on_event(event)
 
@@ -108,9 +118,9 @@ class Bus:
         """
         check_topic(topic)
         if headers is not None:
-            headers = check_headers(headers, self._limits)
+            headers = check_headers(headers, self._limits, binary=self._binary)
         if key is not None:
-            key = check_key(key)
+            key = check_key(key, binary=self._binary)
         await self._publish(topic, data if type(data) is bytes else to_bytes(data), key, headers)
 
     async def _publish(

@@ -23,6 +23,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+_LONGEST_QUOTED = 300
+
+
+def quoted(text: object, limit: int = _LONGEST_QUOTED) -> str:
+    """Return what a peer said as printable text on one line, of at most ``limit`` characters.
+
+    Control characters, line ends and marks that turn the direction of text are escaped as in a Python literal: what a
+    broker says reaches terminals and logs.
+
+    Args:
+        text: bytes are read as UTF-8; of anything else its ``str``.
+        limit: characters; a longer text ends in ``...``.
+    """
+    told = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
+    shown = "".join([one if one.isprintable() else one.encode("unicode_escape").decode() for one in told[: limit + 1]])
+    return shown if len(shown) <= limit else shown[: limit - 3] + "..."
+
 
 class BusError(Exception):
     """Root of everything that msight_bus raises. Every error can be pickled and copied, with its fields and notes."""

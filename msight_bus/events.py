@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +30,15 @@ class Gap:
     Attributes:
         topic: the subscription's topic.
         missing: how many messages; ``None`` if that cannot be known.
-        cause: ``"lost"`` on the way, ``"reconnect"``, ``"retention"`` of a log, or ``"unreadable"``: a compressed batch
-            that is damaged or too large.
+        cause: ``"lost"`` on the way, ``"reconnect"``, ``"retention"`` of a log, or ``"unreadable"``: records that are damaged, or
+            too large decompressed.
+        at_most: ``missing`` is an upper bound: some of a log's offsets never held a message.
     """
 
     topic: str
     missing: int | None
     cause: str
+    at_most: bool = field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)

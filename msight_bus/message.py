@@ -42,11 +42,13 @@ class Message(msgspec.Struct, eq=False, gc=False):
         headers: the publisher's own headers; empty if there are none.
         key: the ordering key, ``None`` if the publisher gave none.
         sequence: position in its publisher's stream on this topic, from 1; ``None`` from a foreign publisher.
-        published_at: POSIX seconds by the publisher's clock; ``None`` from a foreign publisher.
+        published_at: POSIX seconds by the publisher's clock. From a foreign publisher the timestamp of its record on Kafka (the
+            broker's clock where the topic has LogAppendTime), ``None`` elsewhere or if that can be no such moment.
         received_at: POSIX seconds by this machine's clock.
         session: the publisher's random id, new at each start; ``None`` from a foreign publisher.
         offset: place in its partition where the backend has a log, else ``None``.
         redeliveries: how often ``nack`` or a repeated iteration has brought it again.
+        tombstone: whether a record of a log had no value, which in a compacted topic deletes its key; the payload is ``b""``.
     """
 
     topic: str
@@ -60,6 +62,7 @@ class Message(msgspec.Struct, eq=False, gc=False):
     offset: int | None = None
     redeliveries: int = 0
     _settlement: Settlement | None = None
+    tombstone: bool = False
     _settled: bool = False
     _data: Data | None = None
     _limits: Limits | None = None

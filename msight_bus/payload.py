@@ -26,6 +26,9 @@ Payload = BytesLike | Data
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
 _FIELD_NAME = re.compile(":[^:]*:")  # in a buffer's format (PEP 3118)
 _VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]*")
+_BINARY = re.compile(
+    r"[^\ud800-\udfff]*[\udc80-\udcff][^\ud800-\udc7f\udd00-\udfff]*"
+)  # bytes that are not UTF-8 (PEP 383)
 
 
 def to_bytes(data: object) -> bytes:
@@ -60,15 +63,19 @@ def _view(data: object) -> memoryview:
     return view
 
 
-def check_key(key: str | bytes | None) -> str | None:
+def check_key(key: str | bytes | None, *, binary: bool = False) -> str | None:
     """The ordering key as text.
+
+    Args:
+        binary: the backend also carries bytes that are not UTF-8, as text by surrogateescape.
 
     Raises:
         HeaderError: it is no text.
     """
+    errors = "surrogateescape" if binary else "strict"
     if isinstance(key, bytes):
         try:
-            return key.decode()
+            return key.decode("utf-8", errors)
         except UnicodeDecodeError as error:
             raise HeaderError("A key is text (str, or UTF-8 bytes).") from error
     if key is None:
@@ -76,14 +83,17 @@ def check_key(key: str | bytes | None) -> str | None:
     if not isinstance(key, str):
         raise HeaderError(f"A key is a str, not {type(key).__name__}.")
     try:
-        key.encode()
+        key.encode("utf-8", errors)
     except UnicodeEncodeError as error:
         raise HeaderError("A key is text that UTF-8 can carry; it has half of a surrogate pair.") from error
     return str.__str__(key)
 
 
-def check_headers(headers: Mapping[str, str], limits: Limits) -> Mapping[str, str]:
+def check_headers(headers: Mapping[str, str], limits: Limits, *, binary: bool = False) -> Mapping[str, str]:
     """Return ``headers`` if every backend carries them unchanged; a copy with plain strings if one is of a subclass of str.
+
+    Args:
+        binary: the backend also carries values that are not UTF-8, as text by surrogateescape.
 
     Raises:
         HeaderError: a name or value does not travel, or there are too many.
@@ -108,12 +118,12 @@ def check_headers(headers: Mapping[str, str], limits: Limits) -> Mapping[str, st
             raise HeaderError(
                 f"The value of header {name!r} is a str, not {type(value).__name__}; convert it, for example with str()."
             )
-        if not _VALUE.fullmatch(value) or value != value.strip():
+        if (not _VALUE.fullmatch(value) or value != value.strip()) and not (binary and _BINARY.fullmatch(value)):
             raise HeaderError(
                 f"The value of header {name!r} cannot travel: text without control characters and without white space "
                 "at its ends is accepted."
             )
-        size += len(name) + len(value.encode()) + 4
+        size += len(name) + len(value.encode("utf-8", "surrogateescape")) + 4
         plain = plain and type(name) is type(value) is str
     if size > limits.max_header_bytes:
         raise MessageTooLargeError(

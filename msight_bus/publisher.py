@@ -85,6 +85,7 @@ class Publisher:
         self.topic = topic
         self._adapter = adapter
         self._limits = limits
+        self._binary = adapter.capabilities.persistence
         self._max_in_flight = max_in_flight
         self._name = name
         self._state = state
@@ -130,9 +131,9 @@ class Publisher:
         if self._error is not None:
             self._raise_error()
         if headers is not None:
-            headers = check_headers(headers, self._limits)
+            headers = check_headers(headers, self._limits, binary=self._binary)
         if key is not None:
-            key = check_key(key)
+            key = check_key(key, binary=self._binary)
         payload = data if type(data) is bytes else to_bytes(data)
         done: asyncio.Future[None] | Wait | None = WAIT
         if self._count < self._max_in_flight and not self._line.has(self.topic, key):

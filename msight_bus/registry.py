@@ -137,11 +137,11 @@ class Registry:
         ignored: announcements that could not be understood.
     """
 
-    def __init__(self, bus: Listens, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """``clock`` gives seconds, for the age of heartbeats."""
+    def __init__(self, bus: Listens, *, clock: Callable[[], float] | None = None) -> None:
+        """``clock`` gives seconds, for the age of heartbeats; by default it is the running loop's."""
         self.ignored = 0
         self._bus = bus
-        self._clock = clock
+        self._clock = _loop_clock() if clock is None else clock
         # By name and instance; the last heard is the last entry.
         self._heard: OrderedDict[tuple[str, str], tuple[NodeInfo, float]] = OrderedDict()
         self._decoder = msgspec.json.Decoder(NodeInfo)
@@ -288,6 +288,13 @@ class Registry:
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
             await asyncio.wait((self._task,))
+
+
+def _loop_clock() -> Callable[[], float]:
+    try:
+        return asyncio.get_running_loop().time
+    except RuntimeError:
+        return time.monotonic
 
 
 def _fail(confirmed: asyncio.Future[None], error: BusError) -> None:

@@ -171,6 +171,7 @@ class Subscription:
         """A snapshot of the counters."""
         channel, tracker = self._channel, self._tracker
         counted = tracker is not None or self._adapter.capabilities.persistence
+        behind = self._feed.lag if self._feed is not None else None
         return SubscriptionStats(
             received=channel.received,
             delivered=channel.received - channel.queued - channel.dropped.total(),
@@ -180,6 +181,7 @@ class Subscription:
             duplicates=tracker.duplicates if tracker is not None else None,
             queued=channel.queued,
             queued_peak=channel.peak,
+            lag=behind + channel.queued if behind is not None else None,
         )
 
     # -- drain
@@ -226,10 +228,10 @@ class Subscription:
                 self._announce(missing, "lost")
         self._channel.deliver(batch)
 
-    def announce_gap(self, missing: int | None, cause: str) -> None:
-        """Messages are missing; ``None`` if how many cannot be known."""
+    def announce_gap(self, missing: int | None, cause: str, *, at_most: bool = False) -> None:
+        """Messages are missing, ``missing`` or at most so many; ``None`` if how many cannot be known."""
         self._announced_missing += missing or 0
-        self._announce(missing, cause)
+        self._announce(missing, cause, at_most=at_most)
 
     def announced(self, session: int, highest: int) -> None:
         """A publisher says that ``highest`` was its last sequence on this topic."""
@@ -237,9 +239,9 @@ class Subscription:
         if missing:
             self._announce(missing, "lost")
 
-    def _announce(self, missing: int | None, cause: str) -> None:
+    def _announce(self, missing: int | None, cause: str, *, at_most: bool = False) -> None:
         self._announced += 1
-        self._report(Gap(self.topic, missing, cause))
+        self._report(Gap(self.topic, missing, cause, at_most=at_most))
 
     def discard(self, unwanted: Callable[[Message], bool], cause: str) -> None:
         """Take queued messages back: they are delivered elsewhere."""

@@ -6,24 +6,17 @@ import asyncio
 import gc
 import inspect
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import hypothesis
 import pytest
 
-import msight_bus
-from msight_bus import brokers
-from msight_bus.events import BusEvent
 from msight_bus.runtime import loop_factory
-from msight_bus.settings import BusSettings
 from msight_bus.testing import Simulation, VirtualClockLoop
+from tests.support.brokers import BACKENDS, Backend, make_backend, started
 
 _TEST_WITHIN = 55.0
-_started: dict[str, brokers.RunningBroker] = {}
-_CONFIG = {"kafka": ["group.min.session.timeout.ms=500"]}  # a member's death is noticed sooner than in production
 
 
 # Machines differ in speed, and CI tells whether this change broke something, not whether luck found something old.
@@ -57,65 +50,21 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     return True
 
 
-def start_broker(kind: str, config: Sequence[str] = ()) -> brokers.RunningBroker:
-    """A broker of this kind; a skip where there is none, a failure in CI."""
-    try:
-        return brokers.start(kind, config=[*_CONFIG.get(kind, ()), *config])  # type: ignore[arg-type]
-    except brokers.NoBrokerError as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"no {kind} broker on this machine: {error}")
-
-
-def running_broker(kind: str) -> brokers.RunningBroker:
-    """The run's broker of this kind, started on first use."""
-    if kind not in _started:
-        _started[kind] = start_broker(kind)
-    return _started[kind]
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _stop_brokers() -> Iterator[None]:
     yield
-    for broker in _started.values():
+    for broker in started.values():
         broker.stop()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Say what the suite ran against."""
     terminalreporter.section("brokers")
-    for broker in _started.values():
+    for broker in started.values():
         stand_in = " - a stand-in, not Apache Kafka" if broker.is_stand_in else ""
         terminalreporter.write_line(f"{broker.kind}: {broker.name} {broker.version}{stand_in}")
-    if not _started:
+    if not started:
         terminalreporter.write_line("none was needed")
-
-
-@dataclass(frozen=True)
-class Backend:
-    """One backend of the contract suite."""
-
-    name: str
-    env: dict[str, str]
-
-    def settings(self, **variables: str) -> BusSettings:
-        """Settings that lead to the run's broker."""
-        return BusSettings(environ={**self.env, "MSIGHT_PUBSUB_BACKEND": self.name, **variables})
-
-    @asynccontextmanager
-    async def connect(self, *, events: list[BusEvent] | None = None, **variables: str) -> AsyncIterator[msight_bus.Bus]:
-        """A connected bus."""
-        on_event = events.append if events is not None else lambda _: None
-        async with msight_bus.connect(self.settings(**variables), on_event=on_event) as bus:
-            yield bus
-
-
-def make_backend(name: str, broker: brokers.RunningBroker | None = None) -> Backend:
-    """A backend of the run's broker or of ``broker``."""
-    return Backend(name, {} if name == "memory" else dict((broker or running_broker(name)).env))
-
-
-BACKENDS = ["memory", "redis", "nats", "kafka"]
 
 
 @pytest.fixture(params=BACKENDS)

@@ -10,9 +10,9 @@ import msight_bus
 from msight_bus import BusError
 from msight_bus.settings import BusSettings
 from msight_bus.testing import Simulation
-from tests.security.listeners import fake
-from tests.security.peers import Peer
-from tests.security.servers import variables
+from tests.support.listeners import fake
+from tests.support.peers import Peer
+from tests.support.servers import variables
 
 
 async def coroutine_function(event):

@@ -16,7 +16,7 @@ from msight_bus.errors import BusError, HeaderError, MessageTooLargeError, Paylo
 from msight_bus.payload import check_headers, check_key, to_bytes
 from msight_bus.settings import Limits
 from msight_bus.wire.envelope import HEADER, pack_extension, unpack_extension
-from tests.conftest import make_backend
+from tests.support.brokers import make_backend
 
 LIMITS = Limits()
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

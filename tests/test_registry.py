@@ -14,8 +14,8 @@ from msight_bus import AuthenticationError, ClosedError, Message
 from msight_bus.nodes import NodeConfig
 from msight_bus.registry import FORGET_AFTER, MAX_NODES, NodeInfo, NodeStatus, Registry
 from msight_bus.topics import NODES_TOPIC
-from tests.conftest import make_backend
-from tests.nodes.support import DEADLINE, Collect, Numbers, running, start
+from tests.support.brokers import make_backend
+from tests.support.nodes import DEADLINE, Collect, Numbers, running, start
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from msight_bus import ConnectionLostError, NodeConfig, QueuePolicy
 from msight_bus.events import DeadlineMissed, Disconnected
 from msight_bus.subscription import Subscription
 from msight_bus.testing import Faults
-from tests.nodes.support import Collect, running
+from tests.support.nodes import Collect, running
 
 
 class Told(list):

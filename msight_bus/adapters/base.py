@@ -56,8 +56,8 @@ class Sink(Protocol):
     def deliver(self, batch: list[Message]) -> None:
         """Queue the messages of one chunk, at least one."""
 
-    def announce_gap(self, missing: int | None, cause: str) -> None:
-        """Messages are missing; ``None`` if how many cannot be known."""
+    def announce_gap(self, missing: int | None, cause: str, *, at_most: bool = False) -> None:
+        """Messages are missing, ``missing`` or at most so many; ``None`` if how many cannot be known."""
 
     def announced(self, session: int, highest: int) -> None:
         """A publisher says that ``highest`` was its last sequence on this topic."""
@@ -81,6 +81,10 @@ class Sink(Protocol):
 
 class Feed(Protocol):
     """One subscription's stream at the broker."""
+
+    @property
+    def lag(self) -> int | None:
+        """Records of a log that are not yet delivered; ``None`` where there is no log, or its end is not known yet."""
 
     def pause(self) -> None:
         """The queue is full: read no more. Called only under the ``block`` policy."""

@@ -118,6 +118,10 @@ class LiveFeed:
         if link is not None:
             await asyncio.wait((link.remove(self),), timeout=self._limits.pong_timeout)
 
+    @property
+    def lag(self) -> None:
+        """There is no log."""
+
     async def commit(self) -> None:
         """Nothing is acknowledged here."""
 
@@ -137,12 +141,17 @@ class Connector(Protocol):
     def capabilities(self) -> Capabilities:
         """What the broker does; complete once a connection was opened."""
 
+    @property
+    def refusal_patience(self) -> float:
+        """Seconds for which a refusal on reconnecting is tried again; 0 believes the first one."""
+
     async def connect_publisher(self, owner: Connection) -> LiveLink:
-        """Open a connection that publishes.
+        """Open a connection that publishes, within ``connect_timeout``.
 
         Raises:
-            ConnectionLostError: not reachable.
-            AuthenticationError: refused.
+            ConnectionLostError: not reachable, or no server is fit for use.
+            AuthenticationError: every server that can be reached refused.
+            ConfigError: a file with a secret or a certificate cannot be used now.
         """
 
     async def connect_subscriber(self, owner: Connection) -> LiveLink:
@@ -184,12 +193,21 @@ class LiveAdapter:
 
     def _supervisor(self, connect: Callable[[Connection], Awaitable[LiveLink]]) -> Connection:
         async def resubscribe(link: LiveLink, feed: LiveFeed) -> None:
-            await link.add(feed)
+            try:
+                await link.add(feed)
+            except AuthenticationError as error:
+                if isinstance(feed.sink, TailSink) and self._announcer is not None:
+                    self._announcer.refused(error)
+                raise
             if feed.paused:
                 link.pause_reading()
 
         connection: Connection = Supervisor(
-            connect, resubscribe, self._limits, lambda event: self._relay(connection, event)
+            connect,
+            resubscribe,
+            self._limits,
+            lambda event: self._relay(connection, event),
+            self._connector.refusal_patience,
         )
         return connection
 
@@ -254,7 +272,8 @@ class LiveAdapter:
     async def _listen_for_announcements(self, connection: Connection) -> None:
         if self._announcer is None or connection in self._listening or not self._announcer.works:
             return
-        sink = TailSink(connection.feeds, self._announcer.refused)
+        await connection.open()  # a refusal of the connection is none of the topic
+        sink = TailSink(connection.feeds)
         request = SubscribeRequest(SEQUENCE_TOPIC, None, QueuePolicy.drop_oldest(1), "latest")
         self._listening.add(connection)
         try:
@@ -269,7 +288,7 @@ class LiveAdapter:
         assert self._announcer is not None
         connection = self._publishing
         error = connection.refused.pop(SEQUENCE_TOPIC, None)
-        if error is not None:
+        if isinstance(error, AuthenticationError):  # any other error passes
             self._announcer.refused(error)
         link = connection.link
         if error is not None or link is None or link.congested:

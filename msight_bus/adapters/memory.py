@@ -108,6 +108,10 @@ class MemoryFeed:
         self._hub.leave(self)
         self.resume()
 
+    @property
+    def lag(self) -> None:
+        """There is no log."""
+
     async def commit(self) -> None:
         """Nothing is acknowledged here."""
 

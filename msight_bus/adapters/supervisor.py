@@ -79,7 +79,16 @@ class Supervisor(Generic[L, F]):
         resubscribe: Callable[[L, F], Awaitable[None]],
         limits: Limits,
         report: Callable[[BusEvent], None],
+        refusal_patience: float = 0.0,
     ) -> None:
+        """
+        Args:
+            connect: opens a connection within ``connect_timeout``.
+            resubscribe: subscribes again on it.
+            limits: deadlines and pauses.
+            report: is told of the connection's state.
+            refusal_patience: seconds for which a refusal on reconnecting is tried again.
+        """
         self.link: L | None = None
         self.feeds: list[F] = []
         self.refused: dict[str, BusError] = {}
@@ -88,6 +97,7 @@ class Supervisor(Generic[L, F]):
         self._resubscribe = resubscribe
         self._limits = limits
         self._report = report
+        self._refusal_patience = refusal_patience
         self._lost = asyncio.Event()
         self._back = asyncio.Event()
         self._reason: BusError | None = None
@@ -105,18 +115,9 @@ class Supervisor(Generic[L, F]):
         """
         async with self._opening:
             if self._task is None:
-                self._take(await self._connect_once())
+                self._take(await self._connect(self))
                 self._task = asyncio.create_task(self._supervise(), name="msight_bus supervisor")
         return self.link if self.link is not None else await self.ready(self._limits.connect_timeout)
-
-    async def _connect_once(self) -> L:
-        try:
-            async with asyncio.timeout(self._limits.connect_timeout):
-                return await self._connect(self)
-        except TimeoutError as error:
-            raise ConnectionLostError(
-                f"The broker did not answer within {self._limits.connect_timeout:g} s (MSIGHT_CONNECT_TIMEOUT)."
-            ) from error
 
     def _take(self, link: L) -> None:
         self._lost.clear()
@@ -224,12 +225,13 @@ class Supervisor(Generic[L, F]):
         logger.warning("Connection lost, reconnecting: %s", self._reason)
         attempts = 0
         delay = self._limits.reconnect_min
+        refused_since: float | None = None
         while True:
             attempts += 1
             await asyncio.sleep(delay * random.uniform(0.5, 1.0))
             delay = min(delay * 2, self._limits.reconnect_max)
             try:
-                link = await self._connect_once()
+                link = await self._connect(self)
                 # where the client swallowed the cancellation, as asyncio.wait_for does before Python 3.12
                 if self._closed:
                     await link.close(0.1)
@@ -242,8 +244,15 @@ class Supervisor(Generic[L, F]):
                     await finish(link.close(0.1))
                     raise
             except AuthenticationError as error:
-                return self._give_up(error)
+                now = asyncio.get_running_loop().time()
+                refused_since = now if refused_since is None else refused_since
+                if now - refused_since >= self._refusal_patience:
+                    return self._give_up(error)
+                self._reason = error
+                logger.warning("Refused, trying again: %s", error)
+                continue
             except (TimeoutError, BusError) as error:
+                refused_since = None
                 self._reason = error if isinstance(error, BusError) else self._reason
                 if self._limits.reconnect_limit is not None and attempts >= self._limits.reconnect_limit:
                     return self._give_up(

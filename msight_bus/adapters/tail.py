@@ -96,9 +96,8 @@ class TailSink:
 
     room = 1
 
-    def __init__(self, listeners: Sequence[Listener], on_refused: Callable[[BusError], None]) -> None:
+    def __init__(self, listeners: Sequence[Listener]) -> None:
         self._listeners = listeners
-        self._on_refused = on_refused
 
     def deliver(self, batch: list[Message]) -> None:
         """Tell each subscription what concerns it; what is no announcement is ignored."""
@@ -113,10 +112,9 @@ class TailSink:
                     listener.sink.announced(session, highest)
 
     def fail(self, error: BusError) -> None:
-        """The broker permits it no longer."""
-        self._on_refused(error)
+        """The connection is given up for good, or the permission is gone, which its owner tells."""
 
-    def announce_gap(self, missing: int | None, cause: str) -> None:
+    def announce_gap(self, missing: int | None, cause: str, *, at_most: bool = False) -> None:
         """A missed announcement is made up for by the next one."""
 
     def announced(self, session: int, highest: int) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 import math
-import time
 from typing import TYPE_CHECKING, Any, Self
 
+from msight_bus.data import clock
 from msight_bus.data.image_header import count_pixels
 from msight_bus.data.sensor import SensorData
 from msight_bus.errors import DecodeError
@@ -62,7 +62,7 @@ class ImageData(SensorData, tag="msight_core.data.image.ImageData"):
         """
         if image.dtype.str != "|u1":
             raise ValueError(f"An image has 8-bit samples (uint8); this array is of {image.dtype}")
-        now = time.time()
+        now = clock.now()
         return cls(
             image=_to_jpeg(image, jpeg_quality) if is_encoded else image.tobytes(),
             is_encoded=is_encoded,

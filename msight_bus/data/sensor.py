@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import time
 from datetime import datetime
 
 import msgspec
 
 from msight_bus.data.base import Data
+from msight_bus.data.clock import now
 from msight_bus.data.frame_id import new_frame_id
 
 
@@ -29,8 +29,8 @@ class SensorData(Data, kw_only=True, tag="msight_core.data.base.SensorData"):
     """
 
     sensor_name: str | None = None
-    capture_timestamp: float = msgspec.field(default_factory=time.time)
-    creation_timestamp: float = msgspec.field(default_factory=time.time)
+    capture_timestamp: float = msgspec.field(default_factory=now)
+    creation_timestamp: float = msgspec.field(default_factory=now)
     frame_id: int = msgspec.field(default_factory=new_frame_id)
     device_name: str | None = msgspec.field(default_factory=_device_name)
 

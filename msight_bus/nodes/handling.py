@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -160,7 +159,7 @@ class Handling:
             except BusError as error:
                 await self._code_failed(message, accepted, error)
                 return
-        self._life.meter.took(time.time() - (message.published_at or message.received_at))
+        self._life.meter.took(self._life.bus.clock() - (message.published_at or message.received_at))
         await self._finish(message, accepted)
 
     def _decode(self, payload: bytes) -> object:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Protocol
@@ -58,7 +57,7 @@ class Life:
         self.config = config
         self.bus = bus
         self.logger = logger
-        self.meter = Meter(config.heartbeat_update_interval)
+        self.meter = Meter(config.heartbeat_update_interval, asyncio.get_running_loop().time)
         self.in_hand: dict[int, float] = {}
         self.name = config.name
         self.tasks: set[asyncio.Task[Any]] = set()
@@ -71,7 +70,7 @@ class Life:
         self.inputs: Inputs | None = None
         self._kind = kind
         self._instance = secrets.token_hex(8)
-        self._started_at = time.time()
+        self._started_at = bus.clock()
         self._announcer = Announcer(bus, self._describe, config.heartbeat_update_interval, logger)
 
     @property
@@ -170,7 +169,7 @@ class Life:
             publish_topic=self.config.publish_topic_name,
             subscribe_topic=self.config.subscribe_topic_name,
             group_id=self.group,
-            last_heartbeat=time.time(),
+            last_heartbeat=self.bus.clock(),
             ended=self.ended,
             metrics=self.meter.snapshot(queued=queued, dropped=dropped),
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from msight_bus.errors import quoted
+
 _TELLING = 8
 """Characters of a secret that give it away; a peer may cut what it quotes."""
 
@@ -25,3 +27,10 @@ def hide_secrets(error: BaseException, secrets: Iterable[str]) -> None:
         text = f"{link} {link.args}"
         if any(head in text for head in heads):
             link.args = ("the peer's words are withheld, since they quote a secret",)
+
+
+def quote_texts(error: BaseException) -> None:
+    """Escape the texts of an error, and of all that caused it: a traceback shows them as they are."""
+    for link in chain(error):
+        if not str(link).isprintable() and len(link.args) == 1 and not isinstance(link, UnicodeError):
+            link.args = (quoted(link),)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import SecretStr
 
-from msight_bus.settings.kinds import MAX_TEXT
+from msight_bus.errors import ConfigError
 from msight_bus.settings.problems import ConfigWarning, Problem
+from msight_bus.settings.secret_file import SecretFile
 from msight_bus.settings.variables import FILE_SUFFIX, Variable
 
 _ROOT = "MSIGHT_"
@@ -52,11 +52,11 @@ def read_environment(environ: Mapping[str, str], variables: Sequence[Variable], 
                 sentence = f"{variable.name} and {file_name} are both set; set one of them."
                 problems.append(Problem((variable.field,), sentence))
                 continue
-            secret, failure = _read_file(environ[file_name])
-            if secret is None:
-                example = f"{file_name}=/run/secrets/bus"
-                sentence = f"{file_name} must be the path of a file, such as {example}; {failure}."
-                problems.append(Problem((variable.field,), sentence))
+            secret = SecretFile(file_name, environ[file_name])
+            try:
+                secret.get_secret_value()
+            except ConfigError as error:
+                problems.append(Problem((variable.field,), str(error)))
             else:
                 values[variable.field] = secret
         elif given:
@@ -78,21 +78,3 @@ def _misspelt(environ: Mapping[str, str], variables: Sequence[Variable], prefixe
         )
         if near:
             yield f"{name} is no variable of msight_bus and has no effect; did you mean {prefix}{near[0]}?"
-
-
-def _read_file(path: str) -> tuple[SecretStr | None, str]:
-    """The secret in a file without the newline at its end, or None and why there is none. Never raises."""
-    try:
-        file = Path(path)
-        if not file.is_file():  # a pipe or a device might never end
-            return None, "there is no such file"
-        with file.open("rb") as stream:
-            content = stream.read(MAX_TEXT + 1)
-        if len(content) > MAX_TEXT:
-            return None, f"the file has more than {MAX_TEXT} bytes"
-        text = content.decode().removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError:
-        return None, "the file is not UTF-8"
-    except (OSError, ValueError) as error:
-        return None, f"the file cannot be read ({getattr(error, 'strerror', None) or 'no valid path'})"
-    return (SecretStr(text), "") if text else (None, "the file is empty")

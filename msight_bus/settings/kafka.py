@@ -28,6 +28,7 @@ from msight_bus.settings.tls import TlsSection, TlsSettings
 Mechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"]
 Profile = Literal["latency", "throughput"]
 Unkeyed = Literal["ordered", "spread"]
+Isolation = Literal["read_committed", "read_uncommitted"]
 Compression = Literal["none", "gzip", "snappy", "lz4", "zstd"]
 
 
@@ -110,6 +111,10 @@ class KafkaSettings(TlsSection):
     commit_interval: Seconds = Field(default=1.0, description="How often finished positions are committed, in seconds.")
     session_timeout: Seconds = Field(
         default=10.0, description="After how long a silent member's partitions go to others, in seconds."
+    )
+    isolation: Annotated[Isolation, choice("read_committed", "read_uncommitted", example="read_uncommitted")] = Field(
+        default="read_committed",
+        description="Whether records of transactions are read once these are committed, or all of them at once.",
     )
     max_redeliveries: CountOrZero = Field(
         default=3, description="How often nack() brings a record again before it is set aside."

@@ -18,9 +18,8 @@ from pydantic import GetCoreSchemaHandler, SecretStr
 from pydantic_core import CoreSchema, core_schema
 
 from msight_bus.settings.addresses import HostPort, NatsServer, parse_host, parse_host_port, parse_nats_server
+from msight_bus.settings.secret_file import MAX_TEXT, SecretFile
 from msight_bus.settings.server_list import check_entries, split_list
-
-MAX_TEXT = 64 * 1024  # characters of a name, path or secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +47,9 @@ class Kind:
         Raises:
             ValueError: it is not what is accepted.
         """
+        if isinstance(value, SecretFile) and self.secret:
+            self.parse(value.get_secret_value())
+            return value
         return self.parse(value.get_secret_value() if isinstance(value, SecretStr) else value)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -102,6 +104,12 @@ def _parse_seconds(value: Any) -> float:
     if isinstance(value, bool) or not 0 < seconds <= 86400:
         raise ValueError
     return seconds
+
+
+def _parse_patience(value: Any) -> float:
+    if value == math.inf or (isinstance(value, str) and value.strip().lower() == "inf"):
+        return math.inf
+    return _parse_seconds(value)
 
 
 def _text(value: Any) -> str:
@@ -186,6 +194,7 @@ Count = Annotated[int, whole(1, 1_000_000_000, "1000")]
 CountOrZero = Annotated[int, whole(0, 1_000_000_000, "3")]
 Bytes = Annotated[int, whole(1, 1 << 40, "1048576")]
 Seconds = Annotated[float, Kind("a number of seconds above 0, at most 86400", "2.5", _parse_seconds)]
+Patience = Annotated[float, Kind("a number of seconds above 0, at most 86400, or inf", "60", _parse_patience)]
 Name = Annotated[str, Kind("a name of printable characters", "edge_ne", _parse_name)]
 LogLevel = Annotated[str, choice(*logging.getLevelNamesMapping(), example="INFO")]
 Host = Annotated[str, Kind("a host name or an IP address", "localhost", _parse_host_text)]

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from msight_bus.settings.kinds import Bytes, Count, CountOrZero, Seconds, whole
+from msight_bus.settings.kinds import Bytes, Count, CountOrZero, Patience, Seconds, whole
 from msight_bus.settings.problems import Problem
 from msight_bus.settings.section import Section
 
@@ -39,6 +39,10 @@ class Limits(Section):
     )
     reconnect_min: Seconds = Field(default=0.05, description="Pause before the first try to reconnect, in seconds.")
     reconnect_max: Seconds = Field(default=1.0, description="Longest pause between tries to reconnect, in seconds.")
+    refusal_patience: Patience = Field(
+        default=60.0,
+        description="Until a refusal on reconnecting is final, where secrets or certificates are files, in seconds or inf.",
+    )
     announce_interval: Seconds = Field(
         default=1.0,
         description="How often the last sequences of topics that have gone quiet are announced, in seconds.",

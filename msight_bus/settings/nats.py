@@ -28,6 +28,10 @@ class NatsSettings(TlsSection):
     user_jwt: Secret | None = Field(default=None, description="JWT of a user, together with the seed of its NKey.")
     user_credentials: ReadableFile | None = Field(default=None, description="File (.creds) with a JWT and a seed.")
     tls_verify: Flag = Field(default=True, description="Verify the server's certificate.")
+    tls_first: Flag = Field(
+        default=False,
+        description="Begin with the TLS handshake, for servers with handshake_first.",
+    )
 
     @property
     def tls(self) -> TlsSettings:
@@ -43,6 +47,9 @@ class NatsSettings(TlsSection):
         for one, other in (("username", "password"), ("password", "username"), ("user_jwt", "nkey_seed")):
             if getattr(self, one) is not None and getattr(self, other) is None:
                 yield Problem((one, other), f"{self._name(one)} needs {self._name(other)} as well.")
+        if self.tls_first and not self.tls.enabled:
+            sentence = f"{self._name('tls_first')}=true means nothing without TLS; unset it, or set {self._name('use_tls')}=true."
+            yield Problem(("tls_first", "use_tls"), sentence)
         ways = self._ways()
         if len(ways) > 1:
             names = " and ".join(self._name(way) for way in ways)

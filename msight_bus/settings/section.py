@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from msight_bus.errors import ConfigError
 from msight_bus.settings.problems import Problem, fill
+from msight_bus.settings.secret_file import SecretFile
 from msight_bus.settings.variables import variable_name
 
 
@@ -46,6 +47,11 @@ class Section(BaseModel):
     def notices(self) -> Iterator[Warning]:
         """Warnings about what is allowed and yet not what one would want."""
         return iter(())
+
+    @property
+    def has_secret_files(self) -> bool:
+        """Whether a secret comes from a file, which may be replaced while the program runs."""
+        return any(isinstance(value, SecretFile) for value in self.__dict__.values())
 
     def _name(self, field: str) -> str:
         return variable_name(type(self), field)

@@ -243,6 +243,7 @@ class Client:
     """
 
     shares_connection = True
+    refusal_patience = 0.0
     announces = True
 
     def __init__(self, broker: Broker, stamp: Stamp, limits: Limits) -> None:

@@ -15,7 +15,7 @@ from msight_bus.connecting import opened
 from msight_bus.errors import ClosedError, ConfigError
 from msight_bus.events import BusEvent
 from msight_bus.settings import BusSettings
-from msight_bus.testing.clock import VirtualClockLoop, wall_clock
+from msight_bus.testing.clock import VirtualClockLoop, clock_of, wall_clock
 from msight_bus.testing.faults import Fault, Faults
 from msight_bus.testing.network import Broker, Client
 
@@ -95,7 +95,7 @@ class Simulation:
             clients.append(Client(self._broker, stamp, settings.limits))
             return LiveAdapter(settings, clients[0], stamp, report)
 
-        bus = Bus(settings, on_event, opener=opener, clock=wall_clock)
+        bus = Bus(settings, on_event, opener=opener, clock=clock_of(asyncio.get_running_loop()))
         clients[0].reachable = self._broker.reachable
         self._clients[bus] = clients[0]
         try:

@@ -9,10 +9,10 @@ import socket
 import pytest
 
 from msight_bus.events import Disconnected, Reconnected
-from tests.conftest import Backend
-from tests.faults.rig import QUICKLY, seen, until
-from tests.security.peers import INFO, answer_nats, answer_redis, read_nats, read_redis
-from tests.security.servers import variables
+from tests.support.brokers import Backend
+from tests.support.peers import INFO, answer_nats, answer_redis, read_nats, read_redis
+from tests.support.rig import QUICKLY, seen, until
+from tests.support.servers import variables
 
 FRAME = bytes(100_000)
 FRAMES = (

@@ -8,9 +8,9 @@ import re
 import pytest
 
 from msight_bus import ConnectionLostError
-from tests.conftest import Backend
-from tests.security.listeners import fake
-from tests.security.servers import variables
+from tests.support.brokers import Backend
+from tests.support.listeners import fake
+from tests.support.servers import variables
 
 PREFIX = "MSIGHT_REDIS_MESSAGE_BROKER_"
 
@@ -22,7 +22,6 @@ async def told(backend, **more):
     return str(caught.value)
 
 
-@pytest.mark.xfail(strict=True, reason="H13: the hint of a Unix socket names the variables of TCP")
 @pytest.mark.parametrize("there", ["nothing", "a file"])
 async def test_a_unix_socket_is_named_by_its_own_variable(tmp_path, there):
     path = tmp_path / "redis.sock"
@@ -53,15 +52,14 @@ async def hang_up_when_spoken_to(reader, writer):
 
 
 REASON = r"(?i)closed|reset|hung up|ended|aborted|lost|empty response"
-without_reason = pytest.mark.xfail(strict=True, reason="H13: 'Error connecting to ...' without a reason")
 
 
 @pytest.mark.parametrize(
     ("kind", "use_tls", "serve"),
     [
         pytest.param("redis", "false", hang_up, id="redis"),
-        pytest.param("redis", "true", hang_up, id="redis, TLS", marks=without_reason),
-        pytest.param("redis", "true", hang_up_when_spoken_to, id="redis, TLS, later", marks=without_reason),
+        pytest.param("redis", "true", hang_up, id="redis, TLS"),
+        pytest.param("redis", "true", hang_up_when_spoken_to, id="redis, TLS, later"),
         pytest.param("nats", "false", hang_up, id="nats"),
         pytest.param("nats", "true", hang_up, id="nats, TLS"),
     ],

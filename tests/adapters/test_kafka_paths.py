@@ -11,14 +11,12 @@ import pytest
 
 import msight_bus
 from msight_bus import AuthenticationError, ConnectionLostError, brokers
-from msight_bus.adapters import kafka as adapter
 from msight_bus.events import Disconnected, Reconnected
 from tests.conftest import Backend
-from tests.contract.test_publish import take
-from tests.faults.proxy import HOST, FaultProxy
-from tests.faults.rig import QUICKLY, own_broker, seen, until
-from tests.faults.test_links import through
-from tests.security.certificates import make_certificates
+from tests.support.certificates import make_certificates
+from tests.support.proxy import HOST, FaultProxy, through
+from tests.support.receiving import take
+from tests.support.rig import QUICKLY, own_broker, seen, until
 
 pytestmark = pytest.mark.timeout(100)
 
@@ -145,13 +143,13 @@ async def test_an_authority_that_is_rotated_in_the_right_order_disturbs_nobody(t
 
 @pytest.mark.faults
 @pytest.mark.parametrize("comes", [True, False])
-async def test_a_refused_certificate_is_believed_when_the_files_stay_as_they_are(tmp_path, monkeypatch, comes):
+async def test_a_refused_certificate_is_believed_when_the_files_stay_as_they_are(tmp_path, comes):
     """(H4) The broker is the first to be rotated; the clients' file follows, or it does not."""
     events = []
-    monkeypatch.setattr(adapter, "_REFUSAL_PATIENCE", 60.0 if comes else 0.5)
     second = other_authority(tmp_path / "second")
     async with with_tls(tmp_path) as (broker, kafka, keystore, trusted):
         settings = {**QUICKLY, "MSIGHT_CONNECT_TIMEOUT": "2", "MSIGHT_PUBLISH_TIMEOUT": "30"}
+        settings["MSIGHT_REFUSAL_PATIENCE"] = "60" if comes else "0.5"
         async with kafka.connect(events=events, **settings) as bus, bus.subscribe("t") as messages:
             await bus.publish("t", b"before")
             await take(messages, 1)

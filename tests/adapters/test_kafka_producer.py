@@ -14,10 +14,9 @@ from aiokafka.protocol.produce import ProduceRequest
 
 from msight_bus import AuthenticationError, BusError, PublishTimeoutError
 from msight_bus.adapters.kafka.client import client_options
-from tests.contract.test_publish import take
-from tests.faults.proxy import HOST, FaultProxy
-from tests.faults.rig import own_broker
-from tests.faults.test_links import through
+from tests.support.proxy import HOST, FaultProxy, through
+from tests.support.receiving import take
+from tests.support.rig import own_broker
 
 PAD = bytes(20_000)  # so that a partition has several batches
 

@@ -15,10 +15,9 @@ from msight_bus import BusError, ConnectionLostError, PublishTimeoutError
 from msight_bus.adapters.kafka import producer
 from msight_bus.adapters.kafka.errors import translate
 from msight_bus.events import Disconnected, Reconnected
-from tests.adapters.test_kafka import numbers
 from tests.adapters.test_kafka_producer import make
-from tests.contract.test_publish import take
-from tests.faults.rig import QUICKLY, own_broker, seen, until
+from tests.support.receiving import numbers, take
+from tests.support.rig import QUICKLY, own_broker, seen, until
 
 GROUPS = pytest.mark.parametrize("group_id", [None, "g"])
 

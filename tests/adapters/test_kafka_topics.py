@@ -11,10 +11,10 @@ from aiokafka.partitioner import murmur2
 
 from msight_bus import MessageTooLargeError, PublishTimeoutError, TopicError
 from msight_bus.adapters.kafka import producer, topics
-from tests.adapters.test_kafka import administering
 from tests.adapters.test_kafka_producer import Traffic, make, outcomes, publishing
-from tests.contract.test_publish import take
-from tests.faults.rig import until
+from tests.support.kafka_admin import administering
+from tests.support.receiving import take
+from tests.support.rig import until
 
 KEYS = [f"k{number}" for number in range(40)]
 SOON = {"MSIGHT_CONNECT_TIMEOUT": "2"}

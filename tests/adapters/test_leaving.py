@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager
 import pytest
 
 import msight_bus
-from tests.faults.rig import LIVE, until
-from tests.security.listeners import fake
-from tests.security.peers import Peer, Valve
-from tests.security.servers import variables
-from tests.security.talking import settings_of
+from tests.support.listeners import fake
+from tests.support.peers import Peer, Valve
+from tests.support.rig import LIVE, until
+from tests.support.servers import variables
+from tests.support.talking import settings_of
 
 TOPICS = [f"t{i}" for i in range(40)]
 open_row = pytest.mark.xfail(

@@ -7,8 +7,8 @@ import pytest
 
 from msight_bus import brokers
 from msight_bus.wire.envelope import parse_header
-from tests.conftest import Backend
-from tests.contract.test_publish import take
+from tests.support.brokers import Backend
+from tests.support.receiving import take
 
 
 async def client_of(nats):

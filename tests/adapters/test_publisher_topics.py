@@ -15,13 +15,13 @@ import pytest
 import msight_bus
 from msight_bus import ConfigError
 from msight_bus.settings import BusSettings
-from tests.conftest import make_backend
-from tests.contract.test_publish import take
-from tests.faults.rig import LIVE, until
-from tests.security.listeners import fake
-from tests.security.peers import Peer
-from tests.security.servers import variables
-from tests.security.talking import settings_of
+from tests.support.brokers import make_backend
+from tests.support.listeners import fake
+from tests.support.peers import Peer
+from tests.support.receiving import take
+from tests.support.rig import LIVE, until
+from tests.support.servers import variables
+from tests.support.talking import settings_of
 
 LIMIT = 10
 FEW = {"MSIGHT_PUBLISHER_TOPICS": f"{LIMIT}", "MSIGHT_ANNOUNCE_INTERVAL": "0.05"}

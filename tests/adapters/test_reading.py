@@ -9,8 +9,8 @@ import pytest
 
 from msight_bus import BusError, ConnectionLostError, MessageTooLargeError, QueuePolicy
 from msight_bus.events import Disconnected, Gap, Reconnected
-from tests.contract.test_publish import take
-from tests.security.peers import INFO
+from tests.support.peers import INFO
+from tests.support.receiving import take
 from tests.support.scripted_peers import LIVE, ScriptedPeer, bus_at, bus_at_socket
 
 READ = 256_000

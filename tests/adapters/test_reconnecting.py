@@ -9,11 +9,11 @@ import pytest
 
 import msight_bus
 from msight_bus import ConnectionLostError
-from tests.faults.rig import LIVE, until
-from tests.security.listeners import fake
-from tests.security.peers import Peer
-from tests.security.servers import variables
-from tests.security.talking import settings_of
+from tests.support.listeners import fake
+from tests.support.peers import Peer
+from tests.support.rig import LIVE, until
+from tests.support.servers import variables
+from tests.support.talking import settings_of
 
 open_row = pytest.mark.xfail(strict=True, reason="D11: the backoff begins anew with each connection, however short")
 live = pytest.mark.parametrize("kind", LIVE)

@@ -9,8 +9,8 @@ from redis.asyncio import Redis
 
 from msight_bus import HeaderError, brokers
 from msight_bus.wire import envelope
-from tests.conftest import Backend
-from tests.contract.test_publish import take
+from tests.support.brokers import Backend
+from tests.support.receiving import take
 
 
 def client_of(redis):

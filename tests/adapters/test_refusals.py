@@ -10,11 +10,11 @@ import pytest
 import msight_bus
 from msight_bus import AuthenticationError, ConnectionLostError
 from msight_bus.events import Disconnected, Reconnected, Refused
-from tests.faults.rig import LIVE, seen, until
-from tests.security.listeners import fake
-from tests.security.peers import Peer
-from tests.security.servers import variables
-from tests.security.talking import settings_of
+from tests.support.listeners import fake
+from tests.support.peers import Peer
+from tests.support.rig import LIVE, seen, until
+from tests.support.servers import variables
+from tests.support.talking import settings_of
 
 open_row = pytest.mark.xfail(strict=True, reason="D13: a publisher raises what another publisher's messages met")
 live = pytest.mark.parametrize("kind", LIVE)
@@ -180,7 +180,6 @@ BUSY = b"-BUSY Redis is busy running a script. You can only call SCRIPT KILL or 
 ANNOUNCEMENTS = b"_msight.seq"
 
 
-@pytest.mark.xfail(strict=True, reason="D12: one passing error turns the detection of tail losses off for ever")
 @pytest.mark.parametrize(
     "error", [BUSY, b"-OOM command not allowed when used memory > 'maxmemory'.\r\n"], ids=["busy", "memory"]
 )

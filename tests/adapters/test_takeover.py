@@ -19,10 +19,10 @@ import msight_bus
 from msight_bus import BusError
 from msight_bus.adapters.nats.takeover import NATS_PY
 from msight_bus.adapters.redis.takeover import REDIS_PY
-from tests.conftest import make_backend
-from tests.security.listeners import fake
-from tests.security.servers import variables
-from tests.security.talking import settings_of
+from tests.support.brokers import make_backend
+from tests.support.listeners import fake
+from tests.support.servers import variables
+from tests.support.talking import settings_of
 
 PROJECT = Path(__file__).parents[2]
 LIBRARIES = {"redis": REDIS_PY, "nats": NATS_PY}

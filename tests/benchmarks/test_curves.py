@@ -10,7 +10,7 @@ from benchmarks.catalog import BUS, CEILING, CLIENT, FRAMEWORK
 from benchmarks.curves import curves
 from benchmarks.scale import SMOKE
 from msight_bus.bench.stage import Stage
-from tests.conftest import running_broker
+from tests.support.brokers import running_broker
 
 
 @pytest.mark.parametrize("backend", ["redis", "kafka"])

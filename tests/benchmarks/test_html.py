@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
 from benchmarks.html import page
-from tests.benchmarks.test_readme import make_result, make_row
+from tests.support.results import make_result, make_row
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
@@ -75,7 +75,7 @@ def test_a_broker_that_could_not_be_started_is_said():
     assert "kafka: no Java" in page(result)
 
 
-@pytest.mark.parametrize("path", sorted(RESULTS.glob("*T*Z-*.json")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*T*Z-full.json")), ids=lambda path: path.name)
 def test_every_recorded_result_has_a_page(path, tmp_path):
     to = tmp_path / "page.html"
     assert CliRunner().invoke(app, ["html", str(path), str(to)]).exit_code == 0

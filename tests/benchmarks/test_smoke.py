@@ -14,7 +14,7 @@ from benchmarks.report import show
 from benchmarks.scale import SMALL, SMOKE
 from benchmarks.targets import verdicts
 from msight_bus.bench.machine import describe, versions
-from tests.conftest import running_broker
+from tests.support.brokers import running_broker
 
 _OPTIONAL = {
     FRAMEWORK: "faststream",

@@ -8,7 +8,7 @@ import pytest
 
 from msight_bus.nodes import NodeConfig, SinkNode, off_loop, run_until
 from tests.cancellation.sweep import CASES, Leftovers, sweep
-from tests.nodes.support import Collect, Numbers
+from tests.support.nodes import Collect, Numbers
 
 LIVE = [case for case in CASES if case.values[0] != "kafka"]  # each attempt would wait for a group to be joined
 

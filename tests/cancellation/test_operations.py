@@ -9,7 +9,7 @@ import pytest
 
 from msight_bus import QueuePolicy
 from tests.cancellation.sweep import CASES, Leftovers, sweep
-from tests.conftest import make_backend
+from tests.support.brokers import make_backend
 
 everywhere = pytest.mark.parametrize(("backend", "when"), CASES, indirect=["backend"])
 

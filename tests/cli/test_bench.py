@@ -11,7 +11,7 @@ from msight_bus import brokers
 from msight_bus.bench import compare
 from msight_bus.bench.profiles import PROFILES
 from msight_bus.cli import app
-from tests.conftest import make_backend
+from tests.support.brokers import make_backend
 
 WIDE = {"COLUMNS": "200"}
 NOWHERE = {

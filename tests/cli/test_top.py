@@ -16,8 +16,8 @@ from msight_bus.message import Message
 from msight_bus.nodes import NodeConfig
 from msight_bus.registry import NodeInfo, NodeMetrics, NodeStatus, Registry
 from msight_bus.topics import NODES_TOPIC
-from tests.conftest import make_backend
-from tests.nodes.support import DEADLINE, Collect, running
+from tests.support.brokers import make_backend
+from tests.support.nodes import DEADLINE, Collect, running
 
 
 def shown(registry):

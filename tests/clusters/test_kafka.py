@@ -9,9 +9,9 @@ from collections import Counter
 import pytest
 
 from msight_bus.events import Disconnected
-from tests.clusters.starting import kafka_cluster
-from tests.faults.ledger import Ledger
-from tests.faults.test_outages import seen, until
+from tests.support.clusters import kafka_cluster
+from tests.support.ledger import Ledger
+from tests.support.rig import seen, until
 
 pytestmark = pytest.mark.timeout(120)
 

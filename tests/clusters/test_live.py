@@ -7,10 +7,10 @@ import asyncio
 import pytest
 
 from msight_bus.events import Disconnected, Gap, Reconnected
-from tests.clusters.starting import nats_cluster, redis_cluster
-from tests.conftest import Backend
-from tests.contract.test_publish import take
-from tests.faults.test_outages import seen, until
+from tests.support.brokers import Backend
+from tests.support.clusters import nats_cluster, redis_cluster
+from tests.support.receiving import take
+from tests.support.rig import seen, until
 
 CLUSTERS = {"redis": redis_cluster, "nats": nats_cluster}
 QUICK = {

@@ -11,14 +11,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 
 from msight_bus.events import Reconnected
-from tests.clusters.starting import nats_cluster
-from tests.conftest import Backend, make_backend, start_broker
-from tests.contract.test_publish import take
-from tests.faults.rig import QUICKLY, seen, until
-from tests.security.listeners import fake, proxy
-from tests.security.peers import INFO, Peer
+from tests.support.brokers import Backend, make_backend, start_broker
+from tests.support.clusters import nats_cluster
+from tests.support.listeners import fake, proxy
+from tests.support.peers import INFO, Peer
+from tests.support.receiving import take
+from tests.support.rig import QUICKLY, seen, until
 
-ignores = pytest.mark.xfail(strict=True, reason="H9: servers that a server announces are no candidates")
 cut = pytest.mark.xfail(strict=True, reason="H10: a server in lame duck mode is left only when it cuts the connection")
 
 
@@ -37,7 +36,6 @@ def servers(*ports):
 # -- announced servers
 
 
-@ignores
 @pytest.mark.parametrize("when", ["at once", "later"])
 async def test_an_announced_server_is_tried_when_the_configured_one_is_gone(when):
     events: list = []
@@ -69,7 +67,6 @@ async def test_configured_servers_come_before_announced_ones():
             assert announced.connections == 0
 
 
-@ignores
 @pytest.mark.parametrize(
     "nonsense", [["", "a", ":1", "127.0.0.1:0", "127.0.0.1:99999", "\x1b[2J:1", 5, None], {"a": 1}]
 )
@@ -89,7 +86,6 @@ async def test_nonsense_among_announced_servers_is_passed_over(nonsense):
 
 
 @pytest.mark.faults
-@ignores
 async def test_with_one_seed_that_dies_the_bus_goes_on_in_the_cluster():
     events: list = []
     with nats_cluster() as cluster:

@@ -12,11 +12,11 @@ import redis
 
 from msight_bus import BusError, ConnectionLostError, PublishTimeoutError, brokers
 from msight_bus.events import Disconnected, Reconnected
-from tests.clusters.starting import redis_cluster
-from tests.conftest import make_backend, start_broker
-from tests.contract.test_publish import take
-from tests.faults.rig import seen, until
-from tests.security.listeners import proxy
+from tests.support.brokers import make_backend, start_broker
+from tests.support.clusters import redis_cluster
+from tests.support.listeners import proxy
+from tests.support.receiving import take
+from tests.support.rig import seen, until
 
 PREFIX = "MSIGHT_REDIS_MESSAGE_BROKER_"
 QUICK = {
@@ -26,9 +26,6 @@ QUICK = {
     "MSIGHT_CONNECT_TIMEOUT": "3",
     "MSIGHT_PUBLISH_TIMEOUT": "1",
 }
-swallows = pytest.mark.xfail(
-    strict=True, reason="H1: a Redis that does not reach the others swallows what is published"
-)
 
 
 @contextmanager
@@ -76,7 +73,6 @@ def told_of_replica(master):
     return rf"(?i)replica.*{re.escape(master.host)}:{master.port}"
 
 
-@swallows
 async def test_a_replica_is_refused_by_its_role_and_its_master(master, replica):
     with pytest.raises(ConnectionLostError, match=told_of_replica(master)):
         async with make_backend("redis", replica).connect(**QUICK):
@@ -84,7 +80,6 @@ async def test_a_replica_is_refused_by_its_role_and_its_master(master, replica):
 
 
 @pytest.mark.faults
-@swallows
 async def test_a_master_that_becomes_a_replica_is_left(master):
     """Both connections: a bus that only publishes asks too."""
     with start_broker("redis") as other, client_of(other) as client:
@@ -106,7 +101,6 @@ async def test_a_master_that_becomes_a_replica_is_left(master):
 
 
 @pytest.mark.faults
-@swallows
 async def test_a_publisher_hears_of_a_demotion_though_nothing_is_quiet(master):
     """A connection that is never idle is asked as well."""
     with start_broker("redis") as other, client_of(other) as client:
@@ -123,7 +117,6 @@ async def test_a_publisher_hears_of_a_demotion_though_nothing_is_quiet(master):
 
 
 @pytest.mark.faults
-@swallows
 async def test_after_a_failover_the_bus_follows_the_name_to_the_new_master(master, replica):
     events: list = []
     async with proxy(master.port) as name:
@@ -142,7 +135,6 @@ async def test_after_a_failover_the_bus_follows_the_name_to_the_new_master(maste
             assert (await take(messages, 1))[0].payload == b"at the new master"
 
 
-@swallows
 async def test_standalone_servers_are_no_cluster(master):
     with start_broker("redis") as other:
         with pytest.raises(ConnectionLostError, match="(?i)cluster"):
@@ -179,7 +171,6 @@ def cluster():
         yield running
 
 
-@swallows
 async def test_a_standalone_server_among_the_nodes_is_passed_over(cluster, master):
     listening = in_cluster(master, *cluster.nodes)
     async with cluster.connect() as bus, bus.subscribe("a") as messages:
@@ -190,7 +181,6 @@ async def test_a_standalone_server_among_the_nodes_is_passed_over(cluster, maste
 
 
 @pytest.mark.faults
-@swallows
 async def test_a_node_that_is_taken_out_of_the_cluster_is_left(cluster):
     """As ``--cluster del-node`` does it."""
     events: list = []
@@ -212,7 +202,6 @@ async def test_a_node_that_is_taken_out_of_the_cluster_is_left(cluster):
 
 
 @pytest.mark.faults
-@swallows
 async def test_a_node_whose_cluster_has_failed_is_left_until_it_is_well(cluster):
     events: list = []
     async with cluster.connect(events=events, **QUICK) as bus, bus.subscribe("a") as messages:
@@ -248,7 +237,6 @@ async def test_a_replica_inside_of_a_cluster_is_as_good_as_its_master(cluster):
 # -- which node
 
 
-@pytest.mark.xfail(strict=True, reason="H12: every bus takes the first configured node")
 async def test_buses_spread_over_the_nodes(cluster):
     def clients(node):
         with client_of(node) as client:
@@ -265,7 +253,6 @@ async def test_buses_spread_over_the_nodes(cluster):
 # -- Sentinel
 
 
-@pytest.mark.xfail(strict=True, reason="H13: a Sentinel is noticed at the first publish only")
 async def test_a_sentinel_is_no_server():
     with brokers.start("redis", arguments=["--sentinel"]) as sentinel:
         with pytest.raises(ConnectionLostError, match="Sentinel"):

@@ -11,7 +11,7 @@ import pytest
 import msight_bus
 from msight_bus.events import BusEvent
 from msight_bus.testing import Simulation
-from tests.conftest import BACKENDS, Backend, make_backend
+from tests.support.brokers import BACKENDS, Backend, make_backend
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 
 import msight_bus
 from msight_bus import ClosedError, ConnectionLostError, DrainTimeoutError, QueuePolicy, brokers
-from tests.contract.test_publish import take
+from tests.support.receiving import take
 
 
 async def until(condition):

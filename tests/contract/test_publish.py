@@ -17,14 +17,9 @@ from msight_bus import (
     QueuePolicy,
     TopicError,
 )
+from tests.support.receiving import take
 
 EVERY_BYTE = bytes(range(256)) * 4
-
-
-async def take(messages, n, *, within=20.0):
-    """The next ``n`` messages."""
-    async with asyncio.timeout(within):
-        return [await anext(messages) for _ in range(n)]
 
 
 async def test_a_message_arrives_as_it_was_published(backend, topic):

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from msight_bus import QueuePolicy
-from tests.conftest import make_backend
-from tests.contract.test_publish import take
+from tests.support.brokers import make_backend
+from tests.support.receiving import take
 
 N = 300
 

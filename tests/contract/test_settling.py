@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from msight_bus import DrainTimeoutError, UnsupportedError
-from tests.contract.test_publish import take
+from tests.support.receiving import take
 
 
 async def publish(bus, topic, n):

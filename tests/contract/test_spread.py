@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from msight_bus import CapabilityWarning, NodeConfig, SourceNode
-from tests.contract.test_publish import take
+from tests.support.receiving import take
 
 N = 300
 MEMBERS = 3

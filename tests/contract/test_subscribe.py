@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from msight_bus import BusyError, CapabilityWarning, ClosedError, QueuePolicy, UnsupportedError
-from tests.contract.test_publish import take
+from tests.support.receiving import take
 
 
 async def test_what_is_published_after_entering_is_received(backend, topic):

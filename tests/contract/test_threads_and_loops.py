@@ -15,8 +15,8 @@ import pytest
 
 from msight_bus import BusError
 from msight_bus.runtime import loop_factory
-from tests.conftest import make_backend
-from tests.contract.test_publish import take
+from tests.support.brokers import make_backend
+from tests.support.receiving import take
 
 ROOT = Path(__file__).parents[2]
 from_a_thread = pytest.mark.xfail(strict=True, reason="A13: a bus used from another thread is no error")

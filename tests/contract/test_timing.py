@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from msight_bus.events import DeadlineMissed
-from tests.contract.test_publish import take
 from tests.support.clocks import clock_behind
+from tests.support.receiving import take
 
 
 async def test_a_stream_that_goes_quiet_is_reported_once_until_it_comes_back(backend, topic):

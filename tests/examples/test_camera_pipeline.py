@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.examples.test_examples import run
+from tests.support.programs import run
 
 FRAMES = 20
 

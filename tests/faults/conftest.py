@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Backend, make_backend
-from tests.faults.rig import Book
+from tests.support.brokers import Backend, make_backend
+from tests.support.rig import Book
 
 _books: dict[str, dict[str, Any]] = {}
 

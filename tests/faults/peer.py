@@ -14,7 +14,7 @@ import sys
 
 import msight_bus
 from msight_bus import BusError
-from tests.faults import stream
+from tests.support import stream
 
 
 def tell(*what: object) -> None:

@@ -8,11 +8,11 @@ import pytest
 from msight_bus import BytesData, DecodeError, MessageTooLargeError
 from msight_bus.events import Disconnected
 from msight_bus.nodes import NodeConfig
-from tests.contract.test_publish import take
-from tests.faults.ledger import Account
-from tests.faults.rig import EVERY, seen
-from tests.faults.stream import Events, traffic
-from tests.nodes.support import Collect, running
+from tests.support.ledger import Account
+from tests.support.nodes import Collect, running
+from tests.support.receiving import take
+from tests.support.rig import EVERY, seen
+from tests.support.stream import Events, traffic
 
 every = pytest.mark.parametrize("target", EVERY, indirect=True)
 

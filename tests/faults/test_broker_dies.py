@@ -8,10 +8,10 @@ import time
 import pytest
 
 from msight_bus.events import Disconnected, Reconnected
-from tests.faults.commits import watched_commits
-from tests.faults.ledger import Account
-from tests.faults.rig import LIVE, QUICKLY, own_broker, python, seen, until
-from tests.faults.stream import Events, take_all, traffic
+from tests.support.commits import watched_commits
+from tests.support.ledger import Account
+from tests.support.rig import LIVE, QUICKLY, own_broker, python, seen, until
+from tests.support.stream import Events, take_all, traffic
 
 KILLS = [pytest.param(3, id="quick"), pytest.param(25, id="long", marks=[pytest.mark.faults, pytest.mark.timeout(120)])]
 

@@ -7,9 +7,9 @@ import random
 
 import pytest
 
-from tests.faults.commits import watched_commits
-from tests.faults.rig import LIVE, python, until
-from tests.faults.stream import Sender
+from tests.support.commits import watched_commits
+from tests.support.rig import LIVE, python, until
+from tests.support.stream import Sender
 
 
 async def subscriber(process, ledger, n, *, acknowledge=True):

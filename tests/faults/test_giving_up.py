@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from msight_bus import ConnectionLostError
-from tests.faults.rig import LIVE, own_broker
-from tests.repeated_errors import assert_does_not_grow
+from tests.support.repeated_errors import assert_does_not_grow
+from tests.support.rig import LIVE, own_broker
 
 open_row = pytest.mark.xfail(strict=True, reason="D6: the same error object is raised again and grows")
 ONCE = {"MSIGHT_RECONNECT_LIMIT": "1", "MSIGHT_RECONNECT_MAX": "0.05", "MSIGHT_DRAIN_TIMEOUT": "0.5"}

@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager
 import pytest
 
 from msight_bus import QueuePolicy
-from tests.faults.commits import watched_commits
-from tests.faults.rig import until
-from tests.faults.stream import Sender, take_all
+from tests.support.commits import watched_commits
+from tests.support.rig import until
+from tests.support.stream import Sender, take_all
 
 
 class Members:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.faults.ledger import SLACK, TAIL_WITHIN, Account, Ledger
+from tests.support.ledger import SLACK, TAIL_WITHIN, Account, Ledger
 
 
 def published(n, stream="s"):

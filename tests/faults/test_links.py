@@ -10,30 +10,17 @@ import pytest
 
 from msight_bus.events import Disconnected
 from msight_bus.settings import Limits
-from tests.conftest import Backend
-from tests.faults.commits import watched_commits
-from tests.faults.ledger import Account
-from tests.faults.proxy import HOST, FaultProxy
-from tests.faults.rig import LIVE, QUICKLY, own_broker, seen, until
-from tests.faults.stream import Events, traffic
+from tests.support.commits import watched_commits
+from tests.support.ledger import Account
+from tests.support.proxy import HOST, FaultProxy, port_of, through
+from tests.support.rig import LIVE, QUICKLY, own_broker, seen, until
+from tests.support.stream import Events, traffic
 
 live = pytest.mark.parametrize("target", LIVE, indirect=True)
 CUTS = [
     pytest.param(15, id="quick"),
     pytest.param(200, id="long", marks=[pytest.mark.faults, pytest.mark.timeout(240)]),
 ]
-
-
-def port_of(backend: Backend) -> int:
-    return int(
-        next(value for name, value in backend.env.items() if name.endswith(("PORT", "SERVERS"))).rpartition(":")[2]
-    )
-
-
-def through(proxy: FaultProxy, backend: Backend) -> Backend:
-    """The same broker, reached through the proxy."""
-    port = str(port_of(backend))
-    return Backend(backend.name, {name: value.replace(port, str(proxy.port)) for name, value in backend.env.items()})
 
 
 @asynccontextmanager

@@ -9,9 +9,9 @@ import pytest
 
 from msight_bus import ConnectionLostError, PublishTimeoutError, QueuePolicy
 from msight_bus.events import Disconnected, Gap, Reconnected
-from tests.conftest import make_backend
-from tests.contract.test_publish import take
-from tests.faults.rig import EVERY, LIVE, own_broker, seen, until
+from tests.support.brokers import make_backend
+from tests.support.receiving import take
+from tests.support.rig import EVERY, LIVE, own_broker, seen, until
 
 
 @pytest.mark.parametrize("kind", LIVE)

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.faults.proxy import HOST, FaultProxy
+from tests.support.proxy import HOST, FaultProxy
 
 
 @asynccontextmanager

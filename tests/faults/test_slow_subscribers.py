@@ -10,9 +10,9 @@ import pytest
 
 from msight_bus import QueuePolicy
 from msight_bus.events import Disconnected
-from tests.faults.ledger import Account
-from tests.faults.rig import LIVE, seen, until
-from tests.faults.stream import Events, Sender, take_all
+from tests.support.ledger import Account
+from tests.support.rig import LIVE, seen, until
+from tests.support.stream import Events, Sender, take_all
 
 N = 3000
 POLICIES = [QueuePolicy.drop_oldest, QueuePolicy.drop_newest, QueuePolicy.latest, QueuePolicy.block]

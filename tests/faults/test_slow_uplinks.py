@@ -9,10 +9,9 @@ import pytest
 
 from msight_bus import PublishTimeoutError
 from msight_bus.events import Disconnected, Reconnected
-from tests.contract.test_publish import take
-from tests.faults.proxy import FaultProxy
-from tests.faults.rig import LIVE, QUICKLY, own_broker, seen, until
-from tests.faults.test_links import port_of, through
+from tests.support.proxy import FaultProxy, port_of, through
+from tests.support.receiving import take
+from tests.support.rig import LIVE, QUICKLY, own_broker, seen, until
 
 UPLINK = 250_000
 """Bytes a second."""

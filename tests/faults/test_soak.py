@@ -8,8 +8,8 @@ import json
 import pytest
 
 from msight_bus.events import Gap
-from tests.faults.rig import EVERY, python
 from tests.faults.soak.course import HARMED, Course, Plan
+from tests.support.rig import EVERY, python
 
 
 async def verdict(*, memory=(60, 60), left=(), harm=lambda course: None):

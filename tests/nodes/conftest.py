@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.conftest import Backend, make_backend
+from tests.support.brokers import Backend, make_backend
 
 
 @pytest.fixture

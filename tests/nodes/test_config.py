@@ -8,7 +8,7 @@ import pytest
 
 from msight_bus import ConfigError, ImageData, QueuePolicy
 from msight_bus.nodes import NodeConfig, SinkNode, SourceNode
-from tests.nodes.support import Apply, Collect, Numbers
+from tests.support.nodes import Apply, Collect, Numbers
 
 MSIGHT_FIELDS = [
     "name",

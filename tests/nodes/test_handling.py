@@ -10,8 +10,8 @@ import pytest
 from msight_bus import BusyError, BytesData, ClosedError, Data, QueuePolicy, SensorData
 from msight_bus.message import Message
 from msight_bus.nodes import NodeConfig, Outgoing, SinkNode
-from tests.contract.test_publish import take
-from tests.nodes.support import DEADLINE, Apply, Collect, eventually, running, start
+from tests.support.nodes import DEADLINE, Apply, Collect, eventually, running, start
+from tests.support.receiving import take
 
 
 class Reading(SensorData, tag="tests.nodes.Reading"):

@@ -11,7 +11,7 @@ from msight_bus import AuthenticationError, PublishTimeoutError, QueuePolicy
 from msight_bus.nodes import NodeConfig
 from msight_bus.registry import NodeInfo
 from msight_bus.topics import NODES_TOPIC
-from tests.nodes.support import DEADLINE, Apply, Collect, Numbers, eventually, running
+from tests.support.nodes import DEADLINE, Apply, Collect, Numbers, eventually, running
 
 
 def sink(**fields):

@@ -12,7 +12,7 @@ import pytest
 
 from msight_bus import run
 from msight_bus.nodes import NodeConfig, off_loop
-from tests.nodes.support import Apply, Collect, Numbers, running
+from tests.support.nodes import Apply, Collect, Numbers, running
 
 
 async def test_a_thread():

@@ -9,7 +9,7 @@ import pytest
 
 from msight_bus import BytesData, CapabilityWarning
 from msight_bus.nodes import NodeConfig, Outgoing, run_until
-from tests.nodes.support import DEADLINE, Apply, Collect, Numbers, running
+from tests.support.nodes import DEADLINE, Apply, Collect, Numbers, running
 
 
 async def test_a_pipeline_and_its_end(backend, topic):

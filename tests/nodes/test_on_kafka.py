@@ -8,7 +8,7 @@ import pytest
 
 from msight_bus import BytesData
 from msight_bus.nodes import NodeConfig
-from tests.nodes.support import DEADLINE, Apply, Collect, running, start
+from tests.support.nodes import DEADLINE, Apply, Collect, running, start
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import pytest
 
 from msight_bus import QueuePolicy
 from msight_bus.nodes import NodeConfig, SourceNode
-from tests.conftest import running_broker
-from tests.faults.rig import own_broker
-from tests.nodes.support import DEADLINE, Apply, Collect, Numbers, running
+from tests.support.brokers import running_broker
+from tests.support.nodes import DEADLINE, Apply, Collect, Numbers, running
+from tests.support.rig import own_broker
 
 
 class Paced(Numbers):

@@ -9,7 +9,7 @@ import pytest
 
 from msight_bus import BusSettings, ConfigError, DrainTimeoutError
 from msight_bus.nodes import NodeConfig, run_nodes, run_until
-from tests.nodes.support import DEADLINE, Apply, Collect, Numbers
+from tests.support.nodes import DEADLINE, Apply, Collect, Numbers
 
 MEMORY = BusSettings(environ={"MSIGHT_PUBSUB_BACKEND": "memory"})
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import make_backend
-from tests.faults.rig import own_broker
+from tests.support.brokers import make_backend
+from tests.support.rig import own_broker
 
 ROOT = Path(__file__).parents[2]
 

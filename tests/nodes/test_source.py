@@ -9,7 +9,7 @@ import pytest
 
 from msight_bus import BytesData, QueuePolicy
 from msight_bus.nodes import NodeConfig, Outgoing, SourceNode
-from tests.nodes.support import DEADLINE, Collect, Numbers, running, start
+from tests.support.nodes import DEADLINE, Collect, Numbers, running, start
 
 
 def config(**fields):

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.security.canaries import Watch
-from tests.security.certificates import Certificates, make_certificates
-from tests.security.servers import Secured, start_secured
+from tests.support.canaries import Watch
+from tests.support.certificates import Certificates, make_certificates
+from tests.support.servers import Secured, start_secured
 
 
 @pytest.fixture(scope="session")

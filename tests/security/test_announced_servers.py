@@ -6,21 +6,18 @@ import asyncio
 import time
 from contextlib import contextmanager
 
-import pytest
-
 import msight_bus
 from msight_bus import brokers
 from msight_bus.events import Disconnected, Reconnected
-from tests.clusters.starting import known_to
-from tests.faults.rig import seen, until
-from tests.security.canaries import found_in
-from tests.security.listeners import fake, proxy
-from tests.security.peers import Peer
-from tests.security.servers import CREDENTIALS, PASSWORD, USER, nats_tls_lines, start, variables
-from tests.security.talking import new_topic, settings_of
+from tests.support.canaries import found_in
+from tests.support.clusters import known_to
+from tests.support.listeners import fake, proxy
+from tests.support.peers import Peer
+from tests.support.rig import seen, until
+from tests.support.servers import CREDENTIALS, PASSWORD, USER, nats_tls_lines, start, variables
+from tests.support.talking import new_topic, settings_of
 
 QUICK = {"MSIGHT_RECONNECT_MAX": "0.1", "MSIGHT_PING_INTERVAL": "0.2", "MSIGHT_CONNECT_TIMEOUT": "2"}
-ignores = pytest.mark.xfail(strict=True, reason="H9: servers that a server announces are no candidates")
 
 
 @contextmanager
@@ -50,7 +47,6 @@ def environment(port, made):
     return variables("nats", port, **CREDENTIALS["nats"], **tls)
 
 
-@ignores
 async def test_an_announced_server_without_tls_is_told_nothing(made):
     plain, events = Peer("nats"), []
     async with fake(plain) as there:
@@ -65,7 +61,6 @@ async def test_an_announced_server_without_tls_is_told_nothing(made):
                 assert not seen(events, Reconnected)
 
 
-@ignores
 async def test_an_announced_server_with_tls_is_entered_with_the_same_credentials(made):
     topic, events = new_topic(), []
     async with proxy(0) as there:

@@ -12,10 +12,10 @@ from msight_bus import ConnectionLostError
 from msight_bus.adapters.kafka import decompressing
 from msight_bus.events import Gap
 from msight_bus.wire.nats import MAX_PAYLOAD, NatsParser, ProtocolError
-from tests.security.listeners import fake
-from tests.security.peers import INFO, Peer
-from tests.security.servers import variables
-from tests.security.talking import refused, settings_of
+from tests.support.listeners import fake
+from tests.support.peers import INFO, Peer
+from tests.support.servers import variables
+from tests.support.talking import refused, settings_of
 
 MEGABYTE = 1 << 20
 ENOUGH = 8 * MEGABYTE

@@ -16,12 +16,12 @@ import pytest
 import msight_bus
 from msight_bus import AuthenticationError, BusError, ConnectionLostError, brokers
 from msight_bus.settings import BusSettings
-from tests.security.canaries import Watch, canary, found_in
-from tests.security.identities import credentials_file, make_key, oauth_token
-from tests.security.listeners import fake
-from tests.security.peers import Peer
-from tests.security.servers import EVERY, PASSWORD, PREFIX, USER, start, variables
-from tests.security.talking import refused, settings_of
+from tests.support.canaries import Watch, canary, found_in
+from tests.support.identities import credentials_file, make_key, oauth_token
+from tests.support.listeners import fake
+from tests.support.peers import Peer
+from tests.support.servers import EVERY, PASSWORD, PREFIX, USER, start, variables
+from tests.support.talking import refused, settings_of
 
 SECRET = canary("canary")
 KEY = make_key()

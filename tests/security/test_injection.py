@@ -18,11 +18,11 @@ from msight_bus.payload import check_headers, check_key
 from msight_bus.settings import Limits
 from msight_bus.topics import check_group, check_topic
 from msight_bus.wire import envelope
-from tests.security.canaries import remember
-from tests.security.listeners import fake
-from tests.security.peers import Peer
-from tests.security.servers import LIVE, variables
-from tests.security.talking import settings_of
+from tests.support.canaries import remember
+from tests.support.listeners import fake
+from tests.support.peers import Peer
+from tests.support.servers import LIVE, variables
+from tests.support.talking import settings_of
 
 ATTEMPTS = int(os.environ.get("FUZZ_MESSAGES", "20000"))
 """Messages of one backend; the project's target was a million (FUZZ_MESSAGES=1000000)."""

@@ -8,9 +8,9 @@ from aiokafka.protocol.admin import CreateAclsRequest
 
 import msight_bus
 from msight_bus import AuthenticationError
-from tests.security.identities import oauth_token
-from tests.security.servers import PASSWORD, USER, WRONG, variables
-from tests.security.talking import new_topic, refused, settings_of, talk
+from tests.support.identities import oauth_token
+from tests.support.servers import PASSWORD, USER, WRONG, variables
+from tests.support.talking import new_topic, refused, settings_of, talk
 
 
 def sasl(mechanism, password=PASSWORD, user=USER):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from msight_bus import AuthenticationError
-from tests.security.servers import CREDENTIALS, variables
-from tests.security.talking import loudly, refused, talk
+from tests.support.servers import CREDENTIALS, variables
+from tests.support.talking import loudly, refused, talk
 
 
 @pytest.mark.parametrize("kind", ["nats", "kafka"])

@@ -11,17 +11,16 @@ import pytest
 import msight_bus
 from msight_bus import AuthenticationError
 from msight_bus.events import Reconnected
-from tests.conftest import running_broker
-from tests.faults.rig import seen, until
-from tests.security.listeners import proxy
-from tests.security.servers import CREDENTIALS, LIVE, PREFIX, variables
-from tests.security.talking import new_topic, settings_of, talk
+from tests.support.brokers import running_broker
+from tests.support.listeners import proxy
+from tests.support.rig import seen, until
+from tests.support.servers import CREDENTIALS, LIVE, PREFIX, variables
+from tests.support.talking import new_topic, settings_of, talk
 
 NAME = "broker.example"
 """The certificate ``elsewhere`` is for this host."""
 
 both = pytest.mark.parametrize("kind", LIVE)
-first_only = pytest.mark.xfail(strict=True, reason="H8: only the first address of a name is tried")
 
 
 def run_where(addresses, scenario, within=15.0):
@@ -59,7 +58,6 @@ def quick(**more):
     return {"MSIGHT_CONNECT_TIMEOUT": "3", **more}
 
 
-@first_only
 @both
 @pytest.mark.parametrize("silent_ones", [1, 3])
 def test_an_address_that_hangs_does_not_keep_the_others_from_being_tried(kind, silent_ones):
@@ -75,7 +73,6 @@ def test_an_address_that_refuses_is_passed_over(kind):
     run_where(["127.0.0.2", "127.0.0.3", "127.0.0.1"], lambda: talk(settings_of(environment(kind, port), **quick())))
 
 
-@first_only
 @both
 def test_every_address_is_verified_against_the_name(kind, secured, made):
     port = secured(kind).ports["elsewhere"]
@@ -98,7 +95,6 @@ def test_a_certificate_of_the_address_is_none_of_the_name(kind, secured, made):
     run_where(["127.0.0.1"], refused)
 
 
-@first_only
 @both
 def test_on_reconnecting_the_name_is_looked_up_and_each_address_tried(kind):
     """The address that served hangs now; another one serves."""
@@ -123,13 +119,7 @@ def test_on_reconnecting_the_name_is_looked_up_and_each_address_tried(kind):
     run_where(addresses, scenario)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        pytest.param(kind, marks=pytest.mark.xfail(strict=True, reason="H13: a trailing dot breaks TLS"))
-        for kind in LIVE
-    ],
-)
+@both
 def test_a_trailing_dot_is_no_part_of_the_name_in_a_certificate(kind, secured, made):
     port = secured(kind).ports["elsewhere"]
     tls = {**CREDENTIALS[kind], "USE_TLS": "true", "TLS_CA_CERT_FILE": made.ca}

@@ -10,11 +10,11 @@ import pytest
 import msight_bus
 from msight_bus import AuthenticationError, ConfigError
 from msight_bus.events import Refused
-from tests.security.canaries import canary, remember
-from tests.security.identities import credentials_file, make_key, make_operator
-from tests.security.listeners import proxy
-from tests.security.servers import PASSWORD, WRONG, start, variables
-from tests.security.talking import refused, settings_of, talk
+from tests.support.canaries import canary, remember
+from tests.support.identities import credentials_file, make_key, make_operator
+from tests.support.listeners import proxy
+from tests.support.servers import PASSWORD, WRONG, start, variables
+from tests.support.talking import refused, settings_of, talk
 
 TOKEN = canary("token")
 ODD = remember(canary("odd") + "@:/?#[]%41 ö")

@@ -15,12 +15,12 @@ import msight_bus
 from msight_bus import BusError
 from msight_bus.cli import app
 from msight_bus.events import Disconnected, Refused
-from tests.conftest import running_broker
-from tests.faults.rig import QUICKLY, seen, until
-from tests.security.listeners import fake
-from tests.security.peers import Peer
-from tests.security.servers import variables
-from tests.security.talking import settings_of
+from tests.support.brokers import running_broker
+from tests.support.listeners import fake
+from tests.support.peers import Peer
+from tests.support.rig import QUICKLY, seen, until
+from tests.support.servers import variables
+from tests.support.talking import settings_of
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x1b[31mno\x1b[0m\x9b1m \u202e\u2028 \x00\x7f\tend"
 """Escapes, in 7 and 8 bits, a bell, a change of direction, a line separator, NUL, DEL and a tab."""
@@ -51,7 +51,6 @@ async def refused(peer, kind, **values):
 # -- while connecting
 
 
-@raw
 @pytest.mark.parametrize("code", ["ERR", "WRONGPASS", "LOADING"])
 @pytest.mark.parametrize("verb", ["AUTH", "SELECT"])
 async def test_an_error_of_redis_while_connecting(verb, code):
@@ -62,7 +61,6 @@ async def test_an_error_of_redis_while_connecting(verb, code):
     assert_printable(text)
 
 
-@raw
 async def test_an_error_of_nats_while_connecting():
     says = f"-ERR 'said {EVIL}'\r\n".encode()
     peer = Peer("nats", lambda command: says if command.verb == "CONNECT" else None)
@@ -114,7 +112,6 @@ async def be_cut(bus, events):
     return []
 
 
-@raw
 @pytest.mark.parametrize(
     ("verb", "act"), [("SUBSCRIBE", subscribe), ("PUBLISH", publish)], ids=["subscribing", "publishing"]
 )
@@ -125,7 +122,6 @@ async def test_a_refusal_of_redis(verb, act, caplog):
         assert_printable(text)
 
 
-@raw
 async def test_an_error_of_nats_that_ends_the_connection(caplog):
     says = f"-ERR 'said {EVIL}'\r\n".encode()
     peer = Peer("nats", lambda command: says if command.verb == "HPUB" and command.words[0] == b"a" else None)
@@ -133,7 +129,6 @@ async def test_an_error_of_nats_that_ends_the_connection(caplog):
         assert_printable(text)
 
 
-@raw
 async def test_a_refusal_of_nats_that_names_a_subject(caplog):
     says = f"-ERR 'Permissions Violation for Publish to \"a\" said {EVIL}'\r\n".encode()
     peer = Peer("nats", lambda command: says if command.verb == "HPUB" and command.words[0] == b"a" else None)
@@ -153,7 +148,6 @@ async def test_a_refusal_of_nats_that_names_a_subject(caplog):
 # -- on a terminal
 
 
-@raw
 @pytest.mark.parametrize(
     ("kind", "verb", "says"),
     [

@@ -7,10 +7,10 @@ import pytest
 import msight_bus
 from msight_bus import AuthenticationError
 from msight_bus.events import Refused
-from tests.security.canaries import canary
-from tests.security.listeners import proxy
-from tests.security.servers import PASSWORD, WRONG, start, variables
-from tests.security.talking import refused, settings_of, talk
+from tests.support.canaries import canary
+from tests.support.listeners import proxy
+from tests.support.servers import PASSWORD, WRONG, start, variables
+from tests.support.talking import refused, settings_of, talk
 
 LIMITED = canary("limited")
 

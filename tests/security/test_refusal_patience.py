@@ -12,11 +12,11 @@ import pytest
 import msight_bus
 from msight_bus import AuthenticationError, brokers
 from msight_bus.events import Disconnected, Reconnected
-from tests.faults.rig import seen, until
-from tests.security.canaries import canary
-from tests.security.listeners import proxy
-from tests.security.servers import CREDENTIALS, LIVE, USER, start, variables
-from tests.security.talking import new_topic, settings_of
+from tests.support.canaries import canary
+from tests.support.listeners import proxy
+from tests.support.rig import seen, until
+from tests.support.servers import CREDENTIALS, LIVE, USER, start, variables
+from tests.support.talking import new_topic, settings_of
 
 QUICK = {
     "MSIGHT_RECONNECT_MAX": "0.1",
@@ -24,7 +24,6 @@ QUICK = {
     "MSIGHT_PING_INTERVAL": "0.2",
     "MSIGHT_DRAIN_TIMEOUT": "1",
 }
-gives_up = pytest.mark.xfail(strict=True, reason="H7: a refusal on reconnecting is believed at once")
 both = pytest.mark.parametrize("kind", LIVE)
 TRIES = 3
 """Refused handshakes after which the other side is put right: the first one alone would be told by any implementation."""
@@ -45,7 +44,6 @@ async def connected(settings):
         yield bus, messages, events, talk
 
 
-@gives_up
 @both
 async def test_a_servers_certificate_that_is_wrong_for_a_moment_is_outlived(kind, secured, made):
     servers = secured(kind)
@@ -62,7 +60,6 @@ async def test_a_servers_certificate_that_is_wrong_for_a_moment_is_outlived(kind
             await talk()
 
 
-@gives_up
 @both
 async def test_an_authority_that_is_replaced_on_disk_is_read_anew(kind, secured, made, tmp_path):
     """The server shows its new certificate before this machine has the new authority."""
@@ -89,7 +86,6 @@ def door(kind, password):
     return [f'authorization {{ user: {USER}, password: "{password}" }}']
 
 
-@gives_up
 @both
 async def test_a_password_that_is_replaced_on_disk_is_read_anew(kind, tmp_path):
     """The server has the new password before this machine has."""
@@ -113,7 +109,6 @@ async def test_a_password_that_is_replaced_on_disk_is_read_anew(kind, tmp_path):
                     await talk()
 
 
-@gives_up
 @both
 async def test_a_refusal_that_lasts_is_raised_when_patience_is_over(kind, secured, made, watch):
     servers = secured(kind)
@@ -159,7 +154,6 @@ async def test_at_the_start_a_refusal_is_raised_at_once(kind, secured, made):
 
 
 @pytest.mark.parametrize("value", ["60", "0.5", "inf"])
-@gives_up
 def test_patience_is_a_setting_in_seconds(value):
     assert settings_of({}, MSIGHT_REFUSAL_PATIENCE=value).limits.refusal_patience == float(value)
 
@@ -168,7 +162,6 @@ def blames_the_announcements(records):
     return [record for record in records if "_msight.seq" in record.getMessage() and record.levelno >= logging.WARNING]
 
 
-@gives_up
 @both
 async def test_a_refused_certificate_is_not_told_as_a_permission_of_announcements(kind, secured, made, caplog):
     servers = secured(kind)

@@ -9,44 +9,16 @@ import pytest
 import msight_bus
 from msight_bus import AuthenticationError, ConnectionLostError, brokers
 from msight_bus.events import Disconnected, Reconnected
-from tests.repeated_errors import assert_does_not_grow
-from tests.security.canaries import canary, found_in
-from tests.security.listeners import fake, proxy
-from tests.security.peers import Peer
-from tests.security.servers import CREDENTIALS, LIVE, OTHER_PASSWORD, PASSWORD, USER, start, variables
-from tests.security.talking import new_topic, settings_of
-
-QUICK = {"MSIGHT_RECONNECT_MAX": "0.1", "MSIGHT_PUBLISH_TIMEOUT": "6", "MSIGHT_PING_INTERVAL": "0.2"}
-QUICK |= {"MSIGHT_DRAIN_TIMEOUT": "1", "MSIGHT_REFUSAL_PATIENCE": "0.5"}
-
-
-def door(kind, password):
-    """The configuration that lets in whoever knows the password."""
-    if kind == "redis":
-        return [f"requirepass {password}"]
-    return [f'authorization {{ user: {USER}, password: "{password}" }}']
+from tests.support.canaries import canary, found_in
+from tests.support.listeners import fake, proxy
+from tests.support.peers import Peer
+from tests.support.repeated_errors import assert_does_not_grow
+from tests.support.servers import CREDENTIALS, LIVE, OTHER_PASSWORD, PASSWORD, door, start, variables
+from tests.support.talking import QUICK, Seen, new_topic, settings_of
 
 
 def tls(made):
     return {"USE_TLS": "true", "TLS_CA_CERT_FILE": made.ca}
-
-
-class Seen(list):
-    """Events, which can be waited for."""
-
-    def __init__(self):
-        super().__init__()
-        self._news = asyncio.Event()
-
-    def append(self, event):
-        super().append(event)
-        self._news.set()
-
-    async def wait_for(self, kind):
-        async with asyncio.timeout(15):
-            while not any(isinstance(event, kind) for event in self):
-                await self._news.wait()
-                self._news.clear()
 
 
 def reconnecting():

@@ -11,13 +11,11 @@ import pytest
 import msight_bus
 from msight_bus import brokers
 from msight_bus.events import Disconnected, Reconnected
-from tests.contract.test_publish import take
-from tests.security.canaries import canary
-from tests.security.servers import USER, start, variables
-from tests.security.talking import new_topic, settings_of, talk
-from tests.security.test_refused_again import QUICK, Seen, door
+from tests.support.canaries import canary
+from tests.support.receiving import take
+from tests.support.servers import USER, door, start, variables
+from tests.support.talking import QUICK, Seen, new_topic, settings_of, talk
 
-open_row = pytest.mark.xfail(strict=True, reason="D14: a file with a secret is read once")
 FIRST, SECOND = canary("first secret"), canary("second secret")
 
 
@@ -50,7 +48,6 @@ WAYS = [
 ways = pytest.mark.parametrize("way", WAYS, ids=[f"{way.kind}-{way.variable}" for way in WAYS])
 
 
-@open_row
 @ways
 async def test_a_bus_reconnects_with_what_the_file_holds_now(way, tmp_path, watch):
     port, topic, events, file = brokers.free_port(), new_topic(), Seen(), tmp_path / "secret"
@@ -76,7 +73,6 @@ async def test_a_bus_reconnects_with_what_the_file_holds_now(way, tmp_path, watc
                     watch.show(*events)
 
 
-@open_row
 @ways
 async def test_a_new_bus_of_the_same_settings_reads_the_file_anew(way, tmp_path, watch):
     port, file = brokers.free_port(), tmp_path / "secret"

@@ -7,12 +7,12 @@ import json
 import pytest
 
 from msight_bus import AuthenticationError, ConnectionLostError
-from tests.security.canaries import found_in
-from tests.security.identities import make_key, make_operator
-from tests.security.listeners import fake, proxy
-from tests.security.peers import INFO, Peer
-from tests.security.servers import CREDENTIALS, EVERY, nats_tls_lines, start, variables
-from tests.security.talking import refused, settings_of, talk
+from tests.support.canaries import found_in
+from tests.support.identities import make_key, make_operator
+from tests.support.listeners import fake, proxy
+from tests.support.peers import INFO, Peer
+from tests.support.servers import CREDENTIALS, EVERY, nats_tls_lines, start, variables
+from tests.support.talking import refused, settings_of, talk
 
 # The types of TLS records (RFC 8446, 5.1).
 CHANGE_CIPHER_SPEC, HANDSHAKE = 20, 22

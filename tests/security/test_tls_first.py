@@ -7,12 +7,11 @@ import asyncio
 import pytest
 
 from msight_bus import AuthenticationError, ConnectionLostError
-from tests.security.listeners import proxy
-from tests.security.servers import CREDENTIALS, PASSWORD, USER, nats_tls_lines, start, variables
-from tests.security.talking import refused, settings_of, talk
+from tests.support.listeners import proxy
+from tests.support.servers import CREDENTIALS, PASSWORD, USER, nats_tls_lines, start, variables
+from tests.support.talking import refused, settings_of, talk
 
 pytestmark = pytest.mark.filterwarnings("default")  # while the variable is unknown, it may look misspelt
-open_row = pytest.mark.xfail(strict=True, reason="D15: a NATS server with handshake_first cannot be reached")
 
 
 @pytest.fixture
@@ -27,13 +26,11 @@ def settings(made, port, **more):
     return settings_of(variables("nats", port, **values), MSIGHT_CONNECT_TIMEOUT="2.5")
 
 
-@open_row
 async def test_it_is_reached_with_the_variable(made, server):
     with await asyncio.to_thread(start, "nats", config=server) as broker:
         await talk(settings(made, broker.port, TLS_FIRST="true"))
 
 
-@open_row
 async def test_its_certificate_and_the_credentials_are_checked(made, server, watch):
     with await asyncio.to_thread(start, "nats", config=server) as broker:
         chosen = settings(made, broker.port, TLS_FIRST="true", TLS_CA_CERT_FILE=made.stranger)
@@ -41,14 +38,12 @@ async def test_its_certificate_and_the_credentials_are_checked(made, server, wat
         await refused(AuthenticationError, settings(made, broker.port, TLS_FIRST="true", PASSWORD="wrong"), watch)
 
 
-@open_row
 async def test_without_the_variable_the_error_names_it(made, server, watch):
     with await asyncio.to_thread(start, "nats", config=server) as broker:
         chosen = settings(made, broker.port)
         await refused(ConnectionLostError, chosen, watch, "MSIGHT_NATS_TLS_FIRST")
 
 
-@open_row
 async def test_a_server_without_tls_is_told_nothing_in_the_clear(made, watch):
     """The variable asks for a handshake, whatever the server says first."""
     door = f'authorization {{ user: {USER}, password: "{PASSWORD}" }}'

@@ -31,6 +31,7 @@ NEW = {
             "RECONNECT_LIMIT",
             "RECONNECT_MIN",
             "RECONNECT_MAX",
+            "REFUSAL_PATIENCE",
             "ANNOUNCE_INTERVAL",
         )
     ),
@@ -44,11 +45,13 @@ NEW = {
             "FETCH_BYTES",
             "COMPRESSION",
             "COMMIT_INTERVAL",
+            "ISOLATION",
             "SESSION_TIMEOUT",
             "MAX_REDELIVERIES",
         )
     ),
     KAFKA + "DEAD_LETTER_SUFFIX",
+    NATS + "TLS_FIRST",
 }
 VARIABLES = BusSettings.variables()
 

@@ -1,4 +1,4 @@
-"""Peers in a broker's place that send what a test wants, when it wants: `tests.security.peers.Peer` with a script."""
+"""Peers in a broker's place that send what a test wants, when it wants: `tests.support.peers.Peer` with a script."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import NamedTuple
 import msight_bus
 from msight_bus.events import BusEvent
 from msight_bus.settings import BusSettings
-from tests.security.listeners import Recorder, Serve, fake
-from tests.security.peers import Command, Peer
-from tests.security.servers import variables
+from tests.support.listeners import Recorder, Serve, fake
+from tests.support.peers import Command, Peer
+from tests.support.servers import variables
 
 LIVE = ["redis", "nats"]
 PUBLISH = {"redis": "PUBLISH", "nats": "HPUB"}

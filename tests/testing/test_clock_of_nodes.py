@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from msight_bus import BytesData, NodeConfig, ProcessingNode, SourceNode
-from tests.nodes.support import Collect, running
+from msight_bus import BytesData, ImageData, NodeConfig, ProcessingNode, SourceNode, off_loop
+from msight_bus.testing import Simulation
+from tests.support.nodes import Collect, running
 
 INTERVAL = 10.0
-real_time = pytest.mark.xfail(strict=True, reason="G4: nodes and registry keep real time in a simulation")
+DAY = 86_400.0
 
 
 class Camera(SourceNode):
@@ -36,7 +40,6 @@ def nodes():
     )
 
 
-@real_time
 async def test_latencies_and_rates_are_in_virtual_time(msight_simulation):
     async with msight_simulation.connect() as bus, msight_simulation.connect() as observer:
         registry = await observer.nodes()
@@ -49,7 +52,6 @@ async def test_latencies_and_rates_are_in_virtual_time(msight_simulation):
     assert camera.latency_p50_ms == pytest.approx(100, abs=10)
 
 
-@real_time
 async def test_a_node_that_is_silent_is_lost_and_comes_back(msight_simulation):
     async with msight_simulation.connect() as bus, msight_simulation.connect() as observer:
         registry = await observer.nodes()
@@ -65,7 +67,6 @@ async def test_a_node_that_is_silent_is_lost_and_comes_back(msight_simulation):
             assert registry["sink"].status == "RUNNING"
 
 
-@real_time
 async def test_a_node_that_ended_long_ago_is_forgotten(msight_simulation):
     async with msight_simulation.connect() as bus, msight_simulation.connect() as observer:
         registry = await observer.nodes()
@@ -75,7 +76,6 @@ async def test_a_node_that_ended_long_ago_is_forgotten(msight_simulation):
         assert "sink" not in registry
 
 
-@real_time
 async def test_heartbeats_and_starts_are_of_the_simulations_day(msight_simulation):
     async with msight_simulation.connect() as bus, msight_simulation.connect() as observer:
         registry = await observer.nodes()
@@ -87,7 +87,6 @@ async def test_heartbeats_and_starts_are_of_the_simulations_day(msight_simulatio
             assert before <= seen.last_heartbeat <= msight_simulation.now
 
 
-@real_time
 async def test_data_is_of_the_same_day_as_its_message(msight_simulation):
     async with msight_simulation.connect() as bus, bus.subscribe("frames") as messages:
         await bus.publish("frames", BytesData(data=b"frame"))
@@ -96,9 +95,93 @@ async def test_data_is_of_the_same_day_as_its_message(msight_simulation):
     assert message.data.capture_timestamp == pytest.approx(message.published_at, abs=1)
 
 
-@real_time
 async def test_data_of_a_source_is_of_the_same_day_as_its_message(msight_simulation):
     async with msight_simulation.connect() as bus, bus.subscribe("frames") as messages:
         async with running(bus, Camera(NodeConfig(name="camera", publish_topic_name="frames"))):
             message = await anext(messages)
     assert message.data.capture_timestamp == pytest.approx(message.published_at, abs=1)
+
+
+async def test_the_clock_of_a_bus_is_the_simulations(msight_simulation):
+    async with msight_simulation.connect() as bus:
+        assert bus.clock() == msight_simulation.now
+        assert await asyncio.to_thread(bus.clock) == pytest.approx(msight_simulation.now, abs=1)
+
+
+async def test_the_clock_of_a_bus_on_another_loop_is_the_machines():
+    async with Simulation().connect() as bus:
+        assert abs(bus.clock() - time.time()) < DAY
+
+
+async def by_a_thread(function):
+    loop = asyncio.get_running_loop()
+    made = loop.create_future()
+    threading.Thread(target=lambda: loop.call_soon_threadsafe(made.set_result, function())).start()
+    return await made
+
+
+async def by_an_executor(function):
+    with ThreadPoolExecutor(1) as executor:
+        return await asyncio.get_running_loop().run_in_executor(executor, function)
+
+
+@pytest.mark.parametrize("run", [off_loop, asyncio.to_thread, by_a_thread, by_an_executor])
+async def test_data_made_off_the_loop_is_of_the_simulations_day(msight_simulation, run):
+    data = await run(lambda: BytesData(data=b"frame"))
+    assert data.capture_timestamp == pytest.approx(msight_simulation.now, abs=1)
+
+
+async def test_an_image_made_of_an_array_is_of_the_simulations_day(msight_simulation):
+    numpy = pytest.importorskip("numpy")
+    image = ImageData.from_ndarray(numpy.zeros((2, 2), numpy.uint8), "ne", is_encoded=False)
+    assert image.capture_timestamp == pytest.approx(msight_simulation.now, abs=1)
+    assert image.creation_timestamp == pytest.approx(msight_simulation.now, abs=1)
+
+
+def test_data_is_of_today_again_when_the_simulation_is_over():
+    async def scenario():
+        return BytesData(data=b"frame")
+
+    simulated = Simulation().run(scenario())
+    assert abs(simulated.capture_timestamp - time.time()) > DAY
+    assert abs(BytesData(data=b"frame").capture_timestamp - time.time()) < DAY
+
+
+def test_a_simulation_that_outlasts_another_keeps_its_clock():
+    first_has_begun, second_has_begun, first_is_over = threading.Event(), threading.Event(), threading.Event()
+    found = []
+
+    async def first():
+        first_has_begun.set()
+        second_has_begun.wait(10)
+
+    async def second():
+        second_has_begun.set()
+        first_is_over.wait(10)
+        found.append(BytesData(data=b"frame").capture_timestamp - simulation.now)
+
+    def run_first():
+        Simulation().run(first())
+        first_is_over.set()
+
+    thread = threading.Thread(target=run_first)
+    thread.start()
+    first_has_begun.wait(10)
+    simulation = Simulation()
+    simulation.run(second())
+    thread.join()
+    assert found == [pytest.approx(0, abs=1)]
+    assert abs(BytesData(data=b"frame").capture_timestamp - time.time()) < DAY
+
+
+def test_a_registry_can_be_read_when_the_simulation_is_over():
+    async def scenario():
+        simulation = Simulation()
+        async with simulation.connect() as bus, simulation.connect() as observer:
+            registry = await observer.nodes()
+            async with running(bus, Collect(NodeConfig(name="sink", subscribe_topic_name="frames"))):
+                await asyncio.sleep(INTERVAL)
+        return registry
+
+    registry = Simulation().run(scenario())
+    assert [(info.name, info.status) for info in registry] == [("sink", "STOPPED")]

@@ -7,7 +7,6 @@ A failure prints the steps and a ``@reproduce_failure`` line.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import Counter
 from contextlib import AsyncExitStack
 
@@ -20,8 +19,8 @@ from msight_bus import BusSettings, ConnectionLostError, PublishTimeoutError, Qu
 from msight_bus.events import Disconnected, Gap, Reconnected
 from msight_bus.testing import Faults, Simulation, VirtualClockLoop
 from msight_bus.testing.faults import FAULTS
+from tests.support.searches import EXAMPLES
 
-EXAMPLES = int(os.environ.get("SIMULATION_EXAMPLES", "50"))
 QUIET = 90.0
 """Virtual seconds in which every bus has reconnected and every quiet topic's last sequences were announced."""
 PUBLISH_TIMEOUT = 4.0

@@ -20,7 +20,7 @@ from msight_bus.message import Message
 from msight_bus.settings import Limits
 from msight_bus.subscription import Subscription
 from msight_bus.testing import VirtualClockLoop
-from tests.testing.test_machine import EXAMPLES
+from tests.support.searches import EXAMPLES
 
 MAX_REDELIVERIES = 2
 partitions = st.integers(0, 1)

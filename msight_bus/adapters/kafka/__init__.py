@@ -11,8 +11,9 @@ from aiokafka.errors import KafkaError
 
 from msight_bus.adapters.base import WAIT, Sink, Stamp, SubscribeRequest, Wait
 from msight_bus.adapters.ending import finish
-from msight_bus.adapters.kafka.aiokafka_compat import take_over
+from msight_bus.adapters.kafka.aiokafka_compat import check_connections, take_over
 from msight_bus.adapters.kafka.client import client_options, probe, record_bytes
+from msight_bus.adapters.kafka.consumer_compat import check_aiokafka
 from msight_bus.adapters.kafka.credentials import Credentials
 from msight_bus.adapters.kafka.errors import translate
 from msight_bus.adapters.kafka.feed import KafkaFeed
@@ -24,6 +25,7 @@ from msight_bus.adapters.kafka.producer import (
     choose_partition,
     choose_unkeyed_partition,
 )
+from msight_bus.adapters.kafka.records import to_bytes
 from msight_bus.adapters.kafka.start import check_start
 from msight_bus.adapters.kafka.topics import TopicDirectory, TopicInfo
 from msight_bus.adapters.kafka.watch import watch
@@ -35,9 +37,6 @@ from msight_bus.settings import BusSettings
 from msight_bus.wire import envelope
 
 _NEVER_MS = 2**31 - 1
-_REFUSAL_PATIENCE = 60.0
-"""Seconds for which a refusal on reconnecting is tried again where certificates come from files."""
-
 _RECORD_OVERHEAD = record_bytes(None, b"", [(envelope.HEADER, b"0" * 48)]) + 16
 
 
@@ -107,6 +106,7 @@ class KafkaAdapter:
         """Connect, and learn at once why if that fails."""
         try:
             async with asyncio.timeout(self._limits.connect_timeout):
+                check_connections()
                 await self._probe()
                 await self._directory.open()
             watching = watch(self._directory.ask, self._probe_patiently, self._limits, self._heard, self._on_refused)
@@ -121,14 +121,14 @@ class KafkaAdapter:
         await probe(self._options | self._credentials())
 
     async def _probe_patiently(self) -> None:
-        """Probe; where certificates come from files, believe a refusal only when it has lasted: rotation takes a moment."""
+        """Probe; where they come from files, believe a refusal only when it has lasted: rotation takes a moment."""
         try:
             await self._probe()
         except AuthenticationError as error:
             now = asyncio.get_running_loop().time()
             if self._refused_since is None:
                 self._refused_since = now
-            if not self._credentials.files or now - self._refused_since >= _REFUSAL_PATIENCE:
+            if not self._credentials.can_change or now - self._refused_since >= self._limits.refusal_patience:
                 raise
             raise ConnectionLostError(f"Refused, trying again with the files as they are then: {error}") from error
         except BaseException:
@@ -152,8 +152,8 @@ class KafkaAdapter:
         info = self._directory.known(topic)
         if info is None or not self._producer.is_open:
             return WAIT
-        record_key = None if key is None else key.encode()
-        user = [(header, value.encode()) for header, value in headers.items()] if headers else []
+        record_key = None if key is None else to_bytes(key)
+        user = [(header, to_bytes(value)) for header, value in headers.items()] if headers else []
         self._check_size(topic, info, record_key, payload, user)
         writer = self._writer(topic, info, record_key, name)
         return WAIT if writer is None else writer.append(record_key, payload, user)
@@ -200,7 +200,7 @@ class KafkaAdapter:
             route = self._route(topic, info, name)
             writer = route.free() or route.writers[route.at % len(route.writers)]
         else:
-            writer = self._producer.writer(topic, choose_partition(key.encode(), info.partitions))
+            writer = self._producer.writer(topic, choose_partition(to_bytes(key), info.partitions))
         try:
             async with asyncio.timeout(self._limits.publish_timeout):
                 await writer.room()
@@ -237,6 +237,7 @@ class KafkaAdapter:
         info = await self._directory.ensure(request.topic)
         check_start(request.start, request.topic, info.partitions)
         kafka = self._settings.kafka
+        check_aiokafka()
         consumer = AIOKafkaConsumer(
             **self._options,
             group_id=request.group_id,
@@ -249,6 +250,7 @@ class KafkaAdapter:
             fetch_max_wait_ms=500,
             max_partition_fetch_bytes=kafka.tuning.fetch_bytes,  # the first batch comes whole, however large (KIP-74)
             metadata_max_age_ms=30_000,
+            isolation_level=kafka.isolation,
         )
         take_over(consumer._client, self._credentials)
         feed: KafkaFeed

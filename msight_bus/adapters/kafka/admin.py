@@ -11,9 +11,9 @@ import aiokafka.errors as kafka_errors
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.protocol.metadata import MetadataRequest
 
+from msight_bus.adapters.failover import in_turn
 from msight_bus.adapters.kafka.aiokafka_compat import Credentials, take_over
 from msight_bus.adapters.kafka.errors import REFUSED, translate
-from msight_bus.adapters.turns import in_turn
 
 
 @dataclass(frozen=True, slots=True)

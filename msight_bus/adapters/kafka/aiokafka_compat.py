@@ -1,6 +1,6 @@
 """The private names of aiokafka that the backend depends on, for the version that they were read in.
 
-`client.py`, `admin.py`, `idempotence.py` and `decompressing.py` touch some too.
+`consumer_compat.py` has those of consumers; `client.py`, `admin.py` and `idempotence.py` touch some too.
 """
 
 from __future__ import annotations
@@ -11,21 +11,30 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-import aiokafka
 import aiokafka.errors as kafka_errors
 from aiokafka.client import AIOKafkaClient, ConnectionGroup
-from aiokafka.conn import CloseReason, create_conn
+from aiokafka.conn import AIOKafkaConnection, CloseReason, create_conn
 from aiokafka.protocol.metadata import MetadataRequest
 
+from msight_bus.adapters.client_library import ClientLibrary
 from msight_bus.adapters.kafka.errors import UnreachableBrokerError
 
 logger = logging.getLogger("msight_bus")
 
-VERSION = "0.14."
-if not aiokafka.__version__.startswith(VERSION):
-    raise ImportError(
-        f"The Kafka backend works with aiokafka {VERSION}x and found {aiokafka.__version__}: pip install 'aiokafka=={VERSION}*'."
+AIOKAFKA = ClientLibrary("aiokafka", oldest="0.14.0", newest="0.14.0")
+
+
+def check_connections() -> None:
+    """Log a WARNING if the installed aiokafka is not a tested version.
+
+    Raises:
+        BusError: it lacks a private attribute that this module uses.
+    """
+    AIOKAFKA.check(
+        (AIOKafkaClient, ("_get_conn", "_metadata_update", "_on_connection_closed", "force_metadata_update", "send")),
+        (AIOKafkaConnection, ("connected", "send", "close")),
     )
+
 
 # -- what it logs
 

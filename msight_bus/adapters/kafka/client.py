@@ -1,35 +1,30 @@
 """aiokafka's clients: their options, their errors as ours, and ending them in any state of the broker.
 
-With `admin.py`, `decompressing.py` and `idempotence.py` the only module that touches the library's private attributes. ``stop()``
-of a client waits for a broker that may never answer (aiokafka issues 1101 and 1039), so a client is ended by ending its tasks and
-its connections.
+With `admin.py`, `consumer_compat.py` and `idempotence.py` the only module that touches the library's private attributes.
+``stop()`` of a client waits for a broker that may never answer (aiokafka issues 1101 and 1039), so a client is ended by ending
+its tasks and its connections.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import chain, islice
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import aiokafka.errors as kafka_errors
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import AIOKafkaConnection, OAuthAuthenticator
-from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.protocol.admin import SaslAuthenticateRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from msight_bus.adapters.ending import begin
+from msight_bus.adapters.failover import in_turn
 from msight_bus.adapters.kafka.credentials import Credentials
-from msight_bus.adapters.kafka.decompressing import UnreadableBatchError, decompress
 from msight_bus.adapters.kafka.errors import translate
-from msight_bus.adapters.kafka.records import offset_of
-from msight_bus.adapters.turns import in_turn
 from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError
-from msight_bus.message import Message
 from msight_bus.settings import BusSettings
 from msight_bus.settings.discretion import hide_secrets
 
@@ -134,120 +129,6 @@ async def start_client(client: AIOKafkaConsumer | AIOKafkaProducer | AIOKafkaAdm
     await begin(client.start())
 
 
-def is_member(consumer: AIOKafkaConsumer) -> bool:
-    """Whether a commit is made as a member of the group: one without a generation could rewind another's."""
-    return consumer._coordinator is not None and consumer._coordinator.generation > 0
-
-
-def check_group(consumer: AIOKafkaConsumer) -> None:
-    """Raise what the group's coordinator could not do; the client tells it only to whoever fetches.
-
-    Raises:
-        KafkaError: the group may not be joined, for instance.
-    """
-    coordinator = consumer._coordinator
-    if coordinator._coordination_task.done():
-        return  # KafkaFeed watches it
-    # aiokafka starts these again at the next rebalance only.
-    for task in (coordinator._heartbeat_task, coordinator._commit_refresh_task):
-        if task is not None and task.done() and not task.cancelled() and task.exception() is not None:
-            coordinator.request_rejoin()
-    coordinator.check_errors()
-
-
-def rejoin(consumer: AIOKafkaConsumer) -> None:
-    """Join the group again, as soon as a rebalance that is under way is over."""
-    consumer._coordinator.request_rejoin()
-
-
-def background_tasks(client: AIOKafkaConsumer) -> list[asyncio.Task[Any]]:
-    """The tasks that a started consumer needs: they renew metadata, fetch, and coordinate the group.
-
-    aiokafka starts none of them again when it ends with an error, and reports at most the last to whoever fetches.
-    """
-    tasks = [client._client._sync_task, client._fetcher._fetch_task]
-    tasks += [getattr(client._coordinator, name, None) for name in ("_coordination_task", "_reset_committed_task")]
-    return [task for task in tasks if task is not None]
-
-
-async def committed_offsets(consumer: AIOKafkaConsumer, partitions: list[Any]) -> dict[Any, int]:
-    """The group's committed offsets of all ``partitions``, in one request; those without one are absent."""
-    found = await consumer._coordinator.fetch_committed_offsets(partitions)
-    return {partition: entry.offset for partition, entry in found.items() if entry.offset >= 0}
-
-
-async def commit_any(consumer: AIOKafkaConsumer, offsets: dict[Any, Any]) -> None:
-    """Commit offsets of partitions that may belong to other members."""
-    await consumer._coordinator.commit_offsets(consumer._subscription.subscription.assignment, offsets)
-
-
-class ListMaker(Protocol):
-    """Makes lists of what was fetched."""
-
-    @property
-    def limit(self) -> int:
-        """Records of the next list at most."""
-
-    def make(self, partition: int, records: Iterator[Any]) -> list[Message]:
-        """One message for each record, as the C parser gave it (offset, key, value, headers)."""
-
-    def unreadable(self, partition: int, count: int, error: Exception) -> None:
-        """So many records are passed over."""
-
-
-class _Lists:
-    """One partition's part of a fetch in lists, in place of aiokafka's ``PartitionRecords``: that makes a `ConsumerRecord` of
-    each record in several calls, which is more than half of what a fetch costs. Isolation is ``read_uncommitted``."""
-
-    def __init__(self, fetched: PartitionRecords, maker: ListMaker) -> None:
-        self.next_fetch_offset: int = fetched.next_fetch_offset
-        self._lists = self._read(fetched._tp.partition, fetched._records, maker)
-        # it refers back, and would keep the whole fetch until the garbage collector comes
-        fetched._records_iterator = None
-
-    def __iter__(self) -> Iterator[list[Message]]:
-        return self._lists
-
-    def _read(self, partition: int, fetched: Any, maker: ListMaker) -> Iterator[list[Message]]:
-        while fetched.has_next():
-            batch = fetched.next_batch()
-            if not batch.validate_crc():
-                raise kafka_errors.CorruptRecordException(f"Wrong checksum in partition {partition}")
-            try:
-                decompress(batch)
-            except UnreadableBatchError as error:
-                maker.unreadable(partition, batch.next_offset - max(batch.base_offset, self.next_fetch_offset), error)
-                self.next_fetch_offset = batch.next_offset
-                continue
-            records = chain(batch)  # a batch can be iterated once, and comes whole, also if only its end was asked for
-            more = not batch.is_control_batch
-            while more:
-                limit = maker.limit
-                messages = maker.make(partition, islice(records, limit))
-                more = len(messages) == limit
-                end = offset_of(messages[-1]) + 1 if more else batch.next_offset
-                self.next_fetch_offset = max(self.next_fetch_offset, end)
-                if messages:
-                    yield messages
-            self.next_fetch_offset = batch.next_offset
-
-
-class _Fetched(dict[Any, Any]):
-    def __init__(self, results: Mapping[Any, Any], maker: ListMaker) -> None:
-        super().__init__(results)
-        self._maker = maker
-
-    def __setitem__(self, partition: Any, result: Any) -> None:
-        if isinstance(result, FetchResult):
-            result._partition_records = _Lists(result._partition_records, self._maker)
-        super().__setitem__(partition, result)
-
-
-def fetch_lists(consumer: AIOKafkaConsumer, maker: ListMaker) -> None:
-    """Let ``getmany`` of a started consumer return lists that ``maker`` made; its ``max_records`` then counts lists."""
-    consumer._fetcher._records = _Fetched(consumer._fetcher._records, maker)
-
-
 def record_appender(
     builder: BatchBuilder,
 ) -> Callable[[int, int, bytes | None, bytes, list[tuple[str, bytes]]], object]:
@@ -263,7 +144,7 @@ def close_batch(builder: BatchBuilder, count: int) -> None:
     builder.close()
 
 
-async def _end_tasks(tasks: list[asyncio.Task[Any] | None]) -> None:
+async def end_tasks(tasks: list[asyncio.Task[Any] | None]) -> None:
     """Cancel until they are gone: one that catches the first cancellation gets the next."""
     alive = [task for task in tasks if task is not None and not task.done()]
     for _ in range(50):
@@ -275,7 +156,8 @@ async def _end_tasks(tasks: list[asyncio.Task[Any] | None]) -> None:
         alive = [task for task in alive if not task.done()]
 
 
-async def _close_client(client: Any) -> None:
+async def close_client(client: Any) -> None:
+    """End a client's connections at once."""
     if client._sync_task is not None and client._sync_task.done():
         client._sync_task = None  # its error would leave close() before the connections are closed
     for connection in list(client._conns.values()):
@@ -286,34 +168,12 @@ async def _close_client(client: Any) -> None:
 
 async def end_admin(admin: AIOKafkaAdminClient) -> None:
     """End an admin client at once."""
-    await _close_client(admin._client)
+    await close_client(admin._client)
 
 
 async def end_producer(producer: AIOKafkaProducer, requests: Iterable[asyncio.Task[Any]] = ()) -> None:
     """End a producer and its ``requests`` at once; what it had not sent is given up."""
     producer._closed = True
     producer._message_accumulator._closed = True
-    await _end_tasks([producer._sender.sender_task, *requests])
-    await _close_client(producer.client)
-
-
-async def end_consumer(consumer: AIOKafkaConsumer, *, leave_within: float) -> None:
-    """Leave the group, if the broker answers within ``leave_within`` seconds, and end the consumer."""
-    consumer._closed = True
-    coordinator, fetcher = consumer._coordinator, consumer._fetcher
-    tasks: list[asyncio.Task[Any] | None] = []
-    if coordinator is not None:
-        closing = getattr(coordinator, "_closing", None)
-        if closing is not None and not closing.done():
-            closing.set_result(None)
-        names = ("_coordination_task", "_heartbeat_task", "_commit_refresh_task", "_reset_committed_task")
-        await _end_tasks([getattr(coordinator, name, None) for name in names])
-        if hasattr(coordinator, "_maybe_leave_group"):
-            leaving = asyncio.ensure_future(coordinator._maybe_leave_group())
-            await asyncio.wait((leaving,), timeout=leave_within)
-            tasks.append(leaving)
-    if fetcher is not None:
-        fetcher._closed = True
-        tasks += [fetcher._fetch_task, *fetcher._pending_tasks]
-    await _end_tasks(tasks)
-    await _close_client(consumer._client)
+    await end_tasks([producer._sender.sender_task, *requests])
+    await close_client(producer.client)

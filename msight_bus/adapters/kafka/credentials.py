@@ -29,14 +29,16 @@ class Credentials:
     """The TLS context and the SASL credentials of the settings, as their files are now.
 
     Attributes:
-        files: what is read anew when it changes; empty if a refusal can only be wrong settings.
+        can_change: whether some come from files; else a refusal can only mean wrong settings.
     """
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
         self._tls = settings.tls
         paths = (self._tls.ca_cert_file, self._tls.cert_file, self._tls.key_file)
-        self.files = [path for path in paths if path is not None] if self._tls.enabled else []
+        self._files = [path for path in paths if path is not None] if self._tls.enabled else []
+        self.can_change = settings.has_secret_files or self._tls.enabled
+        self._former: dict[str, Any] | None = None
         self._seen: list[tuple[int, int, int]] = []
         self._context: ssl.SSLContext | None = None
         if self._tls.enabled:
@@ -50,8 +52,17 @@ class Credentials:
             ConfigError: a file cannot be used; only at the first call, later the former values are kept.
         """
         self._refresh_context()
+        try:
+            self._former = self._sasl()
+        except ConfigError as error:
+            if self._former is None:
+                raise
+            logger.warning("A changed secret cannot be used yet, keeping the former: %s", error)
+        return {"ssl_context": self._context} | self._former
+
+    def _sasl(self) -> dict[str, Any]:
         kafka = self._settings
-        current: dict[str, Any] = {"ssl_context": self._context}
+        current: dict[str, Any] = {}
         if kafka.sasl_mechanism == "OAUTHBEARER":
             assert kafka.sasl_oauth_token is not None
             current["sasl_oauth_token_provider"] = Token(kafka.sasl_oauth_token.get_secret_value())
@@ -62,7 +73,7 @@ class Credentials:
         return current
 
     def _refresh_context(self) -> None:
-        if not self.files or (found := self._look()) == self._seen:
+        if not self._files or (found := self._look()) == self._seen:
             return
         self._seen = found
         try:
@@ -70,10 +81,10 @@ class Credentials:
         except ConfigError as error:  # a certificate is there before its key, for instance
             logger.warning("The changed TLS files cannot be used yet, keeping the former: %s", error)
         else:
-            logger.info("Read the changed TLS files anew: %s", ", ".join(self.files))
+            logger.info("Read the changed TLS files anew: %s", ", ".join(self._files))
 
     def _look(self) -> list[tuple[int, int, int]]:
-        return [_identity(path) for path in self.files]
+        return [_identity(path) for path in self._files]
 
 
 def _identity(path: str) -> tuple[int, int, int]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import zlib
 from collections.abc import Callable
 from struct import unpack_from
 from typing import Any
 
 import cramjam
-from aiokafka.record.default_records import DefaultRecordBatch
 
 MAX_BYTES = 64 * 1024 * 1024
 """A batch may always take this much decompressed."""
@@ -19,29 +17,28 @@ MAX_RATIO = 16
 
 _XERIAL = b"\x82SNAPPY\0"
 _XERIAL_HEAD = 16
-_codecs = vars(sys.modules[DefaultRecordBatch.__module__])
 
 
 class UnreadableBatchError(Exception):
     """It is too large decompressed, or damaged."""
 
 
-def decompress(batch: Any) -> None:
-    """Decompress an aiokafka batch in place.
+def decompress(codec: int, data: bytes) -> bytes:
+    """The records of a batch.
+
+    Args:
+        codec: how they are compressed, as the batch's head says.
 
     Raises:
-        UnreadableBatchError: it would take too much memory, or is damaged.
+        UnreadableBatchError: they would take too much memory, or are damaged.
     """
-    if not getattr(batch, "compression_type", 0):  # Kafka 4 has no batches of the older formats, which hide theirs
-        return
-    usual = {name: _codecs[name] for name in _BOUNDED}
-    _codecs.update(_BOUNDED)  # other consumers of the process are not bounded
+    decode = _CODECS.get(codec)
+    if decode is None:
+        raise UnreadableBatchError(f"compression {codec} is unknown")
     try:
-        iter(batch)
-    except (cramjam.DecompressionError, zlib.error, ValueError) as error:
+        return decode(data)
+    except Exception as error:  # whatever a codec says of bytes that others chose
         raise UnreadableBatchError(f"it is damaged or too large decompressed: {error}") from error
-    finally:
-        _codecs.update(usual)
 
 
 def _limit(data: bytes) -> int:
@@ -77,9 +74,9 @@ def _into(codec: Any) -> Callable[[bytes], bytes]:
     return decode
 
 
-_BOUNDED: dict[str, Callable[[bytes], bytes]] = {
-    "gzip_decode": _gzip,
-    "snappy_decode": _snappy,
-    "lz4_decode": _into(cramjam.lz4),
-    "zstd_decode": _into(cramjam.zstd),
+_CODECS: dict[int, Callable[[bytes], bytes]] = {
+    1: _gzip,
+    2: _snappy,
+    3: _into(cramjam.lz4),
+    4: _into(cramjam.zstd),
 }

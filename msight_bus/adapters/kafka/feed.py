@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
@@ -18,7 +19,7 @@ from aiokafka.errors import (
 )
 
 from msight_bus.adapters.base import Sink, SubscribeRequest
-from msight_bus.adapters.kafka.client import background_tasks, end_consumer, is_member
+from msight_bus.adapters.kafka.consumer_compat import background_tasks, end_consumer, is_member, log_end
 from msight_bus.adapters.kafka.errors import REFUSED, translate
 from msight_bus.adapters.kafka.records import offset_of, to_messages
 from msight_bus.errors import BusError
@@ -32,7 +33,11 @@ _LIST = 2000
 """Messages that are made without letting others run."""
 
 _CHECK_EVERY = 0.5
+_HELD_BACK_AFTER = 10.0
+"""Seconds after which a transaction that stays open is told of."""
+
 _COMMIT_WITHIN = 3.0
+_FETCHES_OF_DAMAGED = 3
 _LEAVE_WITHIN = 1.0
 
 DeadLetter = Callable[[Message], Awaitable[None]]
@@ -99,6 +104,7 @@ class KafkaFeed:
         self._settings = settings
         self._consumer = consumer
         self._dead_letter = dead_letter
+        self._reads_committed = settings.kafka.isolation == "read_committed"
         self._blocks = request.queue.when_full == "block"
         self._assignment: dict[int, Partition] = {}
         self._resolved = asyncio.Event()
@@ -107,6 +113,10 @@ class KafkaFeed:
         self._ended = False
         self._failure: BusError | None = None
         self._problem = ""
+        self._held_back: dict[
+            int, tuple[int, float]
+        ] = {}  # the offset where each partition stands still, and when to say so
+        self._damaged: dict[int, tuple[int, int]] = {}  # the last place of each partition, and how often it was fetched
         self._tasks: list[asyncio.Task[None]] = []
         self.on_closed: Callable[[], None] = lambda: None
 
@@ -154,6 +164,30 @@ class KafkaFeed:
                 error = None if task.cancelled() else task.exception()
                 raise BusError(f"Kafka: the client stopped reading {self.topic!r}: {error!r}") from error
             self._check_client()
+            self._check_transactions()
+
+    def _check_transactions(self) -> None:
+        """Say once of a partition that an open transaction holds back."""
+        now = asyncio.get_running_loop().time()
+        for number, partition in self._assignment.items():
+            end, stable = log_end(self._consumer, TopicPartition(self.topic, number)) or (0, 0)
+            if not stable <= partition.ledger.expected < end or not self._reads_committed:
+                self._held_back.pop(number, None)
+                continue
+            offset, at = self._held_back.setdefault(number, (stable, now + _HELD_BACK_AFTER))
+            if offset != stable:
+                self._held_back[number] = (stable, now + _HELD_BACK_AFTER)
+            elif now >= at:
+                self._held_back[number] = (stable, math.inf)
+                logger.warning(
+                    "%s, partition %d: a transaction that is open for %g s holds back %d records behind offset %d. Commit or "
+                    "abort it at its producer; MSIGHT_KAFKA_ISOLATION=read_uncommitted does not wait for it.",
+                    self.topic,
+                    number,
+                    _HELD_BACK_AFTER,
+                    end - stable,
+                    stable,
+                )
 
     def _check_client(self) -> None:
         """Take what aiokafka tells only to whoever fetches."""
@@ -188,17 +222,30 @@ class KafkaFeed:
 
     @property
     def limit(self) -> int:
-        """Messages that the next list has at most (client.ListMaker)."""
+        """Messages that the next list has at most (partition_reader.ListMaker)."""
         return max(1, min(_LIST, self._sink.room)) if self._blocks else _LIST
 
-    def make(self, partition: int, records: Iterator[Any]) -> list[Message]:
-        """The messages of one partition's next records (client.ListMaker)."""
-        return to_messages(self.topic, records, time.time(), self._assignment.get(partition))
+    def make(self, partition: int, records: Iterator[Any], first: int | None) -> list[Message]:
+        """The messages of one partition's next records (partition_reader.ListMaker)."""
+        return to_messages(self.topic, records, time.time(), self._assignment.get(partition), first)
 
-    def unreadable(self, partition: int, count: int, error: Exception) -> None:
-        """Say that a batch is passed over: it must not stop its partition (client.ListMaker)."""
-        logger.warning("%d records of %s, partition %d, are passed over: %s", count, self.topic, partition, error)
-        self._sink.announce_gap(count, "unreadable")
+    def passed(self, partition: int, offset: int) -> None:
+        """What was not handed out below ``offset`` is no message (partition_reader.ListMaker)."""
+        owned = self._assignment.get(partition)
+        if owned is not None and owned.owned:
+            owned.ledger.expected = max(owned.ledger.expected, offset)
+
+    def unreadable(self, partition: int, count: int, reason: str, *, at_most: bool) -> None:
+        """Say that records are passed over: they must not stop their partition (partition_reader.ListMaker)."""
+        logger.warning("%d records of %s, partition %d, are passed over: %s", count, self.topic, partition, reason)
+        self._sink.announce_gap(count, "unreadable", at_most=at_most)
+
+    def fetch_again(self, partition: int, offset: int) -> bool:
+        """Whether damaged bytes are worth another fetch (partition_reader.ListMaker)."""
+        where, fetches = self._damaged.get(partition, (offset, 0))
+        fetches = fetches + 1 if where == offset else 1
+        self._damaged[partition] = (offset, fetches)
+        return fetches < _FETCHES_OF_DAMAGED
 
     def _deliver(self, fetched: Mapping[TopicPartition, list[list[Message]]]) -> None:
         for where, lists in fetched.items():
@@ -206,7 +253,8 @@ class KafkaFeed:
             if partition is not None and partition.owned:
                 self._problem = ""
                 for messages in lists:
-                    self._sink.deliver(partition.deliver(messages))
+                    if new := partition.deliver(messages):
+                        self._sink.deliver(new)
 
     def _complain(self, error: BaseException) -> None:
         text = str(translate(error, "subscribe"))
@@ -231,7 +279,7 @@ class KafkaFeed:
             if not partition.owned:
                 continue
             if oldest > ledger.expected:
-                self._sink.announce_gap(oldest - ledger.expected, "retention")
+                self._sink.announce_gap(oldest - ledger.expected, "retention", at_most=True)
                 ledger.expected = oldest
             else:  # the log was truncated or the topic made anew: what is missing cannot be known
                 newest = (await self._consumer.end_offsets([where]))[where]
@@ -241,6 +289,17 @@ class KafkaFeed:
         self._rewind()
 
     # -- flow control and the end (adapters.base.Feed)
+
+    @property
+    def lag(self) -> int | None:
+        """Records from the positions to the ends of the partitions; ``None`` before each has been fetched from."""
+        behind = 0
+        for number, partition in self._assignment.items():
+            known = log_end(self._consumer, TopicPartition(self.topic, number))
+            if known is None:
+                return None
+            behind += max(0, known[0] - partition.ledger.expected)
+        return behind
 
     def pause(self) -> None:
         """Fetch no more; the log waits."""

@@ -16,14 +16,8 @@ from collections.abc import Awaitable, Iterable
 from aiokafka import ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
 from aiokafka.errors import KafkaError
 
-from msight_bus.adapters.kafka.client import (
-    check_group,
-    commit_any,
-    committed_offsets,
-    fetch_lists,
-    rejoin,
-    start_client,
-)
+from msight_bus.adapters.kafka.client import start_client
+from msight_bus.adapters.kafka.consumer_compat import check_group, commit_any, committed_offsets, fetch_lists, rejoin
 from msight_bus.adapters.kafka.errors import REFUSED, translate
 from msight_bus.adapters.kafka.feed import KafkaFeed
 from msight_bus.adapters.kafka.start import resolve

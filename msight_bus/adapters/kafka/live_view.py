@@ -7,7 +7,8 @@ import asyncio
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
-from msight_bus.adapters.kafka.client import fetch_lists, start_client
+from msight_bus.adapters.kafka.client import start_client
+from msight_bus.adapters.kafka.consumer_compat import fetch_lists
 from msight_bus.adapters.kafka.feed import KafkaFeed
 from msight_bus.adapters.kafka.start import resolve
 from msight_bus.adapters.kafka.topics import TopicDirectory

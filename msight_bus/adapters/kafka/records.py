@@ -3,22 +3,69 @@
 from __future__ import annotations
 
 from binascii import unhexlify
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 from msight_bus.message import NO_HEADERS, Message, Settlement
 from msight_bus.wire import envelope
 
+_EARLIEST_MS = 946_684_800_000
+"""The year 2000: an earlier timestamp is no moment at which something was published."""
 
-def to_messages(topic: str, records: Iterator[Any], received_at: float, settlement: Settlement | None) -> list[Message]:
+_AHEAD_S = 86_400.0
+"""Nor is one that lies further ahead than a day."""
+
+
+class RecordHeaders(Mapping[str, str]):
+    """A record's headers but the bus's own: read-only text, the last value of a name that is repeated.
+
+    Attributes:
+        raw: all of them as they came, in their order.
+    """
+
+    __slots__ = ("_shown", "raw")
+
+    def __init__(self, raw: Sequence[tuple[str, bytes | None]]) -> None:
+        self.raw = raw
+        self._shown = {name: to_text(value or b"") for name, value in raw}
+
+    def __getitem__(self, name: str) -> str:
+        return self._shown[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shown)
+
+    def __len__(self) -> int:
+        return len(self._shown)
+
+    def __repr__(self) -> str:
+        return repr(self._shown)
+
+
+def to_text(value: bytes) -> str:
+    """Text of a key or header value. Bytes that are not UTF-8 become half surrogates (PEP 383), and `to_bytes` the same bytes."""
+    return value.decode("utf-8", "surrogateescape")
+
+
+def to_bytes(text: str) -> bytes:
+    """A key or header value for a record."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def to_messages(
+    topic: str, records: Iterator[Any], received_at: float, settlement: Settlement | None, first: int | None = None
+) -> list[Message]:
     """The messages of records, in their order.
 
     What the bus publishes without a key or headers is taken in columns, because a call or an object for each record costs as
     much as reading it; from the first record that is different on, each is taken by itself.
+
+    Args:
+        first: the offset of the first, where the others follow it without holes; else each record's own is taken.
     """
+    ours: list[Any] = []
     values: list[bytes] = []
-    offsets: list[int] = []
     metas: list[bytes] = []
     other: tuple[Any, ...] = ()
     for record in records:
@@ -32,8 +79,8 @@ def to_messages(topic: str, records: Iterator[Any], received_at: float, settleme
                 and len(meta) == envelope.HEADER_DIGITS
                 and value is not None
             ):
+                ours.append(record)
                 values.append(value)
-                offsets.append(record.offset)
                 metas.append(meta)
                 continue
         other = (record,)
@@ -41,19 +88,15 @@ def to_messages(topic: str, records: Iterator[Any], received_at: float, settleme
     try:
         stamps = envelope.iter_meta(unhexlify(b"".join(metas)))
     except ValueError:  # one of them is no number
-        messages = []
-        for value, offset, meta in zip(values, offsets, metas, strict=True):
-            session, seq, at = envelope.parse_header(meta) or (None, None, None)
-            messages.append(
-                Message(topic, value, NO_HEADERS, None, session, seq, at, received_at, offset, 0, settlement)
-            )
-    else:
-        messages = [
-            Message(topic, value, NO_HEADERS, None, session, seq, published * 1e-9, received_at, offset, 0, settlement)
-            for value, offset, (session, seq, published) in zip(values, offsets, stamps, strict=True)
-        ]
+        return _each(topic, chain(ours, other, records), received_at, settlement, first)
+    offsets = [record.offset for record in ours] if first is None else range(first, first + len(values))
+    messages = [
+        Message(topic, value, NO_HEADERS, None, session, seq, published * 1e-9, received_at, offset, 0, settlement)
+        for value, offset, (session, seq, published) in zip(values, offsets, stamps, strict=True)
+    ]
     if other:
-        messages += [_to_message(topic, record, received_at, settlement) for record in chain(other, records)]
+        first = None if first is None else first + len(values)
+        messages += _each(topic, chain(other, records), received_at, settlement, first)
     return messages
 
 
@@ -63,31 +106,41 @@ def offset_of(message: Message) -> int:
     return message.offset
 
 
-def _to_message(topic: str, record: Any, received_at: float, settlement: Settlement | None) -> Message:
+def _each(
+    topic: str, records: Iterator[Any], received_at: float, settlement: Settlement | None, first: int | None
+) -> list[Message]:
+    if first is None:
+        return [_to_message(topic, record, record.offset, received_at, settlement) for record in records]
+    return [_to_message(topic, record, at, received_at, settlement) for at, record in enumerate(records, first)]
+
+
+def _to_message(topic: str, record: Any, offset: int, received_at: float, settlement: Settlement | None) -> Message:
     """The message of any record; the bus's metadata is taken out of the headers."""
-    headers: Mapping[str, str] = NO_HEADERS
-    session = sequence = published_at = None
-    user: dict[str, str] = {}
+    meta = None
+    user: list[tuple[str, bytes | None]] = []
     for name, value in record.headers:
         if name == envelope.HEADER:
-            meta = envelope.parse_header(value or b"")
-            if meta is not None:
-                session, sequence, published_at = meta
+            meta = envelope.parse_header(value or b"") or meta
         else:
-            user[name] = (value or b"").decode("utf-8", "replace")
-    if user:
-        headers = user
-    key = record.key.decode("utf-8", "replace") if record.key is not None else None
+            user.append((name, value))
+    session, sequence, published_at = meta or (None, None, _moment(record.timestamp, received_at))
     return Message(
         topic,
         record.value or b"",
-        headers,
-        key,
+        RecordHeaders(user) if user else NO_HEADERS,
+        to_text(record.key) if record.key is not None else None,
         session,
         sequence,
         published_at,
         received_at,
-        record.offset,
+        offset,
         0,
         settlement,
+        tombstone=record.value is None,
     )
+
+
+def _moment(timestamp: int, now: float) -> float | None:
+    """A record's own timestamp in POSIX seconds; ``None`` if it can be no moment at which it was published."""
+    at = timestamp / 1000
+    return at if timestamp >= _EARLIEST_MS and at <= now + _AHEAD_S else None

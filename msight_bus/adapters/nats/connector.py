@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,32 @@ import nkeys  # type: ignore[import-untyped]
 from nats.aio.client import RawCredentials
 
 from msight_bus.adapters.base import Stamp
+from msight_bus.adapters.failover import (
+    Failure,
+    Meaning,
+    connect_first,
+    describe,
+    is_unreachable,
+    look_up,
+    raise_warning,
+)
 from msight_bus.adapters.link import Link
 from msight_bus.adapters.live import Connection as Owner
 from msight_bus.adapters.live import LiveLink
+from msight_bus.adapters.nats.announced import Candidate, read_announced
+from msight_bus.adapters.nats.errors import meaning_of, normalize
 from msight_bus.adapters.nats.link import NatsLink
 from msight_bus.adapters.nats.takeover import ConnectingClient, NoTlsError, check_nats_py
-from msight_bus.adapters.turns import in_turn
 from msight_bus.capabilities import Capabilities
-from msight_bus.errors import AuthenticationError, BusError, ConfigError, ConnectionLostError
-from msight_bus.settings import BusSettings, NatsServer
-from msight_bus.settings.discretion import hide_secrets
+from msight_bus.errors import AuthenticationError, BusError, ConfigError, ConnectionLostError, quoted
+from msight_bus.settings import BusSettings, HostPort, NatsServer
+from msight_bus.settings.discretion import chain, hide_secrets, quote_texts
 from msight_bus.settings.tls import find_refused_certificate
 
 DEFAULT_MAX_PAYLOAD = 1024 * 1024
+
+_MAX_ANNOUNCED_TRIED = 4
+"""Announced servers that one try to connect takes, at random; more would leave too little time for each server."""
 
 _MAX_CREDENTIALS = 64 * 1024
 _CREDENTIALS = re.compile(r"-BEGIN NATS USER JWT-+\s+(\S+)\s+-.*-BEGIN USER NKEY SEED-+\s+(\S+)\s+-", re.DOTALL)
@@ -46,6 +59,14 @@ class NatsConnector:
         self._nats = settings.nats
         self._stamp = stamp
         self._max_payload = DEFAULT_MAX_PAYLOAD
+        self._announced: tuple[Candidate, ...] = ()
+
+    @property
+    def refusal_patience(self) -> float:
+        """Seconds for which a refusal on reconnecting is tried again; 0 where nothing that could be refused can change."""
+        settings = self._nats
+        changes = settings.has_secret_files or settings.user_credentials is not None or settings.tls.enabled
+        return self._settings.limits.refusal_patience if changes else 0.0
 
     @property
     def capabilities(self) -> Capabilities:
@@ -62,38 +83,73 @@ class NatsConnector:
             max_message_bytes=min(self._max_payload, self._settings.limits.max_message_bytes),
         )
 
-    def _learn(self, max_payload: int) -> None:
-        self._max_payload = max_payload
+    def _learn(self, info: Mapping[str, Any], by: Candidate) -> None:
+        """Take what a server tells of itself and of others of its cluster, at any time."""
+        if type(limit := info.get("max_payload")) is int:
+            self._max_payload = limit
+        self._announced = read_announced(info.get("connect_urls"), by) or self._announced
+
+    def _candidates(self) -> list[Candidate]:
+        """The configured servers in random order, and behind them some that were announced."""
+        configured = list(self._nats.servers)
+        random.shuffle(configured)
+        known = {(server.host, server.port) for server in configured}
+        announced = [one for one in self._announced if (one.server.host, one.server.port) not in known]
+        chosen = random.sample(announced, min(len(announced), _MAX_ANNOUNCED_TRIED))
+        return [Candidate(server, server.host) for server in configured] + chosen
 
     async def connect_publisher(self, owner: Owner) -> LiveLink:
         """Open a connection; NATS publishes and subscribes on the same."""
-        servers = list(self._nats.servers)
-        random.shuffle(servers)
-        error: BusError | None = None
-        for server, within in in_turn(servers, self._settings.limits.connect_timeout):
-            credentials = self._credentials(server)
-            try:
-                async with asyncio.timeout(within):
-                    return await self._connect(owner, server, credentials)
-            except BusError:
-                raise
-            except Exception as failure:  # whatever the client stumbles over when a peer talks nonsense
-                hide_secrets(failure, tuple(_secrets(**credentials)))
-                error = self._explain(failure)
-                if isinstance(error, AuthenticationError):
-                    raise error from failure
-                error.__cause__ = failure
-        raise error or ConnectionLostError("No NATS server is configured.")
+        context = self._nats.tls.context()
+        credentials = {server.user_info: self._credentials(server) for server in self._nats.servers}
+        secrets = [secret for options in credentials.values() for secret in _secrets(**options)]
+
+        client = ConnectingClient()
+
+        async def attempt(candidate: Candidate, address: str) -> LiveLink:
+            nonlocal client
+            client = ConnectingClient()
+            options = credentials[candidate.server.user_info]
+            if context is not None:
+                client.requires_tls = True
+                client.begins_with_tls = self._nats.tls_first
+                options = {
+                    **options,
+                    "tls": context,
+                    "tls_hostname": candidate.tls_name.rstrip("."),  # a certificate's names have no dot at the end
+                    "tls_handshake_first": self._nats.tls_first,
+                }
+            return await self._connect(client, owner, candidate, address, options)
+
+        async def addresses(candidate: Candidate) -> Sequence[str]:
+            return await look_up(candidate.server.host, candidate.server.port)
+
+        def explain(candidate: Candidate, address: str | None, error: Exception, share: float) -> Failure:
+            hide_secrets(error, secrets)
+            quote_texts(error)
+            silent = address is not None and client.is_silent
+            return self._explain(_where(candidate.server, address), error, share, silent=silent)
+
+        within = self._settings.limits.connect_timeout
+        return await connect_first(self._candidates(), within, addresses=addresses, attempt=attempt, explain=explain)
 
     async def connect_subscriber(self, owner: Owner) -> LiveLink:
         """Open a connection of the same kind, for a subscription that may be paused."""
         return await self.connect_publisher(owner)
 
-    async def _connect(self, owner: Owner, server: NatsServer, credentials: dict[str, Any]) -> LiveLink:
-        """Connect to ``server``; on any error nothing stays open."""
-        client = ConnectingClient()
+    async def _connect(
+        self,
+        client: ConnectingClient,
+        owner: Owner,
+        candidate: Candidate,
+        address: str,
+        options: dict[str, Any],
+    ) -> LiveLink:
+        """Connect to one address of a server; on any error nothing stays open."""
+        learn = partial(self._learn, by=candidate)
         try:
-            await self._open(client, server, credentials)
+            await self._open(client, HostPort(address, candidate.server.port), options)
+            learn(client.info)
             transport, leftover, release = await client.take_over()
 
             def on_lost(link: Link, reason: BusError) -> None:
@@ -106,7 +162,7 @@ class NatsConnector:
                 on_lost,
                 self._stamp,
                 max_payload=self.capabilities.max_message_bytes,
-                on_max_payload=self._learn,
+                on_info=learn,
             )
             link.take_over(leftover)
         except BaseException as failure:
@@ -114,18 +170,14 @@ class NatsConnector:
             raise
         return link
 
-    async def _open(self, client: ConnectingClient, server: NatsServer, options: dict[str, Any]) -> None:
+    async def _open(self, client: ConnectingClient, where: HostPort, options: dict[str, Any]) -> None:
         """Connect ``client``, and see that it is."""
 
         async def give_up(error: Exception) -> None:
             raise error  # the client would try again
 
-        context = self._nats.tls.context()
-        if context is not None:
-            client.requires_tls = True
-            options = {**options, "tls": context, "tls_hostname": server.host}
         await client.connect(
-            servers=[str(server)],
+            servers=[f"nats://{where}"],
             allow_reconnect=False,  # the supervisor does that, with a new client
             max_reconnect_attempts=1,
             reconnect_time_wait=0,
@@ -138,7 +190,6 @@ class NatsConnector:
             raise nats.errors.Error("the server closed the connection during the handshake")
         if type(client.max_payload) is not int or client.max_payload < 1:
             raise nats.errors.Error("the server's max_payload is no size")
-        self._learn(client.max_payload)
 
     def _credentials(self, server: NatsServer) -> dict[str, Any]:
         """What the client authenticates with.
@@ -164,25 +215,52 @@ class NatsConnector:
             return {"user_credentials": _bundle(settings.user_jwt.get_secret_value().strip(), seed)}
         return {}
 
-    def _explain(self, error: Exception) -> BusError:
-        where = ", ".join(str(server) for server in self._nats.servers)
-        text = str(error) or type(error).__name__
-        lowered = text.lower()
-        if "authorization" in lowered or "authentication" in lowered:
-            return AuthenticationError(
-                f"NATS at {where} refused the credentials ({text}); check MSIGHT_NATS_USERNAME and _PASSWORD, _TOKEN, "
-                "_NKEY_SEED, _USER_JWT or _USER_CREDENTIALS, whichever the server expects."
+    def _explain(self, where: str, error: Exception, share: float, *, silent: bool) -> Failure:
+        raise_warning(error, f"NATS at {where}")
+        causes = [normalize(str(link)) for link in chain(error)]
+        refusal = next((text for text in causes if meaning_of(text) is not Meaning.PASSING), None)
+        if refusal is not None:
+            return Failure(
+                AuthenticationError(
+                    f"NATS at {where} refused the credentials ({quoted(refusal)}); check MSIGHT_NATS_USERNAME and _PASSWORD, "
+                    "_TOKEN, _NKEY_SEED, _USER_JWT or _USER_CREDENTIALS, whichever the server expects."
+                ),
+                f"{where} ({quoted(refusal)})",
+                answered=True,
             )
+        text = describe(error, share)
+        brief = f"{where} ({text})"
         if find_refused_certificate(error) is not None:
-            return AuthenticationError(
-                f"TLS with NATS at {where} was refused over a certificate: {text}; check the MSIGHT_NATS_TLS_ variables."
-            )
+            refused = f"TLS with NATS at {where} was refused over a certificate: {text}; check the MSIGHT_NATS_TLS_ variables."
+            return Failure(AuthenticationError(refused), brief, answered=True)
         if isinstance(error, NoTlsError):
-            return ConnectionLostError(f"NATS at {where} was left before any credential was sent: {text}.")
-        return ConnectionLostError(
-            f"NATS at {where} cannot be reached: {text}. Is it running? `msight-bus up nats` starts one; "
-            "MSIGHT_NATS_SERVERS says where it is."
+            left = f"NATS at {where} was left before any credential was sent: {text}."
+            return Failure(ConnectionLostError(left), brief, answered=True)
+        if silent:
+            told = f"NATS at {where} took the connection and sent no INFO: {text}. {self._hint_of_tls_first()}."
+            return Failure(ConnectionLostError(told), brief, answered=False)
+        if not is_unreachable(error):
+            told = f"NATS at {where} cannot be used now: {text}. MSIGHT_NATS_SERVERS says where it is."
+            return Failure(ConnectionLostError(told), brief, answered=True)
+        return Failure(
+            ConnectionLostError(
+                f"NATS at {where} cannot be reached: {text}. Is it running? `msight-bus up nats` starts one; "
+                "MSIGHT_NATS_SERVERS says where it is."
+            ),
+            brief,
+            answered=False,
         )
+
+    def _hint_of_tls_first(self) -> str:
+        if self._nats.tls_first:
+            return "MSIGHT_NATS_TLS_FIRST=true is for servers that begin with the TLS handshake (handshake_first)"
+        more = "" if self._nats.tls.enabled else " and MSIGHT_NATS_USE_TLS=true"
+        return f"If it begins with the TLS handshake (handshake_first), set MSIGHT_NATS_TLS_FIRST=true{more}"
+
+
+def _where(server: NatsServer, address: str | None) -> str:
+    """A server as it is configured or announced, and the address that its name led to."""
+    return str(server) if address in (None, server.host) else f"{server} ({address})"
 
 
 def _read_credentials(path: str) -> tuple[str, str]:

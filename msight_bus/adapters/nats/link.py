@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import re
 import struct
 import time
 from binascii import hexlify
@@ -17,10 +16,12 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from msight_bus.adapters.base import Stamp
+from msight_bus.adapters.failover import Meaning
 from msight_bus.adapters.link import BURST_BYTES, Link
 from msight_bus.adapters.live import Connection, LiveFeed
+from msight_bus.adapters.nats.errors import meaning_of, refused_subject
 from msight_bus.adapters.receiving import ReceivingLink
-from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError, MessageTooLargeError
+from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError, MessageTooLargeError, quoted
 from msight_bus.message import Message
 from msight_bus.wire import envelope
 from msight_bus.wire.nats import NatsParser, ProtocolError, parse_headers
@@ -33,7 +34,6 @@ _PING_EVERY = 8192
 
 _FIXED_BYTES = len(b"NATS/1.0\r\nmsight: ") + 48 + len(b"\r\n\r\n")
 _EMPTY_KEY = '""'
-_PERMISSION = re.compile(r"permissions violation for (publish|subscription) to \"([^\"]+)\"", re.IGNORECASE)
 
 _pack = struct.Struct(">QQ").pack
 """Sequence and publish time in nanoseconds: as bytes."""
@@ -50,13 +50,13 @@ class NatsLink(ReceivingLink[bytes]):
         stamp: Stamp,
         *,
         max_payload: int,
-        on_max_payload: Callable[[int], None],
+        on_info: Callable[[Mapping[str, Any]], None],
     ) -> None:
         super().__init__(transport, on_lost, NatsParser())
         self._owner = owner
         self._stamp = stamp
         self._max_payload = max_payload
-        self._on_max_payload = on_max_payload
+        self._on_info = on_info
         self._heads: dict[
             str, tuple[tuple[int, int], bytes]
         ] = {}  # by topic: the last sizes, and the command up to them
@@ -150,9 +150,10 @@ class NatsLink(ReceivingLink[bytes]):
                 info = json.loads(reply[5:])
             except (ValueError, RecursionError):
                 return
-            if isinstance(info, dict) and isinstance(limit := info.get("max_payload"), int):
-                self._max_payload = min(self._max_payload, limit)
-                self._on_max_payload(limit)
+            if isinstance(info, dict):
+                if isinstance(limit := info.get("max_payload"), int):
+                    self._max_payload = min(self._max_payload, limit)
+                self._on_info(info)
         elif reply.startswith(b"-ERR"):
             self._refuse(reply[4:].strip().strip(b"'").decode("utf-8", "replace"))
         elif reply not in (b"", b"+OK"):
@@ -164,19 +165,22 @@ class NatsLink(ReceivingLink[bytes]):
         return _from_headers(topic, parse_headers(metadata), payload, received_at)
 
     def _refuse(self, text: str) -> None:
-        error: BusError = AuthenticationError(f"NATS refused: {text}")
-        permission = _PERMISSION.search(text)
-        if permission is not None and permission[1].lower() == "publish":
-            self._owner.refuse(permission[2], error)
-        elif permission is not None:
+        refusal = AuthenticationError(f"NATS refused: {quoted(text)}")
+        meaning = meaning_of(text)
+        subject = refused_subject(text)
+        if subject is not None and subject.operation == "publish":
+            self._owner.refuse(subject.subject, refusal)
+        elif subject is not None:
             for sid, feeds in self._feeds.items():
-                if feeds[0].topic == permission[2]:
-                    self._refused[sid] = error
-        elif "authorization" in text.lower() or "authentication" in text.lower():
-            self.fail(error)
+                if subject.sid == sid.decode() or (subject.sid is None and feeds[0].topic == subject.subject):
+                    self._refused[sid] = refusal
+        elif meaning is Meaning.CREDENTIALS:
+            self.fail(refusal)
+        elif meaning is Meaning.PERMISSION:  # of no subject that is known; the connection stays
+            logger.warning("NATS reports: %s", quoted(text))
         else:  # NATS closes the connection after any other error
-            logger.warning("NATS reports: %s", text)
-            self.fail(ConnectionLostError(f"NATS reports: {text}"))
+            logger.warning("NATS reports: %s", quoted(text))
+            self.fail(ConnectionLostError(f"NATS reports: {quoted(text)}"))
 
 
 def _pack_key(key: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import nats.errors
@@ -40,16 +40,28 @@ class ConnectingClient(Client):
 
     Attributes:
         requires_tls: whether the connection must be encrypted.
+        begins_with_tls: whether it was encrypted before INFO.
+        info: what the server told of itself; empty before it has.
     """
 
     requires_tls = False
+    begins_with_tls = False
+    info: Mapping[str, Any] = {}
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the server took the connection and has told nothing."""
+        return bool(self._transport) and not self.info
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
-        if initial_connection and self.requires_tls and not info.get("tls_required"):
+        self.info = info
+        if initial_connection and self.requires_tls and not self.begins_with_tls and not info.get("tls_required"):
             if not info.get("tls_available"):
                 raise NoTlsError("the server offers no TLS, and TLS was asked for")
             info["tls_required"] = True
-        await super()._process_info(info, initial_connection)
+        # Announced servers are the connector's candidates; nats-py would read their addresses unchecked.
+        known = {name: value for name, value in info.items() if name != "connect_urls"}
+        await super()._process_info(known, initial_connection)
 
     async def take_over(self) -> tuple[Any, bytes, Callable[[], None]]:
         """End the client's tasks and take the transport of the open connection.

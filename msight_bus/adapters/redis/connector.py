@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-import asyncio
+import random
 import re
-import ssl
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
-from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.connection import AbstractConnection, Connection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError as RedisAuthenticationError
-from redis.exceptions import AuthorizationError, NoPermissionError, ResponseError
+from redis.exceptions import ResponseError
 
 from msight_bus.adapters.base import Stamp
+from msight_bus.adapters.failover import (
+    Failure,
+    Meaning,
+    connect_first,
+    describe,
+    is_unreachable,
+    look_up,
+    raise_warning,
+)
 from msight_bus.adapters.live import Connection as Owner
 from msight_bus.adapters.live import LiveLink
+from msight_bus.adapters.redis.errors import find_reply, meaning_of
+from msight_bus.adapters.redis.health import REPLIES, Health, health_question
 from msight_bus.adapters.redis.link import PublishLink, SubscribeLink
-from msight_bus.adapters.redis.takeover import BoundedParser, check_redis_py, take_over
-from msight_bus.adapters.turns import in_turn
+from msight_bus.adapters.redis.takeover import BoundedParser, EncryptedConnection, check_redis_py, take_over
 from msight_bus.capabilities import Capabilities
-from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError
-from msight_bus.settings import BusSettings
-from msight_bus.settings.discretion import chain, hide_secrets
+from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError, quoted
+from msight_bus.settings import BusSettings, HostPort
+from msight_bus.settings.discretion import hide_secrets, quote_texts
 from msight_bus.settings.tls import find_refused_certificate
 
 DEFAULT_OUTPUT_LIMIT = 32 * 1024 * 1024
@@ -32,21 +42,26 @@ DEFAULT_OUTPUT_LIMIT = 32 * 1024 * 1024
 FRAME_BYTES = 1024
 """Room for the protocol around a message in the subscriber's output buffer."""
 
-_REFUSAL_TYPES = (RedisAuthenticationError, AuthorizationError, NoPermissionError)
-_REFUSALS = ("WRONGPASS", "NOAUTH", "NOPERM")
+_PREFIX = "MSIGHT_REDIS_MESSAGE_BROKER_"
 _PUBSUB_LIMIT = re.compile(rb"\bpubsub (\d{1,18})\b")
 
 
-class EncryptedConnection(SSLConnection):
-    """With a context of our own: redis-py's would trust the system's authorities besides the one that was named."""
+class _UnfitError(Exception):
+    """The server answers, and messages published there do not reach the others."""
 
-    def __init__(self, *, context: ssl.SSLContext, **options: Any) -> None:
-        super().__init__(**options)
-        self.ssl_context.context = context
+
+class _Opened(NamedTuple):
+    """An open connection and the server that it leads to."""
+
+    client: AbstractConnection
+    where: str
 
 
 class RedisConnector:
-    """Connections to one Redis, or to the nodes of a cluster, where any node passes a message on to all."""
+    """Connections to one Redis, or to the nodes of a cluster, where any node passes a message on to all.
+
+    A bus begins at a random node and stays with the one that took it, so that buses spread over the nodes.
+    """
 
     shares_connection = False
 
@@ -56,11 +71,21 @@ class RedisConnector:
         self._redis = settings.redis
         self._stamp = stamp
         self._max_bytes = min(DEFAULT_OUTPUT_LIMIT - FRAME_BYTES, settings.limits.max_message_bytes)
+        self._nodes = list(self._redis.nodes)
+        random.shuffle(self._nodes)
+        self._health = Health(self._redis.use_cluster, len(self._nodes))
+        self._links: WeakKeyDictionary[LiveLink, str] = WeakKeyDictionary()
 
     @property
     def announces(self) -> bool:
         """Raw payloads have no sequences."""
         return self._redis.wire != "raw"
+
+    @property
+    def refusal_patience(self) -> float:
+        """Seconds for which a refusal on reconnecting is tried again; 0 where nothing that could be refused can change."""
+        changes = self._redis.has_secret_files or self._redis.tls.enabled
+        return self._settings.limits.refusal_patience if changes else 0.0
 
     @property
     def capabilities(self) -> Capabilities:
@@ -79,12 +104,20 @@ class RedisConnector:
 
     async def connect_publisher(self, owner: Owner) -> LiveLink:
         """Open a connection that publishes, and learn what it may send."""
-        client = await self._first(self._open_and_ask)
+        opened = await self._first(self._open_and_ask)
         return self._take_over(
-            client,
+            opened,
             owner,
             lambda transport, on_lost: PublishLink(
-                transport, owner, on_lost, self._stamp, raw=self._redis.wire == "raw", max_bytes=self._max_bytes
+                transport,
+                owner,
+                on_lost,
+                self._stamp,
+                raw=self._redis.wire == "raw",
+                max_bytes=self._max_bytes,
+                health=self._health,
+                check_every=self._settings.limits.ping_interval,
+                on_unfit=partial(self._leave, opened.where),
             ),
         )
 
@@ -92,10 +125,8 @@ class RedisConnector:
         """Open a connection that subscribes."""
         return self._take_over(await self._first(self._open), owner, SubscribeLink)
 
-    def _take_over(
-        self, client: AbstractConnection, owner: Owner, make: Callable[..., PublishLink | SubscribeLink]
-    ) -> LiveLink:
-        transport, leftover, release = take_over(client)
+    def _take_over(self, opened: _Opened, owner: Owner, make: Callable[..., PublishLink | SubscribeLink]) -> LiveLink:
+        transport, leftover, release = take_over(opened.client)
 
         def on_lost(link: LiveLink, reason: BusError) -> None:
             release()
@@ -103,12 +134,27 @@ class RedisConnector:
 
         link = make(transport, on_lost)
         link.take_over(leftover)
+        self._links[link] = opened.where
         return link
+
+    def _leave(self, where: str, problem: str) -> None:
+        """Leave a server that no longer reaches the others, with all connections: a subscribed one cannot ask by itself."""
+        for link, there in list(self._links.items()):
+            if there == where and not link.gone.done():
+                link.fail(self._unfit(where, problem))
+
+    def _unfit(self, where: str, problem: str) -> ConnectionLostError:
+        return ConnectionLostError(
+            f"Redis at {where} cannot be used: {problem}. {self._variables()}; Sentinel is not spoken."
+        )
+
+    # -- one connection
 
     async def _open(self, kind: type[AbstractConnection], options: dict[str, Any]) -> AbstractConnection:
         connection = kind(**options, parser_class=BoundedParser)
         try:
             await connection.connect()
+            await self._see_that_it_is_fit(connection)
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
@@ -123,12 +169,27 @@ class RedisConnector:
             raise
         return connection
 
+    async def _see_that_it_is_fit(self, connection: AbstractConnection) -> None:
+        """Ask how the server fares; a question that is refused to this user is answered by its error."""
+        await connection.send_packed_command(health_question())
+        replies: list[object] = []
+        for _ in range(REPLIES):
+            try:
+                replies.append(await connection.read_response(disable_decoding=True))
+            except ResponseError as error:
+                if meaning_of(find_reply(error) or "") is Meaning.CREDENTIALS:
+                    raise
+                replies.append(error)
+        problem = self._health.problem(replies)
+        if problem is not None:
+            raise _UnfitError(problem)
+
     async def _output_limit(self, connection: AbstractConnection) -> object:
         try:
             await connection.send_command("CONFIG", "GET", "client-output-buffer-limit")
             reply = await connection.read_response(disable_decoding=True)
         except ResponseError as error:
-            if str(error).startswith("NOAUTH"):
+            if meaning_of(find_reply(error) or "") is Meaning.CREDENTIALS:
                 raise
             return None  # not permitted to ask
         return reply[1] if isinstance(reply, list) and len(reply) > 1 else None
@@ -140,56 +201,96 @@ class RedisConnector:
         limit = limit or 512 * 1024 * 1024  # 0 is unlimited; proto-max-bulk-len is 512 MB by default
         self._max_bytes = min(limit - FRAME_BYTES, self._settings.limits.max_message_bytes)
 
-    async def _first(
-        self, attempt: Callable[[type[AbstractConnection], dict[str, Any]], Awaitable[AbstractConnection]]
-    ) -> AbstractConnection:
-        """What ``attempt`` makes of the first node that it reaches."""
-        error: BusError | None = None
-        for (kind, options), within in in_turn(self._candidates(), self._settings.limits.connect_timeout):
-            try:
-                async with asyncio.timeout(within):
-                    return await attempt(kind, options)
-            except Exception as failure:  # also what the client stumbles over when a peer talks nonsense
-                error = self._explain(failure, options.get("path") or f"{options['host']}:{options['port']}")
-                if isinstance(error, AuthenticationError):
-                    raise error from failure
-                error.__cause__ = failure
-        raise error or ConnectionLostError("No Redis node is configured.")
+    # -- which server
 
-    def _candidates(self) -> list[tuple[type[AbstractConnection], dict[str, Any]]]:
+    async def _first(self, open_one: Callable[[type[AbstractConnection], dict[str, Any]], Any]) -> _Opened:
+        """What ``open_one`` makes of the first server that takes the connection, within ``connect_timeout``.
+
+        Raises:
+            ConfigError: a file with the password or a certificate cannot be used now.
+        """
         redis = self._redis
+        within = self._settings.limits.connect_timeout
+        password = redis.password.get_secret_value() if redis.password else None
+        context = redis.tls.context()
         options: dict[str, Any] = {
             "db": redis.db,
             "username": redis.username,
-            "password": redis.password.get_secret_value() if redis.password else None,
+            "password": password,
             "protocol": 2,
             "retry": Retry(NoBackoff(), 0, supported_errors=()),
-            "socket_connect_timeout": self._settings.limits.connect_timeout,
-            "socket_timeout": self._settings.limits.connect_timeout,
+            "socket_connect_timeout": within,
+            "socket_timeout": within,
             "health_check_interval": 0,
         }
-        if redis.unix_socket_path:
-            return [(UnixDomainSocketConnection, {"path": redis.unix_socket_path, **options})]
-        nodes = [{"host": host, "port": port, **options} for host, port in redis.nodes]
-        if not redis.tls.enabled:
-            return [(Connection, node) for node in nodes]
-        return [(EncryptedConnection, {"context": redis.tls.context(), **node}) for node in nodes]
 
-    def _explain(self, error: Exception, where: str) -> BusError:
-        if self._redis.password is not None:
-            hide_secrets(error, [self._redis.password.get_secret_value()])
-        text = str(error).rstrip(".") or "no answer"
-        causes = chain(error)  # redis-py buries the real one, on a Unix socket and behind TLS
-        if any(isinstance(cause, _REFUSAL_TYPES) or str(cause).startswith(_REFUSALS) for cause in causes):
-            return AuthenticationError(
-                f"Redis at {where} refused the credentials ({text}); check MSIGHT_REDIS_MESSAGE_BROKER_USERNAME and _PASSWORD."
-            )
+        async def attempt(server: HostPort, address: str) -> _Opened:
+            if redis.unix_socket_path:
+                client = await open_one(UnixDomainSocketConnection, {"path": address, **options})
+                return _Opened(client, address)
+            there = {"host": address, "port": server.port, **options}
+            if context is None:
+                client = await open_one(Connection, there)
+            else:
+                name = server.host.rstrip(".")  # a certificate's names have no dot at the end
+                client = await open_one(EncryptedConnection, {"context": context, "server_hostname": name, **there})
+            self._nodes.remove(server)
+            self._nodes.insert(0, server)
+            return _Opened(client, _where(server, address))
+
+        async def addresses(server: HostPort) -> Sequence[str]:
+            path = redis.unix_socket_path
+            return [path] if path else await look_up(server.host, server.port)
+
+        def explain(server: HostPort, address: str | None, error: Exception, share: float) -> Failure:
+            hide_secrets(error, [password] if password else [])
+            quote_texts(error)
+            return self._explain(redis.unix_socket_path or _where(server, address), error, share)
+
+        servers = self._nodes[:1] if redis.unix_socket_path else list(self._nodes)
+        return await connect_first(servers, within, addresses=addresses, attempt=attempt, explain=explain)
+
+    def _explain(self, where: str, error: Exception, share: float) -> Failure:
+        raise_warning(error, f"Redis at {where}")
+        reply = find_reply(error)
+        if reply is not None and (meaning := meaning_of(reply)) is not Meaning.PASSING:
+            what = "the credentials" if meaning is Meaning.CREDENTIALS else "a permission"
+            text = quoted(reply)
+            refusal = f"Redis at {where} refused {what} ({text}); check {_PREFIX}USERNAME and _PASSWORD."
+            return Failure(AuthenticationError(refusal), f"{where} ({text})", answered=True)
+        if isinstance(error, _UnfitError):
+            return Failure(self._unfit(where, str(error)), f"{where} ({error})", answered=True)
+        text = quoted(reply) if reply is not None else describe(error, share)
+        brief = f"{where} ({text})"
         if find_refused_certificate(error) is not None:
-            return AuthenticationError(
-                f"TLS with Redis at {where} was refused over a certificate: {text}; check the "
-                "MSIGHT_REDIS_MESSAGE_BROKER_TLS_ variables."
+            refusal = (
+                f"TLS with Redis at {where} was refused over a certificate: {text}; check the {_PREFIX}TLS_ variables."
             )
-        return ConnectionLostError(
-            f"Redis at {where} cannot be reached: {text}. Is it running? `msight-bus up redis` starts one; "
-            "MSIGHT_REDIS_MESSAGE_BROKER_HOST and _PORT say where it is."
+            return Failure(AuthenticationError(refusal), brief, answered=True)
+        if reply is not None or (not is_unreachable(error) and not isinstance(error, TimeoutError)):
+            return Failure(
+                ConnectionLostError(f"Redis at {where} cannot be used now: {text}. {self._variables()}."),
+                brief,
+                answered=reply is not None,
+            )
+        return Failure(
+            ConnectionLostError(
+                f"Redis at {where} cannot be reached: {text}. Is it running? `msight-bus up redis` starts one; "
+                f"{self._variables()}."
+            ),
+            brief,
+            answered=False,
         )
+
+    def _variables(self) -> str:
+        """The variables that lead to the server."""
+        if self._redis.unix_socket_path:
+            return f"{_PREFIX}UNIX_SOCKET_PATH says where it is"
+        if self._redis.use_cluster and self._redis.cluster_nodes:
+            return f"{_PREFIX}CLUSTER_NODES says where it is"
+        return f"{_PREFIX}HOST and _PORT say where it is"
+
+
+def _where(server: HostPort, address: str | None) -> str:
+    """A server as it is configured, and the address that its name led to."""
+    return str(server) if address in (None, server.host) else f"{server} ({address})"

@@ -18,7 +18,9 @@ from msight_bus.adapters.base import Stamp
 from msight_bus.adapters.link import BURST_BYTES, Link
 from msight_bus.adapters.live import Connection, LiveFeed, LiveLink
 from msight_bus.adapters.receiving import ReceivingLink
-from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError, HeaderError, MessageTooLargeError
+from msight_bus.adapters.redis.errors import broker_error
+from msight_bus.adapters.redis.health import REPLIES, Health, health_question
+from msight_bus.errors import BusError, ConnectionLostError, HeaderError, MessageTooLargeError
 from msight_bus.message import Message
 from msight_bus.wire import envelope
 from msight_bus.wire.resp import RespParser
@@ -27,15 +29,12 @@ _PING = b"*1\r\n$4\r\nPING\r\n"
 _NO_HEAD = (-1, b"")
 
 
-def broker_error(text: str) -> BusError:
-    """The typed error of an error reply."""
-    if text.startswith(("NOAUTH", "WRONGPASS", "NOPERM")):
-        return AuthenticationError(f"Redis refused: {text}")
-    return BusError(f"Redis answered: {text}")
-
-
 class PublishLink(Link, LiveLink):
-    """Writes PUBLISH commands and counts their replies."""
+    """Writes PUBLISH commands and counts their replies.
+
+    Beside them it asks again and again whether the server still reaches the others: a server that was demoted or taken
+    out of its cluster goes on answering.
+    """
 
     def __init__(
         self,
@@ -46,8 +45,22 @@ class PublishLink(Link, LiveLink):
         *,
         raw: bool,
         max_bytes: int,
+        health: Health,
+        check_every: float,
+        on_unfit: Callable[[str], None],
     ) -> None:
+        """
+        Args:
+            health: judges the server's answers.
+            check_every: seconds between two questions.
+            on_unfit: called with the reason once the server no longer reaches the others.
+        """
         super().__init__(transport, on_lost)
+        self._health = health
+        self._check_every = check_every
+        self._on_unfit = on_unfit
+        self._answers: deque[list[object] | None] = deque()  # for each round trip: where its answer goes, if anywhere
+        self._check_timer: asyncio.TimerHandle | None = None
         self._owner = owner
         self._stamp = stamp
         self._raw = raw
@@ -103,8 +116,40 @@ class PublishLink(Link, LiveLink):
         """PING behind everything written before it."""
         answer: asyncio.Future[None] = self.loop.create_future()
         self.in_flight.asked(answer)
+        self._answers.append(None)
         self.write(_PING)
         return answer
+
+    def take_over(self, leftover: bytes) -> None:
+        """Become the transport's protocol, and begin to ask."""
+        super().take_over(leftover)
+        self._check_timer = self.loop.call_later(self._check_every, self._check)
+
+    def _check(self) -> None:
+        """Ask whether the server still reaches the others, unless it has not answered the last time."""
+        if not any(answers is not None for answers in self._answers):
+            answers: list[object] = []
+            for _ in range(REPLIES):
+                self.in_flight.asked(self.loop.create_future())
+                self._answers.append(answers)
+            self.write(health_question())
+        self._check_timer = self.loop.call_later(self._check_every, self._check)
+
+    def _judge(self, answers: list[object]) -> None:
+        if all(isinstance(answer, Exception) and str(answer).startswith("NOPERM") for answer in answers):
+            self._stop_checking()  # each question would be an entry of the server's ACL LOG
+        problem = self._health.problem(answers)
+        if problem is not None and not self.gone.done():
+            self._on_unfit(problem)
+
+    def _stop_checking(self) -> None:
+        if self._check_timer is not None:
+            self._check_timer.cancel()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Ask no more."""
+        self._stop_checking()
+        super().connection_lost(error)
 
     def data_received(self, data: bytes) -> None:
         """Count the replies; an error belongs to the oldest message."""
@@ -114,7 +159,13 @@ class PublishLink(Link, LiveLink):
         confirm = self.in_flight.confirm_one
         while (reply := reader.gets()) is not False:
             topic = confirm()
-            if isinstance(reply, hiredis.ReplyError) and topic is not None:
+            if topic is None:
+                answers = self._answers.popleft() if self._answers else None
+                if answers is not None:
+                    answers.append(reply)
+                    if len(answers) == REPLIES:
+                        self._judge(answers)
+            elif isinstance(reply, hiredis.ReplyError):
                 self._owner.refuse(topic, broker_error(str(reply)))
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+import ssl
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from redis.asyncio.connection import AbstractConnection, Connection, DefaultParser
+from redis.asyncio.connection import AbstractConnection, Connection, DefaultParser, SSLConnection
 
 from msight_bus.adapters.client_library import ClientLibrary
 
@@ -41,6 +42,22 @@ class BoundedParser(DefaultParser):  # type: ignore[misc, valid-type]
         return True
 
 
+class EncryptedConnection(SSLConnection):
+    """A TLS connection to one address of a host, with a context of our own.
+
+    redis-py's context would trust the system's authorities besides the one that was named, and it verifies the
+    certificate for the address that it connects to.
+    """
+
+    def __init__(self, *, context: ssl.SSLContext, server_hostname: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.ssl_context.context = context
+        self._server_hostname = server_hostname
+
+    def _connection_arguments(self) -> Mapping[str, Any]:
+        return {**super()._connection_arguments(), "server_hostname": self._server_hostname}
+
+
 def check_redis_py() -> None:
     """Log a WARNING if the installed redis-py is not a tested version.
 
@@ -48,7 +65,7 @@ def check_redis_py() -> None:
         BusError: it lacks a private attribute that this module uses.
     """
     REDIS_PY.check(
-        (Connection(), ("_reader", "_writer")),
+        (Connection(), ("_reader", "_writer", "_connection_arguments")),
         (DefaultParser(socket_read_size=1), ("_stream", "_reader", "_read_size", "read_from_socket")),
     )
 

@@ -16,9 +16,9 @@ import typer
 
 import msight_bus
 from msight_bus.bench.machine import describe, versions
-from tests.faults.rig import Leftovers
 from tests.faults.soak import kafka, live
 from tests.faults.soak.course import Course, Plan, total
+from tests.support.rig import Leftovers
 
 RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
 _SOAKS = {"redis": live.soak, "nats": live.soak, "kafka": kafka.soak}

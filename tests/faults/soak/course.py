@@ -14,8 +14,8 @@ from typing import Any
 
 from msight_bus import brokers
 from msight_bus.events import BusEvent, Gap
-from tests.faults.ledger import Account, Ledger
-from tests.faults.stream import Events
+from tests.support.ledger import Account, Ledger
+from tests.support.stream import Events
 
 MORTAL = "mortal"
 

@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from msight_bus import Subscription, brokers
-from tests.conftest import Backend
-from tests.faults.commits import watched_commits
-from tests.faults.ledger import Ledger
-from tests.faults.rig import own_broker, python
 from tests.faults.soak.course import Course
-from tests.faults.stream import Sender, Traffic, take_all
+from tests.support.brokers import Backend
+from tests.support.commits import watched_commits
+from tests.support.ledger import Ledger
+from tests.support.rig import own_broker, python
+from tests.support.stream import Sender, Traffic, take_all
 
 TOPIC, GROUP, KEYS = "soak", "g", 8
 _PATIENT = {"MSIGHT_PUBLISH_TIMEOUT": "60", "MSIGHT_CONNECT_TIMEOUT": "30"}

@@ -8,12 +8,12 @@ from contextlib import AsyncExitStack
 
 from msight_bus import brokers
 from msight_bus.events import Disconnected, Reconnected
-from tests.conftest import Backend
-from tests.faults.ledger import Ledger
-from tests.faults.proxy import FaultProxy
-from tests.faults.rig import own_broker, python, until
 from tests.faults.soak.course import HARMED, MORTAL, Course
-from tests.faults.stream import Traffic, take_all, traffic
+from tests.support.brokers import Backend
+from tests.support.ledger import Ledger
+from tests.support.proxy import FaultProxy
+from tests.support.rig import own_broker, python, until
+from tests.support.stream import Traffic, take_all, traffic
 
 _STALLED = {"MSIGHT_PING_INTERVAL": "0.5", "MSIGHT_PONG_TIMEOUT": "0.5"}
 """A half-open link is noticed by default after 10 s; a soak has no time for many of those."""

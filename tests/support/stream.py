@@ -13,7 +13,7 @@ from typing import Any
 
 from msight_bus import Bus, BusError, Subscription
 from msight_bus.events import BusEvent, Gap
-from tests.faults.ledger import Ledger
+from tests.support.ledger import Ledger
 
 _HEAD = struct.Struct(">IQ")  # the publisher's life, the message's number
 _TEMPTING = b"\r\nMSG a 1 3\r\n$5\r\n*3\r\n+OK\r\nPONG\r\n"  # what a parser that lost its place would take for protocol

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from tests.support.brokers import Backend
+
 HOST = "127.0.0.1"
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _CHUNK = 64 * 1024
@@ -212,3 +214,15 @@ class FaultProxy:
                 task.cancel()
             await asyncio.wait(pair.tasks)
             pair.close(reset=reset)
+
+
+def port_of(backend: Backend) -> int:
+    return int(
+        next(value for name, value in backend.env.items() if name.endswith(("PORT", "SERVERS"))).rpartition(":")[2]
+    )
+
+
+def through(proxy: FaultProxy, backend: Backend) -> Backend:
+    """The same broker, reached through the proxy."""
+    port = str(port_of(backend))
+    return Backend(backend.name, {name: value.replace(port, str(proxy.port)) for name, value in backend.env.items()})

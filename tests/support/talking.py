@@ -1,4 +1,4 @@
-"""What the tests of this folder do with a bus: talk through it, or be refused by it."""
+"""What tests of secured brokers do with a bus: talk through it, or be refused by it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ import pytest
 import msight_bus
 from msight_bus import BusError
 from msight_bus.settings import BusSettings
-from tests.security.canaries import Watch
+from tests.support.canaries import Watch
 
 _numbers = itertools.count()
 
 CONNECT_TIMEOUT = 5.0
+QUICK = {"MSIGHT_RECONNECT_MAX": "0.1", "MSIGHT_PUBLISH_TIMEOUT": "6", "MSIGHT_PING_INTERVAL": "0.2"}
+QUICK |= {"MSIGHT_DRAIN_TIMEOUT": "1", "MSIGHT_REFUSAL_PATIENCE": "0.5"}
 
 
 def new_topic() -> str:
@@ -63,3 +65,21 @@ def loudly(environ: dict[str, str], watch: Watch, match: str, **more: str) -> Bu
         for warning in seen
     ), [str(warning.message) for warning in seen]
     return settings
+
+
+class Seen(list):
+    """Events, which can be waited for."""
+
+    def __init__(self):
+        super().__init__()
+        self._news = asyncio.Event()
+
+    def append(self, event):
+        super().append(event)
+        self._news.set()
+
+    async def wait_for(self, kind):
+        async with asyncio.timeout(15):
+            while not any(isinstance(event, kind) for event in self):
+                await self._news.wait()
+                self._news.clear()

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from tests.security.listeners import Serve
+from tests.support.listeners import Serve
 
 Reply = Callable[["Command"], bytes | None]
 

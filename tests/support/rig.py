@@ -17,8 +17,8 @@ from msight_bus import brokers
 from msight_bus.bench.usage import forget_peak, peak_bytes
 from msight_bus.events import BusEvent
 from msight_bus.runtime import loop_factory
-from tests.conftest import Backend, make_backend, start_broker
-from tests.faults.ledger import Account, Ledger
+from tests.support.brokers import Backend, make_backend, start_broker
+from tests.support.ledger import Account, Ledger
 
 LIVE = ["redis", "nats"]
 EVERY = [*LIVE, "kafka"]

@@ -17,10 +17,10 @@ import pytest
 
 from msight_bus import brokers
 from msight_bus.brokers import running
-from tests.security.canaries import canary
-from tests.security.certificates import Certificates, Pair
-from tests.security.listeners import Recorder, proxy
-from tests.security.tls_front import TlsFront
+from tests.support.canaries import canary
+from tests.support.certificates import Certificates, Pair
+from tests.support.listeners import Recorder, proxy
+from tests.support.tls_front import TlsFront
 
 PREFIX = {"redis": "MSIGHT_REDIS_MESSAGE_BROKER_", "nats": "MSIGHT_NATS_", "kafka": "MSIGHT_KAFKA_"}
 LIVE = ["redis", "nats"]
@@ -238,3 +238,10 @@ def _kafka_tls(made: Certificates, flavour: str) -> list[str]:
         f"{start}.truststore.location={made.ca}",
         f"{start}.client.auth={'required' if flavour == 'mutual' else 'none'}",
     ]
+
+
+def door(kind, password):
+    """The configuration that lets in whoever knows the password."""
+    if kind == "redis":
+        return [f"requirepass {password}"]
+    return [f'authorization {{ user: {USER}, password: "{password}" }}']

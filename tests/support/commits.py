@@ -10,8 +10,8 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from msight_bus.adapters.kafka.client import client_options
-from tests.conftest import Backend
-from tests.faults.ledger import Ledger
+from tests.support.brokers import Backend
+from tests.support.ledger import Ledger
 
 _EVERY = 0.1
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import nkeys
 
-from tests.security.canaries import remember
+from tests.support.canaries import remember
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import redis
 
 from msight_bus import brokers
 from msight_bus.brokers.running import KindName
-from tests.conftest import Backend
+from tests.support.brokers import Backend
 
 SIZE = 3
 

@@ -1,0 +1,125 @@
+"""One run of a row of ``benchmarks.core``, in a process of its own: ``python -P core_program.py '{"do": "receive", ...}'``.
+
+Which `msight_bus` it measures is decided by PYTHONPATH, so it may be an old one: only what every version has is used here,
+and nothing else of this repository. It prints ``ready`` once it is subscribed, and at last its figures as JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import mmap
+import os
+import resource
+import sys
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+import msight_bus
+
+WINDOW = 1000
+"""Messages that the memory backend holds at most, which is less than a queue takes."""
+
+_TELL_EVERY = 64
+
+
+class Clock:
+    """Counts messages; what comes after the warm-up is measured.
+
+    Args:
+        messages: in all.
+        progress: a file of eight bytes where the count goes, for whoever feeds this process.
+    """
+
+    def __init__(self, messages: int, progress: str) -> None:
+        self.count = 0
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._messages, self._warm_up = messages, messages // 10
+        with Path(progress).open("r+b") as file:
+            self._shared = mmap.mmap(file.fileno(), 8)
+
+    def add(self) -> None:
+        """One message more."""
+        self.count += 1
+        if self.count % _TELL_EVERY == 0:
+            self._shared[:] = self.count.to_bytes(8, "little")
+        if self.count == self._warm_up:
+            self._begun = time.perf_counter(), time.process_time()
+        elif self.count == self._messages:
+            self.done.set_result(None)
+
+    def figures(self) -> dict[str, float]:
+        """Messages a second, processor time a message (µs), peak memory (MiB)."""
+        seconds, cpu = time.perf_counter() - self._begun[0], time.process_time() - self._begun[1]
+        measured = self._messages - self._warm_up
+        return {"rate": measured / seconds, "cpu_us": cpu / measured * 1e6, "peak_mib": _peak_mib()}
+
+
+def _peak_mib() -> float:
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    except OSError:
+        pass
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
+
+
+async def _receive(bus: Any, row: dict[str, Any], clock: Clock, stack: AsyncExitStack) -> list[asyncio.Task[None]]:
+    """Subscribe to every topic; the tasks count what comes."""
+
+    async def count(messages: Any) -> None:
+        async for message in messages:
+            message.payload  # noqa: B018 - who takes a message reads it
+            clock.add()
+
+    subscriptions = [await stack.enter_async_context(bus.subscribe(topic)) for topic in row["topic_names"]]
+    return [asyncio.create_task(count(messages)) for messages in subscriptions]
+
+
+async def _publish(bus: Any, row: dict[str, Any], clock: Clock, stack: AsyncExitStack) -> None:
+    """Publish every message round robin; returns when the broker has taken them all."""
+    topics, sizes = row["topic_names"], row["sizes"]
+    block = bytes(range(256)) * 4
+    payloads = [block[:size] for size in sizes]
+    by_handle = row["through"] == "publisher"
+    receives = row["do"] == "both"
+    senders = [await stack.enter_async_context(bus.publisher(topic)) for topic in topics] if by_handle else []
+    for number in range(row["messages"]):
+        payload = payloads[number % len(payloads)]
+        if by_handle:
+            await senders[number % len(senders)].send(payload)
+        else:
+            await bus.publish(topics[number % len(topics)], payload)
+        if not receives:
+            clock.add()
+        elif number % 100 == 0:
+            while number - clock.count > WINDOW:
+                await asyncio.sleep(0)
+    async with bus.publisher(topics[0]) as last:  # its end confirms all that was written before
+        await last.send(b"")
+
+
+async def _run(row: dict[str, Any]) -> None:
+    clock = Clock(row["messages"], row["progress"])
+    # What it costs to leave is not measured: the process ends as it stands.
+    stack = AsyncExitStack()
+    bus = await stack.enter_async_context(msight_bus.connect())
+    tasks = [] if row["do"] == "publish" else await _receive(bus, row, clock, stack)
+    print("ready", flush=True)
+    if row["do"] != "receive":
+        await _publish(bus, row, clock, stack)
+    await clock.done
+    figures = clock.figures()
+    assert not any(task.done() for task in tasks)
+    print(json.dumps({**figures, "package": msight_bus.__file__}), flush=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_run(json.loads(sys.argv[1])))

@@ -1,0 +1,233 @@
+"""Record batches as a broker sends them: framing, transactions and a reader that no record can stop. Pure.
+
+aiokafka's C parser reads the records of nearly all batches. It refuses what Kafka's own clients accept (a header name that is
+not UTF-8, a null header name in a compressed batch, attributes above 127), and believes the offsets that a producer has
+written into its records, which brokers do not check in uncompressed batches. `read_records` reads such a batch again.
+
+The format: https://kafka.apache.org/documentation/#recordbatch
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from struct import Struct
+from typing import NamedTuple
+
+_FRAME = Struct(">qi")  # base offset, length of what follows
+_HEAD = Struct(">qiibIhiqqqhii")
+_MAGIC_AT = 16
+HEAD_BYTES = _HEAD.size
+
+_CODEC = 0x07
+_LOG_APPEND_TIME = 0x08
+_TRANSACTIONAL = 0x10
+_CONTROL = 0x20
+_MAX_VARINT_BYTES = 10
+
+
+class FramingError(ValueError):
+    """These bytes are no batches: where the next one begins is unknown."""
+
+
+class Head(NamedTuple):
+    """The head of a batch of format 2, Kafka's since 0.11, field by field."""
+
+    base_offset: int
+    length: int
+    leader_epoch: int
+    magic: int
+    crc: int
+    attributes: int
+    last_offset_delta: int
+    first_timestamp: int
+    max_timestamp: int
+    producer_id: int
+    producer_epoch: int
+    base_sequence: int
+    record_count: int
+
+    @property
+    def next_offset(self) -> int:
+        """The offset behind the batch."""
+        return self.base_offset + self.last_offset_delta + 1
+
+    @property
+    def codec(self) -> int:
+        """How the records are compressed; 0 if they are not."""
+        return self.attributes & _CODEC
+
+    @property
+    def is_transactional(self) -> bool:
+        """Whether the records belong to a transaction."""
+        return bool(self.attributes & _TRANSACTIONAL)
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it holds a transaction's marker instead of records."""
+        return bool(self.attributes & _CONTROL)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether each offset from the first to the last has a record, so that records are numbered by their place."""
+        return self.record_count == self.last_offset_delta + 1
+
+    def uncompressed(self) -> bytes:
+        """The head of the same batch with its records decompressed; its length and checksum are those of before."""
+        return _HEAD.pack(*self[:5], self.attributes & ~_CODEC, *self[6:])
+
+
+class Record(NamedTuple):
+    """A record, with the attributes of aiokafka's that a message is made of."""
+
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """So many records follow that cannot be read."""
+
+    count: int
+    reason: str
+
+
+def split(data: bytes) -> Iterator[memoryview]:
+    """The batches of a fetch; a broker may cut the last one short, which comes whole with the next fetch.
+
+    Raises:
+        FramingError: a length cannot be true.
+    """
+    view = memoryview(data)
+    at = 0
+    while len(data) - at > _MAGIC_AT:
+        _, length = _FRAME.unpack_from(data, at)
+        end = at + _FRAME.size + length
+        if length < (HEAD_BYTES - _FRAME.size if data[at + _MAGIC_AT] >= 2 else _MAGIC_AT):
+            raise FramingError(f"a batch of {length} bytes is too short")
+        if end > len(data):
+            return
+        yield view[at:end]
+        at = end
+
+
+def read_head(batch: memoryview) -> Head | None:
+    """The head of a batch; ``None`` if it is of the formats 0 and 1, which have none."""
+    return Head(*_HEAD.unpack_from(batch)) if batch[_MAGIC_AT] >= 2 else None
+
+
+def base_offset(batch: memoryview) -> int:
+    """The first field of a batch: the offset of its first record, in the formats 0 and 1 of its last one."""
+    return int(_FRAME.unpack_from(batch)[0])
+
+
+def magic(batch: memoryview) -> int:
+    """The version of a batch's format."""
+    return batch[_MAGIC_AT]
+
+
+class AbortedTransactions:
+    """Which batches of a fetch belong to transactions that were aborted (KIP-98).
+
+    Args:
+        aborted: producer id and first offset of each that the broker named.
+    """
+
+    def __init__(self, aborted: Iterable[tuple[int, int]]) -> None:
+        self._aborted = sorted(aborted, key=lambda each: each[1], reverse=True)
+        self._open: set[int] = set()
+
+    def has(self, head: Head, records: memoryview) -> bool:
+        """Whether the batch belongs to one; batches are asked for in the order of their offsets."""
+        while self._aborted and self._aborted[-1][1] <= head.base_offset:
+            self._open.add(self._aborted.pop()[0])
+        if head.is_control:
+            if _is_abort_marker(records, head):
+                self._open.discard(head.producer_id)
+            return False
+        return head.is_transactional and head.producer_id in self._open
+
+
+def _is_abort_marker(records: memoryview, head: Head) -> bool:
+    for record in read_records(records, head):
+        # The key is a version and a type, 0 for an abort and 1 for a commit, of 16 bits each.
+        return isinstance(record, Record) and record.key is not None and record.key[2:4] == b"\0\0"
+    return False
+
+
+def read_records(data: bytes | memoryview, head: Head, skip: int = 0) -> Iterator[Record | Unreadable]:
+    """The records of a batch's decompressed ``data`` behind the first ``skip``, as tolerantly as Kafka's own clients.
+
+    Text that is not UTF-8 is kept by surrogateescape. A record that cannot be read is passed over by its length; if that
+    is not true either, so is the rest of the batch.
+    """
+    at, last = 0, head.base_offset - 1
+    for index in range(head.record_count):
+        try:
+            length, start = _varint(data, at)
+        except ValueError:
+            length = -1
+            start = at
+        if not 0 <= length <= len(data) - start:
+            if head.record_count > max(index, skip):
+                yield Unreadable(head.record_count - max(index, skip), "the length of a record is wrong")
+            return
+        at = start + length
+        try:
+            record = _read(data[start:at], head)
+        except ValueError as error:
+            if index >= skip:
+                yield Unreadable(1, str(error))
+            continue
+        if head.is_dense:
+            record = record._replace(offset=head.base_offset + index)
+        elif not last < record.offset < head.next_offset:
+            if index >= skip:
+                yield Unreadable(1, f"offset {record.offset} is none of its batch's")
+            continue
+        last = record.offset
+        if index >= skip:
+            yield record
+
+
+def _read(data: bytes | memoryview, head: Head) -> Record:
+    if not data:
+        raise ValueError("a record is empty")
+    timestamp_delta, at = _varint(data, 1)  # behind the attributes, which mean nothing
+    offset_delta, at = _varint(data, at)
+    key, at = _bytes(data, at)
+    value, at = _bytes(data, at)
+    count, at = _varint(data, at)
+    headers: list[tuple[str, bytes | None]] = []
+    if not 0 <= count <= len(data) - at:
+        raise ValueError(f"a record claims {count} headers")
+    for _ in range(count):
+        name, at = _bytes(data, at)
+        content, at = _bytes(data, at)
+        headers.append(((name or b"").decode("utf-8", "surrogateescape"), content))
+    timestamp = head.max_timestamp if head.attributes & _LOG_APPEND_TIME else head.first_timestamp + timestamp_delta
+    return Record(head.base_offset + offset_delta, timestamp, key, value, headers)
+
+
+def _bytes(data: bytes | memoryview, at: int) -> tuple[bytes | None, int]:
+    size, at = _varint(data, at)
+    if size < 0:
+        return None, at
+    if size > len(data) - at:
+        raise ValueError(f"a field claims {size} bytes of {len(data) - at}")
+    return bytes(data[at : at + size]), at + size
+
+
+def _varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
+    """A number in zigzag encoding, and where the next field begins."""
+    value = shift = 0
+    for position in range(at, min(len(data), at + _MAX_VARINT_BYTES)):
+        byte = data[position]
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return (value >> 1) ^ -(value & 1), position + 1
+        shift += 7
+    raise ValueError("a number does not end")

@@ -1,0 +1,95 @@
+"""Whether a Redis server reaches the others: a replica, a node outside of its cluster or a Sentinel swallows messages.
+
+Source: the Redis documentation of ROLE, INFO and CLUSTER INFO. Each question may be refused to a restricted user; a reply
+that is an error, or that cannot be read, reveals nothing and is no problem. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from msight_bus.errors import quoted
+
+_PREFIX = "MSIGHT_REDIS_MESSAGE_BROKER_"
+_DISABLED = "cluster support disabled"
+_REPLICA = (b"slave", b"replica")
+
+REPLIES = 3
+"""Replies to `health_question`."""
+
+
+def health_question() -> bytes:
+    """Return the commands to write: ROLE, INFO replication and CLUSTER INFO, of `REPLIES` replies together."""
+    return (
+        b"*1\r\n$4\r\nROLE\r\n"
+        b"*2\r\n$4\r\nINFO\r\n$11\r\nreplication\r\n"  # says what ROLE does, to users who may not ask ROLE
+        b"*2\r\n$7\r\nCLUSTER\r\n$4\r\nINFO\r\n"
+    )
+
+
+@dataclass(frozen=True)
+class Health:
+    """What the settings say about the servers.
+
+    Attributes:
+        use_cluster: whether they are nodes of a cluster.
+        nodes: how many are configured.
+    """
+
+    use_cluster: bool
+    nodes: int
+
+    def problem(self, replies: Sequence[object]) -> str | None:
+        """Return why messages published at this server do not reach the others, or None.
+
+        Args:
+            replies: to `health_question`, in order; an error reply as an exception, a string as bytes.
+        """
+        role, replication, cluster = replies
+        clustered, state = _cluster(cluster)
+        if isinstance(role, list) and role[:1] == [b"sentinel"]:
+            return (
+                "it is a Sentinel, which watches Redis servers and passes no messages on; give the master's own address, "
+                "or a name or proxy that follows the master"
+            )
+        if self.use_cluster and clustered is False:
+            return f"it is a standalone server (cluster_enabled:0), and {_PREFIX}USE_CLUSTER says that it is a cluster's node"
+        if clustered:
+            alone = state.get("cluster_known_nodes") == "1"
+            if state.get("cluster_state") == "fail" and (self.use_cluster or not alone):
+                return "its cluster has failed (cluster_state:fail), so that it may not reach the other nodes"
+            if self.use_cluster and alone and self.nodes > 1:
+                return "it is in no cluster with other nodes (cluster_known_nodes:1)"
+            return None
+        master = _master(role, replication)
+        if master is not None and not self.use_cluster:
+            return f"it is a replica of {master}, and what is published at a replica does not reach its master"
+        return None
+
+
+def _cluster(reply: object) -> tuple[bool | None, dict[str, str]]:
+    """Whether cluster mode is on, None if that is unknown, and the state of the cluster."""
+    if isinstance(reply, Exception):
+        return (False if _DISABLED in str(reply).lower() else None), {}
+    state = _fields(reply)
+    return (True if "cluster_state" in state else None), state
+
+
+def _master(role: object, replication: object) -> str | None:
+    """The address of the master if the server is a replica."""
+    if isinstance(role, list) and len(role) >= 3 and role[0] in _REPLICA:
+        host, port = role[1], role[2]
+    elif (fields := _fields(replication)).get("role", "").encode() in _REPLICA:
+        host, port = fields.get("master_host", "?"), fields.get("master_port", "?")
+    else:
+        return None
+    return f"{quoted(host, 100)}:{quoted(port, 10)}"
+
+
+def _fields(reply: object) -> dict[str, str]:
+    """The ``name:value`` lines of an INFO."""
+    if not isinstance(reply, bytes):
+        return {}
+    pairs = (line.partition(":") for line in reply.decode("utf-8", "replace").splitlines())
+    return {name: value for name, colon, value in pairs if colon}

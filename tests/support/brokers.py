@@ -1,0 +1,60 @@
+"""Real brokers, each started once for the whole run, and the backends that lead to them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+
+import msight_bus
+from msight_bus import brokers
+from msight_bus.events import BusEvent
+from msight_bus.settings import BusSettings
+
+BACKENDS = ["memory", "redis", "nats", "kafka"]
+started: dict[str, brokers.RunningBroker] = {}
+_CONFIG = {"kafka": ["group.min.session.timeout.ms=500"]}  # a member's death is noticed sooner than in production
+
+
+def start_broker(kind: str, config: Sequence[str] = ()) -> brokers.RunningBroker:
+    """A broker of this kind; a skip where there is none, a failure in CI."""
+    try:
+        return brokers.start(kind, config=[*_CONFIG.get(kind, ()), *config])  # type: ignore[arg-type]
+    except brokers.NoBrokerError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"no {kind} broker on this machine: {error}")
+
+
+def running_broker(kind: str) -> brokers.RunningBroker:
+    """The run's broker of this kind, started on first use."""
+    if kind not in started:
+        started[kind] = start_broker(kind)
+    return started[kind]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One backend of the contract suite."""
+
+    name: str
+    env: dict[str, str]
+
+    def settings(self, **variables: str) -> BusSettings:
+        """Settings that lead to the run's broker."""
+        return BusSettings(environ={**self.env, "MSIGHT_PUBSUB_BACKEND": self.name, **variables})
+
+    @asynccontextmanager
+    async def connect(self, *, events: list[BusEvent] | None = None, **variables: str) -> AsyncIterator[msight_bus.Bus]:
+        """A connected bus."""
+        on_event = events.append if events is not None else lambda _: None
+        async with msight_bus.connect(self.settings(**variables), on_event=on_event) as bus:
+            yield bus
+
+
+def make_backend(name: str, broker: brokers.RunningBroker | None = None) -> Backend:
+    """A backend of the run's broker or of ``broker``."""
+    return Backend(name, {} if name == "memory" else dict((broker or running_broker(name)).env))
