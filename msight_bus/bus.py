@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import socket
 import time
@@ -12,18 +13,23 @@ from datetime import datetime
 from functools import cached_property, partial
 
 from msight_bus.adapters import make_adapter
-from msight_bus.adapters.base import WAIT, Opener, Start, SubscribeRequest, Wait
+from msight_bus.adapters.base import WAIT, DeadLetterAdapter, Opener, Start, SubscribeRequest, Wait
 from msight_bus.adapters.ending import finish
 from msight_bus.capabilities import Capabilities
 from msight_bus.draining import Guest, drain
 from msight_bus.errors import (
+    BusError,
     CapabilityWarning,
     ClosedError,
+    ConnectionLostError,
     DrainTimeoutError,
+    HeaderError,
+    MessageTooLargeError,
     PublishTimeoutError,
     UnsupportedError,
 )
 from msight_bus.events import BusEvent
+from msight_bus.message import Message
 from msight_bus.payload import Payload, check_headers, check_key, to_bytes
 from msight_bus.publisher import BusState, Publisher
 from msight_bus.queues import QueuePolicy
@@ -32,6 +38,8 @@ from msight_bus.settings import BusSettings
 from msight_bus.subscription import AckMode, Subscription
 from msight_bus.timing import DeadlineSubscription, LifespanSubscription, check_seconds
 from msight_bus.topics import check_group, check_topic
+
+logger = logging.getLogger("msight_bus")
 
 
 class _Stamp:
@@ -144,6 +152,33 @@ class Bus:
                     "(MSIGHT_PUBLISH_TIMEOUT); it may still arrive, so a retry may duplicate it."
                 )
             done.result()
+
+    async def _dead_letter(self, message: Message, topic: str, why: Mapping[str, str]) -> bool:
+        """Publish a message that nobody could handle on a dead-letter topic as it came (adapters.base.DeadLetterAdapter).
+
+        Raises:
+            PublishTimeoutError, ConnectionLostError: the broker is away.
+            ClosedError: the bus is closed.
+        """
+        if not self._state.is_open:
+            raise ClosedError("The bus is closed.")
+        if isinstance(self._adapter, DeadLetterAdapter):
+            return await self._adapter.dead_letter(message, topic, why)
+        omitted = {**why, "msight-dead-headers": "omitted"}
+        for key, headers in ((message.key, {**message.headers, **why}), (message.key, omitted), (None, None)):
+            try:
+                await self.publish(topic, message.payload, key=key, headers=headers)
+            except (HeaderError, MessageTooLargeError, UnsupportedError) as error:
+                problem: BusError = error  # without headers it may go
+            except (ClosedError, PublishTimeoutError, ConnectionLostError):
+                raise
+            except BusError as error:
+                problem = error
+                break
+            else:
+                return True
+        logger.error("There is no dead letter on %s of a message of %s: %s", topic, message.topic, problem)
+        return False
 
     def publisher(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -25,16 +26,24 @@ from msight_bus.adapters.kafka.producer import (
     choose_partition,
     choose_unkeyed_partition,
 )
-from msight_bus.adapters.kafka.records import to_bytes
+from msight_bus.adapters.kafka.records import Headers, raw_headers, to_bytes
 from msight_bus.adapters.kafka.start import check_start
 from msight_bus.adapters.kafka.topics import TopicDirectory, TopicInfo
 from msight_bus.adapters.kafka.watch import watch
 from msight_bus.capabilities import Capabilities
-from msight_bus.errors import AuthenticationError, ConnectionLostError, MessageTooLargeError, PublishTimeoutError
+from msight_bus.errors import (
+    AuthenticationError,
+    BusError,
+    ConnectionLostError,
+    MessageTooLargeError,
+    PublishTimeoutError,
+)
 from msight_bus.events import BusEvent, Disconnected
 from msight_bus.message import Message
 from msight_bus.settings import BusSettings
 from msight_bus.wire import envelope
+
+logger = logging.getLogger("msight_bus")
 
 _NEVER_MS = 2**31 - 1
 _RECORD_OVERHEAD = record_bytes(None, b"", [(envelope.HEADER, b"0" * 48)]) + 16
@@ -211,9 +220,9 @@ class KafkaAdapter:
             ) from None
 
     def _check_size(
-        self, topic: str, info: TopicInfo, key: bytes | None, payload: bytes, headers: list[tuple[str, bytes]]
+        self, topic: str, info: TopicInfo, key: bytes | None, value: bytes | None, headers: Headers
     ) -> None:
-        size = record_bytes(key, payload, [(envelope.HEADER, b"0" * 48), *headers])
+        size = record_bytes(key, value, [(envelope.HEADER, b"0" * 48), *headers])
         limit = min(info.max_message_bytes, self._limits.max_message_bytes)
         if size > limit:
             raise MessageTooLargeError(
@@ -272,21 +281,56 @@ class KafkaAdapter:
             raise
         return feed
 
-    async def _dead_letter(self, message: Message) -> None:
-        """Publish a record that nobody could handle to its dead-letter topic, and wait for the acknowledgement."""
+    async def _dead_letter(self, message: Message) -> bool:
         partition, offset = message.position or (0, 0)
-        where = {"msight-dead-topic": message.topic, "msight-dead-position": f"{partition}:{offset}"}
-        topic = message.topic + self._settings.kafka.dead_letter_suffix
+        why = {"msight-dead-topic": message.topic, "msight-dead-position": f"{partition}:{offset}"}
+        return await self.dead_letter(message, message.topic + self._settings.kafka.dead_letter_suffix, why)
+
+    async def dead_letter(self, message: Message, topic: str, why: Mapping[str, str]) -> bool:
+        """Pass a record on as it came (adapters.base.DeadLetterAdapter)."""
+        value = None if message.tombstone else message.payload
+        headers = raw_headers(message)
+        marks = [(name, text.encode()) for name, text in why.items()]
+        try:
+            try:
+                await self._publish_and_wait(topic, message.key, value, [*headers, *marks])
+            except MessageTooLargeError:
+                if not headers:
+                    raise
+                await self._publish_and_wait(topic, message.key, value, [*marks, ("msight-dead-headers", b"omitted")])
+        except (PublishTimeoutError, ConnectionLostError):
+            raise
+        except BusError as error:
+            problem = error
+        else:
+            return True
+        partition, offset = message.position or (0, 0)
+        logger.error(
+            "There is no dead letter on %s of %s, partition %d, offset %d: %s",
+            topic,
+            message.topic,
+            partition,
+            offset,
+            problem,
+        )
+        return False
+
+    async def _publish_and_wait(self, topic: str, key: str | None, value: bytes | None, headers: Headers) -> None:
         done: asyncio.Future[None] | Wait = WAIT
         while done is WAIT:
-            await self.ready(topic, message.key, None)
-            done = self.publish(topic, message.payload, message.key, {**message.headers, **where}, None)
+            info = await self._directory.ensure(topic)
+            await self._producer.ensure_open()
+            record_key = None if key is None else to_bytes(key)
+            self._check_size(topic, info, record_key, value, headers)
+            writer = self._writer(topic, info, record_key, None)
+            if writer is not None:
+                done = writer.append(record_key, value, headers)
+            else:
+                await self.ready(topic, key, None)
         assert isinstance(done, asyncio.Future)
         finished, _ = await asyncio.wait((done,), timeout=self._limits.publish_timeout)
         if not finished:
-            raise PublishTimeoutError(
-                f"A message of {message.topic!r} could not be dead-lettered; it is still unacknowledged."
-            )
+            raise PublishTimeoutError(f"Kafka did not acknowledge a dead letter on {topic!r} in time.")
         done.result()
 
     async def close(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import aiokafka.errors as kafka_errors
@@ -119,7 +119,7 @@ async def probe(options: dict[str, Any]) -> None:
     raise problem or ConnectionLostError("No Kafka server is configured.")
 
 
-def record_bytes(key: bytes | None, value: bytes, headers: list[tuple[str, bytes]]) -> int:
+def record_bytes(key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes | None]]) -> int:
     """Bytes at most that a record takes in a batch of its own."""
     return int(DefaultRecordBatchBuilder.estimate_size_in_bytes(key, value, headers)) + 64
 
@@ -131,10 +131,12 @@ async def start_client(client: AIOKafkaConsumer | AIOKafkaProducer | AIOKafkaAdm
 
 def record_appender(
     builder: BatchBuilder,
-) -> Callable[[int, int, bytes | None, bytes, list[tuple[str, bytes]]], object]:
+) -> Callable[[int, int, bytes | None, bytes | None, list[tuple[str, bytes | None]]], object]:
     """The C builder's own ``append(number, timestamp, key, value, headers)``, ``None`` if the batch is full: half the time of
     aiokafka's. Who uses it counts the records, and gives their number to `close_batch`."""
-    append: Callable[[int, int, bytes | None, bytes, list[tuple[str, bytes]]], object] = builder._builder.append
+    append: Callable[[int, int, bytes | None, bytes | None, list[tuple[str, bytes | None]]], object] = (
+        builder._builder.append
+    )
     return append
 
 

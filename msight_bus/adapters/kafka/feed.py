@@ -40,7 +40,7 @@ _COMMIT_WITHIN = 3.0
 _FETCHES_OF_DAMAGED = 3
 _LEAVE_WITHIN = 1.0
 
-DeadLetter = Callable[[Message], Awaitable[None]]
+DeadLetter = Callable[[Message], Awaitable[bool]]
 
 
 class Partition:
@@ -83,8 +83,10 @@ class Partition:
             message.redeliveries += 1
             self._sink.put_back(message)
             return
-        await self._dead_letter(message)
-        self.settle(message)
+        if await self._dead_letter(message):
+            self.settle(message)
+        else:
+            self._sink.drop(message, "no dead letter")
 
 
 class KafkaFeed:

@@ -86,7 +86,9 @@ class PartitionWriter:
         self.congested = False
         self.task = asyncio.create_task(self._run(), name=f"msight_bus writer {topic}-{partition}")
 
-    def append(self, key: bytes | None, value: bytes, user: Sequence[tuple[str, bytes]] = ()) -> asyncio.Future[None]:
+    def append(
+        self, key: bytes | None, value: bytes | None, user: Sequence[tuple[str, bytes | None]] = ()
+    ) -> asyncio.Future[None]:
         """Stamp a record and add it to the batch that is being filled; returns the batch's acknowledgement.
 
         ``user`` are the publisher's own headers.
@@ -105,7 +107,7 @@ class PartitionWriter:
                 self.congested = True
                 self._room.clear()
         batch.count += 1
-        self._turn_bytes += len(value) + 64
+        self._turn_bytes += (0 if value is None else len(value)) + 64
         if self._turn_bytes > _TURN_BYTES and not self.congested:
             self._turn_bytes = 0
             self.congested = True
