@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Iterable
 from aiokafka import ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
 from aiokafka.errors import KafkaError
 
+from msight_bus.adapters.deadlines import loop_timeout
 from msight_bus.adapters.kafka.client import start_client
 from msight_bus.adapters.kafka.consumer_compat import check_group, commit_any, committed_offsets, fetch_lists, rejoin
 from msight_bus.adapters.kafka.errors import REFUSED, translate
@@ -155,7 +156,7 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
             self._sink.discard(lambda message: message._settlement in gone, "revoked")
 
     async def _assign(self, own: list[TopicPartition]) -> None:
-        async with asyncio.timeout(self._settings.kafka.session_timeout * 0.6):
+        async with loop_timeout(self._settings.kafka.session_timeout * 0.6):
             starts = await self._starts(own)
         for partition, offset in starts.items():
             self._consumer.seek(partition, offset)
