@@ -12,7 +12,7 @@ from aiokafka.errors import KafkaError
 from msight_bus.adapters.base import WAIT, Sink, Stamp, SubscribeRequest, Wait
 from msight_bus.adapters.ending import finish
 from msight_bus.adapters.kafka.client import client_options, probe, record_bytes
-from msight_bus.adapters.kafka.consumer_compat import check_aiokafka
+from msight_bus.adapters.kafka.consumer_compat import MarkingAssignor, check_aiokafka
 from msight_bus.adapters.kafka.failures import explain
 from msight_bus.adapters.kafka.feed import KafkaFeed
 from msight_bus.adapters.kafka.group import GroupFeed
@@ -187,6 +187,7 @@ class KafkaAdapter:
             max_partition_fetch_bytes=kafka.tuning.fetch_bytes,  # the first batch comes whole, however large (KIP-74)
             metadata_max_age_ms=30_000,
             isolation_level=kafka.isolation,
+            partition_assignment_strategy=(MarkingAssignor,),
         )
         feed: KafkaFeed
         if request.group_id is None:
