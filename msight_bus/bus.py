@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import socket
 import time
@@ -12,18 +13,23 @@ from datetime import datetime
 from functools import cached_property, partial
 
 from msight_bus.adapters import make_adapter
-from msight_bus.adapters.base import WAIT, Opener, Start, SubscribeRequest, Wait
+from msight_bus.adapters.base import WAIT, DeadLetterAdapter, Opener, Start, SubscribeRequest, Wait
 from msight_bus.adapters.ending import finish
 from msight_bus.capabilities import Capabilities
 from msight_bus.draining import Guest, drain
 from msight_bus.errors import (
+    BusError,
     CapabilityWarning,
     ClosedError,
+    ConnectionLostError,
     DrainTimeoutError,
+    HeaderError,
+    MessageTooLargeError,
     PublishTimeoutError,
     UnsupportedError,
 )
 from msight_bus.events import BusEvent
+from msight_bus.message import Message
 from msight_bus.payload import Payload, check_headers, check_key, to_bytes
 from msight_bus.publisher import BusState, Publisher
 from msight_bus.queues import QueuePolicy
@@ -32,6 +38,8 @@ from msight_bus.settings import BusSettings
 from msight_bus.subscription import AckMode, Subscription
 from msight_bus.timing import DeadlineSubscription, LifespanSubscription, check_seconds
 from msight_bus.topics import check_group, check_topic
+
+logger = logging.getLogger("msight_bus")
 
 
 class _Stamp:
@@ -66,6 +74,7 @@ class Bus:
         self._adapter = opener(settings, _Stamp(), self._report)
         self._subscriptions: set[Subscription] = set()
         self._name = settings.edge_device_name or socket.gethostname()
+        self._spreads = settings.kafka.unkeyed == "spread"
         self._state = BusState(settings.limits)
         self._guests: set[Guest] = set()
         self._registry: Registry | None = None
@@ -127,13 +136,14 @@ class Bus:
     ) -> None:
         if not self._state.is_open:
             raise ClosedError("The bus is closed; publish inside `async with msight_bus.connect() as bus:`.")
+        name = None if self._spreads else self._name
         done: asyncio.Future[None] | Wait | None = WAIT
         if not self._state.line.has(topic, key):
-            done = self._adapter.publish(topic, payload, key, headers, self._name)
+            done = self._adapter.publish(topic, payload, key, headers, name)
         if done is WAIT:
             async with self._state.line.turn(topic, key):
-                while (done := self._adapter.publish(topic, payload, key, headers, self._name)) is WAIT:
-                    await self._adapter.ready(topic, key, self._name)
+                while (done := self._adapter.publish(topic, payload, key, headers, name)) is WAIT:
+                    await self._adapter.ready(topic, key, name)
         if done is not None:
             finished, _ = await asyncio.wait((done,), timeout=self._limits.publish_timeout)
             if not finished:
@@ -143,16 +153,54 @@ class Bus:
                 )
             done.result()
 
-    def publisher(self, topic: str, *, max_in_flight: int | None = None, name: str | None = None) -> Publisher:
+    async def _dead_letter(self, message: Message, topic: str, why: Mapping[str, str]) -> bool:
+        """Publish a message that nobody could handle on a dead-letter topic as it came (adapters.base.DeadLetterAdapter).
+
+        Raises:
+            PublishTimeoutError, ConnectionLostError: the broker is away.
+            ClosedError: the bus is closed.
+        """
+        if not self._state.is_open:
+            raise ClosedError("The bus is closed.")
+        if isinstance(self._adapter, DeadLetterAdapter):
+            return await self._adapter.dead_letter(message, topic, why)
+        omitted = {**why, "msight-dead-headers": "omitted"}
+        for key, headers in ((message.key, {**message.headers, **why}), (message.key, omitted), (None, None)):
+            try:
+                await self.publish(topic, message.payload, key=key, headers=headers)
+            except (HeaderError, MessageTooLargeError, UnsupportedError) as error:
+                problem: BusError = error  # without headers it may go
+            except (ClosedError, PublishTimeoutError, ConnectionLostError):
+                raise
+            except BusError as error:
+                problem = error
+                break
+            else:
+                return True
+        logger.error("There is no dead letter on %s of a message of %s: %s", topic, message.topic, problem)
+        return False
+
+    def publisher(
+        self,
+        topic: str,
+        *,
+        max_in_flight: int | None = None,
+        name: str | None = None,
+        spread: bool | None = None,
+    ) -> Publisher:
         """A publisher for a stream on ``topic``: ``async with bus.publisher(topic) as p: await p.send(data)``.
 
         Args:
             topic: where it publishes.
             max_in_flight: unacknowledged messages at most; ``MSIGHT_MAX_IN_FLIGHT`` if not given.
             name: stable name that chooses the Kafka partition of messages without a key; the device's name if not given.
+            spread: on Kafka, whether messages without a key go to all partitions in turn, so that a group shares them and
+                order holds within a partition only; ``MSIGHT_KAFKA_UNKEYED`` decides if not given.
         """
         check_topic(topic)
         in_flight = self._limits.max_in_flight if max_in_flight is None else max_in_flight
+        if spread is None:
+            spread = self._spreads
         if in_flight < 1:
             raise ValueError(f"max_in_flight is at least 1, not {in_flight}.")
         return Publisher(
@@ -160,7 +208,7 @@ class Bus:
             topic,
             limits=self._limits,
             max_in_flight=in_flight,
-            name=name or self._name,
+            name=None if spread else name or self._name,
             state=self._state,
         )
 

@@ -84,11 +84,11 @@ class MessageTooLargeError(BusError, ValueError):
     """A message is over a limit; it was not sent.
 
     Attributes:
-        size: bytes that the message takes, headers included.
-        limit: bytes that are allowed.
+        size: bytes that the message takes, headers included; ``None`` if the broker refused it without saying.
+        limit: bytes that are allowed; ``None`` if the broker did not say.
     """
 
-    def __init__(self, message: str, *, size: int, limit: int) -> None:
+    def __init__(self, message: str, *, size: int | None = None, limit: int | None = None) -> None:
         super().__init__(message)
         self.size = size
         self.limit = limit

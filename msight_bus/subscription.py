@@ -253,6 +253,11 @@ class Subscription:
         self._in_hand = [held for held in self._in_hand if held is not message]
         self._channel.put_back(message)
 
+    def drop(self, message: Message, cause: str) -> None:
+        """Count a delivered message as dropped, and settle it."""
+        self._in_hand = [held for held in self._in_hand if held is not message]
+        self._channel.drop_taken((message,), cause)
+
     def shed(self) -> None:
         """The feed cannot be paused any longer."""
         self._channel.shed()

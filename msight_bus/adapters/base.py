@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from msight_bus.capabilities import Capabilities
 from msight_bus.errors import BusError
@@ -68,6 +68,9 @@ class Sink(Protocol):
     def put_back(self, message: Message) -> None:
         """Deliver a message again."""
 
+    def drop(self, message: Message, cause: str) -> None:
+        """Count a delivered message as dropped, and settle it."""
+
     def shed(self) -> None:
         """The feed cannot be paused any longer."""
 
@@ -122,7 +125,7 @@ class Adapter(Protocol):
     ) -> asyncio.Future[None] | Wait | None:
         """Hand over one message, without waiting: a publisher that never has to wait never suspends.
 
-        ``name`` is the publisher's stable name, for the choice of a partition.
+        ``name`` is the publisher's stable name, which chooses the partition of messages without a key; ``None`` spreads them.
 
         Returns ``None`` if the backend's guarantee holds already, a future of the broker's acknowledgement, or `WAIT` if
         nothing was taken and `ready` must be awaited first.
@@ -152,6 +155,23 @@ class Adapter(Protocol):
 
     async def close(self) -> None:
         """Release everything, within a deadline, whatever state the broker is in."""
+
+
+@runtime_checkable
+class DeadLetterAdapter(Protocol):
+    """An adapter that passes a record on as it came: bytes that are no text, repeated headers, no value."""
+
+    async def dead_letter(self, message: Message, topic: str, why: Mapping[str, str]) -> bool:
+        """Publish a message that came from here on a dead-letter topic, with the headers ``why``.
+
+        What does not fit goes without its own headers, marked with ``msight-dead-headers``.
+
+        Returns:
+            Whether it is there; if not, it never will be, and the reason was logged.
+
+        Raises:
+            PublishTimeoutError, ConnectionLostError: the broker is away.
+        """
 
 
 class Opener(Protocol):

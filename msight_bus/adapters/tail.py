@@ -126,5 +126,8 @@ class TailSink:
     def put_back(self, message: Message) -> None:
         """Nothing is queued."""
 
+    def drop(self, message: Message, cause: str) -> None:
+        """Nothing is queued."""
+
     def shed(self) -> None:
         """Nothing is queued."""

@@ -45,6 +45,8 @@ class NodeConfig:
         lifespan: seconds after which an input is dropped instead of handled; see `Bus.subscribe`.
         dead_letter_topic_name: where inputs are published as they came that ``"continue"`` leaves behind or that cannot be
             decoded, with the headers ``msight-dead-topic`` and ``msight-dead-error``.
+        spread: on Kafka, whether outputs without a key go to all partitions in turn, so that a group shares them and order
+            holds within a partition only; ``MSIGHT_KAFKA_UNKEYED`` decides if unset.
 
     Raises:
         ConfigError: fields are wrong; all of them are named at once.
@@ -68,6 +70,7 @@ class NodeConfig:
     deadline: float | None = None
     lifespan: float | None = None
     dead_letter_topic_name: str | None = None
+    spread: bool | None = None
 
     def __post_init__(self) -> None:
         checks: dict[str, Callable[[object], str | None]] = {
@@ -79,6 +82,7 @@ class NodeConfig:
             "heartbeat_update_interval": lambda value: _check_seconds(value, LONGEST_INTERVAL),
             "action_on_error": _check_action,
             "dead_letter_topic_name": _check_topic,
+            "spread": lambda value: None if value is None or isinstance(value, bool) else "is True or False",
             "heartbeat_tolerance": _check_tolerance,
             "heartbeat_checking_duration": lambda value: _check_seconds(value, math.inf),
             "gap": lambda value: _check_whole(value, 0, None),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from msight_bus.data import decode, looks_like_data
-from msight_bus.errors import BusError, ClosedError, DecodeError
+from msight_bus.errors import BusError, ClosedError, ConnectionLostError, DecodeError
 from msight_bus.message import Message
 from msight_bus.nodes.life import Life, cancellation_requested
 from msight_bus.nodes.outgoing import BROKER_AWAY, BUS_IS_OVER, Outlet, Output, as_outputs
@@ -15,6 +15,7 @@ from msight_bus.nodes.settling import Accepted, Settling
 from msight_bus.nodes.turns import Turn, Turns
 from msight_bus.subscription import Subscription
 
+_RETRY_AFTER = 0.1  # seconds; a dead letter that finds no broker has waited ``publish_timeout`` already
 _LONGEST_TURN = 0.005  # seconds for which handlers that never wait may keep the loop to themselves
 
 Handler = Callable[[Any], Awaitable[Output | Sequence[Output] | None]]
@@ -207,16 +208,29 @@ class Handling:
         topic = self._config.dead_letter_topic_name
         if topic is not None:
             why = {"msight-dead-topic": message.topic, "msight-dead-error": type(error).__name__}
-            try:
-                await self._life.bus.publish(
-                    topic, message.payload, key=message.key, headers={**message.headers, **why}
-                )
-            except BUS_IS_OVER:
-                raise
-            except BusError as problem:
-                self._life.logger.warning("An input that failed stays unacknowledged: no dead letter, %s", problem)
+            if not await self._dead_letter(message, topic, why):
                 return
         await self._finish(message, accepted)
+
+    async def _dead_letter(self, message: Message, topic: str, why: Mapping[str, str]) -> bool:
+        """Dead-letter an input; returns whether it is done. An input that cannot be dead-lettered is done and counted."""
+        bus = self._life.bus
+        while True:
+            try:
+                if not await bus._dead_letter(message, topic, why):
+                    self._life.meter.unsent += 1
+            except BROKER_AWAY as problem:
+                if not bus.capabilities.acknowledgement:
+                    if isinstance(problem, ConnectionLostError):
+                        raise
+                    self._life.meter.unsent += 1
+                    return True
+                self._life.logger.warning("A dead letter waits for the broker: %s", problem)
+                if self._life.stopping.is_set():
+                    return False  # it stays unacknowledged, and comes again
+                await asyncio.sleep(_RETRY_AFTER)
+            else:
+                return True
 
     async def _output_refused(self, message: Message, error: BusError) -> None:
         """An output of ``message`` was not accepted, which is known only now."""

@@ -19,7 +19,7 @@ class Meter:
         messages_out: outputs handed over.
         errors: errors in the node's own code.
         undecodable: inputs that were not the data they should be.
-        unsent: outputs given up while the broker was away.
+        unsent: outputs given up while the broker was away, and inputs of which there is no dead letter.
     """
 
     __slots__ = ("_clock", "_in_before", "_interval", "_latencies", "_out_before", "_p50", "_p99", "_rate_in", "_rate_out",

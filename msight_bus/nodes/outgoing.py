@@ -98,7 +98,7 @@ class Outlet:
         """
         harmless = False
         try:
-            async with life.bus.publisher(topic, name=life.config.name) as publisher:
+            async with life.bus.publisher(topic, name=life.config.name, spread=life.config.spread) as publisher:
                 yield cls(publisher, life, outcomes_known=outcomes_known)
                 harmless = not life.bus.capabilities.acknowledgement
         except BROKER_AWAY as error:

@@ -27,6 +27,7 @@ from msight_bus.settings.tls import TlsSection, TlsSettings
 
 Mechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"]
 Profile = Literal["latency", "throughput"]
+Unkeyed = Literal["ordered", "spread"]
 Isolation = Literal["read_committed", "read_uncommitted"]
 Compression = Literal["none", "gzip", "snappy", "lz4", "zstd"]
 
@@ -102,6 +103,10 @@ class KafkaSettings(TlsSection):
     )
     compression: Annotated[Compression, choice("none", "gzip", "snappy", "lz4", "zstd", example="lz4")] = Field(
         default="none", description="How batches are compressed."
+    )
+    unkeyed: Annotated[Unkeyed, choice("ordered", "spread", example="spread")] = Field(
+        default="ordered",
+        description="Whether messages without a key keep their publisher's order in one partition, or spread over all.",
     )
     commit_interval: Seconds = Field(default=1.0, description="How often finished positions are committed, in seconds.")
     session_timeout: Seconds = Field(

@@ -223,9 +223,9 @@ async def test_a_slow_handler_does_not_cost_the_membership(kafka, topic):
 def test_authentication_errors_are_told_apart():
     from aiokafka.errors import TopicAuthorizationFailedError
 
-    from msight_bus.adapters.kafka.failures import explain
+    from msight_bus.adapters.kafka.errors import translate
 
-    assert isinstance(explain(TopicAuthorizationFailedError("t")), AuthenticationError)
+    assert isinstance(translate(TopicAuthorizationFailedError("t"), "publish"), AuthenticationError)
 
 
 async def test_records_are_taken_as_the_client_parsed_them(kafka, topic, monkeypatch):

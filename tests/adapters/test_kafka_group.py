@@ -375,3 +375,53 @@ async def test_the_watch_goes_on_after_an_error_nobody_thought_of(kafka, bad):
     assert not watching.done()
     watching.cancel()
     await asyncio.wait((watching,))
+
+
+@pytest.mark.parametrize("spread", [False, True])
+async def test_a_member_whose_partitions_receive_nothing_while_others_do_is_told_once(
+    kafka, topic, monkeypatch, caplog, spread
+):
+    monkeypatch.setattr(group, "_COMPARE_EVERY", 0.1)
+    async with kafka.connect(MSIGHT_KAFKA_PARTITIONS="2") as bus:
+        async with bus.subscribe(topic, group_id="g") as one:
+            async with bus.subscribe(topic, group_id="g") as two:
+                stop = asyncio.Event()
+
+                async def publish():
+                    async with bus.publisher(topic, spread=spread) as publisher:
+                        while not stop.is_set():
+                            for _ in range(10):
+                                await publisher.send(b"x")
+                            await asyncio.sleep(0.01)
+
+                publishing = asyncio.create_task(publish())
+                consuming = [asyncio.create_task(consume(messages)) for messages in (one, two)]
+                try:
+                    async with asyncio.timeout(20):
+                        while not told(caplog):
+                            if spread and one.stats.delivered > 500 and two.stats.delivered > 500:
+                                break
+                            await asyncio.sleep(0.05)
+                        await asyncio.sleep(0.5)  # nothing more is said
+                finally:
+                    stop.set()
+                    await publishing
+                    for task in consuming:
+                        task.cancel()
+                    await asyncio.wait(consuming)
+    if spread:
+        assert not told(caplog)
+    else:
+        (line,) = told(caplog)
+        for part in ("Group g", topic, "records", "publisher(spread=True)", "MSIGHT_KAFKA_UNKEYED=spread"):
+            assert part in line
+
+
+def told(caplog):
+    """The warnings of partitions that receive nothing."""
+    return [record.getMessage() for record in caplog.records if "receive nothing" in record.getMessage()]
+
+
+async def consume(messages):
+    async for _ in messages:
+        pass

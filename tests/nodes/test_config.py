@@ -28,7 +28,7 @@ MSIGHT_FIELDS = [
 
 
 def test_the_fields_are_those_of_msight_and_a_few_more():
-    more = ["queue", "concurrency", "deadline", "lifespan", "dead_letter_topic_name"]
+    more = ["queue", "concurrency", "deadline", "lifespan", "dead_letter_topic_name", "spread"]
     assert [field.name for field in dataclasses.fields(NodeConfig)] == [*MSIGHT_FIELDS, *more]
 
 

@@ -8,7 +8,6 @@ import time
 import pytest
 
 from msight_bus import BusyError, BytesData, ClosedError, Data, QueuePolicy, SensorData
-from msight_bus.message import Message
 from msight_bus.nodes import NodeConfig, Outgoing, SinkNode
 from tests.support.nodes import DEADLINE, Apply, Collect, eventually, running, start
 from tests.support.receiving import take
@@ -98,24 +97,6 @@ async def test_what_fails_or_cannot_be_decoded_is_on_the_dead_letter_topic(memor
     assert (first.payload, first.key) == (b"0", "lane 3")
     assert first.headers == {"lens": "wide", "msight-dead-topic": "in", "msight-dead-error": "ZeroDivisionError"}
     assert (second.payload, second.headers["msight-dead-error"]) == (damaged, "DecodeError")
-
-
-async def test_an_input_whose_dead_letter_is_refused_stays_unacknowledged(memory, monkeypatch, caplog):
-    node = Apply(config(action_on_error="continue", dead_letter_topic_name="dead"), divide)
-    acknowledged = []
-
-    async def ack(message):
-        acknowledged.append(message.payload)
-
-    async with memory.connect(MSIGHT_MAX_HEADER_COUNT="1") as bus, running(bus, node):
-        monkeypatch.setattr(Message, "ack", ack)
-        await bus.publish("in", b"0", headers={"lens": "wide"})
-        await bus.publish("in", b"5")
-        async with asyncio.timeout(20):
-            while not acknowledged:
-                await asyncio.sleep(0.01)
-    assert acknowledged == [b"5"]
-    assert "no dead letter" in caplog.text
 
 
 async def test_a_base_class_takes_its_subclasses(memory):

@@ -37,7 +37,7 @@ NEW = {
     ),
     *("MSIGHT_" + name for name in ("MAX_MESSAGE_BYTES", "MAX_DECODED_BYTES", "MAX_NESTING", "MAX_HEADER_COUNT")),
     *("MSIGHT_" + name for name in ("MAX_HEADER_BYTES", "MAX_IN_FLIGHT", "QUEUE_MESSAGES", "QUEUE_BYTES")),
-    *(KAFKA + name for name in ("PARTITIONS", "REPLICATION", "CREATE_TOPICS", "PROFILE", "LINGER_MS")),
+    *(KAFKA + name for name in ("PARTITIONS", "REPLICATION", "CREATE_TOPICS", "PROFILE", "LINGER_MS", "UNKEYED")),
     *(
         KAFKA + name
         for name in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -11,22 +12,38 @@ from aiokafka.errors import KafkaError
 
 from msight_bus.adapters.base import WAIT, Sink, Stamp, SubscribeRequest, Wait
 from msight_bus.adapters.ending import finish
+from msight_bus.adapters.kafka.aiokafka_compat import check_connections, take_over
 from msight_bus.adapters.kafka.client import client_options, probe, record_bytes
 from msight_bus.adapters.kafka.consumer_compat import MarkingAssignor, check_aiokafka
-from msight_bus.adapters.kafka.failures import explain
+from msight_bus.adapters.kafka.credentials import Credentials
+from msight_bus.adapters.kafka.errors import translate
 from msight_bus.adapters.kafka.feed import KafkaFeed
 from msight_bus.adapters.kafka.group import GroupFeed
 from msight_bus.adapters.kafka.live_view import LiveViewFeed
-from msight_bus.adapters.kafka.producer import KafkaProducer, PartitionWriter, choose_partition
-from msight_bus.adapters.kafka.records import to_bytes
+from msight_bus.adapters.kafka.producer import (
+    KafkaProducer,
+    PartitionWriter,
+    choose_partition,
+    choose_unkeyed_partition,
+)
+from msight_bus.adapters.kafka.records import Headers, raw_headers, to_bytes
+from msight_bus.adapters.kafka.start import check_start
 from msight_bus.adapters.kafka.topics import TopicDirectory, TopicInfo
 from msight_bus.adapters.kafka.watch import watch
 from msight_bus.capabilities import Capabilities
-from msight_bus.errors import AuthenticationError, ConnectionLostError, MessageTooLargeError, PublishTimeoutError
+from msight_bus.errors import (
+    AuthenticationError,
+    BusError,
+    ConnectionLostError,
+    MessageTooLargeError,
+    PublishTimeoutError,
+)
 from msight_bus.events import BusEvent, Disconnected
 from msight_bus.message import Message
 from msight_bus.settings import BusSettings
 from msight_bus.wire import envelope
+
+logger = logging.getLogger("msight_bus")
 
 _NEVER_MS = 2**31 - 1
 _RECORD_OVERHEAD = record_bytes(None, b"", [(envelope.HEADER, b"0" * 48)]) + 16
@@ -37,14 +54,23 @@ class _Route:
     """Where a publisher's messages without a key go on a topic.
 
     Attributes:
-        name: the publisher's.
-        writer: the partition's.
+        writers: of its one partition, or of all where they are spread.
         surely_fits: a payload of this many bytes is under the limit, whatever its size takes to write down.
+        at: counts messages, for the turns of several writers.
     """
 
-    name: str
-    writer: PartitionWriter
+    writers: list[PartitionWriter]
     surely_fits: int
+    at: int = 0
+
+    def free(self) -> PartitionWriter | None:
+        """The next writer that takes a message, if there is one."""
+        for _ in self.writers:
+            writer = self.writers[self.at % len(self.writers)]
+            if not writer.congested:
+                return writer
+            self.at += 1
+        return None
 
 
 class KafkaAdapter:
@@ -53,16 +79,18 @@ class KafkaAdapter:
     def __init__(self, settings: BusSettings, stamp: Stamp, report: Callable[[BusEvent], None]) -> None:
         self._settings = settings
         self._limits = settings.limits
-        self._options = client_options(settings)
-        self._directory = TopicDirectory(settings, self._options)
-        self._producer = KafkaProducer(settings, self._options, stamp)
+        self._credentials = Credentials(settings.kafka)
+        self._options = client_options(settings, self._credentials)
+        self._directory = TopicDirectory(settings, self._options, self._credentials, self._forget_routes)
+        self._producer = KafkaProducer(settings, self._options, self._credentials, stamp, self._directory)
         self._report = report
         self._watching: asyncio.Task[None] | None = None
         self._is_away = False
-        self._routes: dict[str, _Route] = {}
+        self._routes: dict[str, dict[str | None, _Route]] = {}  # of each topic, by publisher
         self._feeds: set[KafkaFeed] = set()
         self._ending: asyncio.Task[None] | None = None
         self._refused: AuthenticationError | None = None
+        self._refused_since: float | None = None
 
     def _heard(self, event: BusEvent) -> None:
         self._is_away = isinstance(event, Disconnected)
@@ -87,11 +115,10 @@ class KafkaAdapter:
         """Connect, and learn at once why if that fails."""
         try:
             async with asyncio.timeout(self._limits.connect_timeout):
-                await probe(self._options)
+                check_connections()
+                await self._probe()
                 await self._directory.open()
-            watching = watch(
-                self._directory.ask, lambda: probe(self._options), self._limits, self._heard, self._on_refused
-            )
+            watching = watch(self._directory.ask, self._probe_patiently, self._limits, self._heard, self._on_refused)
             self._watching = asyncio.create_task(watching, name="msight_bus kafka watch")
         except TimeoutError as error:
             raise ConnectionLostError(
@@ -99,14 +126,36 @@ class KafkaAdapter:
                 f"{self._limits.connect_timeout:g} s (MSIGHT_CONNECT_TIMEOUT)."
             ) from error
 
+    async def _probe(self) -> None:
+        await probe(self._options | self._credentials())
+
+    async def _probe_patiently(self) -> None:
+        """Probe; where they come from files, believe a refusal only when it has lasted: rotation takes a moment."""
+        try:
+            await self._probe()
+        except AuthenticationError as error:
+            now = asyncio.get_running_loop().time()
+            if self._refused_since is None:
+                self._refused_since = now
+            if not self._credentials.can_change or now - self._refused_since >= self._limits.refusal_patience:
+                raise
+            raise ConnectionLostError(f"Refused, trying again with the files as they are then: {error}") from error
+        except BaseException:
+            self._refused_since = None
+            raise
+        self._refused_since = None
+
     def publish(
         self, topic: str, payload: bytes, key: str | None, headers: Mapping[str, str] | None, name: str | None
     ) -> asyncio.Future[None] | Wait:
         """Add a record to its partition's batch; the future is the acknowledgement by all in-sync replicas."""
         if key is None and not headers:  # a stream's common case, with everything looked up before
-            route = self._routes.get(topic)
-            if route is not None and route.name == name and len(payload) <= route.surely_fits:
-                return WAIT if route.writer.congested else route.writer.append(None, payload)
+            routes = self._routes.get(topic)
+            route = None if routes is None else routes.get(name)
+            if route is not None and len(payload) <= route.surely_fits:
+                writer = route.free()
+                route.at += 1
+                return WAIT if writer is None else writer.append(None, payload)
         if self._refused is not None:
             raise self._refused
         info = self._directory.known(topic)
@@ -115,11 +164,31 @@ class KafkaAdapter:
         record_key = None if key is None else to_bytes(key)
         user = [(header, to_bytes(value)) for header, value in headers.items()] if headers else []
         self._check_size(topic, info, record_key, payload, user)
-        writer = self._producer.writer(topic, choose_partition(record_key, name or "", info.partitions))
-        if key is None and name is not None:
+        writer = self._writer(topic, info, record_key, name)
+        return WAIT if writer is None else writer.append(record_key, payload, user)
+
+    def _writer(self, topic: str, info: TopicInfo, key: bytes | None, name: str | None) -> PartitionWriter | None:
+        """The writer of a message, unless it must wait."""
+        if key is not None:
+            writer = self._producer.writer(topic, choose_partition(key, info.partitions))
+            return None if writer.congested else writer
+        route = self._route(topic, info, name)
+        chosen = route.free()
+        route.at += 1
+        return chosen
+
+    def _route(self, topic: str, info: TopicInfo, name: str | None) -> _Route:
+        routes = self._routes.setdefault(topic, {})
+        route = routes.get(name)
+        if route is None:
+            partitions = range(info.partitions) if name is None else [choose_unkeyed_partition(name, info.partitions)]
             limit = min(info.max_message_bytes, self._limits.max_message_bytes)
-            self._routes[topic] = _Route(name, writer, limit - _RECORD_OVERHEAD)
-        return WAIT if writer.congested else writer.append(record_key, payload, user)
+            writers = [self._producer.writer(topic, partition) for partition in partitions]
+            route = routes[name] = _Route(writers, limit - _RECORD_OVERHEAD)
+        return route
+
+    def _forget_routes(self, topic: str) -> None:
+        self._routes.pop(topic, None)
 
     def _on_refused(self, error: AuthenticationError) -> None:
         """Kafka accepts these credentials no longer: whoever waits learns it at once."""
@@ -136,8 +205,11 @@ class KafkaAdapter:
         """Make sure that the topic exists, and wait until its partition takes more."""
         info = await self._directory.ensure(topic)
         await self._producer.ensure_open()
-        record_key = None if key is None else to_bytes(key)
-        writer = self._producer.writer(topic, choose_partition(record_key, name or "", info.partitions))
+        if key is None:
+            route = self._route(topic, info, name)
+            writer = route.free() or route.writers[route.at % len(route.writers)]
+        else:
+            writer = self._producer.writer(topic, choose_partition(to_bytes(key), info.partitions))
         try:
             async with asyncio.timeout(self._limits.publish_timeout):
                 await writer.room()
@@ -148,9 +220,9 @@ class KafkaAdapter:
             ) from None
 
     def _check_size(
-        self, topic: str, info: TopicInfo, key: bytes | None, payload: bytes, headers: list[tuple[str, bytes]]
+        self, topic: str, info: TopicInfo, key: bytes | None, value: bytes | None, headers: Headers
     ) -> None:
-        size = record_bytes(key, payload, [(envelope.HEADER, b"0" * 48), *headers])
+        size = record_bytes(key, value, [(envelope.HEADER, b"0" * 48), *headers])
         limit = min(info.max_message_bytes, self._limits.max_message_bytes)
         if size > limit:
             raise MessageTooLargeError(
@@ -172,6 +244,7 @@ class KafkaAdapter:
         if self._refused is not None:
             raise self._refused
         info = await self._directory.ensure(request.topic)
+        check_start(request.start, request.topic, info.partitions)
         kafka = self._settings.kafka
         check_aiokafka()
         consumer = AIOKafkaConsumer(
@@ -189,6 +262,7 @@ class KafkaAdapter:
             isolation_level=kafka.isolation,
             partition_assignment_strategy=(MarkingAssignor,),
         )
+        take_over(consumer._client, self._credentials)
         feed: KafkaFeed
         if request.group_id is None:
             feed = LiveViewFeed(request, sink, self._settings, consumer, self._dead_letter)
@@ -202,27 +276,62 @@ class KafkaAdapter:
             await feed.start()
         except KafkaError as error:
             await finish(feed.close())
-            raise explain(error) from error
+            raise translate(error, "subscribe", f"on {request.topic!r}") from error
         except BaseException:
             await finish(feed.close())
             raise
         return feed
 
-    async def _dead_letter(self, message: Message) -> None:
-        """Publish a record that nobody could handle to its dead-letter topic, and wait for the acknowledgement."""
+    async def _dead_letter(self, message: Message) -> bool:
         partition, offset = message.position or (0, 0)
-        where = {"msight-dead-topic": message.topic, "msight-dead-position": f"{partition}:{offset}"}
-        topic = message.topic + self._settings.kafka.dead_letter_suffix
+        why = {"msight-dead-topic": message.topic, "msight-dead-position": f"{partition}:{offset}"}
+        return await self.dead_letter(message, message.topic + self._settings.kafka.dead_letter_suffix, why)
+
+    async def dead_letter(self, message: Message, topic: str, why: Mapping[str, str]) -> bool:
+        """Pass a record on as it came (adapters.base.DeadLetterAdapter)."""
+        value = None if message.tombstone else message.payload
+        headers = raw_headers(message)
+        marks = [(name, text.encode()) for name, text in why.items()]
+        try:
+            try:
+                await self._publish_and_wait(topic, message.key, value, [*headers, *marks])
+            except MessageTooLargeError:
+                if not headers:
+                    raise
+                await self._publish_and_wait(topic, message.key, value, [*marks, ("msight-dead-headers", b"omitted")])
+        except (PublishTimeoutError, ConnectionLostError):
+            raise
+        except BusError as error:
+            problem = error
+        else:
+            return True
+        partition, offset = message.position or (0, 0)
+        logger.error(
+            "There is no dead letter on %s of %s, partition %d, offset %d: %s",
+            topic,
+            message.topic,
+            partition,
+            offset,
+            problem,
+        )
+        return False
+
+    async def _publish_and_wait(self, topic: str, key: str | None, value: bytes | None, headers: Headers) -> None:
         done: asyncio.Future[None] | Wait = WAIT
         while done is WAIT:
-            await self.ready(topic, message.key, None)
-            done = self.publish(topic, message.payload, message.key, {**message.headers, **where}, None)
+            info = await self._directory.ensure(topic)
+            await self._producer.ensure_open()
+            record_key = None if key is None else to_bytes(key)
+            self._check_size(topic, info, record_key, value, headers)
+            writer = self._writer(topic, info, record_key, None)
+            if writer is not None:
+                done = writer.append(record_key, value, headers)
+            else:
+                await self.ready(topic, key, None)
         assert isinstance(done, asyncio.Future)
         finished, _ = await asyncio.wait((done,), timeout=self._limits.publish_timeout)
         if not finished:
-            raise PublishTimeoutError(
-                f"A message of {message.topic!r} could not be dead-lettered; it is still unacknowledged."
-            )
+            raise PublishTimeoutError(f"Kafka did not acknowledge a dead letter on {topic!r} in time.")
         done.result()
 
     async def close(self) -> None:

@@ -12,7 +12,8 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.protocol.metadata import MetadataRequest
 
 from msight_bus.adapters.failover import in_turn
-from msight_bus.adapters.kafka.failures import REFUSED, explain
+from msight_bus.adapters.kafka.aiokafka_compat import Credentials, take_over
+from msight_bus.adapters.kafka.errors import REFUSED, translate
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,11 @@ class TopicMetadata:
 
 
 class Admin(AIOKafkaAdminClient):
-    """The library asks one broker, at random or because it is the controller, though it be dead."""
+    """The library asks one broker, at random or because it is the controller, even if that broker is down."""
+
+    def __init__(self, credentials: Credentials, **options: Any) -> None:
+        super().__init__(**options)
+        take_over(self._client, credentials)
 
     async def metadata(self, topics: list[str], within: float | None = None) -> Any:
         """Metadata of the cluster and of ``topics``, from a broker that answers within ``within`` seconds.
@@ -56,7 +61,7 @@ class Admin(AIOKafkaAdminClient):
             if found == name and error_code == 0 and all(partition[2] >= 0 for partition in partitions):
                 return TopicMetadata(len(partitions), min(len(partition[3]) for partition in partitions), brokers)
             if found == name and kafka_errors.for_code(error_code) in REFUSED:
-                raise explain(kafka_errors.for_code(error_code)(name))
+                raise translate(kafka_errors.for_code(error_code)(name), "administer")
         return TopicMetadata(0, 0, brokers)
 
     async def _send_request(self, request: Any, node_id: int | None = None) -> Any:
@@ -80,6 +85,7 @@ class Admin(AIOKafkaAdminClient):
                 async with asyncio.timeout(share):
                     return await client.send(node, request)
             except TimeoutError:
+                client.drop(node)  # it may be the connection that is dead
                 problem = kafka_errors.RequestTimedOutError(f"broker {node} did not answer")
             except (kafka_errors.KafkaError, OSError) as error:
                 problem = error

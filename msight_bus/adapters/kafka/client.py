@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import aiokafka.errors as kafka_errors
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka.abc import AbstractTokenProvider
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import AIOKafkaConnection, OAuthAuthenticator
 from aiokafka.producer.message_accumulator import BatchBuilder
@@ -23,7 +22,8 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from msight_bus.adapters.ending import begin
 from msight_bus.adapters.failover import in_turn
-from msight_bus.adapters.kafka.failures import explain
+from msight_bus.adapters.kafka.credentials import Credentials
+from msight_bus.adapters.kafka.errors import translate
 from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError
 from msight_bus.settings import BusSettings
 from msight_bus.settings.discretion import hide_secrets
@@ -45,16 +45,6 @@ def _tells(told: object) -> bool:
 
 for _name in ("aiokafka.conn", "aiokafka.client"):
     logging.getLogger(_name).addFilter(_Discretion())
-
-
-class _Token(AbstractTokenProvider):
-    """The OAuth bearer token of the settings."""
-
-    def __init__(self, token: str) -> None:
-        self.secret = token
-
-    async def token(self) -> str:
-        return self.secret
 
 
 class _OAuth(OAuthAuthenticator):
@@ -83,25 +73,17 @@ def _send_or_lose(connection: Any, request: Any, expect_response: bool = True) -
 AIOKafkaConnection.send = _send_or_lose
 
 
-def client_options(settings: BusSettings) -> dict[str, Any]:
+def client_options(settings: BusSettings, credentials: Credentials | None = None) -> dict[str, Any]:
     """Keyword arguments that producer, consumer and admin client share."""
     kafka = settings.kafka
-    context = kafka.tls.context()
-    protocol = ("SASL_" if kafka.sasl_mechanism else "") + ("SSL" if context else "PLAINTEXT")
+    protocol = ("SASL_" if kafka.sasl_mechanism else "") + ("SSL" if kafka.tls.enabled else "PLAINTEXT")
     options: dict[str, Any] = {
         "bootstrap_servers": [str(server) for server in kafka.servers],
         "client_id": settings.edge_device_name or "msight_bus",
         "security_protocol": protocol,
-        "ssl_context": context,
+        **(credentials or Credentials(kafka))(),
         "request_timeout_ms": int(settings.limits.connect_timeout * 1000),
     }
-    if kafka.sasl_mechanism == "OAUTHBEARER":
-        assert kafka.sasl_oauth_token is not None
-        options["sasl_oauth_token_provider"] = _Token(kafka.sasl_oauth_token.get_secret_value())
-    elif kafka.sasl_mechanism:
-        assert kafka.sasl_password is not None
-        options["sasl_plain_username"] = kafka.sasl_username
-        options["sasl_plain_password"] = kafka.sasl_password.get_secret_value()
     if kafka.sasl_mechanism:
         options["sasl_mechanism"] = kafka.sasl_mechanism
     return options
@@ -127,7 +109,7 @@ async def probe(options: dict[str, Any]) -> None:
         except Exception as error:  # also what the client stumbles over when a peer talks nonsense
             token = options.get("sasl_oauth_token_provider")
             hide_secrets(error, [token.secret if token else options.get("sasl_plain_password", "")])
-            problem = explain(error, where=server)
+            problem = translate(error, "connect", f"at {server}")
             problem.__cause__ = error
             if isinstance(problem, AuthenticationError):
                 raise problem from error
@@ -137,7 +119,7 @@ async def probe(options: dict[str, Any]) -> None:
     raise problem or ConnectionLostError("No Kafka server is configured.")
 
 
-def record_bytes(key: bytes | None, value: bytes, headers: list[tuple[str, bytes]]) -> int:
+def record_bytes(key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes | None]]) -> int:
     """Bytes at most that a record takes in a batch of its own."""
     return int(DefaultRecordBatchBuilder.estimate_size_in_bytes(key, value, headers)) + 64
 
@@ -149,10 +131,12 @@ async def start_client(client: AIOKafkaConsumer | AIOKafkaProducer | AIOKafkaAdm
 
 def record_appender(
     builder: BatchBuilder,
-) -> Callable[[int, int, bytes | None, bytes, list[tuple[str, bytes]]], object]:
+) -> Callable[[int, int, bytes | None, bytes | None, list[tuple[str, bytes | None]]], object]:
     """The C builder's own ``append(number, timestamp, key, value, headers)``, ``None`` if the batch is full: half the time of
     aiokafka's. Who uses it counts the records, and gives their number to `close_batch`."""
-    append: Callable[[int, int, bytes | None, bytes, list[tuple[str, bytes]]], object] = builder._builder.append
+    append: Callable[[int, int, bytes | None, bytes | None, list[tuple[str, bytes | None]]], object] = (
+        builder._builder.append
+    )
     return append
 
 

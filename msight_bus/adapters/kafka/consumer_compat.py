@@ -17,11 +17,9 @@ from aiokafka.coordinator.protocol import ConsumerProtocol, ConsumerProtocolMemb
 from aiokafka.protocol.admin import DescribeGroupsRequest
 from aiokafka.protocol.fetch import FetchRequest
 
-from msight_bus.adapters.client_library import ClientLibrary
+from msight_bus.adapters.kafka.aiokafka_compat import AIOKAFKA
 from msight_bus.adapters.kafka.client import close_client, end_tasks
 from msight_bus.adapters.kafka.partition_reader import ListMaker, PartitionReader
-
-AIOKAFKA = ClientLibrary("aiokafka", oldest="0.14.0", newest="0.14.0")
 
 
 def check_aiokafka() -> None:

@@ -20,7 +20,7 @@ from aiokafka.errors import (
 
 from msight_bus.adapters.base import Sink, SubscribeRequest
 from msight_bus.adapters.kafka.consumer_compat import background_tasks, end_consumer, is_member, log_end
-from msight_bus.adapters.kafka.failures import REFUSED, explain
+from msight_bus.adapters.kafka.errors import REFUSED, translate
 from msight_bus.adapters.kafka.records import offset_of, to_messages
 from msight_bus.adapters.kafka.start import Moment
 from msight_bus.errors import BusError
@@ -41,7 +41,7 @@ _COMMIT_WITHIN = 3.0
 _FETCHES_OF_DAMAGED = 3
 _LEAVE_WITHIN = 1.0
 
-DeadLetter = Callable[[Message], Awaitable[None]]
+DeadLetter = Callable[[Message], Awaitable[bool]]
 
 
 class Partition:
@@ -99,8 +99,10 @@ class Partition:
             message.redeliveries += 1
             self._sink.put_back(message)
             return
-        await self._dead_letter(message)
-        self.settle(message)
+        if await self._dead_letter(message):
+            self.settle(message)
+        else:
+            self._sink.drop(message, "no dead letter")
 
 
 class KafkaFeed:
@@ -159,7 +161,7 @@ class KafkaFeed:
         error = None if task.cancelled() else task.exception()
         if error is not None:  # nobody awaits it, and its subscription must not stand still in silence
             logger.error("Reading %s has failed.", self.topic, exc_info=error)
-            self._fail(explain(error))
+            self._fail(translate(error, "subscribe"))
 
     def _fail(self, error: BusError) -> None:
         """End the subscription with an error."""
@@ -218,7 +220,7 @@ class KafkaFeed:
             try:
                 await self._fetch()
             except REFUSED as error:
-                self._fail(explain(error))
+                self._fail(translate(error, "subscribe"))
             except ConsumerStoppedError:
                 return
             except (KafkaError, OSError) as error:
@@ -274,7 +276,7 @@ class KafkaFeed:
                         self._sink.deliver(new)
 
     def _complain(self, error: BaseException) -> None:
-        text = str(explain(error))
+        text = str(translate(error, "subscribe"))
         if text != self._problem:
             self._problem = text
             logger.warning("Fetching %s: %s", self.topic, text)
@@ -383,6 +385,6 @@ class KafkaFeed:
         except TimeoutError as error:
             raise BusError(f"Kafka did not confirm a commit of {self.topic!r} within {_COMMIT_WITHIN:g} s.") from error
         except (KafkaError, ValueError) as error:
-            raise explain(error) from error
+            raise translate(error, "subscribe") from error
         for number, offset in finished.items():
             ledgers[number].committed = offset

@@ -27,7 +27,7 @@ from msight_bus.adapters.kafka.consumer_compat import (
     partitions_of_mates,
     rejoin,
 )
-from msight_bus.adapters.kafka.failures import REFUSED, explain
+from msight_bus.adapters.kafka.errors import REFUSED, translate
 from msight_bus.adapters.kafka.feed import KafkaFeed
 from msight_bus.adapters.kafka.start import Moment, moment_of, resolve
 from msight_bus.errors import BusError, ConnectionLostError
@@ -43,6 +43,10 @@ _JOIN_WITHIN = 60.0
 has expired, which takes 45 s with the defaults of Kafka's own clients."""
 
 _TELL_EVERY = 5.0
+
+_COMPARE_EVERY = 10.0
+_MANY = 100
+"""Records after which a member whose own partitions received none is told; fewer can be chance."""
 
 
 class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
@@ -64,6 +68,37 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
         await self._join(pump)
         await self._wait_for_mates()
         self._run(self._commit_regularly(), "committer")
+        self._run(self._compare_partitions(), "comparison")
+
+    async def _compare_partitions(self) -> None:
+        """Warn once if only partitions of other members receive records."""
+        first: dict[TopicPartition, int] = {}
+        own: set[int] = set()
+        while True:
+            await asyncio.sleep(_COMPARE_EVERY)
+            try:
+                ends: dict[TopicPartition, int] = dict(await self._consumer.end_offsets(self._all_partitions()))
+            except (KafkaError, OSError):
+                continue
+            if own != set(self._assignment) or ends.keys() != first.keys():
+                first, own = ends, set(self._assignment)
+                continue
+            received = {where.partition: end - first[where] for where, end in ends.items()}
+            others = {number: count for number, count in received.items() if number not in own and count > 0}
+            if own and sum(others.values()) >= _MANY and not any(received[number] for number in own):
+                self._warn_of_idle_partitions(own, others)
+                return
+
+    def _warn_of_idle_partitions(self, own: set[int], others: dict[int, int]) -> None:
+        logger.warning(
+            "Group %s: this member owns only partitions of %s that receive nothing (%s), while others do (%s). All messages "
+            "without a key of one publisher go to one partition. To share them, publish with keys, or spread them: "
+            "publisher(spread=True), NodeConfig(spread=True), or MSIGHT_KAFKA_UNKEYED=spread at the publisher.",
+            self._request.group_id,
+            self.topic,
+            ", ".join(map(str, sorted(own))),
+            ", ".join(f"{number}: {count} records" for number, count in sorted(others.items())),
+        )
 
     async def _join(self, pump: asyncio.Task[None]) -> None:
         """Wait until partitions are assigned.
@@ -135,7 +170,7 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
         try:
             check_group(self._consumer)
         except REFUSED as error:
-            self._fail(explain(error))
+            self._fail(translate(error, "subscribe"))
         except KafkaError as error:
             self._complain(error)  # aiokafka tries again once the error has been taken
 
@@ -156,14 +191,16 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
         except RebalanceInProgressError:  # whatever was to be found out, the next assignment does
             rejoin(self._consumer)
         except REFUSED as error:
-            self._fail(explain(error))
+            self._fail(translate(error, "subscribe"))
         except (KafkaError, OSError) as error:
-            logger.warning("A rebalance of %s failed, rejoining the group: %s", self.topic, explain(error))
+            logger.warning(
+                "A rebalance of %s failed, rejoining the group: %s", self.topic, translate(error, "subscribe")
+            )
             await asyncio.sleep(self._settings.limits.reconnect_min)
             rejoin(self._consumer)
         except Exception as error:
             logger.exception("A rebalance of %s failed.", self.topic)
-            self._fail(explain(error))
+            self._fail(translate(error, "subscribe"))
 
     async def _revoke(self) -> None:
         self._resolved.clear()

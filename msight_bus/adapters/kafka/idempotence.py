@@ -18,7 +18,7 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.producer.message_accumulator import BatchBuilder, MessageBatch
 
 from msight_bus.adapters.kafka.client import end_producer, start_client
-from msight_bus.adapters.kafka.failures import InvalidRecordError
+from msight_bus.adapters.kafka.errors import InvalidRecordError
 from msight_bus.errors import PublishTimeoutError
 
 logger = logging.getLogger("msight_bus")
@@ -135,34 +135,50 @@ class IdempotentProducer:
         sender.remove_done_callback(self._sender._fail_all)  # it fails batches whose answer is on its way, then itself
         sender.add_done_callback(self._sender_ended)
 
-    def new_builder(self) -> BatchBuilder:
+    def new_builder(self, max_bytes: int) -> BatchBuilder:
         """An empty batch; it can be handed to any producer of the same options."""
-        return self._producer.create_batch()
+        return BatchBuilder(max_bytes, self._accumulator._compression_type)
 
     def takes(self, where: TopicPartition) -> bool:
         """Whether batches of a partition can be handed to this producer."""
         return not self._is_unusable and where not in self._unusable
 
     async def find(self, where: TopicPartition) -> None:
-        """Wait until the partition is known, or this producer is replaced.
+        """Wait for an answer of the cluster that has the partition, or until this producer is replaced.
 
         Raises:
-            KafkaError: the partition does not exist, or the topic may not be published on.
+            UnknownTopicOrPartitionError: the answer does not have it.
+            KafkaError: the topic may not be published on, or no answer came.
         """
-        cluster = self._producer.client.cluster
-        if cluster.partitions_for_topic(where.topic) is None:
-            asking = asyncio.ensure_future(self._producer.partitions_for(where.topic))
-            replaced = asyncio.ensure_future(self._replaced.wait())
-            try:
-                await asyncio.wait((asking, replaced), return_when=asyncio.FIRST_COMPLETED)
-                if not asking.done():
-                    return
+        if where.partition in (self._producer.client.cluster.partitions_for_topic(where.topic) or ()):
+            return
+        asking = asyncio.ensure_future(self._ask(where))
+        replaced = asyncio.ensure_future(self._replaced.wait())
+        try:
+            await asyncio.wait((asking, replaced), return_when=asyncio.FIRST_COMPLETED)
+            if asking.done():
                 asking.result()
-            finally:
-                asking.cancel()
-                replaced.cancel()
-        if where.partition not in (cluster.partitions_for_topic(where.topic) or ()):
-            raise kafka_errors.UnknownTopicOrPartitionError(f"{where.topic!r} has no partition {where.partition}")
+        finally:
+            asking.cancel()
+            replaced.cancel()
+
+    async def _ask(self, where: TopicPartition) -> None:
+        client = self._producer.client
+        client._topics.add(where.topic)
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + self.batch_ttl
+        answers = 0
+        while answers < 2:  # the first one may be that to a question that was asked before
+            answers += await client.force_metadata_update()
+            if where.partition in (client.cluster.partitions_for_topic(where.topic) or ()):
+                return
+            if where.topic in client.cluster.unauthorized_topics:
+                raise kafka_errors.TopicAuthorizationFailedError(where.topic)
+            if loop.time() > give_up_at:
+                raise kafka_errors.KafkaTimeoutError(f"no broker told where {where.topic!r} is")
+            if not answers:
+                await asyncio.sleep(self._sender._retry_backoff)
+        raise kafka_errors.UnknownTopicOrPartitionError(f"{where.topic!r} has no partition {where.partition}")
 
     def hand_over(
         self,

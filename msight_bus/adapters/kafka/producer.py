@@ -18,14 +18,16 @@ from typing import Any
 from zlib import crc32
 
 from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError, UnknownTopicOrPartitionError
 from aiokafka.partitioner import murmur2
 
 from msight_bus.adapters.base import Stamp
 from msight_bus.adapters.ending import finish
+from msight_bus.adapters.kafka.aiokafka_compat import Credentials, take_over
 from msight_bus.adapters.kafka.client import close_batch, record_appender
-from msight_bus.adapters.kafka.failures import explain
+from msight_bus.adapters.kafka.errors import translate
 from msight_bus.adapters.kafka.idempotence import IdempotentProducer
+from msight_bus.adapters.kafka.topics import TopicDirectory
 from msight_bus.errors import BusError, ConnectionLostError, PublishTimeoutError
 from msight_bus.settings import BusSettings
 from msight_bus.wire.envelope import HEADER, pack_meta
@@ -37,6 +39,12 @@ _HANDED_OVER = 2
 
 _QUEUED_BATCHES = 2
 """Full batches of one partition that may wait before its publisher waits too."""
+
+_METADATA_AGE_MS = 300_000
+"""Milliseconds after which the cluster is asked again which partitions the topics have."""
+
+_LOOK_AGAIN = 0.1
+"""Seconds between two looks at a partition that a broker has not heard of yet."""
 
 _TURN_BYTES = 128 * 1024
 """After so many bytes a publisher that never had to wait gives the loop a turn."""
@@ -78,7 +86,9 @@ class PartitionWriter:
         self.congested = False
         self.task = asyncio.create_task(self._run(), name=f"msight_bus writer {topic}-{partition}")
 
-    def append(self, key: bytes | None, value: bytes, user: Sequence[tuple[str, bytes]] = ()) -> asyncio.Future[None]:
+    def append(
+        self, key: bytes | None, value: bytes | None, user: Sequence[tuple[str, bytes | None]] = ()
+    ) -> asyncio.Future[None]:
         """Stamp a record and add it to the batch that is being filled; returns the batch's acknowledgement.
 
         ``user`` are the publisher's own headers.
@@ -97,7 +107,7 @@ class PartitionWriter:
                 self.congested = True
                 self._room.clear()
         batch.count += 1
-        self._turn_bytes += len(value) + 64
+        self._turn_bytes += (0 if value is None else len(value)) + 64
         if self._turn_bytes > _TURN_BYTES and not self.congested:
             self._turn_bytes = 0
             self.congested = True
@@ -109,7 +119,7 @@ class PartitionWriter:
         return batch.done
 
     def _next(self) -> _Batch:
-        self._filling = batch = _Batch(self._owner.new_builder())
+        self._filling = batch = _Batch(self._owner.new_builder(self.topic))
         self.unfinished.add(batch.done)
         batch.done.add_done_callback(self._finished)
         return batch
@@ -162,6 +172,8 @@ class PartitionWriter:
         Raises:
             Exception: the next batch cannot be sent.
         """
+        loop = asyncio.get_running_loop()
+        give_up_at: float | None = None
         while True:
             producer = await self._owner.ready(self._where)
             if self._handed_over and producer is not self._producer:
@@ -170,6 +182,14 @@ class PartitionWriter:
                 continue
             try:
                 await producer.find(self._where)
+            except UnknownTopicOrPartitionError:
+                give_up_at = give_up_at or loop.time() + self._owner.patience
+                if self._owner.is_current(producer, self._where):
+                    if loop.time() > give_up_at:
+                        raise
+                    await self._owner.look_up(self._where)
+                    await asyncio.sleep(_LOOK_AGAIN)
+                continue
             except Exception:
                 if self._owner.is_current(producer, self._where):
                     raise
@@ -209,7 +229,9 @@ class PartitionWriter:
 
     def _refuse(self, batch: _Batch, error: BaseException) -> None:
         if not batch.done.done():
-            problem = explain(error)
+            if isinstance(error, MessageSizeTooLargeError):
+                self._owner.too_large(self.topic)
+            problem = translate(error, "publish", f"on {self.topic!r}")
             if problem is not error:
                 problem.__cause__ = error
             batch.done.set_exception(problem)
@@ -229,17 +251,27 @@ class KafkaProducer:
     moves to the next one when the broken one has no more batch of it, so order holds.
     """
 
-    def __init__(self, settings: BusSettings, options: dict[str, Any], stamp: Stamp) -> None:
+    def __init__(
+        self,
+        settings: BusSettings,
+        options: dict[str, Any],
+        credentials: Credentials,
+        stamp: Stamp,
+        topics: TopicDirectory,
+    ) -> None:
         self._stamp = stamp
         self._settings = settings
         self._options = options
+        self._credentials = credentials
+        self._topics = topics
         self._producer: IdempotentProducer | None = None
         self._former: dict[IdempotentProducer, asyncio.Task[None]] = {}
         self._ready = asyncio.Event()
         self._opening = asyncio.Lock()
         self._replacing: asyncio.Task[None] | None = None
         self._writers: dict[tuple[str, int], PartitionWriter] = {}
-        self._builders: Callable[[], Any] | None = None
+        self._builders: Callable[[int], Any] | None = None
+        self._looking: dict[str, asyncio.Task[None]] = {}
 
     async def open(self) -> None:
         """Start the producer.
@@ -252,16 +284,18 @@ class KafkaProducer:
             **self._options,
             acks="all",
             enable_idempotence=True,
+            metadata_max_age_ms=_METADATA_AGE_MS,
             max_batch_size=kafka.tuning.batch_bytes,
             compression_type=None if kafka.compression == "none" else kafka.compression,
             max_request_size=max(self._settings.limits.max_message_bytes, kafka.tuning.batch_bytes) + 1024 * 1024,
         )
+        take_over(client.client, self._credentials, self._seen)
         producer = IdempotentProducer(client, self._broken)
         try:
             await producer.start()
         except KafkaError as error:
             await finish(producer.end())
-            raise explain(error) from error
+            raise translate(error, "connect") from error
         except BaseException:
             await finish(producer.end())
             raise
@@ -271,6 +305,11 @@ class KafkaProducer:
             self._former[former] = asyncio.create_task(self._retire(former), name="msight_bus former producer")
         self._builders = producer.new_builder
         self._ready.set()
+
+    @property
+    def patience(self) -> float:
+        """Seconds that a message may wait for its partition."""
+        return self._settings.limits.publish_timeout
 
     @property
     def is_open(self) -> bool:
@@ -295,10 +334,47 @@ class KafkaProducer:
                 f"Kafka started no producer within {self._settings.limits.connect_timeout:g} s (MSIGHT_CONNECT_TIMEOUT)."
             ) from error
 
-    def new_builder(self) -> Any:
-        """An empty batch."""
+    def new_builder(self, topic: str) -> Any:
+        """An empty batch, no larger than the topic takes."""
         assert self._builders is not None
-        return self._builders()
+        info = self._topics.known(topic)
+        batch_bytes = self._settings.kafka.tuning.batch_bytes
+        return self._builders(batch_bytes if info is None else min(batch_bytes, info.max_message_bytes))
+
+    async def look_up(self, where: TopicPartition) -> None:
+        """Look up anew the topic of a partition that a producer does not find; creates the topic if that is permitted.
+
+        Raises:
+            TopicError: it must not be created.
+            KafkaError: it has fewer partitions.
+            BusError: Kafka does not answer or refuses.
+        """
+        self._topics.forget(where.topic)
+        info = await self._topics.ensure(where.topic)
+        if where.partition >= info.partitions:
+            raise UnknownTopicOrPartitionError(f"{where.topic!r} has no partition {where.partition} any more")
+
+    def too_large(self, topic: str) -> None:
+        """A batch was refused for its size: what the topic takes has changed."""
+        self._topics.refresh_soon(topic)
+
+    def _seen(self, topic: str, partitions: int) -> None:
+        self._topics.seen(topic, partitions)
+        if not partitions and topic not in self._looking and self._has_unfinished(topic):
+            looking = asyncio.create_task(self._create_again(topic), name=f"msight_bus topic {topic}")
+            self._looking[topic] = looking
+            looking.add_done_callback(lambda _: self._looking.pop(topic, None))
+
+    async def _create_again(self, topic: str) -> None:
+        """Batches on their way need their topic; where it must not be created, they expire."""
+        try:
+            await self._topics.ensure(topic)
+        except BusError as error:
+            logger.warning("Messages on %s are on their way: %s", topic, error)
+            await asyncio.sleep(self._settings.limits.reconnect_max)
+
+    def _has_unfinished(self, topic: str) -> bool:
+        return any(writer.unfinished for (name, _), writer in self._writers.items() if name == topic)
 
     async def ready(self, where: TopicPartition) -> IdempotentProducer:
         """The producer for a partition, once there is one that can publish on it."""
@@ -363,6 +439,10 @@ class KafkaProducer:
         if self._replacing is not None:
             self._replacing.cancel()
             await asyncio.wait((self._replacing,))
+        for task in list(self._looking.values()):
+            task.cancel()
+        if self._looking:
+            await asyncio.wait(self._looking.values())
         for writer in self._writers.values():
             writer.give_up(error)
         if self._writers:
@@ -378,8 +458,11 @@ class KafkaProducer:
                 await one.end()
 
 
-def choose_partition(key: bytes | None, name: str, partitions: int) -> int:
-    """The partition of a record: by its key as Kafka's own clients do (murmur2), else by the publisher's stable name."""
-    if key is not None:
-        return int((murmur2(key) & 0x7FFFFFFF) % partitions)
+def choose_partition(key: bytes, partitions: int) -> int:
+    """The partition of a record with a key, as Kafka's own clients choose it (murmur2)."""
+    return int((murmur2(key) & 0x7FFFFFFF) % partitions)
+
+
+def choose_unkeyed_partition(name: str, partitions: int) -> int:
+    """The partition of records without a key, by their publisher's stable name."""
     return crc32(name.encode()) % partitions

@@ -53,6 +53,17 @@ def to_bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
+Headers = Sequence[tuple[str, bytes | None]]
+"""A record's headers, as they are in the log."""
+
+
+def raw_headers(message: Message) -> Headers:
+    """The headers of a message but the bus's own, as they came."""
+    if isinstance(message.headers, RecordHeaders):
+        return message.headers.raw
+    return [(name, to_bytes(value)) for name, value in message.headers.items()]
+
+
 def to_messages(
     topic: str, records: Iterator[Any], received_at: float, settlement: Settlement | None, first: int | None = None
 ) -> list[Message]:

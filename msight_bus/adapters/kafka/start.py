@@ -59,6 +59,20 @@ def moment_of(start: Start) -> Moment | None:
     return Moment(start) if isinstance(start, datetime) else None
 
 
+def check_start(start: Start, topic: str, partitions: int) -> None:
+    """Check the partitions that a start names.
+
+    Raises:
+        ValueError: the topic has no such partition.
+    """
+    if isinstance(start, Mapping):
+        for partition in start:
+            if partition >= partitions:
+                raise ValueError(
+                    f"start names partition {partition}, and topic {topic!r} has {partitions} partitions, 0 to {partitions - 1}."
+                )
+
+
 async def resolve(
     consumer: AIOKafkaConsumer, partitions: list[TopicPartition], start: Start
 ) -> dict[TopicPartition, int]:
@@ -74,7 +88,8 @@ async def resolve(
     # The end is asked for first: what is published between two questions must lie behind the answer.
     ends: dict[TopicPartition, int] = dict(await consumer.end_offsets(partitions))
     if isinstance(start, datetime):
-        found = await consumer.offsets_for_times(dict.fromkeys(partitions, Moment(start).milliseconds))
+        # Kafka has a meaning of its own for -1 and -2
+        found = await consumer.offsets_for_times(dict.fromkeys(partitions, max(0, Moment(start).milliseconds)))
         return {where: at.offset if (at := found.get(where)) is not None else ends[where] for where in partitions}
     if isinstance(start, Mapping):
         return {where: start.get(where.partition, ends[where]) for where in partitions}

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from msight_bus.adapters.kafka.failures import explain
+from msight_bus.adapters.kafka.errors import translate
 from msight_bus.errors import AuthenticationError, BusError
 from msight_bus.events import BusEvent, Disconnected, Reconnected
 from msight_bus.settings import Limits
@@ -41,7 +41,7 @@ async def watch(
         except Exception as error:  # also what the client stumbles over when a peer talks nonsense
             failures += 1
             if failures == 1:
-                reason = str(explain(error))
+                reason = str(translate(error, "connect"))
                 logger.warning("Kafka does not answer, reconnecting: %s", reason)
                 tell(Disconnected(reason))
             try:

@@ -1,0 +1,96 @@
+"""What Kafka asks of each new connection. Files are read anew when they have changed, so that they can be rotated."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from pathlib import Path
+from typing import Any
+
+from aiokafka.abc import AbstractTokenProvider
+
+from msight_bus.errors import ConfigError
+from msight_bus.settings.kafka import KafkaSettings
+
+logger = logging.getLogger("msight_bus")
+
+
+class Token(AbstractTokenProvider):
+    """An OAuth bearer token."""
+
+    def __init__(self, token: str) -> None:
+        self.secret = token
+
+    async def token(self) -> str:
+        return self.secret
+
+
+class Credentials:
+    """The TLS context and the SASL credentials of the settings, as their files are now.
+
+    Attributes:
+        can_change: whether some come from files; else a refusal can only mean wrong settings.
+    """
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self._tls = settings.tls
+        paths = (self._tls.ca_cert_file, self._tls.cert_file, self._tls.key_file)
+        self._files = [path for path in paths if path is not None] if self._tls.enabled else []
+        self.can_change = settings.has_secret_files or self._tls.enabled
+        self._former: dict[str, Any] | None = None
+        self._seen: list[tuple[int, int, int]] = []
+        self._context: ssl.SSLContext | None = None
+        if self._tls.enabled:
+            self._seen = self._look()
+            self._context = self._tls.context()
+
+    def __call__(self) -> dict[str, Any]:
+        """The current values of aiokafka's arguments ``ssl_context``, ``sasl_...``.
+
+        Raises:
+            ConfigError: a file cannot be used; only at the first call, later the former values are kept.
+        """
+        self._refresh_context()
+        try:
+            self._former = self._sasl()
+        except ConfigError as error:
+            if self._former is None:
+                raise
+            logger.warning("A changed secret cannot be used yet, keeping the former: %s", error)
+        return {"ssl_context": self._context} | self._former
+
+    def _sasl(self) -> dict[str, Any]:
+        kafka = self._settings
+        current: dict[str, Any] = {}
+        if kafka.sasl_mechanism == "OAUTHBEARER":
+            assert kafka.sasl_oauth_token is not None
+            current["sasl_oauth_token_provider"] = Token(kafka.sasl_oauth_token.get_secret_value())
+        elif kafka.sasl_mechanism:
+            assert kafka.sasl_password is not None
+            current["sasl_plain_username"] = kafka.sasl_username
+            current["sasl_plain_password"] = kafka.sasl_password.get_secret_value()
+        return current
+
+    def _refresh_context(self) -> None:
+        if not self._files or (found := self._look()) == self._seen:
+            return
+        self._seen = found
+        try:
+            self._context = self._tls.context()
+        except ConfigError as error:  # a certificate is there before its key, for instance
+            logger.warning("The changed TLS files cannot be used yet, keeping the former: %s", error)
+        else:
+            logger.info("Read the changed TLS files anew: %s", ", ".join(self._files))
+
+    def _look(self) -> list[tuple[int, int, int]]:
+        return [_identity(path) for path in self._files]
+
+
+def _identity(path: str) -> tuple[int, int, int]:
+    """What differs when a file was written or replaced; zeros if it is not there."""
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return (0, 0, 0)
+    return found.st_mtime_ns, found.st_size, found.st_ino

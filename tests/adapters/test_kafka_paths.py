@@ -1,0 +1,179 @@
+"""What changes between a bus and its brokers: paths that fall silent, brokers that move, certificates that are rotated."""
+
+from __future__ import annotations
+
+import asyncio
+import pathlib
+import shutil
+from contextlib import asynccontextmanager
+
+import pytest
+
+import msight_bus
+from msight_bus import AuthenticationError, ConnectionLostError, brokers
+from msight_bus.events import Disconnected, Reconnected
+from tests.conftest import Backend
+from tests.support.certificates import make_certificates
+from tests.support.proxy import HOST, FaultProxy, through
+from tests.support.receiving import take
+from tests.support.rig import QUICKLY, own_broker, seen, until
+
+pytestmark = pytest.mark.timeout(100)
+
+
+class Path(FaultProxy):
+    """A path that falls silent for the connections that it carries, without telling either side; new ones pass."""
+
+    def __init__(self):
+        super().__init__()
+        self._silent = set()
+
+    async def _copy(self, pair, source, target):
+        loop = asyncio.get_running_loop()
+        while data := await loop.sock_recv(source, 65536):
+            if pair not in self._silent:
+                await loop.sock_sendall(target, data)
+
+    def silence(self):
+        """Drop whatever the present connections carry from now on."""
+        self._silent |= self._pairs
+
+
+@asynccontextmanager
+async def behind(proxy):
+    """Kafka, which tells its clients the proxy's address."""
+    async with proxy:
+        with own_broker("kafka", [f"advertised.listeners=CLIENT://{HOST}:{proxy.port}"]) as (broker, backend):
+            proxy.broker_port = broker.port
+            yield broker, through(proxy, backend)
+
+
+@pytest.mark.faults
+async def test_connections_that_fall_silent_are_replaced():
+    """(H3)"""
+    path, events = Path(), []
+    settings = {**QUICKLY, "MSIGHT_CONNECT_TIMEOUT": "2"}
+    async with behind(path) as (_, kafka), kafka.connect(events=events, **settings) as bus:
+        async with bus.subscribe("old") as messages:
+            await bus.publish("old", b"before")
+            assert (await take(messages, 1))[0].payload == b"before"
+            path.silence()
+            await until(lambda: seen(events, Disconnected))
+            await until(lambda: seen(events, Reconnected))
+            await bus.publish("new", b"a topic not used before")
+            await bus.publish("old", b"after")
+            assert (await take(messages, 1))[0].payload == b"after"
+
+
+@pytest.mark.faults
+async def test_brokers_that_come_back_at_another_address_are_found_through_the_bootstrap_servers():
+    """(H6)"""
+    events = []
+    settings = {**QUICKLY, "MSIGHT_CONNECT_TIMEOUT": "2", "MSIGHT_PUBLISH_TIMEOUT": "30"}
+    with own_broker("kafka") as (broker, backend):
+        async with FaultProxy(broker.port) as bootstrap:
+            kafka = through(bootstrap, backend)
+            async with kafka.connect(events=events, **settings) as bus, bus.subscribe("t") as messages:
+                await bus.publish("t", b"before")
+                await take(messages, 1)
+                await asyncio.to_thread(move, broker)
+                bootstrap.broker_port = broker.port
+                await bus.publish("t", b"after")
+                assert (await take(messages, 1))[0].payload == b"after"
+                await until(lambda: not seen(events, Disconnected) or seen(events, Reconnected))
+                await bus.publish("new", b"a topic not used before")
+
+
+def move(broker):
+    """Start a broker anew at another port, with its data."""
+    broker.kill()
+    file = broker.log_path.parent / "server.properties"
+    port = brokers.free_port()
+    file.write_text(file.read_text().replace(f":{broker.port}", f":{port}"))
+    broker.port = port
+    broker.restart()
+
+
+@asynccontextmanager
+async def with_tls(folder):
+    """Kafka with TLS on a proxy's address, its keystore, and settings that trust a file."""
+    first = make_certificates(folder)
+    keystore, trusted = folder / "keystore.pem", folder / "trusted.pem"
+    shutil.copy(first.server.pem, keystore)
+    shutil.copy(first.ca, trusted)
+    controller, port = brokers.free_port(), brokers.free_port()
+    lines = [
+        f"listeners=CLIENT://{HOST}:{{port}},CONTROLLER://{HOST}:{controller},SECURE://{HOST}:{port}",
+        f"advertised.listeners=CLIENT://{HOST}:{{port}},SECURE://{HOST}:{port}",
+        f"controller.quorum.bootstrap.servers={HOST}:{controller}",
+        "listener.security.protocol.map=CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT,SECURE:SSL",
+        "listener.name.secure.ssl.keystore.type=PEM",
+        f"listener.name.secure.ssl.keystore.location={keystore}",
+    ]
+    with own_broker("kafka", lines) as (broker, _):
+        variables = {
+            "MSIGHT_KAFKA_SERVERS": f"{HOST}:{port}",
+            "MSIGHT_KAFKA_USE_TLS": "true",
+            "MSIGHT_KAFKA_TLS_CA_CERT_FILE": str(trusted),
+        }
+        yield broker, Backend("kafka", variables), keystore, trusted
+
+
+def other_authority(folder):
+    folder.mkdir()
+    return make_certificates(folder)
+
+
+@pytest.mark.faults
+async def test_an_authority_that_is_rotated_in_the_right_order_disturbs_nobody(tmp_path):
+    """(H4) First the clients' bundle gets the new authority, then the broker its new certificate."""
+    events = []
+    second = other_authority(tmp_path / "second")
+    async with with_tls(tmp_path) as (broker, kafka, keystore, trusted):
+        settings = {**QUICKLY, "MSIGHT_CONNECT_TIMEOUT": "2", "MSIGHT_PUBLISH_TIMEOUT": "30"}
+        async with kafka.connect(events=events, **settings) as bus, bus.subscribe("t") as messages:
+            await bus.publish("t", b"before")
+            await take(messages, 1)
+            trusted.write_text(trusted.read_text() + pathlib.Path(second.ca).read_text())
+            shutil.copy(second.server.pem, keystore)
+            await asyncio.to_thread(broker.restart)
+            await bus.publish("t", b"after")
+            assert (await take(messages, 1))[0].payload == b"after"
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("comes", [True, False])
+async def test_a_refused_certificate_is_believed_when_the_files_stay_as_they_are(tmp_path, comes):
+    """(H4) The broker is the first to be rotated; the clients' file follows, or it does not."""
+    events = []
+    second = other_authority(tmp_path / "second")
+    async with with_tls(tmp_path) as (broker, kafka, keystore, trusted):
+        settings = {**QUICKLY, "MSIGHT_CONNECT_TIMEOUT": "2", "MSIGHT_PUBLISH_TIMEOUT": "30"}
+        settings["MSIGHT_REFUSAL_PATIENCE"] = "60" if comes else "0.5"
+        async with kafka.connect(events=events, **settings) as bus, bus.subscribe("t") as messages:
+            await bus.publish("t", b"before")
+            await take(messages, 1)
+            shutil.copy(second.server.pem, keystore)
+            await asyncio.to_thread(broker.restart)
+            await until(lambda: seen(events, Disconnected))
+            if comes:
+                shutil.copy(second.ca, trusted)
+                await bus.publish("t", b"after")
+                assert (await take(messages, 1))[0].payload == b"after"
+            else:
+                with pytest.raises(AuthenticationError, match="certificate"):
+                    await take(messages, 1)
+                with pytest.raises(AuthenticationError, match="certificate"):
+                    await bus.publish("t", b"never")
+
+
+async def test_a_broker_that_advertises_an_address_nobody_reaches_is_named():
+    """(E12)"""
+    nowhere = brokers.free_port()
+    with own_broker("kafka", [f"advertised.listeners=CLIENT://{HOST}:{nowhere}"]) as (_, kafka):
+        with pytest.raises(ConnectionLostError) as caught:
+            async with kafka.connect(MSIGHT_CONNECT_TIMEOUT="5") as bus:
+                await bus.publish("t", b"x")
+    assert f"{HOST}:{nowhere}" in str(caught.value)
+    assert "advertised.listeners" in str(caught.value)
+    assert isinstance(caught.value, msight_bus.BusError)
