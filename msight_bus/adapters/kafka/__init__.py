@@ -14,7 +14,7 @@ from msight_bus.adapters.base import WAIT, Sink, Stamp, SubscribeRequest, Wait
 from msight_bus.adapters.ending import finish
 from msight_bus.adapters.kafka.aiokafka_compat import check_connections, take_over
 from msight_bus.adapters.kafka.client import client_options, probe, record_bytes
-from msight_bus.adapters.kafka.consumer_compat import check_aiokafka
+from msight_bus.adapters.kafka.consumer_compat import MarkingAssignor, check_aiokafka
 from msight_bus.adapters.kafka.credentials import Credentials
 from msight_bus.adapters.kafka.errors import translate
 from msight_bus.adapters.kafka.feed import KafkaFeed
@@ -260,6 +260,7 @@ class KafkaAdapter:
             max_partition_fetch_bytes=kafka.tuning.fetch_bytes,  # the first batch comes whole, however large (KIP-74)
             metadata_max_age_ms=30_000,
             isolation_level=kafka.isolation,
+            partition_assignment_strategy=(MarkingAssignor,),
         )
         take_over(consumer._client, self._credentials)
         feed: KafkaFeed

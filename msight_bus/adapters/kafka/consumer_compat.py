@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import struct
+from collections.abc import Iterable
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+import aiokafka.errors as kafka_errors
+from aiokafka import AIOKafkaConsumer, OffsetAndMetadata, TopicPartition
 from aiokafka.client import AIOKafkaClient
 from aiokafka.consumer.fetcher import READ_COMMITTED, Fetcher, FetchResult, PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from aiokafka.coordinator.protocol import ConsumerProtocol, ConsumerProtocolMemberMetadata
+from aiokafka.protocol.admin import DescribeGroupsRequest
 from aiokafka.protocol.fetch import FetchRequest
 
-from msight_bus.adapters.client_library import ClientLibrary
+from msight_bus.adapters.kafka.aiokafka_compat import AIOKAFKA
 from msight_bus.adapters.kafka.client import close_client, end_tasks
 from msight_bus.adapters.kafka.partition_reader import ListMaker, PartitionReader
-
-AIOKAFKA = ClientLibrary("aiokafka", oldest="0.14.0", newest="0.14.0")
 
 
 def check_aiokafka() -> None:
@@ -72,6 +76,48 @@ def background_tasks(client: AIOKafkaConsumer) -> list[asyncio.Task[Any]]:
     return [task for task in tasks if task is not None]
 
 
+_MARK = b"msight_bus"
+
+
+class MarkingAssignor(RoundRobinPartitionAssignor):
+    """aiokafka's assignor, with a mark in each member's metadata by which members of this make know each other."""
+
+    @classmethod
+    def metadata(cls, topics: Iterable[str]) -> ConsumerProtocolMemberMetadata:
+        return ConsumerProtocolMemberMetadata(cls.version, list(topics), _MARK)
+
+
+async def partitions_of_mates(consumer: AIOKafkaConsumer) -> set[TopicPartition] | None:
+    """The partitions of those members of the group that are of this make.
+
+    ``None`` if the broker does not tell: a group with members of the newer protocol (KIP-848) cannot be described in this way.
+
+    Raises:
+        RebalanceInProgressError: a rebalance is under way.
+        KafkaError: no answer.
+    """
+    coordinator = consumer._coordinator
+    response = await coordinator._send_req(DescribeGroupsRequest([coordinator.group_id]))
+    ((code, _, state, _, _, members, *_),) = response.groups
+    if state in ("PreparingRebalance", "CompletingRebalance"):
+        raise kafka_errors.RebalanceInProgressError(state)
+    if code or state != "Stable":
+        return None
+    partitions: set[TopicPartition] = set()
+    for _, _, _, metadata, assignment in members:
+        try:
+            if ConsumerProtocol.METADATA.decode(metadata).user_data == _MARK:
+                partitions.update(ConsumerProtocol.ASSIGNMENT.decode(assignment).partitions())
+        except (ValueError, struct.error):
+            continue  # of another make
+    return partitions
+
+
+def has_coordinator(consumer: AIOKafkaConsumer) -> bool:
+    """Whether the group's coordinator is known and reached."""
+    return consumer._coordinator.coordinator_id is not None
+
+
 def log_end(consumer: AIOKafkaConsumer, partition: TopicPartition) -> tuple[int, int] | None:
     """The end of a partition's log and its last stable offset, as the last fetch told; ``None`` before the first."""
     subscription = consumer._subscription.subscription
@@ -81,10 +127,12 @@ def log_end(consumer: AIOKafkaConsumer, partition: TopicPartition) -> tuple[int,
     return None if state.highwater is None or state.lso is None else (state.highwater, state.lso)
 
 
-async def committed_offsets(consumer: AIOKafkaConsumer, partitions: list[Any]) -> dict[Any, int]:
+async def committed_offsets(
+    consumer: AIOKafkaConsumer, partitions: list[TopicPartition]
+) -> dict[TopicPartition, OffsetAndMetadata]:
     """The group's committed offsets of all ``partitions``, in one request; those without one are absent."""
     found = await consumer._coordinator.fetch_committed_offsets(partitions)
-    return {partition: entry.offset for partition, entry in found.items() if entry.offset >= 0}
+    return {partition: entry for partition, entry in found.items() if entry.offset >= 0}
 
 
 async def commit_any(consumer: AIOKafkaConsumer, offsets: dict[Any, Any]) -> None:

@@ -23,6 +23,7 @@ from msight_bus.adapters.deadlines import loop_timeout
 from msight_bus.adapters.kafka.consumer_compat import background_tasks, end_consumer, is_member, log_end
 from msight_bus.adapters.kafka.errors import REFUSED, translate
 from msight_bus.adapters.kafka.records import offset_of, to_messages
+from msight_bus.adapters.kafka.start import Moment
 from msight_bus.errors import BusError
 from msight_bus.message import Message
 from msight_bus.offsets import PartitionLedger
@@ -47,10 +48,20 @@ DeadLetter = Callable[[Message], Awaitable[bool]]
 class Partition:
     """A partition that a subscription owns between two rebalances, and what of it is done (message.Settlement)."""
 
-    __slots__ = ("_dead_letter", "_max_redeliveries", "_sink", "ledger", "owned", "partition")
+    __slots__ = ("_dead_letter", "_max_redeliveries", "_moment", "_sink", "ledger", "owned", "partition")
 
-    def __init__(self, partition: int, start: int, sink: Sink, max_redeliveries: int, dead_letter: DeadLetter) -> None:
+    def __init__(
+        self,
+        partition: int,
+        start: int,
+        sink: Sink,
+        max_redeliveries: int,
+        dead_letter: DeadLetter,
+        *,
+        moment: Moment | None,
+    ) -> None:
         self.partition = partition
+        self._moment = moment
         self.ledger = PartitionLedger(start)
         self.owned = True
         self._sink = sink
@@ -62,11 +73,16 @@ class Partition:
         ledger = self.ledger
         if offset_of(messages[0]) < ledger.expected:
             messages = [message for message in messages if offset_of(message) >= ledger.expected]
+        end = offset_of(messages[-1]) + 1 if messages else 0
+        if (moment := self._moment) is not None:  # what it leaves out counts as done
+            messages = [message for message in messages if not moment.leaves_out(message)]
         if messages and offset_of(messages[-1]) - offset_of(messages[0]) == len(messages) - 1:
             ledger.deliver(offset_of(messages[0]), offset_of(messages[-1]) + 1)
         else:  # with holes
             for offset in map(offset_of, messages):
                 ledger.deliver(offset, offset + 1)
+        if end:
+            ledger.expected = max(ledger.expected, end)
         return messages
 
     def settle(self, message: Message) -> None:
@@ -127,8 +143,9 @@ class KafkaFeed:
         """Begin to deliver; returns when the positions of all that is published from now on are certain."""
         raise NotImplementedError
 
-    def _partition(self, number: int, start: int) -> Partition:
-        return Partition(number, start, self._sink, self._settings.kafka.max_redeliveries, self._dead_letter)
+    def _partition(self, number: int, start: int, moment: Moment | None = None) -> Partition:
+        limit = self._settings.kafka.max_redeliveries
+        return Partition(number, start, self._sink, limit, self._dead_letter, moment=moment)
 
     def _let_go(self) -> None:
         """Late acknowledgements change nothing from now on."""

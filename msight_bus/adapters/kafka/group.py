@@ -1,8 +1,9 @@
 """A member of a consumer group: partitions come and go, and what is done is committed.
 
 Which member decides where an uncommitted partition starts has to be one rule, or what is published between two members'
-decisions is skipped: the owner of partition 0 decides for all of them, in one commit. A partition that appears when
-partition 0 has been committed is new, and starts at its beginning; its owner commits that.
+decisions is skipped: of the members of this make, the owner of the lowest partition decides for all of them, in one commit.
+Members of another make are not waited for, and their partitions are left to them. A partition that is not committed while
+others are is new, and starts at its beginning; its owner commits that.
 
 An assignment can name partitions that are newer than this member's metadata, because the leader of the group made it.
 """
@@ -14,56 +15,59 @@ import logging
 from collections.abc import Awaitable, Iterable
 
 from aiokafka import ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, RebalanceInProgressError
 
 from msight_bus.adapters.deadlines import loop_timeout
 from msight_bus.adapters.kafka.client import start_client
-from msight_bus.adapters.kafka.consumer_compat import check_group, commit_any, committed_offsets, fetch_lists, rejoin
+from msight_bus.adapters.kafka.consumer_compat import (
+    check_group,
+    commit_any,
+    committed_offsets,
+    fetch_lists,
+    has_coordinator,
+    partitions_of_mates,
+    rejoin,
+)
 from msight_bus.adapters.kafka.errors import REFUSED, translate
 from msight_bus.adapters.kafka.feed import KafkaFeed
-from msight_bus.adapters.kafka.start import resolve
+from msight_bus.adapters.kafka.start import Moment, moment_of, resolve
 from msight_bus.errors import BusError, ConnectionLostError
 
 logger = logging.getLogger("msight_bus")
 
 _POLL = 0.05
+_DECIDES_WITHIN = 5.0
+"""Seconds that another member of this make may take to decide."""
+
+_JOIN_WITHIN = 60.0
+"""Seconds to be accepted by a group that can be reached. A member that left without saying so is waited for until its session
+has expired, which takes 45 s with the defaults of Kafka's own clients."""
+
+_TELL_EVERY = 5.0
+
 _COMPARE_EVERY = 10.0
 _MANY = 100
 """Records after which a member whose own partitions received none is told; fewer can be chance."""
-
-_FOREIGN_OWNER = 5.0
-"""How long another member may take to decide; one of another make never does."""
 
 
 class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
     """A subscription with ``group_id``."""
 
     _joined: asyncio.Event
+    _foreseen: dict[TopicPartition, int]
+    """Where this member would have begun in each partition when it joined: another make's may hold it and commit nothing."""
 
     async def start(self) -> None:
         """Join the group and wait until every partition's start is committed."""
         self._joined = asyncio.Event()
+        self._foreseen = {}
         await start_client(self._consumer)
         fetch_lists(self._consumer, self)
         self._consumer.subscribe([self.topic], listener=self)
         pump = self._run(self._pump(), "pump")
         self._watch_client()
-        joined = asyncio.ensure_future(self._joined.wait())
-        try:
-            async with asyncio.timeout(self._settings.limits.connect_timeout):
-                while not joined.done() and not pump.done():
-                    await asyncio.wait((pump, joined), timeout=_POLL, return_when=asyncio.FIRST_COMPLETED)
-                    if self._failure is not None:
-                        raise self._failure
-                    check_group(self._consumer)
-                await self._all_committed()
-        except TimeoutError:
-            raise ConnectionLostError(
-                f"The group {self._request.group_id!r} did not accept a member for {self.topic!r} within "
-                f"{self._settings.limits.connect_timeout:g} s (MSIGHT_CONNECT_TIMEOUT)."
-            ) from None
-        finally:
-            joined.cancel()
+        await self._join(pump)
+        await self._wait_for_mates()
         self._run(self._commit_regularly(), "committer")
         self._run(self._compare_partitions(), "comparison")
 
@@ -97,14 +101,67 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
             ", ".join(f"{number}: {count} records" for number, count in sorted(others.items())),
         )
 
-    async def _all_committed(self) -> None:
+    async def _join(self, pump: asyncio.Task[None]) -> None:
+        """Wait until partitions are assigned.
+
+        Raises:
+            ConnectionLostError: the group's coordinator is not reached within ``connect_timeout``, or does not accept a member.
+            BusError: it refuses.
+        """
+        limits, clock = self._settings.limits, asyncio.get_running_loop().time
+        begun = reached = clock()
+        within = max(_JOIN_WITHIN, limits.connect_timeout + 2 * self._settings.kafka.session_timeout)
+        told = begun + _TELL_EVERY
+        joined = asyncio.ensure_future(self._joined.wait())
+        try:
+            while not joined.done() and not pump.done():
+                await asyncio.wait((pump, joined), timeout=_POLL, return_when=asyncio.FIRST_COMPLETED)
+                if self._failure is not None:
+                    raise self._failure
+                check_group(self._consumer)
+                now = clock()
+                if has_coordinator(self._consumer):
+                    reached = now
+                if now - reached >= limits.connect_timeout:
+                    raise ConnectionLostError(
+                        f"The coordinator of the group {self._request.group_id!r} did not answer within "
+                        f"{limits.connect_timeout:g} s (MSIGHT_CONNECT_TIMEOUT)."
+                    )
+                if now - begun >= within:
+                    raise ConnectionLostError(
+                        f"The group {self._request.group_id!r} did not accept a member for {self.topic!r} within {within:g} s."
+                    )
+                if now >= told:
+                    told = now + _TELL_EVERY
+                    logger.warning(
+                        "Joining the group %s for %s: waiting for %.0f s, at most %g s. A member that left without saying so is "
+                        "waited for until its session expires.",
+                        self._request.group_id,
+                        self.topic,
+                        now - begun,
+                        within,
+                    )
+        finally:
+            joined.cancel()
+
+    async def _wait_for_mates(self) -> None:
+        """Wait until the members of this make have committed where their partitions start."""
         waited = 0.0
-        while waited < _FOREIGN_OWNER:
+        while waited < _DECIDES_WITHIN:
             everything = self._all_partitions()
-            if len(await committed_offsets(self._consumer, everything)) == len(everything):
+            missing = set(everything) - set(await committed_offsets(self._consumer, everything))
+            if not missing or await self._has_decided(missing):
                 return
             await asyncio.sleep(_POLL)
             waited += _POLL
+
+    async def _has_decided(self, missing: set[TopicPartition]) -> bool:
+        """Whether none of these partitions belongs to a member of this make."""
+        try:
+            mates = await partitions_of_mates(self._consumer)
+        except RebalanceInProgressError:
+            return False
+        return mates is None or not missing & mates
 
     def _all_partitions(self) -> list[TopicPartition]:
         partitions = self._consumer.partitions_for_topic(self.topic) or set()
@@ -132,6 +189,8 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
         """aiokafka logs what a listener raises, and keeps a member that would read nothing."""
         try:
             await listening
+        except RebalanceInProgressError:  # whatever was to be found out, the next assignment does
+            rejoin(self._consumer)
         except REFUSED as error:
             self._fail(translate(error, "subscribe"))
         except (KafkaError, OSError) as error:
@@ -157,37 +216,60 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
 
     async def _assign(self, own: list[TopicPartition]) -> None:
         async with loop_timeout(self._settings.kafka.session_timeout * 0.6):
-            starts = await self._starts(own)
-        for partition, offset in starts.items():
-            self._consumer.seek(partition, offset)
-        self._assignment = {where.partition: self._partition(where.partition, at) for where, at in starts.items()}
+            starts = await self._starts(sorted(own))
+        for partition, start in starts.items():
+            self._consumer.seek(partition, start.offset)
+        self._assignment = {
+            where.partition: self._partition(where.partition, start.offset, Moment.noted(start.metadata))
+            for where, start in starts.items()
+        }
         for partition in self._assignment.values():
             partition.ledger.committed = partition.ledger.expected
         self._resolved.set()
         self._joined.set()
 
-    async def _starts(self, own: list[TopicPartition]) -> dict[TopicPartition, int]:
+    async def _starts(self, own: list[TopicPartition]) -> dict[TopicPartition, OffsetAndMetadata]:
         everything = sorted({*self._all_partitions(), *own})
         committed = await committed_offsets(self._consumer, everything)
-        first = TopicPartition(self.topic, 0)
-        decides = first in own and first not in committed
-        if not decides and first not in committed:
-            committed = await self._decided_elsewhere(everything, first)
-        missing = [where for where in (everything if decides else own) if where not in committed]
-        if missing:
-            start = "earliest" if first in committed else self._request.start
-            decided = await resolve(self._consumer, missing, start)
-            await commit_any(self._consumer, {where: OffsetAndMetadata(at, "") for where, at in decided.items()})
-            committed |= decided
+        if not committed:
+            committed = await self._first_starts(everything, own)
+        missing = [where for where in own if where not in committed]
+        if missing:  # they are new, or another make's member had them
+            committed |= await self._decide(missing)
         return {where: committed[where] for where in own}
 
-    async def _decided_elsewhere(
-        self, everything: list[TopicPartition], first: TopicPartition
-    ) -> dict[TopicPartition, int]:
+    async def _first_starts(
+        self, everything: list[TopicPartition], own: list[TopicPartition]
+    ) -> dict[TopicPartition, OffsetAndMetadata]:
+        """What one member decides where nothing is committed yet."""
+        mates = await self._mates(own)
+        found = await resolve(self._consumer, sorted({*everything, *mates}), self._request.start)
+        self._foreseen = found | self._foreseen
+        if not own:
+            return {}
+        if mates[0] in own:
+            return await self._decide(mates)
+        return await self._decided_elsewhere(own)
+
+    async def _decide(self, partitions: list[TopicPartition]) -> dict[TopicPartition, OffsetAndMetadata]:
+        """Commit where partitions start: where they were when this member joined, and new ones at their beginning."""
+        new = [where for where in partitions if where not in self._foreseen]
+        starts = await resolve(self._consumer, new, "earliest") | self._foreseen
+        moment = moment_of(self._request.start)
+        decided = {where: OffsetAndMetadata(starts[where], moment.note if moment else "") for where in partitions}
+        await commit_any(self._consumer, decided)
+        return decided
+
+    async def _mates(self, own: list[TopicPartition]) -> list[TopicPartition]:
+        """The partitions of the topic that members of this make own, in order."""
+        mates = await partitions_of_mates(self._consumer) or set()
+        return sorted({*own, *(where for where in mates if where.topic == self.topic)})
+
+    async def _decided_elsewhere(self, own: list[TopicPartition]) -> dict[TopicPartition, OffsetAndMetadata]:
         waited = 0.0
         while True:
-            committed = await committed_offsets(self._consumer, everything)
-            if first in committed or waited >= _FOREIGN_OWNER:
+            committed = await committed_offsets(self._consumer, own)
+            if len(committed) == len(own) or waited >= _DECIDES_WITHIN:
                 return committed
             await asyncio.sleep(_POLL)
             waited += _POLL

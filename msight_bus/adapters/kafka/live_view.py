@@ -10,7 +10,7 @@ from aiokafka.errors import KafkaError
 from msight_bus.adapters.kafka.client import start_client
 from msight_bus.adapters.kafka.consumer_compat import fetch_lists
 from msight_bus.adapters.kafka.feed import KafkaFeed
-from msight_bus.adapters.kafka.start import resolve
+from msight_bus.adapters.kafka.start import Moment, moment_of, resolve
 from msight_bus.adapters.kafka.topics import TopicDirectory
 
 _LOOK_EVERY = 5.0
@@ -27,7 +27,7 @@ class LiveViewFeed(KafkaFeed):
         await start_client(self._consumer)
         fetch_lists(self._consumer, self)
         starts = await resolve(self._consumer, self._partitions(0, self.partitions), self._request.start)
-        self._take({where.partition: at for where, at in starts.items()})
+        self._take({where.partition: at for where, at in starts.items()}, moment_of(self._request.start))
         self._run(self._pump(), "pump")
         self._watch_client()
         self._run(self._look_for_partitions(), "partitions")
@@ -35,9 +35,9 @@ class LiveViewFeed(KafkaFeed):
     def _partitions(self, first: int, end: int) -> list[TopicPartition]:
         return [TopicPartition(self.topic, partition) for partition in range(first, end)]
 
-    def _take(self, starts: dict[int, int]) -> None:
+    def _take(self, starts: dict[int, int], moment: Moment | None = None) -> None:
         """Assign and seek with nothing awaited in between, so that no position is asked of the broker."""
-        self._assignment.update({number: self._partition(number, start) for number, start in starts.items()})
+        self._assignment.update({number: self._partition(number, start, moment) for number, start in starts.items()})
         self._consumer.assign(self._partitions(0, len(self._assignment)))
         self._rewind()
         self._resolved.set()
