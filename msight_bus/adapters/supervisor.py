@@ -106,6 +106,11 @@ class Supervisor(Generic[L, F]):
         self._opening = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
+    @property
+    def has_given_up(self) -> bool:
+        """Whether nobody will connect again."""
+        return self._failed is not None
+
     async def open(self) -> L:
         """Connect once, unless it is done already; returns the link.
 
