@@ -172,7 +172,7 @@ class NatsLink(ReceivingLink[bytes]):
         meaning = meaning_of(text)
         subject = refused_subject(text)
         if subject is not None and subject.operation == "publish":
-            self._owner.refuse(subject.subject, refusal)
+            self._owner.refuse(quoted(subject.subject), refusal)
         elif subject is not None:
             for sid, feeds in list(self._feeds.items()):
                 if subject.sid == sid.decode() or (subject.sid is None and feeds[0].topic == subject.subject):
