@@ -9,8 +9,7 @@ import pytest
 
 from msight_bus import NodeConfig, SinkNode
 from msight_bus.adapters.deadlines import loop_timeout
-from tests.nodes.test_dead_letters import committed, make
-from tests.support.kafka_admin import administering
+from tests.support.kafka_admin import administering, committed, make
 from tests.support.nodes import DEADLINE, eventually, running
 
 SESSION = 2.0
