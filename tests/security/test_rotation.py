@@ -14,7 +14,7 @@ from msight_bus.events import Disconnected, Reconnected
 from tests.support.canaries import canary
 from tests.support.listeners import proxy
 from tests.support.receiving import take
-from tests.support.servers import USER, door, start, variables
+from tests.support.servers import OTHER_PASSWORD, PASSWORD, USER, door, start, variables
 from tests.support.talking import QUICK, Seen, new_topic, settings_of, talk
 
 FIRST, SECOND = canary("first secret"), canary("second secret")
@@ -104,3 +104,22 @@ async def test_a_file_that_is_away_for_a_moment_is_waited_for(way, patience, tmp
                 file.write_text(FIRST)
                 await events.wait_for(Reconnected)
                 await bus.publish(new_topic(), b"x")
+
+
+async def test_kafka_reconnects_with_what_the_file_holds_now(secured, tmp_path, watch):
+    topic, servers, events, file = new_topic(), secured("kafka"), Seen(), tmp_path / "secret"
+    file.write_text(PASSWORD + "\n")
+    known = {"SASL_MECHANISM": "PLAIN", "SASL_USERNAME": USER, "SASL_PASSWORD_FILE": str(file)}
+    patient = {**QUICK, "MSIGHT_CONNECT_TIMEOUT": "5", "MSIGHT_PUBLISH_TIMEOUT": "20"}
+    async with proxy(servers.ports["before"], servers.ports["stable"]) as way:
+        settings = settings_of(variables("kafka", way.port, **known), **patient)
+        async with msight_bus.connect(settings, on_event=events.append) as bus, bus.subscribe(topic) as messages:
+            await bus.publish(topic, b"before")
+            await take(messages, 1)
+            way.target = servers.ports["after"]
+            way.cut()
+            await events.wait_for(Disconnected)  # refused with what the file holds until now
+            file.write_text(OTHER_PASSWORD + "\n")
+            await bus.publish(topic, b"after")
+            assert (await take(messages, 1))[0].payload == b"after"
+    watch.show(*events)
