@@ -56,20 +56,22 @@ class _Route:
     Attributes:
         writers: of its one partition, or of all where they are spread.
         surely_fits: a payload of this many bytes is under the limit, whatever its size takes to write down.
+        only: the writer, if there is one only.
         at: counts messages, for the turns of several writers.
     """
 
     writers: list[PartitionWriter]
     surely_fits: int
+    only: PartitionWriter | None
     at: int = 0
 
-    def free(self) -> PartitionWriter | None:
+    def take_turn(self) -> PartitionWriter | None:
         """The next writer that takes a message, if there is one."""
         for _ in self.writers:
             writer = self.writers[self.at % len(self.writers)]
+            self.at += 1
             if not writer.congested:
                 return writer
-            self.at += 1
         return None
 
 
@@ -153,9 +155,8 @@ class KafkaAdapter:
             routes = self._routes.get(topic)
             route = None if routes is None else routes.get(name)
             if route is not None and len(payload) <= route.surely_fits:
-                writer = route.free()
-                route.at += 1
-                return WAIT if writer is None else writer.append(None, payload)
+                writer = route.only or route.take_turn()
+                return WAIT if writer is None or writer.congested else writer.append(None, payload)
         if self._refused is not None:
             raise self._refused
         info = self._directory.known(topic)
@@ -172,10 +173,7 @@ class KafkaAdapter:
         if key is not None:
             writer = self._producer.writer(topic, choose_partition(key, info.partitions))
             return None if writer.congested else writer
-        route = self._route(topic, info, name)
-        chosen = route.free()
-        route.at += 1
-        return chosen
+        return self._route(topic, info, name).take_turn()
 
     def _route(self, topic: str, info: TopicInfo, name: str | None) -> _Route:
         routes = self._routes.setdefault(topic, {})
@@ -184,7 +182,7 @@ class KafkaAdapter:
             partitions = range(info.partitions) if name is None else [choose_unkeyed_partition(name, info.partitions)]
             limit = min(info.max_message_bytes, self._limits.max_message_bytes)
             writers = [self._producer.writer(topic, partition) for partition in partitions]
-            route = routes[name] = _Route(writers, limit - _RECORD_OVERHEAD)
+            route = routes[name] = _Route(writers, limit - _RECORD_OVERHEAD, writers[0] if len(writers) == 1 else None)
         return route
 
     def _forget_routes(self, topic: str) -> None:
@@ -207,7 +205,7 @@ class KafkaAdapter:
         await self._producer.ensure_open()
         if key is None:
             route = self._route(topic, info, name)
-            writer = route.free() or route.writers[route.at % len(route.writers)]
+            writer = next((one for one in route.writers if not one.congested), route.writers[0])
         else:
             writer = self._producer.writer(topic, choose_partition(to_bytes(key), info.partitions))
         try:
