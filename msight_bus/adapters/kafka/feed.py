@@ -19,10 +19,11 @@ from aiokafka.errors import (
 )
 
 from msight_bus.adapters.base import Sink, SubscribeRequest
-from msight_bus.adapters.kafka.consumer_compat import background_tasks, end_consumer, is_member, log_end
+from msight_bus.adapters.kafka.consumer_compat import background_tasks, end_consumer, is_member, log_end, topic_identity
 from msight_bus.adapters.kafka.errors import REFUSED, translate
 from msight_bus.adapters.kafka.records import offset_of, to_messages
 from msight_bus.adapters.kafka.start import Moment
+from msight_bus.adapters.kafka.topic_id import TopicIdentity
 from msight_bus.errors import BusError
 from msight_bus.message import Message
 from msight_bus.offsets import PartitionLedger
@@ -36,6 +37,12 @@ _LIST = 2000
 _CHECK_EVERY = 0.5
 _HELD_BACK_AFTER = 10.0
 """Seconds after which a transaction that stays open is told of."""
+
+_LOOK_EVERY = 5.0
+"""Seconds after which the topic is asked for its identity and its partitions."""
+
+_LOOK_AGAIN = 0.1
+"""Seconds until then where it seems to be missing."""
 
 _COMMIT_WITHIN = 3.0
 _FETCHES_OF_DAMAGED = 3
@@ -125,6 +132,8 @@ class KafkaFeed:
         self._reads_committed = settings.kafka.isolation == "read_committed"
         self._blocks = request.queue.when_full == "block"
         self._assignment: dict[int, Partition] = {}
+        self._identity: TopicIdentity | None = None
+        self._missing = asyncio.Event()
         self._resolved = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
@@ -211,6 +220,49 @@ class KafkaFeed:
     def _check_client(self) -> None:
         """Take what aiokafka tells only to whoever fetches."""
 
+    # -- the topic, which may be deleted and made anew
+
+    async def _look_at_topic(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(_LOOK_EVERY):
+                    await self._missing.wait()
+                await asyncio.sleep(_LOOK_AGAIN)
+            except TimeoutError:
+                pass
+            self._missing.clear()
+            try:
+                await self._look()
+            except (KafkaError, OSError) as error:
+                self._complain(error)
+
+    async def _look(self) -> None:
+        """See whether the topic was made anew, and begin at its beginning if it was.
+
+        Raises:
+            KafkaError: not known.
+        """
+        await self._identify()
+
+    async def _identify(self) -> bool:
+        """Learn the topic's identity; returns whether it is another one than before.
+
+        Raises:
+            KafkaError: not known.
+        """
+        try:
+            found = await topic_identity(self._consumer, self.topic)
+        except NotImplementedError:  # the broker has no ids
+            return False
+        if found is None:
+            return False
+        before, self._identity = self._identity, found
+        if before is None or before.id == found.id:
+            return False
+        logger.warning("Topic %s was deleted and made anew: it is read from its beginning.", self.topic)
+        self._sink.announce_gap(None, "retention")
+        return True
+
     # -- fetching
 
     async def _pump(self) -> None:
@@ -258,6 +310,10 @@ class KafkaFeed:
         """Say that records are passed over: they must not stop their partition (partition_reader.ListMaker)."""
         logger.warning("%d records of %s, partition %d, are passed over: %s", count, self.topic, partition, reason)
         self._sink.announce_gap(count, "unreadable", at_most=at_most)
+
+    def topic_missing(self) -> None:
+        """Look soon whether the topic is still the same (partition_reader.ListMaker)."""
+        self._missing.set()
 
     def fetch_again(self, partition: int, offset: int) -> bool:
         """Whether damaged bytes are worth another fetch (partition_reader.ListMaker)."""
