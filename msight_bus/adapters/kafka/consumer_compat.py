@@ -164,7 +164,11 @@ class _FetchTap:
         return getattr(self._client, name)
 
     async def send(self, node_id: int, request: Any, **options: Any) -> Any:
-        response = await self._client.send(node_id, request, **options)
+        try:
+            response = await self._client.send(node_id, request, **options)
+        except kafka_errors.KafkaError:
+            self._maker.fetch_failed()
+            raise
         if isinstance(request, FetchRequest):
             self._look_for_errors(response)
             # The fetcher takes them before it awaits anything again.

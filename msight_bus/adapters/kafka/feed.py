@@ -132,6 +132,11 @@ class KafkaFeed:
         self._reads_committed = settings.kafka.isolation == "read_committed"
         self._blocks = request.queue.when_full == "block"
         self._assignment: dict[int, Partition] = {}
+        # a consumer of the latest n does not want what lies further back when a partition comes, or comes back
+        self._latest = (
+            request.queue.max_messages if request.queue.when_full == "latest" and request.start == "latest" else 0
+        )
+        self._arriving: set[int] = set()
         self._identity: TopicIdentity | None = None
         self._missing = asyncio.Event()
         self._resolved = asyncio.Event()
@@ -311,6 +316,10 @@ class KafkaFeed:
         logger.warning("%d records of %s, partition %d, are passed over: %s", count, self.topic, partition, reason)
         self._sink.announce_gap(count, "unreadable", at_most=at_most)
 
+    def fetch_failed(self) -> None:
+        """Partitions come back when a fetch succeeds again (partition_reader.ListMaker)."""
+        self._arriving.update(self._assignment)
+
     def topic_missing(self) -> None:
         """Look soon whether the topic is still the same (partition_reader.ListMaker)."""
         self._missing.set()
@@ -328,8 +337,24 @@ class KafkaFeed:
             if partition is not None and partition.owned:
                 self._problem = ""
                 for messages in lists:
-                    if new := partition.deliver(messages):
+                    if self._latest and where.partition in self._arriving:
+                        messages = self._skip(where, partition, messages)  # noqa: PLW2901
+                    if messages and (new := partition.deliver(messages)):
                         self._sink.deliver(new)
+
+    def _skip(self, where: TopicPartition, partition: Partition, messages: list[Message]) -> list[Message]:
+        """Go on ``latest(n)`` records before the end of a partition that comes, or comes back, with more."""
+        self._arriving.discard(where.partition)
+        end, stable = log_end(self._consumer, where) or (0, 0)
+        first = (stable if self._reads_committed else end) - self._latest
+        ledger = partition.ledger
+        if first <= ledger.expected:
+            return messages
+        self._sink.skip(first - ledger.expected)
+        ledger.skip_to(first)
+        if offset_of(messages[-1]) < first:
+            self._consumer.seek(where, first)
+        return [message for message in messages if offset_of(message) >= first]
 
     def _complain(self, error: BaseException) -> None:
         text = str(translate(error, "subscribe"))

@@ -227,6 +227,7 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
             where.partition: self._partition(where.partition, start.offset, Moment.noted(start.metadata))
             for where, start in starts.items()
         }
+        self._arriving.update(self._assignment)
         for partition in self._assignment.values():
             partition.ledger.committed = partition.ledger.expected
         self._resolved.set()

@@ -46,6 +46,9 @@ class ListMaker(Protocol):
     def topic_missing(self) -> None:
         """The broker does not know the topic: it was deleted, perhaps."""
 
+    def fetch_failed(self) -> None:
+        """A broker did not answer a fetch."""
+
     def fetch_again(self, partition: int, offset: int) -> bool:
         """Whether to fetch bytes again that are damaged; perhaps they are only here."""
 
