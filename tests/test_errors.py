@@ -15,6 +15,7 @@ from msight_bus.errors import (
     DrainTimeoutError,
     MessageTooLargeError,
     TopicError,
+    quoted,
 )
 
 FIELDS = {
@@ -61,3 +62,26 @@ class StaleError(BusError):
     def __init__(self, message, *, age):
         super().__init__(message)
         self.age = age
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("WRONGPASS no such user ü", "WRONGPASS no such user ü"),
+        (b"bytes \xff", "bytes \ufffd"),
+        ("\x1b[2Ja\r\nb\t\x00\x7f\x9b", "\\x1b[2Ja\\r\\nb\\t\\x00\\x7f\\x9b"),
+        ("\u202ea\u2028\ud800", "\\u202ea\\u2028\\ud800"),
+        (6379, "6379"),
+        ("", ""),
+    ],
+)
+def test_what_a_peer_said_is_printable_on_one_line(said, shown):
+    assert quoted(said) == shown
+    assert quoted(said).isprintable()
+
+
+@pytest.mark.parametrize("said", ["a" * 10_000, "\x1b" * 10_000, b"\xff" * 10_000])
+def test_what_a_peer_said_is_bounded(said):
+    assert len(quoted(said)) == 300
+    assert len(quoted(said, 20)) == 20
+    assert quoted(said, 20).endswith("...")

@@ -16,7 +16,7 @@ from msight_bus.adapters.ending import finish
 from msight_bus.adapters.supervisor import SupervisedLink, Supervisor
 from msight_bus.adapters.tail import Announcer, TailSink
 from msight_bus.capabilities import Capabilities
-from msight_bus.errors import AuthenticationError, ConnectionLostError
+from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError
 from msight_bus.events import BusEvent, Disconnected, Reconnected
 from msight_bus.queues import QueuePolicy
 from msight_bus.settings import BusSettings, Limits
@@ -193,12 +193,7 @@ class LiveAdapter:
 
     def _supervisor(self, connect: Callable[[Connection], Awaitable[LiveLink]]) -> Connection:
         async def resubscribe(link: LiveLink, feed: LiveFeed) -> None:
-            try:
-                await link.add(feed)
-            except AuthenticationError as error:
-                if isinstance(feed.sink, TailSink) and self._announcer is not None:
-                    self._announcer.refused(error)
-                raise
+            await link.add(feed)
             if feed.paused:
                 link.pause_reading()
 
@@ -273,7 +268,13 @@ class LiveAdapter:
         if self._announcer is None or connection in self._listening or not self._announcer.works:
             return
         await connection.open()  # a refusal of the connection is none of the topic
-        sink = TailSink(connection.feeds)
+        announcer = self._announcer
+
+        def refused(error: BusError) -> None:
+            if not connection.has_given_up:  # else the connection was refused, not the topic
+                announcer.refused(error)
+
+        sink = TailSink(connection.feeds, refused)
         request = SubscribeRequest(SEQUENCE_TOPIC, None, QueuePolicy.drop_oldest(1), "latest")
         self._listening.add(connection)
         try:

@@ -106,6 +106,11 @@ class Supervisor(Generic[L, F]):
         self._opening = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
+    @property
+    def has_given_up(self) -> bool:
+        """Whether nobody will connect again."""
+        return self._failed is not None
+
     async def open(self) -> L:
         """Connect once, unless it is done already; returns the link.
 
@@ -245,11 +250,15 @@ class Supervisor(Generic[L, F]):
                     raise
             except AuthenticationError as error:
                 now = asyncio.get_running_loop().time()
-                refused_since = now if refused_since is None else refused_since
+                if refused_since is None:
+                    refused_since = now
+                    if self._refusal_patience > 0:
+                        logger.warning(
+                            "Refused; trying for %g s (MSIGHT_REFUSAL_PATIENCE): %s", self._refusal_patience, error
+                        )
                 if now - refused_since >= self._refusal_patience:
                     return self._give_up(error)
                 self._reason = error
-                logger.warning("Refused, trying again: %s", error)
                 continue
             except (TimeoutError, BusError) as error:
                 refused_since = None

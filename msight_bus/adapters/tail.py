@@ -96,8 +96,9 @@ class TailSink:
 
     room = 1
 
-    def __init__(self, listeners: Sequence[Listener]) -> None:
+    def __init__(self, listeners: Sequence[Listener], on_refused: Callable[[BusError], None]) -> None:
         self._listeners = listeners
+        self._on_refused = on_refused
 
     def deliver(self, batch: list[Message]) -> None:
         """Tell each subscription what concerns it; what is no announcement is ignored."""
@@ -112,7 +113,8 @@ class TailSink:
                     listener.sink.announced(session, highest)
 
     def fail(self, error: BusError) -> None:
-        """The connection is given up for good, or the permission is gone, which its owner tells."""
+        """The broker permits it no longer, or the connection is given up."""
+        self._on_refused(error)
 
     def announce_gap(self, missing: int | None, cause: str, *, at_most: bool = False) -> None:
         """A missed announcement is made up for by the next one."""

@@ -98,10 +98,8 @@ class WorkOut:
             if home == _EXECUTOR_THREADS:
                 in_loop += calling
             elif not calling and not home.startswith(_HELPER_THREADS) and not self._is_idle(thread, home):
-                yield (
-                    thread,
-                    getattr(thread, "idle_since", None),
-                )  # anyio's threads do one piece of work after the other
+                # One thread of anyio's does one piece of work after the other.
+                yield thread, getattr(thread, "idle_since", None)
         # Which thread does which job is unknown, so the number of those that wait is taken off.
         yield from sorted(self._jobs, key=id)[in_loop:]
         if self._processes:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import nats as nats_py
 import pytest
 
-from msight_bus import brokers
+from msight_bus import AuthenticationError, brokers
 from msight_bus.wire.envelope import parse_header
 from tests.support.brokers import Backend
+from tests.support.listeners import fake
+from tests.support.peers import Peer
 from tests.support.receiving import take
+from tests.support.servers import variables
 
 
 async def client_of(nats):
@@ -76,3 +79,31 @@ async def test_a_header_of_zeros_is_none_of_ours(nats, topic):
         await client.close()
     for message in (first, second):
         assert (message.session, message.sequence, message.published_at) == (None, None, None)
+
+
+@pytest.mark.parametrize("names_the_sid", [True, False])
+async def test_a_permission_that_a_reload_takes_away_ends_that_subscription_alone(names_the_sid):
+    """nats-server 2.15 names the id of the subscription, older ones only the subject (D5)."""
+    sids: dict[bytes, bytes] = {}
+    taken = False
+
+    def answer(command):
+        nonlocal taken
+        if command.verb == "SUB":
+            sids[command.words[0]] = command.words[-1]
+        if command.verb == "PING" and taken:
+            taken = False
+            sid = b' (sid "%b")' % sids[b"a"] if names_the_sid else b""
+            refusal = b"-ERR 'Permissions Violation for Subscription to \"a\"%b'\r\n" % sid
+            return refusal + b"MSG b %b 1\r\nx\r\nPONG\r\n" % sids[b"b"]
+        return None
+
+    async with fake(Peer("nats", answer)) as way:
+        backend = Backend("nats", variables("nats", way.port))
+        async with backend.connect(MSIGHT_PING_INTERVAL="0.1") as bus:
+            async with bus.subscribe("a") as refused, bus.subscribe("b") as kept:
+                taken = True
+                with pytest.raises(AuthenticationError, match="Permissions Violation"):
+                    await take(refused, 1)
+                assert (await take(kept, 1))[0].payload == b"x"
+        assert way.connections == 1

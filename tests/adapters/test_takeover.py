@@ -13,7 +13,7 @@ import pytest
 from nats.aio.client import Client
 from nats.aio.transport import TcpTransport
 from nats.protocol.parser import Parser
-from redis.asyncio.connection import AbstractConnection, DefaultParser
+from redis.asyncio.connection import AbstractConnection, Connection, DefaultParser
 
 import msight_bus
 from msight_bus import BusError
@@ -28,6 +28,7 @@ PROJECT = Path(__file__).parents[2]
 LIBRARIES = {"redis": REDIS_PY, "nats": NATS_PY}
 PRIVATE = [
     *[("redis", AbstractConnection, name) for name in ("_reader", "_writer")],
+    ("redis", Connection, "_connection_arguments"),
     *[("redis", DefaultParser, name) for name in ("_stream", "_reader", "_read_size", "read_from_socket")],
     *[("nats", Client, name) for name in ("_reading_task", "_ping_interval_task", "_flusher_task")],
     *[("nats", Client, name) for name in ("_transport", "_ps", "_process_info")],

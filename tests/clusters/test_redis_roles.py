@@ -177,7 +177,8 @@ async def test_a_standalone_server_among_the_nodes_is_passed_over(cluster, maste
         for number in range(6):
             async with listening.connect(**QUICK) as publishing, publishing.publisher("a") as publisher:
                 await publisher.send(b"%d" % number)
-        assert [int(message.payload) for message in await take(messages, 6, within=5)] == list(range(6))
+        received = sorted(int(message.payload) for message in await take(messages, 6, within=5))
+        assert received == list(range(6))  # order holds per publisher; these publish at different nodes
 
 
 @pytest.mark.faults

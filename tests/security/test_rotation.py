@@ -12,6 +12,7 @@ import msight_bus
 from msight_bus import brokers
 from msight_bus.events import Disconnected, Reconnected
 from tests.support.canaries import canary
+from tests.support.listeners import proxy
 from tests.support.receiving import take
 from tests.support.servers import USER, door, start, variables
 from tests.support.talking import QUICK, Seen, new_topic, settings_of, talk
@@ -84,3 +85,22 @@ async def test_a_new_bus_of_the_same_settings_reads_the_file_anew(way, tmp_path,
     with await way.start(port, SECOND):
         await talk(settings)
     watch.show(settings)
+
+
+@ways
+@pytest.mark.parametrize("patience", ["0.001", "inf"])
+async def test_a_file_that_is_away_for_a_moment_is_waited_for(way, patience, tmp_path):
+    """Not every tool replaces a file in one step."""
+    events, file = Seen(), tmp_path / "secret"
+    file.write_text(FIRST)
+    with await way.start(brokers.free_port(), FIRST) as broker:
+        async with proxy(broker.port) as line:
+            settings = way.settings(line.port, file, **QUICK | {"MSIGHT_REFUSAL_PATIENCE": patience})
+            async with msight_bus.connect(settings, on_event=events.append) as bus:
+                file.unlink()
+                line.cut()
+                await events.wait_for(Disconnected)
+                await asyncio.sleep(0.3)  # some tries
+                file.write_text(FIRST)
+                await events.wait_for(Reconnected)
+                await bus.publish(new_topic(), b"x")

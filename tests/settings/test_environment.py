@@ -161,3 +161,32 @@ def test_misspelt_names(name, meant):
 )
 def test_other_names_get_none(name):
     BusSettings(environ={name: "x"})  # a warning would fail this test
+
+
+def test_a_secret_in_a_file_is_read_anew_each_time(tmp_path):
+    file = tmp_path / "secret"
+    file.write_text("first")
+    settings = BusSettings(environ={f"{REDIS_PASSWORD}_FILE": str(file)})
+    secret = settings.redis.password
+    assert secret is not None
+    assert settings.redis.has_secret_files
+    file.write_text("second\n")
+    assert secret.get_secret_value() == "second"
+    file.write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match=f"{REDIS_PASSWORD}_FILE must be the path of a file.*UTF-8"):
+        secret.get_secret_value()
+    file.unlink()
+    with pytest.raises(ConfigError, match="there is no such file"):
+        secret.get_secret_value()
+    assert not BusSettings(environ={REDIS_PASSWORD: "a"}).redis.has_secret_files
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "-inf", "long", "86401"])
+def test_a_patience_is_a_number_of_seconds_or_inf(value):
+    with pytest.raises(ConfigError, match="MSIGHT_REFUSAL_PATIENCE must be a number of seconds.*or inf"):
+        BusSettings(environ={"MSIGHT_REFUSAL_PATIENCE": value})
+
+
+def test_tls_first_without_tls_is_told():
+    with pytest.raises(ConfigError, match="MSIGHT_NATS_TLS_FIRST=true means nothing without TLS"):
+        BusSettings(environ={"MSIGHT_NATS_TLS_FIRST": "true"}, backend="nats")

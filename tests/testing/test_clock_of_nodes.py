@@ -156,6 +156,7 @@ def test_a_simulation_that_outlasts_another_keeps_its_clock():
         second_has_begun.wait(10)
 
     async def second():
+        await asyncio.sleep(DAY)
         second_has_begun.set()
         first_is_over.wait(10)
         found.append(BytesData(data=b"frame").capture_timestamp - simulation.now)
@@ -168,7 +169,7 @@ def test_a_simulation_that_outlasts_another_keeps_its_clock():
     thread.start()
     first_has_begun.wait(10)
     simulation = Simulation()
-    simulation.run(second())
+    simulation.run(second(), within=2 * DAY)
     thread.join()
     assert found == [pytest.approx(0, abs=1)]
     assert abs(BytesData(data=b"frame").capture_timestamp - time.time()) < DAY

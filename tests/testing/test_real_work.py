@@ -187,16 +187,18 @@ runners = pytest.mark.parametrize("run", RUNNERS.values(), ids=RUNNERS)
 
 
 @runners
-async def test_a_thread_that_waits_for_the_loop_lets_time_pass(msight_simulation, run):
+async def test_a_thread_that_waits_for_the_loop_lets_time_pass(msight_simulation, caplog, run):
     before = msight_simulation.now
     await run(call_and_wait, asyncio.get_running_loop(), DAY)
     assert msight_simulation.now - before >= DAY
+    assert not caplog.messages  # at once, and not when patience is over
 
 
-async def test_a_worker_that_waits_for_the_loop_by_anyio_lets_time_pass(msight_simulation):
+async def test_a_worker_that_waits_for_the_loop_by_anyio_lets_time_pass(msight_simulation, caplog):
     before = msight_simulation.now
     await off_loop(lambda: anyio.from_thread.run(asyncio.sleep, DAY))
     assert msight_simulation.now - before >= DAY
+    assert not caplog.messages
 
 
 @runners
@@ -212,6 +214,23 @@ async def test_a_thread_that_waits_does_not_hide_one_that_works(msight_simulatio
         recorded(run(call_and_wait, asyncio.get_running_loop(), 1), "waits"), recorded(other(work), "works")
     )
     assert order == ["works", "waits"]
+
+
+@runners
+async def test_what_the_loop_begins_itself_is_no_call_of_a_thread(msight_simulation, run):
+    loop = asyncio.get_running_loop()
+    called = asyncio.Event()
+
+    def call_then_work():
+        loop.call_soon_threadsafe(called.set)
+        return work()
+
+    working = asyncio.create_task(run(call_then_work))
+    await called.wait()
+    sleeping = asyncio.create_task(asyncio.sleep(1))
+    await working
+    assert not sleeping.done()
+    await sleeping
 
 
 @runners

@@ -60,7 +60,7 @@ class NatsLink(ReceivingLink[bytes]):
         self._heads: dict[
             str, tuple[tuple[int, int], bytes]
         ] = {}  # by topic: the last sizes, and the command up to them
-        self._refused: dict[bytes, BusError] = {}
+        self._unconfirmed: dict[bytes, BusError | None] = {}  # by sid, with the refusal if there was one
         self._last_sid = 0
         self._next_ping = _PING_EVERY
 
@@ -120,13 +120,16 @@ class NatsLink(ReceivingLink[bytes]):
         self._last_sid += 1
         sid = b"%d" % self._last_sid
         self._feeds[sid] = [feed]
+        self._unconfirmed[sid] = None
         group = b"" if feed.group_id is None else feed.group_id.encode() + b" "
         self.write(b"SUB %b %b%b\r\n" % (feed.topic.encode(), group, sid))
         return asyncio.ensure_future(self._confirmed(sid, self.ping()))
 
     async def _confirmed(self, sid: bytes, answer: asyncio.Future[None]) -> None:
-        await answer
-        error = self._refused.pop(sid, None)
+        try:
+            await answer
+        finally:
+            error = self._unconfirmed.pop(sid, None)
         if error is not None:
             self._feeds.pop(sid, None)
             raise error
@@ -169,11 +172,11 @@ class NatsLink(ReceivingLink[bytes]):
         meaning = meaning_of(text)
         subject = refused_subject(text)
         if subject is not None and subject.operation == "publish":
-            self._owner.refuse(subject.subject, refusal)
+            self._owner.refuse(quoted(subject.subject), refusal)
         elif subject is not None:
-            for sid, feeds in self._feeds.items():
+            for sid, feeds in list(self._feeds.items()):
                 if subject.sid == sid.decode() or (subject.sid is None and feeds[0].topic == subject.subject):
-                    self._refused[sid] = refusal
+                    self._refuse_subscription(sid, refusal)
         elif meaning is Meaning.CREDENTIALS:
             self.fail(refusal)
         elif meaning is Meaning.PERMISSION:  # of no subject that is known; the connection stays
@@ -181,6 +184,16 @@ class NatsLink(ReceivingLink[bytes]):
         else:  # NATS closes the connection after any other error
             logger.warning("NATS reports: %s", quoted(text))
             self.fail(ConnectionLostError(f"NATS reports: {quoted(text)}"))
+
+    def _refuse_subscription(self, sid: bytes, error: BusError) -> None:
+        """A SUB is refused; or one that was confirmed ends, where a reload has taken the permission away."""
+        if sid in self._unconfirmed:
+            self._unconfirmed[sid] = error
+            return
+        for feed in self._feeds.pop(sid):
+            if feed in self._owner.feeds:
+                self._owner.feeds.remove(feed)
+            feed.sink.fail(error)
 
 
 def _pack_key(key: str) -> str:

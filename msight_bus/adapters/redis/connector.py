@@ -105,6 +105,8 @@ class RedisConnector:
     async def connect_publisher(self, owner: Owner) -> LiveLink:
         """Open a connection that publishes, and learn what it may send."""
         opened = await self._first(self._open_and_ask)
+        if self._redis.use_cluster:
+            self._gather_at(opened.where)
         return self._take_over(
             opened,
             owner,
@@ -137,6 +139,12 @@ class RedisConnector:
         self._links[link] = opened.where
         return link
 
+    def _gather_at(self, where: str) -> None:
+        """Have subscribed connections follow to another node: where nothing is published nobody asks how the node fares."""
+        for link, there in list(self._links.items()):
+            if there != where and isinstance(link, SubscribeLink) and not link.gone.done():
+                link.fail(ConnectionLostError(f"The connection that publishes has left Redis at {there} for {where}."))
+
     def _leave(self, where: str, problem: str) -> None:
         """Leave a server that no longer reaches the others, with all connections: a subscribed one cannot ask by itself."""
         for link, there in list(self._links.items()):
@@ -144,9 +152,7 @@ class RedisConnector:
                 link.fail(self._unfit(where, problem))
 
     def _unfit(self, where: str, problem: str) -> ConnectionLostError:
-        return ConnectionLostError(
-            f"Redis at {where} cannot be used: {problem}. {self._variables()}; Sentinel is not spoken."
-        )
+        return ConnectionLostError(f"Redis at {where} cannot be used: {problem}. {self._variables()}.")
 
     # -- one connection
 

@@ -13,6 +13,7 @@ from msight_bus.errors import quoted
 
 _PREFIX = "MSIGHT_REDIS_MESSAGE_BROKER_"
 _DISABLED = "cluster support disabled"
+_INSTEAD = "connect to the master, or to a name or proxy that follows it (this bus does not speak Sentinel)"
 _REPLICA = (b"slave", b"replica")
 
 REPLIES = 3
@@ -49,10 +50,7 @@ class Health:
         role, replication, cluster = replies
         clustered, state = _cluster(cluster)
         if isinstance(role, list) and role[:1] == [b"sentinel"]:
-            return (
-                "it is a Sentinel, which watches Redis servers and passes no messages on; give the master's own address, "
-                "or a name or proxy that follows the master"
-            )
+            return f"it is a Sentinel, which watches Redis servers and passes no messages on; {_INSTEAD}"
         if self.use_cluster and clustered is False:
             return f"it is a standalone server (cluster_enabled:0), and {_PREFIX}USE_CLUSTER says that it is a cluster's node"
         if clustered:
@@ -64,7 +62,7 @@ class Health:
             return None
         master = _master(role, replication)
         if master is not None and not self.use_cluster:
-            return f"it is a replica of {master}, and what is published at a replica does not reach its master"
+            return f"it is a replica of {master}, and what is published here does not reach its master; {_INSTEAD}"
         return None
 
 
