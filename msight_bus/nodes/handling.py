@@ -10,13 +10,13 @@ from msight_bus.data import decode, looks_like_data
 from msight_bus.errors import BusError, ClosedError, ConnectionLostError, DecodeError
 from msight_bus.message import Message
 from msight_bus.nodes.life import Life, cancellation_requested
+from msight_bus.nodes.loop_share import LoopShare
 from msight_bus.nodes.outgoing import BROKER_AWAY, BUS_IS_OVER, Outlet, Output, as_outputs
 from msight_bus.nodes.settling import Accepted, Settling
 from msight_bus.nodes.turns import Turn, Turns
 from msight_bus.subscription import Subscription
 
 _RETRY_AFTER = 0.1  # seconds; a dead letter that finds no broker has waited ``publish_timeout`` already
-_LONGEST_TURN = 0.005  # seconds for which handlers that never wait may keep the loop to themselves
 
 Handler = Callable[[Any], Awaitable[Output | Sequence[Output] | None]]
 
@@ -45,7 +45,8 @@ class Handling:
         self._one_at_a_time = asyncio.Lock()
         self._taken = 0
         self._failure: Exception | None = None
-        self._yield_at = 0.0
+        code = getattr(handler, "__qualname__", "The handler")
+        self._share = LoopShare(code, life.logger, life.config.heartbeat_update_interval)
         self._complain_at = 0.0
 
     @property
@@ -104,7 +105,6 @@ class Handling:
 
     async def _take(self, number: int) -> None:
         """Handle one message after the other."""
-        loop = asyncio.get_running_loop()
         in_hand = self._life.in_hand
         messages = aiter(self._subscription)
         try:
@@ -117,15 +117,13 @@ class Handling:
                     if self._failure is not None:
                         return  # it stays unacknowledged, as all that is queued behind it
                     turn = self._turns.next()
-                in_hand[number] = loop.time()
+                began = in_hand[number] = self._share.begins()
                 try:
                     await self._handle(message, turn)
                 finally:
                     del in_hand[number]
                     turn.end()
-                if loop.time() >= self._yield_at:
-                    await asyncio.sleep(0)
-                    self._yield_at = loop.time() + _LONGEST_TURN
+                await self._share.ended(began)
         except Exception as error:  # the bus's; errors in the node's code are dealt with where they happen
             self._fail(error)
 

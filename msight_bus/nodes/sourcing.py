@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 
 from msight_bus.nodes.life import Life, cancellation_requested
+from msight_bus.nodes.loop_share import LoopShare
 from msight_bus.nodes.outgoing import BUS_IS_OVER, Outlet, Output, as_outputs
 
 _ONLY = 0  # the one handler that a source has
@@ -57,10 +58,11 @@ class Sourcing:
     async def _publish_all(self) -> None:
         life = self._life
         loop = asyncio.get_running_loop()
+        share = LoopShare(f"{life.name}.stream", life.logger, life.config.heartbeat_update_interval)
         items = 0
         pause = _FIRST_PAUSE
         while not life.stopping.is_set():
-            asked_at = life.in_hand[_ONLY] = loop.time()
+            asked_at = life.in_hand[_ONLY] = share.begins()
             try:
                 outputs = as_outputs(await self._next(), life.config.publish_topic_data_type)
                 items += 1
@@ -86,6 +88,8 @@ class Sourcing:
             else:
                 pause = _FIRST_PAUSE
                 life.in_hand.clear()
+                if share.was_held:
+                    await share.ended(asked_at)
                 await asyncio.sleep(0)  # a source that never waits must not stop the others
             finally:
                 life.in_hand.clear()

@@ -12,7 +12,7 @@ import pytest
 import msight_bus
 from msight_bus import AuthenticationError, ConnectionLostError, brokers
 from msight_bus.events import Disconnected, Reconnected
-from tests.conftest import Backend
+from tests.support.brokers import Backend
 from tests.support.certificates import make_certificates
 from tests.support.proxy import HOST, FaultProxy, through
 from tests.support.receiving import take

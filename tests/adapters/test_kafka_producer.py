@@ -6,41 +6,17 @@ import asyncio
 from contextlib import asynccontextmanager
 
 import pytest
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.client import AIOKafkaClient
 from aiokafka.producer.message_accumulator import MessageAccumulator
 from aiokafka.protocol.admin import CreateAclsRequest
 from aiokafka.protocol.produce import ProduceRequest
 
 from msight_bus import AuthenticationError, BusError, PublishTimeoutError
-from msight_bus.adapters.kafka.client import client_options
+from tests.support.kafka_admin import administering, make
+from tests.support.kafka_traffic import PAD, Traffic, outcomes, publishing
 from tests.support.proxy import HOST, FaultProxy, through
 from tests.support.receiving import take
 from tests.support.rig import own_broker
-
-PAD = bytes(20_000)  # so that a partition has several batches
-
-
-@asynccontextmanager
-async def administering(kafka):
-    client = AIOKafkaAdminClient(**client_options(kafka.settings()))
-    await client.start()
-    yield client
-    await client.close()
-
-
-async def make(kafka, topic, partitions=1, **config):
-    async with administering(kafka) as admin:
-        await admin.create_topics([NewTopic(topic, partitions, 1, topic_configs=config)])
-
-
-async def outcomes(*publishes):
-    """The error of each publish, or ``None``; anything but a ``BusError`` is a failure of the test."""
-    results = await asyncio.gather(*publishes, return_exceptions=True)
-    for result in results:
-        if result is not None and not isinstance(result, BusError):
-            raise result
-    return results
 
 
 async def received(kafka, topic):
@@ -51,47 +27,6 @@ async def received(kafka, topic):
         while (payload := (await take(messages, 1))[0].payload) != b"end":
             numbers.append(int(payload[:8]))
         return numbers
-
-
-def publishing(bus, topic, numbers, pad=PAD, **how):
-    return [bus.publish(topic, b"%08d" % i + pad, **how) for i in numbers]
-
-
-class Traffic:
-    """Publishes on one topic, one message after the other."""
-
-    def __init__(self, bus, topic):
-        self._bus = bus
-        self._topic = topic
-        self._moved = asyncio.Event()
-        self._stop = asyncio.Event()
-        self.count = 0
-
-    async def __aenter__(self):
-        self._task = asyncio.create_task(self._publish())
-        await self.moves()
-        return self
-
-    async def __aexit__(self, *_):
-        self._stop.set()
-        await self._task
-
-    async def _publish(self):
-        while not self._stop.is_set():
-            await self._bus.publish(self._topic, b"%08d" % self.count)
-            self.count += 1
-            self._moved.set()
-
-    async def moves(self):
-        """Wait for several acknowledgements from now on."""
-        until = self.count + 5
-        while self.count < until and not self._task.done():
-            self._moved.clear()
-            waiting = asyncio.ensure_future(self._moved.wait())
-            await asyncio.wait((waiting, self._task), return_when=asyncio.FIRST_COMPLETED)
-            waiting.cancel()
-        if self._task.done():
-            self._task.result()
 
 
 async def test_a_refused_batch_harms_no_other_topic(kafka, topic):

@@ -15,7 +15,7 @@ from msight_bus import BusError, ConnectionLostError, PublishTimeoutError
 from msight_bus.adapters.kafka import producer
 from msight_bus.adapters.kafka.errors import translate
 from msight_bus.events import Disconnected, Reconnected
-from tests.adapters.test_kafka_producer import make
+from tests.support.kafka_admin import make
 from tests.support.receiving import numbers, take
 from tests.support.rig import QUICKLY, own_broker, seen, until
 

@@ -11,8 +11,8 @@ from aiokafka.partitioner import murmur2
 
 from msight_bus import MessageTooLargeError, PublishTimeoutError, TopicError
 from msight_bus.adapters.kafka import producer, topics
-from tests.adapters.test_kafka_producer import Traffic, make, outcomes, publishing
-from tests.support.kafka_admin import administering
+from tests.support.kafka_admin import administering, make
+from tests.support.kafka_traffic import Traffic, outcomes, publishing
 from tests.support.receiving import take
 from tests.support.rig import until
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.admin import NewTopic
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from msight_bus import AuthenticationError, Bus, NodeConfig
 from msight_bus.adapters.kafka.client import client_options
-from tests.support.kafka_admin import administering
+from tests.support.kafka_admin import committed, make
 from tests.support.nodes import DEADLINE, Collect, eventually, running
 from tests.support.receiving import take
 
@@ -49,17 +48,6 @@ async def records(kafka, topic, n):
     async with AIOKafkaConsumer(topic, **client_options(kafka.settings()), auto_offset_reset="earliest") as other:
         async with asyncio.timeout(DEADLINE):
             return [await other.getone() for _ in range(n)]
-
-
-async def committed(kafka, topic, group):
-    """The group's committed offset of partition 0."""
-    async with AIOKafkaConsumer(**client_options(kafka.settings()), group_id=group) as other:
-        return await other.committed(TopicPartition(topic, 0))
-
-
-async def make(kafka, topic, **config):
-    async with administering(kafka) as admin:
-        await admin.create_topics([NewTopic(topic, 1, 1, topic_configs=config)])
 
 
 async def handled(kafka, node, topic, *poison, **variables):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 
-from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from msight_bus.adapters.kafka.client import client_options
 
@@ -15,3 +16,14 @@ async def administering(kafka):
     await client.start()
     yield client
     await client.close()
+
+
+async def make(kafka, topic, partitions=1, **config):
+    async with administering(kafka) as admin:
+        await admin.create_topics([NewTopic(topic, partitions, 1, topic_configs=config)])
+
+
+async def committed(kafka, topic, group):
+    """The group's committed offset of partition 0."""
+    async with AIOKafkaConsumer(**client_options(kafka.settings()), group_id=group) as other:
+        return await other.committed(TopicPartition(topic, 0))

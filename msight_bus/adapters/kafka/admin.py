@@ -11,6 +11,7 @@ import aiokafka.errors as kafka_errors
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.protocol.metadata import MetadataRequest
 
+from msight_bus.adapters.deadlines import loop_timeout
 from msight_bus.adapters.failover import in_turn
 from msight_bus.adapters.kafka.aiokafka_compat import Credentials, take_over
 from msight_bus.adapters.kafka.errors import REFUSED, translate
@@ -82,7 +83,7 @@ class Admin(AIOKafkaAdminClient):
         problem: Exception = kafka_errors.NodeNotReadyError("No broker is known.")
         for node, share in in_turn(nodes, within or client._request_timeout_ms / 1000):
             try:
-                async with asyncio.timeout(share):
+                async with loop_timeout(share):
                     return await client.send(node, request)
             except TimeoutError:
                 client.drop(node)  # it may be the connection that is dead

@@ -19,6 +19,7 @@ from aiokafka.errors import (
 )
 
 from msight_bus.adapters.base import Sink, SubscribeRequest
+from msight_bus.adapters.deadlines import loop_timeout
 from msight_bus.adapters.kafka.consumer_compat import background_tasks, end_consumer, is_member, log_end, topic_identity
 from msight_bus.adapters.kafka.errors import REFUSED, translate
 from msight_bus.adapters.kafka.records import offset_of, to_messages
@@ -461,7 +462,7 @@ class KafkaFeed:
             return
         offsets = {TopicPartition(self.topic, number): OffsetAndMetadata(at, "") for number, at in finished.items()}
         try:
-            async with asyncio.timeout(_COMMIT_WITHIN):
+            async with loop_timeout(_COMMIT_WITHIN):
                 await self._consumer.commit(offsets)
         except TimeoutError as error:
             raise BusError(f"Kafka did not confirm a commit of {self.topic!r} within {_COMMIT_WITHIN:g} s.") from error

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Iterable
 from aiokafka import ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
 from aiokafka.errors import KafkaError, RebalanceInProgressError
 
+from msight_bus.adapters.deadlines import loop_timeout
 from msight_bus.adapters.kafka.client import start_client
 from msight_bus.adapters.kafka.consumer_compat import (
     check_group,
@@ -217,7 +218,7 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
             self._sink.discard(lambda message: message._settlement in gone, "revoked")
 
     async def _assign(self, own: list[TopicPartition]) -> None:
-        async with asyncio.timeout(self._settings.kafka.session_timeout * 0.6):
+        async with loop_timeout(self._settings.kafka.session_timeout * 0.6):
             if await self._identify():
                 self._begin_anew()
             starts = await self._starts(sorted(own))

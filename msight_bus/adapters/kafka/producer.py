@@ -360,7 +360,8 @@ class KafkaProducer:
 
     def _seen(self, topic: str, partitions: int) -> None:
         self._topics.seen(topic, partitions)
-        if not partitions and topic not in self._looking and self._has_unfinished(topic):
+        gone = not partitions and self._topics.known(topic) is None
+        if gone and topic not in self._looking and self._has_unfinished(topic):
             looking = asyncio.create_task(self._create_again(topic), name=f"msight_bus topic {topic}")
             self._looking[topic] = looking
             looking.add_done_callback(lambda _: self._looking.pop(topic, None))

@@ -88,16 +88,11 @@ class TopicDirectory:
     def seen(self, topic: str, partitions: int) -> None:
         """Take what an answer of the cluster says of a topic: how many partitions it has, 0 if it does not exist."""
         info = self._known.get(topic)
-        if info is None:
-            return
-        if not partitions:
-            logger.warning("Topic %s does not exist any more.", topic)
-            self.forget(topic)
-        elif (
+        if info is not None and (
             partitions != info.partitions
             or asyncio.get_running_loop().time() - self._looked_up[topic] > _LOOK_ANEW_AFTER
         ):
-            self.refresh_soon(topic)
+            self.refresh_soon(topic)  # the broker that answered may be behind the others
 
     def refresh_soon(self, topic: str) -> None:
         """Look a known topic up anew, in a task of its own."""
@@ -113,6 +108,7 @@ class TopicDirectory:
                 assert self._admin is not None
                 found = await self._admin.topic(topic)
                 if not found.partitions:
+                    logger.warning("Topic %s does not exist any more.", topic)
                     self.forget(topic)
                     return
                 info = await self._describe(topic, found)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from msight_bus.adapters.deadlines import loop_timeout
 from msight_bus.adapters.kafka.errors import translate
 from msight_bus.errors import AuthenticationError, BusError
 from msight_bus.events import BusEvent, Disconnected, Reconnected
@@ -36,7 +37,7 @@ async def watch(
     while True:
         await asyncio.sleep(limits.ping_interval if not failures else limits.reconnect_max)
         try:
-            async with asyncio.timeout(limits.pong_timeout):
+            async with loop_timeout(limits.pong_timeout):
                 await ask()
         except Exception as error:  # also what the client stumbles over when a peer talks nonsense
             failures += 1
@@ -45,7 +46,7 @@ async def watch(
                 logger.warning("Kafka does not answer, reconnecting: %s", reason)
                 tell(Disconnected(reason))
             try:
-                async with asyncio.timeout(limits.pong_timeout):
+                async with loop_timeout(limits.pong_timeout):
                     await probe()
             except AuthenticationError as refusal:
                 logger.error("Not reconnecting: %s", refusal)  # noqa: TRY400 - the one who waits raises it

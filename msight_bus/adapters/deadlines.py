@@ -1,0 +1,44 @@
+"""Deadlines for answers of a broker that count only time in which the event loop runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+_SLICES = 10
+
+
+class _Slices:
+    def __init__(self, seconds: float, timeout: asyncio.Timeout) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._timeout = timeout
+        self._part = seconds / _SLICES
+        self._left = _SLICES
+        self.timer = self._loop.call_later(self._part, self._passed)
+
+    def _passed(self) -> None:
+        held = self._loop.time() - self.timer.when() > self._part
+        self._left -= 1
+        if self._left <= 0 and not held:
+            self._timeout.reschedule(self._loop.time())
+        else:
+            self.timer = self._loop.call_later(self._part, self._passed)
+
+
+@asynccontextmanager
+async def loop_timeout(seconds: float) -> AsyncIterator[None]:
+    """`asyncio.timeout`, for a loop that a program's code may hold.
+
+    While the loop is held, an answer that has come waits in the socket. So the deadline passes in slices, and a slice during
+    which the loop was held counts as one, however long that took.
+
+    Raises:
+        TimeoutError: the loop has run for ``seconds`` in this context.
+    """
+    async with asyncio.timeout(None) as timeout:
+        slices = _Slices(seconds, timeout)
+        try:
+            yield
+        finally:
+            slices.timer.cancel()

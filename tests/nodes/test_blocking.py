@@ -1,0 +1,103 @@
+"""A node's code that holds the event loop for long: what shares the loop with it goes on in between (E6)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from msight_bus import NodeConfig, SinkNode
+from msight_bus.adapters.deadlines import loop_timeout
+from tests.support.kafka_admin import administering, committed, make
+from tests.support.nodes import DEADLINE, eventually, running
+
+SESSION = 2.0
+"""Seconds of a member's session."""
+
+HOLD = 1.3
+"""Seconds that a handler holds the loop: more than half a session."""
+
+
+class Slow(SinkNode):
+    """Computes for long, in a coroutine that never waits, or that waits before."""
+
+    def __init__(self, config, waits):
+        super().__init__(config)
+        self.items = []
+        self.came = asyncio.Event()
+        self._waits = waits
+
+    async def on_message(self, data):
+        if self._waits:
+            await asyncio.sleep(0.001)
+        time.sleep(HOLD)
+        self.items.append(data)
+        self.came.set()
+
+
+async def member_ids(kafka, group):
+    async with administering(kafka) as admin:
+        (response,) = await admin.describe_consumer_groups([group])
+        return {member[0] for member in response.groups[0][5]}
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(100)
+@pytest.mark.parametrize("waits", [False, True])
+async def test_a_handler_that_holds_the_loop_costs_no_membership(kafka, topic, caplog, waits):
+    n = 12
+    node = Slow(NodeConfig(name=topic.replace(".", "-"), subscribe_topic_name=topic), waits)
+    group = node.config.group_where_kept()
+    await make(kafka, topic)
+    async with kafka.connect() as publishing:
+        async with kafka.connect(MSIGHT_KAFKA_SESSION_TIMEOUT=f"{SESSION}") as bus, running(bus, node):
+            before = await member_ids(kafka, group)
+            for number in range(n):
+                await publishing.publish(topic, b"%d" % number)
+            await eventually(node.came, lambda: len(node.items) >= n - 4)
+            assert await member_ids(kafka, group) == before
+            assert len(before) == 1
+    assert node.items == [b"%d" % number for number in range(len(node.items))]
+    assert await committed(kafka, topic, group) == len(node.items)
+    if not waits:
+        lines = [record.getMessage() for record in caplog.records if "off_loop" in record.getMessage()]
+        assert lines
+        assert "Slow.on_message" in lines[0]
+
+
+async def test_time_in_which_the_loop_is_held_does_not_count_against_a_deadline():
+    loop = asyncio.get_running_loop()
+    answer = loop.create_future()
+
+    async def wait():
+        async with loop_timeout(0.2):
+            return await answer
+
+    waiting = asyncio.create_task(wait())
+    await asyncio.sleep(0)
+    loop.call_soon(lambda: loop.call_soon(loop.call_soon, answer.set_result, "came"))  # a few turns away
+    time.sleep(0.5)
+    assert await waiting == "came"
+
+
+async def test_a_deadline_passes_while_the_loop_runs():
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(TimeoutError):
+        async with loop_timeout(0.05):
+            await asyncio.Event().wait()
+    assert asyncio.get_running_loop().time() - began >= 0.05
+    async with loop_timeout(DEADLINE):
+        pass
+
+
+async def test_a_deadline_swallows_no_cancellation():
+    async def wait():
+        async with loop_timeout(DEADLINE):
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(wait())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task

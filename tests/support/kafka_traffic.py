@@ -1,0 +1,59 @@
+"""Publishes whose outcomes a test wants to know, and a stream that should go on beside what it does to another topic."""
+
+from __future__ import annotations
+
+import asyncio
+
+from msight_bus import BusError
+
+PAD = bytes(20_000)  # so that a partition has several batches
+
+
+async def outcomes(*publishes):
+    """The error of each publish, or ``None``; anything but a ``BusError`` is a failure of the test."""
+    results = await asyncio.gather(*publishes, return_exceptions=True)
+    for result in results:
+        if result is not None and not isinstance(result, BusError):
+            raise result
+    return results
+
+
+def publishing(bus, topic, numbers, pad=PAD, **how):
+    return [bus.publish(topic, b"%08d" % i + pad, **how) for i in numbers]
+
+
+class Traffic:
+    """Publishes on one topic, one message after the other."""
+
+    def __init__(self, bus, topic):
+        self._bus = bus
+        self._topic = topic
+        self._moved = asyncio.Event()
+        self._stop = asyncio.Event()
+        self.count = 0
+
+    async def __aenter__(self):
+        self._task = asyncio.create_task(self._publish())
+        await self.moves()
+        return self
+
+    async def __aexit__(self, *_):
+        self._stop.set()
+        await self._task
+
+    async def _publish(self):
+        while not self._stop.is_set():
+            await self._bus.publish(self._topic, b"%08d" % self.count)
+            self.count += 1
+            self._moved.set()
+
+    async def moves(self):
+        """Wait for several acknowledgements from now on."""
+        until = self.count + 5
+        while self.count < until and not self._task.done():
+            self._moved.clear()
+            waiting = asyncio.ensure_future(self._moved.wait())
+            await asyncio.wait((waiting, self._task), return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+        if self._task.done():
+            self._task.result()
