@@ -21,7 +21,7 @@ class SubscriptionStats:
         received: delivered by the broker.
         delivered: handed to the consumer.
         dropped: not handed to the consumer, by cause: a queue policy's name, ``"block_timeout"``, ``"revoked"``, ``"closed"``,
-            ``"too old"`` (its lifespan was over).
+            ``"too old"`` (its lifespan was over), ``"skipped"`` (passed over in a log for the latest ones; at most so many).
         gaps: how often messages were found missing, or a cut was announced; ``None`` where that is not counted.
         missing: messages known to be missing; ``None`` where counting is meaningless (a member of a group).
         duplicates: messages that came again; ``None`` where counting is meaningless.

@@ -21,10 +21,11 @@ class PartitionLedger:
         committed: the offset committed last, ``None`` if none was by this ledger.
     """
 
-    __slots__ = ("_done", "_first", "_runs", "committed", "expected")
+    __slots__ = ("_done", "_first", "_runs", "_skipped", "committed", "expected")
 
     def __init__(self, start: int) -> None:
         self.expected = start
+        self._skipped: tuple[int, int] | None = None
         self.committed: int | None = None
         self._runs: deque[tuple[int, int]] = deque()  # delivered, from start to before end, the first one not all done
         self._first = _NONE  # the first offset that is not done
@@ -71,7 +72,15 @@ class PartitionLedger:
             runs.popleft()
         self._first = _NONE
 
+    def skip_to(self, offset: int) -> None:
+        """Pass over all records below ``offset``; that is finished with the first one behind it, not before."""
+        self._skipped = (self.finished, offset)
+        self.expected = offset
+
     @property
     def finished(self) -> int:
         """The offset to commit: every record before it is done (Kafka commits the next offset to read)."""
-        return self._first if self._runs else self.expected
+        finished = self._first if self._runs else self.expected
+        if self._skipped is not None and finished <= self._skipped[1]:
+            return min(finished, self._skipped[0])
+        return finished

@@ -258,6 +258,11 @@ class Subscription:
         self._in_hand = [held for held in self._in_hand if held is not message]
         self._channel.drop_taken((message,), cause)
 
+    def skip(self, count: int) -> None:
+        """So many messages of a log, at most, are passed over for fresh ones."""
+        self._channel.received += count
+        self._channel.dropped["skipped"] += count
+
     def shed(self) -> None:
         """The feed cannot be paused any longer."""
         self._channel.shed()

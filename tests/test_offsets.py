@@ -82,3 +82,19 @@ def test_settling_what_was_never_delivered_does_nothing():
 def test_nothing_is_committed_by_a_new_ledger():
     ledger = PartitionLedger(7)
     assert (ledger.committed, ledger.finished, ledger.expected) == (None, 7, 7)
+
+
+def test_what_is_skipped_is_finished_with_the_first_record_behind_it():
+    ledger = PartitionLedger(5)
+    ledger.deliver(5, 7)
+    ledger.settle(5)
+    ledger.skip_to(20)
+    assert (ledger.expected, ledger.finished) == (20, 6)
+    ledger.settle(6)
+    assert ledger.finished == 6
+    ledger.deliver(20, 22)
+    assert ledger.finished == 6
+    ledger.settle(20)
+    assert ledger.finished == 21
+    ledger.settle(21)
+    assert ledger.finished == 22

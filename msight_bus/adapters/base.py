@@ -71,6 +71,9 @@ class Sink(Protocol):
     def drop(self, message: Message, cause: str) -> None:
         """Count a delivered message as dropped, and settle it."""
 
+    def skip(self, count: int) -> None:
+        """So many messages of a log, at most, are passed over for fresh ones."""
+
     def shed(self) -> None:
         """The feed cannot be paused any longer."""
 

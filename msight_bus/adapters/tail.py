@@ -131,5 +131,8 @@ class TailSink:
     def drop(self, message: Message, cause: str) -> None:
         """Nothing is queued."""
 
+    def skip(self, count: int) -> None:
+        """There is no log."""
+
     def shed(self) -> None:
         """Nothing is queued."""

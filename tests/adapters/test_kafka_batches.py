@@ -34,6 +34,12 @@ class Maker:
     def unreadable(self, partition, count, reason, *, at_most):
         self.gaps.append((len(self.read), count, at_most))
 
+    def fetch_failed(self):
+        raise AssertionError("no reader says so")
+
+    def topic_missing(self):
+        raise AssertionError("no reader says so")
+
     def fetch_again(self, partition, offset):
         return next(self._fetches) < self._enough
 

@@ -11,8 +11,9 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import NewTopic
 from aiokafka.admin.records_to_delete import RecordsToDelete
+from aiokafka.errors import KafkaConnectionError
 
-from msight_bus import HeaderError
+from msight_bus import HeaderError, QueuePolicy
 from msight_bus.adapters.kafka import feed
 from msight_bus.events import Gap
 from tests.support.kafka_admin import administering
@@ -274,3 +275,68 @@ async def test_retention_of_a_marker_is_told_as_a_bound(kafka, topic):
         async with bus.subscribe(topic, start={0: 1}) as messages:
             assert await numbers(messages, 1) == [1]
     assert events == [Gap(topic, 1, "retention", at_most=True)]
+
+
+# -- the latest n of a log
+
+
+async def publish(bus, topic, numbers):
+    async with bus.publisher(topic) as publisher:
+        for number in numbers:
+            await publisher.send(b"%d" % number)
+
+
+@pytest.mark.parametrize("profile", [{}, {"MSIGHT_KAFKA_FETCH_BYTES": "2000"}], ids=["one fetch", "many fetches"])
+async def test_a_consumer_of_the_latest_skips_what_is_older_when_it_comes(kafka, topic, profile):
+    await make_topic(kafka, topic)
+    events: list = []
+    async with kafka.connect(events=events, **profile) as bus:
+        async with bus.subscribe(topic, group_id="g") as messages:
+            await publish(bus, topic, range(3))
+            await numbers(messages, 3)
+        before = await committed(kafka, topic)
+        await publish(bus, topic, range(3, 300))
+        async with bus.subscribe(topic, group_id="g", queue=QueuePolicy.latest(10)) as messages:
+            first = await anext(messages)
+            assert int(first.payload) >= 290
+            await messages.commit()
+            assert await committed(kafka, topic) == before  # nothing behind it is done yet
+            await until(lambda: messages.stats.received == 300 - before)
+            assert messages.stats.dropped["skipped"] == 290 - before
+            await first.ack()
+            await messages.commit()
+            assert await committed(kafka, topic) > 290
+        assert events == []
+
+
+async def test_a_consumer_of_the_latest_skips_what_is_older_when_a_broker_comes_back(kafka, topic):
+    await make_topic(kafka, topic)
+    async with kafka.connect() as bus, bus.subscribe(topic, queue=QueuePolicy.latest(10)) as messages:
+        await publish(bus, topic, range(1))
+        await numbers(messages, 1)
+        tap = messages._feed._consumer._fetcher._client
+        original = tap._client.send
+
+        async def unreachable(*_, **options):
+            raise KafkaConnectionError("away")
+
+        tap._client.send = unreachable
+        await publish(bus, topic, range(1, 3000))
+        await asyncio.sleep(0.7)  # a fetch that was under way may have brought the first ones
+        tap._client.send = original
+        await until(lambda: messages.stats.received == 3000)
+        assert int((await anext(messages)).payload) >= 2990
+        assert "skipped" in messages.stats.dropped
+
+
+@pytest.mark.parametrize("options", [{"start": "earliest"}, {"queue": QueuePolicy.drop_oldest(10)}])
+async def test_who_did_not_ask_for_the_latest_alone_gets_everything(kafka, topic, options):
+    await make_topic(kafka, topic)
+    options = {"queue": QueuePolicy.latest(10), **options}
+    async with kafka.connect() as bus:
+        async with bus.subscribe(topic, group_id="g"):
+            pass
+        await publish(bus, topic, range(50))
+        async with bus.subscribe(topic, group_id="g", **options) as messages:
+            await until(lambda: messages.stats.received == 50)
+            assert "skipped" not in messages.stats.dropped

@@ -7,7 +7,6 @@ import logging
 import threading
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
 
 import pytest
 from aiokafka import AIOKafkaConsumer
@@ -83,8 +82,7 @@ async def test_joining_beside_another_make_waits_for_nothing(kafka, topic, optio
             await until(lambda: own.isdisjoint(member.partitions))
             for number in range(60):
                 await bus.publish(topic, b"%d" % number, key=f"k{number}")
-            received = await numbers(messages, 10)
-            assert all(one < other for one, other in pairwise(received))
+            await numbers(messages, 10)
 
 
 async def test_two_members_beside_another_make_share_what_it_leaves(kafka, topic):

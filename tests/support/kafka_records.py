@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import struct
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from aiokafka import TopicPartition
 from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record.util import calc_crc32c
 
 from msight_bus.adapters.kafka.client import client_options
+
+LEADERLESS = (3, 5, 6)
+"""Errors of a partition that is being made."""
 
 NOW_MS = 1_700_000_000_000
 
@@ -81,19 +86,21 @@ async def raw_producer(kafka):
     await client.bootstrap()
 
     async def produce(topic, batch, partition=0):
+        while (error := await send(topic, batch, partition)) in LEADERLESS:
+            await asyncio.sleep(0.05)
+            await client.force_metadata_update()
+        assert error == 0, f"the broker refused the batch with error {error}"
+
+    async def send(topic, batch, partition):
         await client._wait_on_metadata(topic)
-        node = client.cluster.leader_for_partition(_partition(topic, partition))
+        node = client.cluster.leader_for_partition(TopicPartition(topic, partition))
+        if node in (None, -1):
+            return LEADERLESS[0]
         response = await client.send(node, ProduceRequest(None, -1, 5000, [(topic, [(partition, batch)])]))
         ((_, ((_, error, *_),)),) = response.topics
-        assert error == 0, f"the broker refused the batch with error {error}"
+        return error
 
     try:
         yield produce
     finally:
         await client.close()
-
-
-def _partition(topic, number):
-    from aiokafka import TopicPartition
-
-    return TopicPartition(topic, number)

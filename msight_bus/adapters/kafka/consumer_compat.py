@@ -20,6 +20,7 @@ from aiokafka.protocol.fetch import FetchRequest
 from msight_bus.adapters.kafka.aiokafka_compat import AIOKAFKA
 from msight_bus.adapters.kafka.client import close_client, end_tasks
 from msight_bus.adapters.kafka.partition_reader import ListMaker, PartitionReader
+from msight_bus.adapters.kafka.topic_id import TopicIdentity, TopicIdentityRequest, read_identity
 
 
 def check_aiokafka() -> None:
@@ -118,6 +119,17 @@ def has_coordinator(consumer: AIOKafkaConsumer) -> bool:
     return consumer._coordinator.coordinator_id is not None
 
 
+async def topic_identity(consumer: AIOKafkaConsumer, topic: str) -> TopicIdentity | None:
+    """The identity of a topic as one of the brokers knows it; ``None`` if it does not exist.
+
+    Raises:
+        KafkaError: no answer.
+        NotImplementedError: the broker is older than Kafka 2.8 and has no ids.
+    """
+    client = consumer._client
+    return read_identity(await client.send(client.get_random_node(), TopicIdentityRequest(topic)), topic)
+
+
 def log_end(consumer: AIOKafkaConsumer, partition: TopicPartition) -> tuple[int, int] | None:
     """The end of a partition's log and its last stable offset, as the last fetch told; ``None`` before the first."""
     subscription = consumer._subscription.subscription
@@ -143,16 +155,22 @@ async def commit_any(consumer: AIOKafkaConsumer, offsets: dict[Any, Any]) -> Non
 class _FetchTap:
     """A consumer's client that keeps each fetched partition's bytes, which aiokafka's own classes do not give away."""
 
-    def __init__(self, client: AIOKafkaClient) -> None:
+    def __init__(self, client: AIOKafkaClient, maker: ListMaker) -> None:
         self._client = client
+        self._maker = maker
         self.fetched: dict[TopicPartition, bytes] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._client, name)
 
     async def send(self, node_id: int, request: Any, **options: Any) -> Any:
-        response = await self._client.send(node_id, request, **options)
+        try:
+            response = await self._client.send(node_id, request, **options)
+        except kafka_errors.KafkaError:
+            self._maker.fetch_failed()
+            raise
         if isinstance(request, FetchRequest):
+            self._look_for_errors(response)
             # The fetcher takes them before it awaits anything again.
             self.fetched = {
                 TopicPartition(topic, number): data or b""
@@ -160,6 +178,11 @@ class _FetchTap:
                 for number, *_, data in partitions
             }
         return response
+
+    def _look_for_errors(self, response: Any) -> None:
+        for _, partitions in response.topics:
+            if any(code == kafka_errors.UnknownTopicOrPartitionError.errno for _, code, *_ in partitions):
+                self._maker.topic_missing()
 
 
 class _Fetched(dict[Any, Any]):
@@ -192,7 +215,7 @@ class _Fetched(dict[Any, Any]):
 def fetch_lists(consumer: AIOKafkaConsumer, maker: ListMaker) -> None:
     """Let ``getmany`` of a started consumer return lists that ``maker`` made; its ``max_records`` then counts lists."""
     fetcher = consumer._fetcher
-    fetcher._client = tap = _FetchTap(fetcher._client)
+    fetcher._client = tap = _FetchTap(fetcher._client, maker)
     fetcher._records = _Fetched(fetcher._records, tap, maker)
 
 

@@ -20,10 +20,11 @@ from aiokafka.errors import (
 
 from msight_bus.adapters.base import Sink, SubscribeRequest
 from msight_bus.adapters.deadlines import loop_timeout
-from msight_bus.adapters.kafka.consumer_compat import background_tasks, end_consumer, is_member, log_end
+from msight_bus.adapters.kafka.consumer_compat import background_tasks, end_consumer, is_member, log_end, topic_identity
 from msight_bus.adapters.kafka.errors import REFUSED, translate
 from msight_bus.adapters.kafka.records import offset_of, to_messages
 from msight_bus.adapters.kafka.start import Moment
+from msight_bus.adapters.kafka.topic_id import TopicIdentity
 from msight_bus.errors import BusError
 from msight_bus.message import Message
 from msight_bus.offsets import PartitionLedger
@@ -37,6 +38,12 @@ _LIST = 2000
 _CHECK_EVERY = 0.5
 _HELD_BACK_AFTER = 10.0
 """Seconds after which a transaction that stays open is told of."""
+
+_LOOK_EVERY = 5.0
+"""Seconds after which the topic is asked for its identity and its partitions."""
+
+_LOOK_AGAIN = 0.1
+"""Seconds until then where it seems to be missing."""
 
 _COMMIT_WITHIN = 3.0
 _FETCHES_OF_DAMAGED = 3
@@ -126,6 +133,13 @@ class KafkaFeed:
         self._reads_committed = settings.kafka.isolation == "read_committed"
         self._blocks = request.queue.when_full == "block"
         self._assignment: dict[int, Partition] = {}
+        # a consumer of the latest n does not want what lies further back when a partition comes, or comes back
+        self._latest = (
+            request.queue.max_messages if request.queue.when_full == "latest" and request.start == "latest" else 0
+        )
+        self._arriving: set[int] = set()
+        self._identity: TopicIdentity | None = None
+        self._missing = asyncio.Event()
         self._resolved = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
@@ -212,6 +226,49 @@ class KafkaFeed:
     def _check_client(self) -> None:
         """Take what aiokafka tells only to whoever fetches."""
 
+    # -- the topic, which may be deleted and made anew
+
+    async def _look_at_topic(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(_LOOK_EVERY):
+                    await self._missing.wait()
+                await asyncio.sleep(_LOOK_AGAIN)
+            except TimeoutError:
+                pass
+            self._missing.clear()
+            try:
+                await self._look()
+            except (KafkaError, OSError) as error:
+                self._complain(error)
+
+    async def _look(self) -> None:
+        """See whether the topic was made anew, and begin at its beginning if it was.
+
+        Raises:
+            KafkaError: not known.
+        """
+        await self._identify()
+
+    async def _identify(self) -> bool:
+        """Learn the topic's identity; returns whether it is another one than before.
+
+        Raises:
+            KafkaError: not known.
+        """
+        try:
+            found = await topic_identity(self._consumer, self.topic)
+        except NotImplementedError:  # the broker has no ids
+            return False
+        if found is None:
+            return False
+        before, self._identity = self._identity, found
+        if before is None or before.id == found.id:
+            return False
+        logger.warning("Topic %s was deleted and made anew: it is read from its beginning.", self.topic)
+        self._sink.announce_gap(None, "retention")
+        return True
+
     # -- fetching
 
     async def _pump(self) -> None:
@@ -260,6 +317,14 @@ class KafkaFeed:
         logger.warning("%d records of %s, partition %d, are passed over: %s", count, self.topic, partition, reason)
         self._sink.announce_gap(count, "unreadable", at_most=at_most)
 
+    def fetch_failed(self) -> None:
+        """Partitions come back when a fetch succeeds again (partition_reader.ListMaker)."""
+        self._arriving.update(self._assignment)
+
+    def topic_missing(self) -> None:
+        """Look soon whether the topic is still the same (partition_reader.ListMaker)."""
+        self._missing.set()
+
     def fetch_again(self, partition: int, offset: int) -> bool:
         """Whether damaged bytes are worth another fetch (partition_reader.ListMaker)."""
         where, fetches = self._damaged.get(partition, (offset, 0))
@@ -273,8 +338,24 @@ class KafkaFeed:
             if partition is not None and partition.owned:
                 self._problem = ""
                 for messages in lists:
-                    if new := partition.deliver(messages):
+                    if self._latest and where.partition in self._arriving:
+                        messages = self._skip(where, partition, messages)  # noqa: PLW2901
+                    if messages and (new := partition.deliver(messages)):
                         self._sink.deliver(new)
+
+    def _skip(self, where: TopicPartition, partition: Partition, messages: list[Message]) -> list[Message]:
+        """Go on ``latest(n)`` records before the end of a partition that comes, or comes back, with more."""
+        self._arriving.discard(where.partition)
+        end, stable = log_end(self._consumer, where) or (0, 0)
+        first = (stable if self._reads_committed else end) - self._latest
+        ledger = partition.ledger
+        if first <= ledger.expected:
+            return messages
+        self._sink.skip(first - ledger.expected)
+        ledger.skip_to(first)
+        if offset_of(messages[-1]) < first:
+            self._consumer.seek(where, first)
+        return [message for message in messages if offset_of(message) >= first]
 
     def _complain(self, error: BaseException) -> None:
         text = str(translate(error, "subscribe"))

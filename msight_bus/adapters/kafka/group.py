@@ -61,6 +61,8 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
         """Join the group and wait until every partition's start is committed."""
         self._joined = asyncio.Event()
         self._foreseen = {}
+        self._start = self._request.start
+        self._begins_anew = False
         await start_client(self._consumer)
         fetch_lists(self._consumer, self)
         self._consumer.subscribe([self.topic], listener=self)
@@ -69,6 +71,7 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
         await self._join(pump)
         await self._wait_for_mates()
         self._run(self._commit_regularly(), "committer")
+        self._run(self._look_at_topic(), "topic")
         self._run(self._compare_partitions(), "comparison")
 
     async def _compare_partitions(self) -> None:
@@ -216,6 +219,8 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
 
     async def _assign(self, own: list[TopicPartition]) -> None:
         async with loop_timeout(self._settings.kafka.session_timeout * 0.6):
+            if await self._identify():
+                self._begin_anew()
             starts = await self._starts(sorted(own))
         for partition, start in starts.items():
             self._consumer.seek(partition, start.offset)
@@ -223,12 +228,30 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
             where.partition: self._partition(where.partition, start.offset, Moment.noted(start.metadata))
             for where, start in starts.items()
         }
+        self._arriving.update(self._assignment)
         for partition in self._assignment.values():
             partition.ledger.committed = partition.ledger.expected
         self._resolved.set()
         self._joined.set()
 
+    async def _look(self) -> None:
+        if await self._identify():
+            self._begin_anew()
+            rejoin(self._consumer)
+
+    def _begin_anew(self) -> None:
+        """What was read of a topic that is gone settles nothing, and partitions of the new one start at their beginning."""
+        self._let_go()
+        self._assignment = {}
+        self._foreseen = {}
+        self._start = "earliest"
+        self._begins_anew = True
+
     async def _starts(self, own: list[TopicPartition]) -> dict[TopicPartition, OffsetAndMetadata]:
+        if self._begins_anew:  # what is committed may be of the topic that is gone
+            committed = await self._decide(own)
+            self._begins_anew = False
+            return committed
         everything = sorted({*self._all_partitions(), *own})
         committed = await committed_offsets(self._consumer, everything)
         if not committed:
@@ -243,7 +266,7 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
     ) -> dict[TopicPartition, OffsetAndMetadata]:
         """What one member decides where nothing is committed yet."""
         mates = await self._mates(own)
-        found = await resolve(self._consumer, sorted({*everything, *mates}), self._request.start)
+        found = await resolve(self._consumer, sorted({*everything, *mates}), self._start)
         self._foreseen = found | self._foreseen
         if not own:
             return {}
@@ -254,10 +277,11 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
     async def _decide(self, partitions: list[TopicPartition]) -> dict[TopicPartition, OffsetAndMetadata]:
         """Commit where partitions start: where they were when this member joined, and new ones at their beginning."""
         new = [where for where in partitions if where not in self._foreseen]
-        starts = await resolve(self._consumer, new, "earliest") | self._foreseen
-        moment = moment_of(self._request.start)
+        starts = self._foreseen | await resolve(self._consumer, new, "earliest")
+        moment = moment_of(self._start)
         decided = {where: OffsetAndMetadata(starts[where], moment.note if moment else "") for where in partitions}
-        await commit_any(self._consumer, decided)
+        if decided:
+            await commit_any(self._consumer, decided)
         return decided
 
     async def _mates(self, own: list[TopicPartition]) -> list[TopicPartition]:

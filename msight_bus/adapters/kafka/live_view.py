@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from aiokafka import TopicPartition
-from aiokafka.errors import KafkaError
 
 from msight_bus.adapters.kafka.client import start_client
 from msight_bus.adapters.kafka.consumer_compat import fetch_lists
 from msight_bus.adapters.kafka.feed import KafkaFeed
 from msight_bus.adapters.kafka.start import Moment, moment_of, resolve
 from msight_bus.adapters.kafka.topics import TopicDirectory
-
-_LOOK_EVERY = 5.0
 
 
 class LiveViewFeed(KafkaFeed):
@@ -26,11 +21,12 @@ class LiveViewFeed(KafkaFeed):
         """Take all partitions, each from where the request says."""
         await start_client(self._consumer)
         fetch_lists(self._consumer, self)
+        await self._identify()
         starts = await resolve(self._consumer, self._partitions(0, self.partitions), self._request.start)
         self._take({where.partition: at for where, at in starts.items()}, moment_of(self._request.start))
         self._run(self._pump(), "pump")
         self._watch_client()
-        self._run(self._look_for_partitions(), "partitions")
+        self._run(self._look_at_topic(), "topic")
 
     def _partitions(self, first: int, end: int) -> list[TopicPartition]:
         return [TopicPartition(self.topic, partition) for partition in range(first, end)]
@@ -42,14 +38,14 @@ class LiveViewFeed(KafkaFeed):
         self._rewind()
         self._resolved.set()
 
-    async def _look_for_partitions(self) -> None:
-        while True:
-            await asyncio.sleep(_LOOK_EVERY)
-            try:
-                count = await self.directory.partitions(self.topic)
-            except (KafkaError, OSError) as error:
-                self._complain(error)
-                continue
-            known = len(self._assignment)
-            if count > known:
-                self._take(dict.fromkeys(range(known, count), 0))
+    async def _look(self) -> None:
+        if await self._identify():
+            assert self._identity is not None
+            self._let_go()
+            self._assignment = {}
+            self._take(dict.fromkeys(range(self._identity.partitions), 0))
+            return
+        count = await self.directory.partitions(self.topic)
+        known = len(self._assignment)
+        if count > known:
+            self._take(dict.fromkeys(range(known, count), 0))

@@ -43,6 +43,12 @@ class ListMaker(Protocol):
     def unreadable(self, partition: int, count: int, reason: str, *, at_most: bool) -> None:
         """So many records are passed over."""
 
+    def topic_missing(self) -> None:
+        """The broker does not know the topic: it was deleted, perhaps."""
+
+    def fetch_failed(self) -> None:
+        """A broker did not answer a fetch."""
+
     def fetch_again(self, partition: int, offset: int) -> bool:
         """Whether to fetch bytes again that are damaged; perhaps they are only here."""
 
