@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from msight_bus.adapters.kafka import partition_reader
 from msight_bus.adapters.kafka.batches import read_records, split
 from msight_bus.adapters.kafka.partition_reader import PartitionReader
 from msight_bus.adapters.kafka.records import offset_of, to_messages
@@ -85,6 +86,18 @@ def test_what_kafkas_own_clients_read_is_read(odd, limit, codec):
     assert [offset for offset, _ in maker.read] == [0, 1, 2]
     assert [value for _, value in maker.read if value not in (b"odd", b"bad")] == [b"a", b"c"]
     assert maker.gaps == []
+
+
+@pytest.mark.parametrize("codec", [0, 1])
+@pytest.mark.parametrize("limit", [1, 2, 100])
+def test_an_ordinary_batch_is_left_to_the_fast_parser(limit, codec, monkeypatch):
+    def never(*_):
+        raise AssertionError("read again")
+
+    monkeypatch.setattr(partition_reader, "read_records", never)
+    with_holes = batch_of(Rec(b"d", offset_delta=0), Rec(b"e", offset_delta=3), base=5, last=4, codec=codec)
+    maker = read(batch_of(A, B, C, A, B, codec=codec) + with_holes, maker=Maker(limit))
+    assert [offset for offset, _ in maker.read] == [0, 1, 2, 3, 4, 5, 8]
 
 
 @pytest.mark.parametrize("codec", [0, 1])

@@ -106,7 +106,8 @@ class PartitionReader:
         self._pass(head.next_offset)
 
     def _read_records(self, head: Head, batch: memoryview, records: bytes | memoryview) -> Iterator[list[Message]]:
-        parsed = iter(DefaultRecordBatch(head.uncompressed() + records if head.codec else batch))
+        # a chain, because a batch can be iterated once
+        parsed = chain(DefaultRecordBatch(head.uncompressed() + records if head.codec else batch))
         taken, end = 0, head.base_offset
         while True:
             limit = self._maker.limit

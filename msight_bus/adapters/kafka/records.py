@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+from msight_bus.adapters.kafka.batches import Record
 from msight_bus.message import NO_HEADERS, Message, Settlement
 from msight_bus.wire import envelope
 
@@ -75,8 +76,9 @@ def to_messages(
     Args:
         first: the offset of the first, where the others follow it without holes; else each record's own is taken.
     """
-    ours: list[Any] = []
     values: list[bytes] = []
+    offsets: list[int] = []
+    timestamps: list[int] = []
     metas: list[bytes] = []
     other: tuple[Any, ...] = ()
     for record in records:
@@ -90,20 +92,24 @@ def to_messages(
                 and len(meta) == envelope.HEADER_DIGITS
                 and value is not None
             ):
-                ours.append(record)
                 values.append(value)
                 metas.append(meta)
+                timestamps.append(record.timestamp)
+                if first is None:
+                    offsets.append(record.offset)
                 continue
         other = (record,)
         break
+    places: Sequence[int] = offsets if first is None else range(first, first + len(values))
     try:
         stamps = envelope.iter_meta(unhexlify(b"".join(metas)))
     except ValueError:  # one of them is no number
+        columns = zip(places, timestamps, values, metas, strict=True)
+        ours = [Record(at, stamp, None, value, [(envelope.HEADER, meta)]) for at, stamp, value, meta in columns]
         return _each(topic, chain(ours, other, records), received_at, settlement, first)
-    offsets = [record.offset for record in ours] if first is None else range(first, first + len(values))
     messages = [
         Message(topic, value, NO_HEADERS, None, session, seq, published * 1e-9, received_at, offset, 0, settlement)
-        for value, offset, (session, seq, published) in zip(values, offsets, stamps, strict=True)
+        for value, offset, (session, seq, published) in zip(values, places, stamps, strict=True)
     ]
     if other:
         first = None if first is None else first + len(values)
