@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import struct
 from collections.abc import Iterable
 from typing import Any
@@ -17,6 +18,7 @@ from aiokafka.coordinator.protocol import ConsumerProtocol, ConsumerProtocolMemb
 from aiokafka.protocol.admin import DescribeGroupsRequest
 from aiokafka.protocol.fetch import FetchRequest
 
+from msight_bus.adapters.failover import in_turn
 from msight_bus.adapters.kafka.aiokafka_compat import AIOKAFKA
 from msight_bus.adapters.kafka.client import close_client, end_tasks
 from msight_bus.adapters.kafka.partition_reader import ListMaker, PartitionReader
@@ -119,15 +121,26 @@ def has_coordinator(consumer: AIOKafkaConsumer) -> bool:
     return consumer._coordinator.coordinator_id is not None
 
 
-async def topic_identity(consumer: AIOKafkaConsumer, topic: str) -> TopicIdentity | None:
-    """The identity of a topic as one of the brokers knows it; ``None`` if it does not exist.
+async def topic_identity(consumer: AIOKafkaConsumer, topic: str, within: float) -> TopicIdentity | None:
+    """The identity of a topic as the first broker knows it that answers; ``None`` if it does not exist.
+
+    Args:
+        within: seconds for all brokers together.
 
     Raises:
         KafkaError: no answer.
-        NotImplementedError: the broker is older than Kafka 2.8 and has no ids.
+        NotImplementedError: the brokers are older than Kafka 2.8 and have no ids.
     """
     client = consumer._client
-    return read_identity(await client.send(client.get_random_node(), TopicIdentityRequest(topic)), topic)
+    nodes = [broker.nodeId for broker in client.cluster.brokers()]
+    problem: Exception = kafka_errors.NodeNotReadyError("No broker is known.")
+    for node, share in in_turn(random.sample(nodes, len(nodes)), within):
+        try:
+            async with asyncio.timeout(share):
+                return read_identity(await client.send(node, TopicIdentityRequest(topic)), topic)
+        except (kafka_errors.KafkaError, OSError) as error:
+            problem = error
+    raise problem
 
 
 def log_end(consumer: AIOKafkaConsumer, partition: TopicPartition) -> tuple[int, int] | None:

@@ -42,6 +42,9 @@ _HELD_BACK_AFTER = 10.0
 _LOOK_EVERY = 5.0
 """Seconds after which the topic is asked for its identity and its partitions."""
 
+_IDENTIFY_WITHIN = 3.0
+"""Seconds for that; a member of a group waits for it in each rebalance."""
+
 _LOOK_AGAIN = 0.1
 """Seconds until then where it seems to be missing."""
 
@@ -251,14 +254,13 @@ class KafkaFeed:
         await self._identify()
 
     async def _identify(self) -> bool:
-        """Learn the topic's identity; returns whether it is another one than before.
-
-        Raises:
-            KafkaError: not known.
-        """
+        """Learn the topic's identity; returns whether it is certainly another one than before."""
         try:
-            found = await topic_identity(self._consumer, self.topic)
-        except NotImplementedError:  # the broker has no ids
+            found = await topic_identity(self._consumer, self.topic, _IDENTIFY_WITHIN)
+        except NotImplementedError:  # the brokers have no ids
+            return False
+        except (KafkaError, OSError) as error:
+            logger.debug("No broker tells the identity of topic %s: %s", self.topic, error)
             return False
         if found is None:
             return False
