@@ -46,11 +46,11 @@ check: setup  ## style, types, import directions
 audit: $(VENV)/tools/installed  ## known vulnerabilities of the pinned versions
 	$(VENV)/tools/bin/python .ci/audit.py
 
-floor: $(VENV)/lowest-direct/installed  ## contract, adapters and command line with the oldest versions that pyproject.toml permits
+floor: $(VENV)/lowest-direct/installed  ## contract, backends and command line with the oldest versions that pyproject.toml permits
 newest: $(VENV)/highest/installed  ## the same with the newest releases that pyproject.toml permits
 floor newest:
 	@# What these versions deprecate among themselves is not ours.
-	$(<D)/bin/python -m pytest -W default::DeprecationWarning tests/contract tests/adapters tests/cli
+	$(<D)/bin/python -m pytest -W default::DeprecationWarning tests/contract tests/backends tests/cli
 
 $(VENV)/tools/installed:
 	$(PYTHON) -m venv $(VENV)/tools

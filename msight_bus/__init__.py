@@ -1,9 +1,7 @@
 """msight_bus: live sensor streams between async Python programs, over Redis, NATS or Kafka."""
 
-from msight_bus.accounting import SubscriptionStats
-from msight_bus.bus import Bus
+from msight_bus.bus import Bus, connect
 from msight_bus.capabilities import Capabilities
-from msight_bus.connecting import connect
 from msight_bus.data import BytesData, Data, ImageData, SensorData
 from msight_bus.errors import (
     AuthenticationError,
@@ -28,7 +26,7 @@ from msight_bus.publisher import Publisher
 from msight_bus.queues import QueuePolicy
 from msight_bus.runtime import run
 from msight_bus.settings import BusSettings
-from msight_bus.subscription import Subscription
+from msight_bus.subscription import Subscription, SubscriptionStats
 
 __version__ = "0.1.0"
 

@@ -2,83 +2,39 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import secrets
-import socket
-import time
-import warnings
-from collections.abc import Callable, Mapping
+from asyncio import _get_running_loop
+from collections.abc import Callable, Generator, Mapping
 from datetime import datetime
-from functools import cached_property, partial
+from types import TracebackType
+from typing import Any, NoReturn
 
-from msight_bus.adapters import make_adapter
-from msight_bus.adapters.base import WAIT, DeadLetterAdapter, Opener, Start, SubscribeRequest, Wait
-from msight_bus.adapters.ending import finish
+from msight_bus.backends.base import BLOCKED, Start
 from msight_bus.capabilities import Capabilities
-from msight_bus.draining import Guest, drain
-from msight_bus.errors import (
-    BusError,
-    CapabilityWarning,
-    ClosedError,
-    ConnectionLostError,
-    DrainTimeoutError,
-    HeaderError,
-    MessageTooLargeError,
-    PublishTimeoutError,
-    UnsupportedError,
-)
+from msight_bus.core import Core
+from msight_bus.errors import ConfigError
 from msight_bus.events import BusEvent
-from msight_bus.message import Message
 from msight_bus.payload import Payload, check_headers, check_key, to_bytes
-from msight_bus.publisher import BusState, Publisher
+from msight_bus.publisher import Publisher
 from msight_bus.queues import QueuePolicy
 from msight_bus.registry import Registry
 from msight_bus.settings import BusSettings
-from msight_bus.subscription import AckMode, Subscription
-from msight_bus.timing import DeadlineSubscription, LifespanSubscription, check_seconds
+from msight_bus.subscription import AckMode, Subscription, Terms, check_seconds
 from msight_bus.topics import check_group, check_topic
-
-logger = logging.getLogger("msight_bus")
-
-
-class _Stamp:
-    """This bus's session and its per-topic sequences (adapters.base.Stamp)."""
-
-    def __init__(self) -> None:
-        self.session = secrets.randbits(64)
-        self.last: dict[str, int] = {}
-
-    def next(self, topic: str) -> int:
-        """The topic's next sequence, from 1."""
-        sequence = self.last.get(topic, 0) + 1
-        self.last[topic] = sequence
-        return sequence
 
 
 class Bus:
-    """A connection to the chosen broker. Made by `connect`."""
+    """A connection to the chosen broker. Made by `connect`.
 
-    def __init__(
-        self,
-        settings: BusSettings,
-        on_event: Callable[[BusEvent], None],
-        *,
-        opener: Opener = make_adapter,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self.settings = settings
-        self._limits = settings.limits
-        self._on_event = on_event
-        self._clock = clock
-        self._adapter = opener(settings, _Stamp(), self._report)
-        self._subscriptions: set[Subscription] = set()
-        self._name = settings.edge_device_name or socket.gethostname()
-        self._spreads = settings.kafka.unkeyed == "spread"
-        self._state = BusState(settings.limits)
-        self._guests: set[Guest] = set()
+    Attributes:
+        core: what nodes and the registry use; nothing in it is for users.
+        settings: as given.
+    """
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+        self.settings = core.settings
+        self._publishers = core.publishers
         self._registry: Registry | None = None
-        self._warned: set[str] = set()
 
     @property
     def backend(self) -> str:
@@ -88,20 +44,12 @@ class Bus:
     @property
     def capabilities(self) -> Capabilities:
         """What the connected backend truly does."""
-        return self._adapter.capabilities
-
-    @cached_property
-    def _binary(self) -> bool:
-        """Whether keys and header values may be other bytes than UTF-8: what was read from a log can be published again."""
-        return self._adapter.capabilities.persistence
+        return self.core.backend.capabilities
 
     @property
     def clock(self) -> Callable[[], float]:
         """The clock by which this bus stamps messages, in POSIX seconds: the machine's, or a simulation's."""
-        return self._clock
-
-    def _report(self, event: BusEvent) -> None:
-        self._on_event(event)
+        return self.core.clock
 
     # -- publishing
 
@@ -121,64 +69,27 @@ class Bus:
         Raises:
             TopicError, PayloadError, HeaderError, MessageTooLargeError: nothing was sent.
             PublishTimeoutError: not confirmed within ``publish_timeout``; the outcome is unknown.
-            AuthenticationError: the broker refused this or the previous message on the topic.
+            AuthenticationError: the broker refused this message, or one that this method published on the topic before;
+                then this one was not sent.
             ClosedError: the bus is closed.
+            BusError: this is another thread, event loop or process than the one that the bus was opened in.
         """
         check_topic(topic)
         if headers is not None:
-            headers = check_headers(headers, self._limits, binary=self._binary)
+            headers = check_headers(headers, self.core.limits, binary=self.core.binary)
         if key is not None:
-            key = check_key(key, binary=self._binary)
-        await self._publish(topic, data if type(data) is bytes else to_bytes(data), key, headers)
-
-    async def _publish(
-        self, topic: str, payload: bytes, key: str | None = None, headers: Mapping[str, str] | None = None
-    ) -> None:
-        if not self._state.is_open:
-            raise ClosedError("The bus is closed; publish inside `async with msight_bus.connect() as bus:`.")
-        name = None if self._spreads else self._name
-        done: asyncio.Future[None] | Wait | None = WAIT
-        if not self._state.line.has(topic, key):
-            done = self._adapter.publish(topic, payload, key, headers, name)
-        if done is WAIT:
-            async with self._state.line.turn(topic, key):
-                while (done := self._adapter.publish(topic, payload, key, headers, name)) is WAIT:
-                    await self._adapter.ready(topic, key, name)
-        if done is not None:
-            finished, _ = await asyncio.wait((done,), timeout=self._limits.publish_timeout)
-            if not finished:
-                raise PublishTimeoutError(
-                    f"The message on {topic!r} was not acknowledged within {self._limits.publish_timeout:g} s "
-                    "(MSIGHT_PUBLISH_TIMEOUT); it may still arrive, so a retry may duplicate it."
-                )
-            done.result()
-
-    async def _dead_letter(self, message: Message, topic: str, why: Mapping[str, str]) -> bool:
-        """Publish a message that nobody could handle on a dead-letter topic as it came (adapters.base.DeadLetterAdapter).
-
-        Raises:
-            PublishTimeoutError, ConnectionLostError: the broker is away.
-            ClosedError: the bus is closed.
-        """
-        if not self._state.is_open:
-            raise ClosedError("The bus is closed.")
-        if isinstance(self._adapter, DeadLetterAdapter):
-            return await self._adapter.dead_letter(message, topic, why)
-        omitted = {**why, "msight-dead-headers": "omitted"}
-        for key, headers in ((message.key, {**message.headers, **why}), (message.key, omitted), (None, None)):
-            try:
-                await self.publish(topic, message.payload, key=key, headers=headers)
-            except (HeaderError, MessageTooLargeError, UnsupportedError) as error:
-                problem: BusError = error  # without headers it may go
-            except (ClosedError, PublishTimeoutError, ConnectionLostError):
-                raise
-            except BusError as error:
-                problem = error
-                break
-            else:
-                return True
-        logger.error("There is no dead letter on %s of a message of %s: %s", topic, message.topic, problem)
-        return False
+            key = check_key(key, binary=self.core.binary)
+        payload = data if type(data) is bytes else to_bytes(data)
+        core = self.core
+        publisher = self._publishers.get(topic)
+        if publisher is None or _get_running_loop() is not core.loop:
+            core.check()
+            publisher = core.publisher(topic)
+        outcome = publisher.try_send(payload, key, headers)
+        if outcome is BLOCKED:
+            outcome = await publisher.send(payload, key, headers)
+        if outcome is not None:
+            await core.acknowledged(topic, outcome)
 
     def publisher(
         self,
@@ -198,19 +109,11 @@ class Bus:
                 order holds within a partition only; ``MSIGHT_KAFKA_UNKEYED`` decides if not given.
         """
         check_topic(topic)
-        in_flight = self._limits.max_in_flight if max_in_flight is None else max_in_flight
-        if spread is None:
-            spread = self._spreads
+        in_flight = self.core.limits.max_in_flight if max_in_flight is None else max_in_flight
         if in_flight < 1:
             raise ValueError(f"max_in_flight is at least 1, not {in_flight}.")
-        return Publisher(
-            self._adapter,
-            topic,
-            limits=self._limits,
-            max_in_flight=in_flight,
-            name=None if spread else name or self._name,
-            state=self._state,
-        )
+        spreads = self.core.publisher_name is None if spread is None else spread
+        return Publisher(self.core, topic, max_in_flight=in_flight, name=None if spreads else name or self.core.name)
 
     # -- subscribing
 
@@ -248,68 +151,20 @@ class Bus:
             TopicError: the topic or group name cannot be used.
             ValueError: another argument is not what it can be.
             UnsupportedError: the backend cannot replay; or, with ``MSIGHT_STRICT``, cannot share.
+            ClosedError: the bus is closed.
+            BusError: this is another thread, event loop or process than the one that the bus was opened in.
         """
         check_topic(topic)
         if group_id is not None:
             check_group(group_id)
         check_seconds("deadline", deadline)
         check_seconds("lifespan", lifespan)
-        return self._subscribe(topic, group_id, queue, start, ack, deadline=deadline, lifespan=lifespan)
-
-    def _subscribe(
-        self,
-        topic: str,
-        group_id: str | None,
-        queue: QueuePolicy | None,
-        start: Start | None,
-        ack: AckMode,
-        *,
-        deadline: float | None = None,
-        lifespan: float | None = None,
-    ) -> Subscription:
-        if not self._state.is_open:
-            raise ClosedError("The bus is closed; subscribe inside `async with msight_bus.connect() as bus:`.")
         if ack not in ("auto", "manual"):
             raise ValueError(f"ack is 'auto' or 'manual', not {ack!r}.")
-        capabilities = self.capabilities
         start = "latest" if start is None else start
         _check_start(start)
-        if start != "latest" and not capabilities.replay:
-            raise UnsupportedError(
-                f"{self.backend} keeps no messages, so a subscription starts at 'latest', not {start!r}. "
-                "To replay set MSIGHT_PUBSUB_BACKEND=kafka."
-            )
-        if group_id is not None and not capabilities.load_balancing:
-            self._warn_of_group(group_id, topic)
-        if queue is None:
-            policy = QueuePolicy.block if capabilities.persistence else QueuePolicy.drop_oldest
-            queue = policy(self._limits.queue_messages, max_bytes=self._limits.queue_bytes)
-        kind: Callable[..., Subscription] = Subscription
-        if lifespan is not None:
-            kind = partial(LifespanSubscription, deadline=deadline, lifespan=lifespan, clock=self._clock)
-        elif deadline is not None:
-            kind = partial(DeadlineSubscription, deadline=deadline)
-        subscription = kind(
-            self._adapter,
-            SubscribeRequest(topic, group_id, queue, start),
-            ack=ack,
-            limits=self._limits,
-            report=self._report,
-            on_closed=self._subscriptions.discard,
-        )
-        self._subscriptions.add(subscription)
-        return subscription
-
-    def _warn_of_group(self, group_id: str, topic: str) -> None:
-        text = (
-            f"{self.backend} cannot share a topic among the group {group_id!r}: every subscriber of {topic!r} gets every "
-            "message. To share the load set MSIGHT_PUBSUB_BACKEND to nats or kafka."
-        )
-        if self.settings.strict:
-            raise UnsupportedError(text)
-        if "group" not in self._warned:
-            self._warned.add("group")
-            warnings.warn(CapabilityWarning(text), stacklevel=4)
+        terms = Terms(ack, deadline, lifespan)
+        return self.core.subscribe((topic,), group_id=group_id, queue=queue, start=start, terms=terms)
 
     def nodes(self) -> Registry:
         """The nodes that announce themselves on this broker.
@@ -317,7 +172,8 @@ class Bus:
         ``await bus.nodes()`` starts listening and gives the live registry, which is complete after one heartbeat interval.
         """
         if self._registry is None:
-            self._registry = Registry(self)
+            self._registry = Registry(self.core)
+            self.core.before_closing.append(self._registry.close)
         return self._registry
 
     # -- the end
@@ -334,37 +190,70 @@ class Bus:
         Raises:
             DrainTimeoutError: time was up; the bus is closed, and the error says what was left.
         """
-        if not self._state.is_open:
-            return
-        timeout = self._limits.drain_timeout if timeout is None else timeout
-        if self._registry is not None:
-            await self._registry.close()
-        try:
-            over = await drain(list(self._subscriptions), list(self._guests), self._adapter, timeout)
-        except DrainTimeoutError:
-            await self.close()
-            raise
-        if over:
-            await self.close()
+        await self.core.drain(self.core.limits.drain_timeout if timeout is None else timeout)
 
     async def close(self) -> None:
         """Close at once: what is queued is given up, what was handed over is flushed within a deadline.
 
         A cancellation meanwhile is raised when everything is closed.
         """
-        if not self._state.is_open:
-            return
-        self._state.is_open = False
-        await finish(self._close())
+        await self.core.close()
 
-    async def _close(self) -> None:
-        try:
-            if self._registry is not None:
-                await self._registry.close()
-            for subscription in list(self._subscriptions):
-                await subscription.close()
-        finally:
-            await self._adapter.close()
+
+class Connecting:
+    """A bus for as long as an ``async with`` block runs: what `connect` returns."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    async def __aenter__(self) -> Bus:
+        bus = Bus(self._core)
+        await self._core.open()
+        return bus
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._core.close()
+
+    def __await__(self) -> Generator[Any, Any, NoReturn]:
+        raise TypeError(_ASYNC_WITH)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("_") or not hasattr(Bus, name):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        raise AttributeError(f"This is no bus yet, so it has no {name!r}. {_ASYNC_WITH}")
+
+
+_ASYNC_WITH = "Connect with `async with msight_bus.connect() as bus:`."
+
+
+def connect(
+    settings: BusSettings | None = None,
+    *,
+    backend: str | None = None,
+    on_event: Callable[[BusEvent], None] | None = None,
+) -> Connecting:
+    """Connect to the broker that the settings choose: ``async with msight_bus.connect() as bus:``.
+
+    Args:
+        settings: ``BusSettings()``, read from the environment, if not given.
+        backend: overrides ``MSIGHT_PUBSUB_BACKEND``.
+        on_event: called with each `BusEvent` (connection lost and back, gaps, refusals), on the loop; it must not block. What
+            it raises is logged and changes nothing.
+
+    Raises:
+        ConfigError: settings are wrong; nothing was connected.
+        TypeError: ``on_event`` is a coroutine function, or cannot be called.
+        BusError: the installed redis-py or nats-py lacks a private attribute that the bus uses; nothing was connected.
+        ConnectionLostError: on entering the block, the broker cannot be reached within ``connect_timeout``.
+        AuthenticationError: on entering the block, the broker refused the credentials or the certificate.
+    """
+    if settings is not None and backend is not None:
+        raise ConfigError("Give connect() either settings or backend, not both.")
+    if settings is None:
+        settings = BusSettings() if backend is None else BusSettings(backend=backend)
+    return Connecting(Core(settings, on_event))
 
 
 def _check_start(start: object) -> None:

@@ -6,19 +6,19 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from msight_bus.adapters.base import Adapter
+from msight_bus.backends.base import Backend
 from msight_bus.errors import DrainTimeoutError
 from msight_bus.subscription import Subscription
 
 
-class Guest(Protocol):
+class Drainable(Protocol):
     """A node that runs on a bus: it ends in its own order when the bus is drained.
 
     Attributes:
         name: for people.
         tasks: its own tasks; a drain from inside one of them does not wait for it.
         stopping: set when it shall end.
-        over: set by the guest when it has ended.
+        over: set by the node when it has ended.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Guest(Protocol):
 
 
 async def drain(
-    subscriptions: Sequence[Subscription], guests: Sequence[Guest], adapter: Adapter, timeout: float
+    subscriptions: Sequence[Subscription], drainables: Sequence[Drainable], backend: Backend, timeout: float
 ) -> bool:
     """Intake stops, iterators hand out what is queued and end, publishes are flushed, commits are made.
 
@@ -43,21 +43,23 @@ async def drain(
         DrainTimeoutError: not within ``timeout`` seconds; it says what is left.
     """
     task = asyncio.current_task()
-    inside = task in {subscription.consumer for subscription in subscriptions} or any(task in g.tasks for g in guests)
+    inside = task in {subscription.consumer for subscription in subscriptions} or any(
+        task in drainable.tasks for drainable in drainables
+    )
     try:
         async with asyncio.timeout(timeout):
-            for guest in guests:
-                guest.stopping.set()
+            for drainable in drainables:
+                drainable.stopping.set()
             await asyncio.gather(*(subscription.end_intake() for subscription in subscriptions))
             if inside:
                 return False
             await asyncio.gather(*(subscription.finished() for subscription in subscriptions))
-            await asyncio.gather(*(guest.over.wait() for guest in guests))
-            await adapter.flush()
+            await asyncio.gather(*(drainable.over.wait() for drainable in drainables))
+            await backend.flush()
             await asyncio.gather(*(subscription.commit() for subscription in subscriptions))
     except TimeoutError:
         left = {f"subscription {s.topic}": s.left for s in subscriptions if s.left}
-        left |= {f"node {guest.name}": guest.left for guest in guests if guest.left}
+        left |= {f"node {drainable.name}": drainable.left for drainable in drainables if drainable.left}
         what = ", ".join(f"{n} on {place}" for place, n in left.items())
         what = what or "no message, but a consumer did not ask for the next one, or the broker did not confirm"
         raise DrainTimeoutError(f"Not drained within {timeout:g} s; left: {what}.", left=left) from None

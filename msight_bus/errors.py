@@ -20,6 +20,7 @@ A client library's own error arrives as one of these, raised ``from`` the origin
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,6 +54,14 @@ def _rebuild(kind: type[BusError], args: tuple[object, ...]) -> BusError:
     error = kind.__new__(kind, *args)
     error.args = args  # OSError leaves them to its __init__
     return error
+
+
+def fresh(error: BusError) -> BusError:
+    """A copy of a stored error, to be raised: one object that is raised again and again would gather every traceback."""
+    copied = copy.copy(error)
+    copied.__cause__ = error.__cause__
+    copied.__suppress_context__ = error.__suppress_context__
+    return copied
 
 
 class ConfigError(BusError, ValueError):
@@ -108,6 +117,14 @@ class AuthenticationError(BusError, PermissionError):
 
 class PublishTimeoutError(BusError, TimeoutError):
     """A publish was not confirmed in time. Its outcome is unknown: publishing again may duplicate it."""
+
+
+def late_publish(topic: str, within: float) -> PublishTimeoutError:
+    """The error of a message that was handed over and not acknowledged within ``within`` seconds."""
+    return PublishTimeoutError(
+        f"The message on {topic!r} was not acknowledged within {within:g} s (MSIGHT_PUBLISH_TIMEOUT); it may still arrive, "
+        "so a retry may duplicate it."
+    )
 
 
 class DrainTimeoutError(BusError, TimeoutError):

@@ -30,8 +30,9 @@ class Gap:
     Attributes:
         topic: the subscription's topic.
         missing: how many messages; ``None`` if that cannot be known.
-        cause: ``"lost"`` on the way, ``"reconnect"``, ``"retention"`` of a log, or ``"unreadable"``: records that are damaged, or
-            too large decompressed.
+        cause: ``"lost"`` on the way, ``"reconnect"``, ``"retention"`` of a log, ``"unreadable"``: records that are damaged, or
+            too large decompressed, ``"implausible"``: a sequence jumped farther than its publisher can have, or ``"evicted"``: a
+            publisher's session was forgotten, for there were too many, and its losses since are not known.
         at_most: ``missing`` is an upper bound: some of a log's offsets never held a message.
     """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import msgspec
@@ -11,7 +11,29 @@ from msight_bus.data import Data, decode
 from msight_bus.errors import UnsupportedError
 from msight_bus.settings import Limits
 
-NO_HEADERS: Mapping[str, str] = {}
+
+class Headers(Mapping[str, str]):
+    """The headers of a message; ``dict(message.headers)`` gives a copy that can be changed."""
+
+    __slots__ = ("_pairs",)
+
+    def __init__(self, pairs: Mapping[str, str]) -> None:
+        self._pairs = dict(pairs)
+
+    def __getitem__(self, name: str) -> str:
+        return self._pairs[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._pairs)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __repr__(self) -> str:
+        return repr(self._pairs)
+
+
+NO_HEADERS: Mapping[str, str] = Headers({})
 _DEFAULTS = Limits()
 
 

@@ -9,8 +9,8 @@ from typing import Protocol
 
 from msight_bus.data import Data
 from msight_bus.errors import HeaderError, MessageTooLargeError, PayloadError
+from msight_bus.protocol.envelope import HEADER
 from msight_bus.settings import Limits
-from msight_bus.wire.envelope import HEADER
 
 
 class BytesLike(Protocol):

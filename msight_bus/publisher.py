@@ -3,66 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
-from msight_bus.adapters.base import WAIT, Adapter, Wait
-from msight_bus.errors import BusError, ClosedError, PublishTimeoutError
+from msight_bus.backends.base import BLOCKED, Blocked, Outcome, TopicPublisher
+from msight_bus.core import Core
+from msight_bus.errors import BusError, ClosedError, PublishTimeoutError, fresh
 from msight_bus.payload import Payload, check_headers, check_key, to_bytes
-from msight_bus.settings import Limits
-
-
-class BusState:
-    """What a bus shares with its publishers."""
-
-    __slots__ = ("is_open", "line")
-
-    def __init__(self, limits: Limits) -> None:
-        self.is_open = False
-        self.line = Line(limits)
-
-
-class Line:
-    """Who has to wait with a message, in the order in which they came: it holds per topic and key."""
-
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        self._waiting: dict[tuple[str, str | None], int] = {}
-        self._locks: dict[tuple[str, str | None], asyncio.Lock] = {}
-
-    def has(self, topic: str, key: str | None) -> bool:
-        """Whether somebody waits, so that whoever comes now waits behind."""
-        return bool(self._waiting) and (topic, key) in self._waiting
-
-    @asynccontextmanager
-    async def turn(self, topic: str, key: str | None) -> AsyncIterator[None]:
-        """Wait for one's turn.
-
-        Raises:
-            PublishTimeoutError: those in front take longer than ``publish_timeout``.
-        """
-        place = topic, key
-        lock = self._locks.setdefault(place, asyncio.Lock())
-        self._waiting[place] = self._waiting.get(place, 0) + 1
-        try:
-            try:
-                async with asyncio.timeout(self._limits.publish_timeout):
-                    await lock.acquire()
-            except TimeoutError:
-                raise PublishTimeoutError(
-                    f"The messages before this one on {topic!r} could not be handed over within "
-                    f"{self._limits.publish_timeout:g} s (MSIGHT_PUBLISH_TIMEOUT)."
-                ) from None
-            try:
-                yield
-            finally:
-                lock.release()
-        finally:
-            self._waiting[place] -= 1
-            if not self._waiting[place]:
-                del self._waiting[place], self._locks[place]
+from msight_bus.tasks import Gate
 
 
 class Publisher:
@@ -72,44 +21,41 @@ class Publisher:
     was cut and never confirmed.
     """
 
-    def __init__(
-        self,
-        adapter: Adapter,
-        topic: str,
-        *,
-        limits: Limits,
-        max_in_flight: int,
-        name: str | None,
-        state: BusState,
-    ) -> None:
+    def __init__(self, core: Core, topic: str, *, max_in_flight: int, name: str | None) -> None:
         self.topic = topic
-        self._adapter = adapter
-        self._limits = limits
-        self._binary = adapter.capabilities.persistence
+        self._core = core
+        self._check = core.check
+        self._limits = core.limits
+        self._binary = core.binary
         self._max_in_flight = max_in_flight
         self._name = name
-        self._state = state
-        self._line = state.line
-        self._publish = adapter.publish
-        self._entered = False
+        self._to: TopicPublisher | None = None
         # how many messages share an acknowledgement; most share it with the one before
         self._in_flight: dict[asyncio.Future[None], list[int]] = {}
         self._last: asyncio.Future[None] | None = None
         self._last_count = [0]
         self._count = 0
         self._room: asyncio.Future[None] | None = None
+        self._gate = Gate()
         self._error: BusError | None = None
 
     async def __aenter__(self) -> Self:
-        self._entered = True
+        self._check()
+        if self._to is None:
+            self._to = self._core.backend.publisher(self.topic, self._name, keeps=True)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._entered = False
-        if kind is None:
-            await self.flush()
+        if self._to is None:
+            return
+        try:
+            if kind is None:
+                await self.flush()
+        finally:
+            to, self._to = self._to, None
+            to.close()
 
     @property
     def in_flight(self) -> int:
@@ -124,9 +70,11 @@ class Publisher:
         Returns the acknowledgement still to come on a backend that has them, else ``None``. Nobody has to wait for it.
 
         Raises:
-            BusError: this message cannot be sent, or an earlier one was refused.
+            BusError: this message cannot be sent, or an earlier one of this publisher was refused; then this one was not sent.
         """
-        if not self._entered or not self._state.is_open:
+        self._check()
+        to = self._to
+        if to is None:
             raise ClosedError(f"The publisher of {self.topic!r} is closed.")
         if self._error is not None:
             self._raise_error()
@@ -135,45 +83,52 @@ class Publisher:
         if key is not None:
             key = check_key(key, binary=self._binary)
         payload = data if type(data) is bytes else to_bytes(data)
-        done: asyncio.Future[None] | Wait | None = WAIT
-        if self._count < self._max_in_flight and not self._line.has(self.topic, key):
-            done = self._publish(self.topic, payload, key, headers, self._name)
-        if done is WAIT:
-            done = await self._send_in_turn(payload, key, headers)
-        if done is not None:
+        outcome: Outcome | Blocked = BLOCKED
+        if self._count < self._max_in_flight and not self._gate.waiting:
+            outcome = to.try_send(payload, key, headers)
+        if outcome is BLOCKED:
+            outcome = await self._send_in_turn(to, payload, key, headers)
+        if outcome is not None:
             self._count += 1
-            if done is self._last:
+            if outcome is self._last:
                 self._last_count[0] += 1
             else:
-                self._remember(done)
-        return done
+                self._remember(outcome)
+        return outcome
 
     async def _send_in_turn(
-        self, payload: bytes, key: str | None, headers: Mapping[str, str] | None
-    ) -> asyncio.Future[None] | None:
-        async with self._line.turn(self.topic, key):
-            while True:
+        self, to: TopicPublisher, payload: bytes, key: str | None, headers: Mapping[str, str] | None
+    ) -> Outcome:
+        within = self._limits.publish_timeout
+        try:
+            async with self._gate.turn(within) as deadline:
                 while self._count >= self._max_in_flight:
                     await self._wait_for_room()
-                done = self._publish(self.topic, payload, key, headers, self._name)
-                if done is not WAIT:
-                    return done
-                await self._adapter.ready(self.topic, key, self._name)
+                deadline.reschedule(None)  # the backend has one of its own, and says what it waited for
+                return await to.send(payload, key, headers)
+        except TimeoutError as error:
+            if isinstance(error, BusError):
+                raise
+            raise PublishTimeoutError(
+                f"{self._count} messages on {self.topic!r} are in flight and none was acknowledged within {within:g} s "
+                "(MSIGHT_PUBLISH_TIMEOUT); this one was not sent."
+            ) from None
 
-    def _remember(self, done: asyncio.Future[None]) -> None:
-        count = self._in_flight.get(done)
+    def _remember(self, outcome: asyncio.Future[None]) -> None:
+        count = self._in_flight.get(outcome)
         if count is None:
-            count = self._in_flight[done] = [0]
-            done.add_done_callback(self._acknowledged)
+            count = self._in_flight[outcome] = [0]
+            outcome.add_done_callback(self._acknowledged)
         count[0] += 1
-        self._last, self._last_count = done, count
+        self._last, self._last_count = outcome, count
 
     async def flush(self) -> None:
         """Wait until all that was sent is confirmed.
 
         Raises:
-            BusError: a message was refused, or written before a cut and never confirmed.
+            BusError: a message of this publisher was refused, or written before a cut and never confirmed.
         """
+        self._check()
         if self._in_flight:
             _, late = await asyncio.wait(self._in_flight, timeout=self._limits.publish_timeout)
             if late:
@@ -184,32 +139,26 @@ class Publisher:
             await asyncio.sleep(0)  # lets the callbacks of the last ones run
         if self._error is not None:
             self._raise_error()
-        await self._adapter.flush(self.topic)
+        if self._to is not None:
+            await self._to.flush()
 
     async def _wait_for_room(self) -> None:
         if self._room is None:
             self._room = asyncio.get_running_loop().create_future()
-        try:
-            async with asyncio.timeout(self._limits.publish_timeout):
-                await asyncio.shield(self._room)  # others may wait for it too
-        except TimeoutError:
-            raise PublishTimeoutError(
-                f"{self._count} messages on {self.topic!r} are in flight and none was acknowledged within "
-                f"{self._limits.publish_timeout:g} s (MSIGHT_PUBLISH_TIMEOUT)."
-            ) from None
+        await asyncio.shield(self._room)
 
-    def _acknowledged(self, done: asyncio.Future[None]) -> None:
-        self._count -= self._in_flight.pop(done)[0]
-        if done is self._last:
+    def _acknowledged(self, outcome: asyncio.Future[None]) -> None:
+        self._count -= self._in_flight.pop(outcome)[0]
+        if outcome is self._last:
             self._last = None
-        error = None if done.cancelled() else done.exception()
+        error = None if outcome.cancelled() else outcome.exception()
         if isinstance(error, BusError) and self._error is None:
             self._error = error
         room, self._room = self._room, None
-        if room is not None:
+        if room is not None and not room.done():
             room.set_result(None)
 
     def _raise_error(self) -> None:
         error, self._error = self._error, None
         if error is not None:
-            raise error
+            raise fresh(error)

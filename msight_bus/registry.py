@@ -17,11 +17,11 @@ from typing import Annotated, Protocol
 
 import msgspec
 
-from msight_bus.adapters.base import Start
 from msight_bus.errors import BusError, ClosedError
 from msight_bus.message import Message
 from msight_bus.queues import QueuePolicy
-from msight_bus.subscription import AckMode, Subscription
+from msight_bus.subscription import Subscription
+from msight_bus.tasks import BackgroundTasks
 from msight_bus.topics import NODES_TOPIC
 
 logger = logging.getLogger("msight_bus")
@@ -36,9 +36,11 @@ FORGET_AFTER = 3600.0
 
 _MISSED_HEARTBEATS = 3
 
-# Names are shown in terminals, so they must not carry control characters.
+# Names are shown in terminals, so they must not carry control characters, nor marks that turn the direction of text.
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,200}\Z")]
-Text = Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]{0,200}\Z")]
+Text = Annotated[
+    str, msgspec.Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]{0,200}\Z")
+]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
@@ -119,11 +121,9 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Listens(Protocol):
-    """A bus, as far as the registry needs it."""
+    """The core of a bus, as far as the registry needs it."""
 
-    def _subscribe(
-        self, topic: str, group_id: str | None, queue: QueuePolicy | None, start: Start | None, ack: AckMode
-    ) -> Subscription:
+    def subscribe(self, topics: tuple[str, ...], *, queue: QueuePolicy | None = None) -> Subscription:
         """Subscribe, to a reserved topic too."""
 
 
@@ -145,6 +145,7 @@ class Registry:
         # By name and instance; the last heard is the last entry.
         self._heard: OrderedDict[tuple[str, str], tuple[NodeInfo, float]] = OrderedDict()
         self._decoder = msgspec.json.Decoder(NodeInfo)
+        self._tasks = BackgroundTasks()
         self._task: asyncio.Task[None] | None = None
         self._confirmed: asyncio.Future[None] | None = None
         self._news: asyncio.Future[None] | None = None
@@ -240,15 +241,16 @@ class Registry:
 
     def _start(self) -> asyncio.Future[None]:
         confirmed = self._confirmed = asyncio.get_running_loop().create_future()
-        self._task = asyncio.create_task(self._listen(confirmed), name="msight_bus registry")
+        self._task = self._tasks.start(lambda: self._listen(confirmed), "registry")
         return confirmed
 
     async def _listen(self, confirmed: asyncio.Future[None]) -> None:
         try:
             # A heartbeat that is dropped is replaced by the node's next one, so nothing has to wait for this reader.
-            subscription = self._bus._subscribe(NODES_TOPIC, None, QueuePolicy.drop_oldest(MAX_NODES), None, "auto")
+            subscription = self._bus.subscribe((NODES_TOPIC,), queue=QueuePolicy.drop_oldest(MAX_NODES))
             async with subscription as announcements:
-                confirmed.set_result(None)
+                if not confirmed.done():
+                    confirmed.set_result(None)
                 async for batch in announcements.batches(256):
                     for message in batch:
                         self._observe(message)
@@ -285,9 +287,7 @@ class Registry:
     async def close(self) -> None:
         """Listen no more; what is known stays readable."""
         self._closed = True
-        if self._task is not None and self._task is not asyncio.current_task():
-            self._task.cancel()
-            await asyncio.wait((self._task,))
+        await self._tasks.stop()
 
 
 def _loop_clock() -> Callable[[], float]:

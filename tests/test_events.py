@@ -33,11 +33,9 @@ CALLBACKS = {
     "callable object": Watcher(),
     "partial": functools.partial(coroutine_function),
 }
-open_row = pytest.mark.xfail(strict=True, reason="D16: an async def is taken as on_event and never runs")
 each = pytest.mark.parametrize("callback", CALLBACKS.values(), ids=CALLBACKS.keys())
 
 
-@open_row
 @each
 async def test_a_coroutine_function_is_refused_before_anything_is_connected(callback):
     async with fake(Peer("redis")) as way:
@@ -47,7 +45,6 @@ async def test_a_coroutine_function_is_refused_before_anything_is_connected(call
         assert not way.connections
 
 
-@open_row
 @each
 async def test_a_simulation_refuses_it_too(callback):
     with pytest.raises((TypeError, BusError), match=r"asyncio\.create_task"):

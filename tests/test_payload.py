@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from msight_bus.data import BytesData
 from msight_bus.errors import BusError, HeaderError, MessageTooLargeError, PayloadError
 from msight_bus.payload import check_headers, check_key, to_bytes
+from msight_bus.protocol.envelope import HEADER, pack_extension, unpack_extension
 from msight_bus.settings import Limits
-from msight_bus.wire.envelope import HEADER, pack_extension, unpack_extension
 from tests.support.brokers import make_backend
 
 LIMITS = Limits()

@@ -41,7 +41,7 @@ def announcement(made):
 
 async def announce(bus, *infos):
     for made in infos:
-        await bus._publish(NODES_TOPIC, announcement(made))
+        await bus.core.publish(NODES_TOPIC, announcement(made))
 
 
 class Clock:
@@ -111,9 +111,10 @@ async def test_the_first_look_starts_listening_in_the_background(memory):
     async with memory.connect() as bus:
         registry = bus.nodes()
         assert list(registry) == []
-        await asyncio.sleep(0)
-        await announce(bus, info())
-        await registry.wait_until(lambda nodes: "node" in nodes)
+        async with asyncio.timeout(DEADLINE):
+            while "node" not in registry:
+                await announce(bus, info())
+                await asyncio.sleep(0)
         assert bus.nodes() is registry
         assert "node RUNNING" in repr(registry)
 
@@ -132,7 +133,7 @@ def test_a_look_from_outside_a_loop_is_harmless(memory):
 async def test_silence_for_three_intervals_is_a_loss(memory):
     clock = Clock()
     async with memory.connect() as bus:
-        registry = await Registry(bus, clock=clock)
+        registry = await Registry(bus.core, clock=clock)
         await announce(bus, info("alive"), info("gone", status=NodeStatus.STOPPED, ended=True))
         await registry.wait_until(lambda nodes: len(nodes) == 2)
         clock.now += 30
@@ -166,7 +167,7 @@ async def test_garbage_is_ignored_and_counted(memory):
     async with memory.connect() as bus:
         registry = await bus.nodes()
         for payload in garbage:
-            await bus._publish(NODES_TOPIC, payload)
+            await bus.core.publish(NODES_TOPIC, payload)
         await announce(bus, info())
         await registry.wait_until(lambda nodes: "node" in nodes)
         assert registry.ignored == len(garbage)
@@ -177,7 +178,7 @@ async def test_fields_of_a_newer_version_are_left_out(memory):
     async with memory.connect() as bus:
         registry = await bus.nodes()
         newer = {**json.loads(announcement(info())), "mood": {"class": "os.system"}}
-        await bus._publish(NODES_TOPIC, json.dumps(newer).encode())
+        await bus.core.publish(NODES_TOPIC, json.dumps(newer).encode())
         await registry.wait_until(lambda nodes: "node" in nodes)
 
 
@@ -216,7 +217,7 @@ async def test_the_end(memory):
         with pytest.raises(ClosedError):
             await registry
     with pytest.raises(ClosedError):
-        await Registry(bus)
+        await Registry(bus.core)
 
 
 async def test_a_drain_ends_it(memory):
@@ -228,10 +229,10 @@ async def test_a_drain_ends_it(memory):
 async def test_a_refusal_is_raised_to_whoever_awaits_and_logged_else(memory, monkeypatch, caplog):
     async with memory.connect() as bus:
 
-        async def refuse(request, sink):
+        async def refuse(selection, inbox):
             raise AuthenticationError("no permission for _msight.nodes")
 
-        monkeypatch.setattr(bus._adapter, "subscribe", refuse)
+        monkeypatch.setattr(bus.core.backend, "subscribe", refuse)
         registry = bus.nodes()
         assert len(registry) == 0
         while not caplog.records:

@@ -14,8 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from msight_bus.bus import Bus
-from msight_bus.connecting import connect
+from msight_bus.bus import Bus, connect
 from msight_bus.errors import BusError
 from msight_bus.registry import NodeInfo, NodeStatus, Registry
 from msight_bus.runtime import run

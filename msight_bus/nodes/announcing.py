@@ -64,7 +64,7 @@ class Announcer:
         if self._refused:
             return
         try:
-            await self._bus._publish(NODES_TOPIC, msgspec.json.encode(self._describe()))
+            await self._bus.core.publish(NODES_TOPIC, msgspec.json.encode(self._describe()))
         except AuthenticationError as error:
             self._refused = True
             self._logger.warning("Not permitted to publish on %s, so nobody sees this node: %s", NODES_TOPIC, error)

@@ -158,7 +158,7 @@ class Handling:
             except BusError as error:
                 await self._code_failed(message, accepted, error)
                 return
-        self._life.meter.took(self._life.bus.clock() - (message.published_at or message.received_at))
+        self._life.meter.took(self._life.bus.core.clock() - (message.published_at or message.received_at))
         await self._finish(message, accepted)
 
     def _decode(self, payload: bytes) -> object:
@@ -215,7 +215,7 @@ class Handling:
         bus = self._life.bus
         while True:
             try:
-                if not await bus._dead_letter(message, topic, why):
+                if not await bus.core.dead_letter(message, topic, why):
                     self._life.meter.unsent += 1
             except BROKER_AWAY as problem:
                 if not bus.capabilities.acknowledgement:

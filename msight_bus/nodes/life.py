@@ -70,7 +70,7 @@ class Life:
         self.inputs: Inputs | None = None
         self._kind = kind
         self._instance = secrets.token_hex(8)
-        self._started_at = bus.clock()
+        self._started_at = bus.core.clock()
         self._announcer = Announcer(bus, self._describe, config.heartbeat_update_interval, logger)
 
     @property
@@ -131,11 +131,11 @@ class Life:
         task = asyncio.current_task()
         assert task is not None
         self.tasks.add(task)
-        self.bus._guests.add(self)
+        self.bus.core.drainables.add(self)
         try:
             yield
         finally:
-            self.bus._guests.discard(self)
+            self.bus.core.drainables.discard(self)
             self.ready.set()
             self.over.set()
 
@@ -162,14 +162,14 @@ class Life:
             name=self.config.name,
             instance=self._instance,
             type=_printable(self._kind),
-            device=_printable(self.bus._name),
+            device=_printable(self.bus.core.name),
             status=self.status,
             started_at=self._started_at,
             heartbeat_interval=self.config.heartbeat_update_interval,
             publish_topic=self.config.publish_topic_name,
             subscribe_topic=self.config.subscribe_topic_name,
             group_id=self.group,
-            last_heartbeat=self.bus.clock(),
+            last_heartbeat=self.bus.core.clock(),
             ended=self.ended,
             metrics=self.meter.snapshot(queued=queued, dropped=dropped),
         )

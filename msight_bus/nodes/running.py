@@ -6,8 +6,7 @@ import asyncio
 import logging
 from typing import Any
 
-from msight_bus.bus import Bus
-from msight_bus.connecting import connect
+from msight_bus.bus import Bus, connect
 from msight_bus.errors import ConfigError, DrainTimeoutError
 from msight_bus.nodes.node import Node
 from msight_bus.nodes.signals import StopSignals

@@ -47,6 +47,10 @@ class Limits(Section):
         default=1.0,
         description="How often the last sequences of topics that have gone quiet are announced, in seconds.",
     )
+    publisher_topics: Count = Field(
+        default=100_000,
+        description="Topics whose counters a bus keeps for publishing; the least recently used goes first.",
+    )
     max_message_bytes: Bytes = Field(
         default=64 * _MIB, description="Largest message, in bytes, where the broker takes as much."
     )

@@ -124,9 +124,13 @@ class _Selector(selectors.DefaultSelector):
         return ready
 
 
+def _now() -> float:
+    return time.time()
+
+
 def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
     """The clock, in POSIX seconds, of what runs on ``loop``: virtual on a `VirtualClockLoop`, else the machine's."""
-    return loop.wall_time if isinstance(loop, VirtualClockLoop) else time.time
+    return loop.wall_time if isinstance(loop, VirtualClockLoop) else _now
 
 
 def wall_clock() -> float:

@@ -8,22 +8,19 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TypeVar
 
-from msight_bus.adapters.base import Adapter, Stamp
-from msight_bus.adapters.live import LiveAdapter
-from msight_bus.bus import Bus
-from msight_bus.connecting import opened
+from msight_bus.backends.base import Backend
+from msight_bus.backends.memory import Exchange
+from msight_bus.backends.pubsub.backend import PubSubBackend
+from msight_bus.bus import Bus, Connecting
+from msight_bus.core import Core
 from msight_bus.errors import ClosedError, ConfigError
 from msight_bus.events import BusEvent
 from msight_bus.settings import BusSettings
 from msight_bus.testing.clock import VirtualClockLoop, clock_of, wall_clock
-from msight_bus.testing.faults import Fault, Faults
-from msight_bus.testing.network import Broker, Client
+from msight_bus.testing.faults import Fault, Faults, Injector
+from msight_bus.testing.network import Client, FaultFilter
 
 T = TypeVar("T")
-
-
-def _ignore(event: BusEvent) -> None:
-    pass
 
 
 class Simulation:
@@ -34,7 +31,9 @@ class Simulation:
     """
 
     def __init__(self, faults: Faults | None = None) -> None:
-        self._broker = Broker(Faults() if faults is None else faults)
+        self._exchange = Exchange()
+        self._filter = self._exchange.filter = FaultFilter(Faults() if faults is None else faults)
+        self._reachable = True
         self._clients: dict[Bus, Client] = {}
         self._sessions = _sessions(self.faults.seed)
 
@@ -73,7 +72,7 @@ class Simulation:
 
     @asynccontextmanager
     async def connect(
-        self, settings: BusSettings | None = None, *, on_event: Callable[[BusEvent], None] = _ignore
+        self, settings: BusSettings | None = None, *, on_event: Callable[[BusEvent], None] | None = None
     ) -> AsyncIterator[Bus]:
         """A bus of this simulation, as `msight_bus.connect` gives one: on a virtual clock or on any other loop.
 
@@ -88,32 +87,37 @@ class Simulation:
         settings = BusSettings(environ={}, backend="memory") if settings is None else settings
         if settings.backend != "memory":
             raise ConfigError(f"A simulation's backend is 'memory', not {settings.backend!r}.")
-        clients: list[Client] = []
+        clock = clock_of(asyncio.get_running_loop())
+        client = Client(self._exchange, settings.limits, clock)
+        client.reachable = self._reachable
 
-        def opener(settings: BusSettings, stamp: Stamp, report: Callable[[BusEvent], None]) -> Adapter:
-            stamp.session = self._sessions.getrandbits(64)
-            clients.append(Client(self._broker, stamp, settings.limits))
-            return LiveAdapter(settings, clients[0], stamp, report)
+        def opener(
+            settings: BusSettings, report: Callable[[BusEvent], None], new_session: Callable[[], int]
+        ) -> Backend:
+            return PubSubBackend(settings, client, report, new_session)
 
-        bus = Bus(settings, on_event, opener=opener, clock=clock_of(asyncio.get_running_loop()))
-        clients[0].reachable = self._broker.reachable
-        self._clients[bus] = clients[0]
-        try:
-            async with opened(bus):
+        core = Core(settings, on_event, opener=opener, clock=clock, new_session=lambda: self._sessions.getrandbits(64))
+        async with Connecting(core) as bus:
+            self._clients[bus] = client
+            try:
                 yield bus
-        finally:
-            del self._clients[bus]
+            finally:
+                del self._clients[bus]
 
     # -- faults
 
     @property
     def faults(self) -> Faults:
         """How often deliveries go wrong; assign another to change it, which starts its seed anew."""
-        return self._broker.injector.faults
+        return self._filter.injector.faults
 
     @faults.setter
     def faults(self, faults: Faults) -> None:
-        self._broker.inject(faults)
+        self._inject(faults)
+
+    def _inject(self, faults: Faults) -> None:
+        """Other faults, and none of those that were commanded."""
+        self._filter.injector = Injector(faults)
 
     def inject(self, fault: Fault, *, topic: str | None = None, times: int = 1) -> None:
         """Let ``fault`` happen to the next deliveries.
@@ -125,11 +129,11 @@ class Simulation:
             topic: only there.
             times: to how many deliveries.
         """
-        self._broker.injector.command(fault, topic, times)
+        self._filter.injector.command(fault, topic, times)
 
     def heal(self) -> None:
         """No faults any more: neither by chance nor by what was injected and has not happened; everyone may connect."""
-        self._broker.inject(Faults(seconds=self.faults.seconds, seed=self.faults.seed))
+        self._inject(Faults(seconds=self.faults.seconds, seed=self.faults.seed))
         self.reconnect()
 
     def disconnect(self, bus: Bus | None = None) -> None:
@@ -152,7 +156,7 @@ class Simulation:
 
     def _set_reachable(self, bus: Bus | None, reachable: bool) -> None:
         if bus is None:
-            self._broker.reachable = reachable
+            self._reachable = reachable
         elif bus not in self._clients:
             raise ClosedError("This bus is not open in this simulation: it was closed, or another one connected it.")
         for client in self._clients.values() if bus is None else [self._clients[bus]]:

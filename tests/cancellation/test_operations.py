@@ -10,6 +10,7 @@ import pytest
 from msight_bus import QueuePolicy
 from tests.cancellation.sweep import CASES, Leftovers, sweep
 from tests.support.brokers import make_backend
+from tests.support.receiving import lose
 
 everywhere = pytest.mark.parametrize(("backend", "when"), CASES, indirect=["backend"])
 
@@ -53,7 +54,8 @@ async def test_publish(backend, topic, when):
         for attempt in sweep(when):
             await attempt.run(publish())
             await reader.sees_everything()
-        assert attempt.nth > 1
+        if backend.name != "memory":  # which has room for so much
+            assert attempt.nth > 1
 
 
 @everywhere
@@ -117,7 +119,7 @@ async def test_subscribing_and_leaving(backend, topic, when, queue):
         leftovers = Leftovers()
         for attempt in sweep(when):
             await attempt.run(subscribe())
-            assert bus._subscriptions == {messages}
+            assert bus.core._subscriptions == {messages}
             await leftovers.none()
             await reader.sees_everything()
         if backend.name != "memory":
@@ -135,7 +137,7 @@ async def test_a_cancelled_subscribe_does_not_cost_the_announcements_of_losses(k
                 async with backend.connect() as other:
                     await other.publish(topic, b"x")
                     await anext(messages)
-                    other._adapter._publishing.link._stamp.next(topic)  # a message that never arrives
+                    lose(other, topic)
                 async with asyncio.timeout(5):
                     while not messages.stats.missing:
                         await asyncio.sleep(0.001)

@@ -29,7 +29,7 @@ def cluster():
 
 async def leader_of(bus, topic):
     """The number of the broker that leads the first partition."""
-    (entry,) = (await bus._adapter._directory._admin.metadata([topic])).topics
+    (entry,) = (await bus.core.backend._directory._admin.metadata([topic])).topics
     return entry[-1][0][2]
 
 

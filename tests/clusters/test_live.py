@@ -29,8 +29,8 @@ def cluster(request):
 
 def ports_of(bus):
     """The ports of the nodes that a bus is connected to."""
-    connections = (bus._adapter._publishing, bus._adapter._subscribing)
-    return {connection.link.transport.get_extra_info("peername")[1] for connection in connections if connection.link}
+    connections = (bus.core.backend._publishing, bus.core.backend._subscribing)
+    return {each.connection.transport.get_extra_info("peername")[1] for each in connections if each.connection}
 
 
 async def test_each_node_in_turn_dies_and_messages_flow_on(cluster):

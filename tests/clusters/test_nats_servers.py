@@ -18,8 +18,6 @@ from tests.support.peers import INFO, Peer
 from tests.support.receiving import take
 from tests.support.rig import QUICKLY, seen, until
 
-cut = pytest.mark.xfail(strict=True, reason="H10: a server in lame duck mode is left only when it cuts the connection")
-
 
 def info(**fields):
     return b"INFO " + json.dumps(INFO | fields).encode() + b"\r\n"
@@ -145,7 +143,6 @@ async def two_servers():
                 yield old, new, messages, bus, events
 
 
-@cut
 async def test_a_server_that_leaves_is_left_when_the_next_one_has_confirmed():
     async with two_servers() as (old, new, messages, bus, _):
         old.leaves = True
@@ -156,7 +153,6 @@ async def test_a_server_that_leaves_is_left_when_the_next_one_has_confirmed():
         await until(lambda: any(command.payload == b"x" for command in new.peer.told("HPUB")))
 
 
-@cut
 async def test_what_is_published_while_moving_is_confirmed():
     async with two_servers() as (old, new, _messages, bus, _):
         async with bus.publisher("a") as publisher:
@@ -185,7 +181,6 @@ async def test_a_server_that_leaves_and_has_no_successor_is_used_to_its_end():
 
 @pytest.mark.faults
 @pytest.mark.timeout(120)
-@cut
 async def test_a_planned_restart_of_a_server_costs_no_message():
     received: list[int] = []
     sent = 0
@@ -237,7 +232,6 @@ async def test_a_planned_restart_of_a_server_costs_no_message():
 
 
 @pytest.mark.faults
-@pytest.mark.xfail(strict=True, reason="H11: over an account import tail losses go unnoticed while tail_loss is true")
 async def test_over_an_account_import_tail_loss_turns_false_with_one_warning(caplog):
     lines = [
         "accounts {",

@@ -10,21 +10,10 @@ from msight_bus import BytesData
 from tests.support.receiving import take
 
 N = 200
-SHARES = ("redis", "redis-client")
 
 
-@pytest.fixture
-def apart(request, backend):
-    """Backends that hand out one ``Message`` twice are known."""
-    if request.node.callspec.params["backend"] in SHARES:
-        request.node.add_marker(
-            pytest.mark.xfail(strict=True, reason="D9: what one read brought is shared between subscriptions")
-        )
-    return backend
-
-
-async def test_two_subscriptions_of_one_topic_never_share_a_message(apart, topic):
-    async with apart.connect() as bus, bus.subscribe(topic) as one, bus.subscribe(topic) as other:
+async def test_two_subscriptions_of_one_topic_never_share_a_message(backend, topic):
+    async with backend.connect() as bus, bus.subscribe(topic) as one, bus.subscribe(topic) as other:
         async with bus.publisher(topic) as publisher:  # written together, so that they are read together
             for number in range(N):
                 await publisher.send(b"%d" % number, headers={"a": "b"} if number % 2 else None)
@@ -32,8 +21,8 @@ async def test_two_subscriptions_of_one_topic_never_share_a_message(apart, topic
     assert all(left is not right for left, right in pairs)
 
 
-async def test_decoded_data_is_not_shared_either(apart, topic):
-    async with apart.connect() as bus, bus.subscribe(topic) as one, bus.subscribe(topic) as other:
+async def test_decoded_data_is_not_shared_either(backend, topic):
+    async with backend.connect() as bus, bus.subscribe(topic) as one, bus.subscribe(topic) as other:
         async with bus.publisher(topic) as publisher:
             for _ in range(N):
                 await publisher.send(BytesData(sensor_name="ne", data=b"x"))
@@ -43,7 +32,6 @@ async def test_decoded_data_is_not_shared_either(apart, topic):
         assert right.data.sensor_name == "ne"
 
 
-@pytest.mark.xfail(strict=False, reason="D9: headers are one mutable dict, but those of a Kafka record")
 @pytest.mark.parametrize("headers", [{"a": "b"}, {}, None], ids=["some", "empty", "none"])
 async def test_headers_are_read_only(backend, topic, headers):
     async with backend.connect() as bus, bus.subscribe(topic) as one, bus.subscribe(topic) as other:

@@ -19,9 +19,6 @@ from tests.support.brokers import make_backend
 from tests.support.receiving import take
 
 ROOT = Path(__file__).parents[2]
-from_a_thread = pytest.mark.xfail(strict=True, reason="A13: a bus used from another thread is no error")
-on_another_loop = pytest.mark.xfail(strict=True, reason="D8: a bus used on another event loop is no error")
-after_a_fork = pytest.mark.xfail(strict=True, reason="A13: a bus used after a fork is no error")
 
 
 def steps(bus, publisher, messages, topic):
@@ -70,7 +67,6 @@ def assert_says_what_to_do(error, name):
     assert "anyio.from_thread.run" in str(error), name
 
 
-@from_a_thread
 async def test_a_thread_is_told_what_to_do(backend, topic):
     async with backend.connect() as bus, bus.publisher(topic) as publisher, bus.subscribe(topic) as messages:
         for error_of in (error_by_hand, error_with_a_loop):
@@ -93,7 +89,6 @@ async def test_what_a_thread_is_told_to_do_works(backend, topic):
         assert [message.payload for message in await take(messages, 2)] == [b"1", b"2"]
 
 
-@on_another_loop
 def test_another_event_loop_of_the_same_thread_is_refused_at_the_first_call(backend, topic):
     with asyncio.Runner(loop_factory=loop_factory()) as opened, asyncio.Runner(loop_factory=loop_factory()) as other:
         connection = backend.connect()
@@ -166,7 +161,6 @@ msight_bus.run(main(sys.argv[1]))
 """
 
 
-@after_a_fork
 @pytest.mark.parametrize("kind", ["memory", "redis", "nats", "kafka"])
 def test_a_child_is_told_to_connect_after_forking(kind, topic):
     target = make_backend(kind)

@@ -52,7 +52,6 @@ def test_unit_test():
     assert "2 passed" in run("-m", "pytest", "-q", "-p", "no:cacheprovider", "examples/unit_test.py")
 
 
-@pytest.mark.xfail(strict=True, reason="A13: no example publishes from a thread")
 @pytest.mark.parametrize("backend", ["memory", "redis", "nats", "kafka"])
 def test_from_a_thread(backend):
     source = (ROOT / "examples/from_a_thread.py").read_text()

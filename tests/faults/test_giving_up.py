@@ -13,7 +13,6 @@ from msight_bus import ConnectionLostError
 from tests.support.repeated_errors import assert_does_not_grow
 from tests.support.rig import LIVE, own_broker
 
-open_row = pytest.mark.xfail(strict=True, reason="D6: the same error object is raised again and grows")
 ONCE = {"MSIGHT_RECONNECT_LIMIT": "1", "MSIGHT_RECONNECT_MAX": "0.05", "MSIGHT_DRAIN_TIMEOUT": "0.5"}
 
 
@@ -36,7 +35,6 @@ async def given_up(kind):
                 yield bus, publisher, messages
 
 
-@open_row
 @pytest.mark.parametrize("kind", LIVE)
 async def test_each_call_raises_an_error_of_its_own(kind):
     async with given_up(kind) as (bus, publisher, messages):
@@ -54,7 +52,6 @@ class Frame(bytearray):
     """A payload whose end can be seen."""
 
 
-@open_row
 @pytest.mark.parametrize("kind", LIVE)
 async def test_no_refused_payload_is_kept(kind):
     async with given_up(kind) as (bus, publisher, _):
@@ -70,7 +67,6 @@ async def test_no_refused_payload_is_kept(kind):
         assert [frame for frame in kept if frame() is not None] == []
 
 
-@pytest.mark.xfail(strict=True, reason="D6: a consumer that catches the error in a loop holds the event loop")
 @pytest.mark.parametrize("kind", LIVE)
 async def test_a_consumer_that_catches_the_error_in_a_loop_lets_others_run(kind):
     turns = 0

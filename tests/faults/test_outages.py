@@ -10,7 +10,7 @@ import pytest
 from msight_bus import ConnectionLostError, PublishTimeoutError, QueuePolicy
 from msight_bus.events import Disconnected, Gap, Reconnected
 from tests.support.brokers import make_backend
-from tests.support.receiving import take
+from tests.support.receiving import lose, take
 from tests.support.rig import EVERY, LIVE, own_broker, seen, until
 
 
@@ -100,18 +100,18 @@ async def test_a_publisher_learns_what_a_cut_left_unconfirmed(kind):
 async def test_a_bus_closes_although_the_client_swallows_the_cancellation_of_its_reconnecting(kind):
     trying = asyncio.Event()
     async with make_backend(kind).connect() as bus:
-        connection = bus._adapter._publishing
-        connect = connection._connect
+        owner = bus.core.backend._publishing
+        connect = owner._connect
 
-        async def swallow(owner):
-            link = await connect(owner)
+        async def swallow():
+            connection = await connect()
             trying.set()
             with suppress(asyncio.CancelledError):
                 await asyncio.Event().wait()
-            return link
+            return connection
 
-        connection._connect = swallow
-        connection.link.fail(ConnectionLostError("cut by the test"))
+        owner._connect = swallow
+        owner.connection.fail(ConnectionLostError("cut by the test"))
         async with asyncio.timeout(5):
             await trying.wait()
 
@@ -160,9 +160,9 @@ async def test_the_loss_of_the_last_messages_before_a_silence_is_announced(kind,
         assert bus.capabilities.tail_loss
         await other.publish(topic, b"0")
         await take(messages, 1)
-        connection = messages._feed.connection
-        connection.link.fail(ConnectionLostError("cut by the test"))
-        await until(lambda: connection.link is None)
+        connection = messages._at_broker._connection
+        connection.connection.fail(ConnectionLostError("cut by the test"))
+        await until(lambda: connection.connection is None)
         for i in range(7):
             await other.publish(topic, b"%d" % i)
         await until(lambda: messages.stats.missing == 7)
@@ -174,6 +174,5 @@ async def test_what_a_publisher_said_last_is_announced_when_it_closes(nats, topi
         async with nats.connect(MSIGHT_ANNOUNCE_INTERVAL="1000") as other:
             await other.publish(topic, b"0")
             await take(messages, 1)
-            lost = other._adapter._publishing.link._stamp
-            lost.next(topic)  # a message that never arrives
+            lose(other, topic)
         await until(lambda: messages.stats.missing == 1)

@@ -19,7 +19,6 @@ PATIENCE = {"MSIGHT_PING_INTERVAL": "0.4", "MSIGHT_PONG_TIMEOUT": "0.8", "MSIGHT
 """What is written below needs a multiple of these deadlines; the proxy's own buffers need a fraction."""
 
 live = pytest.mark.parametrize("target", LIVE, indirect=True)
-open_row = pytest.mark.xfail(strict=True, reason="D7: a connection that needs longer than the ping deadlines is cut")
 
 
 @asynccontextmanager
@@ -34,7 +33,6 @@ async def slow_bus(target, events):
                 proxy.weather.uplink = None
 
 
-@open_row
 @live
 async def test_a_payload_that_takes_longer_than_the_ping_deadlines_arrives(target, topic):
     events: list = []
@@ -50,7 +48,7 @@ async def test_a_payload_that_takes_longer_than_the_ping_deadlines_arrives(targe
     assert not events
 
 
-@pytest.mark.parametrize("target", ["redis", pytest.param("nats", marks=open_row)], indirect=True)
+@pytest.mark.parametrize("target", ["redis", pytest.param("nats")], indirect=True)
 async def test_an_uplink_that_is_always_full_loses_nothing(target, topic):
     events: list = []
     payloads = [bytes([i]) * 30_000 for i in range(36)]

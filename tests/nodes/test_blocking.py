@@ -8,7 +8,7 @@ import time
 import pytest
 
 from msight_bus import NodeConfig, SinkNode
-from msight_bus.adapters.deadlines import loop_timeout
+from msight_bus.backends.deadlines import loop_timeout
 from tests.support.kafka_admin import administering, committed, make
 from tests.support.nodes import DEADLINE, eventually, running
 

@@ -8,7 +8,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from msight_bus import AuthenticationError, Bus, NodeConfig
-from msight_bus.adapters.kafka.client import client_options
+from msight_bus.backends.kafka.client import client_options
 from tests.support.kafka_admin import committed, make
 from tests.support.nodes import DEADLINE, Collect, eventually, running
 from tests.support.receiving import take

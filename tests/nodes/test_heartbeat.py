@@ -20,9 +20,11 @@ def sink(**fields):
     )
 
 
-async def announcements(bus, count):
-    """The next ``count`` announcements, from the moment at which this is awaited."""
-    async with bus._subscribe(NODES_TOPIC, None, None, None, "auto") as messages, asyncio.timeout(DEADLINE):
+async def announcements(bus, count, listening=None):
+    """The next ``count`` announcements, from the moment at which ``listening`` is set."""
+    async with bus.core.subscribe((NODES_TOPIC,)) as messages, asyncio.timeout(DEADLINE):
+        if listening is not None:
+            listening.set()
         return [msgspec.json.decode((await anext(messages)).payload, type=NodeInfo) for _ in range(count)]
 
 
@@ -46,17 +48,18 @@ async def test_the_life_of_a_node_is_announced(memory):
 
     node = Slow(NodeConfig(name="slow", subscribe_topic_name="in"))
     async with memory.connect() as bus:
-        listening = asyncio.create_task(announcements(bus, 3))
-        await asyncio.sleep(0)
+        listening = asyncio.Event()
+        hearing = asyncio.create_task(announcements(bus, 3, listening))
+        await listening.wait()
         task = asyncio.create_task(node.run(bus))
-        while not bus._adapter._stamp.last.get(NODES_TOPIC):
+        while not (announced := bus.core.backend._topics.known(NODES_TOPIC)) or not announced.counter.sequence:
             await asyncio.sleep(0)
         go_on.set()
-        while bus._adapter._stamp.last[NODES_TOPIC] < 2:
+        while announced.counter.sequence < 2:
             await asyncio.sleep(0)
         node.stop()
         await task
-        heard = await listening
+        heard = await hearing
     assert [info.status for info in heard] == ["REGISTERED", "RUNNING", "STOPPED"]
     assert [info.ended for info in heard] == [False, False, True]
 
@@ -89,6 +92,13 @@ async def test_figures_are_announced(memory):
             assert 0 < seen.latency_p50_ms <= seen.latency_p99_ms < DEADLINE * 1000
 
 
+async def eventually_handled(node, count):
+    """``count`` messages are, or were, in the handler."""
+    async with asyncio.timeout(DEADLINE):
+        while node._life.meter.messages_in < count:
+            await asyncio.sleep(0)
+
+
 async def test_queue_and_drops_are_announced(memory):
     class Stuck(Collect):
         async def on_message(self, data):
@@ -103,7 +113,9 @@ async def test_queue_and_drops_are_announced(memory):
     async with memory.connect() as bus:
         registry = await bus.nodes()
         async with running(bus, node):
-            for i in range(6):
+            await bus.publish("in", b"0")
+            await eventually_handled(node, 1)
+            for i in range(1, 6):
                 await bus.publish("in", b"%d" % i)
             await registry.wait_until(lambda nodes: "node" in nodes and nodes["node"].metrics.dropped == 3)
             assert registry["node"].metrics.queued == 2
@@ -153,7 +165,7 @@ async def test_a_handler_may_take_long_where_no_tolerance_is_set(memory):
     node = Stuck(NodeConfig(name="node", subscribe_topic_name="in", heartbeat_checking_duration=0.01))
     async with memory.connect() as bus, running(bus, node):
         await bus.publish("in", b"")
-        assert not any(task.get_name().startswith("msight_bus watch") for task in asyncio.all_tasks())
+        assert not any(task.get_name().startswith(f"msight_bus watch {node.name}") for task in asyncio.all_tasks())
         go_on.set()
 
 
@@ -168,7 +180,7 @@ async def test_a_node_works_though_it_cannot_announce_itself(memory, caplog, err
     asked = 0
     news = asyncio.Event()
     async with memory.connect() as bus:
-        publish = bus._publish
+        publish = bus.core.publish
 
         async def refuse(topic, payload, *rest):
             nonlocal asked
@@ -178,7 +190,7 @@ async def test_a_node_works_though_it_cannot_announce_itself(memory, caplog, err
                 raise error
             await publish(topic, payload, *rest)
 
-        bus._publish = refuse
+        bus.core.publish = refuse
         node = sink(heartbeat_update_interval=0.001)
         async with running(bus, node):
             await bus.publish("in", b"works")

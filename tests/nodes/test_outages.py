@@ -6,10 +6,9 @@ import asyncio
 
 import pytest
 
-from msight_bus import QueuePolicy
 from msight_bus.nodes import NodeConfig, SourceNode
 from tests.support.brokers import running_broker
-from tests.support.nodes import DEADLINE, Apply, Collect, Numbers, running
+from tests.support.nodes import DEADLINE, Collect, Numbers, running
 from tests.support.rig import own_broker
 
 
@@ -27,25 +26,33 @@ async def until(condition):
             await asyncio.sleep(0.005)
 
 
-async def test_what_a_live_stream_cannot_take_is_dropped_and_counted(memory, caplog):
-    async def echo(data):
-        return data
+class Large(Numbers):
+    """A megabyte every few milliseconds."""
 
-    node = Apply(NodeConfig(name="node", subscribe_topic_name="in", publish_topic_name="out"), echo)
-    async with memory.connect(MSIGHT_PUBLISH_TIMEOUT="0.02") as bus:
-        async with bus.subscribe("out", queue=QueuePolicy.block(1)) as full, running(bus, node):
-            for i in range(5):
-                await bus.publish("in", b"%d" % i)
-            await until(lambda: node._life.meter.unsent >= 2)
-            assert node.status == "RUNNING"
-            assert caplog.text.count("Publishing waits for the broker") == 1
-            sent = node._life.meter.messages_out
-            assert (await anext(full)).payload == b"0"
-            while full.stats.queued:
-                await anext(full)
-            await bus.publish("in", b"fresh")
+    async def get_data(self):
+        await asyncio.sleep(0.005)
+        return await super().get_data() + bytes(1_000_000)
+
+
+@pytest.mark.parametrize("kind", ["redis", "nats"])
+async def test_what_a_live_stream_cannot_take_is_dropped_and_counted(kind, caplog):
+    caplog.set_level("INFO")
+    node = Large(NodeConfig(name="node", publish_topic_name="out"))
+    with own_broker(kind) as (broker, backend):
+        async with backend.connect(MSIGHT_PUBLISH_TIMEOUT="0.2") as bus, running(bus, node):
+            await until(lambda: node._life.meter.messages_out)
+            broker.freeze()
+            try:
+                await until(lambda: node._life.meter.unsent >= 2)
+                assert node.status == "RUNNING"
+                away, back = map(caplog.text.count, ("Publishing waits for the broker", "Publishing goes on"))
+                assert away == back + 1
+                assert "takes no more data" in caplog.text
+                sent = node._life.meter.messages_out
+            finally:
+                broker.thaw()
             await until(lambda: node._life.meter.messages_out > sent)
-    assert "Publishing goes on" in caplog.text
+            await until(lambda: caplog.text.count("Publishing goes on") > back)
 
 
 @pytest.mark.parametrize("kind", ["redis", "nats"])

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from msight_bus import BytesData, QueuePolicy
+from msight_bus import BytesData
 from msight_bus.nodes import NodeConfig, Outgoing, SourceNode
 from tests.support.nodes import DEADLINE, Collect, Numbers, running, start
 
@@ -170,26 +170,6 @@ async def test_cancelling_run_ends_it_as_cancelled(memory):
         with pytest.raises(asyncio.CancelledError):
             await task
     assert source.stopped
-
-
-async def test_a_source_on_a_full_pipeline_waits_for_it(memory):
-    """On the memory backend ``block`` holds the publisher back, so a source must not run ahead."""
-    source = Numbers(config())
-    async with memory.connect() as bus, bus.subscribe("out", queue=QueuePolicy.block(5)) as messages:
-        async with running(bus, source):
-            while messages.stats.queued < 5:
-                await asyncio.sleep(0)
-            for _ in range(100):
-                await asyncio.sleep(0)
-            assert source.given <= 7
-            consumer = asyncio.create_task(_drain(messages))
-        consumer.cancel()
-        await asyncio.wait((consumer,))
-
-
-async def _drain(messages):
-    async for _ in messages:
-        pass
 
 
 async def test_draining_the_bus_ends_a_source(memory, sink):

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 import msight_bus
 from msight_bus import HeaderError, MessageTooLargeError, TopicError
 from msight_bus.payload import check_headers, check_key
+from msight_bus.protocol import envelope
 from msight_bus.settings import Limits
 from msight_bus.topics import check_group, check_topic
-from msight_bus.wire import envelope
 from tests.support.canaries import remember
 from tests.support.listeners import fake
 from tests.support.peers import Peer

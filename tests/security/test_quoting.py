@@ -26,7 +26,6 @@ EVIL = "\x1b]0;owned\x07\x1b[2J\x1b[31mno\x1b[0m\x9b1m \u202e\u2028 \x00\x7f\ten
 """Escapes, in 7 and 8 bits, a bell, a change of direction, a line separator, NUL, DEL and a tab."""
 
 RAW = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-raw = pytest.mark.xfail(strict=True, reason="G11: a peer's words are shown with raw escapes and line ends")
 
 
 def assert_printable(text):
@@ -185,7 +184,6 @@ async def test_an_announcement_with_escapes_is_no_node():
         await client.close()
 
 
-@raw
 async def test_marks_that_turn_the_direction_of_text_are_not_shown_as_they_are():
     """They are no control characters, and reverse what a terminal shows behind them: ignored or escaped, both will do."""
     made = {"name": "camera", "instance": "1", "status": "RUNNING", "started_at": 0.0, "heartbeat_interval": 10.0}

@@ -165,7 +165,6 @@ async def test_kafka_with_another_password_on_reconnecting(secured, watch):
         assert way.connections <= attempts + 2  # each client may try to say goodbye
 
 
-@pytest.mark.xfail(strict=True, reason="D6: the same error object is raised again and grows")
 async def test_kafka_refuses_again_and_again_with_an_error_of_its_own_each_time(secured):
     topic, servers = new_topic(), secured("kafka")
     async with proxy(servers.ports["before"], servers.ports["stable"]) as way:

@@ -52,6 +52,7 @@ NEW = {
     ),
     KAFKA + "DEAD_LETTER_SUFFIX",
     NATS + "TLS_FIRST",
+    "MSIGHT_PUBLISHER_TOPICS",
 }
 VARIABLES = BusSettings.variables()
 

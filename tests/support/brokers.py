@@ -58,3 +58,14 @@ class Backend:
 def make_backend(name: str, broker: brokers.RunningBroker | None = None) -> Backend:
     """A backend of the run's broker or of ``broker``."""
     return Backend(name, {} if name == "memory" else dict((broker or running_broker(name)).env))
+
+
+def backend_at(kind: str, *ports: int) -> Backend:
+    """Redis or NATS with servers at ``ports``, and a user."""
+    if kind == "nats":
+        where = {"MSIGHT_NATS_SERVERS": ",".join(f"127.0.0.1:{port}" for port in ports).replace("127", "nats://127")}
+        return Backend(kind, {**where, "MSIGHT_NATS_USERNAME": "cam", "MSIGHT_NATS_PASSWORD": "secret word"})
+    prefix = "MSIGHT_REDIS_MESSAGE_BROKER_"
+    nodes = ",".join(f"127.0.0.1:{port}" for port in ports)
+    where = {f"{prefix}USE_CLUSTER": "true", f"{prefix}CLUSTER_NODES": nodes}
+    return Backend(kind, {**where, f"{prefix}USERNAME": "cam", f"{prefix}PASSWORD": "secret word"})

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from msight_bus.adapters.kafka.client import client_options
+from msight_bus.backends.kafka.client import client_options
 from tests.support.brokers import Backend
 from tests.support.ledger import Ledger
 

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from msight_bus.adapters.kafka.client import client_options
+from msight_bus.backends.kafka.client import client_options
 
 
 @asynccontextmanager

@@ -14,7 +14,7 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record.util import calc_crc32c
 
-from msight_bus.adapters.kafka.client import client_options
+from msight_bus.backends.kafka.client import client_options
 
 LEADERLESS = (3, 5, 6)
 """Errors of a partition that is being made."""

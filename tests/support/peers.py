@@ -136,7 +136,8 @@ class Valve:
         """Write what was held, and go on for good."""
         self._closed, self._done = False, True
         for writer, data in self._held:
-            writer.write(data)
+            if not writer.is_closing():
+                writer.write(data)
         self._held.clear()
 
     def behind(self, serve: Serve) -> Serve:

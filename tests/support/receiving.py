@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from msight_bus import Bus
+
 
 async def take(messages, n, *, within=20.0):
     """The next ``n`` messages."""
@@ -13,3 +15,10 @@ async def take(messages, n, *, within=20.0):
 
 async def numbers(messages, n):
     return [int(message.payload) for message in await take(messages, n)]
+
+
+def lose(bus: Bus, topic: str) -> None:
+    """Count a message on ``topic`` that never arrives; Redis, NATS and memory."""
+    published = bus.core.backend._topics.known(topic)
+    assert published is not None
+    published.counter.sequence += 1

@@ -6,6 +6,7 @@ The subscription and what keeps Kafka's acknowledgements (`Partition`, `Partitio
 from __future__ import annotations
 
 import asyncio
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -14,11 +15,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from msight_bus import QueuePolicy
-from msight_bus.adapters.base import SubscribeRequest
-from msight_bus.adapters.kafka.feed import Partition
+from msight_bus.backends.base import Selection
+from msight_bus.backends.kafka.feed import Partition
 from msight_bus.message import Message
 from msight_bus.settings import Limits
-from msight_bus.subscription import Subscription
+from msight_bus.subscription import Subscription, Terms
 from msight_bus.testing import VirtualClockLoop
 from tests.support.searches import EXAMPLES
 
@@ -28,7 +29,7 @@ some = st.integers(1, 8)
 
 
 class Log:
-    """Two partitions, one group with one member (adapters.base.Adapter and Feed)."""
+    """Two partitions, one group with one member (backends.base.Backend and Consumer)."""
 
     capabilities = SimpleNamespace(persistence=True, load_balancing=True)
 
@@ -39,14 +40,14 @@ class Log:
         self.dead = set()
         self.paused = False
 
-    async def subscribe(self, request, sink):
-        self.sink = sink
+    async def subscribe(self, selection, inbox):
+        self.inbox = inbox
         self.paused = False
         self.assign()
         return self
 
     def assign(self):
-        self.owned = [Partition(i, self.committed[i], self.sink, MAX_REDELIVERIES, self.bury) for i in (0, 1)]
+        self.owned = [Partition(i, self.committed[i], self.inbox, MAX_REDELIVERIES, self.bury) for i in (0, 1)]
 
     async def bury(self, message):
         self.dead.add(message.position)
@@ -59,7 +60,7 @@ class Log:
             for offset, payload in enumerate(self.records[number][start : start + n], start)
         ]
         if found and not self.paused:
-            self.sink.deliver(owned.deliver(found))
+            self.inbox.stream("t").deliver(owned.deliver(found))
 
     def lose(self):
         for owned in self.owned:
@@ -105,9 +106,11 @@ class Machine(RuleBasedStateMachine):
     def open(self):
         self.messages = Subscription(
             self.log,
-            SubscribeRequest("t", "g", self.queue, "latest"),
-            ack=self.ack,
+            Selection(("t",), "g", self.queue, "latest"),
+            Terms(self.ack),
             limits=Limits(),
+            clock=time.time,
+            check=lambda: None,
             report=lambda event: None,
             on_closed=lambda subscription: None,
         )
@@ -136,7 +139,7 @@ class Machine(RuleBasedStateMachine):
         """The partitions go and come back, from what was committed."""
         self.runner.run(self.log.commit())
         self.log.lose()
-        self.messages.discard(lambda message: not message._settlement.owned, "revoked")
+        self.log.inbox.discard(lambda message: not message._settlement.owned, "revoked")
         self.late, self.hands = self.hands, []
         self.log.assign()
 
@@ -218,8 +221,7 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_committed_that_was_not_processed(self):
-        channel = self.messages._channel
-        waiting = [*channel.items, *channel._held, *self.hands]
+        waiting = [*self.log.inbox.queue.messages, *self.hands]
         for owned in self.log.owned:
             committable = owned.ledger.finished
             assert self.log.committed[owned.partition] <= committable
@@ -229,8 +231,7 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_handed_out_that_comes_elsewhere(self):
-        channel = self.messages._channel
-        assert all(message._settlement.owned for message in [*channel.items, *channel._held])
+        assert all(message._settlement.owned for message in self.log.inbox.queue.messages)
 
     def teardown(self):
         """In the end every record was processed, dead-lettered or dropped by the policy, and all is committed."""

@@ -1,0 +1,5 @@
+"""Kafka: a log, at least once."""
+
+from msight_bus.backends.kafka.backend import KafkaBackend
+
+__all__ = ["KafkaBackend"]

@@ -1,0 +1,193 @@
+"""One partition's part of a fetch, as lists of messages. No record stops its partition."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from typing import Any, Protocol
+
+from aiokafka.errors import CorruptRecordException
+from aiokafka.record.default_records import DefaultRecordBatch
+from aiokafka.record.legacy_records import LegacyRecordBatch
+
+from msight_bus.backends.kafka.batches import (
+    HEAD_BYTES,
+    AbortedTransactions,
+    FramingError,
+    Head,
+    Record,
+    base_offset,
+    magic,
+    read_head,
+    read_records,
+    split,
+)
+from msight_bus.backends.kafka.decompressing import UnreadableBatchError, decompress
+from msight_bus.backends.kafka.records import offset_of
+from msight_bus.message import Message
+
+
+class ListMaker(Protocol):
+    """Makes lists of what was fetched of each partition, and hears what is no message."""
+
+    @property
+    def limit(self) -> int:
+        """Records of the next list at most."""
+
+    def make(self, partition: int, records: Iterator[Any], first: int | None) -> list[Message]:
+        """One message for each record (offset, timestamp, key, value, headers); ``first`` as in `records.to_messages`."""
+
+    def passed(self, partition: int, offset: int) -> None:
+        """Everything below ``offset`` was handed out or is no message: transaction markers, what compaction has removed."""
+
+    def unreadable(self, partition: int, count: int, reason: str, *, at_most: bool) -> None:
+        """So many records are passed over."""
+
+    def topic_missing(self) -> None:
+        """The broker does not know the topic: it was deleted, perhaps."""
+
+    def fetch_failed(self) -> None:
+        """A broker did not answer a fetch."""
+
+    def fetch_again(self, partition: int, offset: int) -> bool:
+        """Whether to fetch bytes again that are damaged; perhaps they are only here."""
+
+
+class PartitionReader:
+    """Reads a partition's part of a fetch, in place of aiokafka's ``PartitionRecords``.
+
+    Attributes:
+        next_fetch_offset: where the next fetch begins, once the lists so far are delivered.
+    """
+
+    def __init__(
+        self, partition: int, data: bytes, position: int, aborted: Iterable[tuple[int, int]], maker: ListMaker
+    ) -> None:
+        self.next_fetch_offset = position
+        self._partition = partition
+        self._maker = maker
+        self._aborted = AbortedTransactions(aborted)
+        self._lists = self._read(data)
+
+    def __iter__(self) -> Iterator[list[Message]]:
+        return self._lists
+
+    def _read(self, data: bytes) -> Iterator[list[Message]]:
+        batches = split(data)
+        while True:
+            try:
+                batch = next(batches, None)
+            except FramingError as error:
+                self._damaged(1, self.next_fetch_offset + 1, str(error))
+                return
+            if batch is None:
+                return
+            head = read_head(batch)
+            if head is None:
+                yield from self._read_old(batch)
+            elif head.next_offset > self.next_fetch_offset:
+                yield from self._read_batch(head, batch)
+
+    def _read_batch(self, head: Head, batch: memoryview) -> Iterator[list[Message]]:
+        # A batch comes whole, also if only its end was asked for.
+        missing = head.next_offset - max(head.base_offset, self.next_fetch_offset)
+        if not DefaultRecordBatch(batch).validate_crc():
+            self._damaged(missing, head.next_offset, "wrong checksum")
+            return
+        records: bytes | memoryview = batch[HEAD_BYTES:]
+        if not self._aborted.has(head, batch[HEAD_BYTES:]) and not head.is_control:
+            try:
+                if head.codec:
+                    records = decompress(head.codec, bytes(records))
+            except UnreadableBatchError as error:
+                self._maker.unreadable(self._partition, missing, str(error), at_most=not head.is_dense)
+            else:
+                yield from self._read_records(head, batch, records)
+        self._pass(head.next_offset)
+
+    def _read_records(self, head: Head, batch: memoryview, records: bytes | memoryview) -> Iterator[list[Message]]:
+        # a chain, because a batch can be iterated once
+        parsed = chain(DefaultRecordBatch(head.uncompressed() + records if head.codec else batch))
+        taken, end = 0, head.base_offset
+        while True:
+            limit = self._maker.limit
+            try:
+                messages = self._make(islice(parsed, limit), head.base_offset + taken if head.is_dense else None)
+                if not head.is_dense:
+                    _check_offsets(messages, end, head.next_offset)
+            except Exception:  # whatever a parser says of bytes that others chose
+                yield from self._read_tolerantly(head, records, taken)
+                return
+            if messages:
+                taken += len(messages)
+                end = offset_of(messages[-1]) + 1
+                self._pass_to(end)
+                yield messages
+            if len(messages) < limit:
+                return
+
+    def _read_tolerantly(self, head: Head, records: bytes | memoryview, taken: int) -> Iterator[list[Message]]:
+        if head.is_dense:
+            taken = max(taken, self.next_fetch_offset - head.base_offset)
+        readable: list[Record] = []
+        limit = self._maker.limit
+        for record in chain(read_records(records, head, taken), (None,)):
+            if isinstance(record, Record):
+                readable.append(record)
+            if readable and (len(readable) == limit or not isinstance(record, Record)):
+                self._pass_to(readable[-1].offset + 1)
+                yield self._make(iter(readable), None)
+                readable = []
+                limit = self._maker.limit
+            if record is not None and not isinstance(record, Record):
+                self._maker.unreadable(self._partition, record.count, record.reason, at_most=not head.is_dense)
+
+    def _read_old(self, batch: memoryview) -> Iterator[list[Message]]:
+        """A batch of the formats 0 and 1, which Kafka 4 does not have: its offset is that of its last record."""
+        end = base_offset(batch) + 1
+        try:
+            parsed = LegacyRecordBatch(batch, magic(batch))
+            messages = self._make(iter(parsed), None) if parsed.validate_crc() else None
+        except Exception:  # whatever a parser says of bytes that others chose
+            messages = None
+        if messages is None:
+            self._damaged(max(1, end - self.next_fetch_offset), end, "damaged")
+            return
+        if messages:
+            self._pass_to(end)
+            yield messages
+        self._pass(end)
+
+    def _make(self, records: Iterator[Any], first: int | None) -> list[Message]:
+        return self._maker.make(self._partition, records, first)
+
+    def _damaged(self, missing: int, end: int, reason: str) -> None:
+        """Pass over damaged bytes, unless they are worth another fetch.
+
+        Raises:
+            CorruptRecordException: they are.
+        """
+        if self._maker.fetch_again(self._partition, self.next_fetch_offset):
+            raise CorruptRecordException(f"partition {self._partition}, offset {self.next_fetch_offset}: {reason}")
+        self._maker.unreadable(self._partition, missing, reason, at_most=True)
+        self._pass(end)
+
+    def _pass(self, offset: int) -> None:
+        self._pass_to(offset)
+        self._maker.passed(self._partition, self.next_fetch_offset)
+
+    def _pass_to(self, offset: int) -> None:
+        self.next_fetch_offset = max(self.next_fetch_offset, offset)
+
+
+def _check_offsets(messages: list[Message], first: int, end: int) -> None:
+    """Refuse offsets that a producer made up, which brokers do not check in uncompressed batches.
+
+    Raises:
+        ValueError: they do not ascend between ``first`` and ``end``.
+    """
+    before = first - 1
+    for message in messages:
+        if not before < offset_of(message) < end:
+            raise ValueError(f"offset {message.offset} is none of its batch's")
+        before = offset_of(message)

@@ -1,0 +1,159 @@
+"""Messages of Kafka's records, as aiokafka's C parser gives them. Pure."""
+
+from __future__ import annotations
+
+from binascii import unhexlify
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from operator import attrgetter
+from typing import Any
+
+from msight_bus.backends.kafka.batches import Record
+from msight_bus.message import NO_HEADERS, Headers, Message, Settlement
+from msight_bus.protocol import envelope
+
+RawHeaders = Sequence[tuple[str, bytes | None]]
+"""A record's headers, as they are in the log."""
+
+_sequence = attrgetter("sequence")
+
+_EARLIEST_MS = 946_684_800_000
+"""The year 2000: an earlier timestamp is no moment at which something was published."""
+
+_AHEAD_S = 86_400.0
+"""Nor is one that lies further ahead than a day."""
+
+
+class RecordHeaders(Headers):
+    """A record's headers but the bus's own: the last value of a name that is repeated, as text.
+
+    Attributes:
+        raw: all of them as they came, in their order.
+    """
+
+    __slots__ = ("raw",)
+
+    def __init__(self, raw: RawHeaders) -> None:
+        super().__init__({name: to_text(value or b"") for name, value in raw})
+        self.raw = raw
+
+
+def to_text(value: bytes) -> str:
+    """Text of a key or header value. Bytes that are not UTF-8 become half surrogates (PEP 383), and `to_bytes` the same bytes."""
+    return value.decode("utf-8", "surrogateescape")
+
+
+def to_bytes(text: str) -> bytes:
+    """A key or header value for a record."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def raw_headers(message: Message) -> RawHeaders:
+    """The headers of a message but the bus's own, as they came."""
+    if isinstance(message.headers, RecordHeaders):
+        return message.headers.raw
+    return [(name, to_bytes(value)) for name, value in message.headers.items()]
+
+
+def to_messages(
+    topic: str, records: Iterator[Any], received_at: float, settlement: Settlement | None, first: int | None = None
+) -> list[Message]:
+    """The messages of records, in their order.
+
+    What the bus publishes without a key or headers is taken in columns, because a call or an object for each record costs as
+    much as reading it; from the first record that is different on, each is taken by itself.
+
+    Args:
+        first: the offset of the first, where the others follow it without holes; else each record's own is taken.
+    """
+    values: list[bytes] = []
+    offsets: list[int] = []
+    timestamps: list[int] = []
+    metas: list[bytes] = []
+    other: tuple[Any, ...] = ()
+    for record in records:
+        headers = record.headers
+        if len(headers) == 1 and record.key is None:
+            name, meta = headers[0]
+            value = record.value
+            if (
+                name == envelope.HEADER
+                and meta is not None
+                and len(meta) == envelope.HEADER_DIGITS
+                and value is not None
+            ):
+                values.append(value)
+                metas.append(meta)
+                timestamps.append(record.timestamp)
+                if first is None:
+                    offsets.append(record.offset)
+                continue
+        other = (record,)
+        break
+    places: Sequence[int] = offsets if first is None else range(first, first + len(values))
+
+    def one_by_one() -> list[Message]:
+        columns = zip(places, timestamps, values, metas, strict=True)
+        ours = [Record(at, stamp, None, value, [(envelope.HEADER, meta)]) for at, stamp, value, meta in columns]
+        return _each(topic, chain(ours, other, records), received_at, settlement, first)
+
+    try:
+        stamps = envelope.iter_meta(unhexlify(b"".join(metas)))
+    except ValueError:  # one of them is no number
+        return one_by_one()
+    messages = [
+        Message(topic, value, NO_HEADERS, None, session, seq, published * 1e-9, received_at, offset, 0, settlement)
+        for value, offset, (session, seq, published) in zip(values, places, stamps, strict=True)
+    ]
+    if 0 in map(_sequence, messages):  # sequences begin at 1, so this header is none of ours
+        return one_by_one()
+    if other:
+        first = None if first is None else first + len(values)
+        messages += _each(topic, chain(other, records), received_at, settlement, first)
+    return messages
+
+
+def offset_of(message: Message) -> int:
+    """The offset of a message that came from a log."""
+    assert message.offset is not None
+    return message.offset
+
+
+def _each(
+    topic: str, records: Iterator[Any], received_at: float, settlement: Settlement | None, first: int | None
+) -> list[Message]:
+    if first is None:
+        return [_to_message(topic, record, record.offset, received_at, settlement) for record in records]
+    return [_to_message(topic, record, at, received_at, settlement) for at, record in enumerate(records, first)]
+
+
+def _to_message(topic: str, record: Any, offset: int, received_at: float, settlement: Settlement | None) -> Message:
+    """The message of any record; the bus's metadata is taken out of the headers."""
+    meta = None
+    user: list[tuple[str, bytes | None]] = []
+    for name, value in record.headers:
+        if name == envelope.HEADER:
+            meta = envelope.parse_header(value or b"") or meta
+        else:
+            user.append((name, value))
+    session, sequence, published_at = meta or (None, None, _moment(record.timestamp, received_at))
+    return Message(
+        topic,
+        record.value or b"",
+        RecordHeaders(user) if user else NO_HEADERS,
+        to_text(record.key) if record.key is not None else None,
+        session,
+        sequence,
+        published_at,
+        received_at,
+        offset,
+        0,
+        settlement,
+        tombstone=record.value is None,
+    )
+
+
+def _moment(timestamp: int, now: float) -> float | None:
+    """A record's own timestamp in POSIX seconds; ``None`` if it can be no moment at which it was published."""
+    at = timestamp / 1000
+    return at if timestamp >= _EARLIEST_MS and at <= now + _AHEAD_S else None

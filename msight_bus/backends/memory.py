@@ -1,0 +1,444 @@
+"""A broker inside the process: the same contract without a server, for unit tests and single-process pipelines.
+
+Buses on one event loop meet at its `Exchange`, as they would at a broker: what a bus writes in one tick of the loop arrives
+at the end of it, in one list a topic and subscription; groups share in turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+from msight_bus.backends.base import BLOCKED, Blocked
+from msight_bus.backends.pubsub.backend import PubSubBackend
+from msight_bus.backends.pubsub.connection import Connection, Route, too_large
+from msight_bus.backends.pubsub.in_flight import Request, Sender
+from msight_bus.backends.pubsub.publishing import PubSubPublisher
+from msight_bus.backends.pubsub.reconnecting import LeavingCallback, LostCallback, RefusedCallback
+from msight_bus.capabilities import Capabilities
+from msight_bus.errors import BusError, ClosedError, ConnectionLostError, PublishTimeoutError
+from msight_bus.events import BusEvent
+from msight_bus.message import NO_HEADERS, Headers, Message
+from msight_bus.protocol.envelope import TopicCounter
+from msight_bus.settings import BusSettings, Limits
+
+Sent = tuple[bytes, Mapping[str, str], str | None, int, int, float]
+"""A message on its way: payload, headers, key, session, sequence, publish time in POSIX seconds."""
+
+_BURST = 1000
+"""Messages after which a publisher that never had to wait gives the loop a turn."""
+
+_BACKLOG_MESSAGES = 100_000
+_BACKLOG_BYTES = 64 * 1024 * 1024
+"""On the way to a connection that does not read; at more it is cut, as Redis and NATS do."""
+
+
+class Filter(Protocol):
+    """What may happen to messages on their way to one subscription."""
+
+    def pass_on(self, delivery: Delivery, messages: list[Sent]) -> None:
+        """Call ``delivery.arrive`` with what arrives, now or later."""
+
+    def forget(self, delivery: Delivery) -> None:
+        """The subscription has ended."""
+
+
+class Delivery:
+    """The way from the exchange to one subscription.
+
+    Attributes:
+        route: where it leads.
+        connection: on which.
+    """
+
+    __slots__ = ("connection", "route")
+
+    def __init__(self, route: Route, connection: MemoryConnection) -> None:
+        self.route = route
+        self.connection = connection
+
+    def arrive(self, messages: list[Sent], late: float = 0.0) -> None:
+        """Messages arrive behind what is on its way already, ``late`` seconds from now."""
+        self.connection.arrive(self.route, messages, late)
+
+
+class Exchange:
+    """The broker: who gets what.
+
+    Attributes:
+        filter: what happens to the messages on their way.
+    """
+
+    def __init__(self) -> None:
+        self.filter: Filter | None = None
+        self._topics: dict[str, dict[str | None, list[Delivery]]] = {}
+        self._full: dict[str, set[Delivery]] = {}  # by topic: subscriptions that take no more
+        self._waiting: dict[str, asyncio.Future[None]] = {}
+
+    def join(self, delivery: Delivery) -> None:
+        """Begin a subscription."""
+        route = delivery.route
+        self._topics.setdefault(route.topic, {}).setdefault(route.group_id, []).append(delivery)
+
+    def leave(self, delivery: Delivery) -> None:
+        """End a subscription."""
+        route = delivery.route
+        groups = self._topics.get(route.topic, {})
+        members = groups.get(route.group_id, [])
+        if delivery in members:
+            members.remove(delivery)
+            if not members:
+                del groups[route.group_id]
+            if not groups:
+                del self._topics[route.topic]
+        self.resume(delivery)
+        if self.filter is not None:
+            self.filter.forget(delivery)
+
+    def pause(self, delivery: Delivery) -> None:
+        """A subscription takes no more: publishers on its topic have to wait."""
+        self._full.setdefault(delivery.route.topic, set()).add(delivery)
+
+    def resume(self, delivery: Delivery) -> None:
+        """A subscription takes more, or has ended."""
+        topic = delivery.route.topic
+        full = self._full.get(topic)
+        if full is not None and delivery in full:
+            full.discard(delivery)
+            if not full:
+                del self._full[topic]
+                waiting = self._waiting.pop(topic, None)
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(None)
+
+    def is_full(self, topic: str) -> bool:
+        """Whether a subscription of the topic takes no more."""
+        return topic in self._full
+
+    async def room(self, topic: str) -> None:
+        """Wait until every subscription of the topic takes more."""
+        while topic in self._full:
+            waiting = self._waiting.get(topic)
+            if waiting is None or waiting.done():
+                waiting = self._waiting[topic] = asyncio.get_running_loop().create_future()
+            await asyncio.shield(waiting)
+
+    def take(self, topic: str, messages: list[Sent]) -> None:
+        """Pass messages on to every subscription without a group, and in turn to the members of each group."""
+        for group_id, members in list(self._topics.get(topic, {}).items()):
+            if group_id is None or len(members) == 1:
+                for delivery in list(members):
+                    self._pass_on(delivery, messages)
+                continue
+            count = len(members)
+            first = members[:count]
+            for at, delivery in enumerate(first):
+                if share := messages[at::count]:
+                    self._pass_on(delivery, share)
+            turn = len(messages) % count
+            members[:] = first[turn:] + first[:turn]
+
+    def _pass_on(self, delivery: Delivery, messages: list[Sent]) -> None:
+        if self.filter is None or delivery.route.topic.startswith("_"):
+            delivery.arrive(messages)
+        else:
+            self.filter.pass_on(delivery, messages)
+
+
+class MemoryConnection(Connection):
+    """A connection without a socket. The order on it holds, as on TCP."""
+
+    def __init__(self, exchange: Exchange, on_lost: LostCallback, limits: Limits, clock: Callable[[], float]) -> None:
+        super().__init__(on_lost)
+        self._clock = clock
+        self._exchange = exchange
+        self._max_bytes = limits.max_message_bytes
+        self._deliveries: dict[Route, Delivery] = {}
+        self._written: list[tuple[str, Sent] | Callable[[], None]] = []  # in order
+        self._written_bytes = 0
+        self._ticking = False
+        self._closing = False
+        self._arriving: deque[tuple[float, Route, list[Sent]]] = deque()  # due by the loop's clock
+        self._backlog_messages = 0
+        self._backlog_bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    # -- what the bus writes
+
+    def publish(
+        self,
+        sender: Sender,
+        counter: TopicCounter,
+        payload: bytes,
+        key: str | None,
+        headers: Mapping[str, str] | None,
+    ) -> None:
+        """Write one message.
+
+        Raises:
+            MessageTooLargeError: with its headers it is over ``MSIGHT_MAX_MESSAGE_BYTES``.
+        """
+        size = len(payload)
+        if headers:
+            size += sum([len(name) + len(value) for name, value in headers.items()])
+            headers = Headers(headers)
+        if size > self._max_bytes:
+            raise too_large("the bus", size, self._max_bytes, "as everywhere")
+        counter.sequence = sequence = counter.sequence + 1
+        sent = payload, headers or NO_HEADERS, key, counter.session, sequence, self._clock()
+        self.in_flight.wrote(sender)
+        self._written.append((counter.topic, sent))
+        self._written_bytes += size
+        if not self._ticking:
+            self._ticking = True
+            self.loop.call_soon(self._tick)
+        if len(self._written) >= _BURST or self._written_bytes >= _BACKLOG_BYTES:
+            self.congested = True
+
+    def _command(self, command: Callable[[], None]) -> Request:
+        """The broker does something behind what was written before, and confirms it."""
+        request = Request(self.loop)
+        if self._closing:
+            request.finish(self._reason or ConnectionLostError("The connection was lost."))
+            return request
+        self.in_flight.asked(request)
+        self._written.append(command)
+        if not self._ticking:
+            self._ticking = True
+            self.loop.call_soon(self._tick)
+        return request
+
+    def ping(self) -> Request:
+        """A round trip behind everything written before it."""
+        return self._command(lambda: None)
+
+    def subscribe(self, route: Route) -> Request:
+        """Join the topic."""
+        self.add_route(route, route.topic.encode())
+        delivery = self._deliveries[route] = Delivery(route, self)
+        return self._command(lambda: self._exchange.join(delivery))
+
+    def unsubscribe(self, route: Route) -> Request:
+        """Leave the topic; nothing comes behind the round trip."""
+        request = self._command(lambda: self._leave(route))
+        request.answer.add_done_callback(lambda _: self.forget_route(route))
+        return request
+
+    def _leave(self, route: Route) -> None:
+        delivery = self._deliveries.pop(route, None)
+        if delivery is not None:
+            self._exchange.leave(delivery)
+
+    def _tick(self) -> None:
+        self._ticking = False
+        self._send()
+        self._release()
+
+    def _send(self) -> None:
+        written, self._written = self._written, []
+        self._written_bytes = 0
+        topics: dict[str, list[Sent]] = {}
+        count = 0
+        for item in written:
+            if self._closing:  # the broker may cut this very connection
+                return
+            if isinstance(item, tuple):
+                topic, sent = item
+                messages = topics.get(topic)
+                if messages is None:
+                    topics[topic] = [sent]
+                else:
+                    messages.append(sent)
+                count += 1
+            else:
+                self._take(topics)
+                topics = {}
+                item()
+                self._confirm(count + 1)
+                count = 0
+        self._take(topics)
+        self._confirm(count)
+
+    def _take(self, topics: dict[str, list[Sent]]) -> None:
+        for topic, messages in topics.items():
+            self._exchange.take(topic, messages)
+
+    def _confirm(self, count: int) -> None:
+        """The confirmations arrive, behind what is on its way."""
+        self.received_at = self.loop.time()
+        self.in_flight.confirm(count)
+
+    # -- what the exchange sends
+
+    def arrive(self, route: Route, messages: list[Sent], late: float) -> None:
+        """Messages arrive ``late`` seconds from now, behind what is on its way."""
+        if not late and not self._arriving and not self.reading_paused:
+            self._receive(route, messages)
+            return
+        due = self.loop.time() + late
+        if self._arriving:
+            due = max(due, self._arriving[-1][0])
+        self._arriving.append((due, route, messages))
+        self._backlog_messages += len(messages)
+        self._backlog_bytes += sum([len(sent[0]) for sent in messages])
+        if self._backlog_messages > _BACKLOG_MESSAGES or self._backlog_bytes > _BACKLOG_BYTES:
+            self.fail(ConnectionLostError("The broker cut a connection that does not read."))
+        elif self._timer is None and not self.reading_paused:
+            self._timer = self.loop.call_at(due, self._receive_due)
+
+    def _receive_due(self) -> None:
+        self._timer = None
+        arriving = self._arriving
+        while arriving and arriving[0][0] <= self.loop.time() and not self.reading_paused and not self.gone.done():
+            _, route, messages = arriving.popleft()
+            self._backlog_messages -= len(messages)
+            self._backlog_bytes -= sum([len(sent[0]) for sent in messages])
+            self._receive(route, messages)
+        if arriving and self._timer is None and not self.reading_paused and not self.gone.done():
+            self._timer = self.loop.call_at(arriving[0][0], self._receive_due)
+
+    def _receive(self, route: Route, messages: list[Sent]) -> None:
+        if route not in self._addresses:
+            return
+        received_at = self._clock()
+        self.received_at = self.loop.time()
+        topic = route.topic
+        route.stream.deliver(
+            [
+                Message(topic, payload, headers, key, session, sequence, published_at, received_at)
+                for payload, headers, key, session, sequence, published_at in messages
+            ]
+        )
+
+    def pause_reading(self) -> None:
+        """Leave what arrives on its way."""
+        self.reading_paused = True
+        for delivery in self._deliveries.values():
+            self._exchange.pause(delivery)
+
+    def resume_reading(self) -> None:
+        """Read again."""
+        if self.reading_paused:
+            self.reading_paused = False
+            self.received_at = self.loop.time()
+            for delivery in self._deliveries.values():
+                self._exchange.resume(delivery)
+            if self._arriving and self._timer is None:
+                self._timer = self.loop.call_at(self._arriving[0][0], self._receive_due)
+
+    def fail(self, error: BusError) -> None:
+        """Give the connection up for ``error``: what was on its way is lost, and the broker forgets the subscriptions."""
+        if self._closing:
+            return
+        self._closing = True
+        for route in list(self._deliveries):
+            self._leave(route)
+        self._arriving.clear()
+        self._written.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+        self.loop.call_soon(self._end, error)
+
+    async def close(self, within: float) -> None:
+        """Write what is left and close."""
+        self._send()
+        self.fail(ClosedError("The connection was closed."))
+        await asyncio.wait((self.gone,), timeout=within)
+
+
+_exchanges: WeakKeyDictionary[asyncio.AbstractEventLoop, Exchange] = WeakKeyDictionary()
+
+
+def now() -> float:
+    """POSIX seconds by this machine's clock."""
+    return time.time()
+
+
+class MemoryConnector:
+    """Connections to the exchange of this event loop, or to one that is given (pubsub.reconnecting.Connector)."""
+
+    where = "the memory broker"
+    shares_connection = True
+    announces = True
+    refusal_patience = 0.0
+
+    def __init__(self, limits: Limits, exchange: Exchange | None = None, clock: Callable[[], float] = now) -> None:
+        self._limits = limits
+        self._exchange = exchange
+        self._clock = clock
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What a live broker does."""
+        return Capabilities(
+            persistence=False,
+            delivery="best-effort",
+            routing="broadcast or queue group",
+            load_balancing=True,
+            replay=False,
+            acknowledgement=False,
+            native_headers=True,
+            tail_loss=True,
+            max_message_bytes=self._limits.max_message_bytes,
+        )
+
+    async def connect(
+        self, on_lost: LostCallback, *, publishes: bool, on_refused: RefusedCallback, on_leaving: LeavingCallback
+    ) -> MemoryConnection:
+        """Open a connection."""
+        return MemoryConnection(self.exchange, on_lost, self._limits, self._clock)
+
+    @property
+    def exchange(self) -> Exchange:
+        """The broker."""
+        if self._exchange is None:
+            self._exchange = _exchanges.setdefault(asyncio.get_running_loop(), Exchange())
+        return self._exchange
+
+
+class MemoryPublisher(PubSubPublisher):
+    """One publisher on one topic, which waits while a subscription that blocks is full: nothing lies between them."""
+
+    __slots__ = ("_exchange", "_name")
+
+    def __init__(self, exchange: Exchange, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self._exchange = exchange
+        self._name = self._topic.counter.topic
+
+    def try_send(self, payload: bytes, key: str | None, headers: Mapping[str, str] | None) -> Blocked | None:
+        """Hand one message to the connection, if it takes one now and every subscription does."""
+        if self._exchange.is_full(self._name):
+            return BLOCKED
+        return super().try_send(payload, key, headers)
+
+    async def send(self, payload: bytes, key: str | None, headers: Mapping[str, str] | None) -> None:
+        """Hand one message to the connection when every subscription takes one."""
+        within = self._limits.publish_timeout
+        try:
+            async with asyncio.timeout(within):
+                await self._exchange.room(self._name)
+        except TimeoutError:
+            raise PublishTimeoutError(
+                f"A subscriber of {self._name!r} has had no room for {within:g} s (MSIGHT_PUBLISH_TIMEOUT); nothing was sent."
+            ) from None
+        await super().send(payload, key, headers)
+
+
+class MemoryBackend(PubSubBackend):
+    """The in-process broker (backends.base.Backend)."""
+
+    def __init__(
+        self, settings: BusSettings, report: Callable[[BusEvent], None], new_session: Callable[[], int]
+    ) -> None:
+        self._memory = MemoryConnector(settings.limits)
+        super().__init__(settings, self._memory, report, new_session)
+
+    def publisher(self, topic: str, name: str | None, *, keeps: bool) -> MemoryPublisher:
+        """A publisher on ``topic``; its name means nothing here."""
+        exchange = self._memory.exchange
+        return MemoryPublisher(exchange, self._topics, topic, self._publishing, self._limits, self._report, keeps=keeps)

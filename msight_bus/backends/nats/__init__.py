@@ -1,0 +1,19 @@
+"""NATS core: broadcast or queue groups, best effort."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from msight_bus.backends.nats.connector import NatsConnector
+from msight_bus.backends.pubsub.backend import PubSubBackend
+from msight_bus.events import BusEvent
+from msight_bus.settings import BusSettings
+
+
+class NatsBackend(PubSubBackend):
+    """NATS core (backends.base.Backend)."""
+
+    def __init__(
+        self, settings: BusSettings, report: Callable[[BusEvent], None], new_session: Callable[[], int]
+    ) -> None:
+        super().__init__(settings, NatsConnector(settings), report, new_session)

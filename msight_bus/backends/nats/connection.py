@@ -1,0 +1,169 @@
+"""A connection that nats-py has opened: what goes over it, and what the server's words mean.
+
+PONG answers PING in order, so it confirms all that was written before the PING. An -ERR belongs to nothing in particular: each
+SUB has a PING of its own behind it, so that an -ERR before its PONG is about it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from msight_bus.backends.failover import Meaning
+from msight_bus.backends.nats.errors import meaning_of, refused_subject
+from msight_bus.backends.pubsub.connection import Connection, Route, too_large
+from msight_bus.backends.pubsub.in_flight import Request, Sender
+from msight_bus.backends.pubsub.reconnecting import LeavingCallback, RefusedCallback
+from msight_bus.backends.pubsub.socket_connection import SocketConnection
+from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError
+from msight_bus.message import Headers, Message
+from msight_bus.protocol import nats
+from msight_bus.protocol.envelope import TopicCounter
+from msight_bus.protocol.inbound import Reply
+
+logger = logging.getLogger("msight_bus")
+
+_PING_EVERY = 8192
+"""Messages between two round trips of a stream that nobody flushes: bounds what is remembered as unconfirmed."""
+
+
+class NatsConnection(SocketConnection):
+    """Publishes and subscribes."""
+
+    def __init__(
+        self,
+        transport: Any,
+        on_lost: Callable[[Connection, BusError], None],
+        on_refused: RefusedCallback,
+        on_leaving: LeavingCallback,
+        *,
+        max_payload: int,
+        max_received: int,
+        on_info: Callable[[Mapping[str, Any]], None],
+    ) -> None:
+        """``max_payload``: bytes of a message that is published; ``max_received``: of one that is received; ``on_info`` gets
+        each INFO of the server."""
+        super().__init__(transport, on_lost, nats.decoder(max_received))
+        self._max_payload = max_payload
+        self._on_refused = on_refused
+        self._on_leaving = on_leaving
+        self._on_info = on_info
+        self._sids: dict[Route, int] = {}
+        self._last_sid = 0
+        self._next_ping = _PING_EVERY
+
+    def encode(
+        self, counter: TopicCounter, payload: bytes, key: str | None, headers: Mapping[str, str] | None
+    ) -> tuple[tuple[bytes, ...], int]:
+        """HPUB.
+
+        Raises:
+            MessageTooLargeError: with its headers it is over the server's max_payload, which would cut the connection.
+        """
+        extension = nats.pack_extension(key, headers) if headers or key is not None else nats.NO_EXTENSION
+        size = nats.message_bytes(len(payload), extension)
+        if size > self._max_payload:
+            raise too_large("NATS", size, self._max_payload, "max_payload of the server")
+        return nats.publish(counter, payload, extension, time.time_ns()), size
+
+    def publish(
+        self,
+        sender: Sender,
+        counter: TopicCounter,
+        payload: bytes,
+        key: str | None,
+        headers: Mapping[str, str] | None,
+    ) -> None:
+        """Write one message, and now and then a PING behind it."""
+        super().publish(sender, counter, payload, key, headers)
+        if self.in_flight.written >= self._next_ping:
+            self.ping()
+
+    def ping(self) -> Request:
+        """PING behind everything written before it."""
+        self._next_ping = self.in_flight.written + _PING_EVERY
+        return self.request(nats.PING)
+
+    def subscribe(self, route: Route) -> Request:
+        """SUB, confirmed by a round trip."""
+        self._last_sid += 1
+        sid = self._sids[route] = self._last_sid
+        subject = route.topic.encode()
+        self.add_route(route, nats.address_of(subject, sid))
+        group = None if route.group_id is None else route.group_id.encode()
+        request = self.request(nats.subscribe(subject, sid, group), nats.PING, topic=route.topic)
+        request.answer.add_done_callback(lambda answer: self._subscribed(route, answer.exception()))
+        return request
+
+    def _subscribed(self, route: Route, error: BaseException | None) -> None:
+        if error is not None:
+            self.forget_route(route)
+
+    def unsubscribe(self, route: Route) -> Request:
+        """UNSUB and a round trip, behind which nothing comes."""
+        sid = self._sids.get(route)
+        commands = (nats.PING,) if sid is None else (nats.unsubscribe(sid), nats.PING)
+        request = self.request(*commands)
+        request.answer.add_done_callback(lambda _: self.forget_route(route))
+        return request
+
+    def forget_route(self, route: Route) -> None:
+        """Deliver no more to the route."""
+        self._sids.pop(route, None)
+        super().forget_route(route)
+
+    def answered(self, reply: Reply) -> None:
+        """A control line."""
+        if reply.kind == "PONG":
+            self.in_flight.confirm_to_request()
+        elif reply.kind == "PING":
+            self.write(nats.PONG)
+        elif reply.kind == "INFO":
+            info = nats.parse_info(reply)
+            limit = info.get("max_payload")
+            if type(limit) is int and limit > 0:
+                self._max_payload = min(self._max_payload, limit)
+            self._on_info(info)
+            if info.get("ldm") is True and not self.gone.done():  # lame duck mode
+                self._on_leaving(self)
+        elif reply.kind == "error":
+            self._refuse(reply.text)
+
+    def read_foreign(self, topic: str, metadata: bytes, payload: bytes, received_at: float) -> Message:
+        """A message with a key or headers, or none of ours."""
+        meta, key, headers, payload = nats.read_foreign(metadata, payload)
+        if meta is None:
+            return Message(topic, payload, Headers(headers), key, received_at=received_at)
+        session, sequence, published = meta
+        return Message(topic, payload, Headers(headers), key, session, sequence, published * 1e-9, received_at)
+
+    def _refuse(self, text: str) -> None:
+        """The server said ``-ERR``."""
+        refused = refused_subject(text)
+        meaning = meaning_of(text)
+        if refused is not None and refused.operation == "publish":
+            self._on_refused(refused.subject, AuthenticationError(f"NATS refused: {text}"))
+        elif refused is not None:
+            self._refuse_subscription(refused.sid, refused.subject, AuthenticationError(f"NATS refused: {text}"))
+        elif meaning is Meaning.CREDENTIALS:
+            self.fail(AuthenticationError(f"NATS refused: {text}"))
+        elif meaning is Meaning.PERMISSION:  # of nothing that is known; the connection stays
+            logger.warning("NATS reports: %s", text)
+        elif (request := self.in_flight.oldest_request) is not None and request.topic is not None:
+            logger.warning("NATS refuses the subscription to %s: %s", request.topic, text)
+            request.error = BusError(f"NATS refused the subscription to {request.topic!r}: {text}")
+        else:  # NATS closes the connection after any other error
+            logger.warning("NATS reports: %s", text)
+            self.fail(ConnectionLostError(f"NATS reports: {text}"))
+
+    def _refuse_subscription(self, sid: str | None, subject: str, error: AuthenticationError) -> None:
+        request = self.in_flight.oldest_request
+        if sid is None and request is not None and request.topic is not None:
+            request.error = error
+            return
+        for route, known in list(self._sids.items()):
+            if sid == str(known) or (sid is None and route.topic == subject):
+                self.forget_route(route)
+                route.on_refused(error)

@@ -1,0 +1,315 @@
+"""Open connections to NATS with nats-py and take them over: addresses, credentials, TLS, and what a failure means."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from math import ceil
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import nats.errors
+import nkeys  # type: ignore[import-untyped]
+from nats.aio.client import RawCredentials
+
+from msight_bus.backends.failover import (
+    Failure,
+    Meaning,
+    connect_first,
+    describe,
+    is_unreachable,
+    look_up,
+    raise_warning,
+)
+from msight_bus.backends.nats.announced import Candidate, read_announced
+from msight_bus.backends.nats.connection import NatsConnection
+from msight_bus.backends.nats.errors import meaning_of, normalize
+from msight_bus.backends.nats.takeover import ConnectingClient, NoTlsError, check_nats_py
+from msight_bus.backends.pubsub.connection import Connection
+from msight_bus.backends.pubsub.reconnecting import LeavingCallback, LostCallback, RefusedCallback
+from msight_bus.capabilities import Capabilities
+from msight_bus.errors import AuthenticationError, BusError, ConfigError, ConnectionLostError, quoted
+from msight_bus.settings import BusSettings, HostPort, NatsServer
+from msight_bus.settings.discretion import chain, hide_secrets, quote_texts
+from msight_bus.settings.tls import find_refused_certificate
+
+DEFAULT_MAX_PAYLOAD = 1024 * 1024
+
+_MAX_ANNOUNCED_TRIED = 4
+"""Announced servers that one try to connect takes, at random; more would leave too little time for each server."""
+
+_MAX_CREDENTIALS = 64 * 1024
+_CREDENTIALS = re.compile(r"-BEGIN NATS USER JWT-+\s+(\S+)\s+-.*-BEGIN USER NKEY SEED-+\s+(\S+)\s+-", re.DOTALL)
+
+
+class NatsConnector:
+    """Connections to one server, or to any server of a cluster."""
+
+    shares_connection = True
+    announces = True
+
+    def __init__(self, settings: BusSettings) -> None:
+        check_nats_py()
+        self._settings = settings
+        self._nats = settings.nats
+        self._max_payload = DEFAULT_MAX_PAYLOAD
+        self._announced: tuple[Candidate, ...] = ()
+        self._leaving: set[tuple[str, int]] = set()
+
+    @property
+    def refusal_patience(self) -> float:
+        """Seconds for which a refusal on reconnecting is tried again; 0 where nothing that could be refused can change."""
+        settings = self._nats
+        changes = settings.has_secret_files or settings.user_credentials is not None or settings.tls.enabled
+        return self._settings.limits.refusal_patience if changes else 0.0
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What NATS core does."""
+        return Capabilities(
+            persistence=False,
+            delivery="best-effort",
+            routing="broadcast or queue group",
+            load_balancing=True,
+            replay=False,
+            acknowledgement=False,
+            native_headers=True,
+            tail_loss=False,
+            max_message_bytes=min(self._max_payload, self._settings.limits.max_message_bytes),
+        )
+
+    def _learn(self, info: Mapping[str, Any], by: Candidate) -> None:
+        """Take what a server tells of itself and of others of its cluster, at any time."""
+        if type(limit := info.get("max_payload")) is int:
+            self._max_payload = limit
+        if info.get("ldm") is True:
+            self._leaving.add((by.server.host, by.server.port))
+        else:
+            self._leaving.discard((by.server.host, by.server.port))
+        self._announced = read_announced(info.get("connect_urls"), by) or self._announced
+
+    def _candidates(self) -> list[Candidate]:
+        """The configured servers in random order, behind them some that were announced, and last those that will leave."""
+        configured = list(self._nats.servers)
+        random.shuffle(configured)
+        known = {(server.host, server.port) for server in configured}
+        announced = [one for one in self._announced if (one.server.host, one.server.port) not in known]
+        chosen = random.sample(announced, min(len(announced), _MAX_ANNOUNCED_TRIED))
+        candidates = [Candidate(server, server.host) for server in configured] + chosen
+        return sorted(candidates, key=lambda one: (one.server.host, one.server.port) in self._leaving)
+
+    @property
+    def where(self) -> str:
+        """NATS and its addresses, for people."""
+        return f"NATS at {', '.join(map(str, self._nats.servers))}"
+
+    async def connect(
+        self, on_lost: LostCallback, *, publishes: bool, on_refused: RefusedCallback, on_leaving: LeavingCallback
+    ) -> NatsConnection:
+        """Open a connection; NATS publishes and subscribes on the same."""
+        context = self._nats.tls.context()
+        credentials = {server.user_info: self._credentials(server) for server in self._nats.servers}
+        secrets = [secret for options in credentials.values() for secret in _secrets(**options)]
+
+        client = ConnectingClient()
+
+        async def attempt(candidate: Candidate, address: str) -> NatsConnection:
+            nonlocal client
+            client = ConnectingClient()
+            options = credentials[candidate.server.user_info]
+            if context is not None:
+                client.requires_tls = True
+                client.begins_with_tls = self._nats.tls_first
+                options = {
+                    **options,
+                    "tls": context,
+                    "tls_hostname": candidate.tls_name.rstrip("."),  # a certificate's names have no dot at the end
+                    "tls_handshake_first": self._nats.tls_first,
+                }
+            return await self._connect(client, candidate, address, options, (on_lost, on_refused, on_leaving))
+
+        async def addresses(candidate: Candidate) -> Sequence[str]:
+            return await look_up(candidate.server.host, candidate.server.port)
+
+        def explain(candidate: Candidate, address: str | None, error: Exception, share: float) -> Failure:
+            hide_secrets(error, secrets)
+            quote_texts(error)
+            silent = address is not None and client.is_silent
+            return self._explain(_where(candidate.server, address), error, share, silent=silent)
+
+        within = self._settings.limits.connect_timeout
+        return await connect_first(self._candidates(), within, addresses=addresses, attempt=attempt, explain=explain)
+
+    async def _connect(
+        self,
+        client: ConnectingClient,
+        candidate: Candidate,
+        address: str,
+        options: dict[str, Any],
+        callbacks: tuple[LostCallback, RefusedCallback, LeavingCallback],
+    ) -> NatsConnection:
+        """Connect to one address of a server; on any error nothing stays open."""
+        learn = partial(self._learn, by=candidate)
+        on_lost, on_refused, on_leaving = callbacks
+        try:
+            await self._open(client, HostPort(address, candidate.server.port), options)
+            learn(client.info)
+            transport, leftover, release = await client.take_over()
+
+            def lost(connection: Connection, reason: BusError) -> None:
+                release()
+                on_lost(connection, reason)
+
+            connection = NatsConnection(
+                transport,
+                lost,
+                on_refused,
+                on_leaving,
+                max_payload=self.capabilities.max_message_bytes,
+                max_received=self._settings.limits.max_message_bytes,
+                on_info=learn,
+            )
+            connection.take_over(leftover)
+        except BaseException as failure:
+            client.abandon(failure)
+            raise
+        return connection
+
+    async def _open(self, client: ConnectingClient, where: HostPort, options: dict[str, Any]) -> None:
+        """Connect ``client``, and see that it is."""
+
+        async def give_up(error: Exception) -> None:
+            raise error  # the client would try again
+
+        await client.connect(
+            servers=[f"nats://{where}"],
+            allow_reconnect=False,  # the supervisor does that, with a new client
+            max_reconnect_attempts=1,
+            reconnect_time_wait=0,
+            connect_timeout=ceil(self._settings.limits.connect_timeout),
+            name=self._settings.edge_device_name,
+            error_cb=give_up,
+            **options,
+        )
+        if not client.is_connected:  # the server hung up where its PONG was due; the client does not mind
+            raise nats.errors.Error("the server closed the connection during the handshake")
+        if type(client.max_payload) is not int or client.max_payload < 1:
+            raise nats.errors.Error("the server's max_payload is no size")
+
+    def _credentials(self, server: NatsServer) -> dict[str, Any]:
+        """What the client authenticates with.
+
+        Raises:
+            ConfigError: a key or credentials file is none; nats-py would notice after connecting, or read for ever.
+        """
+        settings = self._nats
+        if server.user_info is not None:  # percent-encoded in a URL, which nats-py would send as it stands
+            user, colon, password = server.user_info.get_secret_value().partition(":")
+            return {"user": unquote(user), "password": unquote(password)} if colon else {"token": unquote(user)}
+        if settings.username is not None and settings.password is not None:
+            return {"user": settings.username, "password": settings.password.get_secret_value()}
+        if settings.token is not None:
+            return {"token": settings.token.get_secret_value()}
+        if settings.user_credentials is not None:
+            jwt, seed = _read_credentials(settings.user_credentials)
+            return {"user_credentials": _bundle(jwt, _checked(seed, "USER_CREDENTIALS"))}
+        if settings.nkey_seed is not None:
+            seed = _checked(settings.nkey_seed.get_secret_value(), "NKEY_SEED")
+            if settings.user_jwt is None:
+                return {"nkeys_seed_str": seed}
+            return {"user_credentials": _bundle(settings.user_jwt.get_secret_value().strip(), seed)}
+        return {}
+
+    def _explain(self, where: str, error: Exception, share: float, *, silent: bool) -> Failure:
+        raise_warning(error, f"NATS at {where}")
+        causes = [normalize(str(link)) for link in chain(error)]
+        refusal = next((text for text in causes if meaning_of(text) is Meaning.CREDENTIALS), None)
+        if refusal is not None:
+            return Failure(
+                AuthenticationError(
+                    f"NATS at {where} refused the credentials ({quoted(refusal)}); check MSIGHT_NATS_USERNAME and _PASSWORD, "
+                    "_TOKEN, _NKEY_SEED, _USER_JWT or _USER_CREDENTIALS, whichever the server expects."
+                ),
+                f"{where} ({quoted(refusal)})",
+                answered=True,
+            )
+        text = describe(error, share)
+        brief = f"{where} ({text})"
+        if find_refused_certificate(error) is not None:
+            refused = f"TLS with NATS at {where} was refused over a certificate: {text}; check the MSIGHT_NATS_TLS_ variables."
+            return Failure(AuthenticationError(refused), brief, answered=True)
+        if isinstance(error, NoTlsError):
+            left = f"NATS at {where} was left before any credential was sent: {text}."
+            return Failure(ConnectionLostError(left), brief, answered=True)
+        if silent:
+            told = f"NATS at {where} took the connection and sent no INFO: {text}. {self._hint_of_tls_first()}."
+            return Failure(ConnectionLostError(told), brief, answered=False)
+        if not is_unreachable(error):
+            told = f"NATS at {where} cannot be used now: {text}. MSIGHT_NATS_SERVERS says where it is."
+            return Failure(ConnectionLostError(told), brief, answered=True)
+        return Failure(
+            ConnectionLostError(
+                f"NATS at {where} cannot be reached: {text}. Is it running? `msight-bus up nats` starts one; "
+                "MSIGHT_NATS_SERVERS says where it is."
+            ),
+            brief,
+            answered=False,
+        )
+
+    def _hint_of_tls_first(self) -> str:
+        if self._nats.tls_first:
+            return "MSIGHT_NATS_TLS_FIRST=true is for servers that begin with the TLS handshake (handshake_first)"
+        more = "" if self._nats.tls.enabled else " and MSIGHT_NATS_USE_TLS=true"
+        return f"If it begins with the TLS handshake (handshake_first), set MSIGHT_NATS_TLS_FIRST=true{more}"
+
+
+def _where(server: NatsServer, address: str | None) -> str:
+    """A server as it is configured or announced, and the address that its name led to."""
+    return str(server) if address in (None, server.host) else f"{server} ({address})"
+
+
+def _read_credentials(path: str) -> tuple[str, str]:
+    """JWT and seed of a credentials file."""
+    try:
+        with Path(path).open("rb") as file:
+            found = _CREDENTIALS.search(file.read(_MAX_CREDENTIALS).decode("ascii", "replace"))
+    except OSError as error:
+        raise ConfigError(f"MSIGHT_NATS_USER_CREDENTIALS cannot be read: {error.strerror}.") from error
+    if found is None:
+        raise ConfigError(
+            "MSIGHT_NATS_USER_CREDENTIALS must name a file with a user's JWT and NKey seed, as `nsc generate creds` writes it."
+        )
+    return found[1], found[2]
+
+
+def _checked(seed: str, name: str) -> str:
+    """The seed without white space around it; a ConfigError if it is none."""
+    seed = seed.strip()
+    if not _is_seed(seed):
+        raise ConfigError(f"MSIGHT_NATS_{name} must hold the seed of an NKey: 58 letters and digits, SU the first two.")
+    return seed
+
+
+def _is_seed(text: str) -> bool:
+    try:
+        nkeys.from_seed(bytearray(text.encode())).wipe()
+    except Exception:  # whatever its base32 and its cryptography raise
+        return False
+    return True
+
+
+def _secrets(user: str = "", user_credentials: object = "", **others: str) -> Iterator[str]:
+    """What of the credentials nobody else may see."""
+    yield from others.values()
+    yield from (line for line in str(user_credentials).splitlines() if line and not line.startswith("-"))
+
+
+def _bundle(jwt: str, seed: str) -> RawCredentials:
+    """A credentials file's text, as `nsc` writes it."""
+    return RawCredentials(
+        f"-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n"
+        f"-----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+    )

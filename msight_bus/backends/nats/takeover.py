@@ -1,0 +1,103 @@
+"""Take over a connection that nats-py has opened. The only module that touches nats-py's private attributes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.transport import TcpTransport
+from nats.protocol.parser import Parser
+
+from msight_bus.backends.client_library import ClientLibrary
+
+NATS_PY = ClientLibrary("nats-py", oldest="2.15", newest="2.16.0")
+
+
+class NoTlsError(nats.errors.Error):
+    """TLS is required but the server does not offer it."""
+
+
+def check_nats_py() -> None:
+    """Log a WARNING if the installed nats-py is not a tested version.
+
+    Raises:
+        BusError: it lacks a private attribute that this module uses.
+    """
+    NATS_PY.check(
+        (Client(), ("_process_info", "_reading_task", "_ping_interval_task", "_flusher_task", "_transport", "_ps")),
+        (Parser(), ("buf",)),
+        (TcpTransport(), ("_io_reader", "_io_writer")),
+    )
+
+
+class ConnectingClient(Client):
+    """A client that sends no credentials without TLS where TLS is required.
+
+    nats-py uses TLS only if the server's INFO requires it, whatever the user wants; INFO comes before CONNECT.
+
+    Attributes:
+        requires_tls: whether the connection must be encrypted.
+        begins_with_tls: whether it was encrypted before INFO.
+        info: what the server told of itself; empty before it has.
+    """
+
+    requires_tls = False
+    begins_with_tls = False
+    info: Mapping[str, Any] = {}
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the server took the connection and has told nothing."""
+        return bool(self._transport) and not self.info
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        self.info = info
+        if initial_connection and self.requires_tls and not self.begins_with_tls and not info.get("tls_required"):
+            if not info.get("tls_available"):
+                raise NoTlsError("the server offers no TLS, and TLS was asked for")
+            info["tls_required"] = True
+        # Announced servers are the connector's candidates; nats-py would read their addresses unchecked.
+        known = {name: value for name, value in info.items() if name != "connect_urls"}
+        await super()._process_info(known, initial_connection)
+
+    async def take_over(self) -> tuple[Any, bytes, Callable[[], None]]:
+        """End the client's tasks and take the transport of the open connection.
+
+        Returns:
+            The transport, the bytes that nats-py has read and not parsed, and a function to call once the transport is closed.
+        """
+        await asyncio.wait(self._cancel_tasks())
+        transport: Any = self._transport
+        reader, writer = transport._io_reader, transport._io_writer
+        leftover = bytes(self._ps.buf) + bytes(reader._buffer)
+        reader._buffer.clear()
+
+        def release() -> None:
+            self._transport = None  # until then it keeps the writer alive, which would close the transport
+
+        return writer.transport, leftover, release
+
+    def abandon(self, failure: BaseException) -> None:
+        """Close what a failed connect has left open, and add the reason to ``failure`` where nats-py hides it.
+
+        nats-py reports only that the connection ended; with TLS 1.3 a server refuses a certificate after the handshake.
+        """
+        self._cancel_tasks()
+        if self._transport is None:
+            return
+        self._transport.close()
+        reader: asyncio.StreamReader | None = getattr(self._transport, "_io_reader", None)
+        reason = reader.exception() if reader is not None else None
+        if reason is not failure and failure.__cause__ is None:
+            failure.__cause__ = reason
+
+    def _cancel_tasks(self) -> list[asyncio.Task[Any]]:
+        tasks = [
+            task for task in (self._reading_task, self._ping_interval_task, self._flusher_task) if task is not None
+        ]
+        for task in tasks:
+            task.cancel()
+        return tasks

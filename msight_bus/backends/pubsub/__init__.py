@@ -1,0 +1,1 @@
+"""What Redis, NATS and memory share: publishing and subscribing on a live stream."""

@@ -1,0 +1,308 @@
+"""What Redis, NATS and memory have in common: a live stream that nobody keeps."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+from msight_bus.backends.base import Inbox, Selection
+from msight_bus.backends.pubsub.connection import Route
+from msight_bus.backends.pubsub.in_flight import Run
+from msight_bus.backends.pubsub.publishing import PublishedTopics, PubSubPublisher
+from msight_bus.backends.pubsub.reconnecting import Connector, ReconnectingConnection
+from msight_bus.backends.pubsub.tail_loss import AnnouncementStream, Announcer
+from msight_bus.capabilities import Capabilities
+from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError, PublishTimeoutError
+from msight_bus.events import BusEvent, Disconnected, Reconnected
+from msight_bus.protocol.envelope import TopicCounter
+from msight_bus.settings import BusSettings, Limits
+from msight_bus.tasks import BackgroundTasks, run_shielded
+from msight_bus.topics import SEQUENCE_TOPIC
+
+logger = logging.getLogger("msight_bus")
+
+
+class PubSubConsumer:
+    """One subscription (backends.base.Consumer, reconnecting.Subscribed).
+
+    Attributes:
+        routes: its topics.
+        inbox: where it delivers.
+    """
+
+    def __init__(
+        self,
+        selection: Selection,
+        inbox: Inbox,
+        connection: ReconnectingConnection,
+        limits: Limits,
+        on_closed: Callable[[ReconnectingConnection], Awaitable[None]] | None,
+    ) -> None:
+        """``on_closed`` ends the connection if it was opened for this subscription alone."""
+        self.inbox: Inbox | None = inbox
+        self.routes = [
+            Route(topic, selection.group_id, inbox.stream(topic), self._refused) for topic in selection.topics
+        ]
+        self._inbox = inbox
+        self._connection = connection
+        self._limits = limits
+        self._on_closed = on_closed
+        self._shed_timer: asyncio.TimerHandle | None = None
+        self._stopped = False
+
+    def _refused(self, error: BusError) -> None:
+        self._connection.fail(self, error)
+
+    @property
+    def lag(self) -> None:
+        """There is no log."""
+
+    def pause(self) -> None:
+        """Stop reading for at most ``block_timeout``: the broker cuts a reader that stalls for longer."""
+        if self._shed_timer is None:
+            connection = self._connection.connection
+            if connection is not None:
+                connection.pause_reading()
+                self._shed_timer = asyncio.get_running_loop().call_later(self._limits.block_timeout, self._shed)
+
+    def resume(self) -> None:
+        """Read again."""
+        if self._shed_timer is not None:
+            self._shed_timer.cancel()
+            self._shed_timer = None
+            connection = self._connection.connection
+            if connection is not None:
+                connection.resume_reading()
+
+    @property
+    def paused(self) -> bool:
+        """Whether the queue is full and the block timeout has not passed."""
+        return self._shed_timer is not None
+
+    def _shed(self) -> None:
+        self._inbox.shed()
+        self.resume()
+
+    async def stop(self) -> None:
+        """Unsubscribe; what was on its way is still delivered."""
+        if not self._stopped:
+            self._stopped = True
+            self.resume()
+            await self._connection.leave(self)
+
+    async def commit(self) -> None:
+        """Nothing is acknowledged here."""
+
+    async def close(self) -> None:
+        """Unsubscribe, and close the connection that was opened for this subscription."""
+        try:
+            await self.stop()
+        finally:
+            if self._on_closed is not None:
+                await self._on_closed(self._connection)
+
+
+class _Announcements:
+    """The subscription to other publishers' announcements (reconnecting.Subscribed)."""
+
+    paused = False
+
+    def __init__(
+        self,
+        connection: ReconnectingConnection,
+        on_refused: Callable[[BusError], None],
+        on_session: Callable[[int], None],
+    ) -> None:
+        self.inbox: Inbox | None = None
+        self.routes = [Route(SEQUENCE_TOPIC, None, AnnouncementStream(connection.streams, on_session), on_refused)]
+
+
+class _AnnouncementSender:
+    """Publishes the announcements (in_flight.Sender)."""
+
+    def __init__(self, on_refused: Callable[[BusError], None]) -> None:
+        self.run: Run | None = None
+        self._on_refused = on_refused
+
+    def refused(self, error: BusError) -> None:
+        """The broker refused an announcement; the next look tries again, unless it is not permitted."""
+        self._on_refused(error)
+
+    def cut(self, count: int, reason: BusError) -> None:
+        """A lost announcement is made up for by the next one."""
+
+
+class PubSubBackend:
+    """Publishes and subscribes on a live broker (backends.base.Backend)."""
+
+    def __init__(
+        self,
+        settings: BusSettings,
+        connector: Connector,
+        report: Callable[[BusEvent], None],
+        new_session: Callable[[], int],
+    ) -> None:
+        self._limits = settings.limits
+        self._connector = connector
+        self._report = report
+        self._away: set[ReconnectingConnection] = set()
+        self._publishing = self._connection(publishes=True)
+        self._subscribing = self._publishing if connector.shares_connection else self._connection(publishes=False)
+        self._dedicated: set[ReconnectingConnection] = set()
+        self._announcer = Announcer(self._announce, self._limits.announce_interval) if connector.announces else None
+        self._topics = PublishedTopics(self._limits.publisher_topics, new_session, self._announcer)
+        self._listening: dict[ReconnectingConnection, _Announcements] = {}
+        self._tasks = BackgroundTasks()
+        if self._announcer is not None:
+            self._announcer.after_look = self._topics.trim
+            self._sender = _AnnouncementSender(self._announcer.refused)
+            self._counter = TopicCounter(SEQUENCE_TOPIC, new_session() or 1)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the broker does; complete once it is open."""
+        works = self._announcer is not None and self._announcer.works and self._announcer.others_come
+        return replace(self._connector.capabilities, tail_loss=works)
+
+    def _connection(self, *, publishes: bool) -> ReconnectingConnection:
+        return ReconnectingConnection(
+            self._connector,
+            self._limits,
+            publishes=publishes,
+            on_lost=self._lost,
+            on_back=self._back,
+            on_refused=self._refused,
+        )
+
+    def _lost(self, connection: ReconnectingConnection, reason: BusError) -> None:
+        """A bus is disconnected from the first connection that is lost to the last one that is back."""
+        if not self._away:
+            logger.warning("Connection lost, reconnecting: %s", reason)
+            self._report(Disconnected(str(reason)))
+        self._away.add(connection)
+
+    def _back(self, connection: ReconnectingConnection, attempts: int) -> None:
+        self._away.discard(connection)
+        if not self._away:
+            logger.warning("Connected again after %d attempts.", attempts)
+            self._report(Reconnected(attempts))
+
+    def _refused(self, topic: str, error: BusError) -> None:
+        """The broker refused a message and names its topic only: each publisher with unconfirmed messages there is told."""
+        if topic == SEQUENCE_TOPIC and self._announcer is not None:
+            self._announcer.refused(error)
+            return
+        published = self._topics.known(topic)
+        for publisher in list(published.publishers) if published is not None else ():
+            if publisher.has_unconfirmed:
+                publisher.refused(error)
+
+    async def open(self) -> None:
+        """Open the publishing connection; the other one opens with the first subscription."""
+        await self._publishing.open()
+        if self._announcer is not None:
+            self._tasks.start(self._announcer.run, "announcer")
+            self._tasks.start(self._watch_for_silence, "quiet publishers")
+
+    def _heard_session(self, session: int) -> None:
+        if self._announcer is not None and not self._topics.is_own(session):
+            self._announcer.heard_other()
+
+    async def _watch_for_silence(self) -> None:
+        """See whether announcements come, without which tail losses go unnoticed."""
+        assert self._announcer is not None
+        while True:
+            await asyncio.sleep(self._limits.announce_interval)
+            for connection in list(self._listening):
+                for topic, seconds in connection.silences():
+                    self._announcer.notice_silence(topic, seconds)
+
+    def publisher(self, topic: str, name: str | None, *, keeps: bool) -> PubSubPublisher:
+        """A publisher on ``topic``; its name means nothing here."""
+        return PubSubPublisher(self._topics, topic, self._publishing, self._limits, self._report, keeps=keeps)
+
+    async def flush(self) -> None:
+        """Round trip to the broker."""
+        within = self._limits.publish_timeout
+        if not await self._publishing.confirm(within):
+            raise PublishTimeoutError(
+                f"The broker has not confirmed what was published within {within:g} s; it may still arrive."
+            )
+
+    async def subscribe(self, selection: Selection, inbox: Inbox) -> PubSubConsumer:
+        """Subscribe; a blocking subscription gets a connection of its own, since pausing it pauses all it carries."""
+        if selection.queue.when_full == "block":
+            connection = self._connection(publishes=False)
+            self._dedicated.add(connection)
+            consumer = PubSubConsumer(selection, inbox, connection, self._limits, self._end)
+        else:
+            connection = self._subscribing
+            consumer = PubSubConsumer(selection, inbox, connection, self._limits, None)
+        try:
+            await self._open_for(selection, connection)
+            await self._listen_for_announcements(connection, selection.name)
+            await connection.join(consumer, selection.name)
+        except BaseException:
+            await run_shielded(consumer.close())
+            raise
+        return consumer
+
+    async def _open_for(self, selection: Selection, connection: ReconnectingConnection) -> None:
+        """Open a subscription's connection, trying again while the broker is away.
+
+        Raises:
+            ConnectionLostError: not open within ``connect_timeout``.
+        """
+        within = self._limits.connect_timeout
+        end = asyncio.get_running_loop().time() + within
+        pause = self._limits.reconnect_min
+        while True:
+            try:
+                return await connection.open()
+            except ConnectionLostError as error:
+                if asyncio.get_running_loop().time() + pause >= end:
+                    raise ConnectionLostError(
+                        f"The subscription to {selection.name!r} was not confirmed within {within:g} s "
+                        f"(MSIGHT_CONNECT_TIMEOUT): {error}"
+                    ) from error.__cause__
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, self._limits.reconnect_max)
+
+    async def _listen_for_announcements(self, connection: ReconnectingConnection, name: str) -> None:
+        if self._announcer is None or connection in self._listening or not self._announcer.works:
+            return
+        listening = self._listening[connection] = _Announcements(
+            connection, self._announcer.refused, self._heard_session
+        )
+        try:
+            await connection.join(listening, name)
+        except AuthenticationError as error:
+            self._announcer.refused(error)
+        except BaseException:
+            self._listening.pop(connection, None)  # the next subscription tries again
+            raise
+
+    def _announce(self, announcement: bytes) -> bool:
+        connection = self._publishing.connection
+        if connection is None or connection.congested:
+            return False
+        connection.publish(self._sender, self._counter, announcement, None, None)
+        return True
+
+    async def _end(self, connection: ReconnectingConnection) -> None:
+        self._dedicated.discard(connection)
+        self._listening.pop(connection, None)
+        await connection.close(self._limits.pong_timeout)
+        self._away.discard(connection)
+
+    async def close(self) -> None:
+        """Announce the last sequences, flush and close every connection."""
+        await self._tasks.stop()
+        within = self._limits.pong_timeout
+        if self._announcer is not None:
+            is_away = self._publishing.connection is None
+            await self._announcer.announce_last(self._topics.all, 0.0 if is_away else within)
+        connections = {self._publishing, self._subscribing, *self._dedicated}
+        await asyncio.gather(*(connection.close(within) for connection in connections))

@@ -1,0 +1,297 @@
+"""Open connections to Redis with redis-py and take them over: addresses, credentials, TLS, and what a failure means."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+from redis.asyncio.connection import AbstractConnection, Connection, UnixDomainSocketConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ResponseError
+
+from msight_bus.backends.failover import (
+    Failure,
+    Meaning,
+    connect_first,
+    describe,
+    is_unreachable,
+    look_up,
+    raise_warning,
+)
+from msight_bus.backends.pubsub.connection import Connection as OpenConnection
+from msight_bus.backends.pubsub.reconnecting import LeavingCallback, LostCallback, RefusedCallback
+from msight_bus.backends.redis.connection import RedisConnection
+from msight_bus.backends.redis.errors import find_reply, meaning_of
+from msight_bus.backends.redis.health import REPLIES, Health, health_question
+from msight_bus.backends.redis.takeover import BoundedParser, EncryptedConnection, check_redis_py, take_over
+from msight_bus.capabilities import Capabilities
+from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError, quoted
+from msight_bus.settings import BusSettings, HostPort
+from msight_bus.settings.discretion import hide_secrets, quote_texts
+from msight_bus.settings.tls import find_refused_certificate
+
+DEFAULT_OUTPUT_LIMIT = 32 * 1024 * 1024
+"""Redis's default ``client-output-buffer-limit pubsub``; a larger message cuts its own subscribers (redis.conf)."""
+
+FRAME_BYTES = 1024
+"""Room for the protocol around a message in the subscriber's output buffer."""
+
+_PREFIX = "MSIGHT_REDIS_MESSAGE_BROKER_"
+_PUBSUB_LIMIT = re.compile(rb"\bpubsub (\d{1,18})\b")
+
+
+class _UnfitError(Exception):
+    """The server answers, and messages published there do not reach the others."""
+
+
+class _Opened(NamedTuple):
+    """An open connection and the server that it leads to."""
+
+    client: AbstractConnection
+    where: str
+
+
+class RedisConnector:
+    """Connections to one Redis, or to the nodes of a cluster, where any node passes a message on to all.
+
+    A bus begins at a random node and stays with the one that took it, so that buses spread over the nodes.
+    """
+
+    shares_connection = False
+
+    def __init__(self, settings: BusSettings) -> None:
+        check_redis_py()
+        self._settings = settings
+        self._redis = settings.redis
+        self._max_bytes = min(DEFAULT_OUTPUT_LIMIT - FRAME_BYTES, settings.limits.max_message_bytes)
+        self._nodes = list(self._redis.nodes)
+        random.shuffle(self._nodes)
+        self._health = Health(self._redis.use_cluster, len(self._nodes))
+        self._open_at: WeakKeyDictionary[OpenConnection, str] = WeakKeyDictionary()
+
+    @property
+    def announces(self) -> bool:
+        """Raw payloads have no sequences."""
+        return self._redis.wire != "raw"
+
+    @property
+    def refusal_patience(self) -> float:
+        """Seconds for which a refusal on reconnecting is tried again; 0 where nothing that could be refused can change."""
+        changes = self._redis.has_secret_files or self._redis.tls.enabled
+        return self._settings.limits.refusal_patience if changes else 0.0
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What Redis pub/sub does."""
+        return Capabilities(
+            persistence=False,
+            delivery="best-effort",
+            routing="broadcast",
+            load_balancing=False,
+            replay=False,
+            acknowledgement=False,
+            native_headers=False,
+            tail_loss=False,
+            max_message_bytes=self._max_bytes,
+        )
+
+    @property
+    def where(self) -> str:
+        """Redis and its addresses, for people."""
+        return f"Redis at {self._redis.unix_socket_path or ', '.join(map(str, self._redis.nodes))}"
+
+    async def connect(
+        self, on_lost: LostCallback, *, publishes: bool, on_refused: RefusedCallback, on_leaving: LeavingCallback
+    ) -> RedisConnection:
+        """Open a connection; with one that publishes, learn what it may send, and ask again and again how the server fares."""
+        opened = await self._first(self._open_and_ask if publishes else self._open)
+        if publishes and self._redis.use_cluster:
+            self._gather_at(opened.where)
+        transport, leftover, release = take_over(opened.client)
+
+        def lost(connection: OpenConnection, reason: BusError) -> None:
+            release()
+            on_lost(connection, reason)
+
+        limits = self._settings.limits
+        connection = RedisConnection(
+            transport,
+            lost,
+            raw=self._redis.wire == "raw",
+            max_bytes=self._max_bytes,
+            max_received=limits.max_message_bytes,
+        )
+        connection.take_over(leftover)
+        if publishes:
+            connection.watch_health(self._health, limits.ping_interval, partial(self._leave, opened.where))
+        self._open_at[connection] = opened.where
+        return connection
+
+    def _gather_at(self, where: str) -> None:
+        """Have subscribed connections follow to another node: where nothing is published nobody asks how the node fares."""
+        for connection, there in list(self._open_at.items()):
+            if there != where and not connection.gone.done():
+                connection.fail(
+                    ConnectionLostError(f"The connection that publishes has left Redis at {there} for {where}.")
+                )
+
+    def _leave(self, where: str, problem: str) -> None:
+        """Leave a server that no longer reaches the others, with all connections: a subscribed one cannot ask by itself."""
+        for connection, there in list(self._open_at.items()):
+            if there == where and not connection.gone.done():
+                connection.fail(self._unfit(where, problem))
+
+    def _unfit(self, where: str, problem: str) -> ConnectionLostError:
+        return ConnectionLostError(f"Redis at {where} cannot be used: {problem}. {self._variables()}.")
+
+    # -- one connection
+
+    async def _open(self, kind: type[AbstractConnection], options: dict[str, Any]) -> AbstractConnection:
+        connection = kind(**options, parser_class=BoundedParser)
+        try:
+            await connection.connect()
+            await self._see_that_it_is_fit(connection)
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        return connection
+
+    async def _open_and_ask(self, kind: type[AbstractConnection], options: dict[str, Any]) -> AbstractConnection:
+        connection = await self._open(kind, options)
+        try:
+            self._learn(await self._output_limit(connection))
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        return connection
+
+    async def _see_that_it_is_fit(self, connection: AbstractConnection) -> None:
+        """Ask how the server fares; a question that is refused to this user is answered by its error."""
+        await connection.send_packed_command(health_question())
+        replies: list[object] = []
+        for _ in range(REPLIES):
+            try:
+                replies.append(await connection.read_response(disable_decoding=True))
+            except ResponseError as error:
+                if meaning_of(find_reply(error) or "") is Meaning.CREDENTIALS:
+                    raise
+                replies.append(error)
+        problem = self._health.problem(replies)
+        if problem is not None:
+            raise _UnfitError(problem)
+
+    async def _output_limit(self, connection: AbstractConnection) -> object:
+        try:
+            await connection.send_command("CONFIG", "GET", "client-output-buffer-limit")
+            reply = await connection.read_response(disable_decoding=True)
+        except ResponseError as error:
+            if meaning_of(find_reply(error) or "") is Meaning.CREDENTIALS:
+                raise
+            return None  # not permitted to ask
+        return reply[1] if isinstance(reply, list) and len(reply) > 1 else None
+
+    def _learn(self, output_limit: object) -> None:
+        """Take the value of ``client-output-buffer-limit``: bytes that Redis buffers for a subscriber before it cuts it."""
+        found = _PUBSUB_LIMIT.search(output_limit if isinstance(output_limit, bytes) else b"")
+        limit = int(found[1]) if found else DEFAULT_OUTPUT_LIMIT
+        limit = limit or 512 * 1024 * 1024  # 0 is unlimited; proto-max-bulk-len is 512 MB by default
+        self._max_bytes = min(limit - FRAME_BYTES, self._settings.limits.max_message_bytes)
+
+    # -- which server
+
+    async def _first(self, open_one: Callable[[type[AbstractConnection], dict[str, Any]], Any]) -> _Opened:
+        """What ``open_one`` makes of the first server that takes the connection, within ``connect_timeout``.
+
+        Raises:
+            ConfigError: a file with the password or a certificate cannot be used now.
+        """
+        redis = self._redis
+        within = self._settings.limits.connect_timeout
+        password = redis.password.get_secret_value() if redis.password else None
+        context = redis.tls.context()
+        options: dict[str, Any] = {
+            "db": redis.db,
+            "username": redis.username,
+            "password": password,
+            "protocol": 2,
+            "retry": Retry(NoBackoff(), 0, supported_errors=()),
+            "socket_connect_timeout": within,
+            "socket_timeout": within,
+            "health_check_interval": 0,
+        }
+
+        async def attempt(server: HostPort, address: str) -> _Opened:
+            if redis.unix_socket_path:
+                client = await open_one(UnixDomainSocketConnection, {"path": address, **options})
+                return _Opened(client, address)
+            there = {"host": address, "port": server.port, **options}
+            if context is None:
+                client = await open_one(Connection, there)
+            else:
+                name = server.host.rstrip(".")  # a certificate's names have no dot at the end
+                client = await open_one(EncryptedConnection, {"context": context, "server_hostname": name, **there})
+            self._nodes.remove(server)
+            self._nodes.insert(0, server)
+            return _Opened(client, _where(server, address))
+
+        async def addresses(server: HostPort) -> Sequence[str]:
+            path = redis.unix_socket_path
+            return [path] if path else await look_up(server.host, server.port)
+
+        def explain(server: HostPort, address: str | None, error: Exception, share: float) -> Failure:
+            hide_secrets(error, [password] if password else [])
+            quote_texts(error)
+            return self._explain(redis.unix_socket_path or _where(server, address), error, share)
+
+        servers = self._nodes[:1] if redis.unix_socket_path else list(self._nodes)
+        return await connect_first(servers, within, addresses=addresses, attempt=attempt, explain=explain)
+
+    def _explain(self, where: str, error: Exception, share: float) -> Failure:
+        raise_warning(error, f"Redis at {where}")
+        reply = find_reply(error)
+        if reply is not None and (meaning := meaning_of(reply)) is not Meaning.PASSING:
+            what = "the credentials" if meaning is Meaning.CREDENTIALS else "a permission"
+            text = quoted(reply)
+            refusal = f"Redis at {where} refused {what} ({text}); check {_PREFIX}USERNAME and _PASSWORD."
+            return Failure(AuthenticationError(refusal), f"{where} ({text})", answered=True)
+        if isinstance(error, _UnfitError):
+            return Failure(self._unfit(where, str(error)), f"{where} ({error})", answered=True)
+        text = quoted(reply) if reply is not None else describe(error, share)
+        brief = f"{where} ({text})"
+        if find_refused_certificate(error) is not None:
+            refusal = (
+                f"TLS with Redis at {where} was refused over a certificate: {text}; check the {_PREFIX}TLS_ variables."
+            )
+            return Failure(AuthenticationError(refusal), brief, answered=True)
+        if reply is not None or (not is_unreachable(error) and not isinstance(error, TimeoutError)):
+            return Failure(
+                ConnectionLostError(f"Redis at {where} cannot be used now: {text}. {self._variables()}."),
+                brief,
+                answered=reply is not None,
+            )
+        return Failure(
+            ConnectionLostError(
+                f"Redis at {where} cannot be reached: {text}. Is it running? `msight-bus up redis` starts one; "
+                f"{self._variables()}."
+            ),
+            brief,
+            answered=False,
+        )
+
+    def _variables(self) -> str:
+        """The variables that lead to the server."""
+        if self._redis.unix_socket_path:
+            return f"{_PREFIX}UNIX_SOCKET_PATH says where it is"
+        if self._redis.use_cluster and self._redis.cluster_nodes:
+            return f"{_PREFIX}CLUSTER_NODES says where it is"
+        return f"{_PREFIX}HOST and _PORT say where it is"
+
+
+def _where(server: HostPort, address: str | None) -> str:
+    """A server as it is configured, and the address that its name led to."""
+    return str(server) if address in (None, server.host) else f"{server} ({address})"

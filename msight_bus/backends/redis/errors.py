@@ -1,0 +1,45 @@
+"""What the error replies of Redis mean. The only place that reads their texts.
+
+Source: the Redis documentation of ACL and AUTH, and the replies of Redis 5 to 8 and Valkey 9 (``server.c``, ``acl.c``,
+``networking.c``). An error that is not listed is passing: LOADING, BUSY, OOM, MASTERDOWN, CLUSTERDOWN, READONLY,
+"max number of clients reached" and whatever a later version adds.
+"""
+
+from __future__ import annotations
+
+from msight_bus.backends.failover import Meaning
+from msight_bus.errors import AuthenticationError, BusError, quoted
+from msight_bus.settings.discretion import chain
+
+REFUSALS = (
+    ("WRONGPASS", Meaning.CREDENTIALS),  # AUTH: unknown user, wrong password, or the user is disabled
+    ("NOAUTH", Meaning.CREDENTIALS),  # any command where a password is required and none was sent
+    ("ERR invalid password", Meaning.CREDENTIALS),  # AUTH before Redis 6
+    ("ERR AUTH <password> called without any password configured", Meaning.CREDENTIALS),  # AUTH since Redis 6
+    ("ERR Client sent AUTH, but no password is set", Meaning.CREDENTIALS),  # AUTH before Redis 6
+    ("NOPERM", Meaning.PERMISSION),  # the user may not run this command, or not on this channel
+)
+"""How the text of a refusal begins, and what it means."""
+
+
+def meaning_of(text: str) -> Meaning:
+    """Return what an error reply means, with its code and without the ``-`` before it."""
+    return next((meaning for start, meaning in REFUSALS if text.startswith(start)), Meaning.PASSING)
+
+
+def broker_error(text: str) -> BusError:
+    """Return the typed error of an error reply on an open connection."""
+    if meaning_of(text) is Meaning.PASSING:
+        return BusError(f"Redis answered: {quoted(text)}")
+    return AuthenticationError(f"Redis refused: {quoted(text)}")
+
+
+def find_reply(error: BaseException) -> str | None:
+    """Return the error reply behind an error of redis-py, which buries it and cuts its code off; None if there is none."""
+    for link in chain(error):
+        code = getattr(link, "status_code", None)
+        if code is not None:
+            return f"{code} {link}"
+        if type(link).__name__ == "ResponseError" or meaning_of(str(link)) is not Meaning.PASSING:
+            return str(link)
+    return None

@@ -1,0 +1,87 @@
+"""Take over a connection that redis-py has opened. The only module that touches redis-py's private attributes."""
+
+from __future__ import annotations
+
+import re
+import ssl
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from redis.asyncio.connection import AbstractConnection, Connection, DefaultParser, SSLConnection
+
+from msight_bus.backends.client_library import ClientLibrary
+
+REDIS_PY = ClientLibrary("redis", oldest="8.0", newest="8.1.0")
+
+_LONGEST_REPLY = 1024 * 1024
+"""Bytes of one reply while connecting; the longest is that to CONFIG GET, some hundred bytes."""
+
+_LONG_ARRAY = re.compile(rb"(?:^|\n)[*%~>]\d{4}")
+
+
+class BoundedParser(DefaultParser):  # type: ignore[misc, valid-type]
+    """A hiredis parser that limits the size of a reply: every reply while connecting is short.
+
+    hiredis would buffer an endless reply and allocate a list of as many entries as an array announces.
+    """
+
+    _reply = b""
+
+    async def read_response(self, disable_decoding: bool = False, push_request: bool = False) -> Any:
+        self._reply = b""
+        return await super().read_response(disable_decoding, push_request)
+
+    async def read_from_socket(self) -> bool:
+        data: bytes = await self._stream.read(self._read_size)
+        self._reply += data
+        if not data:
+            raise ConnectionError("the server closed the connection")
+        if len(self._reply) > _LONGEST_REPLY or _LONG_ARRAY.search(self._reply):
+            raise ConnectionError("a reply without measure; this is no Redis server")
+        self._reader.feed(data)
+        return True
+
+
+class EncryptedConnection(SSLConnection):
+    """A TLS connection to one address of a host, with a context of our own.
+
+    redis-py's context would trust the system's authorities besides the one that was named, and it verifies the
+    certificate for the address that it connects to.
+    """
+
+    def __init__(self, *, context: ssl.SSLContext, server_hostname: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.ssl_context.context = context
+        self._server_hostname = server_hostname
+
+    def _connection_arguments(self) -> Mapping[str, Any]:
+        return {**super()._connection_arguments(), "server_hostname": self._server_hostname}
+
+
+def check_redis_py() -> None:
+    """Log a WARNING if the installed redis-py is not a tested version.
+
+    Raises:
+        BusError: it lacks a private attribute that this module uses.
+    """
+    REDIS_PY.check(
+        (Connection(), ("_reader", "_writer", "_connection_arguments")),
+        (DefaultParser(socket_read_size=1), ("_stream", "_reader", "_read_size", "read_from_socket")),
+    )
+
+
+def take_over(connection: AbstractConnection) -> tuple[Any, bytes, Callable[[], None]]:
+    """Take the transport of an open connection.
+
+    Returns:
+        The transport, the bytes that redis-py has read and not parsed, and a function to call once the transport is closed.
+    """
+    reader: Any = connection._reader
+    writer: Any = connection._writer
+    leftover = bytes(reader._buffer)
+    reader._buffer.clear()
+
+    def release() -> None:
+        connection._reader = connection._writer = None  # the transport is closed: the finaliser must not warn
+
+    return writer.transport, leftover, release

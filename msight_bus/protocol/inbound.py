@@ -1,0 +1,332 @@
+"""Split a byte stream into messages and replies, however it is cut: what the decoders of Redis and NATS share. Pure.
+
+A `Decoder` has a `Grammar`, which reads frames from their structure, and a `HeadCache`, which recognises frames that repeat.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from msight_bus.errors import ConnectionLostError, quoted
+from msight_bus.protocol.runs import Address, Frame, HeadCache, Meta
+
+Foreign = tuple[bytes, bytes]
+"""Any other message: its metadata as the protocol has it (see ``read_foreign`` of the protocol), and its payload."""
+
+Segment = tuple[Address, list[Frame] | None, list[Foreign]]
+"""Consecutive messages of one address, all of one kind: a list of `Frame`, or ``None`` and a list of `Foreign`."""
+
+LIMIT = 4096
+"""Frames and replies that one call of `Decoder.feed` takes by default."""
+
+NO_FOREIGN: list[Foreign] = []
+"""In a segment of frames."""
+
+_COPY_BELOW = 4096
+"""Bytes. A shorter beginning of a payload is copied, so that it does not keep its chunk in memory."""
+
+_PARTS = 1024
+"""Parts of a payload that are kept before they are joined: an object of one byte takes much more than a byte."""
+
+
+class ProtocolError(ConnectionLostError):
+    """The peer does not speak the protocol."""
+
+
+class FrameTooLargeError(ProtocolError):
+    """The peer announced a message over the limit; none of its payload was buffered.
+
+    Attributes:
+        size: bytes that the peer announced.
+        limit: bytes that are accepted.
+    """
+
+    def __init__(self, message: str, *, size: int, limit: int) -> None:
+        super().__init__(message)
+        self.size = size
+        self.limit = limit
+
+
+class Reply(msgspec.Struct, frozen=True, gc=False):
+    """Anything that is not a message.
+
+    Attributes:
+        kind: NATS: ``PING``, ``PONG``, ``OK``, ``INFO``, ``error``. Redis: ``integer``, ``status``, ``PONG``, ``error``,
+            ``bulk``, ``array``, ``subscribe``, ``unsubscribe``, ``psubscribe``, ``punsubscribe``.
+        data: the text of an error or status, the JSON of ``INFO``, the channel of a confirmation, what a bulk
+            string holds; otherwise empty.
+        count: consecutive replies that this one stands for; over 1 only for ``integer``.
+        elements: of an ``array``: bytes, int, None or a list.
+    """
+
+    kind: str
+    data: bytes = b""
+    count: int = 1
+    elements: list[object] | None = None
+
+    @property
+    def value(self) -> object:
+        """``elements`` of an array, else ``data``."""
+        return self.data if self.elements is None else self.elements
+
+    @property
+    def text(self) -> str:
+        """``data`` as printable text on one line."""
+        return quoted(self.data)
+
+
+class Inbound:
+    """Messages and replies in the order of the stream, and the message whose end has not arrived.
+
+    Between two replies, messages are grouped by address; the order within an address is kept.
+
+    Attributes:
+        items: segments and replies.
+        opened: the segment of frames that an address can still join.
+        opened_foreign: the same for foreign messages. An address is in one of the two at most.
+        needed: bytes of the incomplete frame that have to arrive before reading it again can succeed; 0 if unknown.
+        missing: bytes of the begun payload that have not arrived, CR LF included; 0 if none is begun.
+    """
+
+    __slots__ = ("_parts", "_pending", "items", "missing", "needed", "opened", "opened_foreign")
+
+    def __init__(self) -> None:
+        self.items: list[Segment | Reply] = []
+        self.opened: dict[Address, list[Frame]] = {}
+        self.opened_foreign: dict[Address, list[Foreign]] = {}
+        self.needed = 0
+        self.missing = 0
+        self._parts: list[bytes | memoryview] = []
+        self._pending: tuple[Address, Meta | None, bytes] = b"", None, b""
+
+    def take(self) -> list[Segment | Reply]:
+        """Return what was added since the last call."""
+        items, self.items = self.items, []
+        self.opened.clear()
+        self.opened_foreign.clear()
+        return items
+
+    def add_reply(self, reply: Reply) -> None:
+        """Add a reply; no message moves past it."""
+        self.items.append(reply)
+        self.opened.clear()
+        self.opened_foreign.clear()
+
+    def add(self, address: Address, frame: Frame) -> list[Frame]:
+        """Add a frame; returns the list of its segment."""
+        frames = self.opened.get(address)
+        if frames is None:
+            self.opened_foreign.pop(address, None)
+            frames = self.opened[address] = []
+            self.items.append((address, frames, NO_FOREIGN))
+        frames.append(frame)
+        return frames
+
+    def add_foreign(self, address: Address, foreign: Foreign) -> None:
+        """Add a message that is not a frame."""
+        found = self.opened_foreign.get(address)
+        if found is None:
+            self.opened.pop(address, None)
+            found = self.opened_foreign[address] = []
+            self.items.append((address, None, found))
+        found.append(foreign)
+
+    def begin(self, pending: tuple[Address, Meta | None, bytes], data: bytes, start: int, missing: int) -> None:
+        """Keep the beginning of a payload; `fill` joins the parts once, when the last byte has arrived.
+
+        Args:
+            pending: address, metadata of a frame or ``None``, header block of a foreign message.
+            data: the chunk, which ends within the payload.
+            start: where the payload begins.
+            missing: bytes to come, CR LF included.
+        """
+        self._pending, self.missing = pending, missing
+        self._parts.append(data[start:] if len(data) - start < _COPY_BELOW else memoryview(data)[start:])
+
+    def fill(self, data: bytes) -> tuple[Address, Meta | None, bytes, bytes] | None:
+        """Continue the begun payload.
+
+        Returns:
+            Address, metadata, header block and payload if the message is complete. It ends at what ``missing`` was before.
+        """
+        missing, parts = self.missing, self._parts
+        if len(data) < missing:
+            parts.append(data)
+            self.missing -= len(data)
+            if len(parts) > _PARTS:
+                parts[:] = [b"".join(parts)]
+            return None
+        if missing > 2:
+            parts.append(memoryview(data)[: missing - 2])
+        payload = b"".join(parts)
+        parts.clear()
+        if missing < 2:
+            payload = payload[:-1]  # the CR is in the last part
+        self.missing = 0
+        return (*self._pending, payload)
+
+
+class Grammar(Protocol):
+    """Reads the frames of one protocol from their structure."""
+
+    def read(self, data: bytes, position: int, limit: int, heads: HeadCache | None) -> tuple[int, int]:
+        """Take at most ``limit`` frames and replies into the `Inbound`, from ``position`` on.
+
+        Args:
+            data: a chunk.
+            position: where a frame begins.
+            limit: at least 1.
+            heads: learns the head of the first message, behind which reading then ends, for the next head may be known.
+
+        Returns:
+            Where the first frame that was not taken begins, and how many were taken. None is taken if the first frame is
+            incomplete.
+
+        Raises:
+            ProtocolError: this is not the protocol.
+        """
+
+    def add_foreign(self, address: Address, block: bytes, payload: bytes) -> None:
+        """Take a complete message that is not a frame."""
+
+
+class Decoder:
+    """Messages and replies of one connection.
+
+    Memory is bounded by one message, one control line and what `feed` has taken since the last `take`.
+
+    Attributes:
+        taken: frames and replies decoded since the last `take`.
+    """
+
+    __slots__ = ("_chunks", "_grammar", "_heads", "_held", "_inbound", "_position", "_rest", "taken")
+
+    def __init__(self, grammar: Grammar, inbound: Inbound, heads: HeadCache) -> None:
+        self._grammar = grammar
+        self._inbound = inbound
+        self._heads = heads
+        self._rest = b""  # a chunk that was not read to its end, because of a limit
+        self._position = 0
+        self._chunks: list[bytes] = []  # the beginning of a frame whose lengths have not arrived
+        self._held = 0
+        self.taken = 0
+
+    def take(self) -> list[Segment | Reply]:
+        """Return the segments and replies that `feed` has decoded since the last call, in the order of the stream."""
+        self.taken = 0
+        return self._inbound.take()
+
+    def only(self, data: bytes) -> tuple[Address, Frame] | None:
+        """Take a chunk that is one whole frame with a known head, as most are in a stream that is not saturated.
+
+        Returns:
+            Address and frame, or ``None``: then the chunk is for `feed`.
+        """
+        run = self._heads.known.get(data[: self._heads.head_bytes])
+        if run is None or run.size != len(data) or self._chunks or self._rest:
+            return None
+        if self._inbound.missing or self._inbound.items:
+            return None
+        frame = run.frame(data, 0)
+        if not frame[2]:  # foreign
+            return None
+        self._heads.hits += 1
+        return run.address, frame
+
+    def feed(self, data: bytes, limit: int = LIMIT) -> bool:
+        """Decode the next bytes of the stream.
+
+        Args:
+            data: the bytes, however the stream is cut; empty to continue with what a limit left over.
+            limit: frames and replies to take at most.
+
+        Returns:
+            Whether the limit was reached with bytes left over: call again with ``b""``.
+
+        Raises:
+            ProtocolError: this is not the protocol; `FrameTooLargeError` if a message is over the limit.
+        """
+        position = 0
+        if self._rest:
+            data, position = (self._rest[self._position :] + data, 0) if data else (self._rest, self._position)
+            self._rest = b""
+        left = limit
+        inbound = self._inbound
+        if inbound.missing:
+            if (after := self._fill(data)) == 0:
+                return False
+            position, left = after, left - 1
+        elif self._chunks and not position:
+            self._chunks.append(data)
+            self._held += len(data)
+            if self._held < inbound.needed:
+                return False
+            data = b"".join(self._chunks)
+            self._chunks.clear()
+        inbound.needed = 0
+        position, left = self._decode(data, position, left)
+        self.taken += limit - left
+        if position == len(data):
+            return False
+        if not left:
+            self._rest, self._position = data, position
+            return True
+        self._chunks.append(data[position:])
+        self._held = len(data) - position
+        return False
+
+    def _fill(self, data: bytes) -> int:
+        """Continue a payload; returns where the payload ends, 0 if the end has not arrived."""
+        after = self._inbound.missing
+        complete = self._inbound.fill(data)
+        if complete is None:
+            return 0
+        address, meta, block, payload = complete
+        if meta is None:
+            self._grammar.add_foreign(address, block, payload)
+        else:
+            session, sequence, published = meta
+            self._inbound.add(address, (b"", session, sequence, published, payload))
+        return after
+
+    def _decode(self, data: bytes, position: int, left: int) -> tuple[int, int]:
+        """Take frames and replies until the limit or the first incomplete frame; returns where, and what is left of the limit."""
+        heads, inbound, read = self._heads, self._inbound, self._grammar.read
+        known, opened = heads.known, inbound.opened
+        startswith, end = data.startswith, len(data)
+        while left > 0 and position < end:
+            if heads.pause:
+                after, taken = read(data, position, min(left, heads.pause), None)
+                heads.pause -= taken
+            else:
+                head_bytes, before, complete = heads.head_bytes, left, True
+                while left and (run := known.get(data[position : position + head_bytes])) is not None:
+                    if (after := position + run.size) > end:
+                        complete = False
+                        break
+                    frame = run.frame(data, position)
+                    if not frame[2]:  # foreign
+                        break
+                    frames = opened.get(run.address)
+                    if frames is None:
+                        frames = inbound.add(run.address, frame)
+                    else:
+                        frames.append(frame)
+                    left -= 1
+                    position = after
+                    if startswith(run.head, after):
+                        position, more = heads.take_run(run, frames, data, after, left)
+                        left -= more
+                heads.hits += before - left
+                if not left or position == end:
+                    break
+                after, taken = read(data, position, left, heads)
+                if complete:
+                    heads.missed()
+            if not taken:
+                break
+            position = after
+            left -= taken
+        return position, left

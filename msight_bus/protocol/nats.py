@@ -1,0 +1,326 @@
+"""The NATS client protocol. Pure.
+
+Source: the NATS client protocol reference. Control lines end with CR LF; the payload of MSG and HMSG follows its line. PONG
+answers PING in order, so it confirms all that was written before the PING.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from binascii import hexlify, unhexlify
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, cast
+from urllib.parse import quote, unquote
+
+from msight_bus.protocol import envelope
+from msight_bus.protocol.envelope import TopicCounter
+from msight_bus.protocol.inbound import NO_FOREIGN, Decoder, FrameTooLargeError, Inbound, ProtocolError, Reply
+from msight_bus.protocol.runs import NOT_OURS, Address, Frame, HeadCache, Meta, Run, leading
+
+OVERHEAD = 64 * 1024
+"""Bytes that a message received may have beyond ``max_message_bytes``."""
+
+MAX_CONTROL_LINE = 1024 * 1024
+"""Bytes of a control line: INFO lists the addresses of a cluster and can be long."""
+
+_START = b"NATS/1.0\r\nmsight: "
+_START_BYTES = len(_START)
+_META_END = _START_BYTES + envelope.HEADER_DIGITS
+_BLOCK_END = b"\r\n\r\n"
+_OURS_BYTES = _META_END + len(_BLOCK_END)
+_META = struct.Struct(">QQQ")
+_pack_place = struct.Struct(">QQ").pack
+
+# -- sending
+
+PING: Final = b"PING\r\n"
+PONG: Final = b"PONG\r\n"
+NO_EXTENSION: Final = _BLOCK_END
+"""The extension of a message without key and headers."""
+
+_EMPTY_KEY = '""'
+
+
+def pack_extension(key: str | None, headers: Mapping[str, str] | None) -> bytes:
+    """Key and headers as they follow the metadata in the header block, its end included."""
+    if key is None and not headers:
+        return NO_EXTENSION
+    start = b"" if key is None else b" " + _pack_key(key).encode()
+    lines = [b"%b: %b\r\n" % (name.encode(), value.encode()) for name, value in (headers or {}).items()]
+    return b"%b\r\n%b\r\n" % (start, b"".join(lines))
+
+
+def message_bytes(payload_bytes: int, extension: bytes = NO_EXTENSION) -> int:
+    """Bytes of a message as NATS counts them for ``max_payload``: header block and payload."""
+    return _META_END + len(extension) + payload_bytes
+
+
+def publish(counter: TopicCounter, payload: bytes, extension: bytes, now: int) -> tuple[bytes, ...]:
+    """HPUB the topic's next message.
+
+    Args:
+        counter: of the topic; its sequence advances.
+        payload: of the message.
+        extension: from `pack_extension`.
+        now: publish time in nanoseconds since 1970.
+
+    Returns:
+        Parts to write one after another.
+    """
+    block_bytes = _META_END + len(extension)
+    sizes = block_bytes, block_bytes + len(payload)
+    if counter.head_for != sizes:
+        counter.head = b"HPUB %b %d %d\r\nNATS/1.0\r\nmsight: %016x" % (counter.name, *sizes, counter.session)
+        counter.head_for = sizes
+    counter.sequence = sequence = counter.sequence + 1
+    digits = hexlify(_pack_place(sequence, now))  # half the time of "%016x%016x"
+    return counter.head, digits, extension, payload, b"\r\n"
+
+
+def subscribe(subject: bytes, sid: int, group: bytes | None = None) -> bytes:
+    """SUB to a subject or wildcard, in a queue group if given.
+
+    A round trip confirms it; a refusal is an ``error`` before the PONG.
+    """
+    return b"SUB %b %b%d\r\n" % (subject, b"" if group is None else group + b" ", sid)
+
+
+def unsubscribe(sid: int) -> bytes:
+    """UNSUB; no message follows the PONG of a later PING."""
+    return b"UNSUB %d\r\n" % sid
+
+
+def ping() -> bytes:
+    """PING."""
+    return PING
+
+
+def connect(options: Mapping[str, object]) -> bytes:
+    """CONNECT with ``options`` (credentials, ``verbose``, ``headers``, ...)."""
+    return b"CONNECT %b\r\n" % json.dumps(options).encode()
+
+
+def address_of(subject: bytes, sid: int) -> bytes:
+    """The `Address` of the messages on ``subject`` that match the subscription ``sid``."""
+    return b"%b %d" % (subject, sid)
+
+
+def _pack_key(key: str) -> str:
+    """A key as it travels behind the metadata; other clients strip spaces, so an empty one has a form of its own."""
+    return quote(key, safe="") or _EMPTY_KEY
+
+
+def _unpack_key(text: str) -> str:
+    return "" if text == _EMPTY_KEY else unquote(text)
+
+
+# -- receiving
+
+_SIZES = {b"%d" % size: size for size in range(4096)}
+_LINE_AND_END = MAX_CONTROL_LINE + 2
+_LINE = re.compile(
+    rb"(?:HMSG ([^ \r\n\t]{1,512}+ \d{1,20}+) (\d{1,9}+)|MSG ([^ \r\n\t]{1,512}+ \d{1,20}+)) (\d{1,9}+)\r\n"
+)
+"""HMSG <subject> <sid> <header bytes> <total bytes>, or MSG <subject> <sid> <bytes>; without a reply subject, as most are."""
+
+_KINDS = {b"PING": Reply("PING"), b"PONG": Reply("PONG"), b"+OK": Reply("OK")}
+
+
+def decoder(max_message_bytes: int) -> Decoder:
+    """A decoder for one connection to NATS.
+
+    Args:
+        max_message_bytes: of a message, its header block included; `OVERHEAD` more are accepted.
+
+    `Foreign` metadata is the header block, ``b""`` if there is none; see `read_foreign`.
+    """
+    inbound = Inbound()
+    return Decoder(_Grammar(inbound, max_message_bytes + OVERHEAD), inbound, HeadCache(_make_run))
+
+
+def read_foreign(block: bytes, payload: bytes) -> tuple[Meta | None, str | None, Mapping[str, str], bytes]:
+    """Read a `Foreign` message: its `Meta` (``None`` from a foreign publisher), key, headers and payload."""
+    if not block:
+        return None, None, {}, payload
+    headers = parse_headers(block)
+    digits, has_key, key = headers.pop(envelope.HEADER, "").partition(" ")
+    meta = envelope.unpack_header(digits)
+    return meta, _unpack_key(key) if has_key else None, headers, payload
+
+
+def parse_headers(block: bytes) -> dict[str, str]:
+    """The headers of an HMSG block (``NATS/1.0`` line, then ``name: value`` lines); of a repeated name the last."""
+    headers: dict[str, str] = {}
+    for line in block.split(b"\r\n")[1:]:
+        name, colon, value = line.partition(b":")
+        if colon:
+            headers[name.decode("utf-8", "replace")] = value.removeprefix(b" ").decode("utf-8", "replace")
+    return headers
+
+
+def parse_info(reply: Reply) -> dict[str, Any]:
+    """The fields of an ``INFO`` reply; empty if they cannot be read."""
+    try:
+        fields = json.loads(reply.data)
+    except (ValueError, RecursionError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def _make_run(address: Address, head: bytes, payload_bytes: int) -> Run:
+    """Frames of one head. Behind it come the digits of the metadata, the end of the block and the payload."""
+    block_end_at = len(head) + envelope.HEADER_DIGITS
+    layout = struct.Struct(f">{len(head)}s48s4x{payload_bytes}s2x")
+    size = layout.size
+    unpack: Any = layout.unpack_from
+    unpack_all: Any = layout.iter_unpack
+    unpack_meta: Any = _META.unpack
+
+    def frame(data: bytes, position: int) -> Frame:
+        if not data.startswith(_BLOCK_END, position + block_end_at):
+            return NOT_OURS
+        _, digits, payload = unpack(data, position)
+        try:
+            session, sequence, published = unpack_meta(unhexlify(digits))
+        except ValueError:  # not by us
+            return NOT_OURS
+        return head, session, sequence, published, payload
+
+    def unpack_run(data: bytes, start: int, stop: int) -> list[Frame]:
+        count = (stop - start) // size
+        for column, byte in enumerate(_BLOCK_END, block_end_at):  # the ends of the blocks, a column of bytes at a time
+            if data[start + column : stop : size].count(byte) < count:
+                return []
+        rows = list(unpack_all(memoryview(data)[start:stop]))
+        try:
+            metadata = unhexlify(b"".join([row[1] for row in rows]))
+        except ValueError:  # one of them is not by us
+            return []
+        metas = cast(Iterator[Meta], _META.iter_unpack(metadata))
+        frames = [
+            (row[0], session, sequence, published, row[2])
+            for (session, sequence, published), row in zip(metas, rows, strict=True)
+        ]
+        return leading(frames, head, metadata[15::24])
+
+    return Run(address, head, size, frame, unpack_run)
+
+
+class _Grammar:
+    """Reads MSG, HMSG and control lines."""
+
+    __slots__ = ("_inbound", "_limit")
+
+    def __init__(self, inbound: Inbound, limit: int) -> None:
+        self._inbound = inbound
+        self._limit = limit
+
+    def read(self, data: bytes, position: int, limit: int, heads: HeadCache | None) -> tuple[int, int]:
+        """See `Grammar.read`."""
+        inbound, largest = self._inbound, self._limit
+        items, opened, opened_foreign = inbound.items, inbound.opened, inbound.opened_foreign
+        startswith, end = data.startswith, len(data)
+        taken = 0
+        while taken < limit and position < end:
+            line = _LINE.match(data, position)
+            if line is not None:
+                address, block_digits, plain, digits = line.groups()
+                start = line.end()
+                if plain is not None:
+                    address, block_bytes = plain, 0
+                elif (block_bytes := _SIZES.get(block_digits, -1)) < 0:
+                    block_bytes = int(block_digits)
+                if (total := _SIZES.get(digits, -1)) < 0:
+                    total = int(digits)
+            else:
+                eol = data.find(b"\r\n", position, position + _LINE_AND_END)
+                if eol < 0:
+                    if end - position >= _LINE_AND_END:
+                        raise ProtocolError("A control line has no end; this is no NATS server.")
+                    break
+                start = eol + 2
+                if data[position] not in (_H, _M):
+                    inbound.add_reply(_reply(data[position:eol]))
+                    taken += 1
+                    position = start
+                    continue
+                address, block_bytes, total = _read_line(data[position:eol])
+            if total > largest:
+                raise FrameTooLargeError(
+                    f"NATS announced a message of {total} bytes; at most {largest} are accepted "
+                    "(MSIGHT_MAX_MESSAGE_BYTES and the headers).",
+                    size=total,
+                    limit=largest,
+                )
+            body = start + block_bytes
+            after = start + total + 2
+            if body > after - 2:
+                raise ProtocolError("An HMSG line has more header than message.")
+            if body > end:
+                inbound.needed = body - position
+                break
+            meta = None
+            if block_bytes == _OURS_BYTES and startswith(_START, start) and startswith(_BLOCK_END, body - 4):
+                meta = envelope.unpack_header(data[start + _START_BYTES : body - 4])
+            if meta is None:
+                block = data[start:body]
+                if after > end:
+                    inbound.begin((address, None, block), data, body, after - end)
+                else:
+                    found = opened_foreign.get(address)
+                    if found is None:
+                        inbound.add_foreign(address, (block, data[body : after - 2]))
+                    else:
+                        found.append((block, data[body : after - 2]))
+            else:
+                if heads is not None:
+                    heads.learn(address, data[position : start + _START_BYTES], after - 2 - body)
+                if after > end:
+                    inbound.begin((address, meta, b""), data, body, after - end)
+                else:
+                    session, sequence, published = meta
+                    frames = opened.get(address)
+                    if frames is None:
+                        opened[address] = frames = []
+                        if opened_foreign:
+                            opened_foreign.pop(address, None)
+                        items.append((address, frames, NO_FOREIGN))
+                    frames.append((b"", session, sequence, published, data[body : after - 2]))
+            taken += 1
+            if after > end:
+                return end, taken
+            position = after
+            if heads is not None:
+                break
+        return position, taken
+
+    def add_foreign(self, address: Address, block: bytes, payload: bytes) -> None:
+        """See `Grammar.add_foreign`."""
+        self._inbound.add_foreign(address, (block, payload))
+
+
+_H, _M = b"HM"
+
+
+def _read_line(line: bytes) -> tuple[bytes, int, int]:
+    """Address, header bytes and total bytes of any MSG or HMSG line."""
+    kind, *words = line.split()
+    sizes = 2 if kind == b"HMSG" else 1
+    if kind not in (b"MSG", b"HMSG") or not 2 <= len(words) - sizes <= 3:
+        raise ProtocolError("The line of a message of NATS cannot be read.")
+    if not all(word.isdigit() and len(word) < 20 for word in words[-sizes:]):
+        raise ProtocolError("The size of a message of NATS is no number.")
+    return words[0] + b" " + words[1], int(words[-2]) if sizes == 2 else 0, int(words[-1])
+
+
+def _reply(line: bytes) -> Reply:
+    reply = _KINDS.get(line)
+    if reply is not None:
+        return reply
+    if line.startswith(b"INFO "):
+        return Reply("INFO", line[5:])
+    if line.startswith(b"-ERR"):
+        return Reply("error", line[4:].strip().strip(b"'"))
+    raise ProtocolError("The peer does not speak NATS.")

@@ -1,0 +1,411 @@
+"""RESP2 as a pub/sub client of Redis speaks it. Pure.
+
+Source: the Redis serialization protocol specification, and the command pages of PUBLISH, SUBSCRIBE, PSUBSCRIBE and PING.
+
+One kind of decoder serves both connections: one that has subscribed receives ``*3 message <channel> <data>`` and
+``*4 pmessage <pattern> <channel> <data>``, confirmations and pongs; one that publishes receives integers and errors.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Mapping
+from typing import Any, Final
+
+from msight_bus.protocol import envelope
+from msight_bus.protocol.envelope import MAGIC, PREFIX_BYTES, TopicCounter
+from msight_bus.protocol.inbound import NO_FOREIGN, Decoder, FrameTooLargeError, Inbound, ProtocolError, Reply
+from msight_bus.protocol.runs import Address, Frame, HeadCache, Meta, Run, leading
+
+OVERHEAD = 64 * 1024
+"""Bytes that a message received may have beyond ``max_message_bytes``: room for the envelope."""
+
+MAX_LINE = 64 * 1024
+"""Bytes of a line, and of a bulk string in a reply."""
+
+MAX_ELEMENTS = 1024
+"""Elements of a reply, nested ones included; ROLE lists replicas."""
+
+MAX_DEPTH = 4
+"""Arrays within arrays."""
+
+MAX_NAME = 64 * 1024
+"""Bytes of a channel or pattern."""
+
+# -- sending
+
+PING: Final = b"*1\r\n$4\r\nPING\r\n"
+
+
+def message_bytes(payload_bytes: int, extension: bytes = b"") -> int:
+    """Bytes of a message as Redis counts them: prefix, extension and payload. A raw message has those of its payload."""
+    return PREFIX_BYTES + len(extension) + payload_bytes
+
+
+def publish(counter: TopicCounter, payload: bytes, extension: bytes, now: int) -> tuple[bytes, ...]:
+    """PUBLISH the topic's next message.
+
+    Args:
+        counter: of the topic; its sequence advances.
+        payload: of the message.
+        extension: key and headers, from `envelope.pack_extension`.
+        now: publish time in nanoseconds since 1970.
+
+    Returns:
+        Parts to write one after another.
+    """
+    extension_bytes = len(extension)
+    size = PREFIX_BYTES + extension_bytes + len(payload)
+    if counter.head_for != size:
+        _set_head(counter, size)
+    counter.sequence = sequence = counter.sequence + 1
+    prefix = envelope.pack_prefix(MAGIC, extension_bytes, counter.session, sequence, now)
+    return counter.head, prefix + extension if extension else prefix, payload, b"\r\n"
+
+
+def publish_raw(counter: TopicCounter, payload: bytes) -> tuple[bytes, ...]:
+    """PUBLISH a payload without a prefix; it has no sequence."""
+    if counter.head_for != len(payload):
+        _set_head(counter, len(payload))
+    return counter.head, payload, b"\r\n"
+
+
+def _set_head(counter: TopicCounter, size: int) -> None:
+    name = counter.name
+    counter.head = b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$%d\r\n" % (len(name), name, size)
+    counter.head_for = size
+
+
+def subscribe(channel: bytes) -> bytes:
+    """SUBSCRIBE to one channel; the confirmation is a ``subscribe`` reply, or an ``error``."""
+    return b"*2\r\n$9\r\nSUBSCRIBE\r\n$%d\r\n%b\r\n" % (len(channel), channel)
+
+
+def unsubscribe(channel: bytes) -> bytes:
+    """UNSUBSCRIBE from one channel; no message follows the ``unsubscribe`` reply."""
+    return b"*2\r\n$11\r\nUNSUBSCRIBE\r\n$%d\r\n%b\r\n" % (len(channel), channel)
+
+
+def psubscribe(pattern: bytes) -> bytes:
+    """PSUBSCRIBE to one pattern; the confirmation is a ``psubscribe`` reply, or an ``error``."""
+    return b"*2\r\n$10\r\nPSUBSCRIBE\r\n$%d\r\n%b\r\n" % (len(pattern), pattern)
+
+
+def punsubscribe(pattern: bytes) -> bytes:
+    """PUNSUBSCRIBE from one pattern."""
+    return b"*2\r\n$12\r\nPUNSUBSCRIBE\r\n$%d\r\n%b\r\n" % (len(pattern), pattern)
+
+
+def ping() -> bytes:
+    """PING, which a connection that has subscribed answers too."""
+    return PING
+
+
+# -- receiving
+
+_MESSAGE = b"*3\r\n$7\r\nmessage\r\n$"
+_PMESSAGE = b"*4\r\n$8\r\npmessage\r\n$"
+_INTEGERS = re.compile(rb"(?::-?\d{1,19}+\r\n){1,4096}+")
+_INTEGER_BYTES = 23
+"""Of the longest integer reply."""
+
+_OURS = MAGIC + bytes(4)
+"""How a prefix without an extension begins; the metadata follows."""
+
+_unpack_meta = struct.Struct(">QQQ").unpack_from
+
+_KEY_BYTES = len(_MESSAGE) + 3
+_CHANNELS = {
+    (b"%b%d\r\n" % (_MESSAGE, size))[:_KEY_BYTES]: (len(_MESSAGE) + len(b"%d\r\n" % size), size)
+    for size in range(1, 100)
+}
+"""By the first bytes of a message, for short channels: where the channel begins, and its length."""
+
+_SIZES = {b"\r\n$%d" % size: size for size in range(4096)}
+"""Lengths of small payloads, with what stands before them."""
+
+_PONG = Reply("PONG")
+_PREFIX_FIRST = MAGIC[0]
+_LF = 0x0A
+_CR = 0x0D
+_ARRAY, _BULK, _STRING, _ERROR, _INTEGER = b"*$+-:"
+_SUBSCRIPTION_REPLIES = {name.encode(): name for name in ("subscribe", "unsubscribe", "psubscribe", "punsubscribe")}
+
+
+def decoder(max_message_bytes: int) -> Decoder:
+    """A decoder for one connection to Redis.
+
+    Args:
+        max_message_bytes: of a message; `OVERHEAD` more are accepted.
+
+    `Foreign` metadata is ours (24 bytes, then the extension) or ``b""`` where the payload is raw; see `read_foreign`.
+    """
+    inbound = Inbound()
+    return Decoder(_Grammar(inbound, max_message_bytes + OVERHEAD), inbound, HeadCache(_make_run))
+
+
+def read_foreign(metadata: bytes, payload: bytes) -> tuple[Meta | None, str | None, Mapping[str, str], bytes]:
+    """Read a `Foreign` message: its `Meta` (``None`` from a foreign publisher), key, headers and payload."""
+    if not metadata:
+        return None, None, {}, payload
+    session, sequence, published = envelope.unpack_meta(metadata[:24])
+    try:
+        key, headers = envelope.unpack_extension(metadata[24:])
+    except ValueError:  # the payload only looked like ours
+        return None, None, {}, envelope.prefix(session, sequence, published, metadata[24:]) + payload
+    return (session, sequence, published), key, headers, payload
+
+
+def _make_run(address: Address, head: bytes, payload_bytes: int) -> Run:
+    """Frames of one head; the row that `struct` unpacks is a `Frame`."""
+    layout = struct.Struct(f">{len(head)}sQQQ{payload_bytes}s2x")
+    unpack_all: Any = layout.iter_unpack
+    unpack: Any = layout.unpack_from
+    size, lowest = layout.size, len(head) + 15
+
+    def unpack_run(data: bytes, start: int, stop: int) -> list[Frame]:
+        frames = list(unpack_all(memoryview(data)[start:stop]))
+        return leading(frames, head, data[start + lowest : stop : size])
+
+    return Run(address, head, size, unpack, unpack_run)
+
+
+class _Grammar:
+    """Reads RESP2."""
+
+    __slots__ = ("_inbound", "_limit")
+
+    def __init__(self, inbound: Inbound, limit: int) -> None:
+        self._inbound = inbound
+        self._limit = limit
+
+    def read(self, data: bytes, position: int, limit: int, heads: HeadCache | None) -> tuple[int, int]:
+        """See `Grammar.read`."""
+        inbound, largest = self._inbound, self._limit
+        items, opened, opened_foreign = inbound.items, inbound.opened, inbound.opened_foreign
+        find, startswith, end = data.find, data.startswith, len(data)
+        taken = 0
+        address: Address
+        while taken < limit and position < end:
+            short = _CHANNELS.get(data[position : position + _KEY_BYTES])
+            if short is None:
+                if not startswith((_MESSAGE, _PMESSAGE), position):
+                    after, count = self._read_reply(data, position, limit - taken)
+                    if not count:
+                        break
+                    position = after
+                    taken += count
+                    continue
+                body = 0
+            else:  # the usual message: its lengths are looked up
+                start, channel_bytes = short
+                start += position
+                stop = start + channel_bytes
+                body = find(b"\r\n", stop + 3, stop + 9) + 2
+                size = _SIZES.get(data[stop : body - 2], -1)
+                if body < 2 or size < 0 or data[start - 1] != _LF:
+                    body = 0
+                else:
+                    address = data[start:stop]
+            if not body:
+                found = self._read_head(data, position)
+                if found is None:
+                    break
+                address, body, size = found
+            if size > largest:
+                raise FrameTooLargeError(
+                    f"Redis announced a message of {size} bytes; at most {largest} are accepted "
+                    "(MSIGHT_MAX_MESSAGE_BYTES and the envelope).",
+                    size=size,
+                    limit=largest,
+                )
+            after = body + size + 2
+            if after > end and body + min(size, PREFIX_BYTES) > end:
+                break
+            if size >= PREFIX_BYTES and startswith(_OURS, body) and (meta := _unpack_meta(data, body + 8))[1]:
+                if heads is not None:
+                    heads.learn(address, data[position : body + 8], size - PREFIX_BYTES)
+                if after > end:
+                    inbound.begin((address, meta, b""), data, body + PREFIX_BYTES, after - end)
+                else:
+                    session, sequence, published = meta
+                    frame = b"", session, sequence, published, data[body + PREFIX_BYTES : after - 2]
+                    frames = opened.get(address)
+                    if frames is None:
+                        opened[address] = frames = []
+                        if opened_foreign:
+                            opened_foreign.pop(address, None)
+                        items.append((address, frames, NO_FOREIGN))
+                    frames.append(frame)
+            elif after > end:
+                inbound.begin((address, None, b""), data, body, after - end)
+            elif size and data[body] == _PREFIX_FIRST:
+                self.add_foreign(address, b"", data[body : after - 2])
+            else:
+                inbound.add_foreign(address, (b"", data[body : after - 2]))
+            taken += 1
+            if after > end:
+                return end, taken
+            position = after
+            if heads is not None:
+                break
+        return position, taken
+
+    def add_foreign(self, address: Address, block: bytes, payload: bytes) -> None:
+        """See `Grammar.add_foreign`; there is no ``block``."""
+        prefix = envelope.prefix_length(payload, 0, len(payload))
+        self._inbound.add_foreign(address, (payload[8:prefix], payload[prefix:]))
+
+    def _read_head(self, data: bytes, position: int) -> tuple[Address, int, int] | None:
+        """Address, where the payload begins and its length; ``None`` if they have not all arrived."""
+        pattern = data.startswith(_PMESSAGE, position)
+        at = position + (len(_PMESSAGE) if pattern else len(_MESSAGE)) - 1
+        first = self._read_name(data, at)
+        if first is None:
+            return None
+        address: Address = first[0]
+        if pattern:
+            second = self._read_name(data, first[1])
+            if second is None:
+                return None
+            address = first[0], second[0]
+            first = second
+        size = _read_length(data, first[1])
+        return None if size is None else (address, size[1], size[0])
+
+    def _read_name(self, data: bytes, position: int) -> tuple[bytes, int] | None:
+        """A channel or pattern, and where it ends."""
+        length = _read_length(data, position)
+        if length is None:
+            return None
+        size, start = length
+        if size > MAX_NAME:
+            raise ProtocolError(f"A channel of {size} bytes; at most {MAX_NAME} are accepted.")
+        after = start + size + 2
+        if after > len(data):
+            return None
+        if data[after - 2 : after] != b"\r\n":
+            raise ProtocolError("A message of Redis cannot be read.")
+        return data[start : after - 2], after
+
+    def _read_reply(self, data: bytes, position: int, limit: int) -> tuple[int, int]:
+        """Take one reply, or a run of integers; returns where it ends and how many were taken, 0 if it is incomplete."""
+        kind = data[position]
+        if kind == _INTEGER:
+            return self._read_integers(data, position, limit)
+        if kind in (_ARRAY, _BULK):
+            after, value = _read_value(data, position, [MAX_ELEMENTS])
+            reply = _to_reply(value)
+        elif kind in (_STRING, _ERROR):
+            after = _line_end(data, position)
+            text = data[position + 1 : after - 2]
+            reply = (
+                _PONG if text == b"PONG" and kind == _STRING else Reply("error" if kind == _ERROR else "status", text)
+            )
+        else:
+            raise ProtocolError("The peer does not speak RESP2.")
+        if not after:
+            return position, 0
+        self._inbound.add_reply(reply)
+        return after, 1
+
+    def _read_integers(self, data: bytes, position: int, limit: int) -> tuple[int, int]:
+        found = _INTEGERS.match(data, position)
+        if found is None:
+            if (after := _line_end(data, position)) or len(data) - position > _INTEGER_BYTES:
+                raise ProtocolError("An integer of Redis cannot be read.")
+            return position, 0
+        after = found.end()
+        count = data.count(b"\n", position, after)
+        if count > limit:
+            count = limit
+            lines = data[position:after].split(b"\n", limit)
+            after -= len(lines[-1])
+        self._inbound.add_reply(Reply("integer", count=count))
+        return after, count
+
+
+def _to_reply(value: object) -> Reply:
+    if not isinstance(value, list):
+        return Reply("bulk", value if isinstance(value, bytes) else b"")
+    first = value[0] if value else None
+    if first == b"pong":
+        return _PONG
+    name = _SUBSCRIPTION_REPLIES.get(first) if isinstance(first, bytes) and len(value) == 3 else None
+    if name is None:
+        return Reply("array", elements=value)
+    return Reply(name, value[1] if isinstance(value[1], bytes) else b"")
+
+
+def _read_value(data: bytes, position: int, room: list[int], depth: int = 0) -> tuple[int, object]:
+    """Read an array, bulk string or simple value.
+
+    Args:
+        data: a chunk.
+        position: where the value begins.
+        room: one number, the elements that the reply may still have.
+        depth: of the arrays around the value.
+
+    Returns:
+        Where the value ends, 0 if it is incomplete, and the value.
+    """
+    after = _line_end(data, position)
+    if not after:
+        return 0, None
+    kind, text = data[position], data[position + 1 : after - 2]
+    if kind in (_STRING, _ERROR):
+        return after, text
+    if kind == _INTEGER and len(text) <= 20 and text.removeprefix(b"-").isdigit():
+        return after, int(text)
+    if kind not in (_ARRAY, _BULK):
+        raise ProtocolError("A reply of Redis cannot be read.")
+    if text == b"-1":
+        return after, None
+    size = _number(text)
+    if kind == _BULK:
+        if size > MAX_LINE:
+            raise ProtocolError(f"A string of {size} bytes in a reply; at most {MAX_LINE} are accepted.")
+        stop = after + size
+        return (stop + 2, data[after:stop]) if stop + 2 <= len(data) else (0, None)
+    room[0] -= size
+    if room[0] < 0 or depth == MAX_DEPTH:
+        raise ProtocolError(f"A reply of more than {MAX_ELEMENTS} elements, or nested more than {MAX_DEPTH} times.")
+    values: list[object] = []
+    for _ in range(size):
+        after, value = _read_value(data, after, room, depth + 1)
+        if not after:
+            return 0, None
+        values.append(value)
+    return after, values
+
+
+def _line_end(data: bytes, position: int) -> int:
+    """Where the line at ``position`` ends, CR LF included; 0 if it has no end yet."""
+    eol = data.find(b"\r\n", position, position + MAX_LINE + 2)
+    if eol >= 0:
+        return eol + 2
+    length = len(data) - position
+    if length > MAX_LINE and not (length == MAX_LINE + 1 and data[-1] == _CR):
+        raise ProtocolError(f"A line is longer than {MAX_LINE} bytes; the peer does not speak RESP2.")
+    return 0
+
+
+def _read_length(data: bytes, position: int) -> tuple[int, int] | None:
+    """The length that ``$<digits>`` at ``position`` announces, and where what it announces begins."""
+    if position >= len(data):
+        return None
+    if data[position] != _BULK:
+        raise ProtocolError("A message of Redis cannot be read.")
+    eol = data.find(b"\r\n", position, position + 13)
+    if eol < 0:
+        if len(data) - position >= 13:  # ten digits are the most
+            raise ProtocolError("A length of Redis cannot be read.")
+        return None
+    return _number(data[position + 1 : eol]), eol + 2
+
+
+def _number(digits: bytes) -> int:
+    if not digits.isdigit() or len(digits) > 10:
+        raise ProtocolError("A length of Redis cannot be read.")
+    return int(digits)

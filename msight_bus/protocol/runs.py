@@ -1,0 +1,145 @@
+"""Recognise frames that repeat, and take runs of equal ones in C-level loops. Pure.
+
+The head of a frame (channel or subject, and the lengths) is often one that came before: a stream of equal sizes repeats it in
+each frame. `HeadCache` remembers heads, so that a frame with a known head is unpacked without reading its numbers, and `take_run`
+unpacks consecutive frames with the same head in one call. The head of each frame is compared; nothing is assumed from the frame
+before.
+
+Where sizes vary on many topics, hardly any head comes twice. Then the cache costs more than it saves and pauses for some thousand
+frames, before it tries again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import takewhile
+
+Meta = tuple[int, int, int]
+"""Session, sequence, publish time in nanoseconds since 1970."""
+
+Frame = tuple[bytes, int, int, int, bytes]
+"""A message of the bus without key and headers: its head (or ``b""``), its `Meta`, its payload. The sequence is never 0."""
+
+NOT_OURS: Frame = b"", 0, 0, 0, b""
+"""Stands for a frame that only looks like the bus's own."""
+
+Address = bytes | tuple[bytes, bytes]
+"""Redis: the channel; (pattern, channel) of a message that matched a pattern. NATS: ``<subject> <subscription id>``."""
+
+_HEADS = 4096
+"""Heads remembered at most; as many again are kept to see which come a second time."""
+
+_SHORTEST = 8
+"""Frames of the first try at a run. A later one tries as many as the last run had, twice as many each time that all matched."""
+
+_MISSES = 256
+"""Misses between two looks at the hits."""
+
+_PAUSE = 4096
+"""Frames that are read without the cache when misses outnumber hits."""
+
+
+class Run:
+    """Frames that differ only in their metadata and payload.
+
+    Attributes:
+        address: where the frames belong.
+        head: how each frame begins, up to the metadata.
+        size: bytes of a frame.
+        frame: unpacks the frame at an offset of a chunk. The sequence is 0 if the frame is foreign.
+        frames: unpacks the frames between two offsets, a whole number of sizes apart, up to the first with another head or a
+            foreign one.
+    """
+
+    __slots__ = ("address", "frame", "frames", "head", "size")
+
+    def __init__(
+        self,
+        address: Address,
+        head: bytes,
+        size: int,
+        frame: Callable[[bytes, int], Frame],
+        frames: Callable[[bytes, int, int], list[Frame]],
+    ) -> None:
+        self.address = address
+        self.head = head
+        self.size = size
+        self.frame = frame
+        self.frames = frames
+
+
+MakeRun = Callable[[Address, bytes, int], Run]
+"""Make a run of an address, a head and the bytes of a payload."""
+
+
+class HeadCache:
+    """Heads that came more than once.
+
+    Attributes:
+        known: runs by head.
+        head_bytes: bytes of the head that was seen last; the others are not found meanwhile.
+        hits: frames taken since the last look.
+        pause: frames to read without the cache.
+    """
+
+    __slots__ = ("_make", "_misses", "_once", "_run_length", "head_bytes", "hits", "known", "pause")
+
+    def __init__(self, make: MakeRun) -> None:
+        self._make = make
+        self.known: dict[bytes, Run] = {}
+        self._once: set[bytes] = set()
+        self.head_bytes = 0
+        self.hits = 0
+        self._misses = 0
+        self.pause = 0
+        self._run_length = _SHORTEST
+
+    def missed(self) -> None:
+        """Count a frame whose head was not found; pause if misses outnumber hits."""
+        self._misses += 1
+        if self._misses == _MISSES:
+            if self.hits < _MISSES:
+                self.pause = _PAUSE
+            self.hits = self._misses = 0
+
+    def learn(self, address: Address, head: bytes, payload_bytes: int) -> None:
+        """Remember a head from its second time on."""
+        self.head_bytes = len(head)
+        if head not in self._once:
+            if len(self._once) >= _HEADS:
+                self._once.clear()
+            self._once.add(head)
+        elif head not in self.known:
+            if len(self.known) >= _HEADS:
+                self.known.clear()
+            self.known[head] = self._make(address, head, payload_bytes)
+
+    def take_run(self, run: Run, frames: list[Frame], data: bytes, position: int, limit: int) -> tuple[int, int]:
+        """Append to ``frames`` at most ``limit`` frames of ``run`` from ``position`` on; returns where they end, and how many."""
+        size, after, count, taken = run.size, position, self._run_length, 0
+        while data.startswith(run.head, after) and (count := min(count, limit - taken, (len(data) - after) // size)):
+            more = run.frames(data, after, after + count * size)
+            frames += more
+            taken += len(more)
+            after += len(more) * size
+            if len(more) < count:
+                break
+            count *= 2
+        self._run_length = max(_SHORTEST, taken)
+        return after, taken
+
+
+def leading(frames: list[Frame], head: bytes, lowest: bytes) -> list[Frame]:
+    """The frames before the first with another head, or with a sequence of 0, which no bus gives.
+
+    Args:
+        frames: of one size, not empty.
+        head: the head that all should have.
+        lowest: the lowest byte of each sequence. Few are 0, and only those sequences are looked at.
+    """
+    if [frame[0] for frame in frames].count(head) < len(frames):
+        frames = list(takewhile(lambda frame: frame[0] == head, frames))
+    at = lowest.find(0, 0, len(frames))
+    while at >= 0 and frames[at][2]:
+        at = lowest.find(0, at + 1, len(frames))
+    return frames if at < 0 else frames[:at]

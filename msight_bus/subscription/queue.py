@@ -1,0 +1,308 @@
+"""The bounded queue between a broker's stream and one consumer.
+
+The stream's side is synchronous: what one read of a socket brought is put as one list, and the one waiter is woken once a
+list. Flow control is a pair of callbacks. Three facts are kept apart: ended (nothing more comes, what is queued is handed
+out), broken (an error follows what is queued) and closed (nothing is handed out).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+
+from msight_bus.errors import BusError, BusyError, ClosedError, fresh
+from msight_bus.message import Message
+from msight_bus.queues import QueuePolicy
+
+_BUSY = "Another task is iterating this subscription; a subscription has one consumer."
+
+
+def _nothing() -> None:
+    pass
+
+
+class MessageQueue:
+    """Messages for one consumer, within the bounds of a policy.
+
+    Under ``block`` what was read before the stream could be paused is queued above the bound.
+
+    Attributes:
+        messages: what is queued, oldest first. A consumer that takes from the left itself lowers ``size`` and, where the queue
+            is ``full``, calls `taken`.
+        size: bytes of the payloads in ``messages``.
+        full: the stream was asked to pause.
+        received: messages that were put.
+        dropped: messages that left without being handed out, by cause.
+        peak: the most messages ever queued.
+        ended: nothing more will be put.
+    """
+
+    __slots__ = (
+        "_blocks",
+        "_closed",
+        "_error",
+        "_max_bytes",
+        "_max_messages",
+        "_on_full",
+        "_on_room",
+        "_over",
+        "_policy",
+        "_shedding",
+        "_told",
+        "_waiter",
+        "_wanted",
+        "dropped",
+        "ended",
+        "full",
+        "messages",
+        "peak",
+        "received",
+        "size",
+    )
+
+    def __init__(
+        self, policy: QueuePolicy, *, on_full: Callable[[], None] = _nothing, on_room: Callable[[], None] = _nothing
+    ) -> None:
+        """``on_full`` asks the stream to pause and ``on_room`` to go on; only the ``block`` policy calls them."""
+        self.messages: deque[Message] = deque()
+        self.size = 0
+        self.full = False
+        self.received = 0
+        self.dropped: Counter[str] = Counter()
+        self.peak = 0
+        self.ended = False
+        self._policy = policy
+        self._max_messages = policy.max_messages
+        self._max_bytes = policy.max_bytes
+        self._blocks = policy.when_full == "block"
+        self._on_full = on_full
+        self._on_room = on_room
+        self._shedding = False
+        self._over = False
+        self._error: BusError | None = None
+        self._closed = False
+        self._told = False  # its error was raised
+        self._waiter: asyncio.Future[None] | None = None
+        self._wanted = 1
+
+    # -- the stream's side
+
+    @property
+    def room(self) -> int:
+        """Messages that still fit; a stream that can choose how much it reads asks for this many."""
+        if self.size >= self._max_bytes and self.messages:
+            return 0
+        return max(0, self._max_messages - len(self.messages))
+
+    def put(self, batch: list[Message]) -> None:
+        """Queue messages by the policy and wake the consumer once."""
+        messages = self.messages
+        queued = len(messages) + len(batch)
+        size = self.size
+        for message in batch:
+            size += len(message.payload)
+        if queued >= self._max_messages or size >= self._max_bytes or self.full or self._over:
+            self._put_at_bound(batch)
+            return
+        self.received += len(batch)
+        messages.extend(batch)
+        self.size = size
+        if queued > self.peak:
+            self.peak = queued
+        waiter = self._waiter
+        if waiter is not None and queued >= self._wanted and not waiter.done():
+            waiter.set_result(None)
+
+    def _put_at_bound(self, batch: list[Message]) -> None:
+        """Near the bound, or after the end."""
+        self.received += len(batch)
+        if self._closed or self.ended:
+            self.drop(batch, "closed", done=False)
+            return
+        messages = self.messages
+        if self._blocks and not self._shedding:
+            messages.extend(batch)
+            self.size += sum([len(message.payload) for message in batch])
+            if not self.room:
+                self._fill()
+        elif self._policy.when_full in ("drop_oldest", "latest"):
+            messages.extend(batch)
+            self.size += sum([len(message.payload) for message in batch])
+            self._drop_oldest()
+        else:
+            self._put_while_room(batch)
+        if len(messages) > self.peak:
+            self.peak = len(messages)
+        self.wake()  # a queue at its bound takes no more, or drops, however many messages the consumer wants
+
+    def _fill(self) -> None:
+        if not self.full:
+            self.full = True
+            self._on_full()
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether more is queued than the bounds allow; one message always fits."""
+        return len(self.messages) > 1 and (len(self.messages) > self._max_messages or self.size > self._max_bytes)
+
+    def _drop_oldest(self) -> None:
+        dropped: list[Message] = []
+        while self._is_over:
+            oldest = self.messages.popleft()
+            self.size -= len(oldest.payload)
+            dropped.append(oldest)
+        self.drop(dropped, self._policy.when_full)
+
+    def _put_while_room(self, batch: list[Message]) -> None:
+        dropped: list[Message] = []
+        for message in batch:
+            size = len(message.payload)
+            full = len(self.messages) >= self._max_messages or self.size + size > self._max_bytes
+            if full and self.messages:
+                dropped.append(message)
+            else:
+                self.messages.append(message)
+                self.size += size
+        self.drop(dropped, "block_timeout" if self._shedding else "drop_newest")
+
+    def shed(self) -> None:
+        """The stream can wait no longer: drop the newest until the consumer has made room."""
+        if not self.full:
+            return
+        self._shedding = True
+        dropped: list[Message] = []
+        while self._is_over:
+            newest = self.messages.pop()
+            self.size -= len(newest.payload)
+            dropped.append(newest)
+        self.drop(reversed(dropped), "block_timeout")
+
+    def put_back(self, message: Message) -> None:
+        """Queue a message again in front of all others, even at the bound; its arrival was counted before."""
+        if self._closed:
+            self.drop([message], "closed", done=False)
+            return
+        self.messages.appendleft(message)
+        self.size += len(message.payload)
+        self.peak = max(self.peak, len(self.messages))
+        if len(self.messages) >= self._wanted:
+            self.wake()
+
+    def drop(self, messages: Iterable[Message], cause: str, *, done: bool = True) -> None:
+        """Count messages that leave without being handed out: the one exit for these.
+
+        Args:
+            messages: what leaves, already taken out of the queue.
+            cause: for ``dropped``.
+            done: whether a record of a log counts as done, so that it does not come again.
+        """
+        count = 0
+        for message in messages:
+            count += 1
+            if done and message._settlement is not None:
+                message._settlement.settle(message)
+        if count:
+            self.dropped[cause] += count
+
+    def skip(self, count: int) -> None:
+        """Count messages of a log that are passed over for fresh ones."""
+        self.received += count
+        self.dropped["skipped"] += count
+
+    def discard(self, unwanted: Callable[[Message], bool], cause: str) -> None:
+        """Take queued messages away again, not done: they are delivered elsewhere."""
+        gone = [message for message in self.messages if unwanted(message)]
+        if gone:
+            kept = [message for message in self.messages if not unwanted(message)]
+            self.messages.clear()
+            self.messages.extend(kept)
+            self.size = sum([len(message.payload) for message in kept])
+            self.drop(gone, cause, done=False)
+            self.taken()
+
+    def end(self) -> None:
+        """Nothing more comes; what is queued is still handed out."""
+        self.ended = self._over = True
+        self.wake()
+
+    def fail(self, error: BusError) -> None:
+        """``error`` follows what is queued."""
+        if self._error is None and not self.ended:
+            self._error = error
+            self._over = True
+            self.wake()
+
+    def close(self) -> None:
+        """Hand out nothing more."""
+        self._closed = self._over = True
+        self.drop(self.messages, "closed", done=False)
+        self.messages.clear()
+        self.size = 0
+        self.wake()
+
+    # -- the consumer's side
+
+    def taken(self) -> None:
+        """Messages have left; let the stream go on at half the bounds."""
+        if self.full and len(self.messages) <= self._max_messages // 2 and self.size <= self._max_bytes // 2:
+            self.full = self._shedding = False
+            self._on_room()
+
+    def take(self, at_most: int) -> list[Message]:
+        """The oldest ``at_most`` messages, or as many as there are."""
+        popleft = self.messages.popleft
+        batch = [popleft() for _ in range(min(at_most, len(self.messages)))]
+        self.size -= sum([len(message.payload) for message in batch])
+        self.taken()
+        return batch
+
+    async def wait(self) -> bool:
+        """Suspend until a message is queued or nothing more will come; returns whether a message is queued.
+
+        Nothing is taken here, so cancelling loses nothing.
+
+        Raises:
+            ClosedError: the queue was closed.
+            BusyError: another task is already waiting.
+            BusError: the stream broke, and what it had delivered was taken.
+        """
+        while not self.messages and not self._over:
+            await self._wait_for(1, None)
+        if self.messages:
+            return True
+        if self._error is not None or self._closed:
+            if self._told:
+                await asyncio.sleep(0)  # whoever asks again and again lets others run
+            self._told = True
+        if self._closed:
+            raise ClosedError("The subscription is closed.")
+        if self._error is not None:
+            raise fresh(self._error)
+        return False
+
+    async def wait_for_more(self, wanted: int, within: float) -> None:
+        """Suspend until ``wanted`` messages or as many as fit are queued, ``within`` seconds have passed or nothing
+        more will come."""
+        if len(self.messages) < wanted and self.room and not self.full and not self._over and within > 0:
+            await self._wait_for(wanted, within)
+
+    async def _wait_for(self, wanted: int, within: float | None) -> None:
+        if self._waiter is not None:
+            raise BusyError(_BUSY)
+        loop = asyncio.get_running_loop()
+        self._wanted = wanted
+        self._waiter = loop.create_future()
+        timer = None if within is None else loop.call_later(within, self.wake)
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+            self._wanted = 1
+            if timer is not None:
+                timer.cancel()
+
+    def wake(self) -> None:
+        """Let the waiting consumer look again."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

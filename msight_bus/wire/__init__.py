@@ -1,1 +1,0 @@
-"""Pure codecs: bytes in, values out; no asyncio and no sockets."""

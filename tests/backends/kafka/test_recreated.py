@@ -1,0 +1,101 @@
+"""Subscriptions whose topic is deleted and made anew (E5): the new one is read from its beginning, and the gap is told."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from aiokafka.admin import NewTopic
+from aiokafka.errors import KafkaConnectionError
+
+from msight_bus.backends.kafka import feed
+from msight_bus.events import Gap
+from tests.support.kafka_admin import administering
+from tests.support.kafka_records import Rec, batch_of, raw_producer
+from tests.support.receiving import numbers
+from tests.support.rig import until
+
+GROUPS = pytest.mark.parametrize("group_id", ["g", None])
+NO_SIZE = "retention"
+
+
+async def make_anew(admin, topic, partitions=1):
+    """Delete a topic and make it again."""
+    await admin.delete_topics([topic])
+    while True:
+        response = await admin.create_topics([NewTopic(topic, partitions, 1)])
+        if response.topic_errors[0][1] == 0:
+            return
+        await asyncio.sleep(0.01)  # it is still being deleted
+
+
+async def take_until(messages, last):
+    """The numbers of the messages up to one."""
+    found = []
+    while not found or found[-1] != last:
+        found += await numbers(messages, 1)
+    return found
+
+
+@GROUPS
+@pytest.mark.parametrize("partitions", [1, 2])
+async def test_a_topic_that_is_made_anew_is_read_from_its_beginning(kafka, topic, group_id, partitions):
+    events: list = []
+    async with administering(kafka) as admin, raw_producer(kafka) as produce, kafka.connect(events=events) as bus:
+        await admin.create_topics([NewTopic(topic, 1, 1)])
+        async with bus.subscribe(topic, group_id=group_id) as messages:
+            await produce(topic, batch_of(*[Rec(b"%d" % number) for number in range(15)]))
+            assert await numbers(messages, 15) == list(range(15))
+            await make_anew(admin, topic, partitions)
+            await produce(topic, batch_of(*[Rec(b"%d" % number) for number in range(100, 120)]))
+            found = await take_until(messages, 119)
+            if set(found) != set(range(100, 120)):  # read at the old position, and then again from the beginning
+                found += await take_until(messages, 119)
+            assert set(found) == set(range(100, 120))
+            await until(lambda: messages.stats.lag == 0)
+            await produce(topic, batch_of(Rec(b"120")))
+            assert await numbers(messages, 1) == [120]
+    assert [event for event in events if isinstance(event, Gap)] == [Gap(topic, None, NO_SIZE)]
+
+
+@GROUPS
+async def test_a_topic_that_grew_as_long_meanwhile_is_noticed(kafka, topic, group_id, monkeypatch):
+    """Nothing tells the two apart but the topic's id: the subscription could not reach the broker meanwhile."""
+    monkeypatch.setattr(feed, "_LOOK_EVERY", 0.3)
+    events: list = []
+    async with administering(kafka) as admin, raw_producer(kafka) as produce, kafka.connect(events=events) as bus:
+        await admin.create_topics([NewTopic(topic, 1, 1)])
+        async with bus.subscribe(topic, group_id=group_id) as messages:
+            await produce(topic, batch_of(*[Rec(b"%d" % number) for number in range(15)]))
+            assert await numbers(messages, 15) == list(range(15))
+            client = messages._at_broker._consumer._fetcher._client
+            original = client.send
+
+            async def unreachable(*_, **options):
+                raise KafkaConnectionError("away")
+
+            client.send = unreachable
+            await make_anew(admin, topic)
+            await produce(topic, batch_of(*[Rec(b"%d" % number) for number in range(100, 120)]))
+            client.send = original
+            found = await take_until(messages, 119)
+            if len(found) < 20:
+                found += await take_until(messages, 119)
+            assert set(found) == set(range(100, 120))
+    assert [event for event in events if isinstance(event, Gap)] == [Gap(topic, None, NO_SIZE)]
+
+
+async def test_what_is_acknowledged_late_settles_nothing_of_the_new_topic(kafka, topic):
+    async with administering(kafka) as admin, raw_producer(kafka) as produce, kafka.connect() as bus:
+        await admin.create_topics([NewTopic(topic, 1, 1)])
+        async with bus.subscribe(topic, group_id="g", ack="manual") as messages:
+            await produce(topic, batch_of(Rec(b"0"), Rec(b"1")))
+            old = [await anext(messages) for _ in range(2)]
+            await make_anew(admin, topic)
+            await produce(topic, batch_of(Rec(b"100"), Rec(b"101")))
+            while (await anext(messages)).payload != b"101":
+                pass
+            for message in old:
+                await message.ack()
+        async with bus.subscribe(topic, group_id="g") as messages:
+            assert await numbers(messages, 2) == [100, 101]

@@ -1,0 +1,179 @@
+"""Topics that are deleted, made anew or changed while a bus publishes on them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from aiokafka.admin import NewPartitions
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.partitioner import murmur2
+
+from msight_bus import MessageTooLargeError, PublishTimeoutError, TopicError
+from msight_bus.backends.kafka import producer, topics
+from tests.support.kafka_admin import administering, make
+from tests.support.kafka_traffic import Traffic, outcomes, publishing
+from tests.support.receiving import take
+from tests.support.rig import until
+
+KEYS = [f"k{number}" for number in range(40)]
+SOON = {"MSIGHT_CONNECT_TIMEOUT": "2"}
+
+
+async def delete(kafka, topic):
+    """Delete a topic, and wait until the cluster has none of it."""
+    async with administering(kafka) as admin:
+        await admin.delete_topics([topic])
+        while topic in await admin.list_topics():
+            await asyncio.sleep(0.01)
+
+
+async def partitions(kafka, topic):
+    """How many partitions a topic has, 0 if it does not exist. Asking creates none."""
+    async with administering(kafka) as admin:
+        if topic not in await admin.list_topics():
+            return 0
+        (found,) = await admin.describe_topics([topic])
+        return len(found["partitions"])
+
+
+async def publish_to_all(bus, topic, n=1):
+    """Publish messages of many keys ``n`` times, and return their errors."""
+    return await outcomes(*(bus.publish(topic, b"x", key=key) for _ in range(n) for key in KEYS))
+
+
+async def test_a_topic_that_must_not_be_created_stays_deleted(kafka, topic):
+    """(E5) Neither publishers nor subscribers bring it back."""
+    await make(kafka, topic, 4)
+    async with kafka.connect(MSIGHT_KAFKA_CREATE_TOPICS="false", **SOON) as bus:
+        async with bus.subscribe(topic) as live, bus.subscribe(topic, group_id="g") as member:
+            assert set(await publish_to_all(bus, topic)) == {None}
+            await take(live, 1)
+            await take(member, 1)
+            await delete(kafka, topic)
+            async with asyncio.timeout(20):
+                while not isinstance((await outcomes(bus.publish(topic, b"x")))[0], TopicError):
+                    pass
+            assert {type(error) for error in await publish_to_all(bus, topic)} == {TopicError}
+            await asyncio.sleep(1)  # both clients ask for its metadata meanwhile
+            assert await partitions(kafka, topic) == 0
+        await make(kafka, topic, 2)
+        async with asyncio.timeout(20):
+            while any(await publish_to_all(bus, topic)):
+                pass
+        assert await partitions(kafka, topic) == 2
+
+
+async def test_a_topic_that_was_deleted_is_created_again_as_it_should_be(kafka, topic):
+    """(E5) With ``MSIGHT_KAFKA_PARTITIONS`` partitions, whatever it had and whatever the broker's default is."""
+    await make(kafka, topic, 8)
+    async with kafka.connect(**SOON) as bus:
+        assert set(await publish_to_all(bus, topic)) == {None}
+        await delete(kafka, topic)
+        # What was on its way to one of the partitions 4 to 7 has no place any more.
+        assert {type(error) for error in await publish_to_all(bus, topic)} <= {type(None), PublishTimeoutError}
+        assert set(await publish_to_all(bus, topic)) == {None}
+        assert await partitions(kafka, topic) == 4
+        async with bus.publisher(topic) as publisher:
+            await publisher.send(b"x")
+
+
+async def test_a_topic_made_anew_by_somebody_else_with_fewer_partitions_is_published_on(kafka, topic):
+    """(E5) And no other topic notices."""
+    await make(kafka, topic, 8)
+    async with kafka.connect(**SOON) as bus:
+        assert set(await publish_to_all(bus, topic)) == {None}
+        async with Traffic(bus, f"{topic}.other") as traffic:
+            await delete(kafka, topic)
+            await make(kafka, topic, 1)
+            async with asyncio.timeout(20):
+                while any(await publish_to_all(bus, topic)):
+                    pass
+            await traffic.moves()
+        assert await partitions(kafka, topic) == 1
+
+
+async def test_added_partitions_are_used_without_a_restart(kafka, topic, monkeypatch, caplog):
+    """(H14) Old and new processes put a key into one partition."""
+    monkeypatch.setattr(producer, "_METADATA_AGE_MS", 300)
+    await make(kafka, topic, 2)
+    async with kafka.connect() as bus, kafka.connect() as other:
+        await bus.publish(topic, b"x", key="k")
+        async with administering(kafka) as admin:
+            await admin.create_partitions({topic: NewPartitions(8)})
+        await until(lambda: f"{topic} has 8 partitions now, 2 before" in caplog.text)
+        async with other.subscribe(topic) as messages:
+            assert set(await publish_to_all(bus, topic)) == {None}
+            received = await take(messages, len(KEYS))
+    assert {message.key: message.position[0] for message in received} == {
+        key: (murmur2(key.encode()) & 0x7FFFFFFF) % 8 for key in KEYS
+    }
+
+
+async def limit(kafka, topic, size):
+    async with administering(kafka) as admin:
+        await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": f"{size}"})])
+
+
+async def test_a_raised_limit_is_noticed(kafka, topic, monkeypatch, caplog):
+    """(H14)"""
+    monkeypatch.setattr(producer, "_METADATA_AGE_MS", 200)
+    monkeypatch.setattr(topics, "_LOOK_ANEW_AFTER", 0.1)
+    await make(kafka, topic, 1, **{"max.message.bytes": "2000"})
+    async with kafka.connect() as bus:
+        await bus.publish(topic, b"x")
+        with pytest.raises(MessageTooLargeError):
+            await bus.publish(topic, bytes(5000))
+        await limit(kafka, topic, 10_000)
+        await until(lambda: f"{topic} takes messages of 10000 bytes now, 2000 before" in caplog.text)
+        await bus.publish(topic, bytes(5000))
+
+
+async def test_a_lowered_limit_is_known_after_the_first_refusal(kafka, topic):
+    """(H14) And a refusal by the broker claims no figures that nobody knows."""
+    await make(kafka, topic)
+    async with kafka.connect() as bus:
+        await bus.publish(topic, b"x")
+        await limit(kafka, topic, 2000)
+        async with asyncio.timeout(20):  # the broker applies it soon
+            while (error := (await outcomes(bus.publish(topic, bytes(5000))))[0]) is None:
+                pass
+            assert isinstance(error, MessageTooLargeError)
+            assert (error.size, error.limit) == (None, None)
+            while (error := (await outcomes(bus.publish(topic, bytes(5000))))[0]).limit is None:
+                pass
+        assert error.limit == 2000
+        assert error.size > 5000
+
+
+async def test_messages_that_fit_are_not_refused_for_travelling_together(kafka, topic):
+    await make(kafka, topic, 1, **{"max.message.bytes": "2000"})
+    async with kafka.connect() as bus:
+        results = await outcomes(*publishing(bus, topic, range(100), pad=bytes(200)))
+    assert set(results) == {None}
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(100)
+async def test_deleting_topics_again_and_again_ends_no_publisher(kafka, topic):
+    """(E5) Under a stream every message has an outcome, and the last ones are accepted."""
+    async with kafka.connect(**SOON) as bus:
+        await bus.publish(topic, b"x")
+        stop = asyncio.Event()
+        results = []
+
+        async def stream():
+            while not stop.is_set():
+                results.extend(await publish_to_all(bus, topic))
+
+        task = asyncio.create_task(stream())
+        for _ in range(3):
+            before = len(results)
+            await until(lambda before=before: len(results) > before + 200, within=30)
+            await delete(kafka, topic)
+        before = len(results)
+        await until(lambda: len(results) > before + 200, within=30)
+        stop.set()
+        await task
+    assert {type(result) for result in results if result is not None} <= {PublishTimeoutError}
+    assert not any(results[-100:])
