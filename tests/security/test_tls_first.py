@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import ssl
 
 import pytest
 
+import msight_bus
 from msight_bus import AuthenticationError, ConnectionLostError
 from tests.support.listeners import proxy
+from tests.support.peers import INFO
 from tests.support.servers import CREDENTIALS, PASSWORD, USER, nats_tls_lines, start, variables
 from tests.support.talking import refused, settings_of, talk
 
@@ -51,3 +55,28 @@ async def test_a_server_without_tls_is_told_nothing_in_the_clear(made, watch):
         async with proxy(broker.port) as way:
             await refused(ConnectionLostError, settings(made, way.port, TLS_FIRST="true"), watch)
             assert way.bytes[:1] == b"\x16"  # a handshake record of TLS
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["upgraded", "first"])
+async def test_a_server_that_hangs_up_behind_the_handshake_leaves_no_stray_line(made, caplog, first):
+    """asyncio would warn about a protocol that does not know that it is encrypted."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(made.server.cert, made.server.key)
+    info = b"INFO " + json.dumps({**INFO, "tls_required": True}).encode() + b"\r\n"
+
+    async def hang_up(reader, writer):
+        if not first:
+            writer.write(info)
+        await writer.start_tls(context)
+        if first:
+            writer.write(info)
+        await reader.readuntil(b"CONNECT")
+        writer.close()
+
+    server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+    async with server:
+        chosen = settings(made, server.sockets[0].getsockname()[1], TLS_FIRST="true" if first else "false")
+        with pytest.raises(ConnectionLostError):
+            async with msight_bus.connect(chosen):
+                pass
+    assert [record.getMessage() for record in caplog.records if record.name != "msight_bus"] == []

@@ -1,7 +1,8 @@
 """A connection that nats-py has opened: what goes over it, and what the server's words mean.
 
 PONG answers PING in order, so it confirms all that was written before the PING. An -ERR belongs to nothing in particular: each
-SUB has a PING of its own behind it, so that an -ERR before its PONG is about it.
+SUB has a PING of its own behind it, so that an -ERR before its PONG is about it. Where the server closes the connection
+instead of sending the PONG, the -ERR was about the connection.
 """
 
 from __future__ import annotations
@@ -47,12 +48,14 @@ class NatsConnection(SocketConnection):
         each INFO of the server."""
         super().__init__(transport, on_lost, nats.decoder(max_received))
         self._max_payload = max_payload
+        self._max_received = max_received
         self._on_refused = on_refused
         self._on_leaving = on_leaving
         self._on_info = on_info
         self._sids: dict[Route, int] = {}
         self._last_sid = 0
         self._next_ping = _PING_EVERY
+        self._unclear = ""  # an -ERR that is about a subscription if a PONG follows
 
     def encode(
         self, counter: TopicCounter, payload: bytes, key: str | None, headers: Mapping[str, str] | None
@@ -100,6 +103,8 @@ class NatsConnection(SocketConnection):
     def _subscribed(self, route: Route, error: BaseException | None) -> None:
         if error is not None:
             self.forget_route(route)
+            if not self.gone.done():
+                logger.warning("%s", error)
 
     def unsubscribe(self, route: Route) -> Request:
         """UNSUB and a round trip, behind which nothing comes."""
@@ -117,6 +122,7 @@ class NatsConnection(SocketConnection):
     def answered(self, reply: Reply) -> None:
         """A control line."""
         if reply.kind == "PONG":
+            self._unclear = ""
             self.in_flight.confirm_to_request()
         elif reply.kind == "PING":
             self.write(nats.PONG)
@@ -124,7 +130,7 @@ class NatsConnection(SocketConnection):
             info = nats.parse_info(reply)
             limit = info.get("max_payload")
             if type(limit) is int and limit > 0:
-                self._max_payload = min(self._max_payload, limit)
+                self._max_payload = min(self._max_received, limit)
             self._on_info(info)
             if info.get("ldm") is True and not self.gone.done():  # lame duck mode
                 self._on_leaving(self)
@@ -152,11 +158,16 @@ class NatsConnection(SocketConnection):
         elif meaning is Meaning.PERMISSION:  # of nothing that is known; the connection stays
             logger.warning("NATS reports: %s", text)
         elif (request := self.in_flight.oldest_request) is not None and request.topic is not None:
-            logger.warning("NATS refuses the subscription to %s: %s", request.topic, text)
+            self._unclear = text
             request.error = BusError(f"NATS refused the subscription to {request.topic!r}: {text}")
         else:  # NATS closes the connection after any other error
             logger.warning("NATS reports: %s", text)
             self.fail(ConnectionLostError(f"NATS reports: {text}"))
+
+    def _end(self, reason: BusError) -> None:
+        if self._unclear and self._reason is None:
+            reason = ConnectionLostError(f"NATS closed the connection: {self._unclear}")
+        super()._end(reason)
 
     def _refuse_subscription(self, sid: str | None, subject: str, error: AuthenticationError) -> None:
         request = self.in_flight.oldest_request

@@ -33,6 +33,15 @@ def check_nats_py() -> None:
     )
 
 
+class _Transport(TcpTransport):
+    async def connect_tls(self, *arguments: Any, **options: Any) -> None:
+        """Encrypt the connection, and tell the stream so: else asyncio warns where the server hangs up."""
+        await super().connect_tls(*arguments, **options)
+        assert self._io_writer is not None
+        transport = self._io_writer.transport
+        transport.get_protocol().connection_made(transport)
+
+
 class ConnectingClient(Client):
     """A client that sends no credentials without TLS where TLS is required.
 
@@ -47,6 +56,15 @@ class ConnectingClient(Client):
     requires_tls = False
     begins_with_tls = False
     info: Mapping[str, Any] = {}
+
+    @property
+    def _transport(self) -> Any:
+        return self._encryptable
+
+    @_transport.setter
+    def _transport(self, transport: object) -> None:
+        encryptable = type(transport) is TcpTransport
+        self._encryptable = _Transport() if encryptable else transport  # type: ignore[no-untyped-call]
 
     @property
     def is_silent(self) -> bool:

@@ -179,7 +179,7 @@ class PubSubBackend:
     def _lost(self, connection: ReconnectingConnection, reason: BusError) -> None:
         """A bus is disconnected from the first connection that is lost to the last one that is back."""
         if not self._away:
-            logger.warning("Connection lost, reconnecting: %s", reason)
+            logger.warning("Connection lost%s: %s", "" if connection.is_over else ", reconnecting", reason)
             self._report(Disconnected(str(reason)))
         self._away.add(connection)
 

@@ -164,6 +164,7 @@ class InFlight:
         self._last = None
         for entry in entries:
             if isinstance(entry, Request):
+                entry.error = None  # without an answer nothing was refused
                 entry.finish(reason)
             else:
                 count, entry.count = entry.count, 0

@@ -171,6 +171,11 @@ class ReconnectingConnection:
                 return connection
             await connection.drained()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it will not be opened again."""
+        return self._closed or self._failed is not None
+
     def _raise_if_over(self) -> None:
         if self._failed is not None:
             raise fresh(self._failed)
@@ -310,11 +315,28 @@ class ReconnectingConnection:
 
     async def _supervise(self) -> None:
         """Until the bus is closed, or what refuses is believed."""
-        while not self._closed and self._failed is None:
-            if self.connection is None:
-                await self._reconnect()
-            else:
-                await liveness.watch(self.connection, self._limits)
+        try:
+            while not self.is_over:
+                if self.connection is None:
+                    await self._reconnect()
+                else:
+                    await liveness.watch(self.connection, self._limits)
+        except asyncio.CancelledError:
+            if not self._closed:
+                self._end_unwatched()
+            raise
+
+    def _end_unwatched(self) -> None:
+        """Nobody would notice that the connection is dead, or open it again: whoever uses it is told, instead of waiting."""
+        error = ConnectionLostError(
+            f"The task that keeps the connection to {self._connector.where} was cancelled: the loop ends before the bus is "
+            "closed, or the program cancels all of asyncio.all_tasks() and not only its own."
+        )
+        if self.connection is None:
+            self._give_up(error)
+        else:
+            self._refuse_all(error)
+            self.connection.fail(error)
 
     async def _reconnect(self) -> None:
         """Try once, after a pause."""
@@ -362,6 +384,7 @@ class ReconnectingConnection:
         Raises:
             TimeoutError: no progress for ``connect_timeout``.
             ConnectionLostError: the connection was lost again.
+            BusError: the broker is busy or not ready; no subscription is to blame.
         """
         asked = [
             (subscribed, connection.subscribe(route)) for subscribed in self._subscribed for route in subscribed.routes
@@ -443,11 +466,15 @@ class ReconnectingConnection:
         logger.debug("Not connected after %d tries: %s", self._attempts, self.reason)
 
     def _give_up(self, error: BusError) -> None:
+        self._refuse_all(error)
+        logger.error("Not reconnecting: %s", error)
+
+    def _refuse_all(self, error: BusError) -> None:
+        """Whoever uses the connection from now on gets ``error``."""
         self._failed = error
         self._changed.set()
         for subscribed in list(self._subscribed):
             self.fail(subscribed, error)
-        logger.error("Not reconnecting: %s", error)
 
     async def close(self, within: float) -> None:
         """Flush what was written, within ``within`` seconds, and close."""

@@ -7,7 +7,7 @@ Every command is answered in order, so an answer belongs to the oldest command t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from msight_bus.backends.pubsub.connection import Connection, Route, too_large
@@ -72,18 +72,20 @@ class RedisConnection(SocketConnection):
 
         A server that was demoted or taken out of its cluster goes on answering.
         """
-        asked: list[Request] = []
+        last: Request | None = None
         permitted = True
 
         def ask() -> None:
+            nonlocal last
             if self.gone.done() or not permitted:
                 return
-            if all(request.answer.done() for request in asked):
-                asked[:] = [self.request(*parts) for parts in ((health_question(),), *[()] * (REPLIES - 1))]
-                asked[-1].answer.add_done_callback(judge)
+            if last is None or last.answer.done():
+                asked = [self.request(*parts) for parts in ((health_question(),), *[()] * (REPLIES - 1))]
+                last = asked[-1]
+                last.answer.add_done_callback(lambda _: judge(asked))
             self.loop.call_later(every, ask)
 
-        def judge(_: object) -> None:
+        def judge(asked: Sequence[Request]) -> None:
             nonlocal permitted
             replies = [request.answer.exception() or request.reply for request in asked]
             if all(isinstance(reply, AuthenticationError) for reply in replies):

@@ -168,6 +168,16 @@ async def test_a_server_cannot_raise_the_limit_that_is_configured(topic):
         assert caught.value.limit == 2000
 
 
+async def test_a_server_that_raises_its_limit_gets_larger_messages(topic):
+    peer = ScriptedPeer("nats")
+    async with bus_at(peer, **QUIET) as at:
+        for limit in (1000, 8 << 20):
+            peer.writers[-1].write(b"INFO " + json.dumps(INFO | {"max_payload": limit}).encode() + b"\r\n")
+            await at.round_trips(topic, 2)
+            assert at.bus.capabilities.max_message_bytes == limit
+        await at.bus.publish(topic, bytes(2 << 20))
+
+
 async def test_a_server_that_lowers_its_limit_is_obeyed(topic):
     info = b"INFO " + json.dumps(INFO | {"max_payload": 1000}).encode() + b"\r\n"
     peer = ScriptedPeer("nats")

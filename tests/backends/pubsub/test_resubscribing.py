@@ -391,3 +391,54 @@ async def test_a_real_broker_keeps_none(kind, topic):
                 while await subscribers(kind, broker.port, monitor, topics) != wanted:
                     await asyncio.sleep(0.05)
             await asyncio.gather(*(leave(each) for each in subscriptions[1::2]))
+
+
+# -- a broker that cannot do it now
+
+
+class CannotNow(ScriptedPeer):
+    """A peer that can do nothing at some of the subscriptions to ``a``: Redis runs a script, NATS closes the connection."""
+
+    def __init__(self, kind, *which):
+        super().__init__(kind, self._answer)
+        self.asked = 0
+        self._which = which
+        self._closing: list[asyncio.StreamWriter] = []
+
+    def _answer(self, command):
+        if self.writers[-1] in self._closing:
+            return b""
+        if command.verb not in ("SUB", "SUBSCRIBE") or command.words[0] != b"a":
+            return None
+        self.asked += 1
+        if self.asked not in self._which:
+            return None
+        if self.kind == "redis":
+            return b"-BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.\r\n"
+        self._closing.append(self.writers[-1])
+        asyncio.get_running_loop().call_soon(self.writers[-1].close)
+        return b"-ERR 'Stale Connection'\r\n"
+
+
+@live
+async def test_what_the_broker_cannot_do_now_ends_no_subscription(kind):
+    peer = CannotNow(kind, 2, 3)
+    async with bus_at(peer, **QUIET) as at:
+        a, b = await entered(at.bus, "a", "b")
+        at.way.cut()
+        await until(lambda: len([each for each in peer.subscriptions if each.topic == "a"]) > 1, within=4)
+        await until(lambda: at.seen(Reconnected), within=4)
+        for messages, topic in ((a, "a"), (b, "b")):
+            deliver(peer, topic, b"x")
+            await take(messages, 1, within=3)
+        await leave(a, b)
+
+
+async def test_a_connection_that_nats_closes_while_one_subscribes_is_no_refusal():
+    peer = CannotNow("nats", 1)
+    async with bus_at(peer, **QUIET) as at:
+        (a,) = await entered(at.bus, "a")
+        deliver(peer, "a", b"x")
+        await take(a, 1, within=3)
+        assert "Stale Connection" in at.seen(Disconnected)[0].reason
+        await leave(a)

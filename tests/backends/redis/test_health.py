@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import time
 
 import hiredis
 import pytest
 
 from msight_bus.backends.redis.health import REPLIES, Health, health_question
+from tests.support.scripted_peers import ScriptedPeer, bus_at
 
 MASTER = [b"master", 0, []]
 REPLICA = [b"slave", b"10.0.0.1", 6379, b"connected", 0]
@@ -74,3 +77,19 @@ def test_what_the_server_says_is_quoted():
     problem = ALONE.problem(([b"slave", b"\x1b[2J\n", 1, b"connected", 0], b"", NO_CLUSTER))
     assert problem is not None
     assert problem.isprintable()
+
+
+def test_an_answer_that_comes_when_the_next_question_is_due_is_judged_by_itself():
+    """On asyncio's own loop the next question is then asked before the answer is looked at."""
+    every = 0.05
+
+    def answer(command):
+        if command.verb == "CLUSTER":
+            time.sleep(2 * every)
+
+    async def busy():
+        peer = ScriptedPeer("redis", answer)
+        async with bus_at(peer, MSIGHT_PING_INTERVAL=f"{every}", MSIGHT_ANNOUNCE="false"):
+            await peer.until(lambda: len(peer.told("CLUSTER")) > 6)
+
+    asyncio.run(busy())
