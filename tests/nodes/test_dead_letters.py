@@ -7,8 +7,9 @@ import asyncio
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
-from msight_bus import AuthenticationError, Bus, NodeConfig
+from msight_bus import AuthenticationError, NodeConfig
 from msight_bus.backends.kafka.client import client_options
+from msight_bus.core import Core
 from tests.support.kafka_admin import committed, make
 from tests.support.nodes import DEADLINE, Collect, eventually, running
 from tests.support.receiving import take
@@ -137,15 +138,15 @@ async def test_an_input_of_which_there_can_be_no_dead_letter_is_done(memory, top
             name="n", subscribe_topic_name=topic, dead_letter_topic_name=f"{topic}.dead", action_on_error="continue"
         )
     )
-    publish = Bus.publish
+    publish = Core.publish
 
-    async def refuse(bus, topic, data, **how):
+    async def refuse(core, topic, *what):
         if topic.endswith(".dead"):
             raise AuthenticationError("not permitted")
-        await publish(bus, topic, data, **how)
+        await publish(core, topic, *what)
 
     async with memory.connect() as bus, running(bus, node):
-        monkeypatch.setattr(Bus, "publish", refuse)
+        monkeypatch.setattr(Core, "publish", refuse)
         await bus.publish(topic, POISON)
         await bus.publish(topic, b"fine")
         await node.until(1)
