@@ -27,6 +27,9 @@ _TOPICS_A_MESSAGE = 500
 _TOPICS_A_TURN = 2000
 """Topics that are announced in one turn of the loop."""
 
+_MAX_BYTES = 256 * 1024
+"""Of an announcement that is read: twice what `_TOPICS_A_MESSAGE` of the longest names take."""
+
 _SILENT_FOR = 10.0
 """Seconds of silence, at least, after which a missing announcement is suspicious."""
 
@@ -176,9 +179,11 @@ class AnnouncementStream:
     def deliver(self, batch: list[Message]) -> None:
         """Tell each stream what concerns it; what is no announcement is ignored."""
         for message in batch:
+            if len(message.payload) > _MAX_BYTES:
+                continue
             try:
                 session, sequences = _decode(message.payload)
-            except (msgspec.DecodeError, RecursionError):
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 continue
             self._on_session(session)
             for topic, highest in sequences.items():

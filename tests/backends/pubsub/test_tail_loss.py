@@ -209,8 +209,21 @@ def test_each_stream_is_told_what_concerns_it():
         msgspec.msgpack.encode((1, {"a": "x"})),
         msgspec.msgpack.encode((1, [1])),
         b"\x92\x01" + b"\x81\xa1a" * 5000,
+        b"\x92\x01\x81\xa1\xff\x01",
+        msgspec.msgpack.encode((1, {str(number): 1 for number in range(100_000)})),
     ],
-    ids=["empty", "garbage", "short", "negative session", "negative", "text", "list", "deep"],
+    ids=[
+        "empty",
+        "garbage",
+        "short",
+        "negative session",
+        "negative",
+        "text",
+        "list",
+        "deep",
+        "not UTF-8",
+        "far too many",
+    ],
 )
 def test_what_is_no_announcement_is_ignored(payload):
     stream, sessions = Stream(), []
