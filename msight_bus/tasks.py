@@ -127,14 +127,19 @@ async def _end(task: asyncio.Task[None], within: float) -> None:
 
 
 async def reraise_swallowed(work: Coroutine[Any, Any, T]) -> T:
-    """Await ``work``; a cancellation that it has swallowed is raised behind it, and its result is lost.
+    """Await ``work``; a cancellation that it has swallowed is raised behind it, and its result or error is lost.
 
     The client libraries use ``asyncio.wait_for``, which before Python 3.12 returns a result instead of raising a cancellation
-    that comes with it.
+    that comes with it; what they make of such a result may be an error.
     """
     task = asyncio.current_task()
     before = 0 if task is None else task.cancelling()
-    result = await work
+    try:
+        result = await work
+    except Exception as error:
+        if task is not None and task.cancelling() > before:
+            raise asyncio.CancelledError from error
+        raise
     if task is not None and task.cancelling() > before:
         raise asyncio.CancelledError
     return result

@@ -228,6 +228,37 @@ async def test_a_cancellation_that_a_client_swallowed_is_raised_again():
     await cancelled(task)
 
 
+async def test_a_cancellation_that_work_turns_into_an_error_is_raised_instead_of_it():
+    async def swallow():
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise ConnectionError from None
+
+    task = asyncio.create_task(reraise_swallowed(swallow()))
+    await asyncio.sleep(0)
+    task.cancel()
+    await cancelled(task)
+
+
+async def test_an_error_comes_through_although_there_was_a_cancellation_before():
+    async def fail():
+        raise ConnectionError
+
+    async def work():
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            pass
+        await reraise_swallowed(fail())
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(ConnectionError):
+        await task
+
+
 async def test_a_result_comes_through_although_there_was_a_cancellation_before():
     async def work():
         try:

@@ -18,7 +18,7 @@ from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError
 from msight_bus.events import BusEvent, Disconnected, Reconnected
 from msight_bus.protocol.envelope import TopicCounter
 from msight_bus.settings import BusSettings, Limits
-from msight_bus.tasks import BackgroundTasks, run_shielded
+from msight_bus.tasks import BackgroundTasks, reraise_swallowed, run_shielded
 from msight_bus.topics import SEQUENCE_TOPIC
 
 logger = logging.getLogger("msight_bus")
@@ -260,7 +260,7 @@ class PubSubBackend:
         pause = self._limits.reconnect_min
         while True:
             try:
-                return await connection.open()
+                return await reraise_swallowed(connection.open())  # or a cancellation would only begin the next try
             except ConnectionLostError as error:
                 if asyncio.get_running_loop().time() + pause >= end:
                     raise ConnectionLostError(
