@@ -34,6 +34,16 @@ class Headers(Mapping[str, str]):
 
 
 NO_HEADERS: Mapping[str, str] = Headers({})
+_ENTRY_BYTES = 100
+"""Memory of one header beside its characters, roughly."""
+
+
+def overhead(headers: Mapping[str, str], key: str | None) -> int:
+    """Bytes that headers and a key take in memory, by estimate, so that a queue can bound them too."""
+    size = 0 if key is None else len(key)
+    return size + sum([len(name) + len(value) + _ENTRY_BYTES for name, value in headers.items()])
+
+
 _DEFAULTS = Limits()
 
 
@@ -88,6 +98,7 @@ class Message(msgspec.Struct, eq=False, gc=False):
     _settled: bool = False
     _data: Data | None = None
     _limits: Limits | None = None
+    _overhead: int = 0
 
     @property
     def position(self) -> tuple[int, int] | None:

@@ -18,7 +18,7 @@ class QueuePolicy:
     Attributes:
         when_full: ``"block"`` holds the stream back, the others drop and count.
         max_messages: bound in messages, at least 1.
-        max_bytes: bound in bytes of payload, at least 1.
+        max_bytes: bound in bytes of payload, headers and keys, at least 1.
     """
 
     when_full: Literal["block", "drop_oldest", "drop_newest", "latest"]

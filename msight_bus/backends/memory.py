@@ -22,7 +22,7 @@ from msight_bus.backends.pubsub.reconnecting import LeavingCallback, LostCallbac
 from msight_bus.capabilities import Capabilities
 from msight_bus.errors import BusError, ClosedError, ConnectionLostError, PublishTimeoutError
 from msight_bus.events import BusEvent
-from msight_bus.message import NO_HEADERS, Headers, Message
+from msight_bus.message import NO_HEADERS, Headers, Message, overhead
 from msight_bus.protocol.envelope import TopicCounter
 from msight_bus.settings import BusSettings, Limits
 
@@ -309,7 +309,17 @@ class MemoryConnection(Connection):
         topic = route.topic
         route.stream.deliver(
             [
-                Message(topic, payload, headers, key, session, sequence, published_at, received_at)
+                Message(
+                    topic,
+                    payload,
+                    headers,
+                    key,
+                    session,
+                    sequence,
+                    published_at,
+                    received_at,
+                    _overhead=0 if headers is NO_HEADERS and key is None else overhead(headers, key),
+                )
                 for payload, headers, key, session, sequence, published_at in messages
             ]
         )

@@ -30,7 +30,7 @@ class MessageQueue:
     Attributes:
         messages: what is queued, oldest first. A consumer that takes from the left itself lowers ``size`` and, where the queue
             is ``full``, calls `taken`.
-        size: bytes of the payloads in ``messages``.
+        size: bytes of the payloads, headers and keys in ``messages``.
         full: the stream was asked to pause.
         received: messages that were put.
         dropped: messages that left without being handed out, by cause.
@@ -101,7 +101,7 @@ class MessageQueue:
         queued = len(messages) + len(batch)
         size = self.size
         for message in batch:
-            size += len(message.payload)
+            size += len(message.payload) + message._overhead
         if queued >= self._max_messages or size >= self._max_bytes or self.full or self._over:
             self._put_at_bound(batch)
             return
@@ -123,12 +123,12 @@ class MessageQueue:
         messages = self.messages
         if self._blocks and not self._shedding:
             messages.extend(batch)
-            self.size += sum([len(message.payload) for message in batch])
+            self.size += sum([len(message.payload) + message._overhead for message in batch])
             if not self.room:
                 self._fill()
         elif self._policy.when_full in ("drop_oldest", "latest"):
             messages.extend(batch)
-            self.size += sum([len(message.payload) for message in batch])
+            self.size += sum([len(message.payload) + message._overhead for message in batch])
             self._drop_oldest()
         else:
             self._put_while_room(batch)
@@ -150,14 +150,14 @@ class MessageQueue:
         dropped: list[Message] = []
         while self._is_over:
             oldest = self.messages.popleft()
-            self.size -= len(oldest.payload)
+            self.size -= len(oldest.payload) + oldest._overhead
             dropped.append(oldest)
         self.drop(dropped, self._policy.when_full)
 
     def _put_while_room(self, batch: list[Message]) -> None:
         dropped: list[Message] = []
         for message in batch:
-            size = len(message.payload)
+            size = len(message.payload) + message._overhead
             full = len(self.messages) >= self._max_messages or self.size + size > self._max_bytes
             if full and self.messages:
                 dropped.append(message)
@@ -174,7 +174,7 @@ class MessageQueue:
         dropped: list[Message] = []
         while self._is_over:
             newest = self.messages.pop()
-            self.size -= len(newest.payload)
+            self.size -= len(newest.payload) + newest._overhead
             dropped.append(newest)
         self.drop(reversed(dropped), "block_timeout")
 
@@ -184,7 +184,7 @@ class MessageQueue:
             self.drop([message], "closed", done=False)
             return
         self.messages.appendleft(message)
-        self.size += len(message.payload)
+        self.size += len(message.payload) + message._overhead
         self.peak = max(self.peak, len(self.messages))
         if len(self.messages) >= self._wanted:
             self.wake()
@@ -217,7 +217,7 @@ class MessageQueue:
             kept = [message for message in self.messages if not unwanted(message)]
             self.messages.clear()
             self.messages.extend(kept)
-            self.size = sum([len(message.payload) for message in kept])
+            self.size = sum([len(message.payload) + message._overhead for message in kept])
             self.drop(gone, cause, done=False)
             self.taken()
 
@@ -253,7 +253,7 @@ class MessageQueue:
         """The oldest ``at_most`` messages, or as many as there are."""
         popleft = self.messages.popleft
         batch = [popleft() for _ in range(min(at_most, len(self.messages)))]
-        self.size -= sum([len(message.payload) for message in batch])
+        self.size -= sum([len(message.payload) + message._overhead for message in batch])
         self.taken()
         return batch
 

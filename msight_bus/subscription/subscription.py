@@ -178,7 +178,7 @@ class Subscription:
                 if not await queue.wait():
                     self._end()
             message = messages.popleft()
-            queue.size -= len(message.payload)
+            queue.size -= len(message.payload) + message._overhead
             if queue.full:
                 queue.taken()
             if self._lifespan is None or self._drop_old([message]):

@@ -158,3 +158,15 @@ def test_a_queue_without_room_is_refused(wrong):
         QueuePolicy.block(wrong)
     with pytest.raises(ValueError, match="max_bytes"):
         QueuePolicy.latest(1, max_bytes=wrong)
+
+
+async def test_max_bytes_bounds_headers_and_keys_too(backend, topic):
+    headers = {f"name-{i}": "x" * 200 for i in range(50)}
+    policy = QueuePolicy.drop_oldest(10_000, max_bytes=100_000)
+    async with backend.connect() as bus, bus.subscribe(topic, queue=policy) as messages:
+        for _ in range(100):
+            await bus.publish(topic, b"", headers=headers, key="k" * 100)
+        async with asyncio.timeout(20):
+            while messages.stats.received < 100:
+                await asyncio.sleep(0.005)
+        assert messages.stats.queued <= 10

@@ -244,7 +244,7 @@ class Compared:
 
 
 BOUNDS = st.builds(QueuePolicy, st.just("block") | st.sampled_from(POLICIES), st.integers(1, 6), st.integers(1, 30))
-SIZES = st.lists(st.sampled_from([*range(10), 40]), max_size=8)
+SIZES = st.lists(st.sampled_from([*range(10), 40]), min_size=1, max_size=8)
 PUT, TAKE = st.tuples(st.just("put"), SIZES), st.tuples(st.just("take"), st.integers(1, 6))
 RARELY = st.one_of(
     st.tuples(st.just("put_back"), st.integers(0, 5)),

@@ -9,7 +9,7 @@ from operator import attrgetter
 from typing import Any
 
 from msight_bus.backends.kafka.batches import Record
-from msight_bus.message import NO_HEADERS, Headers, Message, Settlement
+from msight_bus.message import NO_HEADERS, Headers, Message, Settlement, overhead
 from msight_bus.protocol import envelope
 
 RawHeaders = Sequence[tuple[str, bytes | None]]
@@ -137,11 +137,13 @@ def _to_message(topic: str, record: Any, offset: int, received_at: float, settle
         else:
             user.append((name, value))
     session, sequence, published_at = meta or (None, None, _moment(record.timestamp, received_at))
+    headers = RecordHeaders(user) if user else NO_HEADERS
+    key = to_text(record.key) if record.key is not None else None
     return Message(
         topic,
         record.value or b"",
-        RecordHeaders(user) if user else NO_HEADERS,
-        to_text(record.key) if record.key is not None else None,
+        headers,
+        key,
         session,
         sequence,
         published_at,
@@ -150,6 +152,7 @@ def _to_message(topic: str, record: Any, offset: int, received_at: float, settle
         0,
         settlement,
         tombstone=record.value is None,
+        _overhead=overhead(headers, key),
     )
 
 

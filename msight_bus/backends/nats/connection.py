@@ -19,7 +19,7 @@ from msight_bus.backends.pubsub.in_flight import Request, Sender
 from msight_bus.backends.pubsub.reconnecting import LeavingCallback, RefusedCallback
 from msight_bus.backends.pubsub.socket_connection import SocketConnection
 from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError
-from msight_bus.message import Headers, Message
+from msight_bus.message import Headers, Message, overhead
 from msight_bus.protocol import nats
 from msight_bus.protocol.envelope import TopicCounter
 from msight_bus.protocol.inbound import Reply
@@ -140,10 +140,21 @@ class NatsConnection(SocketConnection):
     def read_foreign(self, topic: str, metadata: bytes, payload: bytes, received_at: float) -> Message:
         """A message with a key or headers, or none of ours."""
         meta, key, headers, payload = nats.read_foreign(metadata, payload)
+        size = overhead(headers, key)
         if meta is None:
-            return Message(topic, payload, Headers(headers), key, received_at=received_at)
+            return Message(topic, payload, Headers(headers), key, received_at=received_at, _overhead=size)
         session, sequence, published = meta
-        return Message(topic, payload, Headers(headers), key, session, sequence, published * 1e-9, received_at)
+        return Message(
+            topic,
+            payload,
+            Headers(headers),
+            key,
+            session,
+            sequence,
+            published * 1e-9,
+            received_at,
+            _overhead=size,
+        )
 
     def _refuse(self, text: str) -> None:
         """The server said ``-ERR``."""

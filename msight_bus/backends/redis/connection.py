@@ -16,7 +16,7 @@ from msight_bus.backends.pubsub.socket_connection import SocketConnection
 from msight_bus.backends.redis.errors import broker_error
 from msight_bus.backends.redis.health import REPLIES, Health, health_question
 from msight_bus.errors import AuthenticationError, BusError, HeaderError
-from msight_bus.message import Headers, Message
+from msight_bus.message import Headers, Message, overhead
 from msight_bus.protocol import envelope, redis
 from msight_bus.protocol.envelope import TopicCounter
 from msight_bus.protocol.inbound import Reply
@@ -137,4 +137,14 @@ class RedisConnection(SocketConnection):
         if meta is None:
             return Message(topic, payload, received_at=received_at)
         session, sequence, published = meta
-        return Message(topic, payload, Headers(headers), key, session, sequence, published * 1e-9, received_at)
+        return Message(
+            topic,
+            payload,
+            Headers(headers),
+            key,
+            session,
+            sequence,
+            published * 1e-9,
+            received_at,
+            _overhead=overhead(headers, key),
+        )
