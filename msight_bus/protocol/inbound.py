@@ -270,7 +270,7 @@ class Decoder:
         self.taken += limit - left
         if position == len(data):
             return False
-        if not left:
+        if left <= 0:  # a payload that ends here is taken even where the limit is 0
             self._rest, self._position = data, position
             return True
         self._chunks.append(data[position:])

@@ -320,6 +320,17 @@ def test_one_call_takes_at_most_its_limit(unit):
     assert counts == [4096, 4096, 1808]
 
 
+def test_a_limit_that_is_used_up_by_the_end_of_a_payload_leaves_the_rest_for_the_next_call():
+    """Else the next message would wait for bytes behind it."""
+    first, second = (b"*3\r\n$7\r\nmessage\r\n$1\r\na\r\n$40\r\n%b\r\n" % (b"%d" % n * 40) for n in (1, 2))
+    decoder = redis.decoder(LIMIT)
+    assert not decoder.feed(first[:-10], 1)
+    assert decoder.feed(first[-10:] + second, 0)
+    decoder.take()
+    assert not decoder.feed(b"", 1)
+    assert decoder.take() == [(b"a", None, [(b"", b"2" * 40)])]
+
+
 def test_bytes_that_come_while_others_are_left_over_follow_them():
     decoder = redis.decoder(LIMIT)
     assert decoder.feed(b"".join(message(b"a", b"%d" % i) for i in range(9)), 4)

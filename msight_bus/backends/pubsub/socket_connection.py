@@ -302,10 +302,10 @@ class SocketConnection(Connection, asyncio.Protocol):
         if self.reading_paused and not self.transport.is_closing():
             self.reading_paused = False
             self.received_at = self.loop.time()
+            if not self._stalled:  # else the next turn resumes it
+                self.transport.resume_reading()
             if self._stalled or self._held_bytes:
                 self._next_turn()
-            else:
-                self.transport.resume_reading()
 
     def fail(self, error: BusError) -> None:
         """Give the connection up for ``error``: what it still holds is not sent."""
