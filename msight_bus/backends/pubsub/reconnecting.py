@@ -120,6 +120,7 @@ class ReconnectingConnection:
         self._on_back = on_back
         self._on_refused = on_refused
         self._restoring: Connection | None = None
+        self._moving = False
         self._subscribed: list[Subscribed] = []
         self._streams: dict[str, list[TopicStream]] = {}
         self._changed = asyncio.Event()
@@ -234,7 +235,9 @@ class ReconnectingConnection:
                 if connection.carries(route):
                     connection.unsubscribe(route)
             raise
-        if connection is not self.connection:
+        if connection is not self.connection:  # the bus has moved to another server meanwhile
+            for route in subscribed.routes:
+                connection.forget_route(route)
             return False
         self._subscribed.append(subscribed)
         for route in subscribed.routes:
@@ -379,16 +382,25 @@ class ReconnectingConnection:
             self._on_back(self, self._attempts)
 
     async def _restore(self, connection: Connection) -> None:
-        """Write every subscription, then await every answer: about one round trip, however many there are.
+        """Subscribe all on ``connection``, those too that come meanwhile.
 
         Raises:
             TimeoutError: no progress for ``connect_timeout``.
             ConnectionLostError: the connection was lost again.
             BusError: the broker is busy or not ready; no subscription is to blame.
         """
-        asked = [
-            (subscribed, connection.subscribe(route)) for subscribed in self._subscribed for route in subscribed.routes
-        ]
+        while asked := [
+            (subscribed, connection.subscribe(route))
+            for subscribed in self._subscribed
+            for route in subscribed.routes
+            if not connection.carries(route)
+        ]:
+            await self._restored(connection, asked)
+        if any(subscribed.paused for subscribed in self._subscribed):
+            connection.pause_reading()
+
+    async def _restored(self, connection: Connection, asked: Sequence[tuple[Subscribed, Request]]) -> None:
+        """Await every answer to what was written: about one round trip, however many there are."""
         waiting = {request.answer for _, request in asked}
         while waiting and not connection.gone.done():
             before = connection.received_at
@@ -409,11 +421,10 @@ class ReconnectingConnection:
                 raise error  # it passes: the next try may succeed
         if connection.gone.done():
             raise ConnectionLostError("The connection was lost again at once.")
-        if any(subscribed.paused for subscribed in self._subscribed):
-            connection.pause_reading()
 
     def _leave_server(self, old: Connection) -> None:
-        if self.connection is old and self._restoring is None:
+        if self.connection is old and not self._moving:
+            self._moving = True
             self._tasks.start(lambda: self._move(old), "move")
 
     async def _move(self, old: Connection) -> None:
@@ -436,15 +447,19 @@ class ReconnectingConnection:
             old.detour = None
             logger.warning("Not moved from a server that will leave: %s", error)
             return
+        finally:
+            self._moving = False
         self._take(new)
-        asked = [old.unsubscribe(route) for subscribed in self._subscribed for route in subscribed.routes]
-        asked.append(old.ping())
-        await asyncio.wait([request.answer for request in asked], timeout=self._limits.pong_timeout)
-        new.detour = None
-        holding.hand_out(recording.seen)
-        if not any(subscribed.paused for subscribed in self._subscribed):
-            new.resume_reading()
-        await old.close(within=1.0)
+        try:
+            asked = [old.unsubscribe(route) for subscribed in self._subscribed for route in subscribed.routes]
+            asked.append(old.ping())
+            await asyncio.wait([request.answer for request in asked], timeout=self._limits.pong_timeout)
+        finally:
+            new.detour = None
+            holding.hand_out(recording.seen)
+            if not any(subscribed.paused for subscribed in self._subscribed):
+                new.resume_reading()
+            await run_shielded(old.close(within=1.0))
 
     def _see_that_nothing_happened_to(self, connection: Connection) -> None:
         if self.connection is not connection or self._closed:
