@@ -285,7 +285,7 @@ class Core:
         if queue is None:
             policy = QueuePolicy.block if capabilities.persistence else QueuePolicy.drop_oldest
             queue = policy(self.limits.queue_messages, max_bytes=self.limits.queue_bytes)
-        subscription = Subscription(
+        return Subscription(
             self.backend,
             Selection(topics, group_id, queue, start),
             terms,
@@ -293,10 +293,9 @@ class Core:
             clock=self.clock,
             check=self.check,
             report=self.reporter.report,
+            on_entered=self._subscriptions.add,
             on_closed=self._subscriptions.discard,
         )
-        self._subscriptions.add(subscription)
-        return subscription
 
     def _warn_of_group(self, group_id: str, topics: tuple[str, ...]) -> None:
         text = (

@@ -81,6 +81,7 @@ class Subscription:
         clock: Callable[[], float],
         check: Callable[[], None],
         report: Callable[[BusEvent], None],
+        on_entered: Callable[[Subscription], None],
         on_closed: Callable[[Subscription], None],
     ) -> None:
         """``check`` raises where the bus cannot be used, and ``clock`` gives POSIX seconds."""
@@ -93,6 +94,7 @@ class Subscription:
         self._limits = limits
         self._clock = clock
         self._check = check
+        self._on_entered = on_entered
         self._on_closed = on_closed
         capabilities = backend.capabilities
         self._keeps = capabilities.persistence
@@ -125,6 +127,7 @@ class Subscription:
         if self._entered:
             raise ClosedError("A subscription is entered once; call bus.subscribe() again.")
         self._entered = True
+        self._on_entered(self)
         try:
             await reraise_swallowed(self._subscribe())
         except BaseException:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 
 import pytest
 
@@ -199,3 +201,10 @@ async def test_the_ledger_of_a_subscription_balances(backend, topic):
         assert stats.queued_peak <= 20
         assert not stats.gaps
         assert not stats.missing
+
+
+async def test_a_subscription_that_was_never_entered_is_not_kept(backend, topic):
+    async with backend.connect() as bus:
+        forgotten = weakref.ref(bus.subscribe(topic))
+        gc.collect()
+        assert forgotten() is None

@@ -112,6 +112,7 @@ class Machine(RuleBasedStateMachine):
             clock=time.time,
             check=lambda: None,
             report=lambda event: None,
+            on_entered=lambda subscription: None,
             on_closed=lambda subscription: None,
         )
         self.runner.run(self.messages.__aenter__())
