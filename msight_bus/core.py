@@ -88,6 +88,7 @@ class Core:
         self._subscriptions: set[Subscription] = set()
         self.publishers: dict[str, TopicPublisher] = {}
         self.loop: object = _CLOSED
+        self._closing: asyncio.Task[None] | None = None
         self._process = 0
         self._warned_of_groups = False
 
@@ -147,6 +148,7 @@ class Core:
             DrainTimeoutError: time was up; the bus is closed.
         """
         if not self.is_open:
+            await self._closed_by_another()
             return
         self.check()
         await self._run_before_closing()
@@ -165,10 +167,20 @@ class Core:
             BusError: this is another event loop, on which nothing of the bus can be ended.
         """
         if not self.is_open:
+            await self._closed_by_another()
             return
         self.check()
         self.loop = _CLOSED
-        await run_shielded(self._close())
+        self._closing = asyncio.create_task(self._close(), name="msight_bus closing")
+        await run_shielded(self._closing)
+
+    async def _closed_by_another(self) -> None:
+        """Wait until everything is closed, where another task of this loop is at it."""
+        closing = self._closing
+        if closing is None or closing.done() or closing is asyncio.current_task():
+            return
+        if closing.get_loop() is asyncio.get_running_loop():
+            await asyncio.wait((closing,))
 
     async def _close(self) -> None:
         try:

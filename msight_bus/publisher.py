@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
@@ -50,6 +51,8 @@ class Publisher:
     ) -> None:
         if self._to is None:
             return
+        with contextlib.suppress(ClosedError):  # raised by the flush
+            self._check()
         try:
             if kind is None:
                 await self.flush()

@@ -81,7 +81,7 @@ class Gate:
             self.waiting -= 1
 
 
-async def run_shielded(release: Coroutine[Any, Any, None]) -> None:
+async def run_shielded(release: Coroutine[Any, Any, None] | asyncio.Task[None]) -> None:
     """Await ``release`` to its end, which must have a deadline; a cancellation meanwhile is raised after it.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
@@ -148,7 +149,14 @@ class Subscription:
         await self.close()
 
     async def close(self) -> None:
-        """Unsubscribe, commit what is done and hand out nothing more."""
+        """Unsubscribe, commit what is done and hand out nothing more.
+
+        Raises:
+            BusError: this is another thread, event loop or process, where nothing of it can be ended.
+        """
+        if self._at_broker is not None:
+            with contextlib.suppress(ClosedError):  # the bus closes it
+                self._check()
         self._inbox.stop_watching()
         self._queue.close()
         self._finished.set()

@@ -108,6 +108,19 @@ async def test_closing_the_bus_closes_its_subscriptions(backend, topic):
     assert (unread.stats.queued, unread.stats.dropped) == (0, {"closed": 1})
 
 
+@pytest.mark.parametrize("way", ["close", "drain"])
+async def test_whoever_closes_a_bus_that_is_being_closed_waits_until_it_is(backend, topic, way):
+    before = asyncio.all_tasks()
+    async with backend.connect() as bus:
+        async with bus.publisher(topic) as publisher:
+            await publisher.send(b"x")
+        closing = asyncio.create_task(bus.close())
+        await asyncio.sleep(0)
+        await (bus.drain() if way == "drain" else bus.close())
+        assert asyncio.all_tasks() - before <= {closing}
+    await closing
+
+
 async def test_an_exception_in_the_body_closes_everything(backend, topic):
     with pytest.raises(ZeroDivisionError):
         async with backend.connect() as bus, bus.subscribe(topic):

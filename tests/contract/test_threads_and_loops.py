@@ -31,6 +31,9 @@ def steps(bus, publisher, messages, topic):
         "enter a subscription": lambda: bus.subscribe(topic).__aenter__(),
         "iterate": messages.__anext__,
         "drain": lambda: bus.drain(0.1),
+        "close": bus.close,
+        "leave a publisher": lambda: publisher.__aexit__(None, None, None),
+        "leave a subscription": lambda: messages.__aexit__(None, None, None),
     }
 
 
