@@ -336,6 +336,7 @@ class SocketConnection(Connection, asyncio.Protocol):
             if not (self._more or self._unread):
                 return
             self._decode(b"" if self._more else self._unread.pop(0))
+            self._deliver()  # which makes room for as many again
         self._deliver()
 
     async def close(self, within: float) -> None:

@@ -1,4 +1,4 @@
-"""Reading is paused and resumed in any turn of the loop: the transport reads again, and what was read is delivered."""
+"""Reading is paused, resumed or ended in any turn of the loop: the transport reads again, and what was read is delivered."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from msight_bus.backends.redis.connection import RedisConnection
 
 MESSAGES = 300
 FULL_READ = b"*3\r\n$7\r\nmessage\r\n$1\r\na\r\n$1000\r\n%b\r\n" % bytes(1000) * MESSAGES
+SMALL = b"*3\r\n$7\r\nmessage\r\n$1\r\na\r\n$0\r\n\r\n"
 
 
 class Transport:
@@ -49,12 +50,31 @@ class Stream:
         self.count += len(batch)
 
 
-@pytest.mark.parametrize("turns", range(6))
-async def test_a_connection_reads_again_after_a_pause_in_any_turn_behind_a_full_read(turns):
-    transport, stream = Transport(), Stream()
+def connected(transport: Transport, stream: Stream) -> RedisConnection:
     connection = RedisConnection(transport, lambda *_: None, raw=False, max_bytes=1 << 20, max_received=1 << 20)
     connection.take_over(b"")
     connection.add_route(Route("a", None, stream, lambda error: None), b"a")
+    return connection
+
+
+@pytest.mark.parametrize("turns", range(6))
+@pytest.mark.parametrize("reads", [1, 2, 4])
+async def test_what_was_read_before_a_connection_was_lost_is_delivered(turns, reads):
+    """However much more it is than a turn of the loop takes."""
+    stream = Stream()
+    connection = connected(Transport(), stream)
+    for _ in range(reads):
+        connection.data_received(SMALL * 5000)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    connection.connection_lost(None)
+    assert stream.count == 5000 * reads
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_connection_reads_again_after_a_pause_in_any_turn_behind_a_full_read(turns):
+    transport, stream = Transport(), Stream()
+    connection = connected(transport, stream)
     connection.data_received(FULL_READ)
     for _ in range(turns):
         await asyncio.sleep(0)
