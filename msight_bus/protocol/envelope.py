@@ -38,6 +38,9 @@ HEADER_DIGITS = 48
 pack_prefix = _PREFIX.pack
 """Magic, extension length, session, sequence, publish time in nanoseconds: as bytes."""
 
+MAX_EXTENSION_BYTES = 1024 * 1024
+"""Of key and headers behind the prefix: decoded, small headers take fifty times as much."""
+
 MAGIC = b"\xc1MB\x01"
 _FIRST = 0xC1
 _Extension = tuple[str | None, dict[str, str]]
@@ -112,6 +115,8 @@ def unpack_extension(data: bytes) -> tuple[str | None, Mapping[str, str]]:
     Raises:
         ValueError: these bytes are no extension.
     """
+    if len(data) > MAX_EXTENSION_BYTES:
+        raise ValueError("not an extension of a size that is read")
     try:
         key, headers = _decode_extension(data)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:

@@ -200,6 +200,12 @@ def test_what_is_no_extension(data):
         envelope.unpack_extension(data)
 
 
+def test_an_extension_that_would_take_much_more_memory_is_not_decoded():
+    packed = envelope.pack_extension(None, {f"{number:x}": "" for number in range(200_000)})
+    with pytest.raises(ValueError, match="not an extension"):
+        envelope.unpack_extension(packed)
+
+
 @given(st.none() | TEXT, HEADERS.filter(bool))
 def test_every_truncated_extension_is_refused(key, headers):
     packed = envelope.pack_extension(key, headers)

@@ -48,11 +48,15 @@ class RedisConnection(SocketConnection):
 
         Raises:
             MessageTooLargeError: Redis would cut this message's subscribers.
-            HeaderError: headers or a key with ``MSIGHT_WIRE=raw``.
+            HeaderError: headers or a key with ``MSIGHT_WIRE=raw``, or more of them than travels.
         """
         if self._raw:
             return self._encode_raw(counter, payload, key, headers)
         extension = envelope.pack_extension(key, headers) if headers or key is not None else b""
+        if len(extension) > envelope.MAX_EXTENSION_BYTES:
+            raise HeaderError(
+                f"Key and headers take {len(extension)} bytes together; on Redis at most {envelope.MAX_EXTENSION_BYTES} travel."
+            )
         size = envelope.PREFIX_BYTES + len(extension) + len(payload)
         if size > self._max_bytes:
             raise too_large("Redis", size, self._max_bytes, "client-output-buffer-limit pubsub")

@@ -110,3 +110,12 @@ async def test_a_prefix_of_zeros_makes_a_raw_payload(redis, topic):
         assert (messages.stats.duplicates, messages.stats.missing) == (0, 0)
     for message in (first, second):
         assert (message.payload, message.session, message.sequence, message.published_at) == (data, None, None, None)
+
+
+async def test_a_key_that_a_subscriber_would_not_read_is_refused(redis, topic):
+    async with redis.connect() as bus, bus.subscribe(topic) as messages:
+        with pytest.raises(HeaderError, match="on Redis"):
+            await bus.publish(topic, b"", key="k" * envelope.MAX_EXTENSION_BYTES)
+        await bus.publish(topic, b"x", key="k" * 1000)
+        (message,) = await take(messages, 1)
+        assert message.sequence == 1
