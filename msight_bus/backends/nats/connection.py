@@ -56,6 +56,7 @@ class NatsConnection(SocketConnection):
         self._last_sid = 0
         self._next_ping = _PING_EVERY
         self._unclear = ""  # an -ERR that is about a subscription if a PONG follows
+        self._owes_pong = False
 
     def encode(
         self, counter: TopicCounter, payload: bytes, key: str | None, headers: Mapping[str, str] | None
@@ -125,7 +126,10 @@ class NatsConnection(SocketConnection):
             self._unclear = ""
             self.in_flight.confirm_to_request()
         elif reply.kind == "PING":
-            self.write(nats.PONG)
+            if self._write_paused:  # a peer that does not read gets one PONG, however often it asks
+                self._owes_pong = True
+            else:
+                self.write(nats.PONG)
         elif reply.kind == "INFO":
             info = nats.parse_info(reply)
             limit = info.get("max_payload")
@@ -136,6 +140,13 @@ class NatsConnection(SocketConnection):
                 self._on_leaving(self)
         elif reply.kind == "error":
             self._refuse(reply.text)
+
+    def resume_writing(self) -> None:
+        """The transport's buffer is under its low-water mark."""
+        super().resume_writing()
+        if self._owes_pong:
+            self._owes_pong = False
+            self.write(nats.PONG)
 
     def read_foreign(self, topic: str, metadata: bytes, payload: bytes, received_at: float) -> Message:
         """A message with a key or headers, or none of ours."""
