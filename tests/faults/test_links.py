@@ -13,7 +13,7 @@ from msight_bus.settings import Limits
 from tests.support.commits import watched_commits
 from tests.support.ledger import Account
 from tests.support.proxy import HOST, FaultProxy, port_of, through
-from tests.support.rig import LIVE, QUICKLY, own_broker, seen, until
+from tests.support.rig import LIVE, QUICKLY, own_broker, seen, until, whole
 from tests.support.stream import Events, traffic
 
 live = pytest.mark.parametrize("target", LIVE, indirect=True)
@@ -32,13 +32,6 @@ async def proxied(target, book, topic, **how):
         async with backend.connect(events=events, **QUICKLY) as receiving, backend.connect(**QUICKLY) as sending:
             async with traffic(sending, receiving, topic, book.ledgers[topic], **how) as flow:
                 yield proxy, flow, events
-
-
-def whole(account: Account) -> bool:
-    """Nothing was lost in silence, misread, repeated or swapped, and each loss was announced with its size."""
-    return account == Account(
-        acknowledged=account.acknowledged, delivered=account.delivered, announced=account.announced
-    )
 
 
 def test_the_default_deadlines_notice_a_dead_link_and_find_a_broker_again_in_time():

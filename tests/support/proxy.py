@@ -33,12 +33,14 @@ class Weather:
         rate: bytes a second in each direction of a connection; ``None`` is no limit.
         uplink: the same towards the broker only; it wins over ``rate`` there.
         slices: chunks are forwarded in parts of 1 to this many bytes; 1 is single bytes; ``None`` is whole.
+        login: seconds that the first chunk of a connection towards the broker is held back.
     """
 
     delay: float = 0.0
     rate: float | None = None
     uplink: float | None = None
     slices: int | None = None
+    login: float = 0.0
 
 
 class _Pair:
@@ -47,6 +49,7 @@ class _Pair:
     def __init__(self, client: socket.socket, broker: socket.socket) -> None:
         self.sides = (client, broker)
         self.left: int | None = None
+        self.vanished = False
         self.tasks: list[asyncio.Task[None]] = []
 
     def close(self, *, reset: bool) -> None:
@@ -84,6 +87,7 @@ class FaultProxy:
         self._ending: set[asyncio.Task[None]] = set()
         self._flowing = asyncio.Event()
         self._flowing.set()
+        self._vanished = False
         self._listener = socket.socket()
         if receive_buffer is not None:  # before listening, or what is accepted does not inherit it
             self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -122,6 +126,16 @@ class FaultProxy:
         """Forward again."""
         self._flowing.set()
 
+    def vanish(self) -> None:
+        """Drop everything from now on, in both directions and without a word: what comes now is lost with its connection."""
+        self._vanished = True
+        for pair in self._pairs:
+            pair.vanished = True
+
+    def appear(self) -> None:
+        """Forward new connections again; those that lost data stay silent, as behind a router that has forgotten them."""
+        self._vanished = False
+
     async def reset(self) -> None:
         """Reset every connection (RST)."""
         self.faults += len(self._pairs)
@@ -150,6 +164,7 @@ class FaultProxy:
             except BaseException:
                 pair.close(reset=True)
                 raise
+            pair.vanished = self._vanished
             self._pairs.add(pair)
             for side in pair.sides:
                 side.setblocking(False)
@@ -167,8 +182,14 @@ class FaultProxy:
     async def _copy(self, pair: _Pair, source: socket.socket, target: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         up = source is pair.sides[0]
+        held = self.weather.login if up else 0
         while data := await loop.sock_recv(source, self._step(up)):
+            if held:
+                await asyncio.sleep(held)
+                held = 0
             for part in self._parts(data, self._step(up)):
+                if pair.vanished:
+                    break
                 await self._flowing.wait()
                 if self.weather.delay:
                     await asyncio.sleep(self.weather.delay)
@@ -182,6 +203,8 @@ class FaultProxy:
                     pair.left = left - len(part)
                 rate = self._rate(up)
                 await asyncio.sleep(len(part) / rate if rate else 0)
+        if pair.vanished:  # so is the end
+            await asyncio.Event().wait()
 
     def _rate(self, up: bool) -> float | None:
         return self.weather.uplink if up and self.weather.uplink is not None else self.weather.rate

@@ -63,6 +63,16 @@ async def python(*arguments: str, env: dict[str, str]) -> AsyncIterator[asyncio.
         await process.communicate()
 
 
+def whole(account: Account) -> bool:
+    """Nothing was lost in silence, misread, repeated or swapped, and each loss was announced with its size."""
+    return account == Account(
+        acknowledged=account.acknowledged,
+        unknown=account.unknown,
+        delivered=account.delivered,
+        announced=account.announced,
+    )
+
+
 class Leftovers:
     """Threads and descriptors that were not there at the beginning."""
 

@@ -17,7 +17,7 @@ from tests.support.ledger import Ledger
 
 _HEAD = struct.Struct(">IQ")  # the publisher's life, the message's number
 _TEMPTING = b"\r\nMSG a 1 3\r\n$5\r\n*3\r\n+OK\r\nPONG\r\n"  # what a parser that lost its place would take for protocol
-LONGEST = 50_000
+LONGEST = 1_000_000
 _BODIES = (_TEMPTING + random.Random(1).randbytes(97)) * (2 * LONGEST // (len(_TEMPTING) + 97) + 1)
 _assignments = itertools.count()
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
@@ -13,36 +11,13 @@ from msight_bus import AuthenticationError, BusError
 from msight_bus.events import Disconnected, Reconnected
 from tests.support.brokers import Backend, start_broker
 from tests.support.receiving import take
+from tests.support.reloading import NatsServer
 from tests.support.rig import QUICKLY, seen, until
 from tests.support.scripted_peers import ScriptedPeer, bus_at
 
 QUIET = {"MSIGHT_ANNOUNCE": "false", "MSIGHT_CONNECT_TIMEOUT": "3"}
 MOST = 12
 """Subscriptions that the server takes on a connection, those on reserved topics included."""
-
-
-class Server:
-    """A NATS server whose configuration can be changed."""
-
-    def __init__(self, broker):
-        self.broker = broker
-        self._path = broker.log_path.parent / "nats.conf"
-
-    def change(self, old, new):
-        """Change what it reads when it starts again."""
-        text = self._path.read_text()
-        assert old in text
-        self._path.write_text(text.replace(old, new))
-
-    async def reload(self, old, new):
-        """Change the configuration while it runs, and wait until the server has read it."""
-        self.change(old, new)
-        reloads = self._reloads()
-        os.kill(self.broker.pid, signal.SIGHUP)
-        await until(lambda: self._reloads() > reloads, within=4)
-
-    def _reloads(self):
-        return self.broker.log_path.read_text().count("Reloaded server configuration")
 
 
 @asynccontextmanager
@@ -57,7 +32,7 @@ async def at_server(*config, user=""):
         if user:
             near = Backend("nats", dict(broker.env) | credentials | {"MSIGHT_NATS_USERNAME": "near"})
         async with near.connect(**QUIET) as other, backend.connect(events=events, **QUIET, **QUICKLY) as bus:
-            yield bus, events, Server(broker), other
+            yield bus, events, NatsServer(broker), other
 
 
 async def receives(bus, messages, topic):
