@@ -174,7 +174,10 @@ class NatsConnector:
             )
             connection.take_over(leftover)
         except BaseException as failure:
+            words = client.last_words
             client.abandon(failure)
+            if words and is_unreachable(failure):
+                raise nats.errors.Error(words) from nats.errors.UnexpectedEOF()
             raise
         return connection
 

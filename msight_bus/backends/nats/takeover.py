@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,9 @@ from nats.protocol.parser import Parser
 from msight_bus.backends.client_library import ClientLibrary
 
 NATS_PY = ClientLibrary("nats-py", oldest="2.15", newest="2.16.0")
+
+
+_ERROR = re.compile(rb"^-ERR '([^\r\n]*)'\r\n", re.MULTILINE)
 
 
 class NoTlsError(nats.errors.Error):
@@ -97,6 +101,13 @@ class ConnectingClient(Client):
             self._transport = None  # until then it keeps the writer alive, which would close the transport
 
         return writer.transport, leftover, release
+
+    @property
+    def last_words(self) -> str:
+        """The text of an ``-ERR`` that arrived and was not read, because writing failed first: the server hung up behind it."""
+        reader: Any = getattr(self._transport, "_io_reader", None)
+        found = _ERROR.search(bytes(reader._buffer)) if reader is not None else None
+        return found[1].decode("ascii", "replace") if found else ""
 
     def abandon(self, failure: BaseException) -> None:
         """Close what a failed connect has left open, and add the reason to ``failure`` where nats-py hides it.

@@ -28,7 +28,7 @@ from msight_bus.backends.pubsub.reconnecting import LeavingCallback, LostCallbac
 from msight_bus.backends.redis.connection import RedisConnection
 from msight_bus.backends.redis.errors import find_reply, meaning_of
 from msight_bus.backends.redis.health import REPLIES, Health, health_question
-from msight_bus.backends.redis.takeover import BoundedParser, EncryptedConnection, check_redis_py, take_over
+from msight_bus.backends.redis.takeover import BoundedParser, EncryptedConnection, check_redis_py, last_words, take_over
 from msight_bus.capabilities import Capabilities
 from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError, quoted
 from msight_bus.settings import BusSettings, HostPort
@@ -156,8 +156,11 @@ class RedisConnector:
         try:
             await connection.connect()
             await self._see_that_it_is_fit(connection)
-        except BaseException:
+        except BaseException as failure:
             await connection.disconnect(nowait=True)
+            words = last_words(connection)
+            if words and is_unreachable(failure):
+                raise ResponseError(words) from None
             raise
         return connection
 

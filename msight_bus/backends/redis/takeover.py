@@ -70,6 +70,15 @@ def check_redis_py() -> None:
     )
 
 
+def last_words(connection: AbstractConnection) -> str:
+    """An error reply that arrived and was not read, because writing failed first: the server hung up behind it."""
+    parser: Any = connection._parser
+    reader = parser._stream
+    unread = bytes(reader._buffer) if reader is not None else b""
+    line, end, _ = unread.partition(b"\r\n")
+    return line[1:].decode("ascii", "replace") if end and line.startswith(b"-") else ""
+
+
 def take_over(connection: AbstractConnection) -> tuple[Any, bytes, Callable[[], None]]:
     """Take the transport of an open connection.
 
