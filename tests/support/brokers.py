@@ -63,7 +63,7 @@ def make_backend(name: str, broker: brokers.RunningBroker | None = None) -> Back
 def backend_at(kind: str, *ports: int) -> Backend:
     """Redis or NATS with servers at ``ports``, and a user."""
     if kind == "nats":
-        where = {"MSIGHT_NATS_SERVERS": ",".join(f"127.0.0.1:{port}" for port in ports).replace("127", "nats://127")}
+        where = {"MSIGHT_NATS_SERVERS": ",".join(f"nats://127.0.0.1:{port}" for port in ports)}
         return Backend(kind, {**where, "MSIGHT_NATS_USERNAME": "cam", "MSIGHT_NATS_PASSWORD": "secret word"})
     prefix = "MSIGHT_REDIS_MESSAGE_BROKER_"
     nodes = ",".join(f"127.0.0.1:{port}" for port in ports)
