@@ -43,11 +43,13 @@ class Sender:
         number: of the last one.
         life: of this publisher, in its messages.
         stop: set it to end.
+        errors: the types of what publishing has raised.
     """
 
     def __init__(self, bus: Bus, topic: str, ledger: Ledger, rng: random.Random, *, life: int = 1) -> None:
         self.number = 0
         self.stop = asyncio.Event()
+        self.errors: set[type[BusError]] = set()
         self._bus = bus
         self._topic = topic
         self._ledger = ledger
@@ -66,7 +68,8 @@ class Sender:
         stream = (key, self.life)
         try:
             await self._bus.publish(self._topic, make(self.life, number, size), key=key)
-        except BusError:
+        except BusError as error:
+            self.errors.add(type(error))
             self._ledger.unknown(stream, number, time.time())
             return False
         self._ledger.acknowledged(stream, number, time.time())
