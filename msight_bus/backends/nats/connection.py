@@ -137,6 +137,7 @@ class NatsConnection(SocketConnection):
                 self._max_payload = min(self._max_received, limit)
             self._on_info(info)
             if info.get("ldm") is True and not self.gone.done():  # lame duck mode
+                self.leaving = True
                 self._on_leaving(self)
         elif reply.kind == "error":
             self._refuse(reply.text)

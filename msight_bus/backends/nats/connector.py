@@ -172,6 +172,7 @@ class NatsConnector:
                 max_received=self._settings.limits.max_message_bytes,
                 on_info=learn,
             )
+            connection.leaving = client.info.get("ldm") is True
             connection.take_over(leftover)
         except BaseException as failure:
             words = client.last_words

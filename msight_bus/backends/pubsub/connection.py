@@ -56,6 +56,7 @@ class Connection:
         received_at: when something last came, by the loop's clock, in seconds.
         reading_paused: a full queue holds up what arrives.
         socket: the socket below, where there is one.
+        leaving: whether the server has said that it will leave.
         detour: where messages go instead of to their streams, while the bus moves to another server.
     """
 
@@ -68,6 +69,7 @@ class Connection:
         self.received_at = self.loop.time()
         self.reading_paused = False
         self.socket: Any = None
+        self.leaving = False
         self.detour: Detour | None = None
         self._on_lost = on_lost
         self._drained: asyncio.Future[None] | None = None

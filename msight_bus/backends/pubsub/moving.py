@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from msight_bus.backends.pubsub.connection import Route
+from msight_bus.backends.pubsub.connection import Connection, Route
 from msight_bus.message import Message
 
 _HELD_MESSAGES = 10_000
 """At more the new connection is not read until the old one has been left."""
 
 _REMEMBERED = 1_000_000
+
+_COPIES_WITHIN = 2.0
+"""Seconds."""
 
 _Key = tuple[str, int | None, int | None]
 
@@ -59,3 +62,23 @@ class Holding:
             if unseen:
                 route.stream.deliver(unseen)
         self._held.clear()
+
+
+class Filter:
+    """Passes over what the old connection has brought already: copies reach the new server a moment later, over other routes."""
+
+    def __init__(self, seen: set[_Key], connection: Connection) -> None:
+        """It takes itself away from the connection in the end."""
+        self._seen = seen
+        self._connection = connection
+        connection.loop.call_later(_COPIES_WITHIN, self._end)
+
+    def deliver(self, route: Route, batch: list[Message]) -> None:
+        """Hand out what is new."""
+        unseen = [message for message in batch if _key(message) not in self._seen]
+        if unseen:
+            route.stream.deliver(unseen)
+
+    def _end(self) -> None:
+        if self._connection.detour is self:
+            self._connection.detour = None

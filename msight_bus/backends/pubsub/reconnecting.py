@@ -12,7 +12,7 @@ from msight_bus.backends.base import Inbox, TopicStream
 from msight_bus.backends.pubsub import liveness
 from msight_bus.backends.pubsub.connection import Connection, Route
 from msight_bus.backends.pubsub.in_flight import Request
-from msight_bus.backends.pubsub.moving import Holding, Recording
+from msight_bus.backends.pubsub.moving import Filter, Holding, Recording
 from msight_bus.capabilities import Capabilities
 from msight_bus.errors import AuthenticationError, BusError, ClosedError, ConnectionLostError, fresh
 from msight_bus.settings import Limits
@@ -120,7 +120,7 @@ class ReconnectingConnection:
         self._on_back = on_back
         self._on_refused = on_refused
         self._restoring: Connection | None = None
-        self._moving = False
+        self._moving_from: Connection | None = None
         self._subscribed: list[Subscribed] = []
         self._streams: dict[str, list[TopicStream]] = {}
         self._changed = asyncio.Event()
@@ -301,6 +301,8 @@ class ReconnectingConnection:
         self._changed.set()
         if connection.gone.done():
             self._lost(connection, ConnectionLostError("The connection was lost as soon as it was open."))
+        if connection.leaving:  # it said so while the connection was being opened
+            self._leave_server(connection)
 
     def _lost(self, connection: Connection, reason: BusError) -> None:
         """A connection is gone; called by the connection itself."""
@@ -404,12 +406,12 @@ class ReconnectingConnection:
         waiting = {request.answer for _, request in asked}
         while waiting and not connection.gone.done():
             before = connection.received_at
-            _, waiting = await asyncio.wait(
+            answered, waiting = await asyncio.wait(
                 waiting | {connection.gone}, timeout=self._limits.connect_timeout, return_when=asyncio.FIRST_COMPLETED
             )
             waiting -= {connection.gone}
-            if waiting and connection.received_at == before:
-                raise TimeoutError
+            if not answered and connection.received_at == before:  # an answer may come within one tick of the clock
+                raise TimeoutError(f"no answer for {self._limits.connect_timeout:g} s (MSIGHT_CONNECT_TIMEOUT)")
         for subscribed, request in asked:
             error = request.answer.exception() if request.answer.done() else None
             if isinstance(error, AuthenticationError) or request.error is not None:
@@ -423,13 +425,26 @@ class ReconnectingConnection:
             raise ConnectionLostError("The connection was lost again at once.")
 
     def _leave_server(self, old: Connection) -> None:
-        if self.connection is old and not self._moving:
-            self._moving = True
+        if self.connection is old and self._moving_from is not old:
+            self._moving_from = old
             self._tasks.start(lambda: self._move(old), "move")
 
     async def _move(self, old: Connection) -> None:
-        """The server will leave: subscribe at the next one, then leave it. If that fails, it will be a lost connection."""
+        """The server will leave: try to move to another one for as long as it serves."""
         logger.info("The server of %s will leave; moving to another one.", self._connector.where)
+        pause = self._limits.reconnect_min
+        problem = await self._move_once(old)
+        if problem is not None:
+            logger.warning("Not moved yet from a server that will leave: %s", problem)
+        while problem is not None and not self._closed:
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(pause * 2, self._limits.reconnect_max)
+            if self.connection is not old:
+                return
+            problem = await self._move_once(old)
+
+    async def _move_once(self, old: Connection) -> BaseException | None:
+        """Subscribe at the next server, then leave the old one; returns what went wrong."""
         recording = old.detour = Recording()
         try:
             new = await self._connect()
@@ -437,7 +452,7 @@ class ReconnectingConnection:
             try:
                 self._restoring = new
                 await self._restore(new)
-                self._see_that_nothing_happened_to(old)
+                self._see_that_moving_is_of_use(old, new)
             except BaseException:
                 await run_shielded(new.close(0.1))
                 raise
@@ -445,25 +460,25 @@ class ReconnectingConnection:
                 self._restoring = None
         except (TimeoutError, BusError) as error:
             old.detour = None
-            logger.warning("Not moved from a server that will leave: %s", error)
-            return
-        finally:
-            self._moving = False
+            return error
         self._take(new)
         try:
             asked = [old.unsubscribe(route) for subscribed in self._subscribed for route in subscribed.routes]
             asked.append(old.ping())
             await asyncio.wait([request.answer for request in asked], timeout=self._limits.pong_timeout)
         finally:
-            new.detour = None
             holding.hand_out(recording.seen)
+            new.detour = Filter(recording.seen, new)
             if not any(subscribed.paused for subscribed in self._subscribed):
                 new.resume_reading()
             await run_shielded(old.close(within=1.0))
+        return None
 
-    def _see_that_nothing_happened_to(self, connection: Connection) -> None:
-        if self.connection is not connection or self._closed:
+    def _see_that_moving_is_of_use(self, old: Connection, new: Connection) -> None:
+        if self.connection is not old or self._closed:
             raise ConnectionLostError("The old connection was lost meanwhile.")
+        if new.leaving:
+            raise ConnectionLostError("The next server will leave too.")
 
     def _consider_refusal(self, error: AuthenticationError) -> None:
         """Believe a refusal at once, or when it has lasted, where files may still change."""
