@@ -10,7 +10,6 @@ import pytest
 import redis
 
 from msight_bus.events import Disconnected, Reconnected
-from tests.support.brokers import make_backend
 from tests.support.clusters import known_to, nats_cluster, redis_cluster
 from tests.support.ledger import Account
 from tests.support.rig import QUICKLY, own_broker, seen, until, whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import shutil
 import ssl
 from contextlib import asynccontextmanager
@@ -211,7 +212,7 @@ async def test_certificates_of_both_sides_are_rotated_while_messages_flow(kind, 
         backend = Backend(kind, variables(kind, proxy.port, **files.variables()))
         async with backend.connect(events=events, **QUICKLY) as receiving, backend.connect(**QUICKLY) as sending:
             async with traffic(sending, receiving, "a", book.ledgers["a"], pause=0.005) as flow:
-                for old, new in zip(made, made[1:], strict=False):
+                for old, new in itertools.pairwise(made):
                     files.replace_servers(new, trusts=[old, new])
                     await reload()
                     await flow.flows()  # open connections go on
