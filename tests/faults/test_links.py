@@ -88,7 +88,7 @@ async def test_a_link_cut_at_any_byte_misreads_nothing(target, book, topic, cuts
 
 @live
 async def test_a_link_sliced_into_single_bytes_misreads_nothing(target, book, topic):
-    async with proxied(target, book, topic, longest=200) as (proxy, flow, _events):
+    async with proxied(target, book, topic, longest=200, pause=0.02) as (proxy, flow, _events):
         proxy.weather.slices = 1
         for _ in range(3):
             await flow.flows()
