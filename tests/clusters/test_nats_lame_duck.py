@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from contextlib import asynccontextmanager
 
@@ -22,6 +23,7 @@ class Server:
         self.holds_at: str | None = None
         """The verb at which it falls silent, until the valve is opened."""
         self.says_it_leaves = 0
+        self.always_leaves = False
         self.peer = Peer("nats", self._answer)
         self.sids: dict[bytes, bytes] = {}
         self.connections = 0
@@ -38,10 +40,18 @@ class Server:
 
     async def __call__(self, reader, writer):
         self.connections += 1
+        saying = asyncio.create_task(self._say_always(writer))
         try:
             await self.valve.behind(self.peer)(reader, writer)
         finally:
+            saying.cancel()
             self.connections -= 1
+
+    async def _say_always(self, writer):
+        while not writer.is_closing():
+            if self.always_leaves and self.peer.told("SUB"):
+                writer.write(LEAVING)
+            await asyncio.sleep(0.005)
 
 
 @asynccontextmanager
@@ -81,3 +91,12 @@ async def test_closing_while_moving_closes_the_old_connection():
         await until(lambda: old.peer.told("UNSUB"), within=4)
         await bus.close()
         await until(lambda: not old.connections and not new.connections, within=2)
+
+
+async def test_servers_that_all_leave_are_not_tried_without_pause():
+    async with two_servers() as (_bus, _, old, new, way):
+        old.always_leaves = new.always_leaves = True
+        old.says_it_leaves = 1
+        await until(lambda: way.connections, within=4)
+        await asyncio.sleep(1)
+        assert way.connections <= 10

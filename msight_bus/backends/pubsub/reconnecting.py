@@ -431,6 +431,11 @@ class ReconnectingConnection:
 
     async def _move(self, old: Connection) -> None:
         """The server will leave: try to move to another one for as long as it serves."""
+        loop = asyncio.get_running_loop()
+        # servers that all leave must not be tried one after the other without a pause
+        await asyncio.sleep(max(0.0, self._opened_at + self._limits.reconnect_max - loop.time()))
+        if self.connection is not old:
+            return
         logger.info("The server of %s will leave; moving to another one.", self._connector.where)
         pause = self._limits.reconnect_min
         problem = await self._move_once(old)
