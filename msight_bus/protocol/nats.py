@@ -15,8 +15,8 @@ from typing import Any, Final, cast
 from urllib.parse import quote, unquote
 
 from msight_bus.protocol import envelope
+from msight_bus.protocol.decoder import NO_FOREIGN, DecodeBuffer, Decoder, FrameTooLargeError, ProtocolError, Reply
 from msight_bus.protocol.envelope import TopicCounter
-from msight_bus.protocol.inbound import NO_FOREIGN, Decoder, FrameTooLargeError, Inbound, ProtocolError, Reply
 from msight_bus.protocol.runs import NOT_OURS, Address, Frame, HeadCache, Meta, Run, leading
 
 OVERHEAD = 64 * 1024
@@ -136,8 +136,8 @@ def decoder(max_message_bytes: int) -> Decoder:
 
     `Foreign` metadata is the header block, ``b""`` if there is none; see `read_foreign`.
     """
-    inbound = Inbound()
-    return Decoder(_Grammar(inbound, max_message_bytes + OVERHEAD), inbound, HeadCache(_make_run))
+    buffer = DecodeBuffer()
+    return Decoder(_Grammar(buffer, max_message_bytes + OVERHEAD), buffer, HeadCache(_make_run))
 
 
 def read_foreign(block: bytes, payload: bytes) -> tuple[Meta | None, str | None, Mapping[str, str], bytes]:
@@ -211,16 +211,16 @@ def _make_run(address: Address, head: bytes, payload_bytes: int) -> Run:
 class _Grammar:
     """Reads MSG, HMSG and control lines."""
 
-    __slots__ = ("_inbound", "_limit")
+    __slots__ = ("_buffer", "_limit")
 
-    def __init__(self, inbound: Inbound, limit: int) -> None:
-        self._inbound = inbound
+    def __init__(self, buffer: DecodeBuffer, limit: int) -> None:
+        self._buffer = buffer
         self._limit = limit
 
     def read(self, data: bytes, position: int, limit: int, heads: HeadCache | None) -> tuple[int, int]:
         """See `Grammar.read`."""
-        inbound, largest = self._inbound, self._limit
-        items, opened, opened_foreign = inbound.items, inbound.opened, inbound.opened_foreign
+        buffer, largest = self._buffer, self._limit
+        items, opened, opened_foreign = buffer.items, buffer.opened, buffer.opened_foreign
         startswith, end = data.startswith, len(data)
         taken = 0
         while taken < limit and position < end:
@@ -242,7 +242,7 @@ class _Grammar:
                     break
                 start = eol + 2
                 if data[position] not in (_H, _M):
-                    inbound.add_reply(_reply(data[position:eol]))
+                    buffer.add_reply(_reply(data[position:eol]))
                     taken += 1
                     position = start
                     continue
@@ -259,7 +259,7 @@ class _Grammar:
             if body > after - 2:
                 raise ProtocolError("An HMSG line has more header than message.")
             if body > end:
-                inbound.needed = body - position
+                buffer.needed = body - position
                 break
             meta = None
             if block_bytes == _OURS_BYTES and startswith(_START, start) and startswith(_BLOCK_END, body - 4):
@@ -267,18 +267,18 @@ class _Grammar:
             if meta is None:
                 block = data[start:body]
                 if after > end:
-                    inbound.begin((address, None, block), data, body, after - end)
+                    buffer.begin((address, None, block), data, body, after - end)
                 else:
                     found = opened_foreign.get(address)
                     if found is None:
-                        inbound.add_foreign(address, (block, data[body : after - 2]))
+                        buffer.add_foreign(address, (block, data[body : after - 2]))
                     else:
                         found.append((block, data[body : after - 2]))
             else:
                 if heads is not None:
                     heads.learn(address, data[position : start + _START_BYTES], after - 2 - body)
                 if after > end:
-                    inbound.begin((address, meta, b""), data, body, after - end)
+                    buffer.begin((address, meta, b""), data, body, after - end)
                 else:
                     session, sequence, published = meta
                     frames = opened.get(address)
@@ -298,7 +298,7 @@ class _Grammar:
 
     def add_foreign(self, address: Address, block: bytes, payload: bytes) -> None:
         """See `Grammar.add_foreign`."""
-        self._inbound.add_foreign(address, (block, payload))
+        self._buffer.add_foreign(address, (block, payload))
 
 
 _H, _M = b"HM"

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from msight_bus.protocol import envelope
+from msight_bus.protocol.decoder import NO_FOREIGN, DecodeBuffer, Decoder, FrameTooLargeError, ProtocolError, Reply
 from msight_bus.protocol.envelope import MAGIC, PREFIX_BYTES, TopicCounter
-from msight_bus.protocol.inbound import NO_FOREIGN, Decoder, FrameTooLargeError, Inbound, ProtocolError, Reply
 from msight_bus.protocol.runs import Address, Frame, HeadCache, Meta, Run, leading
 
 OVERHEAD = 64 * 1024
@@ -141,8 +141,8 @@ def decoder(max_message_bytes: int) -> Decoder:
 
     `Foreign` metadata is ours (24 bytes, then the extension) or ``b""`` where the payload is raw; see `read_foreign`.
     """
-    inbound = Inbound()
-    return Decoder(_Grammar(inbound, max_message_bytes + OVERHEAD), inbound, HeadCache(_make_run))
+    buffer = DecodeBuffer()
+    return Decoder(_Grammar(buffer, max_message_bytes + OVERHEAD), buffer, HeadCache(_make_run))
 
 
 def read_foreign(metadata: bytes, payload: bytes) -> tuple[Meta | None, str | None, Mapping[str, str], bytes]:
@@ -174,16 +174,16 @@ def _make_run(address: Address, head: bytes, payload_bytes: int) -> Run:
 class _Grammar:
     """Reads RESP2."""
 
-    __slots__ = ("_inbound", "_limit")
+    __slots__ = ("_buffer", "_limit")
 
-    def __init__(self, inbound: Inbound, limit: int) -> None:
-        self._inbound = inbound
+    def __init__(self, buffer: DecodeBuffer, limit: int) -> None:
+        self._buffer = buffer
         self._limit = limit
 
     def read(self, data: bytes, position: int, limit: int, heads: HeadCache | None) -> tuple[int, int]:
         """See `Grammar.read`."""
-        inbound, largest = self._inbound, self._limit
-        items, opened, opened_foreign = inbound.items, inbound.opened, inbound.opened_foreign
+        buffer, largest = self._buffer, self._limit
+        items, opened, opened_foreign = buffer.items, buffer.opened, buffer.opened_foreign
         find, startswith, end = data.find, data.startswith, len(data)
         taken = 0
         address: Address
@@ -227,7 +227,7 @@ class _Grammar:
                 if heads is not None:
                     heads.learn(address, data[position : body + 8], size - PREFIX_BYTES)
                 if after > end:
-                    inbound.begin((address, meta, b""), data, body + PREFIX_BYTES, after - end)
+                    buffer.begin((address, meta, b""), data, body + PREFIX_BYTES, after - end)
                 else:
                     session, sequence, published = meta
                     frame = b"", session, sequence, published, data[body + PREFIX_BYTES : after - 2]
@@ -239,11 +239,11 @@ class _Grammar:
                         items.append((address, frames, NO_FOREIGN))
                     frames.append(frame)
             elif after > end:
-                inbound.begin((address, None, b""), data, body, after - end)
+                buffer.begin((address, None, b""), data, body, after - end)
             elif size and data[body] == _PREFIX_FIRST:
                 self.add_foreign(address, b"", data[body : after - 2])
             else:
-                inbound.add_foreign(address, (b"", data[body : after - 2]))
+                buffer.add_foreign(address, (b"", data[body : after - 2]))
             taken += 1
             if after > end:
                 return end, taken
@@ -255,7 +255,7 @@ class _Grammar:
     def add_foreign(self, address: Address, block: bytes, payload: bytes) -> None:
         """See `Grammar.add_foreign`; there is no ``block``."""
         prefix = envelope.prefix_length(payload, 0, len(payload))
-        self._inbound.add_foreign(address, (payload[8:prefix], payload[prefix:]))
+        self._buffer.add_foreign(address, (payload[8:prefix], payload[prefix:]))
 
     def _read_head(self, data: bytes, position: int) -> tuple[Address, int, int] | None:
         """Address, where the payload begins and its length; ``None`` if they have not all arrived."""
@@ -307,7 +307,7 @@ class _Grammar:
             raise ProtocolError("The peer does not speak RESP2.")
         if not after:
             return position, 0
-        self._inbound.add_reply(reply)
+        self._buffer.add_reply(reply)
         return after, 1
 
     def _read_integers(self, data: bytes, position: int, limit: int) -> tuple[int, int]:
@@ -322,7 +322,7 @@ class _Grammar:
             count = limit
             lines = data[position:after].split(b"\n", limit)
             after -= len(lines[-1])
-        self._inbound.add_reply(Reply("integer", count=count))
+        self._buffer.add_reply(Reply("integer", count=count))
         return after, count
 
 

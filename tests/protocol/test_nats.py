@@ -17,8 +17,8 @@ from nats.protocol.parser import Parser
 
 from msight_bus.errors import BusError
 from msight_bus.protocol import nats
+from msight_bus.protocol.decoder import FrameTooLargeError, ProtocolError, Reply
 from msight_bus.protocol.envelope import TopicCounter
-from msight_bus.protocol.inbound import FrameTooLargeError, ProtocolError, Reply
 from msight_bus.protocol.nats import MAX_CONTROL_LINE, parse_headers
 
 INFO = (

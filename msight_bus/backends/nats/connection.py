@@ -21,8 +21,8 @@ from msight_bus.backends.pubsub.socket_connection import SocketConnection
 from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError
 from msight_bus.message import Headers, Message, overhead
 from msight_bus.protocol import nats
+from msight_bus.protocol.decoder import Reply
 from msight_bus.protocol.envelope import TopicCounter
-from msight_bus.protocol.inbound import Reply
 
 logger = logging.getLogger("msight_bus")
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from msight_bus.backends.base import Inbox, Selection
 from msight_bus.backends.pubsub.connection import Route
-from msight_bus.backends.pubsub.in_flight import Run
+from msight_bus.backends.pubsub.in_flight import UnconfirmedRun
 from msight_bus.backends.pubsub.publishing import PublishedTopics, PubSubPublisher
 from msight_bus.backends.pubsub.reconnecting import Connector, ReconnectingConnection
 from msight_bus.backends.pubsub.tail_loss import AnnouncementStream, Announcer
@@ -123,7 +123,7 @@ class _AnnouncementSender:
     """Publishes the announcements (in_flight.Sender)."""
 
     def __init__(self, on_refused: Callable[[BusError], None]) -> None:
-        self.run: Run | None = None
+        self.run: UnconfirmedRun | None = None
         self._on_refused = on_refused
 
     def refused(self, error: BusError) -> None:

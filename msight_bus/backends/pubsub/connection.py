@@ -38,8 +38,8 @@ class Route:
         self.on_refused = on_refused
 
 
-class Detour(Protocol):
-    """Takes messages on their way to their streams (see moving.py)."""
+class Interceptor(Protocol):
+    """Takes messages on their way to their streams (see handover.py)."""
 
     def deliver(self, route: Route, batch: list[Message]) -> None:
         """Take the messages of one route."""
@@ -57,7 +57,7 @@ class Connection:
         reading_paused: a full queue holds up what arrives.
         socket: the socket below, where there is one.
         leaving: whether the server has said that it will leave.
-        detour: where messages go instead of to their streams, while the bus moves to another server.
+        interceptor: where messages go instead of to their streams, while the bus moves to another server.
     """
 
     def __init__(self, on_lost: Callable[[Connection, BusError], None]) -> None:
@@ -70,7 +70,7 @@ class Connection:
         self.reading_paused = False
         self.socket: Any = None
         self.leaving = False
-        self.detour: Detour | None = None
+        self.interceptor: Interceptor | None = None
         self._on_lost = on_lost
         self._drained: asyncio.Future[None] | None = None
         self._reason: BusError | None = None

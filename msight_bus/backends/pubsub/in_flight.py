@@ -16,7 +16,7 @@ class Sender(Protocol):
         run: its last messages that were written one behind the other.
     """
 
-    run: Run | None
+    run: UnconfirmedRun | None
 
     def refused(self, error: BusError) -> None:
         """The broker refused a message that was written before."""
@@ -25,7 +25,7 @@ class Sender(Protocol):
         """The connection was lost before ``count`` messages were confirmed."""
 
 
-class Run:
+class UnconfirmedRun:
     """Messages of one sender, one behind the other.
 
     Attributes:
@@ -83,8 +83,8 @@ class InFlight:
     __slots__ = ("_entries", "_last", "written")
 
     def __init__(self) -> None:
-        self._entries: deque[Run | Request] = deque()
-        self._last: Run | None = None
+        self._entries: deque[UnconfirmedRun | Request] = deque()
+        self._last: UnconfirmedRun | None = None
         self.written = 0
 
     def __bool__(self) -> bool:
@@ -97,7 +97,7 @@ class InFlight:
         if last is not None and last.sender is sender:
             last.count += 1
         else:
-            self._last = sender.run = Run(sender)
+            self._last = sender.run = UnconfirmedRun(sender)
             self._entries.append(self._last)
 
     def asked(self, request: Request) -> None:
@@ -110,11 +110,11 @@ class InFlight:
         entries = self._entries
         while count and entries:
             entry = entries[0]
-            if isinstance(entry, Run) and entry.count > count:
+            if isinstance(entry, UnconfirmedRun) and entry.count > count:
                 entry.count -= count
                 return
             entries.popleft()
-            if isinstance(entry, Run):
+            if isinstance(entry, UnconfirmedRun):
                 count -= entry.count
                 entry.count = 0
                 if entry is self._last:
@@ -128,7 +128,7 @@ class InFlight:
         if not self._entries:
             return
         entry = self._entries[0]
-        if isinstance(entry, Run):
+        if isinstance(entry, UnconfirmedRun):
             self.confirm(1)
             entry.sender.refused(error)
         else:
@@ -149,7 +149,7 @@ class InFlight:
         if self.oldest_request is None:
             return
         entries = self._entries
-        while isinstance(entry := entries.popleft(), Run):
+        while isinstance(entry := entries.popleft(), UnconfirmedRun):
             entry.count = 0
         entry.finish()
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from msight_bus.backends.base import BLOCKED, Blocked
-from msight_bus.backends.pubsub.in_flight import Run
+from msight_bus.backends.pubsub.in_flight import UnconfirmedRun
 from msight_bus.backends.pubsub.reconnecting import ReconnectingConnection
 from msight_bus.errors import BusError, ConnectionLostError, PublishTimeoutError, fresh
 from msight_bus.events import BusEvent, Refused
@@ -231,7 +231,7 @@ class PubSubPublisher:
         self._refused: BusError | None = None
         self._cut = 0
         self._reason: BusError | None = None
-        self.run: Run | None = None
+        self.run: UnconfirmedRun | None = None
 
     def try_send(self, payload: bytes, key: str | None, headers: Mapping[str, str] | None) -> Blocked | None:
         """Hand one message to the connection, if it takes one now and nobody waits."""

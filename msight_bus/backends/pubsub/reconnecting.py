@@ -11,8 +11,8 @@ from typing import Protocol
 from msight_bus.backends.base import Inbox, TopicStream
 from msight_bus.backends.pubsub import liveness
 from msight_bus.backends.pubsub.connection import Connection, Route
+from msight_bus.backends.pubsub.handover import CopyFilter, DeliveryBuffer, DeliveryRecorder
 from msight_bus.backends.pubsub.in_flight import Request
-from msight_bus.backends.pubsub.moving import Filter, Holding, Recording
 from msight_bus.capabilities import Capabilities
 from msight_bus.errors import AuthenticationError, BusError, ClosedError, ConnectionLostError, fresh
 from msight_bus.settings import Limits
@@ -450,10 +450,10 @@ class ReconnectingConnection:
 
     async def _move_once(self, old: Connection) -> BaseException | None:
         """Subscribe at the next server, then leave the old one; returns what went wrong."""
-        recording = old.detour = Recording()
+        recorder = old.interceptor = DeliveryRecorder()
         try:
             new = await self._connect()
-            holding = new.detour = Holding(new.pause_reading)
+            buffer = new.interceptor = DeliveryBuffer(new.pause_reading)
             try:
                 self._restoring = new
                 await self._restore(new)
@@ -464,7 +464,7 @@ class ReconnectingConnection:
             finally:
                 self._restoring = None
         except (TimeoutError, BusError) as error:
-            old.detour = None
+            old.interceptor = None
             return error
         self._take(new)
         try:
@@ -472,8 +472,8 @@ class ReconnectingConnection:
             asked.append(old.ping())
             await asyncio.wait([request.answer for request in asked], timeout=self._limits.pong_timeout)
         finally:
-            holding.hand_out(recording.seen)
-            new.detour = Filter(recording.seen, new)
+            buffer.deliver_except(recorder.seen)
+            new.interceptor = CopyFilter(recorder.seen, new)
             if not any(subscribed.paused for subscribed in self._subscribed):
                 new.resume_reading()
             await run_shielded(old.close(within=1.0))

@@ -18,8 +18,8 @@ from msight_bus.backends.pubsub.connection import Connection, Route
 from msight_bus.backends.pubsub.in_flight import Request, Sender
 from msight_bus.errors import BusError, ConnectionLostError
 from msight_bus.message import NO_HEADERS, Message
+from msight_bus.protocol.decoder import Decoder, Reply, Segment
 from msight_bus.protocol.envelope import TopicCounter
-from msight_bus.protocol.inbound import Decoder, Reply, Segment
 from msight_bus.topics import SEQUENCE_TOPIC
 
 BURST_BYTES = 128 * 1024
@@ -281,10 +281,10 @@ class SocketConnection(Connection, asyncio.Protocol):
                 ]
             else:
                 batch = [self.read_foreign(topic, metadata, payload, received_at) for metadata, payload in foreign]
-            if self.detour is None:
+            if self.interceptor is None:
                 route.stream.deliver(batch)
             else:
-                self.detour.deliver(route, batch)
+                self.interceptor.deliver(route, batch)
 
     def eof_received(self) -> bool:
         """The broker closes the connection."""

@@ -18,8 +18,8 @@ from msight_bus.backends.redis.health import REPLIES, Health, health_question
 from msight_bus.errors import AuthenticationError, BusError, HeaderError
 from msight_bus.message import Headers, Message, overhead
 from msight_bus.protocol import envelope, redis
+from msight_bus.protocol.decoder import Reply
 from msight_bus.protocol.envelope import TopicCounter
-from msight_bus.protocol.inbound import Reply
 
 
 class RedisConnection(SocketConnection):

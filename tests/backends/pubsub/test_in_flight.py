@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from msight_bus.backends.pubsub.in_flight import InFlight, Request, Run
+from msight_bus.backends.pubsub.in_flight import InFlight, Request, UnconfirmedRun
 from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError
 
 
@@ -20,7 +20,7 @@ class Sender:
 
     def __init__(self, name: str = "") -> None:
         self.name = name
-        self.run: Run | None = None
+        self.run: UnconfirmedRun | None = None
         self.refusals: list[str] = []
         self.lost = 0
         self.reason: BusError | None = None

@@ -27,7 +27,7 @@ def _key(message: Message) -> _Key:
     return message.topic, message.session, message.sequence
 
 
-class Recording:
+class DeliveryRecorder:
     """Hands out what the old connection brings, and remembers it."""
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Recording:
         route.stream.deliver(batch)
 
 
-class Holding:
+class DeliveryBuffer:
     """Holds what the new connection brings."""
 
     def __init__(self, on_full: Callable[[], None]) -> None:
@@ -55,7 +55,7 @@ class Holding:
         if self._count >= _HELD_MESSAGES:
             self._on_full()
 
-    def hand_out(self, seen: set[_Key]) -> None:
+    def deliver_except(self, seen: set[_Key]) -> None:
         """Hand out what is held and not in ``seen``."""
         for route, batch in self._held:
             unseen = [message for message in batch if _key(message) not in seen]
@@ -64,7 +64,7 @@ class Holding:
         self._held.clear()
 
 
-class Filter:
+class CopyFilter:
     """Passes over what the old connection has brought already: copies reach the new server a moment later, over other routes."""
 
     def __init__(self, seen: set[_Key], connection: Connection) -> None:
@@ -80,5 +80,5 @@ class Filter:
             route.stream.deliver(unseen)
 
     def _end(self) -> None:
-        if self._connection.detour is self:
-            self._connection.detour = None
+        if self._connection.interceptor is self:
+            self._connection.interceptor = None

@@ -77,7 +77,7 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
         return quoted(self.data)
 
 
-class Inbound:
+class DecodeBuffer:
     """Messages and replies in the order of the stream, and the message whose end has not arrived.
 
     Between two replies, messages are grouped by address; the order within an address is kept.
@@ -172,7 +172,7 @@ class Grammar(Protocol):
     """Reads the frames of one protocol from their structure."""
 
     def read(self, data: bytes, position: int, limit: int, heads: HeadCache | None) -> tuple[int, int]:
-        """Take at most ``limit`` frames and replies into the `Inbound`, from ``position`` on.
+        """Take at most ``limit`` frames and replies into the `DecodeBuffer`, from ``position`` on.
 
         Args:
             data: a chunk.
@@ -201,11 +201,11 @@ class Decoder:
         taken: frames and replies decoded since the last `take`.
     """
 
-    __slots__ = ("_chunks", "_grammar", "_heads", "_held", "_inbound", "_position", "_rest", "taken")
+    __slots__ = ("_buffer", "_chunks", "_grammar", "_heads", "_held", "_position", "_rest", "taken")
 
-    def __init__(self, grammar: Grammar, inbound: Inbound, heads: HeadCache) -> None:
+    def __init__(self, grammar: Grammar, buffer: DecodeBuffer, heads: HeadCache) -> None:
         self._grammar = grammar
-        self._inbound = inbound
+        self._buffer = buffer
         self._heads = heads
         self._rest = b""  # a chunk that was not read to its end, because of a limit
         self._position = 0
@@ -216,7 +216,7 @@ class Decoder:
     def take(self) -> list[Segment | Reply]:
         """Return the segments and replies that `feed` has decoded since the last call, in the order of the stream."""
         self.taken = 0
-        return self._inbound.take()
+        return self._buffer.take()
 
     def only(self, data: bytes) -> tuple[Address, Frame] | None:
         """Take a chunk that is one whole frame with a known head, as most are in a stream that is not saturated.
@@ -227,7 +227,7 @@ class Decoder:
         run = self._heads.known.get(data[: self._heads.head_bytes])
         if run is None or run.size != len(data) or self._chunks or self._rest:
             return None
-        if self._inbound.missing or self._inbound.items:
+        if self._buffer.missing or self._buffer.items:
             return None
         frame = run.frame(data, 0)
         if not frame[2]:  # foreign
@@ -253,19 +253,19 @@ class Decoder:
             data, position = (self._rest[self._position :] + data, 0) if data else (self._rest, self._position)
             self._rest = b""
         left = limit
-        inbound = self._inbound
-        if inbound.missing:
+        buffer = self._buffer
+        if buffer.missing:
             if (after := self._fill(data)) == 0:
                 return False
             position, left = after, left - 1
         elif self._chunks and not position:
             self._chunks.append(data)
             self._held += len(data)
-            if self._held < inbound.needed:
+            if self._held < buffer.needed:
                 return False
             data = b"".join(self._chunks)
             self._chunks.clear()
-        inbound.needed = 0
+        buffer.needed = 0
         position, left = self._decode(data, position, left)
         self.taken += limit - left
         if position == len(data):
@@ -279,8 +279,8 @@ class Decoder:
 
     def _fill(self, data: bytes) -> int:
         """Continue a payload; returns where the payload ends, 0 if the end has not arrived."""
-        after = self._inbound.missing
-        complete = self._inbound.fill(data)
+        after = self._buffer.missing
+        complete = self._buffer.fill(data)
         if complete is None:
             return 0
         address, meta, block, payload = complete
@@ -288,13 +288,13 @@ class Decoder:
             self._grammar.add_foreign(address, block, payload)
         else:
             session, sequence, published = meta
-            self._inbound.add(address, (b"", session, sequence, published, payload))
+            self._buffer.add(address, (b"", session, sequence, published, payload))
         return after
 
     def _decode(self, data: bytes, position: int, left: int) -> tuple[int, int]:
         """Take frames and replies until the limit or the first incomplete frame; returns where, and what is left of the limit."""
-        heads, inbound, read = self._heads, self._inbound, self._grammar.read
-        known, opened = heads.known, inbound.opened
+        heads, buffer, read = self._heads, self._buffer, self._grammar.read
+        known, opened = heads.known, buffer.opened
         startswith, end = data.startswith, len(data)
         while left > 0 and position < end:
             if heads.pause:
@@ -311,7 +311,7 @@ class Decoder:
                         break
                     frames = opened.get(run.address)
                     if frames is None:
-                        frames = inbound.add(run.address, frame)
+                        frames = buffer.add(run.address, frame)
                     else:
                         frames.append(frame)
                     left -= 1
