@@ -149,7 +149,7 @@ class Bus:
 
         Raises:
             TopicError: the topic or group name cannot be used.
-            ValueError: another argument is not what it can be.
+            ValueError, TypeError: another argument is not what it can be.
             UnsupportedError: the backend cannot replay; or, with ``MSIGHT_STRICT``, cannot share.
             ClosedError: the bus is closed.
             BusError: this is another thread, event loop or process than the one that the bus was opened in.
@@ -159,6 +159,8 @@ class Bus:
             check_group(group_id)
         check_seconds("deadline", deadline)
         check_seconds("lifespan", lifespan)
+        if queue is not None and not isinstance(queue, QueuePolicy):
+            raise TypeError(f"queue is a QueuePolicy, for example QueuePolicy.latest(5), not {type(queue).__name__}.")
         if ack not in ("auto", "manual"):
             raise ValueError(f"ack is 'auto' or 'manual', not {ack!r}.")
         start = "latest" if start is None else start
@@ -189,7 +191,9 @@ class Bus:
 
         Raises:
             DrainTimeoutError: time was up; the bus is closed, and the error says what was left.
+            ValueError: ``timeout`` is not a number of seconds above 0.
         """
+        check_seconds("timeout", timeout)
         await self.core.drain(self.core.limits.drain_timeout if timeout is None else timeout)
 
     async def close(self) -> None:

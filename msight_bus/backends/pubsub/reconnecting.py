@@ -121,7 +121,7 @@ class ReconnectingConnection:
         self._on_refused = on_refused
         self._restoring: Connection | None = None
         self._moving_from: Connection | None = None
-        self._subscribed: list[Subscribed] = []
+        self._subscribed: dict[Subscribed, None] = {}  # in the order in which they came
         self._streams: dict[str, list[TopicStream]] = {}
         self._changed = asyncio.Event()
         self._failed: BusError | None = None
@@ -239,7 +239,7 @@ class ReconnectingConnection:
             for route in subscribed.routes:
                 connection.forget_route(route)
             return False
-        self._subscribed.append(subscribed)
+        self._subscribed[subscribed] = None
         for route in subscribed.routes:
             self._streams.setdefault(route.topic, []).append(route.stream)
         return True
@@ -265,7 +265,7 @@ class ReconnectingConnection:
     def _forget(self, subscribed: Subscribed) -> None:
         if subscribed not in self._subscribed:
             return
-        self._subscribed.remove(subscribed)
+        del self._subscribed[subscribed]
         for route in subscribed.routes:
             streams = self._streams[route.topic]
             streams.remove(route.stream)

@@ -135,12 +135,22 @@ class Answering:
         return SimpleNamespace(answer=answer, error=None)
 
 
+class Three:
+    """A subscription of three topics."""
+
+    paused = False
+    inbox = None
+
+    def __init__(self):
+        self.routes = [object(), object(), object()]
+
+
 @pytest.mark.parametrize("answers", [True, False])
 async def test_only_what_does_not_answer_is_given_up(answers):
     owner = ReconnectingConnection(
         None, Limits(connect_timeout=0.2), publishes=True, on_lost=None, on_back=None, on_refused=None
     )
-    owner._subscribed = [SimpleNamespace(routes=[object(), object(), object()], paused=False, inbox=None)]
+    owner._subscribed = {Three(): None}
     if answers:
         await owner._restore(Answering(answers=True))
     else:
