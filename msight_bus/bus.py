@@ -1,4 +1,4 @@
-"""The bus: one program's connection to a broker, whichever it is."""
+"""The public interface: `connect` and `Bus`. The same methods on every backend."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from msight_bus.topics import check_group, check_topic
 
 
 class Bus:
-    """A connection to the chosen broker. Made by `connect`.
+    """A connection to the configured broker. Made by `connect`.
 
     Attributes:
-        core: what nodes and the registry use; nothing in it is for users.
-        settings: as given.
+        core: the internal interface for nodes and the registry; not part of the public API.
+        settings: the settings of this bus.
     """
 
     def __init__(self, core: Core) -> None:
@@ -43,12 +43,12 @@ class Bus:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the connected backend truly does."""
+        """The capabilities of the connected backend."""
         return self.core.backend.capabilities
 
     @property
     def clock(self) -> Callable[[], float]:
-        """The clock by which this bus stamps messages, in POSIX seconds: the machine's, or a simulation's."""
+        """The clock that stamps messages, in POSIX seconds: the machine's clock, or the virtual clock of a simulation."""
         return self.core.clock
 
     # -- publishing
@@ -56,23 +56,24 @@ class Bus:
     async def publish(
         self, topic: str, data: Payload, *, key: str | bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> None:
-        """Publish one message; returns when the backend's own guarantee holds.
+        """Publish one message.
 
-        Redis and NATS: handed to the connection, in order. Kafka: acknowledged by all in-sync replicas.
+        Returns when the backend's guarantee holds. Redis and NATS: the message was written to the connection, in the order of
+        the calls. Kafka: all in-sync replicas acknowledged the message.
 
         Args:
             topic: dotted name, for example ``"intersection.cam_ne"``.
             data: the payload, bytes-like or a ``Data`` value.
-            key: messages with the same key keep their order, and on Kafka share a partition.
-            headers: text that travels beside the payload.
+            key: ordering key. Messages with the same key keep their order; on Kafka they share a partition.
+            headers: user headers, text.
 
         Raises:
-            TopicError, PayloadError, HeaderError, MessageTooLargeError: nothing was sent.
-            PublishTimeoutError: not confirmed within ``publish_timeout``; the outcome is unknown.
-            AuthenticationError: the broker refused this message, or one that this method published on the topic before;
-                then this one was not sent.
+            TopicError, PayloadError, HeaderError, MessageTooLargeError: the argument cannot be published; nothing was sent.
+            PublishTimeoutError: not confirmed within ``publish_timeout``; the outcome is unknown, and a retry may duplicate.
+            AuthenticationError: the broker refused this message, or an earlier message that this method published on the
+                topic; in the second case, this message was not sent.
             ClosedError: the bus is closed.
-            BusError: this is another thread, event loop or process than the one that the bus was opened in.
+            BusError: called from another thread, event loop or process than the bus was opened in.
         """
         check_topic(topic)
         if headers is not None:
@@ -99,14 +100,18 @@ class Bus:
         name: str | None = None,
         spread: bool | None = None,
     ) -> Publisher:
-        """A publisher for a stream on ``topic``: ``async with bus.publisher(topic) as p: await p.send(data)``.
+        """Return a publisher for a stream on ``topic``: ``async with bus.publisher(topic) as p: await p.send(data)``.
 
         Args:
-            topic: where it publishes.
-            max_in_flight: unacknowledged messages at most; ``MSIGHT_MAX_IN_FLIGHT`` if not given.
-            name: stable name that chooses the Kafka partition of messages without a key; the device's name if not given.
-            spread: on Kafka, whether messages without a key go to all partitions in turn, so that a group shares them and
-                order holds within a partition only; ``MSIGHT_KAFKA_UNKEYED`` decides if not given.
+            topic: dotted name.
+            max_in_flight: maximum number of unacknowledged messages; default ``MSIGHT_MAX_IN_FLIGHT``.
+            name: stable name that selects the Kafka partition of messages without a key; default: the device's name.
+            spread: Kafka: distribute messages without a key over all partitions, so that a group shares them and order holds
+                within a partition only; default ``MSIGHT_KAFKA_UNKEYED``.
+
+        Raises:
+            TopicError: the topic name is not valid.
+            ValueError: ``max_in_flight`` is below 1.
         """
         check_topic(topic)
         in_flight = self.core.limits.max_in_flight if max_in_flight is None else max_in_flight
@@ -130,29 +135,29 @@ class Bus:
     ) -> Subscription:
         """Subscribe to ``topic``: ``async with bus.subscribe(topic) as messages: async for message in messages: ...``.
 
-        Entering returns once the broker has confirmed: what is published after that arrives. In a NATS cluster that is certain
-        only for publishers on the same server; the others hear of the subscription a moment later, and what they published
-        before is not counted as missing.
+        Entering returns once the broker has confirmed the subscription: messages published after that are received. In a NATS
+        cluster this holds for publishers on the same server only; the other servers learn of the subscription a moment later,
+        and messages published there before are not counted as missing.
 
         Args:
             topic: dotted name.
-            group_id: subscribers of one group share the messages, where the backend can.
-            queue: what happens when the consumer is slower than the stream; by default ``block`` where a log waits,
-                else ``drop_oldest``.
-            start: ``"latest"``, ``"earliest"``, a ``datetime`` or ``{partition: offset}``; anything but the first needs replay.
-            ack: ``"auto"`` marks a message as done when the next one is asked for; ``"manual"`` leaves it to ``message.ack()``.
-            deadline: seconds without a message, from the start on, after which there is one `DeadlineMissed` event and count;
-                the next message arms it again. Time in which a full queue holds the stream up does not count.
-            lifespan: seconds after which a message is dropped instead of handed out, counted as ``"too old"``: since it was
-                received, or since it was published by the publisher's clock, so keep the clocks of machines together. An old
-                message counts as done.
+            group_id: consumer group or queue group, whose members share the messages where the backend supports that.
+            queue: policy for a consumer that is slower than the stream; default: ``block`` on Kafka, else ``drop_oldest``.
+            start: ``"latest"`` (default), ``"earliest"``, a ``datetime`` or ``{partition: offset}``. All but ``"latest"`` need
+                a backend with replay.
+            ack: ``"auto"`` marks a message as done when the next message is requested; ``"manual"`` leaves that to
+                ``message.ack()``.
+            deadline: seconds without a message after which one `DeadlineMissed` event is reported; the next message arms the
+                deadline again. Time in which a full queue pauses the stream does not count.
+            lifespan: seconds after which a message is dropped, counted as ``"too old"`` and done: since the message was
+                received or, by the publisher's clock, since it was published. Synchronize the clocks of your machines.
 
         Raises:
-            TopicError: the topic or group name cannot be used.
-            ValueError, TypeError: another argument is not what it can be.
-            UnsupportedError: the backend cannot replay; or, with ``MSIGHT_STRICT``, cannot share.
+            TopicError: the topic name or group name is not valid.
+            ValueError, TypeError: another argument is not valid.
+            UnsupportedError: the backend cannot replay; or, with ``MSIGHT_STRICT``, cannot share a topic among a group.
             ClosedError: the bus is closed.
-            BusError: this is another thread, event loop or process than the one that the bus was opened in.
+            BusError: called from another thread, event loop or process than the bus was opened in.
         """
         check_topic(topic)
         if group_id is not None:
@@ -169,43 +174,45 @@ class Bus:
         return self.core.subscribe((topic,), group_id=group_id, queue=queue, start=start, terms=terms)
 
     def nodes(self) -> Registry:
-        """The nodes that announce themselves on this broker.
+        """Return the registry of nodes that announce themselves on this broker.
 
-        ``await bus.nodes()`` starts listening and gives the live registry, which is complete after one heartbeat interval.
+        ``await bus.nodes()`` subscribes to the announcements and returns the live registry, which is complete after one
+        heartbeat interval.
         """
         if self._registry is None:
             self._registry = Registry(self.core)
             self.core.before_closing.append(self._registry.close)
         return self._registry
 
-    # -- the end
+    # -- closing
 
     async def drain(self, timeout: float | None = None) -> None:
-        """End in order: intake stops, iterators hand out what is queued and end, publishes are flushed, commits are made.
+        """Drain and close: stop the intake, deliver queued messages, end the iterators, flush publishes, commit.
 
-        Publishing is allowed until the iterators have ended. From inside a task that consumes one of the subscriptions
-        this only stops the intake, because the queue cannot empty before that task goes on.
+        Publishing is allowed until the iterators have ended. Called from a task that consumes one of the subscriptions, `drain`
+        only stops the intake and returns, because the queue cannot empty before that task continues.
 
         Args:
-            timeout: seconds; ``MSIGHT_DRAIN_TIMEOUT`` if not given.
+            timeout: seconds; default ``MSIGHT_DRAIN_TIMEOUT``.
 
         Raises:
-            DrainTimeoutError: time was up; the bus is closed, and the error says what was left.
+            DrainTimeoutError: not drained in time; the bus is closed, and ``left`` names the messages that were left.
             ValueError: ``timeout`` is not a number of seconds above 0.
+            BusError: called from another thread, event loop or process than the bus was opened in.
         """
         check_seconds("timeout", timeout)
         await self.core.drain(self.core.limits.drain_timeout if timeout is None else timeout)
 
     async def close(self) -> None:
-        """Close at once: what is queued is given up, what was handed over is flushed within a deadline.
+        """Close without draining: discard queued messages, flush published messages within a deadline.
 
-        A cancellation meanwhile is raised when everything is closed.
+        A cancellation is raised once everything is closed.
         """
         await self.core.close()
 
 
 class Connecting:
-    """A bus for as long as an ``async with`` block runs: what `connect` returns."""
+    """The async context manager that `connect` returns; entering it gives the `Bus`."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -226,7 +233,7 @@ class Connecting:
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("_") or not hasattr(Bus, name):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        raise AttributeError(f"This is no bus yet, so it has no {name!r}. {_ASYNC_WITH}")
+        raise AttributeError(f"Not connected yet, so there is no {name!r}. {_ASYNC_WITH}")
 
 
 _ASYNC_WITH = "Connect with `async with msight_bus.connect() as bus:`."
@@ -238,20 +245,20 @@ def connect(
     backend: str | None = None,
     on_event: Callable[[BusEvent], None] | None = None,
 ) -> Connecting:
-    """Connect to the broker that the settings choose: ``async with msight_bus.connect() as bus:``.
+    """Connect to the configured broker: ``async with msight_bus.connect() as bus:``.
 
     Args:
-        settings: ``BusSettings()``, read from the environment, if not given.
-        backend: overrides ``MSIGHT_PUBSUB_BACKEND``.
-        on_event: called with each `BusEvent` (connection lost and back, gaps, refusals), on the loop; it must not block. What
-            it raises is logged and changes nothing.
+        settings: default ``BusSettings()``, which reads the environment.
+        backend: overrides ``MSIGHT_PUBSUB_BACKEND``; not together with ``settings``.
+        on_event: called with each `BusEvent` (disconnects, reconnects, gaps, refusals, missed deadlines) on the event loop; must
+            not block. An exception that it raises is logged and counted.
 
     Raises:
-        ConfigError: settings are wrong; nothing was connected.
-        TypeError: ``on_event`` is a coroutine function, or cannot be called.
-        BusError: the installed redis-py or nats-py lacks a private attribute that the bus uses; nothing was connected.
-        ConnectionLostError: on entering the block, the broker cannot be reached within ``connect_timeout``.
-        AuthenticationError: on entering the block, the broker refused the credentials or the certificate.
+        ConfigError: a setting is wrong; nothing was connected.
+        TypeError: ``on_event`` is a coroutine function, or not callable.
+        BusError: the installed client library lacks a private attribute that the bus uses; nothing was connected.
+        ConnectionLostError: on entering: the broker cannot be reached within ``connect_timeout``.
+        AuthenticationError: on entering: the broker refused the credentials, or a certificate was refused.
     """
     if settings is not None and backend is not None:
         raise ConfigError("Give connect() either settings or backend, not both.")

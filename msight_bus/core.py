@@ -1,4 +1,4 @@
-"""The inside of a bus: what its publishers and subscriptions, the nodes that run on it and the registry share."""
+"""`Core`, the internal interface of a bus for its publishers and subscriptions, for nodes and for the registry."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from msight_bus.tasks import reraise_swallowed, run_shielded
 logger = logging.getLogger("msight_bus")
 
 _PUBLISHERS = 10_000
-"""Publishers that `Core.publish` keeps, one a topic."""
+"""Publishers that a bus keeps for `Bus.publish`, one for each topic."""
 
 _CLOSED = object()
 
@@ -50,20 +50,22 @@ def _session() -> int:
 
 
 class Core:
-    """One bus from the inside.
+    """The state and the internal methods of one bus. Topics, keys, headers and payloads given to them are checked already.
 
     Attributes:
-        settings: as given.
-        name: of this device; the stable name of publishers that have no other.
-        backend: what speaks to the broker.
-        clock: POSIX seconds.
-        reporter: tells the user of events.
-        binary: whether keys and header values may be other bytes than UTF-8: what was read from a log can be published again.
-        publisher_name: of what `publish` sends; ``None`` spreads messages without a key.
-        drainables: nodes that run on the bus, which end in their own order.
-        publishers: the bus's own, one a topic, as many as are kept.
-        loop: the event loop of the bus; something else once it is closed.
-        before_closing: awaited first when the bus is drained or closed.
+        settings: the settings of the bus.
+        limits: ``settings.limits``.
+        name: the device's name, which is the stable name of publishers without one.
+        backend: the connection to the broker.
+        clock: returns POSIX seconds.
+        reporter: calls ``on_event``.
+        binary: whether keys and header values may contain bytes that are not UTF-8, so that a record of a log can be published
+            again unchanged.
+        publisher_name: stable name of the publishers of `publish`; ``None`` spreads messages without a key.
+        drainables: the nodes that run on the bus.
+        publishers: the publishers of `publish`, by topic; bounded, the oldest is closed first.
+        loop: the event loop of the bus; a sentinel while the bus is not open.
+        before_closing: awaited in order before the bus is drained or closed.
     """
 
     def __init__(
@@ -92,13 +94,13 @@ class Core:
         self._process = 0
         self._warned_of_groups = False
 
-    # -- the life of a bus
+    # -- opening and closing
 
     async def open(self) -> None:
         """Connect.
 
         Raises:
-            BusError: the broker cannot be reached, or refused.
+            BusError: the broker cannot be reached, or refused the connection.
         """
         try:
             await reraise_swallowed(self.backend.open())
@@ -112,21 +114,21 @@ class Core:
 
     @property
     def is_open(self) -> bool:
-        """Whether the bus can be used."""
+        """Whether the bus was opened and is not closed."""
         return self.loop is not _CLOSED
 
     def check(self) -> None:
-        """See that the bus is used where it was opened.
+        """Check that the caller runs in the thread, event loop and process of the bus.
 
         Raises:
-            ClosedError: it is closed.
-            BusError: this is another thread, event loop or process.
+            ClosedError: the bus is closed.
+            BusError: the caller runs in another thread, event loop or process.
         """
         if _get_running_loop() is not self.loop:
             raise self._misuse()
 
     def _check_unless_outside(self) -> None:
-        """The same for what may be done between two runs of the loop too."""
+        """As `check`; an open bus also passes while no event loop runs."""
         if not self.is_open or _get_running_loop() is not None:
             self.check()
 
@@ -136,16 +138,17 @@ class Core:
         if os.getpid() != self._process:
             return BusError("This bus was opened before the process was forked; connect in the child process.")
         return BusError(
-            "This bus belongs to another event loop; it works on the one that it was opened on. From another thread: "
+            "This bus was opened on another event loop and can be used on that loop only. From another thread: "
             "asyncio.run_coroutine_threadsafe(bus.publish(topic, data), loop).result(); from a worker thread of anyio: "
             "anyio.from_thread.run(bus.publish, topic, data); on another loop: connect there."
         )
 
     async def drain(self, timeout: float) -> None:
-        """End in order, within ``timeout`` seconds (`Bus.drain`).
+        """Drain within ``timeout`` seconds and close (`Bus.drain`).
 
         Raises:
-            DrainTimeoutError: time was up; the bus is closed.
+            DrainTimeoutError: not drained in time; the bus is closed.
+            BusError: as `check`.
         """
         if not self.is_open:
             await self._closed_by_another()
@@ -161,10 +164,10 @@ class Core:
             await self.close()
 
     async def close(self) -> None:
-        """Close at once; a cancellation meanwhile is raised when everything is closed.
+        """Close without draining. A cancellation is raised once everything is closed.
 
         Raises:
-            BusError: this is another event loop, on which nothing of the bus can be ended.
+            BusError: called from another thread, event loop or process, where the bus cannot be closed.
         """
         if not self.is_open:
             await self._closed_by_another()
@@ -190,7 +193,7 @@ class Core:
             )
             for error in closed:
                 if isinstance(error, BaseException):
-                    logger.error("A subscription could not be closed in order.", exc_info=error)
+                    logger.error("Closing a subscription failed.", exc_info=error)
         finally:
             for publisher in self.publishers.values():
                 publisher.close()
@@ -204,10 +207,10 @@ class Core:
     # -- publishing
 
     def publisher(self, topic: str) -> TopicPublisher:
-        """The bus's own publisher on a topic, which is checked; reserved ones are allowed.
+        """Make the publisher of `publish` on ``topic``, which may be a reserved topic.
 
         Raises:
-            BusError: the bus cannot be used here (`check`).
+            BusError: as `check`.
         """
         self.check()
         if len(self.publishers) >= min(_PUBLISHERS, self.limits.publisher_topics):
@@ -218,7 +221,11 @@ class Core:
     async def publish(
         self, topic: str, payload: bytes, key: str | None = None, headers: Mapping[str, str] | None = None
     ) -> None:
-        """Publish one message whose parts are checked (`Bus.publish`); reserved topics are allowed."""
+        """Publish one message (`Bus.publish`); ``topic`` may be a reserved topic.
+
+        Raises:
+            BusError: as `Bus.publish`.
+        """
         self.check()
         publisher = self.publishers.get(topic) or self.publisher(topic)
         outcome = publisher.try_send(payload, key, headers)
@@ -231,7 +238,7 @@ class Core:
         """Wait for the acknowledgement of a message.
 
         Raises:
-            PublishTimeoutError: it did not come within ``publish_timeout``.
+            PublishTimeoutError: no acknowledgement within ``publish_timeout``.
             BusError: the broker refused the message.
         """
         within = self.limits.publish_timeout
@@ -239,14 +246,22 @@ class Core:
         if not finished:
             raise late_publish(topic, within)
         error = outcome.exception()
-        if error is not None:  # messages of one batch share it
+        if error is not None:  # the messages of a batch share one error
             raise fresh(error) if isinstance(error, BusError) else error
 
     async def dead_letter(self, message: Message, topic: str, why: Mapping[str, str]) -> bool:
-        """Publish a message that nobody could handle on a dead-letter topic, as it came (backends.base.DeadLetterBackend).
+        """Publish a failed message unchanged on a dead-letter topic (backends.base.DeadLetterBackend).
+
+        Args:
+            message: the message that could not be processed.
+            topic: the dead-letter topic.
+            why: headers that describe the failure.
+
+        Returns:
+            Whether the message was published; if not, the reason was logged, and a retry would fail too.
 
         Raises:
-            PublishTimeoutError, ConnectionLostError: the broker is away.
+            PublishTimeoutError, ConnectionLostError: the broker is down.
             ClosedError: the bus is closed.
         """
         self.check()
@@ -258,7 +273,7 @@ class Core:
                 checked = None if headers is None else check_headers(headers, self.limits)
                 await self.publish(topic, message.payload, check_key(key), checked)
             except (HeaderError, MessageTooLargeError, UnsupportedError) as error:
-                problem: BusError = error  # without headers it may go
+                problem: BusError = error  # without headers, the message may be accepted
             except (ClosedError, PublishTimeoutError, ConnectionLostError):
                 raise
             except BusError as error:
@@ -266,7 +281,7 @@ class Core:
                 break
             else:
                 return True
-        logger.error("There is no dead letter on %s of a message of %s: %s", topic, message.topic, problem)
+        logger.error("Dead letter not published on %s; topic %s: %s", topic, message.topic, problem)
         return False
 
     # -- subscribing
@@ -280,16 +295,17 @@ class Core:
         start: Start = "latest",
         terms: Terms = Terms(),  # noqa: B008 - it is frozen
     ) -> Subscription:
-        """A subscription to topics that are checked; reserved ones are allowed.
+        """Make a subscription to ``topics``, which may be reserved topics (`Bus.subscribe`).
 
         Raises:
-            UnsupportedError: the backend cannot replay; or, with ``MSIGHT_STRICT``, cannot share.
+            UnsupportedError: the backend cannot replay; or, with ``MSIGHT_STRICT``, cannot share a topic among a group.
+            BusError: as `check`.
         """
         self._check_unless_outside()
         capabilities = self.backend.capabilities
         if start != "latest" and not capabilities.replay:
             raise UnsupportedError(
-                f"{self.settings.backend} keeps no messages, so a subscription starts at 'latest', not {start!r}. "
+                f"{self.settings.backend} keeps no messages, so start must be 'latest', not {start!r}. "
                 "To replay set MSIGHT_PUBSUB_BACKEND=kafka."
             )
         if group_id is not None and not capabilities.load_balancing:

@@ -1,4 +1,4 @@
-"""The order in which a bus ends, and who takes part."""
+"""The steps of draining a bus, and the interface of what is drained besides its subscriptions."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from msight_bus.subscription import Subscription
 
 
 class Drainable(Protocol):
-    """A node that runs on a bus: it ends in its own order when the bus is drained.
+    """A node that runs on a bus and stops when the bus is drained.
 
     Attributes:
-        name: for people.
-        tasks: its own tasks; a drain from inside one of them does not wait for it.
-        stopping: set when it shall end.
-        over: set by the node when it has ended.
+        name: for errors.
+        tasks: the tasks of the node; a drain that one of them calls does not wait for the node.
+        stopping: set by the drain: the node has to stop.
+        over: set by the node when it has stopped.
     """
 
     name: str
@@ -28,19 +28,26 @@ class Drainable(Protocol):
 
     @property
     def left(self) -> int:
-        """Messages that it has not finished."""
+        """Messages that the node has not finished."""
 
 
 async def drain(
     subscriptions: Sequence[Subscription], drainables: Sequence[Drainable], backend: Backend, timeout: float
 ) -> bool:
-    """Intake stops, iterators hand out what is queued and end, publishes are flushed, commits are made.
+    """Stop the intake, wait until the iterators and nodes have ended, flush publishes and commit.
 
-    Returns whether all that is done. From inside a task that consumes one of the subscriptions only the intake stops,
-    because the queue cannot empty before that task goes on.
+    Args:
+        subscriptions: those of the bus.
+        drainables: the nodes that run on the bus.
+        backend: flushed once the iterators and nodes have ended.
+        timeout: seconds for all steps.
+
+    Returns:
+        Whether all steps are done. Called from a task that consumes one of the subscriptions, only the intake is stopped,
+        because the queue cannot empty before that task continues.
 
     Raises:
-        DrainTimeoutError: not within ``timeout`` seconds; it says what is left.
+        DrainTimeoutError: not done within ``timeout`` seconds.
     """
     task = asyncio.current_task()
     inside = task in {subscription.consumer for subscription in subscriptions} or any(
@@ -61,6 +68,6 @@ async def drain(
         left = {f"subscription {s.topic}": s.left for s in subscriptions if s.left}
         left |= {f"node {drainable.name}": drainable.left for drainable in drainables if drainable.left}
         what = ", ".join(f"{n} on {place}" for place, n in left.items())
-        what = what or "no message, but a consumer did not ask for the next one, or the broker did not confirm"
+        what = what or "no message, but a consumer did not request the next message, or the broker did not confirm"
         raise DrainTimeoutError(f"Not drained within {timeout:g} s; left: {what}.", left=left) from None
     return True

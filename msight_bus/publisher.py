@@ -1,4 +1,4 @@
-"""Publishing a stream: many messages in flight, bounded, with one place where their outcome is known."""
+"""A publisher for a stream: pipelines messages, with a bounded number in flight."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from msight_bus.tasks import Gate
 
 
 class Publisher:
-    """Sends messages on one topic without waiting for each to be confirmed.
+    """Sends messages on one topic without waiting for each acknowledgement. Made by `Bus.publisher`.
 
-    Leaving the context waits until all are confirmed, and raises if one was refused, or was written before a connection
-    was cut and never confirmed.
+    Leaving the context flushes (`flush`), which raises if a message was refused or never confirmed.
+
+    Attributes:
+        topic: the topic.
     """
 
     def __init__(self, core: Core, topic: str, *, max_in_flight: int, name: str | None) -> None:
@@ -31,7 +33,7 @@ class Publisher:
         self._max_in_flight = max_in_flight
         self._name = name
         self._to: TopicPublisher | None = None
-        # how many messages share an acknowledgement; most share it with the one before
+        # the number of messages for each acknowledgement: messages of a batch share one
         self._in_flight: dict[asyncio.Future[None], list[int]] = {}
         self._last: asyncio.Future[None] | None = None
         self._last_count = [0]
@@ -62,18 +64,28 @@ class Publisher:
 
     @property
     def in_flight(self) -> int:
-        """Messages that were sent and are not yet acknowledged; always 0 where the broker acknowledges nothing."""
+        """Messages sent and not yet acknowledged; always 0 on a backend without acknowledgements."""
         return self._count
 
     async def send(
         self, data: Payload, key: str | bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> asyncio.Future[None] | None:
-        """Send one message; suspends while ``max_in_flight`` messages are unacknowledged or the connection is full.
+        """Send one message; wait while ``max_in_flight`` messages are unacknowledged or the write buffer is full.
 
-        Returns the acknowledgement still to come on a backend that has them, else ``None``. Nobody has to wait for it.
+        Args:
+            data: the payload, bytes-like or a ``Data`` value.
+            key: ordering key, as for `Bus.publish`.
+            headers: user headers, text.
+
+        Returns:
+            A future that is done when the message is acknowledged, ``None`` on a backend without acknowledgements. The caller
+            need not await the future: `flush` and later calls raise its error.
 
         Raises:
-            BusError: this message cannot be sent, or an earlier one of this publisher was refused; then this one was not sent.
+            PayloadError, HeaderError, MessageTooLargeError: the message cannot be sent; nothing was sent.
+            PublishTimeoutError: no room within ``publish_timeout``; nothing was sent.
+            ClosedError: the publisher or the bus is closed.
+            BusError: an earlier message of this publisher was refused; this message was not sent.
         """
         self._check()
         to = self._to
@@ -107,14 +119,14 @@ class Publisher:
             async with self._gate.turn(within) as deadline:
                 while self._count >= self._max_in_flight:
                     await self._wait_for_room()
-                deadline.reschedule(None)  # the backend has one of its own, and says what it waited for
+                deadline.reschedule(None)  # the backend has its own deadline, and an error that says what was awaited
                 return await to.send(payload, key, headers)
         except TimeoutError as error:
             if isinstance(error, BusError):
                 raise
             raise PublishTimeoutError(
                 f"{self._count} messages on {self.topic!r} are in flight and none was acknowledged within {within:g} s "
-                "(MSIGHT_PUBLISH_TIMEOUT); this one was not sent."
+                "(MSIGHT_PUBLISH_TIMEOUT); this message was not sent."
             ) from None
 
     def _remember(self, outcome: asyncio.Future[None]) -> None:
@@ -126,10 +138,12 @@ class Publisher:
         self._last, self._last_count = outcome, count
 
     async def flush(self) -> None:
-        """Wait until all that was sent is confirmed.
+        """Wait until every message sent is confirmed, within ``publish_timeout``.
 
         Raises:
-            BusError: a message of this publisher was refused, or written before a cut and never confirmed.
+            PublishTimeoutError: not confirmed in time.
+            ConnectionLostError: messages were written before a disconnect and never confirmed.
+            BusError: a message of this publisher was refused.
         """
         self._check()
         if self._in_flight:
@@ -139,7 +153,7 @@ class Publisher:
                     f"{self._count} messages on {self.topic!r} were not acknowledged within "
                     f"{self._limits.publish_timeout:g} s (MSIGHT_PUBLISH_TIMEOUT); they may still arrive."
                 )
-            await asyncio.sleep(0)  # lets the callbacks of the last ones run
+            await asyncio.sleep(0)  # lets the callbacks of the last futures run
         if self._error is not None:
             self._raise_error()
         if self._to is not None:

@@ -1,8 +1,8 @@
-"""Which nodes are alive on this broker, by their own announcements.
+"""The registry of nodes on a broker, from the announcements of the nodes.
 
-Every node says what it is and how it fares on the reserved topic ``_msight.nodes``, once each heartbeat interval. There is
-no server that keeps a list, so it works on every backend, and an observer has the whole picture after one interval. What
-arrives was written by anybody: it is parsed into one bounded type, and nothing in it is imported or evaluated.
+Every node publishes its description, status and metrics on the reserved topic ``_msight.nodes``, once each heartbeat interval.
+No server keeps a list, so the registry works on every backend, and is complete after one interval. Any client may publish
+there: an announcement is decoded into one bounded type, and nothing of it is imported or evaluated.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ logger = logging.getLogger("msight_bus")
 MAX_NODES = 10_000
 MAX_ANNOUNCEMENT_BYTES = 8192
 LONGEST_INTERVAL = 3600.0
-"""Seconds between two heartbeats at most."""
+"""Maximum heartbeat interval, in seconds."""
 
 FORGET_AFTER = 3600.0
-"""Seconds for which a node that has ended or was lost is still shown."""
+"""Seconds for which a node that has ended or was lost is still listed."""
 
 _MISSED_HEARTBEATS = 3
 
-# Names are shown in terminals, so they must not carry control characters, nor marks that turn the direction of text.
+# Shown in terminals: no control characters and no marks that change the direction of text.
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,200}\Z")]
 Text = Annotated[
     str, msgspec.Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]{0,200}\Z")
@@ -46,34 +46,34 @@ Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class NodeStatus(StrEnum):
-    """How a node fares; every value but ``LOST`` is the node's own word."""
+    """The status of a node; every value but ``LOST`` is self-reported."""
 
     REGISTERED = "REGISTERED"
-    """It is starting."""
+    """The node is starting."""
     RUNNING = "RUNNING"
     STOPPED = "STOPPED"
-    """It has ended in order."""
+    """The node has stopped in order."""
     ERROR = "ERROR"
-    """It has ended by an error, or its code has been stuck for longer than ``heartbeat_tolerance``."""
+    """The node has ended with an error, or its handler has not responded for longer than ``heartbeat_tolerance``."""
     LOST = "LOST"
-    """Nothing was heard of it for three heartbeat intervals."""
+    """No heartbeat for three heartbeat intervals; set by the observer."""
 
 
 class NodeMetrics(msgspec.Struct, frozen=True, kw_only=True):
-    """What a node measured; totals since its start.
+    """The metrics of a node; totals since its start.
 
     Attributes:
-        messages_in: inputs taken.
-        messages_out: outputs handed to the broker.
+        messages_in: inputs received.
+        messages_out: outputs published.
         rate_in: inputs a second over the last interval.
         rate_out: outputs a second over the last interval.
-        queued: inputs that wait in the node's queue now.
-        dropped: inputs dropped by its queue, and outputs given up while the broker was away.
+        queued: inputs in the node's queue now.
+        dropped: inputs dropped by the queue, and outputs dropped while the broker was down.
         errors: errors in the node's own code.
-        undecodable: inputs that were not the data they should be.
-        latency_p50_ms, latency_p99_ms: milliseconds from the publishing of an input (its publisher's clock) until the
-            node's outputs were handed over; for a source, from asking for data until it was handed over. Of the last
-            interval in which there was any.
+        undecodable: inputs that could not be decoded.
+        latency_p50_ms, latency_p99_ms: milliseconds from the publish time of an input (by the publisher's clock) until the
+            node's outputs were published; for a source, from requesting data until the data was published. Of the last
+            interval with messages.
     """
 
     messages_in: Count = 0
@@ -89,19 +89,19 @@ class NodeMetrics(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One running node, as it announced itself.
+    """One node, as announced.
 
     Attributes:
-        name: of the node; the workers of a group share it.
-        instance: random, new at each start.
-        type: the node's class, for people.
-        device: where it runs, for people.
+        name: the node's name; the workers of a group share the name.
+        instance: random id, new at each start.
+        type: the node's class, for display.
+        device: the node's device, for display.
         status: see `NodeStatus`.
         started_at: POSIX seconds by the node's clock.
         heartbeat_interval: seconds between two announcements.
-        publish_topic, subscribe_topic, group_id: as the node is configured.
+        publish_topic, subscribe_topic, group_id: the node's configuration.
         last_heartbeat: POSIX seconds; in a registry by the observer's clock.
-        ended: this was its last announcement.
+        ended: whether this was the node's last announcement.
         metrics: see `NodeMetrics`.
     """
 
@@ -121,28 +121,28 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Listens(Protocol):
-    """The core of a bus, as far as the registry needs it."""
+    """The part of `Core` that the registry uses."""
 
     def subscribe(self, topics: tuple[str, ...], *, queue: QueuePolicy | None = None) -> Subscription:
-        """Subscribe, to a reserved topic too."""
+        """Subscribe; ``topics`` may be reserved topics."""
 
 
 class Registry:
-    """The nodes on a broker: ``registry = await bus.nodes()``, then iterate it whenever you like.
+    """The nodes on a broker: ``registry = await bus.nodes()``, then iterate it at any time.
 
-    Awaiting starts to listen and returns the registry once the broker has confirmed. Without that, the first look at it
-    inside a running loop starts listening in the background.
+    Awaiting the registry subscribes to the announcements and returns once the broker has confirmed. Otherwise the first read
+    inside a running event loop subscribes in the background.
 
     Attributes:
-        ignored: announcements that could not be understood.
+        ignored: number of announcements that could not be decoded.
     """
 
     def __init__(self, bus: Listens, *, clock: Callable[[], float] | None = None) -> None:
-        """``clock`` gives seconds, for the age of heartbeats; by default it is the running loop's."""
+        """``clock`` returns seconds, for the age of heartbeats; default: the running event loop's clock."""
         self.ignored = 0
         self._bus = bus
         self._clock = _loop_clock() if clock is None else clock
-        # By name and instance; the last heard is the last entry.
+        # By name and instance, in the order of the last heartbeat.
         self._heard: OrderedDict[tuple[str, str], tuple[NodeInfo, float]] = OrderedDict()
         self._decoder = msgspec.json.Decoder(NodeInfo)
         self._tasks = BackgroundTasks()
@@ -151,10 +151,10 @@ class Registry:
         self._news: asyncio.Future[None] | None = None
         self._closed = False
 
-    # -- looking
+    # -- reading
 
     def __iter__(self) -> Iterator[NodeInfo]:
-        """Every node as known now, by name."""
+        """Iterate the nodes known now, sorted by name."""
         return iter(self._snapshot())
 
     def __len__(self) -> int:
@@ -167,10 +167,10 @@ class Registry:
         return any(info.name == name for info in self._snapshot())
 
     def __getitem__(self, name: str) -> NodeInfo:
-        """The node of this name; if it has several instances, the one that was heard last.
+        """Return the node with this name; of several instances, the one with the latest heartbeat.
 
         Raises:
-            KeyError: no such node is known.
+            KeyError: no node with this name is known.
         """
         found = self.instances(name)
         if not found:
@@ -178,7 +178,7 @@ class Registry:
         return max(found, key=lambda info: info.last_heartbeat)
 
     def instances(self, name: str) -> tuple[NodeInfo, ...]:
-        """Every node of this name: the workers of a group, and earlier runs for a while."""
+        """Return every node with this name: the workers of a group, and for `FORGET_AFTER` seconds earlier runs."""
         return tuple(info for info in self._snapshot() if info.name == name)
 
     def __repr__(self) -> str:
@@ -186,11 +186,11 @@ class Registry:
         return f"Registry({shown})"
 
     async def wait_until(self, condition: Callable[[Registry], bool]) -> None:
-        """Wait until ``condition(registry)`` holds; it is asked again at each announcement.
+        """Wait until ``condition(registry)`` is true; evaluated again at each announcement.
 
         Raises:
-            ClosedError: the registry was closed before.
-            BusError: listening failed.
+            ClosedError: the registry was closed.
+            BusError: the subscription failed.
         """
         await self
         while not condition(self):
@@ -216,7 +216,7 @@ class Registry:
                 shown.append(msgspec.structs.replace(info, status=NodeStatus.LOST) if lost else info)
         return sorted(shown, key=lambda info: (info.name, info.started_at, info.instance))
 
-    # -- listening
+    # -- subscribing
 
     def __await__(self) -> Generator[object, None, Registry]:
         return self._listening().__await__()
@@ -236,7 +236,7 @@ class Registry:
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            return  # looked at from outside a loop: what is known is all there is
+            return  # no running event loop to subscribe on
         self._start()
 
     def _start(self) -> asyncio.Future[None]:
@@ -246,7 +246,7 @@ class Registry:
 
     async def _listen(self, confirmed: asyncio.Future[None]) -> None:
         try:
-            # A heartbeat that is dropped is replaced by the node's next one, so nothing has to wait for this reader.
+            # The node's next heartbeat replaces a dropped one, so the publishers need not wait for this reader.
             subscription = self._bus.subscribe((NODES_TOPIC,), queue=QueuePolicy.drop_oldest(MAX_NODES))
             async with subscription as announcements:
                 if not confirmed.done():
@@ -257,7 +257,7 @@ class Registry:
                     self._tell()
         except BusError as error:
             if not self._closed:
-                logger.warning("Nodes on this broker cannot be observed: %s", error)
+                logger.warning("Registry subscription failed: %s", error)
             _fail(confirmed, error)
         finally:
             _fail(confirmed, ClosedError("The registry is closed."))
@@ -272,7 +272,7 @@ class Registry:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             self.ignored += 1
             return
-        # Ages are counted by this machine's clock: the node's may be wrong.
+        # The age of a heartbeat is measured with this machine's clock: the node's clock may be wrong.
         key = (info.name, info.instance)
         self._heard[key] = (msgspec.structs.replace(info, last_heartbeat=message.received_at), self._clock())
         self._heard.move_to_end(key)
@@ -285,7 +285,7 @@ class Registry:
             news.set_result(None)
 
     async def close(self) -> None:
-        """Listen no more; what is known stays readable."""
+        """Unsubscribe; the known nodes stay readable."""
         self._closed = True
         await self._tasks.stop()
 
@@ -300,4 +300,4 @@ def _loop_clock() -> Callable[[], float]:
 def _fail(confirmed: asyncio.Future[None], error: BusError) -> None:
     if not confirmed.done():
         confirmed.set_exception(error)
-        confirmed.exception()  # marks it as seen: that nobody waits for it is no mistake
+        confirmed.exception()  # marks the exception as retrieved: there may be no waiter

@@ -1,4 +1,4 @@
-"""Tell the user what happens to a bus: its events, on the loop, outside the path of the messages."""
+"""Call the user's ``on_event`` with the events of a bus, on the event loop, outside the message path."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ logger = logging.getLogger("msight_bus")
 
 _A_TURN = 256
 _WAITING = 10_000
-"""Events told in a turn of the loop, and events that wait, at most."""
+"""Maximum number of events reported in one event loop iteration, and of events queued."""
 
 
 class Reporter:
-    """Calls ``on_event`` with each event, in order, in a later turn of the loop. What it raises is logged and counted.
+    """Calls ``on_event`` with each event, in order, in a later event loop iteration. Exceptions are logged and counted.
 
     Attributes:
-        errors: how often ``on_event`` has raised.
-        untold: events that were left out because too many waited.
+        errors: number of times that ``on_event`` raised or returned a coroutine.
+        untold: events that were dropped because the queue was full.
     """
 
     def __init__(self, on_event: Callable[[BusEvent], None] | None) -> None:
         """
         Raises:
-            TypeError: ``on_event`` is a coroutine function, which nobody would await, or cannot be called.
+            TypeError: ``on_event`` is a coroutine function, which would never be awaited, or is not callable.
         """
         if on_event is not None:
             _check(on_event)
@@ -39,12 +39,14 @@ class Reporter:
         self.untold = 0
 
     def report(self, event: BusEvent) -> None:
-        """Let the user know of ``event`` soon."""
+        """Queue ``event``; the event is dropped and counted if the queue is full."""
         if self._on_event is None:
             return
         if len(self._waiting) >= _WAITING:
             self.untold += 1
-            _log_rarely(self.untold, "%d events were not reported: more than %d waited.", self.untold, _WAITING)
+            _log_rarely(
+                self.untold, "Events dropped: %d, because more than %d were queued for on_event.", self.untold, _WAITING
+            )
             return
         self._waiting.append(event)
         if not self._scheduled:
@@ -60,7 +62,7 @@ class Reporter:
             asyncio.get_running_loop().call_soon(self._tell_some)
 
     def flush(self) -> None:
-        """Tell what waits, at the end."""
+        """Report the queued events now, when the bus closes."""
         for _ in range(len(self._waiting)):
             self._tell(self._waiting.popleft())
 
@@ -70,21 +72,27 @@ class Reporter:
             result: object = self._on_event(event)
         except (Exception, asyncio.CancelledError):
             self.errors += 1
-            _log_rarely(self.errors, "on_event has raised at %r; errors so far: %d.", event, self.errors, exc_info=True)
+            _log_rarely(
+                self.errors,
+                "on_event raised an exception; event: %r, errors so far: %d.",
+                event,
+                self.errors,
+                exc_info=True,
+            )
             return
         if inspect.iscoroutine(result):
             result.close()
             self.errors += 1
-            _log_rarely(self.errors, "on_event has returned a coroutine, which nobody awaits: %s", _ADVICE)
+            _log_rarely(self.errors, "on_event returned a coroutine, which is never awaited: %s", _ADVICE)
 
 
-_ADVICE = "it is a plain function, which may start a task: asyncio.create_task(...)."
+_ADVICE = "give a plain function, which can start a task with asyncio.create_task()."
 
 
 def _check(on_event: object) -> None:
     called = on_event if inspect.isroutine(on_event) else getattr(on_event, "__call__", None)  # noqa: B004
     if not callable(on_event):
-        raise TypeError(f"on_event is a function of one event, not {type(on_event).__name__}.")
+        raise TypeError(f"on_event must be a function of one event, not {type(on_event).__name__}.")
     if inspect.iscoroutinefunction(on_event) or inspect.iscoroutinefunction(called):
         raise TypeError(f"on_event must not be a coroutine function: {_ADVICE}")
 

@@ -1,4 +1,4 @@
-"""Tasks that the bus runs for itself, turns in which tasks wait, and cancellation where it would do harm."""
+"""Background tasks, a first-come-first-served gate, and helpers for code that must not be cancelled halfway."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ T = TypeVar("T")
 
 _PAUSE = 0.05
 _LONGEST_PAUSE = 5.0
-"""Seconds before a task that has failed runs again: at first, and at most."""
+"""Seconds before a failed task is restarted: the first pause, and the longest."""
 
 
 class BackgroundTasks:
-    """Tasks that run until they return or are stopped. One that raises is logged and runs again, after a growing pause."""
+    """Tasks that run until they return or are stopped. A task that raises is logged and restarted with exponential backoff."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, run: Callable[[], Coroutine[Any, Any, None]], name: str) -> asyncio.Task[None]:
-        """Run ``run()`` as a task."""
+        """Run ``run()`` as a task; ``name`` is for logs. ``run`` is called again after an exception."""
         task = asyncio.create_task(_keep_running(run, name), name=f"msight_bus {name}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
     async def stop(self) -> None:
-        """Cancel every task and wait until it has ended; a client that swallows the cancellation is told again."""
+        """Cancel every task until it has ended: a client library can swallow a cancellation, so it is repeated every second."""
         waiting = self._tasks - {asyncio.current_task()}
         while waiting:
             for task in waiting:
@@ -48,16 +48,16 @@ async def _keep_running(run: Callable[[], Coroutine[Any, Any, None]], name: str)
         except Exception:
             if asyncio.get_running_loop().time() - begun > _LONGEST_PAUSE:
                 pause = _PAUSE
-            logger.exception("The bus's task %r has failed; it runs again in %g s.", name, pause)
+            logger.exception("Task %r failed; restarting in %g s.", name, pause)
         await asyncio.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 class Gate:
-    """Where tasks wait for their turn, in the order in which they came.
+    """Lets one task pass at a time, first come, first served.
 
     Attributes:
-        waiting: how many wait or have their turn.
+        waiting: number of tasks that wait or are inside.
     """
 
     __slots__ = ("_lock", "waiting")
@@ -68,10 +68,13 @@ class Gate:
 
     @asynccontextmanager
     async def turn(self, within: float) -> AsyncIterator[asyncio.Timeout]:
-        """Wait for one's turn, which lasts as long as the block; gives the deadline, which the block may move.
+        """Wait for a turn, which ends with the block.
+
+        Yields:
+            The deadline, which the block may reschedule.
 
         Raises:
-            TimeoutError: those in front, and the block, take longer than ``within`` seconds.
+            TimeoutError: waiting and the block together take longer than ``within`` seconds.
         """
         self.waiting += 1
         try:
@@ -82,11 +85,11 @@ class Gate:
 
 
 async def run_shielded(release: Coroutine[Any, Any, None] | asyncio.Task[None]) -> None:
-    """Await ``release`` to its end, which must have a deadline; a cancellation meanwhile is raised after it.
+    """Await ``release`` to its end even if the caller is cancelled. ``release`` must have a deadline of its own.
 
     Raises:
-        CancelledError: it came while the release went on.
-        Exception: what ``release`` raises.
+        CancelledError: the caller was cancelled; raised when ``release`` has ended.
+        Exception: as ``release`` raises.
     """
     task = asyncio.ensure_future(release)
     cancelled: asyncio.CancelledError | None = None
@@ -97,17 +100,21 @@ async def run_shielded(release: Coroutine[Any, Any, None] | asyncio.Task[None]) 
             cancelled = error
     if cancelled is not None:
         if not task.cancelled():
-            task.exception()  # the cancellation is what counts
+            task.exception()  # marks the exception as retrieved: the cancellation is raised
         raise cancelled
     task.result()
 
 
 async def start_with_grace(start: Coroutine[Any, Any, None], within: float = 1.0) -> None:
-    """Await ``start``, which leaks when it is cancelled: it then has ``within`` seconds to end by itself.
+    """Await ``start``, which would leak if it were cancelled halfway.
+
+    Args:
+        start: opens something.
+        within: seconds that ``start`` has to end when the caller is cancelled; then ``start`` is cancelled too.
 
     Raises:
-        CancelledError: it came meanwhile; what ``start`` has opened is the caller's to close.
-        Exception: what ``start`` raises.
+        CancelledError: the caller was cancelled; the caller has to close whatever ``start`` opened.
+        Exception: as ``start`` raises.
     """
     task = asyncio.ensure_future(start)
     try:
@@ -123,14 +130,18 @@ async def _end(task: asyncio.Task[None], within: float) -> None:
     task.cancel()
     await asyncio.wait((task,))
     if not task.cancelled():
-        task.exception()  # the cancellation is what counts
+        task.exception()  # marks the exception as retrieved: the cancellation is raised
 
 
 async def reraise_swallowed(work: Coroutine[Any, Any, T]) -> T:
-    """Await ``work``; a cancellation that it has swallowed is raised behind it, and its result or error is lost.
+    """Await ``work`` and raise a cancellation that ``work`` swallowed; the result or error of ``work`` is lost.
 
-    The client libraries use ``asyncio.wait_for``, which before Python 3.12 returns a result instead of raising a cancellation
-    that comes with it; what they make of such a result may be an error.
+    Client libraries use ``asyncio.wait_for``, which before Python 3.12 swallows a cancellation that arrives together with the
+    result, and can fail because of that result.
+
+    Raises:
+        CancelledError: the caller was cancelled while ``work`` ran.
+        Exception: as ``work`` raises.
     """
     task = asyncio.current_task()
     before = 0 if task is None else task.cancelling()

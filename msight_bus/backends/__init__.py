@@ -1,4 +1,4 @@
-"""The one table from a backend's name to its class. A client library is imported only when it is chosen."""
+"""The table of backends. A client library is imported only when its backend is used."""
 
 from __future__ import annotations
 
@@ -18,7 +18,16 @@ _BACKENDS = {
 
 
 def make_backend(settings: BusSettings, report: Callable[[BusEvent], None], new_session: Callable[[], int]) -> Backend:
-    """The backend that ``settings`` choose; nothing is connected yet."""
+    """Make the backend that ``settings`` select; nothing is connected yet.
+
+    Args:
+        settings: of the bus.
+        report: called with each event.
+        new_session: returns a random session id.
+
+    Raises:
+        BusError: the installed client library lacks a private attribute that the backend uses.
+    """
     module, name = _BACKENDS[settings.backend]
     backend: Backend = getattr(import_module(module), name)(settings, report, new_session)
     return backend

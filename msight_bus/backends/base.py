@@ -1,6 +1,7 @@
-"""The seam: what the bus knows of a broker. Facts go up through `TopicStream`s, commands go down through a `Consumer`.
+"""The interface between the bus and a broker. All code above this interface is the same for every backend.
 
-Everything above is the same for every backend.
+A backend implements `Backend`, `TopicPublisher` and `Consumer`. It delivers messages and reports gaps through the `Inbox` and the
+`TopicStream`s of a subscription, which `msight_bus.subscription` implements.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from msight_bus.queues import QueuePolicy
 from msight_bus.settings import BusSettings
 
 Start = Literal["latest", "earliest"] | datetime | Mapping[int, int]
-"""Where a subscription begins; a mapping gives an offset for each partition."""
+"""Where a subscription begins; a mapping gives an offset for each partition of a log."""
 
 
 class Blocked(Enum):
-    """What `TopicPublisher.try_send` returns when it cannot take a message now."""
+    """What `TopicPublisher.try_send` returns when the message was not accepted."""
 
     BLOCKED = "blocked"
 
@@ -32,18 +33,18 @@ class Blocked(Enum):
 BLOCKED = Blocked.BLOCKED
 
 Outcome = asyncio.Future[None] | None
-"""A message's acknowledgement to come, or ``None`` if the backend's guarantee holds already."""
+"""A future that is done when the message is acknowledged; ``None`` if the backend's guarantee holds already."""
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What one subscription asked for, checked.
+    """The checked arguments of one subscription.
 
     Attributes:
-        topics: the topics as given.
-        group_id: consumer group or queue group; ``None`` for a subscriber of its own.
-        queue: what happens when the consumer is slower than the stream.
-        start: where it begins.
+        topics: the topics, in the given order.
+        group_id: consumer group or queue group; ``None``: the subscriber receives every message.
+        queue: policy for a consumer that is slower than the stream.
+        start: where the subscription begins.
     """
 
     topics: tuple[str, ...]
@@ -53,56 +54,62 @@ class Selection:
 
     @property
     def name(self) -> str:
-        """The topics, for people."""
+        """The topics joined with commas, for logs and errors."""
         return ", ".join(self.topics)
 
 
 class TopicStream(Protocol):
-    """One topic of one subscription: synchronous, so that nothing is awaited between a socket and the queue."""
+    """One topic of one subscription. Synchronous, so that nothing is awaited between the socket and the queue."""
 
     def deliver(self, batch: list[Message]) -> None:
-        """Queue messages, at least one; the list and the messages are the stream's from now on."""
+        """Queue a list of at least one message. The caller must not use the list or the messages afterwards."""
 
     def announced(self, session: int, highest: int) -> None:
-        """A publisher says that ``highest`` was its last sequence on this topic."""
+        """Account for a publisher's announcement that ``highest`` is its last sequence on this topic."""
 
     def silence(self) -> float:
-        """Seconds for which a publisher that never announced its last sequence has been silent; 0.0 if there is none."""
+        """Return the longest silence, in seconds, of a publisher that never announced its last sequence; 0.0 without one."""
 
     def gap(self, missing: int | None, cause: str, *, at_most: bool = False) -> None:
-        """Messages are missing, ``missing`` or at most so many; ``None`` if how many cannot be known."""
+        """Report missing messages.
+
+        Args:
+            missing: number of messages; ``None`` if unknown.
+            cause: see `Gap.cause`.
+            at_most: whether ``missing`` is an upper bound.
+        """
 
 
 class Inbox(Protocol):
-    """The receiving half of one subscription, as a backend sees it."""
+    """The receiving side of one subscription, which its backend calls."""
 
     def stream(self, topic: str) -> TopicStream:
-        """The stream of one of its topics."""
+        """Return the stream of a topic."""
 
     @property
     def room(self) -> int:
-        """Messages that the queue still takes."""
+        """Number of messages that still fit into the queue."""
 
     def gap(self, missing: int | None, cause: str) -> None:
-        """Messages are missing on every topic."""
+        """Report missing messages on every topic (`TopicStream.gap`)."""
 
     def discard(self, unwanted: Callable[[Message], bool], cause: str) -> None:
-        """Take queued messages back: they are delivered elsewhere."""
+        """Remove queued messages that are delivered to another member; ``cause`` is counted in ``dropped``."""
 
     def put_back(self, message: Message) -> None:
-        """Deliver a message again."""
+        """Queue a message again, in front of all others."""
 
     def drop(self, message: Message, cause: str) -> None:
-        """Count a delivered message as dropped, and settle it."""
+        """Count a message that was returned to the consumer as dropped, and mark it as done."""
 
     def skip(self, count: int) -> None:
-        """So many messages of a log, at most, are passed over for fresh ones."""
+        """Count at most ``count`` records of a log that are skipped for the latest ones."""
 
     def shed(self) -> None:
-        """The backend cannot wait for room any longer: drop what is over the bound."""
+        """Drop the newest messages over the bound: the backend cannot pause the stream any longer."""
 
     def fail(self, error: BusError) -> None:
-        """Nothing more comes, because of ``error``."""
+        """End the subscription with ``error``, which the consumer gets after the queued messages."""
 
 
 class Consumer(Protocol):
@@ -110,55 +117,57 @@ class Consumer(Protocol):
 
     @property
     def lag(self) -> int | None:
-        """Records of a log that are not yet delivered; ``None`` where there is no log, or its end is not known yet."""
+        """Number of records of a log that are not yet delivered; ``None`` without a log, or while its end is not known."""
 
     def pause(self) -> None:
-        """The queue is full: read no more. Called only under the ``block`` policy."""
+        """Stop reading, because the queue is full. Called with the ``block`` policy only."""
 
     def resume(self) -> None:
-        """There is room again."""
+        """Read again."""
 
     async def stop(self) -> None:
-        """End the intake: nothing is delivered after this returns. What was delivered can still be settled."""
+        """Stop the intake: nothing is delivered after this returns. Delivered messages can still be acknowledged."""
 
     async def commit(self) -> None:
-        """Make what is settled durable, within a deadline of its own."""
+        """Commit the acknowledged messages, within an internal deadline."""
 
     async def close(self) -> None:
-        """Stop, commit and release everything, within deadlines of its own."""
+        """Stop, commit and release all resources, within internal deadlines."""
 
 
 class TopicPublisher(Protocol):
-    """One publisher on one topic. All of a bus share the topic's counter."""
+    """One publisher on one topic. All publishers of a bus on a topic share the topic's sequence counter."""
 
     def try_send(self, payload: bytes, key: str | None, headers: Mapping[str, str] | None) -> Outcome | Blocked:
-        """Hand over one message without waiting.
+        """Send one message without waiting.
 
         Returns:
-            The message's outcome, or `BLOCKED` if nothing was taken: then `send` waits.
+            The message's outcome, or `BLOCKED` if the message was not accepted: call `send`, which waits.
 
         Raises:
-            MessageTooLargeError: before anything was sent.
-            BusError: what the broker refused of this publisher's messages since its last call; this one was not sent.
+            MessageTooLargeError: nothing was sent.
+            BusError: the broker refused an earlier message of this publisher; this message was not sent.
         """
 
     async def send(self, payload: bytes, key: str | None, headers: Mapping[str, str] | None) -> Outcome:
-        """Hand over one message, waiting for room in the order of the calls.
+        """Send one message; wait until the backend accepts the message, in the order of the calls.
 
         Raises:
-            PublishTimeoutError: nothing was taken within ``publish_timeout``.
-            BusError: as `try_send`, or nothing ever will be taken.
+            PublishTimeoutError: not accepted within ``publish_timeout``; nothing was sent.
+            BusError: as `try_send`, or the bus will not reconnect.
         """
 
     async def flush(self) -> None:
-        """Wait until all that this publisher has sent is confirmed, within ``publish_timeout``.
+        """Wait until every message of this publisher is confirmed, within ``publish_timeout``.
 
         Raises:
-            BusError: a message of this publisher was refused, or was written before a cut and never confirmed.
+            PublishTimeoutError: not confirmed in time.
+            ConnectionLostError: messages were written before a disconnect and never confirmed.
+            BusError: a message of this publisher was refused.
         """
 
     def close(self) -> None:
-        """Send no more. What was refused and not raised is not raised any more."""
+        """Close the publisher. Errors that were not raised are discarded."""
 
 
 class Backend(Protocol):
@@ -166,60 +175,65 @@ class Backend(Protocol):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the backend does; complete once it is open."""
+        """What the backend can do; final once `open` has returned."""
 
     async def open(self) -> None:
-        """Connect, one try within ``connect_timeout``.
+        """Connect: one attempt, within ``connect_timeout``.
 
         Raises:
-            ConnectionLostError: not reachable.
-            AuthenticationError: refused.
+            ConnectionLostError: the broker cannot be reached.
+            AuthenticationError: the broker refused the credentials, or a certificate was refused.
         """
 
     def publisher(self, topic: str, name: str | None, *, keeps: bool) -> TopicPublisher:
-        """A publisher on ``topic``.
+        """Make a publisher on ``topic``.
 
         Args:
-            topic: its name.
-            name: the publisher's stable name, which chooses the partition of messages without a key; ``None`` spreads them.
-            keeps: whether the topic's counter is kept until the publisher is closed, however long that is not used.
+            topic: the topic's name.
+            name: stable name that selects the partition of messages without a key; ``None`` spreads them.
+            keeps: whether the topic's counter must not be evicted until the publisher is closed.
         """
 
     async def subscribe(self, selection: Selection, inbox: Inbox) -> Consumer:
-        """Subscribe; returns once the broker has confirmed."""
-
-    async def flush(self) -> None:
-        """Wait until all that was published is confirmed, within ``publish_timeout``.
+        """Subscribe; returns once the broker has confirmed.
 
         Raises:
-            PublishTimeoutError: it is not.
+            ConnectionLostError: not confirmed within ``connect_timeout``.
+            AuthenticationError: the broker refused the subscription.
+        """
+
+    async def flush(self) -> None:
+        """Wait until every published message is confirmed, within ``publish_timeout``.
+
+        Raises:
+            PublishTimeoutError: not confirmed in time.
         """
 
     async def close(self) -> None:
-        """Release everything, within a deadline, whatever state the broker is in."""
+        """Release all resources within a deadline, also if the broker does not answer."""
 
 
 @runtime_checkable
 class DeadLetterBackend(Protocol):
-    """A backend that passes a record on as it came: bytes that are no text, repeated headers, no value."""
+    """A backend that can publish a received record unchanged: keys and headers that are not text, repeated headers, no value."""
 
     async def dead_letter(self, message: Message, topic: str, why: Mapping[str, str]) -> bool:
-        """Publish a message that came from here on a dead-letter topic, with the headers ``why``.
+        """Publish a message of this backend on a dead-letter topic, with the additional headers ``why``.
 
-        What does not fit goes without its own headers, marked with ``msight-dead-headers``.
+        A message that is too large with its own headers is published without them, marked with ``msight-dead-headers``.
 
         Returns:
-            Whether it is there; if not, it never will be, and the reason was logged.
+            Whether the message was published; if not, the reason was logged, and a retry would fail too.
 
         Raises:
-            PublishTimeoutError, ConnectionLostError: the broker is away.
+            PublishTimeoutError, ConnectionLostError: the broker is down.
         """
 
 
 class Opener(Protocol):
-    """Builds a backend; nothing is connected yet."""
+    """Makes a backend; nothing is connected yet. See `msight_bus.backends.make_backend`."""
 
     def __call__(
         self, settings: BusSettings, report: Callable[[BusEvent], None], new_session: Callable[[], int]
     ) -> Backend:
-        """``new_session`` gives the random ids of publishers' sessions."""
+        """``report`` is called with each event; ``new_session`` returns a random session id."""

@@ -1,4 +1,4 @@
-"""Check a client library whose connections are taken over: its version, and the private attributes that the bus uses."""
+"""Check the version of a client library, and that it has the private attributes that the bus uses."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class ClientLibrary:
     """A client library and the range of versions that the bus is tested with.
 
     Attributes:
-        name: the name of its distribution.
-        oldest: the first version of the range.
-        newest: the last version of the range.
+        name: name of the distribution on the package index.
+        oldest: first tested version.
+        newest: last tested version.
     """
 
     name: str
@@ -29,10 +29,10 @@ class ClientLibrary:
     newest: str
 
     def check(self, *required: tuple[object, tuple[str, ...]]) -> None:
-        """Log a WARNING, once a process, if the installed version is outside the range.
+        """Log a WARNING, once in a process, if the installed version is outside the tested range.
 
         Args:
-            required: objects of the library, each with the attributes that it must have.
+            required: objects of the library, each with the names of the attributes that it must have.
 
         Raises:
             BusError: an attribute is missing.

@@ -1,7 +1,7 @@
-"""Try the servers of a broker one after another, and each address of a server's name.
+"""Connect to the first server of a broker that accepts, trying each address of each server in turn.
 
-A refusal (of credentials, a certificate or a permission) counts when every server that can be reached has refused: one
-node that has not reloaded its users yet must not end a bus that two others would take.
+A refusal (of credentials, a certificate or a permission) is final only when every server that can be reached has refused: one
+node that has not reloaded its users must not stop a bus that the other nodes would accept.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 _MAX_ADDRESSES = 8
-"""Addresses of one name that are tried; more would leave too little time for each."""
+"""Maximum number of addresses tried for one name; more would leave too little time for each."""
 
 _MAX_TOLD = 5
-"""Failures that one error text lists."""
+"""Maximum number of failures listed in one error."""
 
 
 class Meaning(Enum):
-    """What an error text of a broker means for whoever is told it."""
+    """The meaning of a broker's error text for the client."""
 
     PASSING = "passing"
-    """The broker cannot do it now; the same request may succeed later."""
+    """Temporary: the same request may succeed later."""
     CREDENTIALS = "credentials"
-    """The broker refused who asks; the connection is of no use."""
+    """The broker refused the credentials; the connection cannot be used."""
     PERMISSION = "permission"
-    """The broker refused what was asked; the connection stays."""
+    """The broker refused the operation; the connection can be used."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why one address of one server was not taken.
+    """A failed attempt to connect to one address of one server.
 
     Attributes:
-        error: what is raised if this failure decides.
-        brief: the address and the reason, for a list of several failures.
-        answered: whether the server answered, so that it counts as one that can be reached.
+        error: the error to raise if this failure is the decisive one.
+        brief: address and reason, for a list of failures.
+        answered: whether the server answered, so that it counts as reachable.
     """
 
     error: BusError
@@ -61,20 +61,20 @@ async def connect_first(
     attempt: Callable[[S, str], Awaitable[T]],
     explain: Callable[[S, str | None, Exception, float], Failure],
 ) -> T:
-    """Return what ``attempt`` makes of the first address that takes the connection.
+    """Connect to the first address that accepts; return the result of ``attempt``.
 
     Args:
         servers: in the order in which they are tried.
-        within: seconds for all of them. Each server has its share, and each of its addresses a share of that.
-        addresses: looks the addresses of a server up.
+        within: seconds for all servers. Each server gets a share, divided among its addresses.
+        addresses: resolves the addresses of a server.
         attempt: connects to one address of a server.
-        explain: makes a failure of an exception; the last argument is the share in seconds. The address is None where
-            the look-up failed.
+        explain: converts an exception into a `Failure`. Arguments: the server, the address (``None`` if resolving failed), the
+            exception, and the share in seconds.
 
     Raises:
         AuthenticationError: every server that can be reached refused.
-        ConnectionLostError: none took the connection.
-        BusError: what ``attempt`` or ``explain`` raised itself: no server is to blame for it.
+        ConnectionLostError: no server accepted.
+        BusError: raised by ``attempt`` or ``explain``; no further server is tried.
     """
     failures: list[Failure] = []
     loop = asyncio.get_running_loop()
@@ -92,15 +92,15 @@ async def connect_first(
                     return await attempt(server, address)
             except BusError:
                 raise
-            except Exception as failure:  # also what a client library stumbles over when a peer talks nonsense
+            except Exception as failure:  # a client library can raise anything if the peer sends invalid data
                 failures.append(_caused(explain(server, address, failure, part), failure))
     raise _decide(failures)
 
 
 def in_turn(candidates: Sequence[T], within: float) -> Iterator[tuple[T, float]]:
-    """Each candidate with the seconds it may take: what is left of ``within``, shared with those behind it.
+    """Yield each candidate with its share of the time, in seconds: what is left of ``within``, divided by the candidates left.
 
-    A candidate that hangs takes its share and no more; one that fails at once leaves its share to the others.
+    A candidate that hangs uses only its share; the unused time of one that fails early goes to the others.
     """
     loop = asyncio.get_running_loop()
     end = loop.time() + within
@@ -109,10 +109,10 @@ def in_turn(candidates: Sequence[T], within: float) -> Iterator[tuple[T, float]]
 
 
 async def look_up(host: str, port: int) -> Sequence[str]:
-    """Return the addresses of a host, in the order of preference that the system gives them.
+    """Resolve a host; return at most `_MAX_ADDRESSES` addresses, in the system's order of preference.
 
     Raises:
-        OSError: the name has no address.
+        OSError: the name cannot be resolved.
     """
     try:
         return [str(ipaddress.ip_address(host))]
@@ -123,11 +123,11 @@ async def look_up(host: str, port: int) -> Sequence[str]:
 
 
 def describe(error: BaseException, share: float) -> str:
-    """Type and text of what went wrong, from behind the wrappers of a client library.
+    """Return the type and text of the original error that a client library wrapped.
 
     Args:
-        error: what a client library raised.
-        share: seconds that the attempt had, told where it had no answer.
+        error: the exception of the client library.
+        share: seconds that the attempt had, named in the text of a timeout.
     """
     errors = [link for link in chain(error) if not isinstance(link, asyncio.CancelledError)]
     systems = [link for link in errors if isinstance(link, OSError) and not isinstance(link, TimeoutError)]
@@ -139,20 +139,20 @@ def describe(error: BaseException, share: float) -> str:
 
 
 def is_unreachable(error: BaseException) -> bool:
-    """Whether the network, not the peer, is to blame: there was no answer at all."""
+    """Whether the network caused ``error``: the peer did not answer."""
     return any(isinstance(link, OSError) for link in chain(error))
 
 
 def raise_warning(error: BaseException, broker: str) -> None:
-    """Raise a warning that the program has turned into an error as what it is: no server is to blame for it.
+    """Report a warning that the program's warning filters turned into an error; no server caused it.
 
     Raises:
-        BusError: there is one among the causes of ``error``.
+        BusError: a `Warning` is among the causes of ``error``.
     """
     for link in chain(error):
         if isinstance(link, Warning):
             raise BusError(
-                f"Connecting to {broker} was ended by a warning that this program turns into an error "
+                f"Connecting to {broker} failed because of a warning that this program turns into an error "
                 f"({type(link).__name__}: {quoted(link)}); see the filters of the warnings module, or python -W."
             ) from error
 
@@ -163,7 +163,7 @@ def _caused(failure: Failure, cause: Exception) -> Failure:
 
 
 def _decide(failures: Sequence[Failure]) -> BusError:
-    """Return the error of the failure that decides, with the others in its text."""
+    """Return the error of the decisive failure, with the other failures in its text."""
     if not failures:
         return ConnectionLostError("No server is configured.")
     refused = [failure for failure in failures if isinstance(failure.error, AuthenticationError)]

@@ -1,7 +1,7 @@
-"""A broker inside the process: the same contract without a server, for unit tests and single-process pipelines.
+"""The in-process backend, for unit tests and single-process pipelines: same contract, no server.
 
-Buses on one event loop meet at its `Exchange`, as they would at a broker: what a bus writes in one tick of the loop arrives
-at the end of it, in one list a topic and subscription; groups share in turn.
+All buses on one event loop share an `Exchange`, which has the role of the server. Messages that a bus publishes in one event loop
+iteration are delivered at its end, in one list for each topic and subscription. The members of a group take turns.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ from msight_bus.protocol.envelope import TopicCounter
 from msight_bus.settings import BusSettings, Limits
 
 Sent = tuple[bytes, Mapping[str, str], str | None, int, int, float]
-"""A message on its way: payload, headers, key, session, sequence, publish time in POSIX seconds."""
+"""A message in transit: payload, headers, key, session, sequence, publish time in POSIX seconds."""
 
 _BURST = 1000
-"""Messages after which a publisher that never had to wait gives the loop a turn."""
+"""Messages after which a publisher has to yield to the event loop."""
 
 _BACKLOG_MESSAGES = 100_000
 _BACKLOG_BYTES = 64 * 1024 * 1024
-"""On the way to a connection that does not read; at more it is cut, as Redis and NATS do."""
+"""Limits for what a connection that does not read has pending; beyond them it is closed, as Redis and NATS do."""
 
 
 class Filter(Protocol):
-    """What may happen to messages on their way to one subscription."""
+    """Injects faults between the exchange and its subscriptions (msight_bus.testing)."""
 
     def pass_on(self, delivery: Delivery, messages: list[Sent]) -> None:
-        """Call ``delivery.arrive`` with what arrives, now or later."""
+        """Call ``delivery.arrive``, now or later, with the messages that arrive."""
 
     def forget(self, delivery: Delivery) -> None:
-        """The subscription has ended."""
+        """Forget a subscription that has ended."""
 
 
 class Delivery:
-    """The way from the exchange to one subscription.
+    """One subscription at the exchange.
 
     Attributes:
-        route: where it leads.
-        connection: on which.
+        route: the subscription's route.
+        connection: the connection of the route.
     """
 
     __slots__ = ("connection", "route")
@@ -62,30 +62,30 @@ class Delivery:
         self.connection = connection
 
     def arrive(self, messages: list[Sent], late: float = 0.0) -> None:
-        """Messages arrive behind what is on its way already, ``late`` seconds from now."""
+        """Deliver messages ``late`` seconds from now, after those in transit."""
         self.connection.arrive(self.route, messages, late)
 
 
 class Exchange:
-    """The broker: who gets what.
+    """The in-process broker: routes messages to subscriptions.
 
     Attributes:
-        filter: what happens to the messages on their way.
+        filter: injects faults; ``None`` without faults.
     """
 
     def __init__(self) -> None:
         self.filter: Filter | None = None
         self._topics: dict[str, dict[str | None, list[Delivery]]] = {}
-        self._full: dict[str, set[Delivery]] = {}  # by topic: subscriptions that take no more
+        self._full: dict[str, set[Delivery]] = {}  # by topic: paused subscriptions
         self._waiting: dict[str, asyncio.Future[None]] = {}
 
     def join(self, delivery: Delivery) -> None:
-        """Begin a subscription."""
+        """Add a subscription."""
         route = delivery.route
         self._topics.setdefault(route.topic, {}).setdefault(route.group_id, []).append(delivery)
 
     def leave(self, delivery: Delivery) -> None:
-        """End a subscription."""
+        """Remove a subscription."""
         route = delivery.route
         groups = self._topics.get(route.topic, {})
         members = groups.get(route.group_id, [])
@@ -100,11 +100,11 @@ class Exchange:
             self.filter.forget(delivery)
 
     def pause(self, delivery: Delivery) -> None:
-        """A subscription takes no more: publishers on its topic have to wait."""
+        """Pause a subscription: publishers on its topic have to wait."""
         self._full.setdefault(delivery.route.topic, set()).add(delivery)
 
     def resume(self, delivery: Delivery) -> None:
-        """A subscription takes more, or has ended."""
+        """Resume a subscription; wake the publishers if no other subscription of the topic is paused."""
         topic = delivery.route.topic
         full = self._full.get(topic)
         if full is not None and delivery in full:
@@ -116,11 +116,11 @@ class Exchange:
                     waiting.set_result(None)
 
     def is_full(self, topic: str) -> bool:
-        """Whether a subscription of the topic takes no more."""
+        """Whether a subscription of the topic is paused."""
         return topic in self._full
 
     async def room(self, topic: str) -> None:
-        """Wait until every subscription of the topic takes more."""
+        """Wait until no subscription of the topic is paused."""
         while topic in self._full:
             waiting = self._waiting.get(topic)
             if waiting is None or waiting.done():
@@ -128,7 +128,7 @@ class Exchange:
             await asyncio.shield(waiting)
 
     def take(self, topic: str, messages: list[Sent]) -> None:
-        """Pass messages on to every subscription without a group, and in turn to the members of each group."""
+        """Deliver messages to every subscription without a group, and in turn to the members of each group."""
         for group_id, members in list(self._topics.get(topic, {}).items()):
             if group_id is None or len(members) == 1:
                 for delivery in list(members):
@@ -150,7 +150,7 @@ class Exchange:
 
 
 class MemoryConnection(Connection):
-    """A connection without a socket. The order on it holds, as on TCP."""
+    """A connection without a socket. Keeps the order, as TCP does."""
 
     def __init__(self, exchange: Exchange, on_lost: LostCallback, limits: Limits, clock: Callable[[], float]) -> None:
         super().__init__(on_lost)
@@ -167,7 +167,7 @@ class MemoryConnection(Connection):
         self._backlog_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
 
-    # -- what the bus writes
+    # -- called by the bus
 
     def publish(
         self,
@@ -180,7 +180,7 @@ class MemoryConnection(Connection):
         """Write one message.
 
         Raises:
-            MessageTooLargeError: with its headers it is over ``MSIGHT_MAX_MESSAGE_BYTES``.
+            MessageTooLargeError: payload and headers are over ``MSIGHT_MAX_MESSAGE_BYTES``.
         """
         size = len(payload)
         if headers:
@@ -200,7 +200,7 @@ class MemoryConnection(Connection):
             self.congested = True
 
     def _command(self, command: Callable[[], None]) -> Request:
-        """The broker does something behind what was written before, and confirms it."""
+        """Run ``command`` at the exchange after everything written before; the request is answered then."""
         request = Request(self.loop)
         if self._closing:
             request.finish(self._reason or ConnectionLostError("The connection was lost."))
@@ -213,17 +213,17 @@ class MemoryConnection(Connection):
         return request
 
     def ping(self) -> Request:
-        """A round trip behind everything written before it."""
+        """Round trip after everything written before."""
         return self._command(lambda: None)
 
     def subscribe(self, route: Route) -> Request:
-        """Join the topic."""
+        """Subscribe at the exchange."""
         self.add_route(route, route.topic.encode())
         delivery = self._deliveries[route] = Delivery(route, self)
         return self._command(lambda: self._exchange.join(delivery))
 
     def unsubscribe(self, route: Route) -> Request:
-        """Leave the topic; nothing comes behind the round trip."""
+        """Unsubscribe; nothing is delivered after the request is answered."""
         request = self._command(lambda: self._leave(route))
         request.answer.add_done_callback(lambda _: self.forget_route(route))
         return request
@@ -244,7 +244,7 @@ class MemoryConnection(Connection):
         topics: dict[str, list[Sent]] = {}
         count = 0
         for item in written:
-            if self._closing:  # the broker may cut this very connection
+            if self._closing:  # delivering can close this connection
                 return
             if isinstance(item, tuple):
                 topic, sent = item
@@ -268,14 +268,14 @@ class MemoryConnection(Connection):
             self._exchange.take(topic, messages)
 
     def _confirm(self, count: int) -> None:
-        """The confirmations arrive, behind what is on its way."""
+        """Confirm ``count`` entries, after the messages in transit."""
         self.received_at = self.loop.time()
         self.in_flight.confirm(count)
 
-    # -- what the exchange sends
+    # -- called by the exchange
 
     def arrive(self, route: Route, messages: list[Sent], late: float) -> None:
-        """Messages arrive ``late`` seconds from now, behind what is on its way."""
+        """Deliver messages ``late`` seconds from now, after those in transit."""
         if not late and not self._arriving and not self.reading_paused:
             self._receive(route, messages)
             return
@@ -286,7 +286,7 @@ class MemoryConnection(Connection):
         self._backlog_messages += len(messages)
         self._backlog_bytes += sum([len(sent[0]) for sent in messages])
         if self._backlog_messages > _BACKLOG_MESSAGES or self._backlog_bytes > _BACKLOG_BYTES:
-            self.fail(ConnectionLostError("The broker cut a connection that does not read."))
+            self.fail(ConnectionLostError("The broker closed the connection: the client does not read."))
         elif self._timer is None and not self.reading_paused:
             self._timer = self.loop.call_at(due, self._receive_due)
 
@@ -325,13 +325,13 @@ class MemoryConnection(Connection):
         )
 
     def pause_reading(self) -> None:
-        """Leave what arrives on its way."""
+        """Stop delivering; pending messages are kept up to a limit."""
         self.reading_paused = True
         for delivery in self._deliveries.values():
             self._exchange.pause(delivery)
 
     def resume_reading(self) -> None:
-        """Read again."""
+        """Deliver again."""
         if self.reading_paused:
             self.reading_paused = False
             self.received_at = self.loop.time()
@@ -341,7 +341,7 @@ class MemoryConnection(Connection):
                 self._timer = self.loop.call_at(self._arriving[0][0], self._receive_due)
 
     def fail(self, error: BusError) -> None:
-        """Give the connection up for ``error``: what was on its way is lost, and the broker forgets the subscriptions."""
+        """Abort the connection because of ``error``: messages in transit are lost, the subscriptions end."""
         if self._closing:
             return
         self._closing = True
@@ -354,7 +354,7 @@ class MemoryConnection(Connection):
         self.loop.call_soon(self._end, error)
 
     async def close(self, within: float) -> None:
-        """Write what is left and close."""
+        """Send what was written, and close within ``within`` seconds."""
         self._send()
         self.fail(ClosedError("The connection was closed."))
         await asyncio.wait((self.gone,), timeout=within)
@@ -364,12 +364,12 @@ _exchanges: WeakKeyDictionary[asyncio.AbstractEventLoop, Exchange] = WeakKeyDict
 
 
 def now() -> float:
-    """POSIX seconds by this machine's clock."""
+    """Return POSIX seconds of this machine's clock."""
     return time.time()
 
 
 class MemoryConnector:
-    """Connections to the exchange of this event loop, or to one that is given (pubsub.reconnecting.Connector)."""
+    """Opens connections to the exchange of this event loop, or to a given one (pubsub.reconnecting.Connector)."""
 
     where = "the memory broker"
     shares_connection = True
@@ -383,7 +383,7 @@ class MemoryConnector:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What a live broker does."""
+        """The capabilities of a broker without persistence."""
         return Capabilities(
             persistence=False,
             delivery="best-effort",
@@ -399,19 +399,19 @@ class MemoryConnector:
     async def connect(
         self, on_lost: LostCallback, *, publishes: bool, on_refused: RefusedCallback, on_leaving: LeavingCallback
     ) -> MemoryConnection:
-        """Open a connection."""
+        """Open a connection; never fails."""
         return MemoryConnection(self.exchange, on_lost, self._limits, self._clock)
 
     @property
     def exchange(self) -> Exchange:
-        """The broker."""
+        """The exchange that this connector connects to."""
         if self._exchange is None:
             self._exchange = _exchanges.setdefault(asyncio.get_running_loop(), Exchange())
         return self._exchange
 
 
 class MemoryPublisher(PubSubPublisher):
-    """One publisher on one topic, which waits while a subscription that blocks is full: nothing lies between them."""
+    """One publisher on one topic, which waits while a subscription of the topic is paused: there is no buffer in between."""
 
     __slots__ = ("_exchange", "_name")
 
@@ -421,26 +421,31 @@ class MemoryPublisher(PubSubPublisher):
         self._name = self._topic.counter.topic
 
     def try_send(self, payload: bytes, key: str | None, headers: Mapping[str, str] | None) -> Blocked | None:
-        """Hand one message to the connection, if it takes one now and every subscription does."""
+        """Send one message, if the connection has room and no subscription of the topic is paused (`TopicPublisher.try_send`)."""
         if self._exchange.is_full(self._name):
             return BLOCKED
         return super().try_send(payload, key, headers)
 
     async def send(self, payload: bytes, key: str | None, headers: Mapping[str, str] | None) -> None:
-        """Hand one message to the connection when every subscription takes one."""
+        """Send one message when no subscription of the topic is paused.
+
+        Raises:
+            PublishTimeoutError: not accepted within ``publish_timeout``; nothing was sent.
+            BusError: as `PubSubPublisher.send`.
+        """
         within = self._limits.publish_timeout
         try:
             async with asyncio.timeout(within):
                 await self._exchange.room(self._name)
         except TimeoutError:
             raise PublishTimeoutError(
-                f"A subscriber of {self._name!r} has had no room for {within:g} s (MSIGHT_PUBLISH_TIMEOUT); nothing was sent."
+                f"A subscriber's queue on {self._name!r} was full for {within:g} s (MSIGHT_PUBLISH_TIMEOUT); nothing was sent."
             ) from None
         await super().send(payload, key, headers)
 
 
 class MemoryBackend(PubSubBackend):
-    """The in-process broker (backends.base.Backend)."""
+    """The in-process backend (backends.base.Backend)."""
 
     def __init__(
         self, settings: BusSettings, report: Callable[[BusEvent], None], new_session: Callable[[], int]
@@ -449,6 +454,6 @@ class MemoryBackend(PubSubBackend):
         super().__init__(settings, self._memory, report, new_session)
 
     def publisher(self, topic: str, name: str | None, *, keeps: bool) -> MemoryPublisher:
-        """A publisher on ``topic``; its name means nothing here."""
+        """Make a publisher on ``topic``; ``name`` is not used."""
         exchange = self._memory.exchange
         return MemoryPublisher(exchange, self._topics, topic, self._publishing, self._limits, self._report, keeps=keeps)

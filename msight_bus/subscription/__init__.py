@@ -1,4 +1,4 @@
-"""What a subscriber has: its view of the stream, the queue behind it, and what was missed."""
+"""Subscriptions: the public iterator, the queue behind it, and the detection of missing messages."""
 
 from msight_bus.subscription.stats import SubscriptionStats
 from msight_bus.subscription.subscription import AckMode, Batches, Subscription, Terms, check_seconds

@@ -1,4 +1,4 @@
-"""The receiving half of a subscription: one queue, and a stream for each of its topics."""
+"""The receiving side of a subscription, which its backend calls: one queue, and one stream for each topic."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ logger = logging.getLogger("msight_bus")
 
 
 class Deadline:
-    """Tells when nothing has come for some seconds, once until something comes again: one timer.
+    """Reports a `DeadlineMissed` when no message arrives for some seconds, once until the next message. Uses one timer.
 
-    Time in which a full queue holds the stream up does not count.
+    Time in which the queue is full, so that the stream is paused, does not count.
 
     Attributes:
-        missed: how often.
+        missed: number of deadlines missed.
     """
 
     def __init__(self, name: str, seconds: float, queue: MessageQueue, report: Callable[[BusEvent], None]) -> None:
@@ -36,21 +36,21 @@ class Deadline:
         self.missed = 0
 
     def start(self) -> None:
-        """Watch from now on."""
+        """Arm the deadline."""
         self._watching = True
         self._heard_at = asyncio.get_running_loop().time()
         self._watch_for(self._seconds)
 
     def heard(self) -> None:
-        """Messages have come."""
+        """Note that messages arrived, and arm the deadline again."""
         if self._watching:
             self._heard_at = asyncio.get_running_loop().time()
             if self._timer is None:
-                logger.info("Messages come again on %s.", self._name)
+                logger.info("Messages arrive again on %s.", self._name)
                 self._watch_for(self._seconds)
 
     def stop(self) -> None:
-        """Nothing more is expected."""
+        """Disarm the deadline."""
         self._watching = False
         if self._timer is not None:
             self._timer.cancel()
@@ -62,14 +62,14 @@ class Deadline:
     def _look(self) -> None:
         self._timer = None
         now = asyncio.get_running_loop().time()
-        if self._queue.full:  # the consumer holds the stream up, so it is not the stream that is quiet
+        if self._queue.full:  # the consumer pauses the stream: the publishers are not silent
             self._heard_at = now
         left = self._heard_at + self._seconds - now
         if left > 0:
             self._watch_for(left)
             return
         self.missed += 1
-        logger.warning("No message has come on %s for %g s.", self._name, self._seconds)
+        logger.warning("Deadline missed: no message on %s for %g s.", self._name, self._seconds)
         self._report(DeadlineMissed(self._name, self._seconds))
 
 
@@ -77,11 +77,11 @@ class TopicStream:
     """One topic of one subscription (backends.base.TopicStream).
 
     Attributes:
-        topic: its name.
-        tracker: follows the publishers' sequences; ``None`` where a log finds gaps by its offsets, and for members of a
-            group, of whom each sees a part of the stream.
-        gaps: how often messages were found missing, or a cut was announced.
-        missing: messages found missing by other means than the tracker's.
+        topic: the topic's name.
+        tracker: tracks the publishers' sequences; ``None`` on a log, where offsets reveal gaps, and for a member of a group,
+            which receives a part of the stream only.
+        gaps: number of gaps reported.
+        missing: messages that the backend reported as missing, besides those of the tracker.
     """
 
     __slots__ = ("_deadline", "_queue", "_report", "gaps", "missing", "topic", "tracker")
@@ -103,7 +103,7 @@ class TopicStream:
         self._report = report
 
     def deliver(self, batch: list[Message]) -> None:
-        """Queue messages, at least one."""
+        """Queue a list of at least one message, and report gaps in their sequences."""
         if self._deadline is not None:
             self._deadline.heard()
         if self.tracker is None:
@@ -116,18 +116,18 @@ class TopicStream:
                 self._announce(finding.missing, finding.cause)
 
     def announced(self, session: int, highest: int) -> None:
-        """A publisher says that ``highest`` was its last sequence on this topic."""
+        """Account for a publisher's announcement that ``highest`` is its last sequence on this topic."""
         if self.tracker is not None:
             finding = self.tracker.announced(session, highest)
             if finding is not None:
                 self._announce(finding.missing, finding.cause)
 
     def silence(self) -> float:
-        """Seconds for which a publisher that never announced its last sequence has been silent; 0.0 if there is none."""
+        """Return the longest silence, in seconds, of a publisher that never announced its last sequence; 0.0 without one."""
         return 0.0 if self.tracker is None else self.tracker.silence()
 
     def gap(self, missing: int | None, cause: str, *, at_most: bool = False) -> None:
-        """Messages are missing, ``missing`` or at most so many; ``None`` if how many cannot be known."""
+        """Report ``missing`` messages as missing; ``None``: an unknown number; ``at_most``: the number is an upper bound."""
         self.missing += missing or 0
         self._announce(missing, cause, at_most=at_most)
 
@@ -137,12 +137,12 @@ class TopicStream:
 
 
 class Inbox:
-    """Where a backend delivers what one subscription receives (backends.base.Inbox).
+    """Receives the messages of one subscription from its backend (backends.base.Inbox).
 
     Attributes:
-        queue: what waits for the consumer.
-        in_hand: messages of a log that the consumer has and has not finished.
-        deadline: watches for silence, where the subscription asked for that.
+        queue: messages that wait for the consumer.
+        in_hand: messages of a log that were returned to the consumer and are not marked as done.
+        deadline: the subscription's deadline, ``None`` without one.
     """
 
     def __init__(
@@ -156,7 +156,16 @@ class Inbox:
         on_full: Callable[[], None],
         on_room: Callable[[], None],
     ) -> None:
-        """``counts`` tells whether the sequences of publishers are followed; ``clock`` gives POSIX seconds."""
+        """
+        Args:
+            selection: what is subscribed to, and the queue policy.
+            counts: whether the sequences of publishers are tracked.
+            deadline: seconds, or ``None``.
+            clock: returns POSIX seconds.
+            report: called with each event.
+            on_full: called when a queue with the ``block`` policy is full.
+            on_room: called when that queue has room again.
+        """
         self.queue = MessageQueue(selection.queue, on_full=on_full, on_room=on_room)
         self.in_hand: list[Message] = []
         self.deadline = None if deadline is None else Deadline(selection.name, deadline, self.queue, report)
@@ -166,7 +175,7 @@ class Inbox:
         self._streams: dict[str, TopicStream] = {}
 
     def stream(self, topic: str) -> TopicStream:
-        """The stream of one of the topics."""
+        """Return the stream of a topic; made at the first call."""
         stream = self._streams.get(topic)
         if stream is None:
             tracker = SequenceTracker(clock=self._clock) if self._counts else None
@@ -175,48 +184,48 @@ class Inbox:
 
     @property
     def streams(self) -> Sequence[TopicStream]:
-        """The streams that there are."""
+        """The streams made so far."""
         return tuple(self._streams.values())
 
     @property
     def room(self) -> int:
-        """Messages that the queue still takes."""
+        """Number of messages that still fit into the queue."""
         return self.queue.room
 
     def gap(self, missing: int | None, cause: str) -> None:
-        """Messages are missing on every topic."""
+        """Report a gap on every topic."""
         for stream in self.streams:
             stream.gap(missing, cause)
 
     def discard(self, unwanted: Callable[[Message], bool], cause: str) -> None:
-        """Take queued messages back: they are delivered elsewhere."""
+        """Remove queued messages that are delivered to another member; ``cause`` is counted in ``dropped``."""
         self.queue.discard(unwanted, cause)
         self.in_hand = [message for message in self.in_hand if not unwanted(message)]
 
     def put_back(self, message: Message) -> None:
-        """Deliver a message again."""
+        """Queue a message again, in front of all others."""
         self.in_hand = [held for held in self.in_hand if held is not message]
         self.queue.put_back(message)
 
     def drop(self, message: Message, cause: str) -> None:
-        """Count a delivered message as dropped, and settle it."""
+        """Count a message that was returned to the consumer as dropped, and mark it as done."""
         self.in_hand = [held for held in self.in_hand if held is not message]
         self.queue.drop((message,), cause)
 
     def skip(self, count: int) -> None:
-        """So many messages of a log, at most, are passed over for fresh ones."""
+        """Count at most ``count`` records of a log that are skipped for the latest ones."""
         self.queue.skip(count)
 
     def shed(self) -> None:
-        """The backend cannot wait for room any longer."""
+        """Drop the newest messages over the bound: the backend cannot pause the stream any longer."""
         self.queue.shed()
 
     def fail(self, error: BusError) -> None:
-        """Nothing more comes, because of ``error``."""
+        """End the stream with ``error``, which the consumer gets after the queued messages."""
         self.stop_watching()
         self.queue.fail(error)
 
     def stop_watching(self) -> None:
-        """Nothing more is expected."""
+        """Disarm the deadline, if there is one."""
         if self.deadline is not None:
             self.deadline.stop()

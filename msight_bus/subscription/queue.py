@@ -1,8 +1,8 @@
 """The bounded queue between a broker's stream and one consumer.
 
-The stream's side is synchronous: what one read of a socket brought is put as one list, and the one waiter is woken once a
-list. Flow control is a pair of callbacks. Three facts are kept apart: ended (nothing more comes, what is queued is handed
-out), broken (an error follows what is queued) and closed (nothing is handed out).
+`MessageQueue.put` is synchronous: the messages of one socket read are put as one list, and the consumer is woken once for each
+list. Flow control is a pair of callbacks. The queue has three final states: ended (no more messages; queued ones are delivered),
+failed (an error follows the queued messages) and closed (nothing is delivered).
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ def _nothing() -> None:
 
 
 class MessageQueue:
-    """Messages for one consumer, within the bounds of a policy.
+    """A queue of messages for one consumer, within the bounds of a `QueuePolicy`.
 
-    Under ``block`` what was read before the stream could be paused is queued above the bound.
+    With ``block``, messages that arrive before the stream is paused are queued above the bound.
 
     Attributes:
-        messages: what is queued, oldest first. A consumer that takes from the left itself lowers ``size`` and, where the queue
-            is ``full``, calls `taken`.
+        messages: the queued messages, oldest first. A consumer that pops from the left must lower ``size`` and, if the queue is
+            ``full``, call `taken`.
         size: bytes of the payloads, headers and keys in ``messages``.
-        full: the stream was asked to pause.
-        received: messages that were put.
-        dropped: messages that left without being handed out, by cause.
-        peak: the most messages ever queued.
-        ended: nothing more will be put.
+        full: whether the stream was asked to pause.
+        received: number of messages put.
+        dropped: messages that were not delivered, by cause.
+        peak: the maximum number of messages queued so far.
+        ended: whether `end` was called.
     """
 
     __slots__ = (
@@ -64,7 +64,7 @@ class MessageQueue:
     def __init__(
         self, policy: QueuePolicy, *, on_full: Callable[[], None] = _nothing, on_room: Callable[[], None] = _nothing
     ) -> None:
-        """``on_full`` asks the stream to pause and ``on_room`` to go on; only the ``block`` policy calls them."""
+        """``on_full`` pauses the stream and ``on_room`` resumes the stream; only the ``block`` policy calls them."""
         self.messages: deque[Message] = deque()
         self.size = 0
         self.full = False
@@ -82,21 +82,21 @@ class MessageQueue:
         self._over = False
         self._error: BusError | None = None
         self._closed = False
-        self._told = False  # its error was raised
+        self._told = False  # the error was raised once
         self._waiter: asyncio.Future[None] | None = None
         self._wanted = 1
 
-    # -- the stream's side
+    # -- called by the stream
 
     @property
     def room(self) -> int:
-        """Messages that still fit; a stream that can choose how much it reads asks for this many."""
+        """Number of messages that still fit; a stream that can choose how much to read requests at most this many."""
         if self.size >= self._max_bytes and self.messages:
             return 0
         return max(0, self._max_messages - len(self.messages))
 
     def put(self, batch: list[Message]) -> None:
-        """Queue messages by the policy and wake the consumer once."""
+        """Queue messages according to the policy, and wake the consumer once."""
         messages = self.messages
         queued = len(messages) + len(batch)
         size = self.size
@@ -115,7 +115,7 @@ class MessageQueue:
             waiter.set_result(None)
 
     def _put_at_bound(self, batch: list[Message]) -> None:
-        """Near the bound, or after the end."""
+        """As `put`, where the queue is near a bound, full or over."""
         self.received += len(batch)
         if self._closed or self.ended:
             self.drop(batch, "closed", done=False)
@@ -134,7 +134,7 @@ class MessageQueue:
             self._put_while_room(batch)
         if len(messages) > self.peak:
             self.peak = len(messages)
-        self.wake()  # a queue at its bound takes no more, or drops, however many messages the consumer wants
+        self.wake()  # at the bound the consumer is woken even if fewer messages are queued than requested
 
     def _fill(self) -> None:
         if not self.full:
@@ -143,7 +143,7 @@ class MessageQueue:
 
     @property
     def _is_over(self) -> bool:
-        """Whether more is queued than the bounds allow; one message always fits."""
+        """Whether the queue is over a bound; a single message always fits."""
         return len(self.messages) > 1 and (len(self.messages) > self._max_messages or self.size > self._max_bytes)
 
     def _drop_oldest(self) -> None:
@@ -167,7 +167,7 @@ class MessageQueue:
         self.drop(dropped, "block_timeout" if self._shedding else "drop_newest")
 
     def shed(self) -> None:
-        """The stream can wait no longer: drop the newest until the consumer has made room."""
+        """Drop the newest messages over the bound until the consumer has made room: the stream cannot stay paused."""
         if not self.full:
             return
         self._shedding = True
@@ -179,7 +179,7 @@ class MessageQueue:
         self.drop(reversed(dropped), "block_timeout")
 
     def put_back(self, message: Message) -> None:
-        """Queue a message again in front of all others, even at the bound; its arrival was counted before."""
+        """Queue a message again in front of all others, even over the bound; not counted in ``received`` again."""
         if self._closed:
             self.drop([message], "closed", done=False)
             return
@@ -190,12 +190,12 @@ class MessageQueue:
             self.wake()
 
     def drop(self, messages: Iterable[Message], cause: str, *, done: bool = True) -> None:
-        """Count messages that leave without being handed out: the one exit for these.
+        """Count messages that are not delivered. Every message that is not delivered passes through this method.
 
         Args:
-            messages: what leaves, already taken out of the queue.
-            cause: for ``dropped``.
-            done: whether a record of a log counts as done, so that it does not come again.
+            messages: already removed from the queue.
+            cause: the key in ``dropped``.
+            done: whether to mark records of a log as done, so that they are not redelivered.
         """
         count = 0
         for message in messages:
@@ -206,12 +206,12 @@ class MessageQueue:
             self.dropped[cause] += count
 
     def skip(self, count: int) -> None:
-        """Count messages of a log that are passed over for fresh ones."""
+        """Count ``count`` records of a log that were skipped for the latest ones."""
         self.received += count
         self.dropped["skipped"] += count
 
     def discard(self, unwanted: Callable[[Message], bool], cause: str) -> None:
-        """Take queued messages away again, not done: they are delivered elsewhere."""
+        """Remove queued messages without marking them as done: another member receives them."""
         gone = [message for message in self.messages if unwanted(message)]
         if gone:
             kept = [message for message in self.messages if not unwanted(message)]
@@ -222,35 +222,35 @@ class MessageQueue:
             self.taken()
 
     def end(self) -> None:
-        """Nothing more comes; what is queued is still handed out."""
+        """End the queue: no more messages are put, queued ones are still delivered."""
         self.ended = self._over = True
         self.wake()
 
     def fail(self, error: BusError) -> None:
-        """``error`` follows what is queued."""
+        """Fail the queue: `wait` raises ``error`` after the queued messages."""
         if self._error is None and not self.ended:
             self._error = error
             self._over = True
             self.wake()
 
     def close(self) -> None:
-        """Hand out nothing more."""
+        """Close the queue and drop the queued messages."""
         self._closed = self._over = True
         self.drop(self.messages, "closed", done=False)
         self.messages.clear()
         self.size = 0
         self.wake()
 
-    # -- the consumer's side
+    # -- called by the consumer
 
     def taken(self) -> None:
-        """Messages have left; let the stream go on at half the bounds."""
+        """Resume a paused stream once the queue is at half its bounds."""
         if self.full and len(self.messages) <= self._max_messages // 2 and self.size <= self._max_bytes // 2:
             self.full = self._shedding = False
             self._on_room()
 
     def take(self, at_most: int) -> list[Message]:
-        """The oldest ``at_most`` messages, or as many as there are."""
+        """Remove and return the oldest messages, at most ``at_most``."""
         popleft = self.messages.popleft
         batch = [popleft() for _ in range(min(at_most, len(self.messages)))]
         self.size -= sum([len(message.payload) + message._overhead for message in batch])
@@ -258,14 +258,17 @@ class MessageQueue:
         return batch
 
     async def wait(self) -> bool:
-        """Suspend until a message is queued or nothing more will come; returns whether a message is queued.
+        """Wait until a message is queued or the queue is over.
 
-        Nothing is taken here, so cancelling loses nothing.
+        Nothing is removed from the queue, so a cancellation loses no message.
+
+        Returns:
+            Whether a message is queued.
 
         Raises:
             ClosedError: the queue was closed.
-            BusyError: another task is already waiting.
-            BusError: the stream broke, and what it had delivered was taken.
+            BusyError: another task is waiting.
+            BusError: the error of `fail`, once the queue is empty.
         """
         while not self.messages and not self._over:
             await self._wait_for(1, None)
@@ -273,7 +276,7 @@ class MessageQueue:
             return True
         if self._error is not None or self._closed:
             if self._told:
-                await asyncio.sleep(0)  # whoever asks again and again lets others run
+                await asyncio.sleep(0)  # a consumer that retries in a loop must not block the event loop
             self._told = True
         if self._closed:
             raise ClosedError("The subscription is closed.")
@@ -282,8 +285,11 @@ class MessageQueue:
         return False
 
     async def wait_for_more(self, wanted: int, within: float) -> None:
-        """Suspend until ``wanted`` messages or as many as fit are queued, ``within`` seconds have passed or nothing
-        more will come."""
+        """Wait until ``wanted`` messages are queued, the queue is at its bound or over, or ``within`` seconds have passed.
+
+        Raises:
+            BusyError: another task is waiting.
+        """
         if len(self.messages) < wanted and self.room and not self.full and not self._over and within > 0:
             await self._wait_for(wanted, within)
 
@@ -303,6 +309,6 @@ class MessageQueue:
                 timer.cancel()
 
     def wake(self) -> None:
-        """Let the waiting consumer look again."""
+        """Wake the waiting consumer."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)

@@ -1,11 +1,11 @@
-"""Count what a subscriber missed on a topic, by the sequences that publishers stamp on their messages. Pure.
+"""Detect missing messages on a topic by the sequences of its publishers. Pure.
 
-A publisher's *session* numbers its messages on a topic from 1. A *position* is the highest sequence of a session so far; what was
-skipped below it is a *hole*, a range of sequences. A late message fills its place in a hole.
+A publisher's *session* numbers the messages on a topic from 1. A *position* is the highest sequence of a session so far. A range
+of sequences that was skipped below a position is a *hole*; a late message fills its place in a hole.
 
-Whoever may publish on the topic can forge sessions and sequences, so everything kept is bounded, and a jump that no publisher
-can have made since its session was last heard is *implausible*: its size is not counted, and the position that it leads to is
-followed beside the others. A message belongs to the position that it continues.
+Any client that may publish on the topic can forge sessions and sequences. Therefore all state is bounded, and a jump that no
+publisher can have made since its session was last heard is *implausible*: the size of the jump is not counted, and the new
+position is tracked beside the old one. A message belongs to the position that it continues.
 """
 
 from __future__ import annotations
@@ -35,10 +35,16 @@ _PLAUSIBLE_RATE = 4_000_000
 """Messages a second: more than any publisher sends."""
 
 _IDLE_AFTER = 60.0
+"""Seconds after which a position is forgotten if its session continues at another one."""
+
 _LOOKED_AT = 64
+"""Sessions that `SequenceTracker.silence` examines."""
+
 _EVICTION_NOTICE_INTERVAL = 1.0
+"""Seconds between two findings of evictions."""
+
 _EPOCHS = 16
-"""How finely the order of last use is kept: an epoch ends when a 16th of all sessions that are followed has begun."""
+"""Granularity of the order of last use: an epoch ends when a 16th of ``max_sessions`` sessions has begun."""
 _start_of = attrgetter("start")
 
 
@@ -46,9 +52,9 @@ class Finding(msgspec.Struct, frozen=True, gc=False):
     """Messages are missing.
 
     Attributes:
-        missing: how many; ``None`` if that cannot be known.
-        cause: ``"lost"``; ``"implausible"``, a jump that nobody can have made; ``"evicted"``, a session was forgotten, and what
-            it may have lost since is not known.
+        missing: number of messages; ``None`` if unknown.
+        cause: ``"lost"``; ``"implausible"``: a jump that no publisher can have made; ``"evicted"``: a session was forgotten, so
+            that later losses of that session are unknown.
     """
 
     missing: int | None
@@ -56,7 +62,7 @@ class Finding(msgspec.Struct, frozen=True, gc=False):
 
 
 _NOTHING: list[Finding] = []
-"""Given for nearly every list of messages; nobody adds to it."""
+"""The result for nearly every list of messages; never changed."""
 
 
 class _Hole:
@@ -71,14 +77,14 @@ class _Hole:
 
 
 class _Position:
-    """Where a session is.
+    """A position of a session.
 
     Attributes:
-        first, highest: every sequence between them was received, is in a hole, or was in a hole that is forgotten.
+        first, highest: every sequence in between was received, is in a hole, or was in a forgotten hole.
         holes: in ascending order.
-        forgotten_below: below it a sequence that is in no hole may be late as well as a duplicate.
-        continued: whether more than a jump led here.
-        idle_since: when the session first went on elsewhere, in POSIX seconds; ``None`` if it went on here last.
+        forgotten_below: a sequence below this one that is in no hole can be late or a duplicate.
+        continued: whether a message continued this position after the jump to it.
+        idle_since: POSIX seconds when the session continued at another position; ``None`` for the current position.
     """
 
     __slots__ = ("continued", "first", "forgotten_below", "highest", "holes", "idle_since")
@@ -92,12 +98,12 @@ class _Position:
         self.idle_since: float | None = None
 
     def hole_index(self, sequence: int) -> int | None:
-        """Index of the hole that ``sequence`` is in."""
+        """Return the index of the hole that contains ``sequence``, ``None`` without one."""
         index = bisect_right(self.holes, sequence, key=_start_of) - 1
         return index if index >= 0 and sequence < self.holes[index].end else None
 
     def distance(self, sequence: int) -> tuple[int, int]:
-        """How far ``sequence`` is from continuing this position: the least distance continues it."""
+        """Return the distance of ``sequence`` from this position, comparable: a message continues the nearest position."""
         step = sequence - self.highest
         if 0 <= step <= 1:
             return 0, 0
@@ -110,11 +116,11 @@ class _Session:
     """One publisher's stream.
 
     Attributes:
-        position: the one continued last.
-        beside: the others, those continued before first, then those that one jump led to, oldest first.
-        heard: when, in POSIX seconds.
-        used: the tracker's epoch in which it was used last.
-        announced: the last sequence that the publisher announced.
+        position: the position that was continued last.
+        beside: the other positions: those continued before, then those that a single jump led to, oldest first.
+        heard: POSIX seconds of the last message or announcement.
+        used: the tracker's epoch of the last use.
+        announced: the last sequence that the publisher announced, 0 before the first announcement.
     """
 
     __slots__ = ("announced", "beside", "heard", "position", "used")
@@ -127,7 +133,7 @@ class _Session:
         self.announced = 0
 
     def position_of(self, sequence: int, now: float) -> _Position | None:
-        """The position that ``sequence`` continues; ``None`` if no publisher can have come from one to it."""
+        """Return the position that ``sequence`` continues; ``None`` if the jump from every position is implausible."""
         if not self.beside and abs(sequence - self.position.highest) <= _PLAUSIBLE_JUMP:
             return self.position
         bound = _PLAUSIBLE_JUMP + _PLAUSIBLE_RATE * max(0.0, now - self.heard)
@@ -136,13 +142,13 @@ class _Session:
 
 
 class SequenceTracker:
-    """Follows the sequences of every publisher of one topic.
+    """Tracks the sequences of every publisher of one topic.
 
     Attributes:
-        gaps: findings so far; a late message does not undo one.
-        missing: messages missing now, without those of unknown number; a late message lowers it.
-        duplicates: messages received before.
-        evicted: sessions forgotten, the least recently used first.
+        gaps: number of findings; a late message does not lower this number.
+        missing: messages missing now, without gaps of unknown size; a late message lowers this number.
+        duplicates: number of messages received more than once.
+        evicted: number of sessions evicted.
     """
 
     __slots__ = (
@@ -168,32 +174,31 @@ class SequenceTracker:
         max_holes: int = MAX_HOLES,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Begin with nothing.
-
+        """
         Args:
-            max_sessions: sessions followed at most.
-            max_holes: holes kept at most, of all sessions together; the oldest is forgotten first and stays missing.
-            clock: POSIX seconds, the clock of ``Message.received_at``.
+            max_sessions: maximum number of sessions tracked; the least recently used is evicted first.
+            max_holes: maximum number of holes of all sessions together; the oldest is forgotten first and stays missing.
+            clock: returns POSIX seconds: the clock of ``Message.received_at``.
         """
         self._max_sessions = max_sessions
         self._max_holes = max_holes
         self._clock = clock
         self._sessions: OrderedDict[int | None, _Session] = OrderedDict()  # by the epoch of their last use
-        # While few sessions begin, as nearly always, their order need not be kept up for each message.
+        # An epoch spares updating the order of use at each message while few sessions begin, as nearly always.
         self._sessions_an_epoch = max(1, max_sessions // _EPOCHS)
         self._begun = 0
         self._epoch = 0
         self._holes: OrderedDict[_Hole, None] = OrderedDict()  # oldest first
-        self._evicted_at = -math.inf  # when that was found last
+        self._evicted_at = -math.inf  # time of the last finding of an eviction
         self.gaps = 0
         self.missing = 0
         self.duplicates = 0
         self.evicted = 0
 
     def observe(self, batch: list[Message]) -> list[Finding]:
-        """Account for a chunk's messages, at least one.
+        """Account for a list of at least one message, and return what is missing.
 
-        Sequence 0 is never valid; such a message and one without a session are not accounted for.
+        Messages without a session, and messages with sequence 0, which is never valid, are ignored.
         """
         session_id = batch[0].session
         session = self._sessions.get(session_id)
@@ -201,7 +206,7 @@ class SequenceTracker:
             return self._observe_each(batch)
         position = session.position
         expected = position.highest
-        for message in batch:  # mostly one publisher's next messages
+        for message in batch:  # the usual case: the next messages of one publisher
             expected += 1
             if message.sequence != expected or message.session != session_id:
                 return self._observe_each(batch)
@@ -210,7 +215,7 @@ class SequenceTracker:
         return _NOTHING
 
     def _observe_each(self, batch: list[Message]) -> list[Finding]:
-        now = batch[0].received_at  # of all of them: they were read together
+        now = batch[0].received_at  # all were read together
         found: list[Finding] = []
         sessions = self._sessions
         epoch = self._epoch
@@ -242,7 +247,10 @@ class SequenceTracker:
     def announced(self, session_id: int, highest: int) -> Finding | None:
         """Account for a publisher's announcement that ``highest`` is its last sequence.
 
-        A session never seen on this topic began after the subscription did or was silent: nothing is known of it.
+        The announcement of an unknown session is ignored: the session was silent since the subscription began.
+
+        Returns:
+            What is missing, or ``None``.
         """
         session = self._sessions.get(session_id)
         if session is None or highest < 1:
@@ -262,16 +270,16 @@ class SequenceTracker:
         return finding
 
     def silence(self) -> float:
-        """Seconds for which the quietest of the sessions that never announced their last sequence has been silent.
+        """Return the longest silence, in seconds, of a session that never announced its last sequence; 0.0 without one.
 
-        Of the first sessions only: it is asked again and again.
+        Examines the least recently used sessions only, because this method is called periodically.
         """
         now = self._clock()
         first = [session for _, session in zip(range(_LOOKED_AT), self._sessions.values(), strict=False)]
         return max((now - session.heard for session in first if not session.announced), default=0.0)
 
     def _place(self, session: _Session, sequence: int, now: float, found: list[Finding]) -> None:
-        """Account for a message that is not simply the next one of its session's only position."""
+        """Account for a message that is not the next one of its session's only position."""
         position = session.position_of(sequence, now)
         if position is None:
             self._follow(session, _Position(sequence, sequence, continued=False))
@@ -282,7 +290,7 @@ class SequenceTracker:
             self._advance(session, position, sequence, now)
         elif (index := position.hole_index(sequence)) is not None:
             self._fill(position, index, sequence)
-        elif sequence < position.first:  # overtaken by the message that told where the subscription joined
+        elif sequence < position.first:  # overtaken by the first message of the session
             end, position.first = position.first, sequence
             if sequence + 1 < end:
                 found.append(self._lose(position, sequence + 1, end))
@@ -292,12 +300,12 @@ class SequenceTracker:
     # -- sessions and their positions
 
     def _begin(self, session_id: int, sequence: int, now: float, found: list[Finding]) -> _Session:
-        """Follow a session; its first message tells where the subscription joined, so nothing before it is missing."""
-        hides_loss = self.evicted > 0 and sequence > 1  # it may be an evicted one that goes on
+        """Track a new session; messages before the first one received are not missing."""
+        hides_loss = self.evicted > 0 and sequence > 1  # can be an evicted session that continues
         if len(self._sessions) >= self._max_sessions:
             _, oldest = self._sessions.popitem(last=False)
             self.evicted += 1
-            # Of one that announced its end nothing can be missing, unless it goes on.
+            # A session that announced its last sequence cannot have lost messages, unless it continues.
             hides_loss |= bool(oldest.beside) or oldest.announced != oldest.position.highest
             for position in (oldest.position, *oldest.beside):
                 self._forget(position)
@@ -311,12 +319,12 @@ class SequenceTracker:
         return session
 
     def _use(self, session_id: int | None, session: _Session) -> None:
-        """Note that the session is used in this epoch."""
+        """Mark the session as used in this epoch."""
         session.used = self._epoch
         self._sessions.move_to_end(session_id)
 
     def _follow(self, session: _Session, position: _Position) -> None:
-        """Follow one more position; beyond the bound the oldest that was never continued goes, else the longest idle one."""
+        """Track one more position; beyond the bound, forget the oldest that was never continued, else the longest idle one."""
         beside = session.beside
         if len(beside) == MAX_POSITIONS - 1:
             goes = next((other for other in beside if not other.continued), beside[-1])
@@ -325,7 +333,7 @@ class SequenceTracker:
         session.beside = (*beside, position)
 
     def _advance(self, session: _Session, position: _Position, highest: int, now: float) -> None:
-        """The session goes on at ``position``, to ``highest``."""
+        """Advance ``position`` to ``highest`` and make it the current one."""
         before, position.highest = position.highest, highest
         if not session.beside:
             return
@@ -346,7 +354,7 @@ class SequenceTracker:
         session.beside = tuple(kept)
 
     def _forget(self, position: _Position) -> None:
-        """Follow the position no longer; its holes stay missing."""
+        """Stop tracking the position; its holes stay missing."""
         for hole in position.holes:
             del self._holes[hole]
 
@@ -367,7 +375,7 @@ class SequenceTracker:
         return self._found(end - start, LOST)
 
     def _fill(self, position: _Position, index: int, sequence: int) -> None:
-        """A missing message has come."""
+        """Remove a late message's sequence from a hole."""
         self.missing -= 1
         hole = position.holes[index]
         if hole.end - hole.start == 1:

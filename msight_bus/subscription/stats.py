@@ -11,18 +11,19 @@ class SubscriptionStats:
     """A snapshot of one subscription's counters, in messages.
 
     Attributes:
-        received: delivered by the broker.
-        delivered: handed to the consumer.
-        dropped: not handed to the consumer, by cause: a queue policy's name, ``"block_timeout"``, ``"revoked"``, ``"closed"``,
-            ``"too old"`` (its lifespan was over), ``"skipped"`` (passed over in a log for the latest ones; at most so many).
-        gaps: how often messages were found missing, or a cut was announced; ``None`` where that is not counted.
-        missing: messages known to be missing; ``None`` where counting is meaningless (a member of a group).
-        duplicates: messages that came again; ``None`` where counting is meaningless.
-        queued: waiting for the consumer now.
-        queued_peak: the most that ever waited.
-        lag: records of a log that the consumer has not been given: those behind the position, up to the end, and those queued;
-            ``None`` where there is no log, or its end is not known yet.
-        deadlines_missed: how often the stream went quiet for the subscription's deadline.
+        received: received from the broker.
+        delivered: returned to the consumer.
+        dropped: not returned to the consumer, by cause: the name of a queue policy, ``"block_timeout"``, ``"revoked"``,
+            ``"closed"``, ``"too old"`` (older than the lifespan), ``"no dead letter"``, ``"skipped"`` (records of a log that were
+            skipped for the latest ones; an upper bound).
+        gaps: number of gaps reported, those of a reconnect included; ``None`` where gaps are not counted.
+        missing: messages known to be missing; ``None`` for a member of a group that shares a stream.
+        duplicates: messages received more than once; ``None`` where they are not detected.
+        queued: in the queue now.
+        queued_peak: the maximum of ``queued`` so far.
+        lag: records of a log between the last one returned to the consumer and the end of the log, queued ones included;
+            ``None`` without a log, or while the end is not known.
+        deadlines_missed: how often no message arrived for the subscription's deadline.
     """
 
     received: int

@@ -1,4 +1,4 @@
-"""One consumer's view of what it has subscribed to."""
+"""`Subscription`: the async iterator of messages that users consume."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ TOO_OLD = "too old"
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """How a subscription hands out its messages.
+    """The options of a subscription that its backend does not need.
 
     Attributes:
-        ack: whether asking for the next message marks the one before as done.
-        deadline: seconds without a message after which that is reported.
-        lifespan: seconds after which a message is dropped instead of handed out.
+        ack: ``"auto"``: requesting the next message marks the one before as done; ``"manual"``: ``message.ack()`` does.
+        deadline: seconds without a message after which `DeadlineMissed` is reported.
+        lifespan: seconds after which a message is dropped instead of delivered.
     """
 
     ack: AckMode = "auto"
@@ -41,19 +41,19 @@ class Terms:
 
 
 def check_seconds(name: str, value: object) -> None:
-    """Refuse what is neither ``None`` nor a number of seconds above 0.
+    """Check that ``value`` is ``None`` or a finite number of seconds above 0.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: ``value`` is something else.
     """
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"{name} is a number of seconds above 0, or None, not {value!r}.")
+        raise ValueError(f"{name} must be a number of seconds above 0, or None, not {value!r}.")
 
 
 def _current_task() -> asyncio.Task[object] | None:
-    """The current task; ``None`` outside a running loop too."""
+    """Return the current task, ``None`` without one or without a running event loop."""
     try:
         return asyncio.current_task()
     except RuntimeError:
@@ -63,13 +63,13 @@ def _current_task() -> asyncio.Task[object] | None:
 class Subscription:
     """Messages of one topic: an async context manager and an async iterator, for one consumer.
 
-    Entering returns once the broker has confirmed. With ``ack="auto"`` asking for the next message marks the one before
-    it as done; iterating anew after an exception or ``break`` delivers an unacknowledged message again on a backend with
-    acknowledgement.
+    Entering returns once the broker has confirmed the subscription. With ``ack="auto"``, requesting the next message marks the
+    message before as done. On a backend with acknowledgement, iterating again after an exception or ``break`` redelivers
+    messages that are not done.
 
     Attributes:
-        topic: what it is subscribed to, for people.
-        consumer: the task that iterates it.
+        topic: the name of the topic; for several topics, their names joined with commas.
+        consumer: the task that iterates the subscription, ``None`` before the first request.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Subscription:
         on_entered: Callable[[Subscription], None],
         on_closed: Callable[[Subscription], None],
     ) -> None:
-        """``check`` raises where the bus cannot be used, and ``clock`` gives POSIX seconds."""
+        """``check`` raises where the bus cannot be used (`Core.check`); ``clock`` returns POSIX seconds."""
         self.topic = selection.name
         self.consumer: asyncio.Task[object] | None = None
         self._backend = backend
@@ -122,11 +122,14 @@ class Subscription:
         """Subscribe.
 
         Raises:
-            BusError: the broker refused, or did not confirm within ``connect_timeout``.
+            AuthenticationError: the broker refused the subscription.
+            ConnectionLostError: the broker did not confirm within ``connect_timeout``.
+            ClosedError: the bus is closed, or the subscription was entered before.
+            BusError: called from another thread, event loop or process than the bus was opened in.
         """
         self._check()
         if self._entered:
-            raise ClosedError("A subscription is entered once; call bus.subscribe() again.")
+            raise ClosedError("A subscription can be entered once; call bus.subscribe() again.")
         self._entered = True
         self._on_entered(self)
         try:
@@ -149,10 +152,10 @@ class Subscription:
         await self.close()
 
     async def close(self) -> None:
-        """Unsubscribe, commit what is done and hand out nothing more.
+        """Unsubscribe, commit what is done, and drop queued messages.
 
         Raises:
-            BusError: this is another thread, event loop or process, where nothing of it can be ended.
+            BusError: called from another thread, event loop or process, where the subscription cannot be closed.
         """
         if self._at_broker is not None:
             with contextlib.suppress(ClosedError):  # the bus closes it
@@ -165,7 +168,7 @@ class Subscription:
         if at_broker is not None:
             await run_shielded(at_broker.close())
 
-    # -- the consumer's side
+    # -- consuming
 
     def __aiter__(self) -> AsyncIterator[Message]:
         self._check_loop()
@@ -200,13 +203,26 @@ class Subscription:
         return message
 
     def batches(self, max_messages: int, within: float = 0.0) -> Batches:
-        """Lists of 1 to ``max_messages`` messages, each within ``within`` seconds of its first; one wake-up a list."""
+        """Return an async iterator of lists of 1 to ``max_messages`` messages.
+
+        Args:
+            max_messages: maximum length of a list, at least 1.
+            within: seconds to wait for a full list after its first message.
+
+        Raises:
+            ValueError: ``max_messages`` is below 1.
+        """
         if max_messages < 1:
             raise ValueError(f"max_messages is at least 1, not {max_messages}.")
         return Batches(self, max_messages, within)
 
     async def next_batch(self, max_messages: int, within: float) -> list[Message]:
-        """The next list; asking for it marks the one before as done."""
+        """Return the next list (`batches`); with ``ack="auto"``, marks the list before as done.
+
+        Raises:
+            StopAsyncIteration: the subscription has ended.
+            BusError: as `MessageQueue.wait`.
+        """
         if self._inbox.in_hand:
             self._settle_in_hand()
         queue = self._queue
@@ -235,7 +251,7 @@ class Subscription:
             raise ClosedError("Enter the subscription first: async with bus.subscribe(...) as messages.")
 
     def _check_loop(self) -> None:
-        """See that this is the loop of the bus; that the bus is closed is told when what is queued was handed out."""
+        """Check the event loop. A closed bus raises later, once the queued messages are delivered."""
         if not self._queue.ended and self._at_broker is not None:
             with suppress(ClosedError):
                 self._check()
@@ -251,10 +267,10 @@ class Subscription:
                 message._settlement.settle(message)
 
     def _drop_old(self, batch: list[Message]) -> list[Message]:
-        """What of ``batch`` is young enough; the rest is dropped, and counts as done."""
+        """Drop the messages older than the lifespan, marked as done; return the others."""
         assert self._lifespan is not None
         born = self._clock() - self._lifespan
-        # Time in this queue is known whatever the publisher's clock says.
+        # received_at is this machine's clock: the time in this queue counts even if the publisher's clock is wrong.
         old = [m for m in batch if m.received_at < born or (m.published_at is not None and m.published_at < born)]
         if not old:
             return batch
@@ -286,7 +302,7 @@ class Subscription:
     # -- drain
 
     async def end_intake(self) -> None:
-        """Nothing more comes in; what is queued is handed out and the iterator ends."""
+        """Stop the intake; the iterator ends after the queued messages."""
         self._inbox.stop_watching()
         try:
             if self._at_broker is not None:
@@ -301,13 +317,13 @@ class Subscription:
         await self._finished.wait()
 
     async def commit(self) -> None:
-        """Make what is done durable."""
+        """Commit what is done."""
         if self._at_broker is not None:
             await self._at_broker.commit()
 
     @property
     def left(self) -> int:
-        """Messages queued or in hand."""
+        """Messages queued, or returned to the consumer and not done."""
         return len(self._messages) + len(self._inbox.in_hand)
 
     @property
@@ -324,7 +340,7 @@ class Subscription:
 
 
 class Batches:
-    """Iterates a subscription in lists."""
+    """Async iterator of lists of messages: what `Subscription.batches` returns."""
 
     def __init__(self, subscription: Subscription, max_messages: int, within: float) -> None:
         self._subscription = subscription

@@ -167,7 +167,7 @@ async def test_drain_says_so_when_a_consumer_never_comes_back(nats, topic):
         await subscribed.wait()
         await bus.publish(topic, b"x")
         await entered.wait()
-        with pytest.raises(DrainTimeoutError, match="did not ask for the next one"):
+        with pytest.raises(DrainTimeoutError, match="did not request the next message"):
             await bus.drain(0.1)
         hanging.cancel()
         await asyncio.wait((hanging,))

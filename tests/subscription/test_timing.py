@@ -42,7 +42,7 @@ async def test_a_deadline_is_missed_at_its_time_and_once(msight_simulation, topi
         assert messages.stats.deadlines_missed == 2
     await asyncio.sleep(100)
     assert len(told) == 2
-    quiet, back = f"No message has come on {topic} for 10 s.", f"Messages come again on {topic}."
+    quiet, back = f"Deadline missed: no message on {topic} for 10 s.", f"Messages arrive again on {topic}."
     assert [record.getMessage() for record in caplog.records] == [quiet, back, quiet]
 
 

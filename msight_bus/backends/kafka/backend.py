@@ -393,7 +393,7 @@ class KafkaBackend:
             return True
         partition, offset = message.position or (0, 0)
         logger.error(
-            "There is no dead letter on %s of %s, partition %d, offset %d: %s",
+            "Dead letter not published on %s; topic %s, partition %d, offset %d: %s",
             topic,
             message.topic,
             partition,
