@@ -1,1 +1,1 @@
-"""What Redis, NATS and memory share: publishing and subscribing on a live stream."""
+"""The code that the Redis, NATS and memory backends share: publishing and subscribing without persistence."""

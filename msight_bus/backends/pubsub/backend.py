@@ -1,4 +1,4 @@
-"""What Redis, NATS and memory have in common: a live stream that nobody keeps."""
+"""`PubSubBackend`: publishes and subscribes on a broker without persistence."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class PubSubConsumer:
     """One subscription (backends.base.Consumer, reconnecting.Subscribed).
 
     Attributes:
-        routes: its topics.
-        inbox: where it delivers.
+        routes: one for each topic.
+        inbox: the inbox of the user's subscription.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class PubSubConsumer:
         limits: Limits,
         on_closed: Callable[[ReconnectingConnection], Awaitable[None]] | None,
     ) -> None:
-        """``on_closed`` ends the connection if it was opened for this subscription alone."""
+        """``on_closed`` closes a dedicated connection; ``None`` on a shared one."""
         self.inbox: Inbox | None = inbox
         self.routes = [
             Route(topic, selection.group_id, inbox.stream(topic), self._refused) for topic in selection.topics
@@ -57,10 +57,10 @@ class PubSubConsumer:
 
     @property
     def lag(self) -> None:
-        """There is no log."""
+        """``None``: there is no log."""
 
     def pause(self) -> None:
-        """Stop reading for at most ``block_timeout``: the broker cuts a reader that stalls for longer."""
+        """Stop reading for at most ``block_timeout``: the broker closes a connection that is not read for long."""
         if self._shed_timer is None:
             connection = self._connection.connection
             if connection is not None:
@@ -86,17 +86,17 @@ class PubSubConsumer:
         self.resume()
 
     async def stop(self) -> None:
-        """Unsubscribe; what was on its way is still delivered."""
+        """Unsubscribe; messages in transit are still delivered."""
         if not self._stopped:
             self._stopped = True
             self.resume()
             await self._connection.leave(self)
 
     async def commit(self) -> None:
-        """Nothing is acknowledged here."""
+        """Do nothing: there are no acknowledgements."""
 
     async def close(self) -> None:
-        """Unsubscribe, and close the connection that was opened for this subscription."""
+        """Unsubscribe, and close a dedicated connection."""
         try:
             await self.stop()
         finally:
@@ -105,7 +105,7 @@ class PubSubConsumer:
 
 
 class _Announcements:
-    """The subscription to other publishers' announcements (reconnecting.Subscribed)."""
+    """The subscription to the announcements of last sequences (reconnecting.Subscribed)."""
 
     paused = False
 
@@ -120,22 +120,22 @@ class _Announcements:
 
 
 class _AnnouncementSender:
-    """Publishes the announcements (in_flight.Sender)."""
+    """The sender of this bus's announcements (in_flight.Sender)."""
 
     def __init__(self, on_refused: Callable[[BusError], None]) -> None:
         self.run: UnconfirmedRun | None = None
         self._on_refused = on_refused
 
     def refused(self, error: BusError) -> None:
-        """The broker refused an announcement; the next look tries again, unless it is not permitted."""
+        """Stop announcing if the refusal is one of permission; otherwise a later announcement replaces this one."""
         self._on_refused(error)
 
     def cut(self, count: int, reason: BusError) -> None:
-        """A lost announcement is made up for by the next one."""
+        """Do nothing: the next announcement replaces a lost one."""
 
 
 class PubSubBackend:
-    """Publishes and subscribes on a live broker (backends.base.Backend)."""
+    """Publishes and subscribes on a broker without persistence (backends.base.Backend)."""
 
     def __init__(
         self,
@@ -162,7 +162,7 @@ class PubSubBackend:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the broker does; complete once it is open."""
+        """The broker's capabilities; final once `open` has returned, except ``tail_loss``, which a refusal can turn off."""
         works = self._announcer is not None and self._announcer.works and self._announcer.others_come
         return replace(self._connector.capabilities, tail_loss=works)
 
@@ -177,20 +177,20 @@ class PubSubBackend:
         )
 
     def _lost(self, connection: ReconnectingConnection, reason: BusError) -> None:
-        """A bus is disconnected from the first connection that is lost to the last one that is back."""
+        """Report `Disconnected` when the first of the bus's connections is lost."""
         if not self._away:
-            logger.warning("Connection lost%s: %s", "" if connection.is_over else ", reconnecting", reason)
+            logger.warning("Disconnected%s: %s", "" if connection.is_over else ", reconnecting", reason)
             self._report(Disconnected(str(reason)))
         self._away.add(connection)
 
     def _back(self, connection: ReconnectingConnection, attempts: int) -> None:
         self._away.discard(connection)
         if not self._away:
-            logger.warning("Connected again after %d attempts.", attempts)
+            logger.warning("Reconnected after %d attempts.", attempts)
             self._report(Reconnected(attempts))
 
     def _refused(self, topic: str, error: BusError) -> None:
-        """The broker refused a message and names its topic only: each publisher with unconfirmed messages there is told."""
+        """Assign a refusal that names only a topic: every publisher with unconfirmed messages on the topic raises the error."""
         if topic == SEQUENCE_TOPIC and self._announcer is not None:
             self._announcer.refused(error)
             return
@@ -200,7 +200,7 @@ class PubSubBackend:
                 publisher.refused(error)
 
     async def open(self) -> None:
-        """Open the publishing connection; the other one opens with the first subscription."""
+        """Open the publishing connection (`Backend.open`); the subscribing one opens with the first subscription."""
         await self._publishing.open()
         if self._announcer is not None:
             self._tasks.start(self._announcer.run, "announcer")
@@ -211,7 +211,7 @@ class PubSubBackend:
             self._announcer.heard_other()
 
     async def _watch_for_silence(self) -> None:
-        """See whether announcements come, without which tail losses go unnoticed."""
+        """Check periodically whether announcements arrive: without them, tail losses are not detected."""
         assert self._announcer is not None
         while True:
             await asyncio.sleep(self._limits.announce_interval)
@@ -220,19 +220,26 @@ class PubSubBackend:
                     self._announcer.notice_silence(topic, seconds)
 
     def publisher(self, topic: str, name: str | None, *, keeps: bool) -> PubSubPublisher:
-        """A publisher on ``topic``; its name means nothing here."""
+        """Make a publisher on ``topic``; ``name`` is not used."""
         return PubSubPublisher(self._topics, topic, self._publishing, self._limits, self._report, keeps=keeps)
 
     async def flush(self) -> None:
-        """Round trip to the broker."""
+        """Wait for a round trip after everything published (`Backend.flush`).
+
+        Raises:
+            PublishTimeoutError: no answer within ``publish_timeout``.
+        """
         within = self._limits.publish_timeout
         if not await self._publishing.confirm(within):
             raise PublishTimeoutError(
-                f"The broker has not confirmed what was published within {within:g} s; it may still arrive."
+                f"The broker did not confirm the published messages within {within:g} s; they may still arrive."
             )
 
     async def subscribe(self, selection: Selection, inbox: Inbox) -> PubSubConsumer:
-        """Subscribe; a blocking subscription gets a connection of its own, since pausing it pauses all it carries."""
+        """Subscribe (`Backend.subscribe`).
+
+        A subscription with the ``block`` policy gets a dedicated connection, because pausing pauses the whole connection.
+        """
         if selection.queue.when_full == "block":
             connection = self._connection(publishes=False)
             self._dedicated.add(connection)
@@ -250,10 +257,11 @@ class PubSubBackend:
         return consumer
 
     async def _open_for(self, selection: Selection, connection: ReconnectingConnection) -> None:
-        """Open a subscription's connection, trying again while the broker is away.
+        """Open a subscription's connection; retry while the broker is down.
 
         Raises:
-            ConnectionLostError: not open within ``connect_timeout``.
+            ConnectionLostError: not connected within ``connect_timeout``.
+            AuthenticationError: refused.
         """
         within = self._limits.connect_timeout
         end = asyncio.get_running_loop().time() + within
@@ -281,7 +289,7 @@ class PubSubBackend:
         except AuthenticationError as error:
             self._announcer.refused(error)
         except BaseException:
-            self._listening.pop(connection, None)  # the next subscription tries again
+            self._listening.pop(connection, None)  # the next subscription retries
             raise
 
     def _announce(self, announcement: bytes) -> bool:
@@ -298,7 +306,7 @@ class PubSubBackend:
         self._away.discard(connection)
 
     async def close(self) -> None:
-        """Announce the last sequences, flush and close every connection."""
+        """Announce the last sequences, flush and close every connection, within ``pong_timeout`` each."""
         await self._tasks.stop()
         within = self._limits.pong_timeout
         if self._announcer is not None:

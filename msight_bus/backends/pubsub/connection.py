@@ -1,6 +1,6 @@
-"""One open connection to a broker, whatever it runs over: what was written, who receives what, and its end.
+"""The base class of an open connection to a broker: in-flight messages, routes to subscriptions, closing.
 
-A connection lives once.
+A connection is never reused: after a disconnect, `ReconnectingConnection` opens another one.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from msight_bus.protocol.runs import Address
 
 
 class Route:
-    """One topic of one subscription, wherever it is subscribed.
+    """One topic of one subscription. Stays the same when the subscription is resubscribed on another connection.
 
     Attributes:
-        topic: its name.
-        group_id: its queue group.
-        stream: where its messages go.
-        on_refused: called when the broker takes the permission away.
+        topic: the topic's name.
+        group_id: queue group; ``None``: every message is received.
+        stream: receives the messages.
+        on_refused: called when the broker revokes the permission to subscribe.
     """
 
     __slots__ = ("group_id", "on_refused", "stream", "topic")
@@ -39,29 +39,29 @@ class Route:
 
 
 class Interceptor(Protocol):
-    """Takes messages on their way to their streams (see handover.py)."""
+    """Receives messages instead of their streams (see handover.py)."""
 
     def deliver(self, route: Route, batch: list[Message]) -> None:
-        """Take the messages of one route."""
+        """Receive a list of messages of one route."""
 
 
 class Connection:
-    """What the connections of all brokers have in common.
+    """The base class of the connections of all brokers.
 
     Attributes:
         loop: the event loop.
-        congested: a publisher has to await `drained` before it writes more.
-        in_flight: what was written and is not confirmed.
+        congested: whether a publisher has to await `drained` before it writes more.
+        in_flight: messages and requests that were written and are not confirmed.
         gone: done once the connection is lost or closed.
-        received_at: when something last came, by the loop's clock, in seconds.
-        reading_paused: a full queue holds up what arrives.
-        socket: the socket below, where there is one.
-        leaving: whether the server has said that it will leave.
-        interceptor: where messages go instead of to their streams, while the bus moves to another server.
+        received_at: time of the last received data, in seconds of the loop's clock.
+        reading_paused: whether reading is paused because a queue is full.
+        socket: the socket; ``None`` where there is none.
+        leaving: whether the server has announced its shutdown.
+        interceptor: receives the messages instead of their streams during a hand-over to another server.
     """
 
     def __init__(self, on_lost: Callable[[Connection, BusError], None]) -> None:
-        """``on_lost`` is called once, with the reason."""
+        """``on_lost`` is called once, with this connection and the reason."""
         self.loop = asyncio.get_running_loop()
         self.congested = False
         self.in_flight = InFlight()
@@ -77,7 +77,7 @@ class Connection:
         self._routes: dict[Address, list[Route]] = {}  # by address
         self._addresses: dict[Route, Address] = {}
 
-    # -- what a broker adds
+    # -- implemented for each broker
 
     def publish(
         self,
@@ -87,7 +87,7 @@ class Connection:
         key: str | None,
         headers: Mapping[str, str] | None,
     ) -> None:
-        """Write one message; the caller has seen to it that there is room.
+        """Write one message. The caller has checked that the connection is not congested.
 
         Raises:
             MessageTooLargeError: nothing was written.
@@ -95,19 +95,19 @@ class Connection:
         raise NotImplementedError
 
     def ping(self) -> Request:
-        """Ask for a sign of life, behind everything written before."""
+        """Send a PING; the request is answered after everything written before was processed."""
         raise NotImplementedError
 
     def subscribe(self, route: Route) -> Request:
-        """Subscribe; answered when the broker has confirmed, or refused."""
+        """Subscribe; the request is answered when the broker confirmed or refused."""
         raise NotImplementedError
 
     def unsubscribe(self, route: Route) -> Request:
-        """Unsubscribe; answered when the broker sends no more."""
+        """Unsubscribe; the request is answered when no more messages of the route follow."""
         raise NotImplementedError
 
     def pause_reading(self) -> None:
-        """Leave what arrives where it is; the broker notices after a while."""
+        """Stop reading: received data stays in the socket, and then at the broker, up to its limit."""
         raise NotImplementedError
 
     def resume_reading(self) -> None:
@@ -115,16 +115,16 @@ class Connection:
         raise NotImplementedError
 
     def fail(self, error: BusError) -> None:
-        """Give the connection up for ``error``: what it still holds is not sent."""
+        """Abort the connection because of ``error``; unsent data is discarded."""
         raise NotImplementedError
 
     async def close(self, within: float) -> None:
-        """Write what is left and close; whatever is not gone after ``within`` seconds is cut."""
+        """Write buffered data and close; abort if that takes longer than ``within`` seconds."""
         raise NotImplementedError
 
     @property
     def unsent_bytes(self) -> int:
-        """Bytes that were written and that the operating system does not have yet."""
+        """Bytes written that were not yet passed to the operating system."""
         return 0
 
     # -- writing
@@ -136,7 +136,7 @@ class Connection:
         self._drained = None
 
     async def drained(self) -> None:
-        """Wait until there is room to write, or the connection is gone."""
+        """Wait until the connection is not congested, or gone."""
         while self.congested and not self.gone.done():
             if self._drained is None:
                 self._drained = self.loop.create_future()
@@ -145,16 +145,16 @@ class Connection:
     # -- routes
 
     def carries(self, route: Route) -> bool:
-        """Whether the route is subscribed here, or about to be."""
+        """Whether the route is subscribed on this connection, or its subscription was requested."""
         return route in self._addresses
 
     def add_route(self, route: Route, address: Address) -> None:
-        """Deliver what comes with ``address`` to the route."""
+        """Deliver messages with ``address`` to the route."""
         self._routes.setdefault(address, []).append(route)
         self._addresses[route] = address
 
     def forget_route(self, route: Route) -> None:
-        """Deliver no more to the route."""
+        """Stop delivering to the route."""
         address = self._addresses.pop(route, None)
         routes = self._routes.get(address, []) if address is not None else []
         if route in routes:
@@ -162,10 +162,10 @@ class Connection:
         if address is not None and not routes:
             self._routes.pop(address, None)
 
-    # -- the end
+    # -- closing
 
     def _end(self, reason: BusError) -> None:
-        """The connection is gone; what was read is delivered."""
+        """Finish, after all received messages were delivered: fail requests, report unconfirmed messages, call ``on_lost``."""
         self._reason = reason
         self.gone.set_result(None)
         self._release()
@@ -174,9 +174,16 @@ class Connection:
 
 
 def too_large(broker: str, size: int, limit: int, where: str) -> MessageTooLargeError:
-    """The error of a message that a broker would not take."""
+    """Make the error of a message over a limit.
+
+    Args:
+        broker: its name.
+        size: bytes of the message with its metadata.
+        limit: maximum in bytes.
+        where: the setting that defines the limit.
+    """
     return MessageTooLargeError(
-        f"The message takes {size} bytes with its metadata and {broker} takes {limit} ({where}, or MSIGHT_MAX_MESSAGE_BYTES).",
+        f"Message too large: {size} bytes with metadata; {broker} accepts {limit} ({where}, or MSIGHT_MAX_MESSAGE_BYTES).",
         size=size,
         limit=limit,
     )

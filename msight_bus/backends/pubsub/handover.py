@@ -1,8 +1,8 @@
-"""Move a bus from a server that says that it will leave to another one, before it is cut.
+"""Hand subscriptions over from a server that announced its shutdown (lame duck mode) to another server, without a gap.
 
-For a moment both servers deliver. What the old one brings is handed out and remembered; what the new one brings is held until
-the old one has brought all, and then handed out without what came already. Messages of other makes have no sequence, so
-they may come twice.
+For a moment both servers deliver. Messages from the old server are delivered and recorded. Messages from the new server are
+buffered until the old server has delivered everything, then delivered without those that were recorded. Messages of other
+publishers have no sequence and can be delivered twice.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from msight_bus.backends.pubsub.connection import Connection, Route
 from msight_bus.message import Message
 
 _HELD_MESSAGES = 10_000
-"""At more the new connection is not read until the old one has been left."""
+"""Beyond this number, reading from the new connection is paused until the hand-over is done."""
 
 _REMEMBERED = 1_000_000
+"""Maximum number of messages recorded; later ones can be delivered twice."""
 
 _COPIES_WITHIN = 2.0
 """Seconds."""
@@ -28,35 +29,40 @@ def _key(message: Message) -> _Key:
 
 
 class DeliveryRecorder:
-    """Hands out what the old connection brings, and remembers it."""
+    """Delivers the messages of the old connection, and records them.
+
+    Attributes:
+        seen: topic, session and sequence of each message delivered.
+    """
 
     def __init__(self) -> None:
         self.seen: set[_Key] = set()
 
     def deliver(self, route: Route, batch: list[Message]) -> None:
-        """Hand the messages out."""
+        """Deliver and record messages."""
         if len(self.seen) < _REMEMBERED:
             self.seen.update([_key(message) for message in batch if message.session is not None])
         route.stream.deliver(batch)
 
 
 class DeliveryBuffer:
-    """Holds what the new connection brings."""
+    """Buffers the messages of the new connection."""
 
     def __init__(self, on_full: Callable[[], None]) -> None:
+        """``on_full`` is called when the buffer is full."""
         self._on_full = on_full
         self._held: list[tuple[Route, list[Message]]] = []
         self._count = 0
 
     def deliver(self, route: Route, batch: list[Message]) -> None:
-        """Keep the messages for later."""
+        """Buffer messages."""
         self._held.append((route, batch))
         self._count += len(batch)
         if self._count >= _HELD_MESSAGES:
             self._on_full()
 
     def deliver_except(self, seen: set[_Key]) -> None:
-        """Hand out what is held and not in ``seen``."""
+        """Deliver the buffered messages that are not in ``seen``."""
         for route, batch in self._held:
             unseen = [message for message in batch if _key(message) not in seen]
             if unseen:

@@ -1,4 +1,4 @@
-"""What was written to a connection and is not yet confirmed by the broker. Pure, but for the futures of round trips."""
+"""Messages and requests written to a connection and not yet confirmed by the broker. Pure, except for the futures of requests."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from msight_bus.errors import BusError, fresh
 
 
 class Sender(Protocol):
-    """A publisher on one topic, as far as a connection is concerned.
+    """The part of a publisher that a connection uses.
 
     Attributes:
-        run: its last messages that were written one behind the other.
+        run: the publisher's latest run of messages.
     """
 
     run: UnconfirmedRun | None
 
     def refused(self, error: BusError) -> None:
-        """The broker refused a message that was written before."""
+        """Called when the broker refused a message of this sender."""
 
     def cut(self, count: int, reason: BusError) -> None:
-        """The connection was lost before ``count`` messages were confirmed."""
+        """Called when the connection was lost with ``count`` unconfirmed messages of this sender."""
 
 
 class UnconfirmedRun:
-    """Messages of one sender, one behind the other.
+    """Consecutive messages of one sender.
 
     Attributes:
-        sender: whose they are.
-        count: how many are not confirmed.
+        sender: the sender.
+        count: number of messages not yet confirmed.
     """
 
     __slots__ = ("count", "sender")
@@ -44,10 +44,10 @@ class Request:
     """A command that the broker answers.
 
     Attributes:
-        answer: done when the answer is here.
-        error: what the broker said before the answer, if that refused it.
-        reply: the answer, where there is more to it than that it is here.
-        topic: what it subscribes to, if that is what it does.
+        answer: done when the answer has arrived; raises if the broker refused the command.
+        error: a refusal that arrived before the answer, as on NATS.
+        reply: the value of the answer, ``b""`` without one.
+        topic: the topic that the command subscribes to, ``None`` for any other command.
     """
 
     __slots__ = ("answer", "error", "reply", "topic")
@@ -59,7 +59,7 @@ class Request:
         self.topic = topic
 
     def finish(self, error: BusError | None = None) -> None:
-        """The answer is here, or ``error`` instead of it."""
+        """Complete the request with success, or with ``error``."""
         if self.answer.done():
             return
         error = self.error or error
@@ -67,17 +67,17 @@ class Request:
             self.answer.set_result(None)
         else:
             self.answer.set_exception(fresh(error))
-            self.answer.exception()  # whoever waits gets it; nobody waiting is no error
+            self.answer.exception()  # marks the exception as retrieved: there may be no waiter
 
 
 class InFlight:
     """Messages and requests in the order in which they were written.
 
-    Messages are kept as runs of one sender, so that a stream costs one entry. When a request is answered, all that was written
-    before it has been processed.
+    Consecutive messages of one sender are one entry. The answer to a request implies that the broker has processed everything
+    written before the request.
 
     Attributes:
-        written: messages so far.
+        written: number of messages written so far.
     """
 
     __slots__ = ("_entries", "_last", "written")
@@ -91,7 +91,7 @@ class InFlight:
         return bool(self._entries)
 
     def wrote(self, sender: Sender) -> None:
-        """A message of ``sender`` was written."""
+        """Record a message of ``sender``."""
         self.written += 1
         last = self._last
         if last is not None and last.sender is sender:
@@ -101,12 +101,12 @@ class InFlight:
             self._entries.append(self._last)
 
     def asked(self, request: Request) -> None:
-        """A request was written."""
+        """Record a request."""
         self._entries.append(request)
         self._last = None
 
     def confirm(self, count: int) -> None:
-        """The broker answered the ``count`` oldest entries, one by one; more answers than entries confirm nothing."""
+        """Confirm the ``count`` oldest messages and requests; surplus answers are ignored."""
         entries = self._entries
         while count and entries:
             entry = entries[0]
@@ -124,7 +124,7 @@ class InFlight:
                 entry.finish()
 
     def refuse(self, error: BusError) -> None:
-        """The broker answered the oldest entry with an error."""
+        """Refuse the oldest message or request with ``error``."""
         if not self._entries:
             return
         entry = self._entries[0]
@@ -136,15 +136,15 @@ class InFlight:
             entry.finish(error)
 
     def answer(self, reply: object) -> None:
-        """The broker answered the oldest entry with ``reply``."""
+        """Confirm the oldest message or request; a request gets ``reply``."""
         if self._entries and isinstance(entry := self._entries[0], Request):
             entry.reply = reply
         self.confirm(1)
 
     def confirm_to_request(self) -> None:
-        """The broker answered the oldest request, and so has processed every message written before it.
+        """Confirm the oldest request and all messages written before it.
 
-        An answer that nobody asked for confirms nothing.
+        An unexpected answer, without a request, confirms nothing.
         """
         if self.oldest_request is None:
             return
@@ -155,16 +155,16 @@ class InFlight:
 
     @property
     def oldest_request(self) -> Request | None:
-        """The request that is answered next."""
+        """The request that is answered next; ``None`` without one."""
         return next((entry for entry in self._entries if isinstance(entry, Request)), None)
 
     def cut(self, reason: BusError) -> None:
-        """The connection is gone: fail the requests, and tell each sender what was never confirmed."""
+        """Fail every request with ``reason``, and report to each sender the number of unconfirmed messages."""
         entries, self._entries = self._entries, deque()
         self._last = None
         for entry in entries:
             if isinstance(entry, Request):
-                entry.error = None  # without an answer nothing was refused
+                entry.error = None  # without an answer, the request was not refused
                 entry.finish(reason)
             else:
                 count, entry.count = entry.count, 0

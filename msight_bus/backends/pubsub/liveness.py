@@ -1,9 +1,9 @@
-"""Whether the broker at the other end of a connection is alive, on slow links too.
+"""Liveness of a connection: a PING where nothing arrives, with a deadline for the answer.
 
-A question that lies behind megabytes on a slow uplink cannot be answered soon. Its deadline starts when the peer's TCP has
-acknowledged it; until then the peer is alive while acknowledged bytes advance. That bytes leave our buffer would prove
-nothing: the kernel takes some megabytes for a peer that never reads. Where the kernel does not tell (another system than Linux,
-a Unix socket), the deadline starts at the question.
+On a slow uplink, a PING behind megabytes of data is answered late. Therefore the deadline starts when the peer's TCP has
+acknowledged the PING; before that, the peer is alive while the number of acknowledged bytes grows. Bytes that leave our write
+buffer prove nothing: the kernel buffers megabytes for a peer that never reads. Where the kernel does not report acknowledged
+bytes (systems other than Linux, Unix sockets), the deadline starts when the PING is sent.
 """
 
 from __future__ import annotations
@@ -22,23 +22,16 @@ from msight_bus.errors import BusError, ConnectionLostError
 from msight_bus.settings import Limits
 
 _LOOK_EVERY = 0.5
-"""Seconds between two looks at what was acknowledged."""
+"""Seconds between two checks of the acknowledged bytes."""
 
 _TCP_INFO_BYTES = 128
 _BYTES_ACKED = struct.Struct("=Q")
 _BYTES_ACKED_AT = 120
-"""Where ``tcpi_bytes_acked`` is in ``struct tcp_info`` (linux/tcp.h, since Linux 4.1)."""
+"""Offset of ``tcpi_bytes_acked`` in ``struct tcp_info`` (linux/tcp.h, since Linux 4.1)."""
 
 
 class Watched(Protocol):
-    """A connection, as far as its liveness is concerned.
-
-    Attributes:
-        socket: what ``get_extra_info("socket")`` gives, which may be ``None``.
-        gone: done once the connection is lost or closed.
-        received_at: when the last bytes came, by the loop's clock, in seconds.
-        reading_paused: what arrives is left where it is.
-    """
+    """The part of a `Connection` that `watch` uses; see there for the attributes."""
 
     socket: Any
     gone: asyncio.Future[None]
@@ -47,17 +40,20 @@ class Watched(Protocol):
 
     @property
     def unsent_bytes(self) -> int:
-        """Bytes that were written and that the operating system does not have yet."""
+        """Bytes written that were not yet passed to the operating system."""
 
     def ping(self) -> Request:
-        """Ask for a sign of life."""
+        """Send a PING."""
 
     def fail(self, error: BusError) -> None:
-        """Give the connection up."""
+        """Abort the connection."""
 
 
 async def watch(connection: Watched, limits: Limits) -> None:
-    """Return when the connection is gone; give it up when the broker does not answer."""
+    """Send a PING when nothing arrived for ``ping_interval``; abort the connection without an answer within ``pong_timeout``.
+
+    Returns when the connection is gone. Data of any kind counts as an answer.
+    """
     loop = asyncio.get_running_loop()
     interval = limits.ping_interval
     while not connection.gone.done():
@@ -72,7 +68,7 @@ async def watch(connection: Watched, limits: Limits) -> None:
 
 
 async def _answers(connection: Watched, patience: float) -> bool:
-    """Whether there is a sign of life within ``patience`` seconds of when the broker can have had the question."""
+    """Send a PING; return whether data arrived within ``patience`` seconds after the broker can have received the PING."""
     loop = asyncio.get_running_loop()
     asked = moved_at = loop.time()
     progress = Progress(connection.socket)
@@ -92,7 +88,7 @@ async def _answers(connection: Watched, patience: float) -> bool:
         if end is not None:
             before, acknowledged = acknowledged, progress.acknowledged
             if acknowledged is None or acknowledged >= end:
-                end = None  # the question is there
+                end = None  # the peer has received the PING
                 moved_at = loop.time()
             elif before is not None and acknowledged > before:
                 moved_at = loop.time()
@@ -101,17 +97,17 @@ async def _answers(connection: Watched, patience: float) -> bool:
 
 
 class Progress:
-    """What the peer's TCP has acknowledged of a connection."""
+    """The number of bytes that the peer's TCP has acknowledged."""
 
     def __init__(self, sock: Any) -> None:
-        """``sock`` is what ``get_extra_info("socket")`` gives, which may be ``None``."""
+        """``sock``: from ``get_extra_info("socket")``; can be ``None``."""
         family = getattr(sock, "family", None)
         is_tcp = family in (socket.AF_INET, socket.AF_INET6)
         self._socket = sock if is_tcp and sys.platform == "linux" else None
 
     @property
     def acknowledged(self) -> int | None:
-        """Bytes so far; ``None`` where the system does not tell."""
+        """Bytes acknowledged so far; ``None`` where the system does not report them."""
         if self._socket is None:
             return None
         with contextlib.suppress(OSError, struct.error):
@@ -120,7 +116,11 @@ class Progress:
         return None
 
     def end_of(self, unsent: int) -> int | None:
-        """What `acknowledged` will be when the peer has all that was written: ``unsent`` bytes are not the kernel's yet."""
+        """Return the value of `acknowledged` once the peer has received everything written.
+
+        Args:
+            unsent: bytes not yet passed to the operating system.
+        """
         acknowledged = self.acknowledged
         if acknowledged is None or self._socket is None:
             return None

@@ -1,7 +1,7 @@
-"""The topics that a bus publishes on, and its publishers on them.
+"""The publishers of a bus, and the sequence counters of the topics that they publish on.
 
-All publishers on a topic share its counter. Counters are bounded: of those that nobody holds, the least recently used goes
-when its last sequence has been announced, and the topic's next message begins a new session.
+All publishers on a topic share its counter. The number of counters is bounded: of the topics that no publisher keeps, the least
+recently used one is evicted once its last sequence was announced. The topic's next message begins a new session.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ from msight_bus.settings import Limits
 logger = logging.getLogger("msight_bus")
 
 _RECENTLY = 60.0
-"""Seconds. That a counter goes which was used so lately is worth a warning."""
+"""Seconds since its last use within which the eviction of a counter is logged as a WARNING."""
 
 
 _A_TURN = 2000
-"""Topics that are looked at, announced or forgotten together."""
+"""Maximum number of topics examined, announced or evicted at once."""
 
 _WAITING = 10_000
-"""Topics above the limit that may wait for their announcement."""
+"""Topics above the limit that may wait for their announcement before they are evicted."""
 
 _SESSIONS = 1000
-"""Sessions of its own that a bus remembers."""
+"""Own session ids that a bus remembers."""
 
 
 class PublishedTopic:
     """One topic that this bus publishes on.
 
     Attributes:
-        counter: its session and last sequence.
-        publishers: who publishes on it.
-        kept: how many of them keep its counter.
-        active: whether something was published since the last look.
-        used_at: when that was first so, by the loop's clock, in seconds.
+        counter: the topic's session and last sequence.
+        publishers: the publishers on the topic.
+        kept: number of publishers that keep the counter from eviction.
+        active: whether a message was published since the announcer's last scan.
+        used_at: time of the first such message, in seconds of the loop's clock.
         announced: the last sequence that was announced.
-        due: the look at which it is announced next.
-        pause: looks to the announcement after that.
-        forgotten: its counter is gone, after its last announcement.
+        due: number of the scan that announces the topic next.
+        pause: scans between that announcement and the one after.
+        forgotten: whether the counter was evicted.
     """
 
     __slots__ = ("active", "announced", "counter", "due", "forgotten", "kept", "pause", "publishers", "used_at")
@@ -66,26 +66,26 @@ class PublishedTopic:
 
 
 class Announces(Protocol):
-    """Announces the last sequences of topics (tail_loss.Announcer).
+    """The part of `tail_loss.Announcer` that `PublishedTopics` uses.
 
     Attributes:
-        works: whether announcing is permitted, as far as is known.
+        works: false once the broker has refused an announcement for lack of permission.
     """
 
     works: bool
 
     def touched(self, topic: PublishedTopic) -> None:
-        """Something was published on the topic, for the first time since the last look."""
+        """Note the first message published on the topic since the last scan."""
 
     def announce_now(self, topics: list[PublishedTopic]) -> bool:
-        """Announce the topics; returns whether that was possible."""
+        """Announce the last sequences of the topics; return whether all were sent."""
 
 
 class PublishedTopics:
-    """Every topic that this bus publishes on, the least recently used first.
+    """The topics that this bus publishes on, the least recently used first.
 
     Attributes:
-        crowded: whether there are so many that their order of use counts.
+        crowded: whether there are more than half the limit, so that each use has to be recorded.
     """
 
     def __init__(self, limit: int, new_session: Callable[[], int], announcer: Announces | None) -> None:
@@ -101,10 +101,10 @@ class PublishedTopics:
         self._most = 0
 
     def get(self, name: str) -> PublishedTopic:
-        """The topic of this name."""
+        """Return the topic; made at the first call."""
         topic = self._topics.get(name)
         if topic is None:
-            if self._forgotten:  # a topic that was forgotten must not go on at sequence 1 of its old session
+            if self._forgotten:  # an evicted topic must not begin at sequence 1 of its old session
                 self._session = self._new_session() or 1
                 if len(self._sessions) >= _SESSIONS:
                     self._sessions.clear()
@@ -118,16 +118,19 @@ class PublishedTopics:
         return topic
 
     def is_own(self, session: int) -> bool:
-        """Whether a session is one of this bus's."""
+        """Whether ``session`` is a session of this bus."""
         return session in self._sessions
 
     def known(self, name: str) -> PublishedTopic | None:
-        """The topic of this name, if the bus publishes on it."""
+        """Return the topic, ``None`` if the bus does not publish on the topic."""
         return self._topics.get(name)
 
     def use(self, name: str) -> PublishedTopic:
-        """Something is published on the topic: for the first time since the last look, or since it was forgotten, or where
-        counters are so many that their order of use counts."""
+        """Record a use of the topic, and return the topic.
+
+        Called before a message is published: for the first message since the announcer's last scan or since the topic was
+        evicted, and for each message while `crowded`.
+        """
         topic = self.get(name)
         topic.used_at = asyncio.get_running_loop().time()
         self._topics.move_to_end(name)
@@ -142,21 +145,21 @@ class PublishedTopics:
 
     @property
     def all(self) -> list[PublishedTopic]:
-        """Every topic, the least recently used first."""
+        """All topics, the least recently used first."""
         return list(self._topics.values())
 
     def trim(self, new: PublishedTopic | None = None) -> None:
-        """Forget topics above the limit but ``new``, the least recently used first; called after each look of the announcer."""
+        """Evict topics above the limit, except ``new``, the least recently used first; called after each scan."""
         for _ in range(min(len(self._topics) - self._limit, _A_TURN)):
             topic = self._oldest(new)
             if topic is None:
                 return
             del self._topics[topic.counter.topic]
             topic.forgotten = True
-            topic.active = False  # so that a publisher that comes back to it takes the new one
+            topic.active = False  # so that its publishers get the new topic at their next message
             self._forgotten = True
             self._warn_if_used_recently(topic)
-        if len(self._topics) == self._limit < self._most // 8:  # a dictionary keeps the room of its largest time
+        if len(self._topics) == self._limit < self._most // 8:  # a dictionary never shrinks by itself
             self._topics = OrderedDict(self._topics)
             self._most = self._limit
 
@@ -165,18 +168,18 @@ class PublishedTopics:
         if not self._warned and topic.used_at and age < _RECENTLY:
             self._warned = True
             logger.warning(
-                "Published on more than %d topics: the counter of %r, used %.0f s ago, was forgotten, and losses on such "
-                "topics may go unnoticed. MSIGHT_PUBLISHER_TOPICS sets how many are kept.",
+                "Topic counter evicted: more than %d topics, %r was used %.0f s ago; losses on evicted topics may not be "
+                "detected. MSIGHT_PUBLISHER_TOPICS sets the limit.",
                 self._limit,
                 topic.counter.topic,
                 age,
             )
 
     def _oldest(self, new: PublishedTopic | None) -> PublishedTopic | None:
-        """The least recently used topic but ``new`` that nobody keeps and whose last sequence was announced."""
+        """Return the least recently used topic that can be evicted: not ``new``, not kept, its last sequence announced."""
         for _ in range(_A_TURN):
             name, topic = next(iter(self._topics.items()))
-            if topic.kept or topic is new:  # which is about to be kept
+            if topic.kept or topic is new:  # ``new`` is about to be kept
                 self._topics.move_to_end(name)
             elif topic.announced == topic.counter.sequence or self._announce_first():
                 return topic
@@ -185,7 +188,7 @@ class PublishedTopics:
         return None
 
     def _announce_first(self) -> bool:
-        """Announce the first topics out of turn, where far too many wait for that; returns whether it was possible."""
+        """If more than `_WAITING` topics wait for their announcement, announce some now; return whether one can be evicted."""
         if self._announcer is None or not self._announcer.works:
             return True
         if len(self._topics) <= self._limit + _WAITING:
@@ -220,7 +223,7 @@ class PubSubPublisher:
         *,
         keeps: bool,
     ) -> None:
-        """``keeps``: the topic's counter is kept until the publisher is closed."""
+        """``keeps``: the topic's counter is not evicted before the publisher is closed."""
         self._topics = topics
         self._keeps = keeps
         self._topic = topics.get(name)
@@ -234,7 +237,7 @@ class PubSubPublisher:
         self.run: UnconfirmedRun | None = None
 
     def try_send(self, payload: bytes, key: str | None, headers: Mapping[str, str] | None) -> Blocked | None:
-        """Hand one message to the connection, if it takes one now and nobody waits."""
+        """Write one message, if the connection is open, not congested, and no other message waits."""
         if self._refused is not None:
             self._raise_refused()
         owner = self._connection
@@ -248,7 +251,12 @@ class PubSubPublisher:
         return None
 
     async def send(self, payload: bytes, key: str | None, headers: Mapping[str, str] | None) -> None:
-        """Hand one message to the connection when it is open, has room and others have had their turn."""
+        """Write one message once the connection is open and not congested, in the order of the calls.
+
+        Raises:
+            PublishTimeoutError: not written within ``publish_timeout``; nothing was sent.
+            BusError: an earlier message was refused, or the bus will not reconnect; nothing was sent.
+        """
         within = self._limits.publish_timeout
         owner = self._connection
         try:
@@ -261,29 +269,28 @@ class PubSubPublisher:
         except TimeoutError as error:
             if isinstance(error, BusError):
                 raise
-            state = "is not connected" if owner.connection is None else "takes no more data"
+            state = "not connected" if owner.connection is None else "write buffer full"
             raise PublishTimeoutError(
-                f"The broker {state} for {within:g} s now (MSIGHT_PUBLISH_TIMEOUT); nothing was sent."
+                f"Message not sent: {state} for {within:g} s (MSIGHT_PUBLISH_TIMEOUT)."
             ) from owner.reason
 
     async def flush(self) -> None:
-        """Round trip to the broker, then raise what went wrong."""
+        """Wait for a round trip, then raise a refusal or report unconfirmed messages (`TopicPublisher.flush`)."""
         within = self._limits.publish_timeout
         if not await self._connection.confirm(within):
             raise PublishTimeoutError(
-                f"The broker has not confirmed what was published within {within:g} s; it may still arrive."
+                f"The broker did not confirm the published messages within {within:g} s; they may still arrive."
             )
         if self._refused is not None:
             self._raise_refused()
         if self._cut:
             count, self._cut = self._cut, 0
             raise ConnectionLostError(
-                f"{count} messages on {self._topic.counter.topic!r} were written before the connection was cut and never "
-                "confirmed."
+                f"{count} messages on {self._topic.counter.topic!r} were written before a disconnect and never confirmed."
             ) from self._reason
 
     def close(self) -> None:
-        """Send no more."""
+        """Close the publisher."""
         self._refused = None
         self._leave()
 
@@ -297,7 +304,7 @@ class PubSubPublisher:
             self._topic.kept -= self._keeps
 
     def _use_topic(self) -> PublishedTopic:
-        """The topic, which may have been forgotten since it was used last."""
+        """Record a use of the topic; get the new topic if the old one was evicted."""
         topic = self._topics.use(self._topic.counter.topic)
         if topic is not self._topic:
             self._leave()
@@ -305,24 +312,24 @@ class PubSubPublisher:
             self._join()
         return topic
 
-    # -- what the connection tells (in_flight.Sender)
+    # -- called by the connection (in_flight.Sender)
 
     def refused(self, error: BusError) -> None:
-        """The broker refused a message that was handed over before."""
+        """Keep the error of a refused message for the next call, log and report the refusal."""
         name = self._topic.counter.topic
         if self._refused is None:
-            logger.warning("The broker refused a message on %s: %s", name, error)
+            logger.warning("Message refused on %s: %s", name, error)
             self._refused = error
         self._report(Refused(name, str(error)))
 
     def cut(self, count: int, reason: BusError) -> None:
-        """The connection was lost before ``count`` messages were confirmed."""
+        """Count messages that were never confirmed; `flush` raises."""
         self._cut += count
         self._reason = reason
 
     @property
     def has_unconfirmed(self) -> bool:
-        """Whether a message of this publisher was written and not confirmed."""
+        """Whether a message of this publisher was written and is not confirmed."""
         return self.run is not None and self.run.count > 0
 
     def _raise_refused(self) -> None:

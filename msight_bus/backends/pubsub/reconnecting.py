@@ -1,4 +1,4 @@
-"""The one owner of a connection's state: it opens the connection, watches it, opens it again and subscribes anew."""
+"""`ReconnectingConnection`: opens a connection, watches its liveness, reconnects and resubscribes."""
 
 from __future__ import annotations
 
@@ -21,34 +21,33 @@ from msight_bus.tasks import BackgroundTasks, Gate, run_shielded
 logger = logging.getLogger("msight_bus")
 
 _LASTING = 2.0
-"""A connection that is lost sooner than this many times the longest pause counts as another failed try."""
-
+"""A connection that is lost sooner than this many times ``reconnect_max`` counts as a failed attempt: the backoff continues."""
 
 _LOOKED_AT = 64
-"""Topics that are looked at for silence."""
+"""Maximum number of topics examined for silent publishers."""
 
 
 class Connector(Protocol):
     """Opens connections to one broker."""
 
     shares_connection: bool
-    """Whether publishing and subscribing use the same connection."""
+    """Whether one connection can publish and subscribe."""
 
     @property
     def where(self) -> str:
-        """The broker and its addresses, for people."""
+        """The broker and its addresses, for logs and errors."""
 
     @property
     def announces(self) -> bool:
-        """Whether messages carry sequences, so that the last ones can be announced."""
+        """Whether messages carry sequences, so that last sequences can be announced."""
 
     @property
     def refusal_patience(self) -> float:
-        """Seconds for which a refusal on reconnecting may still change, as when secrets come from files."""
+        """Seconds for which a refusal on reconnecting is retried; 0 where credentials and certificates cannot change."""
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the broker does; complete once a connection was opened."""
+        """The broker's capabilities; final once a connection was opened."""
 
     async def connect(
         self, on_lost: LostCallback, *, publishes: bool, on_refused: RefusedCallback, on_leaving: LeavingCallback
@@ -56,14 +55,14 @@ class Connector(Protocol):
         """Open a connection within ``connect_timeout``.
 
         Args:
-            on_lost: for the connection.
-            on_leaving: called when the server says that it will leave.
-            publishes: whether messages will be published on it.
-            on_refused: called with a topic and an error where the broker refuses a message and names its topic only.
+            on_lost: called once, with the connection and the reason.
+            publishes: whether messages will be published on the connection.
+            on_refused: called with a topic and an error, where the broker refuses a message and names only the topic.
+            on_leaving: called with the connection when the server announces its shutdown.
 
         Raises:
-            ConnectionLostError: not reachable.
-            AuthenticationError: refused.
+            ConnectionLostError: the broker cannot be reached.
+            AuthenticationError: the broker refused the credentials, or a certificate was refused.
         """
 
 
@@ -73,30 +72,30 @@ LeavingCallback = Callable[[Connection], None]
 
 
 class Subscribed(Protocol):
-    """A subscription on a connection.
+    """A subscription, as `ReconnectingConnection` resubscribes it.
 
     Attributes:
-        inbox: where it delivers, if that is a user's.
+        inbox: of a user's subscription; ``None`` for an internal one.
     """
 
     inbox: Inbox | None
 
     @property
     def routes(self) -> Sequence[Route]:
-        """Its topics."""
+        """One route for each topic."""
 
     @property
     def paused(self) -> bool:
-        """Whether its full queue holds up the connection."""
+        """Whether its queue is full, so that reading is paused."""
 
 
 class ReconnectingConnection:
-    """A connection that comes back.
+    """Owns the current connection, and opens another one when that is lost.
 
     Attributes:
-        connection: the open connection, ``None`` while reconnecting.
-        gate: where publishers wait for room, in order.
-        reason: why the last connection was lost.
+        connection: the current connection, ``None`` while reconnecting.
+        gate: publishers wait here, in order, for the connection and for room in its write buffer.
+        reason: why the last connection was lost, or the last attempt failed.
     """
 
     def __init__(
@@ -109,7 +108,15 @@ class ReconnectingConnection:
         on_back: Callable[[ReconnectingConnection, int], None],
         on_refused: RefusedCallback,
     ) -> None:
-        """``on_back`` gets the number of tries."""
+        """
+        Args:
+            connector: opens connections.
+            limits: deadlines, intervals and the backoff.
+            publishes: whether messages are published on the connection.
+            on_lost: called with this object and the reason when a connection is lost.
+            on_back: called with this object and the number of attempts once reconnected and resubscribed.
+            on_refused: see `Connector.connect`.
+        """
         self.connection: Connection | None = None
         self.gate = Gate()
         self.reason: BusError | None = None
@@ -134,14 +141,15 @@ class ReconnectingConnection:
         self._pause = limits.reconnect_min
         self._refused_since: float | None = None
 
-    # -- what others ask
+    # -- the current connection
 
     async def open(self) -> None:
-        """Connect once, unless it is done already.
+        """Connect: one attempt. Does nothing if `open` succeeded before.
 
         Raises:
-            ConnectionLostError: not reachable within ``connect_timeout``.
-            AuthenticationError: refused.
+            ConnectionLostError: the broker cannot be reached within ``connect_timeout``.
+            AuthenticationError: the broker refused the credentials, or a certificate was refused.
+            ClosedError: the bus is closed.
         """
         async with self._opening:
             if self._closed:
@@ -152,10 +160,10 @@ class ReconnectingConnection:
                 self._tasks.start(self._supervise, f"connection to {self._connector.where}")
 
     async def connected(self) -> Connection:
-        """The connection, once it is open.
+        """Wait until connected; return the connection.
 
         Raises:
-            BusError: it will not be opened again.
+            BusError: the bus will not reconnect.
         """
         while (connection := self.connection) is None:
             self._raise_if_over()
@@ -164,7 +172,11 @@ class ReconnectingConnection:
         return connection
 
     async def writable(self) -> Connection:
-        """The connection, once it is open and has room to write."""
+        """Wait until connected and not congested; return the connection.
+
+        Raises:
+            BusError: the bus will not reconnect.
+        """
         while True:
             self._raise_if_over()
             connection = await self.connected()
@@ -174,7 +186,7 @@ class ReconnectingConnection:
 
     @property
     def is_over(self) -> bool:
-        """Whether it will not be opened again."""
+        """Whether the connection is closed, or has failed for good."""
         return self._closed or self._failed is not None
 
     def _raise_if_over(self) -> None:
@@ -184,7 +196,7 @@ class ReconnectingConnection:
             raise ClosedError("The bus is closed.")
 
     async def confirm(self, within: float) -> bool:
-        """Round trip: what was written before has an outcome. Returns whether it was answered within ``within`` seconds."""
+        """Wait for a round trip, so that everything written before has an outcome; return false after ``within`` seconds."""
         connection = self.connection
         if connection is None or not connection.in_flight:
             return True
@@ -193,22 +205,22 @@ class ReconnectingConnection:
         return request.answer.done()
 
     def streams(self, topic: str) -> Iterable[TopicStream]:
-        """The subscribed streams of a topic."""
+        """Return the streams that are subscribed to a topic."""
         return self._streams.get(topic, ())
 
     def silences(self) -> Iterable[tuple[str, float]]:
-        """Topics, and for how long a publisher there has been silent without an announcement; of some topics only."""
+        """Return some topics, each with the seconds since a publisher without an announcement was last heard."""
         some = [streams for _, streams in zip(range(_LOOKED_AT), self._streams.values(), strict=False)]
         return [(topic, streams[0].silence()) for topic, streams in zip(list(self._streams), some, strict=False)]
 
     # -- subscriptions
 
     async def join(self, subscribed: Subscribed, name: str) -> None:
-        """Subscribe, and subscribe anew whenever the connection comes back; ``name`` is for people.
+        """Subscribe, and resubscribe after each reconnect; ``name`` is for errors.
 
         Raises:
             ConnectionLostError: not confirmed within ``connect_timeout``.
-            BusError: the broker refused.
+            BusError: the broker refused, or the bus will not reconnect.
         """
         within = self._limits.connect_timeout
         try:
@@ -245,9 +257,12 @@ class ReconnectingConnection:
         return True
 
     async def leave(self, subscribed: Subscribed) -> None:
-        """Unsubscribe; what was on its way is still delivered. A broker that does not answer is left."""
+        """Unsubscribe; messages in transit are still delivered.
+
+        The connection is aborted if the broker does not answer within ``pong_timeout``.
+        """
         self._forget(subscribed)
-        if self._restoring is not None:  # has delivered nothing yet
+        if self._restoring is not None:  # this connection has delivered nothing yet
             for route in subscribed.routes:
                 if self._restoring.carries(route):
                     self._restoring.unsubscribe(route)
@@ -259,7 +274,9 @@ class ReconnectingConnection:
             await asyncio.wait(answers, timeout=self._limits.pong_timeout)
             if not all(answer.done() for answer in answers):
                 connection.fail(
-                    ConnectionLostError(f"The broker did not confirm within {self._limits.pong_timeout:g} s.")
+                    ConnectionLostError(
+                        f"The broker did not confirm an unsubscribe within {self._limits.pong_timeout:g} s."
+                    )
                 )
 
     def _forget(self, subscribed: Subscribed) -> None:
@@ -273,12 +290,12 @@ class ReconnectingConnection:
                 del self._streams[route.topic]
 
     def fail(self, subscribed: Subscribed, error: BusError) -> None:
-        """The broker refuses the subscription from now on."""
+        """End a subscription that the broker refuses from now on."""
         self._forget(subscribed)
         if subscribed.inbox is not None:
             subscribed.inbox.fail(error)
 
-    # -- the life of the connection
+    # -- reconnecting
 
     async def _connect(self) -> Connection:
         try:
@@ -290,7 +307,7 @@ class ReconnectingConnection:
             )
         except BusError:
             raise
-        except Exception as error:  # what a client stumbles over when a peer talks nonsense
+        except Exception as error:  # a client library can raise anything if the peer sends invalid data
             raise ConnectionLostError(
                 f"Connecting to {self._connector.where} failed: {type(error).__name__}: {error}."
             ) from error
@@ -300,12 +317,12 @@ class ReconnectingConnection:
         self._opened_at = asyncio.get_running_loop().time()
         self._changed.set()
         if connection.gone.done():
-            self._lost(connection, ConnectionLostError("The connection was lost as soon as it was open."))
-        if connection.leaving:  # it said so while the connection was being opened
+            self._lost(connection, ConnectionLostError("The connection was lost immediately after connecting."))
+        if connection.leaving:  # announced while the connection was being opened
             self._leave_server(connection)
 
     def _lost(self, connection: Connection, reason: BusError) -> None:
-        """A connection is gone; called by the connection itself."""
+        """Called by a connection when it is lost."""
         if connection is not self.connection:
             return
         self.connection = None
@@ -315,11 +332,11 @@ class ReconnectingConnection:
             self._attempts = 0
             self._pause = self._limits.reconnect_min
         if not self._closed:
-            logger.debug("Connection lost: %s", reason)
+            logger.debug("Disconnected: %s", reason)
             self._on_lost(self, reason)
 
     async def _supervise(self) -> None:
-        """Until the bus is closed, or what refuses is believed."""
+        """Watch the connection and reconnect, until the bus is closed or a refusal is final."""
         try:
             while not self.is_over:
                 if self.connection is None:
@@ -332,10 +349,10 @@ class ReconnectingConnection:
             raise
 
     def _end_unwatched(self) -> None:
-        """Nobody would notice that the connection is dead, or open it again: whoever uses it is told, instead of waiting."""
+        """Fail the connection, because nothing watches its liveness or reconnects any more; its users must not wait for ever."""
         error = ConnectionLostError(
-            f"The task that keeps the connection to {self._connector.where} was cancelled: the loop ends before the bus is "
-            "closed, or the program cancels all of asyncio.all_tasks() and not only its own."
+            f"The task that watches the connection to {self._connector.where} was cancelled: the event loop ends before the bus "
+            "is closed, or the program cancels all of asyncio.all_tasks() instead of its own tasks."
         )
         if self.connection is None:
             self._give_up(error)
@@ -344,7 +361,7 @@ class ReconnectingConnection:
             self.connection.fail(error)
 
     async def _reconnect(self) -> None:
-        """Try once, after a pause."""
+        """Attempt to reconnect once, after a pause."""
         limit = self._limits.reconnect_limit
         if limit is not None and self._attempts >= limit:
             self._give_up(
@@ -357,7 +374,7 @@ class ReconnectingConnection:
         await asyncio.sleep(pause)
         try:
             connection = await self._connect()
-            # where the client swallowed the cancellation, as asyncio.wait_for does before Python 3.12
+            # Only if the client library swallowed the cancellation, as asyncio.wait_for does before Python 3.12.
             if self._closed:
                 await connection.close(0.1)
                 return
@@ -384,12 +401,12 @@ class ReconnectingConnection:
             self._on_back(self, self._attempts)
 
     async def _restore(self, connection: Connection) -> None:
-        """Subscribe all on ``connection``, those too that come meanwhile.
+        """Resubscribe on ``connection``, including subscriptions that are added meanwhile.
 
         Raises:
-            TimeoutError: no progress for ``connect_timeout``.
-            ConnectionLostError: the connection was lost again.
-            BusError: the broker is busy or not ready; no subscription is to blame.
+            TimeoutError: nothing arrived for ``connect_timeout``.
+            ConnectionLostError: the new connection was lost.
+            BusError: the broker is busy or not ready; the next attempt may succeed.
         """
         while asked := [
             (subscribed, connection.subscribe(route))
@@ -402,7 +419,7 @@ class ReconnectingConnection:
             connection.pause_reading()
 
     async def _restored(self, connection: Connection, asked: Sequence[tuple[Subscribed, Request]]) -> None:
-        """Await every answer to what was written: about one round trip, however many there are."""
+        """Await the answers to all subscriptions, about one round trip. A subscription that the broker refuses ends."""
         waiting = {request.answer for _, request in asked}
         while waiting and not connection.gone.done():
             before = connection.received_at
@@ -420,9 +437,9 @@ class ReconnectingConnection:
                 if subscribed in self._subscribed and isinstance(error, BusError):
                     self.fail(subscribed, error)
             elif error is not None:
-                raise error  # it passes: the next try may succeed
+                raise error  # temporary: the next attempt may succeed
         if connection.gone.done():
-            raise ConnectionLostError("The connection was lost again at once.")
+            raise ConnectionLostError("The connection was lost while resubscribing.")
 
     def _leave_server(self, old: Connection) -> None:
         if self.connection is old and self._moving_from is not old:
@@ -430,17 +447,17 @@ class ReconnectingConnection:
             self._tasks.start(lambda: self._move(old), "move")
 
     async def _move(self, old: Connection) -> None:
-        """The server will leave: try to move to another one for as long as it serves."""
+        """Retry the hand-over to another server until that succeeds or the old connection is lost."""
         loop = asyncio.get_running_loop()
-        # servers that all leave must not be tried one after the other without a pause
+        # a pause, because every server of the cluster may have announced its shutdown
         await asyncio.sleep(max(0.0, self._opened_at + self._limits.reconnect_max - loop.time()))
         if self.connection is not old:
             return
-        logger.info("The server of %s will leave; moving to another one.", self._connector.where)
+        logger.info("Server shutdown announced by %s; connecting to another server.", self._connector.where)
         pause = self._limits.reconnect_min
         problem = await self._move_once(old)
         if problem is not None:
-            logger.warning("Not moved yet from a server that will leave: %s", problem)
+            logger.warning("Hand-over to another server failed, retrying: %s", problem)
         while problem is not None and not self._closed:
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(pause * 2, self._limits.reconnect_max)
@@ -449,7 +466,7 @@ class ReconnectingConnection:
             problem = await self._move_once(old)
 
     async def _move_once(self, old: Connection) -> BaseException | None:
-        """Subscribe at the next server, then leave the old one; returns what went wrong."""
+        """Hand over once: subscribe at another server, then close the old connection; return the error of a failure."""
         recorder = old.interceptor = DeliveryRecorder()
         try:
             new = await self._connect()
@@ -457,7 +474,7 @@ class ReconnectingConnection:
             try:
                 self._restoring = new
                 await self._restore(new)
-                self._see_that_moving_is_of_use(old, new)
+                self._check_hand_over(old, new)
             except BaseException:
                 await run_shielded(new.close(0.1))
                 raise
@@ -479,14 +496,14 @@ class ReconnectingConnection:
             await run_shielded(old.close(within=1.0))
         return None
 
-    def _see_that_moving_is_of_use(self, old: Connection, new: Connection) -> None:
+    def _check_hand_over(self, old: Connection, new: Connection) -> None:
         if self.connection is not old or self._closed:
             raise ConnectionLostError("The old connection was lost meanwhile.")
         if new.leaving:
-            raise ConnectionLostError("The next server will leave too.")
+            raise ConnectionLostError("The other server has announced its shutdown too.")
 
     def _consider_refusal(self, error: AuthenticationError) -> None:
-        """Believe a refusal at once, or when it has lasted, where files may still change."""
+        """Give up at once or, where credentials and certificates can change, after ``refusal_patience``."""
         now = asyncio.get_running_loop().time()
         if self._refused_since is None:
             self._refused_since = now
@@ -498,21 +515,21 @@ class ReconnectingConnection:
     def _failed_once(self, error: BaseException) -> None:
         if isinstance(error, BusError):
             self.reason = error
-        logger.debug("Not connected after %d tries: %s", self._attempts, self.reason)
+        logger.debug("Reconnect attempt %d failed: %s", self._attempts, self.reason)
 
     def _give_up(self, error: BusError) -> None:
         self._refuse_all(error)
         logger.error("Not reconnecting: %s", error)
 
     def _refuse_all(self, error: BusError) -> None:
-        """Whoever uses the connection from now on gets ``error``."""
+        """Fail every subscription and every later call with ``error``."""
         self._failed = error
         self._changed.set()
         for subscribed in list(self._subscribed):
             self.fail(subscribed, error)
 
     async def close(self, within: float) -> None:
-        """Flush what was written, within ``within`` seconds, and close."""
+        """Flush within ``within`` seconds, and close."""
         if self._closed:
             return
         self._closed = True
@@ -527,7 +544,11 @@ class ReconnectingConnection:
 
 
 async def _answers(requests: Sequence[Request]) -> None:
-    """Wait until all are answered; raises the first refusal."""
+    """Wait until all requests are answered.
+
+    Raises:
+        BusError: the first refusal, or the connection was lost.
+    """
     await asyncio.wait([request.answer for request in requests])
     for request in requests:
         request.answer.result()

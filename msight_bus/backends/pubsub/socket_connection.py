@@ -1,7 +1,8 @@
-"""A connection over a socket, from the moment its client library has opened it.
+"""`SocketConnection`: reads and writes a socket that a client library has connected.
 
-The client did what is hard: name resolution, TLS, authentication. From then on the bytes are ours: what arrives is
-decoded where it arrives and queued without an await, and what is written in one tick of the loop leaves in one system call.
+The client library resolves names, does the TLS handshake and authenticates. After that, this module reads and writes the bytes:
+received data is decoded and queued in `data_received`, without an await, and the messages written in one event loop iteration are
+passed to the operating system in one system call, except the first, which is written at once.
 """
 
 from __future__ import annotations
@@ -23,34 +24,34 @@ from msight_bus.protocol.envelope import TopicCounter
 from msight_bus.topics import SEQUENCE_TOPIC
 
 BURST_BYTES = 128 * 1024
-"""Written at once, and after which a publisher that never had to wait gives the loop a turn."""
+"""Bytes that are written in one event loop iteration; then publishers have to yield to the event loop."""
 
 _JOIN_BELOW_MEAN = 4096
-"""Where parts are smaller on average, joining them costs less than handing them over one by one."""
+"""Mean bytes of a part below which joining the parts is cheaper than ``writelines``."""
 
 FRAMES_A_TURN = 4096
-"""Messages and replies that are decoded in one turn of the loop."""
+"""Maximum number of messages and replies decoded in one event loop iteration."""
 
 _FULL_READ = 250_000
-"""Bytes. uvloop reads 256,000 at a time and asyncio 262,144, so after that many there is more in the socket."""
+"""Bytes of a read after which more is probably in the socket: uvloop reads 256,000 bytes at once, asyncio 262,144."""
 
 _HELD_BYTES = 2 * 1024 * 1024
-"""Read and not yet queued at most: with as many messages as a turn decodes at most, what some full reads brought is queued
-together, since a consumer that is woken for one message is what costs most."""
+"""Maximum number of bytes decoded and not yet delivered. The messages of several full reads are delivered together, because
+waking a consumer costs more than decoding a message."""
 
 _LAST_TURNS = 16
-"""Times `FRAMES_A_TURN` that are decoded at once when the connection is gone."""
+"""Multiples of `FRAMES_A_TURN` that are decoded at once when the connection is lost."""
 
 _IDLE_TURNS = 2
-"""Turns of the loop after which a socket that was full is known to be empty."""
+"""Event loop iterations without data after a full read; then the socket is considered empty."""
 
 
 class SocketConnection(Connection, asyncio.Protocol):
-    """Takes over the transport of a connected client.
+    """The protocol of a transport that was taken over from a client library.
 
     Attributes:
-        transport: of asyncio or uvloop.
-        out, out_bytes: what this tick writes.
+        transport: an asyncio or uvloop transport.
+        out, out_bytes: what is written at the end of this event loop iteration, and its size.
     """
 
     def __init__(self, transport: Any, on_lost: Callable[[Connection, BusError], None], decoder: Decoder) -> None:
@@ -59,43 +60,53 @@ class SocketConnection(Connection, asyncio.Protocol):
         self.socket = transport.get_extra_info("socket")
         self.out: list[bytes] = []
         self.out_bytes = 0
-        self._idle = True  # nothing was written in this tick
+        self._idle = True  # nothing was written in this iteration
         self._write_paused = False
         self._decoder = decoder
         self._turn_comes = False
-        self._unread: list[bytes] = []  # came in a turn that had its share already
-        self._more = False  # the decoder has input left
-        self._stalled = False  # the transport does not read until the next turn
+        self._unread: list[bytes] = []  # arrived after this iteration's share was decoded
+        self._more = False  # the decoder has undecoded input
+        self._stalled = False  # the transport does not read until the next iteration
         self._held_bytes = 0
         self._idle_turns = 0
 
     def take_over(self, leftover: bytes) -> None:
-        """Become the transport's protocol; ``leftover`` is what the client had read and not parsed."""
+        """Become the transport's protocol.
+
+        Args:
+            leftover: bytes that the client library had read and not parsed.
+
+        Raises:
+            ConnectionLostError: the broker has closed the connection.
+        """
         if self.transport.is_closing():
-            raise ConnectionLostError("The broker closed the connection as soon as it was open.")
+            raise ConnectionLostError("The broker closed the connection immediately after connecting.")
         self.transport.set_protocol(self)
         self.transport.resume_reading()  # the client's reader may have paused it
         if leftover:
             self.data_received(leftover)
 
-    # -- what a broker's protocol adds
+    # -- implemented for each protocol
 
     def encode(
         self, counter: TopicCounter, payload: bytes, key: str | None, headers: Mapping[str, str] | None
     ) -> tuple[tuple[bytes, ...], int]:
-        """Count and encode one message; returns its parts and its size.
+        """Encode the topic's next message, and advance the topic's sequence.
+
+        Returns:
+            The parts to write, and their size in bytes.
 
         Raises:
-            MessageTooLargeError: the broker would not take it.
+            MessageTooLargeError: the message is over the limit.
         """
         raise NotImplementedError
 
     def answered(self, reply: Reply) -> None:
-        """The broker sent something that is no message."""
+        """Process a reply of the broker: anything but a message."""
         raise NotImplementedError
 
     def read_foreign(self, topic: str, metadata: bytes, payload: bytes, received_at: float) -> Message:
-        """A message that is not the bus's own, or has a key or headers."""
+        """Make a `Message` of another publisher's message, or of one with a key or headers."""
         raise NotImplementedError
 
     # -- writing
@@ -108,7 +119,7 @@ class SocketConnection(Connection, asyncio.Protocol):
         key: str | None,
         headers: Mapping[str, str] | None,
     ) -> None:
-        """Write one message; the caller has seen to it that there is room.
+        """Write one message. The caller has checked that the connection is not congested.
 
         Raises:
             MessageTooLargeError: nothing was written.
@@ -124,7 +135,7 @@ class SocketConnection(Connection, asyncio.Protocol):
             self._burst()
 
     def write(self, *parts: bytes) -> None:
-        """Write with the others of this tick."""
+        """Write parts together with the others of this event loop iteration."""
         if self._idle:
             self._write_first(parts)
         else:
@@ -134,7 +145,7 @@ class SocketConnection(Connection, asyncio.Protocol):
             self._burst()
 
     def request(self, *parts: bytes, topic: str | None = None) -> Request:
-        """Write a command that is answered; ``topic`` is what it subscribes to."""
+        """Write a command that the broker answers; ``topic``: the topic that the command subscribes to."""
         request = Request(self.loop, topic)
         if self.gone.done():
             request.finish(self._reason)
@@ -144,14 +155,14 @@ class SocketConnection(Connection, asyncio.Protocol):
         return request
 
     def _write_first(self, parts: tuple[bytes, ...]) -> None:
-        """What comes first in a tick leaves at once, for a stream of single messages has nothing to wait for."""
+        """Write the first parts of an iteration at once: where messages are rare, there is nothing to wait for."""
         self._idle = False
         self.loop.call_soon(self._tick)
         if not self.transport.is_closing():
             self.transport.writelines(parts)
 
     def _burst(self) -> None:
-        """So much was written in this tick that it leaves at once, and the loop gets a turn before there is more."""
+        """Write everything now, and make publishers yield to the event loop before they write more."""
         self._send()
         self.congested = True
         self.loop.call_soon(self._tick)
@@ -172,30 +183,30 @@ class SocketConnection(Connection, asyncio.Protocol):
             self._release()
 
     def pause_writing(self) -> None:
-        """The transport's buffer is over its high-water mark."""
+        """Called when the transport's buffer is over its high-water mark."""
         self._write_paused = True
         self.congested = True
 
     def resume_writing(self) -> None:
-        """The transport's buffer is under its low-water mark."""
+        """Called when the transport's buffer is below its low-water mark."""
         self._write_paused = False
         self._release()
 
     @property
     def unsent_bytes(self) -> int:
-        """Bytes that were written and that the operating system does not have yet."""
+        """Bytes written that were not yet passed to the operating system."""
         return self.out_bytes + int(self.transport.get_write_buffer_size())
 
     # -- reading
 
     def data_received(self, data: bytes) -> None:
-        """Decode a chunk, and deliver what is complete."""
+        """Decode received bytes, and deliver the complete messages."""
         self.received_at = self.loop.time()
         self._idle_turns = 0
         if self._more or self._unread:
             self._unread.append(data)
             return
-        if (only := self._decoder.only(data)) is not None:  # one message, as mostly where nothing is saturated
+        if (only := self._decoder.only(data)) is not None:  # one whole message: the usual case below saturation
             address, frame = only
             self._deliver_segment(self._routes.get(address, ()), (address, [frame], []), time.time())
             return
@@ -217,7 +228,7 @@ class SocketConnection(Connection, asyncio.Protocol):
             self.fail(error)
 
     def _stall(self) -> None:
-        """Read no more in this turn of the loop."""
+        """Stop reading until the next event loop iteration."""
         if not self._stalled:
             self._stalled = True
             if not self.reading_paused:
@@ -230,7 +241,7 @@ class SocketConnection(Connection, asyncio.Protocol):
             self.loop.call_soon(self._take_turn)
 
     def _take_turn(self) -> None:
-        """A turn after one that had more to read than its share: go on decoding, then reading, then deliver what is held."""
+        """Continue after an iteration with more input than its share: decode, then read, then deliver what is held."""
         self._turn_comes = False
         if self.gone.done() or self.reading_paused:
             return
@@ -255,14 +266,14 @@ class SocketConnection(Connection, asyncio.Protocol):
         self._held_bytes = 0
         received_at = time.time()
         announcements: list[tuple[list[Route], Segment]] = []
-        for item in self._decoder.take():  # in order: whoever is unsubscribed by a reply gets what came before it
+        for item in self._decoder.take():  # in order: messages before the reply to an unsubscribe are still delivered
             if not isinstance(item, tuple):
                 self.answered(item)
                 continue
             routes = self._routes.get(item[0])
             if routes is None:
                 continue
-            if routes[0].topic == SEQUENCE_TOPIC:  # what they announce came before them, on other topics
+            if routes[0].topic == SEQUENCE_TOPIC:  # after the messages that they announce, which are on other topics
                 announcements.append((routes, item))
             else:
                 self._deliver_segment(routes, item, received_at)
@@ -270,7 +281,7 @@ class SocketConnection(Connection, asyncio.Protocol):
             self._deliver_segment(routes, item, received_at)
 
     def _deliver_segment(self, routes: Sequence[Route], segment: Segment, received_at: float) -> None:
-        """Each route gets messages of its own, since whoever has one may change it."""
+        """Deliver to each route. Two subscriptions never share a `Message`, because a consumer can change its state."""
         _, frames, foreign = segment
         for route in tuple(routes):
             topic = route.topic
@@ -287,11 +298,11 @@ class SocketConnection(Connection, asyncio.Protocol):
                 self.interceptor.deliver(route, batch)
 
     def eof_received(self) -> bool:
-        """The broker closes the connection."""
+        """Called when the broker closes the connection; the transport then closes."""
         return False
 
     def pause_reading(self) -> None:
-        """Leave what arrives in the socket; the broker notices after a while."""
+        """Stop reading: data stays in the socket, and then at the broker, up to its limit."""
         if not self.reading_paused and not self.transport.is_closing():
             self.reading_paused = True
             if not self._stalled:
@@ -308,17 +319,17 @@ class SocketConnection(Connection, asyncio.Protocol):
                 self._next_turn()
 
     def fail(self, error: BusError) -> None:
-        """Give the connection up for ``error``: what it still holds is not sent."""
+        """Abort the connection because of ``error``; unsent data is discarded, in the kernel's buffer too."""
         if self._reason is None:
             self._reason = error
         sock = self.socket
         if sock is not None and not self.transport.is_closing():
-            with contextlib.suppress(OSError, ValueError):  # else the kernel would send it behind newer messages
+            with contextlib.suppress(OSError, ValueError):  # else the kernel would send the data after newer messages
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The connection is gone, for whatever reason; what was read is delivered."""
+        """Called when the connection is lost; delivers what was read before."""
         if self.gone.done():
             return
         self._finish_reading()
@@ -330,7 +341,7 @@ class SocketConnection(Connection, asyncio.Protocol):
         self._end(reason)
 
     def _finish_reading(self) -> None:
-        """Deliver what came before the end, as much as one read can have brought; the rest is part of the gap."""
+        """Deliver what was read before the end, up to a bound; the rest becomes part of the gap."""
         for _ in range(_LAST_TURNS):
             self._deliver()
             if not (self._more or self._unread):
@@ -340,7 +351,7 @@ class SocketConnection(Connection, asyncio.Protocol):
         self._deliver()
 
     async def close(self, within: float) -> None:
-        """Write what is left and close; whatever is not gone after ``within`` seconds is cut."""
+        """Write buffered data and close; abort if that takes longer than ``within`` seconds."""
         if not self.gone.done():
             self._send()
             self.transport.close()

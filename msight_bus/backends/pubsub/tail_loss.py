@@ -1,9 +1,9 @@
-"""The last messages before a silence: no later message reveals their loss, so the publisher says what its last ones were.
+"""Tail-loss detection: an idle publisher announces its last sequence numbers, because no later message would reveal a loss.
 
-One message a bus on the reserved topic ``_msight.seq``, for topics that have gone quiet: MessagePack
-``[session, {topic: last sequence}]``. It takes the same way as the messages that it follows, so a subscriber
-listens for it on each connection that carries subscriptions. It is repeated, ever more rarely, because whoever is reconnecting
-does not hear it.
+A bus announces the topics that have become idle in one message on the reserved topic ``_msight.seq``: MessagePack
+``[session, {topic: last sequence}]``. The announcement must not overtake the messages before it, so each connection that carries
+subscriptions also subscribes to announcements. An announcement is repeated with growing intervals, because a subscriber that is
+reconnecting does not receive it.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ logger = logging.getLogger("msight_bus")
 
 _TOPICS_A_MESSAGE = 500
 _TOPICS_A_TURN = 2000
-"""Topics that are announced in one turn of the loop."""
+"""Maximum number of topics announced in one event loop iteration."""
 
 _MAX_BYTES = 256 * 1024
 """Of an announcement that is read: twice what `_TOPICS_A_MESSAGE` of the longest names take."""
 
 _SILENT_FOR = 10.0
-"""Seconds of silence, at least, after which a missing announcement is suspicious."""
+"""Minimum seconds of silence after which a missing announcement is reported."""
 
 _RAREST = 32
-"""Looks between two announcements of a topic that has long been quiet."""
+"""Maximum number of scans between two announcements of a topic."""
 
 _U64 = Annotated[int, msgspec.Meta(ge=0)]
 _Announcement = tuple[_U64, dict[str, _U64]]
@@ -43,16 +43,22 @@ _decode = msgspec.msgpack.Decoder(_Announcement).decode
 
 
 class Announcer:
-    """Says the last sequences of topics that have gone quiet (publishing.Announces).
+    """Announces the last sequences of idle topics (publishing.Announces).
+
+    Topics are scanned once each ``announce_interval``.
 
     Attributes:
-        after_look: called after each look.
-        works: whether announcing is permitted, as far as is known.
-        others_come: whether announcements of others come, as far as is known.
+        after_look: called after each scan.
+        works: false once the broker has refused an announcement for lack of permission.
+        others_come: false while announcements of other buses appear to be lost.
     """
 
     def __init__(self, send: Callable[[bytes], bool], interval: float) -> None:
-        """``send`` hands a message on the reserved topic over, and tells whether it could; ``interval`` is in seconds."""
+        """
+        Args:
+            send: publishes an announcement; returns false if the connection cannot take the message now.
+            interval: seconds between two scans.
+        """
         self._send = send
         self._interval = interval
         self._touched: list[PublishedTopic] = []
@@ -64,32 +70,31 @@ class Announcer:
         self._heard_others = False
 
     def touched(self, topic: PublishedTopic) -> None:
-        """Something was published on the topic, for the first time since the last look."""
+        """Note the first message published on the topic since the last scan."""
         self._touched.append(topic)
 
     async def run(self) -> None:
-        """Look at each interval, for ever."""
+        """Scan at each interval; never returns."""
         while True:
             await asyncio.sleep(self._interval)
             await self._look()
             self.after_look()
 
     def heard_other(self) -> None:
-        """An announcement of another bus has come."""
+        """Note that an announcement of another bus arrived."""
         self._heard_others = True
         if not self.others_come:
             self.others_come = True
-            logger.info("Announcements come on %s, so that tail losses are noticed again.", SEQUENCE_TOPIC)
+            logger.info("Tail-loss detection works again: announcements arrive on %s.", SEQUENCE_TOPIC)
 
     def notice_silence(self, topic: str, seconds: float) -> None:
-        """A publisher that was followed has been silent for ``seconds`` and has not announced its last sequence."""
+        """Warn, once, that a publisher on ``topic`` has been silent for ``seconds`` without announcing its last sequence."""
         if seconds < max(_SILENT_FOR, 10 * self._interval) or self._heard_others or not self.others_come:
             return
         self.others_come = False
         logger.warning(
-            "A publisher on %s has been silent for %.0f s, and no announcement of a last sequence has ever come on %s: either "
-            "it has ended abruptly, or the broker does not pass that topic on (a NATS account has to import it). Until one "
-            "comes, losses of a publisher's last messages before a silence go unnoticed.",
+            "Tail-loss detection may not work: a publisher on %s has been silent for %.0f s, and no announcement has arrived on "
+            "%s. Either the publisher was killed, or the broker does not deliver that topic (a NATS account has to import it).",
             topic,
             seconds,
             SEQUENCE_TOPIC,
@@ -123,7 +128,7 @@ class Announcer:
         self._due.setdefault(topic.due, []).append(topic)
 
     def announce_now(self, topics: list[PublishedTopic]) -> bool:
-        """Announce topics; returns whether that was possible for all."""
+        """Announce the last sequences of topics; return whether all were sent."""
         sessions: dict[int, dict[str, int]] = {}
         for topic in topics:
             sessions.setdefault(topic.counter.session, {})[topic.counter.topic] = topic.counter.sequence
@@ -138,7 +143,7 @@ class Announcer:
         return True
 
     async def announce_last(self, topics: list[PublishedTopic], within: float) -> None:
-        """Announce every topic once more, at the end; first those that were not announced yet."""
+        """Announce topics a last time, within ``within`` seconds; first those not announced yet."""
         left = sorted(topics, key=lambda topic: topic.announced == topic.counter.sequence)
         loop = asyncio.get_running_loop()
         end = loop.time() + within
@@ -151,18 +156,16 @@ class Announcer:
         unannounced = sum(topic.announced != topic.counter.sequence for topic in left)
         if unannounced and self.works:
             logger.warning(
-                "Closed before the last sequences of %d topics were announced, so that a loss of their last messages goes "
-                "unnoticed.",
+                "Closed before the last sequences of %d topics were announced; a loss of their last messages is not detected.",
                 unannounced,
             )
 
     def refused(self, error: BusError) -> None:
-        """The broker refused an announcement, or to listen for them: where that is a permission, say so once and stop."""
+        """Stop announcing, and warn once, if the broker does not permit publishing or subscribing to announcements."""
         if self.works and isinstance(error, AuthenticationError):
             self.works = False
             logger.warning(
-                "Losses of a publisher's last messages before a silence go unnoticed, because the broker does not permit the "
-                "topic %s: %s",
+                "Tail-loss detection is off: the broker does not permit the topic %s: %s",
                 SEQUENCE_TOPIC,
                 error,
             )
@@ -172,12 +175,16 @@ class AnnouncementStream:
     """Receives the announcements of one connection (backends.base.TopicStream)."""
 
     def __init__(self, streams: Callable[[str], Iterable[TopicStream]], on_session: Callable[[int], None]) -> None:
-        """``streams`` gives the subscribed streams of a topic on this connection; ``on_session`` gets who announces."""
+        """
+        Args:
+            streams: returns the streams of a topic on this connection.
+            on_session: called with the session of each announcement.
+        """
         self._streams = streams
         self._on_session = on_session
 
     def deliver(self, batch: list[Message]) -> None:
-        """Tell each stream what concerns it; what is no announcement is ignored."""
+        """Pass announcements to the streams of their topics; ignore messages that cannot be decoded."""
         for message in batch:
             if len(message.payload) > _MAX_BYTES:
                 continue
@@ -191,11 +198,11 @@ class AnnouncementStream:
                     stream.announced(session, highest)
 
     def announced(self, session: int, highest: int) -> None:
-        """Announcements are not announced."""
+        """Do nothing: announcements are not announced."""
 
     def silence(self) -> float:
-        """Nobody is followed here."""
+        """0.0: the publishers of announcements are not tracked."""
         return 0.0
 
     def gap(self, missing: int | None, cause: str, *, at_most: bool = False) -> None:
-        """A missed announcement is made up for by the next one."""
+        """Do nothing: the next announcement replaces a lost one."""
