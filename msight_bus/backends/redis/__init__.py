@@ -1,4 +1,4 @@
-"""Redis pub/sub: broadcast, best effort."""
+"""The Redis backend: pub/sub, broadcast, best effort."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from msight_bus.settings import BusSettings
 
 
 class RedisBackend(PubSubBackend):
-    """Redis pub/sub (backends.base.Backend)."""
+    """The Redis backend (backends.base.Backend)."""
 
     def __init__(
         self, settings: BusSettings, report: Callable[[BusEvent], None], new_session: Callable[[], int]

@@ -1,7 +1,7 @@
-"""A connection that redis-py has opened: what goes over it, and what the answers mean.
+"""`RedisConnection`: commands and replies on a connection that redis-py has opened.
 
-A RESP2 connection that has subscribed answers only (UN)SUBSCRIBE and PING, hence one that publishes and one that subscribes.
-Every command is answered in order, so an answer belongs to the oldest command that is not answered.
+A RESP2 connection that has subscribed accepts only (UN)SUBSCRIBE and PING. Therefore a bus has one connection that publishes and
+one that subscribes. Redis answers in order, so a reply belongs to the oldest unanswered command.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from msight_bus.protocol.envelope import TopicCounter
 
 
 class RedisConnection(SocketConnection):
-    """Publishes or subscribes."""
+    """A connection that publishes or subscribes."""
 
     def __init__(
         self,
@@ -34,8 +34,14 @@ class RedisConnection(SocketConnection):
         max_bytes: int,
         max_received: int,
     ) -> None:
-        """``raw``: payloads travel without metadata; ``max_bytes``: of a message that is published; ``max_received``: of a
-        payload that is received."""
+        """
+        Args:
+            transport: the transport of the connected client.
+            on_lost: called once, with the connection and the reason.
+            raw: whether payloads are published without the envelope.
+            max_bytes: maximum bytes of a published message.
+            max_received: maximum bytes of a received payload.
+        """
         super().__init__(transport, on_lost, redis.decoder(max_received))
         self._raw = raw
         self._max_bytes = max_bytes
@@ -44,11 +50,11 @@ class RedisConnection(SocketConnection):
     def encode(
         self, counter: TopicCounter, payload: bytes, key: str | None, headers: Mapping[str, str] | None
     ) -> tuple[tuple[bytes, ...], int]:
-        """PUBLISH.
+        """Encode a PUBLISH (`SocketConnection.encode`).
 
         Raises:
-            MessageTooLargeError: Redis would cut this message's subscribers.
-            HeaderError: headers or a key with ``MSIGHT_WIRE=raw``, or more of them than travels.
+            MessageTooLargeError: Redis would close the connections of the subscribers that receive the message.
+            HeaderError: headers or a key with ``MSIGHT_WIRE=raw``, or headers over a limit.
         """
         if self._raw:
             return self._encode_raw(counter, payload, key, headers)
@@ -66,15 +72,22 @@ class RedisConnection(SocketConnection):
         self, counter: TopicCounter, payload: bytes, key: str | None, headers: Mapping[str, str] | None
     ) -> tuple[tuple[bytes, ...], int]:
         if headers or key is not None:
-            raise HeaderError("With MSIGHT_WIRE=raw nothing but the payload travels: no headers and no key.")
+            raise HeaderError(
+                "MSIGHT_WIRE=raw carries the payload only: publish without headers and key, or unset MSIGHT_WIRE."
+            )
         if len(payload) > self._max_bytes:
             raise too_large("Redis", len(payload), self._max_bytes, "client-output-buffer-limit pubsub")
         return redis.publish_raw(counter, payload), len(payload)
 
     def watch_health(self, health: Health, every: float, on_unfit: Callable[[str], None]) -> None:
-        """Ask every ``every`` seconds whether the server still reaches the others; ``on_unfit`` gets the reason if not.
+        """Check periodically that messages published at this server reach the others.
 
-        A server that was demoted or taken out of its cluster goes on answering.
+        A server that was demoted or removed from its cluster still answers PUBLISH.
+
+        Args:
+            health: the expected role of the server.
+            every: seconds between two checks.
+            on_unfit: called with the reason if the server cannot be used.
         """
         last: Request | None = None
         permitted = True
@@ -93,7 +106,7 @@ class RedisConnection(SocketConnection):
             nonlocal permitted
             replies = [request.answer.exception() or request.reply for request in asked]
             if all(isinstance(reply, AuthenticationError) for reply in replies):
-                permitted = False  # each question would be an entry of the server's ACL LOG
+                permitted = False  # every refused command is an entry in the server's ACL LOG
             problem = health.problem(replies)
             if problem is not None and not self.gone.done():
                 on_unfit(problem)
@@ -101,17 +114,17 @@ class RedisConnection(SocketConnection):
         self.loop.call_later(every, ask)
 
     def ping(self) -> Request:
-        """PING, which RESP2 answers while subscribed too."""
+        """Send a PING, which a subscribed RESP2 connection accepts too."""
         return self.request(redis.PING)
 
     def subscribe(self, route: Route) -> Request:
-        """SUBSCRIBE; several routes of one topic share the channel."""
+        """Send SUBSCRIBE. Several routes of one topic share the channel."""
         channel = route.topic.encode()
         self.add_route(route, channel)
         return self.request(redis.subscribe(channel), topic=route.topic)
 
     def unsubscribe(self, route: Route) -> Request:
-        """UNSUBSCRIBE with the channel's last route; the confirmation follows what was on its way."""
+        """Send UNSUBSCRIBE for the last route of a channel; messages in transit arrive before the confirmation."""
         channel = route.topic.encode()
         self._leaving.add(route)
         if any(other not in self._leaving for other in self._routes.get(channel, ())):
@@ -122,12 +135,12 @@ class RedisConnection(SocketConnection):
         return request
 
     def forget_route(self, route: Route) -> None:
-        """Deliver no more to the route."""
+        """Stop delivering to the route."""
         self._leaving.discard(route)
         super().forget_route(route)
 
     def answered(self, reply: Reply) -> None:
-        """An answer, in the order of the commands."""
+        """Assign a reply to the oldest unanswered command."""
         if reply.kind == "error":
             self.in_flight.refuse(broker_error(reply.text))
         elif reply.kind in ("bulk", "array"):
@@ -136,7 +149,7 @@ class RedisConnection(SocketConnection):
             self.in_flight.confirm(reply.count)
 
     def read_foreign(self, topic: str, metadata: bytes, payload: bytes, received_at: float) -> Message:
-        """A message with a key or headers, or none of ours."""
+        """Make a `Message` of one with a key or headers, or of a raw payload."""
         meta, key, headers, payload = redis.read_foreign(metadata, payload)
         if meta is None:
             return Message(topic, payload, received_at=received_at)

@@ -1,4 +1,4 @@
-"""Open connections to Redis with redis-py and take them over: addresses, credentials, TLS, and what a failure means."""
+"""`RedisConnector`: connects with redis-py, takes the connection over, and translates failures into typed errors."""
 
 from __future__ import annotations
 
@@ -36,30 +36,31 @@ from msight_bus.settings.discretion import hide_secrets, quote_texts
 from msight_bus.settings.tls import find_refused_certificate
 
 DEFAULT_OUTPUT_LIMIT = 32 * 1024 * 1024
-"""Redis's default ``client-output-buffer-limit pubsub``; a larger message cuts its own subscribers (redis.conf)."""
+"""Redis's default ``client-output-buffer-limit pubsub`` (redis.conf), in bytes. Redis closes the connections of the subscribers
+of a larger message."""
 
 FRAME_BYTES = 1024
-"""Room for the protocol around a message in the subscriber's output buffer."""
+"""Bytes of protocol overhead for each message in a subscriber's output buffer."""
 
 _PREFIX = "MSIGHT_REDIS_MESSAGE_BROKER_"
 _PUBSUB_LIMIT = re.compile(rb"\bpubsub (\d{1,18})\b")
 
 
 class _UnfitError(Exception):
-    """The server answers, and messages published there do not reach the others."""
+    """The server answers, but messages published there do not reach the other servers."""
 
 
 class _Opened(NamedTuple):
-    """An open connection and the server that it leads to."""
+    """An open connection, and its server for logs and errors."""
 
     client: AbstractConnection
     where: str
 
 
 class RedisConnector:
-    """Connections to one Redis, or to the nodes of a cluster, where any node passes a message on to all.
+    """Opens connections to a Redis server, or to a node of a Redis Cluster, which distributes every message to all nodes.
 
-    A bus begins at a random node and stays with the one that took it, so that buses spread over the nodes.
+    A bus begins with a random node, so that buses spread over the nodes, and later prefers the node that accepted last.
     """
 
     shares_connection = False
@@ -76,18 +77,18 @@ class RedisConnector:
 
     @property
     def announces(self) -> bool:
-        """Raw payloads have no sequences."""
+        """Whether messages carry sequences: raw payloads do not."""
         return self._redis.wire != "raw"
 
     @property
     def refusal_patience(self) -> float:
-        """Seconds for which a refusal on reconnecting is tried again; 0 where nothing that could be refused can change."""
+        """Seconds for which a refusal on reconnecting is retried; 0 where credentials and certificates cannot change."""
         changes = self._redis.has_secret_files or self._redis.tls.enabled
         return self._settings.limits.refusal_patience if changes else 0.0
 
     @property
     def capabilities(self) -> Capabilities:
-        """What Redis pub/sub does."""
+        """The capabilities of Redis pub/sub; ``max_message_bytes`` is known once a publishing connection was opened."""
         return Capabilities(
             persistence=False,
             delivery="best-effort",
@@ -102,13 +103,16 @@ class RedisConnector:
 
     @property
     def where(self) -> str:
-        """Redis and its addresses, for people."""
+        """Redis and its addresses, for logs and errors."""
         return f"Redis at {self._redis.unix_socket_path or ', '.join(map(str, self._redis.nodes))}"
 
     async def connect(
         self, on_lost: LostCallback, *, publishes: bool, on_refused: RefusedCallback, on_leaving: LeavingCallback
     ) -> RedisConnection:
-        """Open a connection; with one that publishes, learn what it may send, and ask again and again how the server fares."""
+        """Open a connection (`Connector.connect`).
+
+        A publishing connection also reads the server's limits and checks the server's health periodically.
+        """
         opened = await self._first(self._open_and_ask if publishes else self._open)
         if publishes and self._redis.use_cluster:
             self._gather_at(opened.where)
@@ -133,15 +137,15 @@ class RedisConnector:
         return connection
 
     def _gather_at(self, where: str) -> None:
-        """Have subscribed connections follow to another node: where nothing is published nobody asks how the node fares."""
+        """Close subscribing connections to other nodes, so that they reconnect to this one, whose health is checked."""
         for connection, there in list(self._open_at.items()):
             if there != where and not connection.gone.done():
                 connection.fail(
-                    ConnectionLostError(f"The connection that publishes has left Redis at {there} for {where}.")
+                    ConnectionLostError(f"The publishing connection failed over from Redis at {there} to {where}.")
                 )
 
     def _leave(self, where: str, problem: str) -> None:
-        """Leave a server that no longer reaches the others, with all connections: a subscribed one cannot ask by itself."""
+        """Close all connections to a server that cannot be used: a subscribing connection cannot check that itself."""
         for connection, there in list(self._open_at.items()):
             if there == where and not connection.gone.done():
                 connection.fail(self._unfit(where, problem))
@@ -155,7 +159,7 @@ class RedisConnector:
         connection = kind(**options, parser_class=BoundedParser)
         try:
             await connection.connect()
-            await self._see_that_it_is_fit(connection)
+            await self._check_health(connection)
         except BaseException as failure:
             await connection.disconnect(nowait=True)
             words = last_words(connection)
@@ -173,8 +177,13 @@ class RedisConnector:
             raise
         return connection
 
-    async def _see_that_it_is_fit(self, connection: AbstractConnection) -> None:
-        """Ask how the server fares; a question that is refused to this user is answered by its error."""
+    async def _check_health(self, connection: AbstractConnection) -> None:
+        """Check that the server can be used. A command that the user may not run gives no information.
+
+        Raises:
+            ResponseError: the server refused the credentials.
+            _UnfitError: the server cannot be used.
+        """
         await connection.send_packed_command(health_question())
         replies: list[object] = []
         for _ in range(REPLIES):
@@ -195,11 +204,11 @@ class RedisConnector:
         except ResponseError as error:
             if meaning_of(find_reply(error) or "") is Meaning.CREDENTIALS:
                 raise
-            return None  # not permitted to ask
+            return None  # CONFIG is not permitted
         return reply[1] if isinstance(reply, list) and len(reply) > 1 else None
 
     def _learn(self, output_limit: object) -> None:
-        """Take the value of ``client-output-buffer-limit``: bytes that Redis buffers for a subscriber before it cuts it."""
+        """Derive the maximum message size from ``client-output-buffer-limit``: the bytes that Redis buffers for a subscriber."""
         found = _PUBSUB_LIMIT.search(output_limit if isinstance(output_limit, bytes) else b"")
         limit = int(found[1]) if found else DEFAULT_OUTPUT_LIMIT
         limit = limit or 512 * 1024 * 1024  # 0 is unlimited; proto-max-bulk-len is 512 MB by default
@@ -208,10 +217,11 @@ class RedisConnector:
     # -- which server
 
     async def _first(self, open_one: Callable[[type[AbstractConnection], dict[str, Any]], Any]) -> _Opened:
-        """What ``open_one`` makes of the first server that takes the connection, within ``connect_timeout``.
+        """Connect with ``open_one`` to the first server that accepts, within ``connect_timeout``.
 
         Raises:
-            ConfigError: a file with the password or a certificate cannot be used now.
+            ConfigError: a file with the password or a certificate cannot be used.
+            BusError: as `connect_first`.
         """
         redis = self._redis
         within = self._settings.limits.connect_timeout
@@ -236,7 +246,7 @@ class RedisConnector:
             if context is None:
                 client = await open_one(Connection, there)
             else:
-                name = server.host.rstrip(".")  # a certificate's names have no dot at the end
+                name = server.host.rstrip(".")  # names in certificates have no trailing dot
                 client = await open_one(EncryptedConnection, {"context": context, "server_hostname": name, **there})
             self._nodes.remove(server)
             self._nodes.insert(0, server)
@@ -279,22 +289,21 @@ class RedisConnector:
             )
         return Failure(
             ConnectionLostError(
-                f"Redis at {where} cannot be reached: {text}. Is it running? `msight-bus up redis` starts one; "
-                f"{self._variables()}."
+                f"Redis at {where} cannot be reached: {text}. {self._variables()}, or start a server with `msight-bus up redis`."
             ),
             brief,
             answered=False,
         )
 
     def _variables(self) -> str:
-        """The variables that lead to the server."""
+        """The sentence that names the variables with the address."""
         if self._redis.unix_socket_path:
-            return f"{_PREFIX}UNIX_SOCKET_PATH says where it is"
+            return f"Check {_PREFIX}UNIX_SOCKET_PATH"
         if self._redis.use_cluster and self._redis.cluster_nodes:
-            return f"{_PREFIX}CLUSTER_NODES says where it is"
-        return f"{_PREFIX}HOST and _PORT say where it is"
+            return f"Check {_PREFIX}CLUSTER_NODES"
+        return f"Check {_PREFIX}HOST and _PORT"
 
 
 def _where(server: HostPort, address: str | None) -> str:
-    """A server as it is configured, and the address that its name led to."""
+    """Return the server as configured, and the address that its name resolved to."""
     return str(server) if address in (None, server.host) else f"{server} ({address})"

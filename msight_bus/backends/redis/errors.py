@@ -1,7 +1,7 @@
-"""What the error replies of Redis mean. The only place that reads their texts.
+"""The meaning of Redis error replies. The only module that reads their texts.
 
 Source: the Redis documentation of ACL and AUTH, and the replies of Redis 5 to 8 and Valkey 9 (``server.c``, ``acl.c``,
-``networking.c``). An error that is not listed is passing: LOADING, BUSY, OOM, MASTERDOWN, CLUSTERDOWN, READONLY,
+``networking.c``). An error that is not listed is temporary: LOADING, BUSY, OOM, MASTERDOWN, CLUSTERDOWN, READONLY,
 "max number of clients reached" and whatever a later version adds.
 """
 
@@ -19,23 +19,23 @@ REFUSALS = (
     ("ERR Client sent AUTH, but no password is set", Meaning.CREDENTIALS),  # AUTH before Redis 6
     ("NOPERM", Meaning.PERMISSION),  # the user may not run this command, or not on this channel
 )
-"""How the text of a refusal begins, and what it means."""
+"""The prefixes of refusals, and their meaning."""
 
 
 def meaning_of(text: str) -> Meaning:
-    """Return what an error reply means, with its code and without the ``-`` before it."""
+    """Return the meaning of an error reply; ``text`` includes the code, without the ``-`` before it."""
     return next((meaning for start, meaning in REFUSALS if text.startswith(start)), Meaning.PASSING)
 
 
 def broker_error(text: str) -> BusError:
-    """Return the typed error of an error reply on an open connection."""
+    """Convert an error reply on an open connection into a typed error."""
     if meaning_of(text) is Meaning.PASSING:
         return BusError(f"Redis answered: {quoted(text)}")
     return AuthenticationError(f"Redis refused: {quoted(text)}")
 
 
 def find_reply(error: BaseException) -> str | None:
-    """Return the error reply behind an error of redis-py, which buries it and cuts its code off; None if there is none."""
+    """Return the error reply that caused an exception of redis-py, with the code that redis-py removes; None without a reply."""
     for link in chain(error):
         code = getattr(link, "status_code", None)
         if code is not None:

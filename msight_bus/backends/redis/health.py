@@ -1,7 +1,8 @@
-"""Whether a Redis server reaches the others: a replica, a node outside of its cluster or a Sentinel swallows messages.
+"""Check that messages published at a Redis server reach the other servers. Pure.
 
-Source: the Redis documentation of ROLE, INFO and CLUSTER INFO. Each question may be refused to a restricted user; a reply
-that is an error, or that cannot be read, reveals nothing and is no problem. Pure.
+A replica, a node outside its cluster and a Sentinel accept messages and do not distribute them. A restricted user may not run
+some of the commands: an error reply gives no information and is no problem. Source: the Redis documentation of ROLE, INFO and
+CLUSTER INFO.
 """
 
 from __future__ import annotations
@@ -13,36 +14,36 @@ from msight_bus.errors import quoted
 
 _PREFIX = "MSIGHT_REDIS_MESSAGE_BROKER_"
 _DISABLED = "cluster support disabled"
-_INSTEAD = "connect to the master, or to a name or proxy that follows it (this bus does not speak Sentinel)"
+_INSTEAD = "connect to the master, or to a name or proxy that follows the master (Redis Sentinel is not supported)"
 _REPLICA = (b"slave", b"replica")
 
 REPLIES = 3
-"""Replies to `health_question`."""
+"""Number of replies to `health_question`."""
 
 
 def health_question() -> bytes:
-    """Return the commands to write: ROLE, INFO replication and CLUSTER INFO, of `REPLIES` replies together."""
+    """Return the commands ROLE, INFO replication and CLUSTER INFO as bytes; they have `REPLIES` replies."""
     return (
         b"*1\r\n$4\r\nROLE\r\n"
-        b"*2\r\n$4\r\nINFO\r\n$11\r\nreplication\r\n"  # says what ROLE does, to users who may not ask ROLE
+        b"*2\r\n$4\r\nINFO\r\n$11\r\nreplication\r\n"  # the same information for users who may not run ROLE
         b"*2\r\n$7\r\nCLUSTER\r\n$4\r\nINFO\r\n"
     )
 
 
 @dataclass(frozen=True)
 class Health:
-    """What the settings say about the servers.
+    """The expectations of the settings.
 
     Attributes:
-        use_cluster: whether they are nodes of a cluster.
-        nodes: how many are configured.
+        use_cluster: whether the servers are nodes of a cluster.
+        nodes: number of configured nodes.
     """
 
     use_cluster: bool
     nodes: int
 
     def problem(self, replies: Sequence[object]) -> str | None:
-        """Return why messages published at this server do not reach the others, or None.
+        """Return why messages published at this server do not reach the others; None if they do, or if that is unknown.
 
         Args:
             replies: to `health_question`, in order; an error reply as an exception, a string as bytes.
@@ -50,24 +51,24 @@ class Health:
         role, replication, cluster = replies
         clustered, state = _cluster(cluster)
         if isinstance(role, list) and role[:1] == [b"sentinel"]:
-            return f"it is a Sentinel, which watches Redis servers and passes no messages on; {_INSTEAD}"
+            return f"it is a Sentinel, which does not distribute messages; {_INSTEAD}"
         if self.use_cluster and clustered is False:
-            return f"it is a standalone server (cluster_enabled:0), and {_PREFIX}USE_CLUSTER says that it is a cluster's node"
+            return f"it is a standalone server (cluster_enabled:0), but {_PREFIX}USE_CLUSTER is true; set it to false"
         if clustered:
             alone = state.get("cluster_known_nodes") == "1"
             if state.get("cluster_state") == "fail" and (self.use_cluster or not alone):
-                return "its cluster has failed (cluster_state:fail), so that it may not reach the other nodes"
+                return "its cluster has failed (cluster_state:fail), so messages may not reach the other nodes"
             if self.use_cluster and alone and self.nodes > 1:
                 return "it is in no cluster with other nodes (cluster_known_nodes:1)"
             return None
         master = _master(role, replication)
         if master is not None and not self.use_cluster:
-            return f"it is a replica of {master}, and what is published here does not reach its master; {_INSTEAD}"
+            return f"it is a replica of {master}, and messages published here do not reach the master; {_INSTEAD}"
         return None
 
 
 def _cluster(reply: object) -> tuple[bool | None, dict[str, str]]:
-    """Whether cluster mode is on, None if that is unknown, and the state of the cluster."""
+    """Return whether cluster mode is on (None: unknown), and the fields of CLUSTER INFO."""
     if isinstance(reply, Exception):
         return (False if _DISABLED in str(reply).lower() else None), {}
     state = _fields(reply)
@@ -75,7 +76,7 @@ def _cluster(reply: object) -> tuple[bool | None, dict[str, str]]:
 
 
 def _master(role: object, replication: object) -> str | None:
-    """The address of the master if the server is a replica."""
+    """Return the address of the master if the server is a replica, else None."""
     if isinstance(role, list) and len(role) >= 3 and role[0] in _REPLICA:
         host, port = role[1], role[2]
     elif (fields := _fields(replication)).get("role", "").encode() in _REPLICA:
@@ -86,7 +87,7 @@ def _master(role: object, replication: object) -> str | None:
 
 
 def _fields(reply: object) -> dict[str, str]:
-    """The ``name:value`` lines of an INFO."""
+    """Parse the ``name:value`` lines of an INFO reply; empty for an error reply."""
     if not isinstance(reply, bytes):
         return {}
     pairs = (line.partition(":") for line in reply.decode("utf-8", "replace").splitlines())

@@ -1,4 +1,4 @@
-"""Take over a connection that redis-py has opened. The only module that touches redis-py's private attributes."""
+"""Take over a connection that redis-py has opened. The only module that uses private attributes of redis-py."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from msight_bus.backends.client_library import ClientLibrary
 REDIS_PY = ClientLibrary("redis", oldest="8.0", newest="8.1.0")
 
 _LONGEST_REPLY = 1024 * 1024
-"""Bytes of one reply while connecting; the longest is that to CONFIG GET, some hundred bytes."""
+"""Maximum bytes of a reply while connecting; the longest expected reply, to CONFIG GET, has some hundred bytes."""
 
 _LONG_ARRAY = re.compile(rb"(?:^|\n)[*%~>]\d{4}")
 
 
 class BoundedParser(DefaultParser):  # type: ignore[misc, valid-type]
-    """A hiredis parser that limits the size of a reply: every reply while connecting is short.
+    """A hiredis parser that limits the size of replies while connecting.
 
-    hiredis would buffer an endless reply and allocate a list of as many entries as an array announces.
+    hiredis alone would buffer a reply of any size, and allocate a list of any length that an array header announces.
     """
 
     _reply = b""
@@ -37,16 +37,18 @@ class BoundedParser(DefaultParser):  # type: ignore[misc, valid-type]
         if not data:
             raise ConnectionError("the server closed the connection")
         if len(self._reply) > _LONGEST_REPLY or _LONG_ARRAY.search(self._reply):
-            raise ConnectionError("a reply without measure; this is no Redis server")
+            raise ConnectionError(
+                f"a reply exceeds {_LONGEST_REPLY} bytes or 999 elements; the peer is not a Redis server"
+            )
         self._reader.feed(data)
         return True
 
 
 class EncryptedConnection(SSLConnection):
-    """A TLS connection to one address of a host, with a context of our own.
+    """A TLS connection to one address of a host, with the bus's own SSL context.
 
-    redis-py's context would trust the system's authorities besides the one that was named, and it verifies the
-    certificate for the address that it connects to.
+    redis-py's context would trust the system's certificate authorities in addition to the configured one, and would verify the
+    certificate for the address instead of the host name.
     """
 
     def __init__(self, *, context: ssl.SSLContext, server_hostname: str, **options: Any) -> None:
@@ -91,6 +93,8 @@ def take_over(connection: AbstractConnection) -> tuple[Any, bytes, Callable[[], 
     reader._buffer.clear()
 
     def release() -> None:
-        connection._reader = connection._writer = None  # the transport is closed: the finaliser must not warn
+        connection._reader = connection._writer = (
+            None  # the transport is closed: prevents a ResourceWarning of redis-py
+        )
 
     return writer.transport, leftover, release
