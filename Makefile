@@ -5,6 +5,8 @@ VENV := .venv
 PEERS := $(VENV)/peers
 BIN := $(VENV)/bin
 BACKEND ?= redis
+# Tests wait for brokers more than they compute, so that three at a time take half the time; each has brokers of its own.
+PARALLEL ?= -n 3 --dist loadfile
 FRAMES ?=
 
 .DEFAULT_GOAL := help
@@ -28,7 +30,7 @@ demo: setup  ## camera -> detector -> counter -> sink on a real broker; BACKEND=
 	$(BIN)/python -m examples.camera_pipeline --backend $(BACKEND) $(if $(FRAMES),--frames '$(FRAMES)')
 
 test: setup  ## every test, on real Redis, NATS and Kafka servers that it starts
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 faults: setup  ## the whole fault matrix with a ledger of each test, and the clusters: some minutes
 	$(BIN)/python -m pytest tests/faults -v -m "faults or not faults"
@@ -50,7 +52,7 @@ floor: $(VENV)/lowest-direct/installed  ## contract, backends and command line w
 newest: $(VENV)/highest/installed  ## the same with the newest releases that pyproject.toml permits
 floor newest:
 	@# What these versions deprecate among themselves is not ours.
-	$(<D)/bin/python -m pytest -W default::DeprecationWarning tests/contract tests/backends tests/cli
+	$(<D)/bin/python -m pytest -W default::DeprecationWarning $(PARALLEL) tests/contract tests/backends tests/cli
 
 $(VENV)/tools/installed:
 	$(PYTHON) -m venv $(VENV)/tools

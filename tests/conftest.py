@@ -57,14 +57,32 @@ def _stop_brokers() -> Iterator[None]:
         broker.stop()
 
 
+def _describe_brokers() -> list[str]:
+    stand_in = " - a stand-in, not Apache Kafka"
+    return [f"{b.kind}: {b.name} {b.version}{stand_in if b.is_stand_in else ''}" for b in started.values()]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Where tests run in several processes, let the first one know which brokers this one had."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["brokers"] = _describe_brokers()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take what a process that ran tests says of its brokers."""
+    _brokers_elsewhere.update(getattr(node, "workeroutput", {}).get("brokers", ()))
+
+
+_brokers_elsewhere: set[str] = set()
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Say what the suite ran against."""
     terminalreporter.section("brokers")
-    for broker in started.values():
-        stand_in = " - a stand-in, not Apache Kafka" if broker.is_stand_in else ""
-        terminalreporter.write_line(f"{broker.kind}: {broker.name} {broker.version}{stand_in}")
-    if not started:
-        terminalreporter.write_line("none was needed")
+    lines = _brokers_elsewhere.union(_describe_brokers())
+    for line in sorted(lines) or ["none was needed"]:
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(params=BACKENDS)

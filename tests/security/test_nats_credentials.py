@@ -128,7 +128,9 @@ async def test_a_jwt_that_is_not_valid_is_refused_once(operator, watch, how):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"-----BEGIN NATS USER JWT-----\n", canary("no creds").encode(), b"\xff" * 99]
+    "content",
+    [b"", b"-----BEGIN NATS USER JWT-----\n", canary("no creds").encode(), b"\xff" * 99],
+    ids=["nothing", "a beginning", "a text", "bytes"],
 )
 async def test_a_file_without_credentials_is_an_error_before_anything_is_connected(users, watch, tmp_path, content):
     (tmp_path / "wrong.creds").write_bytes(content)
@@ -138,7 +140,11 @@ async def test_a_file_without_credentials_is_an_error_before_anything_is_connect
         assert way.connections == 0
 
 
-@pytest.mark.parametrize("seed", [canary("no seed"), KEY.seed[:-1], KEY.seed[:-1] + "ö", KEY.public])
+@pytest.mark.parametrize(
+    "seed",
+    [canary("no seed"), KEY.seed[:-1], KEY.seed[:-1] + "ö", KEY.public],
+    ids=["a text", "too short", "a letter too many", "a public key"],
+)
 async def test_a_text_that_is_no_seed_is_an_error_before_anything_is_connected(users, watch, seed):
     async with proxy(users.port) as way:
         settings = settings_of(variables("nats", way.port, NKEY_SEED=seed))
