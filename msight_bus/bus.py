@@ -255,7 +255,7 @@ def connect(
 
     Raises:
         ConfigError: a setting is wrong; nothing was connected.
-        TypeError: ``on_event`` is a coroutine function, or not callable.
+        TypeError: ``settings`` is not a `BusSettings`, or ``on_event`` is a coroutine function or not callable.
         BusError: the installed client library lacks a private attribute that the bus uses; nothing was connected.
         ConnectionLostError: on entering: the broker cannot be reached within ``connect_timeout``.
         AuthenticationError: on entering: the broker refused the credentials, or a certificate was refused.
@@ -264,6 +264,11 @@ def connect(
         raise ConfigError("Give connect() either settings or backend, not both.")
     if settings is None:
         settings = BusSettings() if backend is None else BusSettings(backend=backend)
+    if not isinstance(settings, BusSettings):
+        raise TypeError(
+            f"settings is a BusSettings, not {type(settings).__name__}. The backend is chosen by connect(backend='redis') or "
+            "MSIGHT_PUBSUB_BACKEND, the broker's address by the variables that `msight-bus settings` lists."
+        )
     return Connecting(Core(settings, on_event))
 
 

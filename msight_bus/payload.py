@@ -81,7 +81,7 @@ def check_key(key: str | bytes | None, *, binary: bool = False) -> str | None:
     if key is None:
         return None
     if not isinstance(key, str):
-        raise HeaderError(f"A key is a str, not {type(key).__name__}.")
+        raise HeaderError(f"A key is a str or UTF-8 bytes, not {type(key).__name__}.")
     try:
         key.encode("utf-8", errors)
     except UnicodeEncodeError as error:
@@ -110,8 +110,12 @@ def check_headers(headers: Mapping[str, str], limits: Limits, *, binary: bool = 
     size = 0
     plain = True
     for name, value in headers.items():
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise HeaderError(f"{name!r:.80} is not a header name: letters, digits and !#$%&'*+.^_`|~- are accepted.")
+        if not isinstance(name, str):
+            raise HeaderError(f"{name!r:.80} is not a header name: a str is accepted, not {type(name).__name__}.")
+        if not _NAME.fullmatch(name):
+            raise HeaderError(
+                f"{name!r:.80} is not a header name: ASCII letters, digits and !#$%&'*+.^_`|~- are accepted."
+            )
         if name.lower() == HEADER:
             raise HeaderError(f"The header {HEADER!r} is reserved for the bus's own metadata.")
         if not isinstance(value, str):

@@ -90,7 +90,10 @@ class Publisher:
         self._check()
         to = self._to
         if to is None:
-            raise ClosedError(f"The publisher of {self.topic!r} is closed.")
+            raise ClosedError(
+                f"The publisher of {self.topic!r} is closed or was not entered; "
+                "use it inside `async with bus.publisher(topic) as publisher:`."
+            )
         if self._error is not None:
             self._raise_error()
         if headers is not None:

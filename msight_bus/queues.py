@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 DEFAULT_MESSAGES = 10_000
 DEFAULT_BYTES = 32 * 1024 * 1024
+
+_WhenFull = Literal["block", "drop_oldest", "drop_newest", "latest"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +23,15 @@ class QueuePolicy:
         max_bytes: bound in bytes of payload, headers and keys, at least 1.
     """
 
-    when_full: Literal["block", "drop_oldest", "drop_newest", "latest"]
+    when_full: _WhenFull
     max_messages: int = DEFAULT_MESSAGES
     max_bytes: int = DEFAULT_BYTES
 
     def __post_init__(self) -> None:
+        if self.when_full not in get_args(_WhenFull):
+            raise ValueError(
+                f"when_full is one of {', '.join(map(repr, get_args(_WhenFull)))}, not {self.when_full!r}."
+            )
         for name in ("max_messages", "max_bytes"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool):

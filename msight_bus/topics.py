@@ -20,6 +20,7 @@ SEQUENCE_TOPIC = "_msight.seq"
 """Reserved: a quiet publisher's last sequences are announced here."""
 
 _GRAMMAR = re.compile(r"[A-Za-z0-9-][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)*", re.ASCII)
+_ACCEPTED = "ASCII letters, digits, '_' and '-' are accepted, in parts joined by dots"
 _checked: dict[str, None] = {}
 _CHECKED_LIMIT = 4096
 
@@ -62,7 +63,9 @@ def _reason(topic: str) -> str:
         return "names that begin with '_' are reserved."
     if "" in topic.split("."):
         return "a part between dots is empty."
-    return "letters, digits, '_' and '-' are accepted, in parts joined by dots."
+    if "*" in topic or topic.endswith(">"):
+        return f"there are no wildcards, so subscribe to each topic; {_ACCEPTED}."
+    return f"{_ACCEPTED}."
 
 
 def check_group(group: str) -> str:
@@ -71,10 +74,11 @@ def check_group(group: str) -> str:
     Raises:
         TopicError: it cannot; group names follow the same grammar as topics.
     """
-    if not isinstance(group, str) or not _GRAMMAR.fullmatch(group) or len(group) > MAX_TOPIC_BYTES:
+    if not isinstance(group, str):
+        raise TopicError(f"A group name is a str, not {type(group).__name__}; for example 'detectors'.", topic=group)
+    if not _GRAMMAR.fullmatch(group) or len(group) > MAX_TOPIC_BYTES:
         raise TopicError(
-            f"{group!r:.80} is not a group name: letters, digits, '_' and '-' are accepted, in parts joined by dots, "
-            f"at most {MAX_TOPIC_BYTES} bytes. For example 'detectors'.",
+            f"{group!r:.80} is not a group name: {_ACCEPTED}, at most {MAX_TOPIC_BYTES} bytes. For example 'detectors'.",
             topic=group,
         )
     return group

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from msight_bus.backends.base import BLOCKED
+from msight_bus.bus import connect
 from msight_bus.core import Core
 from msight_bus.errors import (
     AuthenticationError,
@@ -280,3 +281,9 @@ async def test_closing_closes_everything_in_order_although_a_part_fails(caplog):
     assert "Closing a subscription failed" in caplog.text
     await core.close()
     assert core.backend.closed == 1
+
+
+@pytest.mark.parametrize("wrong", ["redis", {"backend": "redis"}])
+def test_other_settings_than_bus_settings_are_refused_with_what_chooses_the_backend(wrong):
+    with pytest.raises(TypeError, match=rf"not {type(wrong).__name__}\. The backend is chosen by connect\(backend="):
+        connect(wrong)

@@ -40,6 +40,12 @@ def test_a_bound_is_a_whole_number(bound, wrong):
         QueuePolicy("block", **{bound: wrong})
 
 
+@pytest.mark.parametrize("wrong", ["lastest", "", None])
+def test_the_policies_are_these_four(wrong):
+    with pytest.raises(ValueError, match=f"when_full is one of 'block', 'drop_oldest', .* not {wrong!r}"):
+        QueuePolicy(wrong)
+
+
 def test_one_is_enough():
     assert QueuePolicy("block", 1, 1).max_bytes == 1
 

@@ -108,7 +108,10 @@ def test_two_hundred_bytes_and_no_more():
         ("_a", "reserved"),
         ("a..b", "part between dots is empty"),
         ("a.", "part between dots is empty"),
-        ("a b", "letters, digits, '_' and '-'"),
+        ("a b", "ASCII letters, digits, '_' and '-'"),
+        ("a.*", "no wildcards.*letters, digits, '_' and '-'"),
+        ("a*.b", "no wildcards"),
+        ("a.>", "no wildcards"),
         ("a" * 40 + "é", "letters, digits, '_' and '-'"),
     ],
 )
@@ -135,7 +138,7 @@ def test_only_text_is_a_topic(wrong):
     with pytest.raises(TopicError, match=f"not {type(wrong).__name__}") as caught:
         check_topic(wrong)
     assert caught.value.topic is wrong
-    with pytest.raises(TopicError):
+    with pytest.raises(TopicError, match=f"A group name is a str, not {type(wrong).__name__}"):
         check_group(wrong)
 
 

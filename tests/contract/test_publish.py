@@ -181,6 +181,12 @@ async def test_publishing_after_close_is_refused(backend, topic):
         bus.subscribe(topic)
 
 
+async def test_a_publisher_that_was_not_entered_says_how_to_use_it(backend, topic):
+    async with backend.connect() as bus:
+        with pytest.raises(ClosedError, match=r"not entered; use it inside `async with bus\.publisher\("):
+            await bus.publisher(topic).send(b"")
+
+
 async def test_what_was_published_just_before_closing_arrives(backend, topic):
     async with backend.connect() as listening, listening.subscribe(topic) as messages:
         async with backend.connect() as bus:
