@@ -64,12 +64,25 @@ def read_environment(environ: Mapping[str, str], variables: Sequence[Variable], 
     return reading
 
 
+_FILLERS = {"PUBSUB", "MESSAGE", "BROKER", "USE"}
+
+
+def _essence(name: str) -> list[str]:
+    """The words of a name without those that are easily left out: ``MSIGHT_NATS_TLS`` is meant for ``MSIGHT_NATS_USE_TLS``."""
+    return [word for word in name.split("_") if word not in _FILLERS]
+
+
 def _misspelt(environ: Mapping[str, str], variables: Sequence[Variable], prefixes: Sequence[str]) -> Iterator[str]:
     # Behind a common prefix only the rest of a name is compared: all names that share a long prefix are
     # alike.
     known = [name for one in variables for name in (one.name, one.name + FILE_SUFFIX)[: 1 + one.secret]]
     for name in sorted(environ):
         if not name.startswith(_ROOT) or name in known or not environ[name]:
+            continue
+        essence = _essence(name)
+        alike = next((one for one in known if _essence(one) == essence), None)
+        if alike is not None:
+            yield f"{name} is no variable of msight_bus and has no effect; did you mean {alike}?"
             continue
         prefix = max((p for p in prefixes if name.startswith(p)), key=len, default=_ROOT)
         rests = [one.removeprefix(prefix) for one in known if one.startswith(prefix)]

@@ -140,6 +140,11 @@ def test_a_missing_letter_gets_a_hint(prefix_and_name, draw):
         ("MSIGHT_PUBSUB_BACKENDS", "MSIGHT_PUBSUB_BACKEND"),
         ("MSIGHT_STRICTT", "MSIGHT_STRICT"),
         ("MSIGHT_WIRES", "MSIGHT_WIRE"),
+        ("MSIGHT_BACKEND", "MSIGHT_PUBSUB_BACKEND"),
+        ("MSIGHT_NATS_TLS", "MSIGHT_NATS_USE_TLS"),
+        ("MSIGHT_REDIS_TLS", "MSIGHT_REDIS_MESSAGE_BROKER_USE_TLS"),
+        ("MSIGHT_REDIS_HOST", "MSIGHT_REDIS_MESSAGE_BROKER_HOST"),
+        ("MSIGHT_REDIS_PASSWORD_FILE", "MSIGHT_REDIS_MESSAGE_BROKER_PASSWORD_FILE"),
     ],
 )
 def test_misspelt_names(name, meant):
