@@ -28,7 +28,7 @@ class Kind:
 
     Attributes:
         accepts: completes "it must be ...".
-        example: a value as it stands in the environment.
+        example: a value as a shell takes it without quotes.
         parse: text of the environment, or the value itself, to the value. A ValueError's text is the reason;
             it quotes nothing of the value.
         secret: the value is never shown, and may come from a file.
@@ -203,13 +203,13 @@ SocketPath = Annotated[str, Kind("a path of at most 107 bytes", "/run/redis.sock
 Secret = Annotated[SecretStr, Kind("a text", "...", _parse_secret, secret=True, shown=False)]
 HostPorts = Annotated[
     tuple[HostPort, ...],
-    Kind("a list of host:port", "['a:9092', 'b:9092']", _list_of(HostPort, parse_host_port), shown=False),
+    Kind("a list of host:port", "a:9092,b:9092", _list_of(HostPort, parse_host_port), shown=False),
 ]
 NatsServers = Annotated[
     tuple[NatsServer, ...],
     Kind(
         "a list of nats://host:port or tls://host:port",
-        "['nats://a:4222', 'nats://b:4222']",
+        "nats://a:4222,nats://b:4222",
         _list_of(NatsServer, parse_nats_server),
         shown=False,
     ),

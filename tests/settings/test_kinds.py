@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from typing import get_args
 
@@ -54,6 +55,11 @@ def test_a_parser_gives_a_value_or_a_value_error(kind, value):
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind is not kinds.ReadableFile])
 def test_the_example_is_accepted(kind):
     assert parse(kind, parser(kind).example) is not None
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind is not kinds.ReadableFile])
+def test_the_example_can_be_pasted_into_a_shell(kind):
+    assert shlex.split(parser(kind).example) == [parser(kind).example]
 
 
 @given(st.sampled_from(["true", "1", "yes"]), st.sampled_from(["false", "0", "no"]), st.randoms())
