@@ -195,7 +195,8 @@ class KafkaBackend:
         except TimeoutError as error:
             raise ConnectionLostError(
                 f"Kafka at {', '.join(map(str, self._settings.kafka.servers))} did not answer within "
-                f"{self._limits.connect_timeout:g} s (MSIGHT_CONNECT_TIMEOUT)."
+                f"{self._limits.connect_timeout:g} s (MSIGHT_CONNECT_TIMEOUT). Is it Kafka that listens there? "
+                "MSIGHT_KAFKA_SERVERS says where it is."
             ) from error
 
     async def _probe(self) -> None:

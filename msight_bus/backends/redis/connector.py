@@ -281,6 +281,9 @@ class RedisConnector:
                 f"TLS with Redis at {where} was refused over a certificate: {text}; check the {_PREFIX}TLS_ variables."
             )
             return Failure(AuthenticationError(refusal), brief, answered=True)
+        if reply is not None and ("DB index" in reply or "SELECT" in reply):
+            told = f"Redis at {where} does not have the database {self._redis.db}: {text}. Check {_PREFIX}DB."
+            return Failure(ConnectionLostError(told), brief, answered=True)
         if reply is not None or (not is_unreachable(error) and not isinstance(error, TimeoutError)):
             return Failure(
                 ConnectionLostError(f"Redis at {where} cannot be used now: {text}. {self._variables()}."),

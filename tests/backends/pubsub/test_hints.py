@@ -43,6 +43,13 @@ async def test_an_address_is_named_by_its_variable(kind):
     assert (f"{PREFIX}HOST" if kind == "redis" else "MSIGHT_NATS_SERVERS") in text
 
 
+async def test_a_database_that_redis_does_not_have_is_named_by_its_variable(redis):
+    text = await told(redis, MSIGHT_REDIS_MESSAGE_BROKER_DB="99")
+    assert "database 99" in text
+    assert f"{PREFIX}DB" in text
+    assert f"{PREFIX}HOST" not in text
+
+
 async def hang_up(reader, writer):
     """A peer that takes a connection and ends it."""
 
@@ -70,7 +77,7 @@ async def test_a_peer_that_hangs_up_is_told_with_the_reason(kind, use_tls, serve
     assert re.search(REASON, text), text
 
 
-@pytest.mark.parametrize("kind", ["redis", "nats"])
+@pytest.mark.parametrize("kind", ["redis", "nats", "kafka"])
 async def test_a_peer_that_says_nothing_is_told_with_the_deadline(kind):
     async def silent(reader, writer):
         await asyncio.Event().wait()
@@ -78,3 +85,4 @@ async def test_a_peer_that_says_nothing_is_told_with_the_deadline(kind):
     async with fake(silent) as peer:
         text = await told(Backend(kind, variables(kind, peer.port)), MSIGHT_CONNECT_TIMEOUT="0.3")
     assert "MSIGHT_CONNECT_TIMEOUT" in text
+    assert kind != "kafka" or "MSIGHT_KAFKA_SERVERS" in text
