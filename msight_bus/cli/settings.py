@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Column, Table
+from rich.padding import Padding
+from rich.text import Text
 
 from msight_bus.errors import ConfigError
 from msight_bus.settings import BusSettings
+from msight_bus.settings.variables import FILE_SUFFIX, Variable
 
 EXAMPLES = """
 Examples:
@@ -32,20 +35,36 @@ def settings(
     """List every MSIGHT_ variable with its type, default and meaning, and check the environment."""
     out, err = Console(highlight=False), Console(stderr=True, highlight=False)
     if not check:
-        table = Table(Column("variable", overflow="fold"), "takes", "unset", "meaning")
-        for variable in BusSettings.variables():
-            if containing.upper() in variable.name:
-                name = f"[bold]{variable.name}[/bold] (set)" if variable.name in os.environ else variable.name
-                meaning = variable.meaning + (
-                    f" Or {variable.name}_FILE names a file with it." if variable.secret else ""
-                )
-                table.add_row(name, variable.type, variable.default or "", meaning)
-        out.print(table)
-    try:
-        chosen = BusSettings()
-    except ConfigError as error:
-        err.print("[red]The environment is wrong:[/red]")
-        for problem in error.problems:
-            err.print(f"- {problem}", markup=False)
-        raise typer.Exit(1) from None
-    out.print(f"The environment is right; it chooses the backend {chosen.backend}.")
+        found = [variable for variable in BusSettings.variables() if containing.upper() in variable.name]
+        if not found:
+            raise typer.BadParameter(
+                f"no variable's name contains {containing!r}; `msight-bus settings` lists every variable.",
+                param_hint="containing",
+            )
+        for variable in found:
+            _show(variable, out)
+        out.print()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            chosen = BusSettings()
+        except ConfigError as error:
+            err.print("[red]The environment is wrong:[/red]")
+            for problem in error.problems:
+                err.print(f"- {problem}", markup=False)
+            raise typer.Exit(1) from None
+        finally:
+            for warning in caught:
+                err.print(f"Warning: {warning.message}", markup=False, style="yellow")
+    out.print(f"Environment OK{' apart from the warnings' if caught else ''}; backend: {chosen.backend}.")
+
+
+def _show(variable: Variable, out: Console) -> None:
+    """Two paragraphs, for a table would break the names on 80 columns."""
+    is_set = any(os.environ.get(name) for name in (variable.name, f"{variable.name}{FILE_SUFFIX}"))
+    default = f"default: {variable.default}" if variable.default else "unset by default"
+    out.print(Text.assemble((variable.name, "bold"), f" ({'set; ' if is_set else ''}{default})"))
+    meaning = f"{variable.meaning} Takes {variable.type}."
+    if variable.secret:
+        meaning += f" Or {variable.name}{FILE_SUFFIX} names a file that holds it."
+    out.print(Padding(Text(meaning, overflow="fold"), (0, 0, 0, 4), expand=False))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typer.testing import CliRunner
 
 from msight_bus.cli import app
+from msight_bus.settings import BusSettings
 
 WIDE = {"COLUMNS": "200"}
 
@@ -14,7 +15,7 @@ def test_it_lists_every_variable_and_says_what_is_chosen(monkeypatch):
     result = CliRunner().invoke(app, ["settings"], env=WIDE)
     assert result.exit_code == 0
     assert "MSIGHT_KAFKA_PARTITIONS" in result.output
-    assert "chooses the backend nats" in result.output
+    assert "Environment OK; backend: nats." in result.output
 
 
 def test_it_can_be_narrowed():
@@ -32,3 +33,28 @@ def test_a_wrong_environment_is_exit_status_1_with_every_problem(monkeypatch):
     assert "MSIGHT_REDIS_MESSAGE_BROKER_PORT" in result.output
     assert "MSIGHT_STRICT" in result.output
     assert "canary" not in result.output
+
+
+def test_no_name_is_broken_on_a_narrow_terminal():
+    result = CliRunner().invoke(app, ["settings"], env={"COLUMNS": "60"})
+    assert result.exit_code == 0
+    assert max(map(len, result.output.splitlines())) <= 60
+    for variable in BusSettings.variables():
+        assert variable.name in result.output
+        assert not variable.secret or f"{variable.name}_FILE" in result.output
+
+
+def test_a_name_that_no_variable_contains():
+    result = CliRunner().invoke(app, ["settings", "carrier-pigeon"], env=WIDE)
+    assert result.exit_code == 2
+    assert "no variable's name contains 'carrier-pigeon'" in result.output
+
+
+def test_a_warning_is_a_sentence(monkeypatch):
+    monkeypatch.setenv("MSIGHT_PUBSUB_BACKED", "nats")
+    result = CliRunner().invoke(app, ["settings", "--check"], env=WIDE)
+    assert result.exit_code == 0
+    assert result.output.splitlines() == [
+        "Warning: MSIGHT_PUBSUB_BACKED is no variable of msight_bus and has no effect; did you mean MSIGHT_PUBSUB_BACKEND?",
+        "Environment OK apart from the warnings; backend: redis.",
+    ]
