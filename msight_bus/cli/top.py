@@ -35,7 +35,7 @@ _STYLES = {
     NodeStatus.ERROR: "bold red",
     NodeStatus.LOST: "red",
 }
-_COLUMNS = ("queued", "drops", "errors", "p50\nms", "p99\nms")
+_NUMBERS = ("msg/s", "queued", "drops", "errors", "p50\nms", "p99\nms")
 
 
 def render(registry: Registry) -> Table:
@@ -48,15 +48,15 @@ def render(registry: Registry) -> Table:
         title=f"Nodes ({len(registry)})",
         title_justify="left",
         box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        padding=0,
         show_edge=False,
         pad_edge=False,
     )
-    table.add_column("node", overflow="fold", min_width=7)
+    # Names may be broken where the terminal is narrow; a number without its end would be another number.
+    table.add_column("node", overflow="fold", min_width=8)
     table.add_column("topic", overflow="fold", min_width=14)
-    table.add_column("msg/s", justify="right")
-    for title in _COLUMNS:
-        table.add_column(title, justify="right")
+    for title in _NUMBERS:
+        table.add_column(title, justify="right", no_wrap=True)
     table.add_column("status", no_wrap=True, min_width=7)
     table.add_column("heard", justify="right", no_wrap=True, min_width=5)
     for info in registry:
@@ -69,7 +69,7 @@ def render(registry: Registry) -> Table:
 def _row(info: NodeInfo) -> tuple[Text | str, ...]:
     metrics = info.metrics
     topics = [
-        (f"{arrow} {topic}", f"{rate:,.1f}")
+        (f"{arrow} {topic}", _short(rate))
         for arrow, topic, rate in (
             ("<-", info.subscribe_topic, metrics.rate_in),
             ("->", info.publish_topic, metrics.rate_out),
@@ -84,15 +84,15 @@ def _row(info: NodeInfo) -> tuple[Text | str, ...]:
         f"{metrics.queued:,}" if info.subscribe_topic is not None else "",
         f"{metrics.dropped:,}",
         f"{metrics.errors + metrics.undecodable:,}",
-        _milliseconds(metrics.latency_p50_ms),
-        _milliseconds(metrics.latency_p99_ms),
+        _short(metrics.latency_p50_ms),
+        _short(metrics.latency_p99_ms),
         Text(info.status, style=_STYLES[info.status]),
         f"{max(0.0, time.time() - info.last_heartbeat):.0f} s",
     )
 
 
-def _milliseconds(value: float | None) -> str:
-    return "" if value is None else f"{value:,.1f}"
+def _short(value: float | None) -> str:
+    return "" if value is None else f"{value:,.{1 if value < 1000 else 0}f}"
 
 
 async def watch(bus: Bus, refresh: float, stop: asyncio.Event, console: Console | None = None) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
+import time
 
 import msgspec
 import pytest
@@ -20,8 +22,8 @@ from tests.support.brokers import make_backend
 from tests.support.nodes import DEADLINE, Collect, running
 
 
-def shown(registry):
-    console = Console(file=io.StringIO(), width=160)
+def shown(registry, width=160):
+    console = Console(file=io.StringIO(), width=width)
     console.print(render(registry))
     return console.file.getvalue()
 
@@ -53,9 +55,31 @@ def test_a_row_for_each_node_with_its_topics():
     for part in ("detector", "<- cam", "30.0", " 7 ", " 12 ", " 1 ", "8.2", "101.0", "RUNNING"):
         assert part in first
     assert "-> objects" in second
-    assert "1,234.5" in second
+    assert "1,234 " in second
     for part in ("sink", "<- objects", "ERROR"):
         assert part in third
+
+
+def test_80_columns_cut_no_number():
+    metrics = NodeMetrics(
+        rate_in=1234.4,
+        rate_out=30,
+        queued=10_000,
+        dropped=12_345,
+        errors=12,
+        latency_p50_ms=1505.5,
+        latency_p99_ms=54321,
+    )
+    registry = registry_of(
+        info(subscribe_topic="demo.frames", publish_topic="intersection.objects_ne", metrics=metrics)
+    )
+    key, (seen, heard_at) = next(iter(registry._heard.items()))
+    registry._heard[key] = (msgspec.structs.replace(seen, last_heartbeat=time.time()), heard_at)
+    text = shown(registry, width=80)
+    assert "…" not in text
+    for part in ("detector", "1,234", "10,000", "12,345", "1,506", "54,321", "RUNNING", "heard"):
+        assert part in text
+    assert re.search(r"RUNNING +\d+ s", text)
 
 
 def test_names_are_not_read_as_markup():
