@@ -63,8 +63,17 @@ class Simulation:
             )
 
         async def limited() -> T:
-            async with asyncio.timeout(within):
-                return await coroutine
+            limit = asyncio.timeout(within)
+            try:
+                async with limit:
+                    return await coroutine
+            except TimeoutError as error:
+                if not limit.expired():
+                    raise
+                raise TimeoutError(
+                    f"The scenario did not end within {within:g} virtual seconds; the traceback above says where it waits. "
+                    "If it has to wait for longer, give run(..., within=...)."
+                ) from error
 
         self._sessions = _sessions(self.faults.seed)
         with _seeded(self.faults.seed), asyncio.Runner(loop_factory=VirtualClockLoop) as runner:

@@ -83,5 +83,13 @@ def test_a_scenario_that_cannot_end_is_ended():
     async def scenario():
         await asyncio.Event().wait()
 
-    with pytest.raises(TimeoutError):
+    with pytest.raises(TimeoutError, match=f"did not end within {DAY:g} virtual seconds.*within="):
+        Simulation().run(scenario(), within=DAY)
+
+
+def test_a_timeout_of_the_scenario_stays_as_it_is():
+    async def scenario():
+        raise TimeoutError("the scenario's own")
+
+    with pytest.raises(TimeoutError, match="^the scenario's own$"):
         Simulation().run(scenario(), within=DAY)
