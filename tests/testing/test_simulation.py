@@ -176,7 +176,7 @@ async def test_a_blocking_subscription_drops_after_its_time_and_spares_others(ms
 
 
 async def test_a_reader_that_stalls_over_the_backlog_is_cut(msight_simulation, topic, monkeypatch):
-    monkeypatch.setattr("msight_bus.testing.network._BACKLOG", 50)
+    monkeypatch.setattr("msight_bus.backends.memory._BACKLOG_MESSAGES", 50)
     events: list = []
     async with (
         msight_simulation.connect(on_event=events.append) as bus,
