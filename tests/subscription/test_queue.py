@@ -417,6 +417,18 @@ async def test_a_waiting_consumer_is_told_what_happened(how, error):
         await woken(waiting)
 
 
+@pytest.mark.parametrize("how", ["fail", "close"])
+async def test_whoever_asks_again_and_again_after_an_error_lets_others_run(how):
+    queue = MessageQueue(QueuePolicy.block(10))
+    stop(queue, how)
+    turns: list[bool] = []
+    asyncio.get_running_loop().call_soon(turns.append, True)
+    for _ in range(3):
+        with pytest.raises(BusError):
+            await queue.wait()
+    assert turns
+
+
 async def test_a_waiting_consumer_learns_of_the_end():
     queue = MessageQueue(QueuePolicy.block(10))
     waiting = await suspended(queue.wait())

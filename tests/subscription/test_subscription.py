@@ -1,0 +1,101 @@
+"""What a consumer holds of a log, when it iterates anew and when the bus is drained."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from msight_bus import QueuePolicy
+from msight_bus.backends.base import Selection
+from msight_bus.message import Message
+from msight_bus.settings import Limits
+from msight_bus.subscription import Subscription, Terms
+
+
+class Ledger:
+    """Keeps what was settled (message.Settlement)."""
+
+    partition = 0
+
+    def __init__(self) -> None:
+        self.settled: list[bytes] = []
+
+    def settle(self, message: Message) -> None:
+        message._settled = True
+        self.settled.append(message.payload)
+
+
+class Log:
+    """A backend that keeps messages, and its consumer (backends.base.Backend, Consumer)."""
+
+    lag = 0
+    capabilities = SimpleNamespace(persistence=True, load_balancing=True)
+
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+
+    async def subscribe(self, selection, inbox):
+        self.stream = inbox.stream("t")
+        return self
+
+    def deliver(self, *payloads: bytes) -> None:
+        self.stream.deliver([Message("t", payload, _settlement=self.ledger) for payload in payloads])
+
+    async def stop(self):
+        pass
+
+    close = commit = stop
+
+
+def subscription_to(log: Log) -> Subscription:
+    return Subscription(
+        log,
+        Selection(("t",), "g", QueuePolicy.block(10), "latest"),
+        Terms(),
+        limits=Limits(),
+        clock=time.time,
+        check=lambda: None,
+        report=lambda event: None,
+        on_entered=lambda subscription: None,
+        on_closed=lambda subscription: None,
+    )
+
+
+async def consume(messages: Subscription, n: int) -> list[tuple[bytes, int]]:
+    """The next ``n`` messages of a new iteration, and how often each had come before."""
+    consumed = []
+    async for message in messages:
+        consumed.append((message.payload, message.redeliveries))
+        if len(consumed) == n:
+            break
+    return consumed
+
+
+async def test_what_was_in_hand_comes_again_and_says_so():
+    log = Log()
+    async with subscription_to(log) as messages:
+        log.deliver(b"1", b"2", b"3")
+        assert await consume(messages, 2) == [(b"1", 0), (b"2", 0)]
+        assert await consume(messages, 1) == [(b"2", 1)]
+        assert await consume(messages, 2) == [(b"2", 2), (b"3", 0)]
+        assert log.ledger.settled == [b"1", b"2"]
+
+
+@pytest.mark.parametrize("in_hand", [False, True])
+async def test_intake_has_ended_all_when_nothing_is_queued_or_in_hand(in_hand):
+    log = Log()
+    async with subscription_to(log) as messages:
+        log.deliver(b"1")
+        await asyncio.create_task(consume(messages, 1))
+        if not in_hand:
+            (message,) = messages._inbox.in_hand
+            messages._inbox.drop(message, "by the test")
+        await messages.end_intake()
+        finished = asyncio.create_task(messages.finished())
+        await asyncio.sleep(0)
+        assert finished.done() is not in_hand
+        assert messages.left == int(in_hand)
+        finished.cancel()
