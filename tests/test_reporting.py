@@ -64,6 +64,24 @@ async def test_a_turn_tells_256_events_at_most():
     assert told == reported
 
 
+async def test_a_turn_tells_256_events_at_most_although_each_brings_another():
+    told: list[object] = []
+
+    def on_event(event):
+        told.append(event)
+        if len(told) <= 300:
+            reporter.report(event)
+
+    reporter = Reporter(on_event)
+    for event in events(600):
+        reporter.report(event)
+    counts = []
+    for _ in range(5):
+        await turn()
+        counts.append(len(told))
+    assert counts == [256, 512, 768, 900, 900]
+
+
 async def test_events_that_wait_are_bounded_and_the_rest_is_counted(monkeypatch, caplog):
     monkeypatch.setattr(reporting, "_WAITING", 10)
     told: list[object] = []
