@@ -1,0 +1,162 @@
+"""A connection over a transport of the test's: how it begins and ends, and the order of what it delivers."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from msight_bus.backends.pubsub.connection import Route
+from msight_bus.backends.pubsub.socket_connection import FRAMES_A_TURN
+from msight_bus.backends.redis.connection import RedisConnection
+from msight_bus.errors import ConnectionLostError
+from msight_bus.protocol.envelope import TopicCounter
+from msight_bus.topics import SEQUENCE_TOPIC
+
+
+class Transport:
+    """Keeps what is written while it is open."""
+
+    def __init__(self, *, closing: bool = False) -> None:
+        self.written = b""
+        self.closing = closing
+        self.connection: RedisConnection | None = None
+
+    def get_extra_info(self, name):
+        return None
+
+    def set_protocol(self, connection):
+        self.connection = connection
+
+    def is_closing(self):
+        return self.closing
+
+    def pause_reading(self):
+        pass
+
+    resume_reading = pause_reading
+
+    def get_write_buffer_size(self):
+        return 0
+
+    def write(self, data):
+        assert not self.closing
+        self.written += data
+
+    def writelines(self, parts):
+        self.write(b"".join(parts))
+
+    def close(self):
+        self.closing = True
+        asyncio.get_running_loop().call_soon(self.connection.connection_lost, None)
+
+
+class Stream:
+    """Keeps what is delivered (backends.base.TopicStream)."""
+
+    def __init__(self, payloads: list[bytes]) -> None:
+        self.payloads = payloads
+
+    def deliver(self, batch):
+        self.payloads += [message.payload for message in batch]
+
+
+class Sender:
+    """Publishes, and keeps what it is told (in_flight.Sender)."""
+
+    run = None
+    lost = 0
+
+    def cut(self, count, reason):
+        self.lost += count
+
+
+def connected(transport: Transport) -> RedisConnection:
+    connection = RedisConnection(transport, lambda *_: None, raw=True, max_bytes=1 << 20, max_received=1 << 20)
+    connection.take_over(b"")
+    return connection
+
+
+def listen(connection: RedisConnection, topic: str, delivered: list[bytes]) -> Route:
+    route = Route(topic, None, Stream(delivered), lambda error: None)
+    connection.add_route(route, topic.encode())
+    return route
+
+
+def message(topic: str, payload: bytes) -> bytes:
+    channel = topic.encode()
+    return b"*3\r\n$7\r\nmessage\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(channel), channel, len(payload), payload)
+
+
+async def turns(n: int) -> None:
+    for _ in range(n):
+        await asyncio.sleep(0)
+
+
+# -- the beginning and the end
+
+
+async def test_a_transport_that_is_closing_is_not_taken_over():
+    """It may have told its protocol already, and then nobody would learn that the connection is gone."""
+    with pytest.raises(ConnectionLostError):
+        connected(Transport(closing=True))
+
+
+async def test_closing_writes_what_this_turn_has_left():
+    transport, sender = Transport(), Sender()
+    connection = connected(transport)
+    for payload in (b"first", b"second"):
+        connection.publish(sender, TopicCounter("a", 7), payload, None, None)
+    assert b"second" not in transport.written  # it leaves with all others of this turn
+    await connection.close(1.0)
+    assert transport.written.endswith(b"first\r\n*3\r\n$7\r\nPUBLISH\r\n$1\r\na\r\n$6\r\nsecond\r\n")
+    assert sender.lost == 2
+
+
+async def test_whoever_waits_for_room_learns_that_the_connection_is_gone():
+    connection = connected(Transport())
+    connection.pause_writing()
+    waiting = asyncio.create_task(connection.drained())
+    await turns(3)
+    assert not waiting.done()
+    connection.connection_lost(None)
+    await turns(3)
+    assert waiting.done()
+
+
+async def test_routes_that_were_forgotten_leave_nothing_behind():
+    connection, delivered = connected(Transport()), []
+    routes = [listen(connection, "a", delivered) for _ in range(2)]
+    connection.forget_route(routes[0])
+    connection.forget_route(routes[0])
+    connection.data_received(message("a", b"1"))
+    assert delivered == [b"1"]
+    connection.forget_route(routes[1])
+    connection.data_received(message("a", b"2"))
+    assert delivered == [b"1"]
+    assert (connection._routes, connection._addresses, connection._leaving) == ({}, {}, set())
+
+
+# -- the order of what is delivered
+
+
+async def test_what_comes_between_two_turns_does_not_overtake_what_waits_to_be_decoded():
+    connection, delivered = connected(Transport()), []
+    listen(connection, "a", delivered)
+    sent = [b"%d" % i for i in range(FRAMES_A_TURN + 10)]
+    connection.data_received(b"".join([message("a", payload) for payload in sent]))
+    connection.data_received(message("a", b"second"))
+    await turns(1)
+    connection.data_received(message("a", b"third"))
+    await turns(6)
+    assert delivered == [*sent, b"second", b"third"]
+
+
+async def test_an_announcement_does_not_overtake_the_messages_that_came_before_it():
+    """One read brings an earlier announcement too, whose segment of the stream the later one joins."""
+    connection, delivered = connected(Transport()), []
+    for topic in ("a", SEQUENCE_TOPIC):
+        listen(connection, topic, delivered)
+    first, last = message(SEQUENCE_TOPIC, b"of 1"), message(SEQUENCE_TOPIC, b"of 2")
+    connection.data_received(first + message("a", b"2") + last)
+    assert delivered == [b"2", b"of 1", b"of 2"]
