@@ -8,15 +8,20 @@ from types import SimpleNamespace
 
 import pytest
 
+from msight_bus.backends.pubsub import moving
+from msight_bus.backends.pubsub.connection import Route
+from msight_bus.backends.pubsub.moving import Filter, Holding, Recording
 from msight_bus.backends.pubsub.reconnecting import ReconnectingConnection
 from msight_bus.errors import ConnectionLostError
-from msight_bus.events import Disconnected
+from msight_bus.events import Disconnected, Reconnected
+from msight_bus.message import Message
 from msight_bus.settings import Limits
 from tests.support.brokers import Backend
 from tests.support.listeners import fake, proxy
 from tests.support.peers import INFO, Peer
 from tests.support.receiving import take
 from tests.support.rig import QUICKLY, seen, until
+from tests.support.scripted_peers import ScriptedPeer
 
 
 def info(**fields):
@@ -112,6 +117,51 @@ async def test_what_comes_again_at_the_new_server_a_moment_later_is_no_message()
             assert messages.stats.duplicates == 0
 
 
+async def test_what_the_new_server_brings_beyond_what_is_held_is_read_when_the_old_one_is_left(monkeypatch):
+    monkeypatch.setattr(moving, "_HELD_MESSAGES", 3)
+    old = Server()
+    new = ScriptedPeer("nats", behind=lambda at: b"".join(at.message(9, i, b"%d" % i) for i in range(1, 6)))
+    async with fake(old) as here, fake(new) as there, at(here.port, there.port).connect(**QUICKLY) as bus:
+        async with bus.subscribe("a") as messages:
+            old.leave()
+            assert [message.payload for message in await take(messages, 5)] == [b"1", b"2", b"3", b"4", b"5"]
+            (subscribed,) = new.subscriptions
+            subscribed.send(subscribed.message(9, 6, b"6"))
+            assert (await take(messages, 1))[0].payload == b"6"
+
+
+async def test_a_bus_that_only_publishes_moves_too(caplog):
+    old, new, events = Server(), Server(), []
+    async with fake(old) as here, fake(new) as there:
+        async with at(here.port, there.port).connect(events=events, **QUICKLY) as bus:
+            await bus.publish("a", b"1")
+            old.leave()
+            await until(lambda: new.peer.told("CONNECT"), within=4)
+            await until(lambda: not moves())
+            await bus.publish("a", b"2")
+            await until(lambda: [command.payload for command in new.peer.told("HPUB")] == [b"2"])
+    assert not seen(events, Disconnected)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_a_move_ends_when_the_old_server_is_lost_before():
+    old, new, events = Server(), Server(), []
+    async with fake(old) as here, fake(new) as there, proxy(1) as way:  # nobody listens there yet
+        async with at(here.port, way.port).connect(events=events, **QUICKLY) as bus, bus.subscribe("a"):
+            old.leave()
+            await until(lambda: way.connections >= 2, within=4)
+            assert moves()
+            here.cut()
+            way.target = there.port
+            await until(lambda: seen(events, Reconnected), within=4)
+            await until(lambda: not moves(), within=4)
+
+
+def moves():
+    """The tasks that move to another server."""
+    return [task for task in asyncio.all_tasks() if task.get_name() == "msight_bus move"]
+
+
 class Answering:
     """A connection that answers one request after the other, all within one tick of the clock."""
 
@@ -156,3 +206,68 @@ async def test_only_what_does_not_answer_is_given_up(answers):
     else:
         with pytest.raises((TimeoutError, ConnectionLostError), match="MSIGHT_CONNECT_TIMEOUT"):
             await owner._restore(Answering(answers=False))
+
+
+# -- what is held, handed out and passed over
+
+
+class Stream:
+    """Keeps what is delivered."""
+
+    def __init__(self):
+        self.payloads = []
+
+    def deliver(self, batch):
+        assert batch
+        self.payloads += [message.payload for message in batch]
+
+
+def to(stream):
+    return Route("a", None, stream, lambda error: None)
+
+
+def foreign(payload):
+    return Message("a", payload)
+
+
+def ours(sequence):
+    return Message("a", b"%d" % sequence, session=7, sequence=sequence)
+
+
+async def test_messages_of_other_makes_are_no_copies_of_each_other():
+    stream, recording = Stream(), Recording()
+    recording.deliver(to(stream), [foreign(b"old"), ours(1)])
+    holding = Holding(lambda: None)
+    holding.deliver(to(stream), [foreign(b"held"), ours(1), ours(2)])
+    holding.hand_out(recording.seen)
+    connection = SimpleNamespace(loop=asyncio.get_running_loop(), detour=None)
+    Filter(recording.seen, connection).deliver(to(stream), [ours(1), foreign(b"new"), ours(3)])
+    assert stream.payloads == [b"old", b"1", b"held", b"2", b"new", b"3"]
+
+
+@pytest.mark.parametrize("moved_again", [False, True])
+async def test_copies_are_looked_for_no_longer_than_they_come(msight_simulation, moved_again):
+    connection = SimpleNamespace(loop=asyncio.get_running_loop())
+    connection.detour = looking = Filter(set(), connection)
+    await asyncio.sleep(moving._COPIES_WITHIN * 0.9)
+    assert connection.detour is looking
+    if moved_again:
+        connection.detour = recording = Recording()
+    await asyncio.sleep(moving._COPIES_WITHIN)
+    assert connection.detour is (recording if moved_again else None)
+
+
+def test_what_is_held_and_what_is_remembered_is_bounded(monkeypatch):
+    monkeypatch.setattr(moving, "_HELD_MESSAGES", 5)
+    monkeypatch.setattr(moving, "_REMEMBERED", 5)
+    asked = []
+    holding = Holding(lambda: asked.append(True))
+    holding.deliver(to(Stream()), [ours(1), ours(2)])
+    holding.deliver(to(Stream()), [ours(3), ours(4)])
+    assert not asked
+    holding.deliver(to(Stream()), [ours(5)])
+    assert asked
+    recording = Recording()
+    for i in range(10):
+        recording.deliver(to(Stream()), [ours(i)])
+    assert len(recording.seen) == 5
