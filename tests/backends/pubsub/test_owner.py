@@ -1,0 +1,102 @@
+"""The owner of a connection over a scripted connector: what it takes, what it believes, and what it gives up."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from msight_bus.backends.pubsub.connection import Route
+from msight_bus.backends.pubsub.reconnecting import ReconnectingConnection
+from msight_bus.errors import AuthenticationError, ConnectionLostError
+from msight_bus.settings import Limits
+from tests.support.links import Script, cut
+
+
+class Owner(ReconnectingConnection):
+    """Keeps what it tells."""
+
+    def __init__(self, script: Script, **limits: float) -> None:
+        self.script = script
+        self.told: list[str] = []
+        super().__init__(
+            script,
+            Limits(**{"reconnect_min": 0.1, "reconnect_max": 1.0, **limits}),
+            publishes=True,
+            on_lost=lambda owner, reason: self.told.append(f"lost: {reason}"),
+            on_back=lambda owner, attempts: self.told.append(f"back after {attempts}"),
+            on_refused=lambda topic, error: None,
+        )
+
+    async def __aenter__(self) -> Owner:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close(1.0)
+
+
+def subscribed(topic: str, *, paused: bool = False):
+    """A subscription that keeps the gaps and errors that it is told of (reconnecting.Subscribed)."""
+    told: list[object] = []
+    inbox = SimpleNamespace(gap=lambda missing, cause: told.append(cause), fail=told.append)
+    stream = SimpleNamespace(silence=lambda: 0.0)
+    routes = [Route(topic, None, stream, lambda error: None)]
+    return SimpleNamespace(inbox=inbox, routes=routes, paused=paused, told=told)
+
+
+async def test_a_connection_that_is_gone_as_soon_as_it_is_open_is_lost(msight_simulation):
+    async with Owner(Script(cut)) as owner:
+        assert owner.connection is None
+        assert await owner.connected() is owner.script.links[1]
+        assert len(owner.told) == 2
+
+
+async def test_a_refusal_is_believed_when_it_has_lasted_and_one_of_long_ago_does_not_count(msight_simulation):
+    no = AuthenticationError("no")
+    script = Script(None, no, None, no, None, *[no] * 100)
+    script.refusal_patience = 5.0
+    async with Owner(script) as owner:
+        for i in range(3):
+            assert await owner.connected() is script.links[i]
+            await asyncio.sleep(60)
+            cut(script.links[i])
+        start = asyncio.get_running_loop().time()
+        with pytest.raises(AuthenticationError):
+            await owner.connected()
+        assert 5.0 <= asyncio.get_running_loop().time() - start < 10.0
+        assert owner.is_over
+
+
+async def test_what_was_subscribed_comes_back_as_it_was_and_is_told_of_the_gap(msight_simulation):
+    async with Owner(Script(None, ConnectionLostError("still away"), None)) as owner:
+        free, held = subscribed("a"), subscribed("b", paused=True)
+        for one in (free, held):
+            await owner.join(one, "x")
+        assert not owner.connection.reading_paused
+        cut(owner.connection)
+        link = await owner.connected()
+        assert link is owner.script.links[1]
+        assert all(link.carries(one.routes[0]) for one in (free, held))
+        assert link.reading_paused
+        await asyncio.sleep(0)
+        assert (free.told, held.told) == (["reconnect"], ["reconnect"])
+        assert owner.told == ["lost: cut", "back after 2"]
+        await owner.leave(free)
+        cut(link)
+        link = await owner.connected()
+        assert [link.carries(one.routes[0]) for one in (free, held)] == [False, True]
+        assert (free.told, held.told) == (["reconnect"], ["reconnect"] * 2)
+
+
+async def test_a_bus_that_is_closed_while_it_reconnects_leaves_no_connection(msight_simulation):
+    script = Script(None)
+    async with Owner(script) as owner:
+        cut(owner.connection)
+        script.steps = [lambda link: setattr(owner, "_closed", True)]  # closed in the moment in which it is open
+        while len(script.links) < 2:
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(1)
+        assert script.links[1].gone.done()
+        owner._closed = False
