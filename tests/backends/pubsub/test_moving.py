@@ -99,6 +99,15 @@ async def test_a_server_that_is_leaving_when_it_is_entered_is_left():
             await until(lambda: new.subscribed, within=4)
 
 
+async def test_a_server_that_leaves_too_is_not_moved_to():
+    old, other = Server(), Server(ldm=True)
+    async with fake(old) as here, fake(other) as there, at(here.port, there.port).connect(**QUICKLY) as bus:
+        async with bus.subscribe("a"):
+            old.leave()
+            await until(lambda: [c.words[0] for c in other.peer.told("SUB")].count(b"a") >= 2, within=4)
+            assert not old.peer.told("UNSUB")
+
+
 async def test_what_comes_again_at_the_new_server_a_moment_later_is_no_message():
     old, new = Server(), Server()
     async with fake(old) as here, fake(new) as there, at(here.port, there.port).connect(**QUICKLY) as bus:
