@@ -281,6 +281,21 @@ async def test_a_refusal_is_raised_once_by_whoever_was_refused(msight_simulation
     assert one.try_send(b"", None, None) is None
 
 
+async def test_whoever_waits_for_room_and_is_refused_meanwhile_raises_it(msight_simulation):
+    made = Publishers()
+    publisher, connection = made.on("a"), made.owner.connection
+    publisher.try_send(b"first", None, None)
+    connection.congested = True
+    waiting = asyncio.create_task(publisher.send(b"second", None, None))
+    await asyncio.sleep(0.01)
+    connection.in_flight.refuse(AuthenticationError("no permission"))
+    connection.congested = False
+    made.owner.room.set()
+    with pytest.raises(AuthenticationError):
+        await waiting
+    assert [payload for _, payload in connection.written] == [b"first"]
+
+
 async def test_flushing_tells_what_was_lost_or_refused_and_only_its_own(msight_simulation):
     made = Publishers()
     one, other = made.on("a"), made.on("a")
