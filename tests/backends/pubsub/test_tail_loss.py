@@ -161,6 +161,22 @@ async def test_what_could_not_be_announced_in_the_end_is_said(msight_simulation,
     assert "1 topics" in record.getMessage()
 
 
+@pytest.mark.parametrize(
+    ("heard", "seconds", "doubted"), [(False, 9.9, False), (False, 10.0, True), (True, 60.0, False)]
+)
+async def test_a_long_silence_is_a_reason_to_doubt_until_an_announcement_has_come(heard, seconds, doubted, caplog):
+    announcer = Announcer(lambda announcement: True, 1.0)
+    if heard:
+        announcer.heard_other()
+    for _ in range(2):
+        announcer.notice_silence("a", seconds)
+    assert announcer.others_come is not doubted
+    assert len(caplog.records) == int(doubted)
+    announcer.heard_other()
+    announcer.notice_silence("a", seconds)
+    assert announcer.others_come
+
+
 async def test_who_is_not_permitted_to_announce_says_it_once_and_stops(msight_simulation, caplog):
     async with Rig() as announcing:
         announcing.publish("a")
