@@ -189,6 +189,38 @@ async def test_what_is_left_unread_on_purpose_is_no_silence(msight_simulation):
     assert (connection.pings, connection.failure) == ([], None)
 
 
+async def test_what_is_left_unread_while_an_answer_is_awaited_is_no_silence(msight_simulation):
+    connection = Connection()
+    connection.answers = False
+    connection.loop.call_later(12.0, setattr, connection, "reading_paused", True)
+    await watching(connection, 100)
+    assert (len(connection.pings), connection.failure) == (1, None)
+
+
+class AtOnce(Progress):
+    """The peer's TCP acknowledges nothing for 4 seconds, and then everything."""
+
+    def __init__(self) -> None:
+        self.start = asyncio.get_running_loop().time()
+
+    @property
+    def acknowledged(self) -> int:
+        return 0 if asyncio.get_running_loop().time() - self.start < 4.0 else 40_000
+
+    def end_of(self, unsent: int) -> int:
+        return unsent
+
+
+async def test_an_answer_has_its_whole_deadline_from_when_the_question_is_there(msight_simulation, monkeypatch):
+    connection = Connection()
+    connection.answers = False
+    connection.unsent_bytes = 40_000
+    monkeypatch.setattr(liveness, "Progress", lambda sock: AtOnce())
+    start = connection.loop.time()
+    await watching(connection, 200)
+    assert connection.failure[0] - start == pytest.approx(10 + 4 + 5, abs=1.0)
+
+
 @pytest.mark.parametrize(
     ("stops_after", "given_up"),
     [
