@@ -176,6 +176,44 @@ async def test_what_a_paused_connection_does_not_read_waits_in_order():
     assert stream.payloads == numbers(4)
 
 
+async def test_a_connection_that_reads_again_gets_what_waited_although_nothing_more_comes():
+    broker = Broker()
+    near, far = broker.connect(), broker.connect()
+    stream = await subscribe(far, "t")
+    far.pause_reading()
+    broker.publish(near, "t", *numbers(3))
+    await turn()
+    far.resume_reading()
+    async with asyncio.timeout(5):
+        while len(stream.payloads) < 3:
+            await asyncio.sleep(0.01)
+    assert stream.payloads == numbers(3)
+
+
+@pytest.mark.parametrize("how", ["reads again", "leaves", "fails"])
+async def test_publishers_have_room_when_the_subscription_that_was_full_reads_again_or_ends(how):
+    broker = Broker()
+    far = broker.connect()
+    stream = await subscribe(far, "t")
+    far.pause_reading()
+    waiting = [asyncio.create_task(broker.exchange.room("t")) for _ in range(3)]
+    await turn()
+    waiting[0].cancel()  # which is no concern of the others
+    await turn()
+    await turn()
+    assert [task.done() for task in waiting] == [True, False, False]
+    assert broker.exchange.is_full("t")
+    if how == "reads again":
+        far.resume_reading()
+    elif how == "leaves":
+        await far.unsubscribe(stream.route).answer
+    else:
+        far.fail(ConnectionLostError("by the test"))
+    async with asyncio.timeout(5):
+        await asyncio.gather(*waiting[1:])
+    assert not broker.exchange.is_full("t")
+
+
 @pytest.mark.parametrize(("bound", "enough"), [("_BACKLOG_MESSAGES", 10), ("_BACKLOG_BYTES", 1000)])
 async def test_a_connection_that_does_not_read_is_cut_at_its_bound(monkeypatch, bound, enough):
     monkeypatch.setattr(memory, bound, enough)

@@ -131,9 +131,12 @@ async def test_routes_that_were_forgotten_leave_nothing_behind():
     connection.forget_route(routes[0])
     connection.data_received(message("a", b"1"))
     assert delivered == [b"1"]
-    connection.forget_route(routes[1])
-    connection.data_received(message("a", b"2"))
-    assert delivered == [b"1"]
+    left = connection.unsubscribe(routes[1])
+    connection.data_received(message("a", b"2") + b"*3\r\n$11\r\nunsubscribe\r\n$1\r\na\r\n:0\r\n")
+    await left.answer
+    await turns(1)
+    connection.data_received(message("a", b"3"))
+    assert delivered == [b"1", b"2"]
     assert (connection._routes, connection._addresses, connection._leaving) == ({}, {}, set())
 
 
