@@ -16,10 +16,12 @@ from msight_bus.errors import (
     BusError,
     CapabilityWarning,
     ClosedError,
+    HeaderError,
     PublishTimeoutError,
     UnsupportedError,
 )
 from msight_bus.events import Disconnected
+from msight_bus.message import Message
 from msight_bus.settings import BusSettings
 
 
@@ -220,6 +222,38 @@ async def test_an_acknowledgement_has_a_deadline(msight_simulation):
     await core.close()
 
 
+async def test_messages_that_share_an_outcome_have_an_error_of_their_own_each():
+    """What one caller adds to its error, a traceback or a cause, is none of another's."""
+    core = await opened()
+    await core.publish("t", b"")
+    batch = core.backend.publishers["t"].outcome = asyncio.get_running_loop().create_future()
+    batch.set_exception(AuthenticationError("no"))
+    first, second = await asyncio.gather(core.publish("t", b"1"), core.publish("t", b"2"), return_exceptions=True)
+    assert (type(first), str(first)) == (type(second), str(second)) == (AuthenticationError, "no")
+    assert first is not second
+    await core.close()
+
+
+async def test_a_dead_letter_goes_bare_where_neither_key_nor_headers_travel():
+    core = await opened()
+    await core.publish("dead", b"first")
+    publisher = core.backend.publishers["dead"]
+    take, tries = publisher.try_send, []
+
+    def try_send(payload, key, headers):
+        tries.append((key, headers))
+        if headers or key is not None:
+            raise HeaderError("nothing but the payload travels")
+        return take(payload, key, headers)
+
+    publisher.try_send = try_send
+    message = Message("t", b"poison", {"a": "1"}, "k")
+    assert await core.dead_letter(message, "dead", {"msight-dead-error": "ValueError"})
+    assert publisher.sent == [b"first", b"poison"]
+    assert [key for key, _ in tries] == ["k", "k", None]
+    await core.close()
+
+
 # -- subscribing
 
 
@@ -287,3 +321,18 @@ async def test_closing_closes_everything_in_order_although_a_part_fails(caplog):
 def test_other_settings_than_bus_settings_are_refused_with_what_chooses_the_backend(wrong):
     with pytest.raises(TypeError, match=rf"not {type(wrong).__name__}\. The backend is chosen by connect\(backend="):
         connect(wrong)
+
+
+async def test_what_closes_the_bus_while_it_closes_does_not_wait_for_itself():
+    core = await opened()
+    ended = []
+
+    async def hook():
+        async with asyncio.timeout(0.5):
+            await core.close()
+        ended.append(True)
+
+    core.before_closing.append(hook)
+    await core.close()
+    assert ended == [True]
+    assert core.backend.closed == 1

@@ -7,10 +7,10 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from msight_bus.backends.pubsub.moving import Filter, Holding, Recording
 
 from msight_bus.backends.pubsub import moving
 from msight_bus.backends.pubsub.connection import Route
-from msight_bus.backends.pubsub.moving import Filter, Holding, Recording
 from msight_bus.backends.pubsub.reconnecting import ReconnectingConnection
 from msight_bus.errors import ConnectionLostError
 from msight_bus.events import Disconnected, Reconnected
