@@ -92,8 +92,8 @@ def translate(error: BaseException, operation: Operation, where: str = "") -> Bu
         )
     if isinstance(error, _UNREACHABLE):
         return ConnectionLostError(
-            f"{kafka} cannot be reached: {text}. Is it running? `msight-bus up kafka` starts one; "
-            "MSIGHT_KAFKA_SERVERS says where it is."
+            f"{kafka} cannot be reached: {text}. Check MSIGHT_KAFKA_SERVERS, or start a server with "
+            "`msight-bus up kafka`."
         )
     if not isinstance(error, kafka_errors.KafkaError):
         return ConnectionLostError(f"{kafka} does not answer as Kafka does ({type(error).__name__}: {text}).")

@@ -1,4 +1,4 @@
-"""NATS core: broadcast or queue groups, best effort."""
+"""The NATS backend: core NATS, broadcast or queue groups, best effort."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from msight_bus.settings import BusSettings
 
 
 class NatsBackend(PubSubBackend):
-    """NATS core (backends.base.Backend)."""
+    """The NATS backend (backends.base.Backend)."""
 
     def __init__(
         self, settings: BusSettings, report: Callable[[BusEvent], None], new_session: Callable[[], int]

@@ -1,4 +1,4 @@
-"""Servers that a NATS server announces: further members of its cluster, to try when the configured ones are gone.
+"""The servers that a NATS server announces: other members of its cluster, to try after the configured servers.
 
 Source: ``connect_urls`` of INFO in the NATS client protocol reference. Pure.
 """
@@ -12,7 +12,7 @@ from msight_bus.settings import NatsServer
 from msight_bus.settings.addresses import parse_host_port
 
 MAX_ANNOUNCED = 64
-"""Announced servers that are kept."""
+"""Maximum number of announced servers that are kept."""
 
 _LONGEST = 300
 
@@ -21,8 +21,8 @@ class Candidate(NamedTuple):
     """A server to try.
 
     Attributes:
-        server: where it is, and the user information of the URL that led there.
-        tls_name: the name that its certificate must be for.
+        server: its address, and the user information of the configured URL.
+        tls_name: the host name that the server's certificate must match.
     """
 
     server: NatsServer
@@ -30,14 +30,14 @@ class Candidate(NamedTuple):
 
 
 def read_announced(urls: object, by: Candidate) -> tuple[Candidate, ...]:
-    """Return the servers of ``connect_urls``; what is no ``host:port`` is passed over.
+    """Return the servers of ``connect_urls``; entries that are not ``host:port`` are ignored.
 
-    They are entered as the server that announces them: with the same credentials and the same rules of TLS. Where only
-    an address is announced, the certificate must be for the name of that server, as with other NATS clients.
+    An announced server gets the credentials and the TLS rules of the server that announced it. For an announced IP address, the
+    certificate must match the name of the announcing server, as in other NATS clients.
 
     Args:
-        urls: the field of INFO, as it came.
-        by: the server that announces.
+        urls: the field of INFO, unchecked.
+        by: the announcing server.
     """
     found: dict[tuple[str, int], Candidate] = {}
     for url in urls[: 2 * MAX_ANNOUNCED] if isinstance(urls, list) else ():

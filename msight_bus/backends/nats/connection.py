@@ -1,8 +1,8 @@
-"""A connection that nats-py has opened: what goes over it, and what the server's words mean.
+"""`NatsConnection`: commands and replies on a connection that nats-py has opened.
 
-PONG answers PING in order, so it confirms all that was written before the PING. An -ERR belongs to nothing in particular: each
-SUB has a PING of its own behind it, so that an -ERR before its PONG is about it. Where the server closes the connection
-instead of sending the PONG, the -ERR was about the connection.
+A PONG confirms everything written before its PING. An -ERR does not name a command: a PING follows each SUB, so that an -ERR
+before the PONG belongs to that SUB. If the server closes the connection instead of sending the PONG, the -ERR was about the
+connection.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PING_EVERY = 8192
 
 
 class NatsConnection(SocketConnection):
-    """Publishes and subscribes."""
+    """A connection that publishes and subscribes."""
 
     def __init__(
         self,
@@ -61,10 +61,10 @@ class NatsConnection(SocketConnection):
     def encode(
         self, counter: TopicCounter, payload: bytes, key: str | None, headers: Mapping[str, str] | None
     ) -> tuple[tuple[bytes, ...], int]:
-        """HPUB.
+        """Encode an HPUB (`SocketConnection.encode`).
 
         Raises:
-            MessageTooLargeError: with its headers it is over the server's max_payload, which would cut the connection.
+            MessageTooLargeError: headers and payload are over ``max_payload``; the server would close the connection.
         """
         extension = nats.pack_extension(key, headers) if headers or key is not None else nats.NO_EXTENSION
         size = nats.message_bytes(len(payload), extension)
@@ -80,18 +80,18 @@ class NatsConnection(SocketConnection):
         key: str | None,
         headers: Mapping[str, str] | None,
     ) -> None:
-        """Write one message, and now and then a PING behind it."""
+        """Write one message, and a PING after every `_PING_EVERY` messages."""
         super().publish(sender, counter, payload, key, headers)
         if self.in_flight.written >= self._next_ping:
             self.ping()
 
     def ping(self) -> Request:
-        """PING behind everything written before it."""
+        """Send a PING."""
         self._next_ping = self.in_flight.written + _PING_EVERY
         return self.request(nats.PING)
 
     def subscribe(self, route: Route) -> Request:
-        """SUB, confirmed by a round trip."""
+        """Send SUB and PING; the PONG confirms the subscription."""
         self._last_sid += 1
         sid = self._sids[route] = self._last_sid
         subject = route.topic.encode()
@@ -108,7 +108,7 @@ class NatsConnection(SocketConnection):
                 logger.warning("%s", error)
 
     def unsubscribe(self, route: Route) -> Request:
-        """UNSUB and a round trip, behind which nothing comes."""
+        """Send UNSUB and PING; no message of the route follows the PONG."""
         sid = self._sids.get(route)
         commands = (nats.PING,) if sid is None else (nats.unsubscribe(sid), nats.PING)
         request = self.request(*commands)
@@ -116,12 +116,12 @@ class NatsConnection(SocketConnection):
         return request
 
     def forget_route(self, route: Route) -> None:
-        """Deliver no more to the route."""
+        """Stop delivering to the route."""
         self._sids.pop(route, None)
         super().forget_route(route)
 
     def answered(self, reply: Reply) -> None:
-        """A control line."""
+        """Process a control line."""
         if reply.kind == "PONG":
             self._unclear = ""
             self.in_flight.confirm_to_request()
@@ -150,7 +150,7 @@ class NatsConnection(SocketConnection):
             self.write(nats.PONG)
 
     def read_foreign(self, topic: str, metadata: bytes, payload: bytes, received_at: float) -> Message:
-        """A message with a key or headers, or none of ours."""
+        """Make a `Message` of one with a key or headers, or of another publisher's."""
         meta, key, headers, payload = nats.read_foreign(metadata, payload)
         size = overhead(headers, key)
         if meta is None:
@@ -169,7 +169,7 @@ class NatsConnection(SocketConnection):
         )
 
     def _refuse(self, text: str) -> None:
-        """The server said ``-ERR``."""
+        """Process the text of an ``-ERR``: assign the error to a message, a subscription or the connection."""
         refused = refused_subject(text)
         meaning = meaning_of(text)
         if refused is not None and refused.operation == "publish":
@@ -178,7 +178,7 @@ class NatsConnection(SocketConnection):
             self._refuse_subscription(refused.sid, refused.subject, AuthenticationError(f"NATS refused: {text}"))
         elif meaning is Meaning.CREDENTIALS:
             self.fail(AuthenticationError(f"NATS refused: {text}"))
-        elif meaning is Meaning.PERMISSION:  # of nothing that is known; the connection stays
+        elif meaning is Meaning.PERMISSION:  # of an unknown operation; NATS does not close the connection
             logger.warning("NATS reports: %s", text)
         elif (request := self.in_flight.oldest_request) is not None and request.topic is not None:
             self._unclear = text

@@ -1,4 +1,4 @@
-"""Open connections to NATS with nats-py and take them over: addresses, credentials, TLS, and what a failure means."""
+"""`NatsConnector`: connects with nats-py, takes the connection over, and translates failures into typed errors."""
 
 from __future__ import annotations
 
@@ -39,14 +39,15 @@ from msight_bus.settings.tls import find_refused_certificate
 DEFAULT_MAX_PAYLOAD = 1024 * 1024
 
 _MAX_ANNOUNCED_TRIED = 4
-"""Announced servers that one try to connect takes, at random; more would leave too little time for each server."""
+"""Maximum number of announced servers, chosen at random, that one attempt to connect tries; more would leave too little time
+for each server."""
 
 _MAX_CREDENTIALS = 64 * 1024
 _CREDENTIALS = re.compile(r"-BEGIN NATS USER JWT-+\s+(\S+)\s+-.*-BEGIN USER NKEY SEED-+\s+(\S+)\s+-", re.DOTALL)
 
 
 class NatsConnector:
-    """Connections to one server, or to any server of a cluster."""
+    """Opens connections to a NATS server, or to any server of a cluster."""
 
     shares_connection = True
     announces = True
@@ -61,14 +62,14 @@ class NatsConnector:
 
     @property
     def refusal_patience(self) -> float:
-        """Seconds for which a refusal on reconnecting is tried again; 0 where nothing that could be refused can change."""
+        """Seconds for which a refusal on reconnecting is retried; 0 where credentials and certificates cannot change."""
         settings = self._nats
         changes = settings.has_secret_files or settings.user_credentials is not None or settings.tls.enabled
         return self._settings.limits.refusal_patience if changes else 0.0
 
     @property
     def capabilities(self) -> Capabilities:
-        """What NATS core does."""
+        """The capabilities of core NATS; ``max_message_bytes`` is known once a connection was opened."""
         return Capabilities(
             persistence=False,
             delivery="best-effort",
@@ -82,7 +83,7 @@ class NatsConnector:
         )
 
     def _learn(self, info: Mapping[str, Any], by: Candidate) -> None:
-        """Take what a server tells of itself and of others of its cluster, at any time."""
+        """Store limits, shutdown and cluster members from an INFO of the server ``by``."""
         if type(limit := info.get("max_payload")) is int:
             self._max_payload = limit
         if info.get("ldm") is True:
@@ -92,7 +93,7 @@ class NatsConnector:
         self._announced = read_announced(info.get("connect_urls"), by) or self._announced
 
     def _candidates(self) -> list[Candidate]:
-        """The configured servers in random order, behind them some that were announced, and last those that will leave."""
+        """Return the configured servers in random order, then some announced ones; those in lame duck mode last."""
         configured = list(self._nats.servers)
         random.shuffle(configured)
         known = {(server.host, server.port) for server in configured}
@@ -103,13 +104,13 @@ class NatsConnector:
 
     @property
     def where(self) -> str:
-        """NATS and its addresses, for people."""
+        """NATS and its addresses, for logs and errors."""
         return f"NATS at {', '.join(map(str, self._nats.servers))}"
 
     async def connect(
         self, on_lost: LostCallback, *, publishes: bool, on_refused: RefusedCallback, on_leaving: LeavingCallback
     ) -> NatsConnection:
-        """Open a connection; NATS publishes and subscribes on the same."""
+        """Open a connection, which publishes and subscribes (`Connector.connect`)."""
         context = self._nats.tls.context()
         credentials = {server.user_info: self._credentials(server) for server in self._nats.servers}
         secrets = [secret for options in credentials.values() for secret in _secrets(**options)]
@@ -126,7 +127,7 @@ class NatsConnector:
                 options = {
                     **options,
                     "tls": context,
-                    "tls_hostname": candidate.tls_name.rstrip("."),  # a certificate's names have no dot at the end
+                    "tls_hostname": candidate.tls_name.rstrip("."),  # names in certificates have no trailing dot
                     "tls_handshake_first": self._nats.tls_first,
                 }
             return await self._connect(client, candidate, address, options, (on_lost, on_refused, on_leaving))
@@ -151,7 +152,7 @@ class NatsConnector:
         options: dict[str, Any],
         callbacks: tuple[LostCallback, RefusedCallback, LeavingCallback],
     ) -> NatsConnection:
-        """Connect to one address of a server; on any error nothing stays open."""
+        """Connect to one address of a server; on an error, close everything."""
         learn = partial(self._learn, by=candidate)
         on_lost, on_refused, on_leaving = callbacks
         try:
@@ -183,14 +184,18 @@ class NatsConnector:
         return connection
 
     async def _open(self, client: ConnectingClient, where: HostPort, options: dict[str, Any]) -> None:
-        """Connect ``client``, and see that it is."""
+        """Connect ``client``, and check that the handshake is complete.
+
+        Raises:
+            Exception: as nats-py raises.
+        """
 
         async def give_up(error: Exception) -> None:
-            raise error  # the client would try again
+            raise error  # nats-py would retry
 
         await client.connect(
             servers=[f"nats://{where}"],
-            allow_reconnect=False,  # the supervisor does that, with a new client
+            allow_reconnect=False,  # ReconnectingConnection reconnects, with a new client
             max_reconnect_attempts=1,
             reconnect_time_wait=0,
             connect_timeout=ceil(self._settings.limits.connect_timeout),
@@ -198,19 +203,19 @@ class NatsConnector:
             error_cb=give_up,
             **options,
         )
-        if not client.is_connected:  # the server hung up where its PONG was due; the client does not mind
+        if not client.is_connected:  # nats-py ignores that the server closed the connection before its PONG
             raise nats.errors.Error("the server closed the connection during the handshake")
         if type(client.max_payload) is not int or client.max_payload < 1:
-            raise nats.errors.Error("the server's max_payload is no size")
+            raise nats.errors.Error(f"max_payload of the server is invalid: {client.max_payload!r:.40}")
 
     def _credentials(self, server: NatsServer) -> dict[str, Any]:
-        """What the client authenticates with.
+        """Return the credentials as arguments of nats-py's ``connect``.
 
         Raises:
-            ConfigError: a key or credentials file is none; nats-py would notice after connecting, or read for ever.
+            ConfigError: a seed or a credentials file is invalid; nats-py would report that only after connecting.
         """
         settings = self._nats
-        if server.user_info is not None:  # percent-encoded in a URL, which nats-py would send as it stands
+        if server.user_info is not None:  # percent-encoded in the URL; nats-py would send the encoded text
             user, colon, password = server.user_info.get_secret_value().partition(":")
             return {"user": unquote(user), "password": unquote(password)} if colon else {"token": unquote(user)}
         if settings.username is not None and settings.password is not None:
@@ -246,18 +251,18 @@ class NatsConnector:
             refused = f"TLS with NATS at {where} was refused over a certificate: {text}; check the MSIGHT_NATS_TLS_ variables."
             return Failure(AuthenticationError(refused), brief, answered=True)
         if isinstance(error, NoTlsError):
-            left = f"NATS at {where} was left before any credential was sent: {text}."
+            left = f"NATS at {where}: {text}; disconnected before any credential was sent."
             return Failure(ConnectionLostError(left), brief, answered=True)
         if silent:
-            told = f"NATS at {where} took the connection and sent no INFO: {text}. {self._hint_of_tls_first()}."
+            told = f"NATS at {where} accepted the connection and sent no INFO: {text}. {self._hint_of_tls_first()}."
             return Failure(ConnectionLostError(told), brief, answered=False)
         if not is_unreachable(error):
-            told = f"NATS at {where} cannot be used now: {text}. MSIGHT_NATS_SERVERS says where it is."
+            told = f"NATS at {where} cannot be used now: {text}. Check MSIGHT_NATS_SERVERS."
             return Failure(ConnectionLostError(told), brief, answered=True)
         return Failure(
             ConnectionLostError(
-                f"NATS at {where} cannot be reached: {text}. Is it running? `msight-bus up nats` starts one; "
-                "MSIGHT_NATS_SERVERS says where it is."
+                f"NATS at {where} cannot be reached: {text}. Check MSIGHT_NATS_SERVERS, or start a server with "
+                "`msight-bus up nats`."
             ),
             brief,
             answered=False,
@@ -271,12 +276,16 @@ class NatsConnector:
 
 
 def _where(server: NatsServer, address: str | None) -> str:
-    """A server as it is configured or announced, and the address that its name led to."""
+    """Return the server as configured or announced, and the address that its name resolved to."""
     return str(server) if address in (None, server.host) else f"{server} ({address})"
 
 
 def _read_credentials(path: str) -> tuple[str, str]:
-    """JWT and seed of a credentials file."""
+    """Read JWT and seed from a credentials file.
+
+    Raises:
+        ConfigError: the file cannot be read, or does not contain both.
+    """
     try:
         with Path(path).open("rb") as file:
             found = _CREDENTIALS.search(file.read(_MAX_CREDENTIALS).decode("ascii", "replace"))
@@ -290,10 +299,16 @@ def _read_credentials(path: str) -> tuple[str, str]:
 
 
 def _checked(seed: str, name: str) -> str:
-    """The seed without white space around it; a ConfigError if it is none."""
+    """Return the seed without surrounding white space.
+
+    Raises:
+        ConfigError: ``seed`` is not the seed of an NKey.
+    """
     seed = seed.strip()
     if not _is_seed(seed):
-        raise ConfigError(f"MSIGHT_NATS_{name} must hold the seed of an NKey: 58 letters and digits, SU the first two.")
+        raise ConfigError(
+            f"MSIGHT_NATS_{name} must contain the seed of an NKey: 58 letters and digits that begin with SU."
+        )
     return seed
 
 
@@ -306,13 +321,13 @@ def _is_seed(text: str) -> bool:
 
 
 def _secrets(user: str = "", user_credentials: object = "", **others: str) -> Iterator[str]:
-    """What of the credentials nobody else may see."""
+    """Yield the secret parts of the credentials, which must not appear in errors."""
     yield from others.values()
     yield from (line for line in str(user_credentials).splitlines() if line and not line.startswith("-"))
 
 
 def _bundle(jwt: str, seed: str) -> RawCredentials:
-    """A credentials file's text, as `nsc` writes it."""
+    """Return the text of a credentials file, in the format of `nsc`."""
     return RawCredentials(
         f"-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n"
         f"-----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"

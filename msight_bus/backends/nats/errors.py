@@ -1,7 +1,7 @@
-"""What the ``-ERR`` texts of NATS mean. The only place that reads them.
+"""The meaning of the ``-ERR`` texts of NATS. The only module that reads them.
 
 Source: the NATS client protocol reference, ADR-40 (client life cycle), and nats-server 2.15 (``server/client.go``,
-``server/auth.go``, ``server/errors.go``). An error that is not listed is passing; nats-server closes the connection after
+``server/auth.go``, ``server/errors.go``). An error that is not listed is temporary; nats-server closes the connection after
 any but a permissions violation.
 """
 
@@ -22,7 +22,7 @@ REFUSALS = (
     # Not "authentication timeout": CONNECT was not taken within the server's auth timeout (2 s), which a wrong password
     # never causes and a restart with many clients does.
 )
-"""How the text of a refusal begins, in lower case, and what it means."""
+"""The prefixes of refusals, in lower case, and their meaning."""
 
 _PERMISSION = re.compile(
     r"permissions violation for (publish|subscription) to \"([^\"]+)\"(?: using queue \"[^\"]*\")?(?: \(sid \"([^\"]+)\"\))?",
@@ -34,9 +34,9 @@ class RefusedSubject(NamedTuple):
     """The subject that a permissions violation is about.
 
     Attributes:
-        operation: what was refused.
-        subject: where.
-        sid: id of the subscription, where the server tells it: nats-server does so when a reload takes the permission away.
+        operation: the refused operation.
+        subject: the subject.
+        sid: subscription id; nats-server names it when a reload revokes the permission, else None.
     """
 
     operation: Literal["publish", "subscription"]
@@ -45,18 +45,18 @@ class RefusedSubject(NamedTuple):
 
 
 def normalize(text: str) -> str:
-    """Return the text of an ``-ERR`` without quotation marks, and without what nats-py puts before it."""
+    """Return the text of an ``-ERR`` without quotation marks and without the prefix of nats-py."""
     return text.removeprefix("nats: ").strip().strip("'")
 
 
 def meaning_of(text: str) -> Meaning:
-    """Return what the text of an ``-ERR`` means."""
+    """Return the meaning of the text of an ``-ERR``."""
     lowered = normalize(text).lower()
     return next((meaning for start, meaning in REFUSALS if lowered.startswith(start)), Meaning.PASSING)
 
 
 def refused_subject(text: str) -> RefusedSubject | None:
-    """Return what a permissions violation is about; None if the text is none that names a subject."""
+    """Parse a permissions violation; None if the text is not one that names a subject."""
     found = _PERMISSION.match(normalize(text))
     if found is None:
         return None

@@ -1,4 +1,4 @@
-"""Take over a connection that nats-py has opened. The only module that touches nats-py's private attributes."""
+"""Take over a connection that nats-py has opened. The only module that uses private attributes of nats-py."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check_nats_py() -> None:
 
 class _Transport(TcpTransport):
     async def connect_tls(self, *arguments: Any, **options: Any) -> None:
-        """Encrypt the connection, and tell the stream so: else asyncio warns where the server hangs up."""
+        """Encrypt the connection, and notify the stream protocol; else asyncio warns when the server closes the connection."""
         await super().connect_tls(*arguments, **options)
         assert self._io_writer is not None
         transport = self._io_writer.transport
@@ -54,7 +54,7 @@ class ConnectingClient(Client):
     Attributes:
         requires_tls: whether the connection must be encrypted.
         begins_with_tls: whether it was encrypted before INFO.
-        info: what the server told of itself; empty before it has.
+        info: the INFO of the server; empty before it has arrived.
     """
 
     requires_tls = False
@@ -72,21 +72,21 @@ class ConnectingClient(Client):
 
     @property
     def is_silent(self) -> bool:
-        """Whether the server took the connection and has told nothing."""
+        """Whether the server accepted the connection and has not sent INFO."""
         return bool(self._transport) and not self.info
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         self.info = info
         if initial_connection and self.requires_tls and not self.begins_with_tls and not info.get("tls_required"):
             if not info.get("tls_available"):
-                raise NoTlsError("the server offers no TLS, and TLS was asked for")
+                raise NoTlsError("TLS is required but the server does not offer it")
             info["tls_required"] = True
-        # Announced servers are the connector's candidates; nats-py would read their addresses unchecked.
+        # The connector reads the announced servers; nats-py would use their addresses unchecked.
         known = {name: value for name, value in info.items() if name != "connect_urls"}
         await super()._process_info(known, initial_connection)
 
     async def take_over(self) -> tuple[Any, bytes, Callable[[], None]]:
-        """End the client's tasks and take the transport of the open connection.
+        """Stop the client's tasks and take the transport of the open connection.
 
         Returns:
             The transport, the bytes that nats-py has read and not parsed, and a function to call once the transport is closed.
@@ -98,7 +98,9 @@ class ConnectingClient(Client):
         reader._buffer.clear()
 
         def release() -> None:
-            self._transport = None  # until then it keeps the writer alive, which would close the transport
+            self._transport = (
+                None  # before that, this reference keeps the writer alive, which would close the transport
+            )
 
         return writer.transport, leftover, release
 

@@ -29,4 +29,4 @@ async def test_a_warning_turned_into_an_error_is_no_unreachable_broker(name, mon
             async with backend.connect(MSIGHT_CONNECT_TIMEOUT="3"):
                 pass
     assert "cannot be reached" not in str(caught.value)
-    assert "Is it running" not in str(caught.value)
+    assert "start a server with" not in str(caught.value)

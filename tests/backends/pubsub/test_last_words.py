@@ -50,4 +50,4 @@ async def test_a_server_that_is_full_says_so(kind):
             with pytest.raises(ConnectionLostError, match="(?i)max") as caught:
                 async with backend_at(kind, port).connect(MSIGHT_CONNECT_TIMEOUT="2"):
                     pass
-            assert "Is it running?" not in str(caught.value)
+            assert "start a server with" not in str(caught.value)
