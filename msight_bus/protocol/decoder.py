@@ -1,4 +1,4 @@
-"""Split a byte stream into messages and replies, however it is cut: what the decoders of Redis and NATS share. Pure.
+"""`Decoder`: decodes a byte stream, in pieces of any size, into messages and replies. Shared by Redis and NATS. Pure.
 
 A `Decoder` has a `Grammar`, which reads frames from their structure, and a `HeadCache`, which recognises frames that repeat.
 """
@@ -13,7 +13,7 @@ from msight_bus.errors import ConnectionLostError, quoted
 from msight_bus.protocol.runs import Address, Frame, HeadCache, Meta
 
 Foreign = tuple[bytes, bytes]
-"""Any other message: its metadata as the protocol has it (see ``read_foreign`` of the protocol), and its payload."""
+"""Any other message: its undecoded metadata (see ``read_foreign`` of the protocol), and its payload."""
 
 Segment = tuple[Address, list[Frame] | None, list[Foreign]]
 """Consecutive messages of one address, all of one kind: a list of `Frame`, or ``None`` and a list of `Foreign`."""
@@ -22,13 +22,13 @@ LIMIT = 4096
 """Frames and replies that one call of `Decoder.feed` takes by default."""
 
 NO_FOREIGN: list[Foreign] = []
-"""In a segment of frames."""
+"""The third item of a segment of frames."""
 
 _COPY_BELOW = 4096
-"""Bytes. A shorter beginning of a payload is copied, so that it does not keep its chunk in memory."""
+"""Bytes. A shorter beginning of a payload is copied, so that the received data can be freed."""
 
 _PARTS = 1024
-"""Parts of a payload that are kept before they are joined: an object of one byte takes much more than a byte."""
+"""Maximum number of parts of an incomplete payload; then they are joined, because small objects have a large overhead."""
 
 
 class ProtocolError(ConnectionLostError):
@@ -50,14 +50,14 @@ class FrameTooLargeError(ProtocolError):
 
 
 class Reply(msgspec.Struct, frozen=True, gc=False):
-    """Anything that is not a message.
+    """A reply or control line: anything but a message.
 
     Attributes:
         kind: NATS: ``PING``, ``PONG``, ``OK``, ``INFO``, ``error``. Redis: ``integer``, ``status``, ``PONG``, ``error``,
             ``bulk``, ``array``, ``subscribe``, ``unsubscribe``, ``psubscribe``, ``punsubscribe``.
         data: the text of an error or status, the JSON of ``INFO``, the channel of a confirmation, what a bulk
             string holds; otherwise empty.
-        count: consecutive replies that this one stands for; over 1 only for ``integer``.
+        count: number of consecutive replies that this one represents; over 1 only for ``integer``.
         elements: of an ``array``: bytes, int, None or a list.
     """
 
@@ -78,16 +78,16 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
 
 
 class DecodeBuffer:
-    """Messages and replies in the order of the stream, and the message whose end has not arrived.
+    """The decoded messages and replies in the order of the stream, and the beginning of an incomplete message.
 
     Between two replies, messages are grouped by address; the order within an address is kept.
 
     Attributes:
         items: segments and replies.
-        opened: the segment of frames that an address can still join.
-        opened_foreign: the same for foreign messages. An address is in one of the two at most.
-        needed: bytes of the incomplete frame that have to arrive before reading it again can succeed; 0 if unknown.
-        missing: bytes of the begun payload that have not arrived, CR LF included; 0 if none is begun.
+        opened: by address, the segment of frames that further frames join.
+        opened_foreign: the same for foreign messages. An address is in at most one of the two.
+        needed: bytes of an incomplete frame that must arrive before decoding it again can succeed; 0 if unknown.
+        missing: bytes of an incomplete payload that have not arrived, CR LF included; 0 without one.
     """
 
     __slots__ = ("_parts", "_pending", "items", "missing", "needed", "opened", "opened_foreign")
@@ -102,20 +102,20 @@ class DecodeBuffer:
         self._pending: tuple[Address, Meta | None, bytes] = b"", None, b""
 
     def take(self) -> list[Segment | Reply]:
-        """Return what was added since the last call."""
+        """Return the items added since the last call."""
         items, self.items = self.items, []
         self.opened.clear()
         self.opened_foreign.clear()
         return items
 
     def add_reply(self, reply: Reply) -> None:
-        """Add a reply; no message moves past it."""
+        """Add a reply; later messages begin new segments."""
         self.items.append(reply)
         self.opened.clear()
         self.opened_foreign.clear()
 
     def add(self, address: Address, frame: Frame) -> list[Frame]:
-        """Add a frame; returns the list of its segment."""
+        """Add a frame; return the list of its segment."""
         frames = self.opened.get(address)
         if frames is None:
             self.opened_foreign.pop(address, None)
@@ -149,7 +149,8 @@ class DecodeBuffer:
         """Continue the begun payload.
 
         Returns:
-            Address, metadata, header block and payload if the message is complete. It ends at what ``missing`` was before.
+            Address, metadata, header block and payload if the message is complete, else None. The message ends at the offset that
+            ``missing`` had before the call.
         """
         missing, parts = self.missing, self._parts
         if len(data) < missing:
@@ -169,27 +170,27 @@ class DecodeBuffer:
 
 
 class Grammar(Protocol):
-    """Reads the frames of one protocol from their structure."""
+    """Parses the frames of one protocol."""
 
     def read(self, data: bytes, position: int, limit: int, heads: HeadCache | None) -> tuple[int, int]:
-        """Take at most ``limit`` frames and replies into the `DecodeBuffer`, from ``position`` on.
+        """Parse at most ``limit`` frames and replies from ``position`` on, and add them to the `DecodeBuffer`.
 
         Args:
             data: a chunk.
             position: where a frame begins.
             limit: at least 1.
-            heads: learns the head of the first message, behind which reading then ends, for the next head may be known.
+            heads: caches the head of the first message; parsing then stops, because the next head may be cached.
 
         Returns:
-            Where the first frame that was not taken begins, and how many were taken. None is taken if the first frame is
+            The position of the first frame that was not parsed, and the number of frames parsed: 0 if the first frame is
             incomplete.
 
         Raises:
-            ProtocolError: this is not the protocol.
+            ProtocolError: the peer does not speak the protocol.
         """
 
     def add_foreign(self, address: Address, block: bytes, payload: bytes) -> None:
-        """Take a complete message that is not a frame."""
+        """Add a complete message that is not a frame."""
 
 
 class Decoder:
@@ -219,10 +220,10 @@ class Decoder:
         return self._buffer.take()
 
     def only(self, data: bytes) -> tuple[Address, Frame] | None:
-        """Take a chunk that is one whole frame with a known head, as most are in a stream that is not saturated.
+        """Decode data that is exactly one frame with a cached head: the usual case below saturation.
 
         Returns:
-            Address and frame, or ``None``: then the chunk is for `feed`.
+            Address and frame; ``None``: nothing was decoded, call `feed`.
         """
         run = self._heads.known.get(data[: self._heads.head_bytes])
         if run is None or run.size != len(data) or self._chunks or self._rest:
@@ -239,14 +240,14 @@ class Decoder:
         """Decode the next bytes of the stream.
 
         Args:
-            data: the bytes, however the stream is cut; empty to continue with what a limit left over.
-            limit: frames and replies to take at most.
+            data: the bytes, a piece of any size; empty to continue with the rest after a limit.
+            limit: maximum number of frames and replies to decode.
 
         Returns:
             Whether the limit was reached with bytes left over: call again with ``b""``.
 
         Raises:
-            ProtocolError: this is not the protocol; `FrameTooLargeError` if a message is over the limit.
+            ProtocolError: the peer does not speak the protocol; `FrameTooLargeError` if a message is over the limit.
         """
         position = 0
         if self._rest:
@@ -278,7 +279,7 @@ class Decoder:
         return False
 
     def _fill(self, data: bytes) -> int:
-        """Continue a payload; returns where the payload ends, 0 if the end has not arrived."""
+        """Continue a payload; return the position of its end, 0 if the end has not arrived."""
         after = self._buffer.missing
         complete = self._buffer.fill(data)
         if complete is None:
@@ -292,7 +293,7 @@ class Decoder:
         return after
 
     def _decode(self, data: bytes, position: int, left: int) -> tuple[int, int]:
-        """Take frames and replies until the limit or the first incomplete frame; returns where, and what is left of the limit."""
+        """Decode until the limit or the first incomplete frame; return the position, and the rest of the limit."""
         heads, buffer, read = self._heads, self._buffer, self._grammar.read
         known, opened = heads.known, buffer.opened
         startswith, end = data.startswith, len(data)

@@ -1,13 +1,13 @@
-"""Session, sequence and publish time of a message, as they travel.
+"""The envelope of a message: session, sequence and publish time.
 
-On NATS and Kafka they ride in one native header, ``msight``, as 48 hexadecimal digits: session, sequence and publish
-time in nanoseconds since 1970, 16 digits each. Redis has no headers, so there a prefix of 32 bytes carries them::
+On NATS and Kafka, the envelope is one native header, ``msight``, of 48 hexadecimal digits: session, sequence and publish
+time in nanoseconds since 1970, 16 digits each. Redis has no headers, so the envelope is a prefix of the payload, of 32 bytes::
 
     0xC1 'M' 'B' version:u8  extension:u32  session:u64  sequence:u64  published_at:u64     (big-endian)
 
-followed by ``extension`` bytes of MessagePack: ``[key or nil, {header: value}]``, absent when there is neither. 0xC1 is the
-one byte that MessagePack never uses (its specification calls it "never used"), so no MSight payload begins with it; what does
-not pass the check is a raw payload. Sequences begin at 1: where one is 0, the header or prefix is none of ours either.
+followed by ``extension`` bytes of MessagePack: ``[key or nil, {header: value}]``, absent when there is neither. 0xC1 is the one
+byte that MessagePack never uses (its specification calls it "never used"), so no MSight payload begins with it. A payload without
+a valid prefix is a raw payload. Sequences begin at 1: a header or prefix with sequence 0 is not valid.
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ Meta = tuple[int, int, float]
 
 
 class TopicCounter:
-    """What publishing on one topic needs: the place of the next message in its stream, and the cached start of its command.
+    """The sequence counter of a topic that is published on, and the cached start of its publish command.
 
     Attributes:
-        topic: the name of the topic.
-        name: the same as it travels.
+        topic: the topic's name.
+        name: the topic's name in bytes.
         session: the publisher's random id, not 0.
-        sequence: of the last message; 0 before the first.
-        head: the start of the last command, up to what differs from message to message.
-        head_for: the sizes that ``head`` is right for.
+        sequence: sequence of the last message; 0 before the first.
+        head: the start of the last command, which is the same for all messages of equal size.
+        head_for: the sizes for which ``head`` is valid.
     """
 
     __slots__ = ("head", "head_for", "name", "sequence", "session", "topic")
@@ -75,7 +75,7 @@ class TopicCounter:
 
 
 def unpack_header(value: bytes | str) -> tuple[int, int, int] | None:
-    """Session, sequence and publish time in nanoseconds of the native header's value; ``None`` if it is none of ours."""
+    """Decode the native header's value: session, sequence, publish time in nanoseconds; ``None`` if the value is not valid."""
     if len(value) != HEADER_DIGITS:
         return None
     try:
@@ -86,23 +86,23 @@ def unpack_header(value: bytes | str) -> tuple[int, int, int] | None:
 
 
 def parse_header(value: bytes | str) -> Meta | None:
-    """The same with the publish time in seconds."""
+    """As `unpack_header`, with the publish time in seconds."""
     meta = unpack_header(value)
     return None if meta is None else (meta[0], meta[1], meta[2] * 1e-9)
 
 
 def prefix(session: int, sequence: int, published_ns: int, extension: bytes) -> bytes:
-    """The Redis prefix; the payload follows it."""
+    """Encode the prefix for Redis, which the payload follows."""
     return _PREFIX.pack(MAGIC, len(extension), session, sequence, published_ns) + extension
 
 
 def pack_extension(key: str | None, headers: Mapping[str, str] | None) -> bytes:
-    """Key and headers behind the fixed prefix; empty if there are none."""
+    """Encode key and headers; empty without both."""
     return _encode_extension((key, dict(headers or {}))) if key is not None or headers else b""
 
 
 def prefix_length(data: bytes, start: int, size: int) -> int:
-    """Bytes of the prefix, extension included, of the ``size`` bytes at ``start``; 0 if they are a raw payload."""
+    """Return the bytes of the prefix, extension included, of the ``size`` bytes at ``start``; 0 for a raw payload."""
     if size < PREFIX_BYTES or data[start] != _FIRST:
         return 0
     magic, extension, _, sequence, _ = _PREFIX.unpack_from(data, start)
@@ -110,10 +110,10 @@ def prefix_length(data: bytes, start: int, size: int) -> int:
 
 
 def unpack_extension(data: bytes) -> tuple[str | None, Mapping[str, str]]:
-    """Key and headers.
+    """Decode key and headers.
 
     Raises:
-        ValueError: these bytes are no extension.
+        ValueError: the bytes are not an extension.
     """
     if len(data) > MAX_EXTENSION_BYTES:
         raise ValueError("not an extension of a size that is read")

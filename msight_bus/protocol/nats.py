@@ -1,7 +1,7 @@
-"""The NATS client protocol. Pure.
+"""Encoding and decoding of the NATS client protocol. Pure.
 
-Source: the NATS client protocol reference. Control lines end with CR LF; the payload of MSG and HMSG follows its line. PONG
-answers PING in order, so it confirms all that was written before the PING.
+Source: the NATS client protocol reference. Control lines end with CR LF; the payload of MSG and HMSG follows its line. A PONG
+confirms everything written before its PING.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from msight_bus.protocol.envelope import TopicCounter
 from msight_bus.protocol.runs import NOT_OURS, Address, Frame, HeadCache, Meta, Run, leading
 
 OVERHEAD = 64 * 1024
-"""Bytes that a message received may have beyond ``max_message_bytes``."""
+"""Bytes that a received message may have in addition to ``max_message_bytes``."""
 
 MAX_CONTROL_LINE = 1024 * 1024
-"""Bytes of a control line: INFO lists the addresses of a cluster and can be long."""
+"""Maximum bytes of a control line: INFO lists the addresses of a cluster and can be long."""
 
 _START = b"NATS/1.0\r\nmsight: "
 _START_BYTES = len(_START)
@@ -44,7 +44,7 @@ _EMPTY_KEY = '""'
 
 
 def pack_extension(key: str | None, headers: Mapping[str, str] | None) -> bytes:
-    """Key and headers as they follow the metadata in the header block, its end included."""
+    """Encode key and headers: the part of the header block after the metadata, its end included."""
     if key is None and not headers:
         return NO_EXTENSION
     start = b"" if key is None else b" " + _pack_key(key).encode()
@@ -53,12 +53,12 @@ def pack_extension(key: str | None, headers: Mapping[str, str] | None) -> bytes:
 
 
 def message_bytes(payload_bytes: int, extension: bytes = NO_EXTENSION) -> int:
-    """Bytes of a message as NATS counts them for ``max_payload``: header block and payload."""
+    """Return the bytes of a message as NATS counts them for ``max_payload``: header block and payload."""
     return _META_END + len(extension) + payload_bytes
 
 
 def publish(counter: TopicCounter, payload: bytes, extension: bytes, now: int) -> tuple[bytes, ...]:
-    """HPUB the topic's next message.
+    """Encode an HPUB of the topic's next message.
 
     Args:
         counter: of the topic; its sequence advances.
@@ -75,40 +75,40 @@ def publish(counter: TopicCounter, payload: bytes, extension: bytes, now: int) -
         counter.head = b"HPUB %b %d %d\r\nNATS/1.0\r\nmsight: %016x" % (counter.name, *sizes, counter.session)
         counter.head_for = sizes
     counter.sequence = sequence = counter.sequence + 1
-    digits = hexlify(_pack_place(sequence, now))  # half the time of "%016x%016x"
+    digits = hexlify(_pack_place(sequence, now))  # twice as fast as "%016x%016x"
     return counter.head, digits, extension, payload, b"\r\n"
 
 
 def subscribe(subject: bytes, sid: int, group: bytes | None = None) -> bytes:
-    """SUB to a subject or wildcard, in a queue group if given.
+    """Encode a SUB to a subject or wildcard, in a queue group if given.
 
-    A round trip confirms it; a refusal is an ``error`` before the PONG.
+    A round trip confirms the subscription; a refusal is an ``error`` before the PONG.
     """
     return b"SUB %b %b%d\r\n" % (subject, b"" if group is None else group + b" ", sid)
 
 
 def unsubscribe(sid: int) -> bytes:
-    """UNSUB; no message follows the PONG of a later PING."""
+    """Encode an UNSUB; no message follows the PONG of a later PING."""
     return b"UNSUB %d\r\n" % sid
 
 
 def ping() -> bytes:
-    """PING."""
+    """Encode a PING."""
     return PING
 
 
 def connect(options: Mapping[str, object]) -> bytes:
-    """CONNECT with ``options`` (credentials, ``verbose``, ``headers``, ...)."""
+    """Encode a CONNECT with ``options`` (credentials, ``verbose``, ``headers``, ...)."""
     return b"CONNECT %b\r\n" % json.dumps(options).encode()
 
 
 def address_of(subject: bytes, sid: int) -> bytes:
-    """The `Address` of the messages on ``subject`` that match the subscription ``sid``."""
+    """Return the `Address` of messages on ``subject`` for the subscription ``sid``."""
     return b"%b %d" % (subject, sid)
 
 
 def _pack_key(key: str) -> str:
-    """A key as it travels behind the metadata; other clients strip spaces, so an empty one has a form of its own."""
+    """Encode a key, which follows the metadata. Other clients strip spaces, so an empty key is written as two quotation marks."""
     return quote(key, safe="") or _EMPTY_KEY
 
 
@@ -129,19 +129,19 @@ _KINDS = {b"PING": Reply("PING"), b"PONG": Reply("PONG"), b"+OK": Reply("OK")}
 
 
 def decoder(max_message_bytes: int) -> Decoder:
-    """A decoder for one connection to NATS.
+    """Make a decoder for one connection to NATS.
 
     Args:
-        max_message_bytes: of a message, its header block included; `OVERHEAD` more are accepted.
+        max_message_bytes: maximum bytes of a message, header block included; `OVERHEAD` more are accepted.
 
-    `Foreign` metadata is the header block, ``b""`` if there is none; see `read_foreign`.
+    The metadata of a `Foreign` message is the header block, ``b""`` without one; see `read_foreign`.
     """
     buffer = DecodeBuffer()
     return Decoder(_Grammar(buffer, max_message_bytes + OVERHEAD), buffer, HeadCache(_make_run))
 
 
 def read_foreign(block: bytes, payload: bytes) -> tuple[Meta | None, str | None, Mapping[str, str], bytes]:
-    """Read a `Foreign` message: its `Meta` (``None`` from a foreign publisher), key, headers and payload."""
+    """Decode a `Foreign` message: its `Meta` (``None`` for another publisher's message), key, headers and payload."""
     if not block:
         return None, None, {}, payload
     headers = parse_headers(block)
@@ -151,7 +151,7 @@ def read_foreign(block: bytes, payload: bytes) -> tuple[Meta | None, str | None,
 
 
 def parse_headers(block: bytes) -> dict[str, str]:
-    """The headers of an HMSG block (``NATS/1.0`` line, then ``name: value`` lines); of a repeated name the last."""
+    """Parse an HMSG header block (``NATS/1.0`` line, then ``name: value`` lines); of a repeated name, the last value."""
     headers: dict[str, str] = {}
     for line in block.split(b"\r\n")[1:]:
         name, colon, value = line.partition(b":")
@@ -161,7 +161,7 @@ def parse_headers(block: bytes) -> dict[str, str]:
 
 
 def parse_info(reply: Reply) -> dict[str, Any]:
-    """The fields of an ``INFO`` reply; empty if they cannot be read."""
+    """Parse the fields of an ``INFO`` reply; empty if the JSON is not valid."""
     try:
         fields = json.loads(reply.data)
     except (ValueError, RecursionError):
@@ -184,7 +184,7 @@ def _make_run(address: Address, head: bytes, payload_bytes: int) -> Run:
         _, digits, payload = unpack(data, position)
         try:
             session, sequence, published = unpack_meta(unhexlify(digits))
-        except ValueError:  # not by us
+        except ValueError:  # not an envelope of the bus
             return NOT_OURS
         return head, session, sequence, published, payload
 
@@ -196,7 +196,7 @@ def _make_run(address: Address, head: bytes, payload_bytes: int) -> Run:
         rows = list(unpack_all(memoryview(data)[start:stop]))
         try:
             metadata = unhexlify(b"".join([row[1] for row in rows]))
-        except ValueError:  # one of them is not by us
+        except ValueError:  # one of them is not an envelope of the bus
             return []
         metas = cast(Iterator[Meta], _META.iter_unpack(metadata))
         frames = [
@@ -209,7 +209,7 @@ def _make_run(address: Address, head: bytes, payload_bytes: int) -> Run:
 
 
 class _Grammar:
-    """Reads MSG, HMSG and control lines."""
+    """Parses MSG, HMSG and control lines."""
 
     __slots__ = ("_buffer", "_limit")
 
@@ -238,7 +238,9 @@ class _Grammar:
                 eol = data.find(b"\r\n", position, position + _LINE_AND_END)
                 if eol < 0:
                     if end - position >= _LINE_AND_END:
-                        raise ProtocolError("A control line has no end; this is no NATS server.")
+                        raise ProtocolError(
+                            f"A control line exceeds {MAX_CONTROL_LINE} bytes; the peer does not speak NATS."
+                        )
                     break
                 start = eol + 2
                 if data[position] not in (_H, _M):
@@ -257,7 +259,7 @@ class _Grammar:
             body = start + block_bytes
             after = start + total + 2
             if body > after - 2:
-                raise ProtocolError("An HMSG line has more header than message.")
+                raise ProtocolError("Invalid HMSG from NATS: the header is longer than the message.")
             if body > end:
                 buffer.needed = body - position
                 break
@@ -305,13 +307,13 @@ _H, _M = b"HM"
 
 
 def _read_line(line: bytes) -> tuple[bytes, int, int]:
-    """Address, header bytes and total bytes of any MSG or HMSG line."""
+    """Parse address, header bytes and total bytes of any MSG or HMSG line."""
     kind, *words = line.split()
     sizes = 2 if kind == b"HMSG" else 1
     if kind not in (b"MSG", b"HMSG") or not 2 <= len(words) - sizes <= 3:
-        raise ProtocolError("The line of a message of NATS cannot be read.")
+        raise ProtocolError("Invalid MSG or HMSG line from NATS.")
     if not all(word.isdigit() and len(word) < 20 for word in words[-sizes:]):
-        raise ProtocolError("The size of a message of NATS is no number.")
+        raise ProtocolError("Invalid message size from NATS.")
     return words[0] + b" " + words[1], int(words[-2]) if sizes == 2 else 0, int(words[-1])
 
 

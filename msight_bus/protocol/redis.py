@@ -1,9 +1,9 @@
-"""RESP2 as a pub/sub client of Redis speaks it. Pure.
+"""Encoding and decoding of RESP2 for Redis pub/sub. Pure.
 
 Source: the Redis serialization protocol specification, and the command pages of PUBLISH, SUBSCRIBE, PSUBSCRIBE and PING.
 
-One kind of decoder serves both connections: one that has subscribed receives ``*3 message <channel> <data>`` and
-``*4 pmessage <pattern> <channel> <data>``, confirmations and pongs; one that publishes receives integers and errors.
+The same decoder serves both connections: a subscribing connection receives ``*3 message <channel> <data>`` and
+``*4 pmessage <pattern> <channel> <data>``, confirmations and pongs; a publishing connection receives integers and errors.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from msight_bus.protocol.envelope import MAGIC, PREFIX_BYTES, TopicCounter
 from msight_bus.protocol.runs import Address, Frame, HeadCache, Meta, Run, leading
 
 OVERHEAD = 64 * 1024
-"""Bytes that a message received may have beyond ``max_message_bytes``: room for the envelope."""
+"""Bytes that a received message may have in addition to ``max_message_bytes``, for the envelope."""
 
 MAX_LINE = 64 * 1024
-"""Bytes of a line, and of a bulk string in a reply."""
+"""Maximum bytes of a line, and of a bulk string in a reply."""
 
 MAX_ELEMENTS = 1024
-"""Elements of a reply, nested ones included; ROLE lists replicas."""
+"""Maximum number of elements of a reply, nested ones included; ROLE lists replicas."""
 
 MAX_DEPTH = 4
-"""Arrays within arrays."""
+"""Maximum depth of nested arrays."""
 
 MAX_NAME = 64 * 1024
-"""Bytes of a channel or pattern."""
+"""Maximum bytes of a channel or pattern."""
 
 # -- sending
 
@@ -39,12 +39,12 @@ PING: Final = b"*1\r\n$4\r\nPING\r\n"
 
 
 def message_bytes(payload_bytes: int, extension: bytes = b"") -> int:
-    """Bytes of a message as Redis counts them: prefix, extension and payload. A raw message has those of its payload."""
+    """Return the bytes of a message as Redis counts them: prefix, extension and payload."""
     return PREFIX_BYTES + len(extension) + payload_bytes
 
 
 def publish(counter: TopicCounter, payload: bytes, extension: bytes, now: int) -> tuple[bytes, ...]:
-    """PUBLISH the topic's next message.
+    """Encode a PUBLISH of the topic's next message.
 
     Args:
         counter: of the topic; its sequence advances.
@@ -65,7 +65,7 @@ def publish(counter: TopicCounter, payload: bytes, extension: bytes, now: int) -
 
 
 def publish_raw(counter: TopicCounter, payload: bytes) -> tuple[bytes, ...]:
-    """PUBLISH a payload without a prefix; it has no sequence."""
+    """Encode a PUBLISH of a payload without a prefix, and so without a sequence."""
     if counter.head_for != len(payload):
         _set_head(counter, len(payload))
     return counter.head, payload, b"\r\n"
@@ -78,27 +78,27 @@ def _set_head(counter: TopicCounter, size: int) -> None:
 
 
 def subscribe(channel: bytes) -> bytes:
-    """SUBSCRIBE to one channel; the confirmation is a ``subscribe`` reply, or an ``error``."""
+    """Encode a SUBSCRIBE to one channel; the confirmation is a ``subscribe`` reply, or an ``error``."""
     return b"*2\r\n$9\r\nSUBSCRIBE\r\n$%d\r\n%b\r\n" % (len(channel), channel)
 
 
 def unsubscribe(channel: bytes) -> bytes:
-    """UNSUBSCRIBE from one channel; no message follows the ``unsubscribe`` reply."""
+    """Encode an UNSUBSCRIBE from one channel; no message follows the ``unsubscribe`` reply."""
     return b"*2\r\n$11\r\nUNSUBSCRIBE\r\n$%d\r\n%b\r\n" % (len(channel), channel)
 
 
 def psubscribe(pattern: bytes) -> bytes:
-    """PSUBSCRIBE to one pattern; the confirmation is a ``psubscribe`` reply, or an ``error``."""
+    """Encode a PSUBSCRIBE to one pattern; the confirmation is a ``psubscribe`` reply, or an ``error``."""
     return b"*2\r\n$10\r\nPSUBSCRIBE\r\n$%d\r\n%b\r\n" % (len(pattern), pattern)
 
 
 def punsubscribe(pattern: bytes) -> bytes:
-    """PUNSUBSCRIBE from one pattern."""
+    """Encode a PUNSUBSCRIBE from one pattern."""
     return b"*2\r\n$12\r\nPUNSUBSCRIBE\r\n$%d\r\n%b\r\n" % (len(pattern), pattern)
 
 
 def ping() -> bytes:
-    """PING, which a connection that has subscribed answers too."""
+    """Encode a PING, which a subscribed connection accepts too."""
     return PING
 
 
@@ -108,10 +108,10 @@ _MESSAGE = b"*3\r\n$7\r\nmessage\r\n$"
 _PMESSAGE = b"*4\r\n$8\r\npmessage\r\n$"
 _INTEGERS = re.compile(rb"(?::-?\d{1,19}+\r\n){1,4096}+")
 _INTEGER_BYTES = 23
-"""Of the longest integer reply."""
+"""Bytes of the longest integer reply."""
 
 _OURS = MAGIC + bytes(4)
-"""How a prefix without an extension begins; the metadata follows."""
+"""The beginning of a prefix without an extension; the metadata follows."""
 
 _unpack_meta = struct.Struct(">QQQ").unpack_from
 
@@ -120,10 +120,10 @@ _CHANNELS = {
     (b"%b%d\r\n" % (_MESSAGE, size))[:_KEY_BYTES]: (len(_MESSAGE) + len(b"%d\r\n" % size), size)
     for size in range(1, 100)
 }
-"""By the first bytes of a message, for short channels: where the channel begins, and its length."""
+"""By the first bytes of a message with a short channel: the offset of the channel, and its length."""
 
 _SIZES = {b"\r\n$%d" % size: size for size in range(4096)}
-"""Lengths of small payloads, with what stands before them."""
+"""Lengths of small payloads, by the bytes that precede them."""
 
 _PONG = Reply("PONG")
 _PREFIX_FIRST = MAGIC[0]
@@ -134,25 +134,26 @@ _SUBSCRIPTION_REPLIES = {name.encode(): name for name in ("subscribe", "unsubscr
 
 
 def decoder(max_message_bytes: int) -> Decoder:
-    """A decoder for one connection to Redis.
+    """Make a decoder for one connection to Redis.
 
     Args:
-        max_message_bytes: of a message; `OVERHEAD` more are accepted.
+        max_message_bytes: maximum bytes of a message; `OVERHEAD` more are accepted.
 
-    `Foreign` metadata is ours (24 bytes, then the extension) or ``b""`` where the payload is raw; see `read_foreign`.
+    The metadata of a `Foreign` message is the envelope (24 bytes, then the extension), or ``b""`` for a raw payload; see
+    `read_foreign`.
     """
     buffer = DecodeBuffer()
     return Decoder(_Grammar(buffer, max_message_bytes + OVERHEAD), buffer, HeadCache(_make_run))
 
 
 def read_foreign(metadata: bytes, payload: bytes) -> tuple[Meta | None, str | None, Mapping[str, str], bytes]:
-    """Read a `Foreign` message: its `Meta` (``None`` from a foreign publisher), key, headers and payload."""
+    """Decode a `Foreign` message: its `Meta` (``None`` for another publisher's message), key, headers and payload."""
     if not metadata:
         return None, None, {}, payload
     session, sequence, published = envelope.unpack_meta(metadata[:24])
     try:
         key, headers = envelope.unpack_extension(metadata[24:])
-    except ValueError:  # the payload only looked like ours
+    except ValueError:  # a raw payload that begins like a prefix
         return None, None, {}, envelope.prefix(session, sequence, published, metadata[24:]) + payload
     return (session, sequence, published), key, headers, payload
 
@@ -172,7 +173,7 @@ def _make_run(address: Address, head: bytes, payload_bytes: int) -> Run:
 
 
 class _Grammar:
-    """Reads RESP2."""
+    """Parses RESP2."""
 
     __slots__ = ("_buffer", "_limit")
 
@@ -198,7 +199,7 @@ class _Grammar:
                     taken += count
                     continue
                 body = 0
-            else:  # the usual message: its lengths are looked up
+            else:  # the usual case: lengths are looked up instead of parsed
                 start, channel_bytes = short
                 start += position
                 stop = start + channel_bytes
@@ -258,7 +259,7 @@ class _Grammar:
         self._buffer.add_foreign(address, (payload[8:prefix], payload[prefix:]))
 
     def _read_head(self, data: bytes, position: int) -> tuple[Address, int, int] | None:
-        """Address, where the payload begins and its length; ``None`` if they have not all arrived."""
+        """Parse the address, and the offset and length of the payload; ``None`` if incomplete."""
         pattern = data.startswith(_PMESSAGE, position)
         at = position + (len(_PMESSAGE) if pattern else len(_MESSAGE)) - 1
         first = self._read_name(data, at)
@@ -275,22 +276,22 @@ class _Grammar:
         return None if size is None else (address, size[1], size[0])
 
     def _read_name(self, data: bytes, position: int) -> tuple[bytes, int] | None:
-        """A channel or pattern, and where it ends."""
+        """Parse a channel or pattern; return it and the end position, ``None`` if incomplete."""
         length = _read_length(data, position)
         if length is None:
             return None
         size, start = length
         if size > MAX_NAME:
-            raise ProtocolError(f"A channel of {size} bytes; at most {MAX_NAME} are accepted.")
+            raise ProtocolError(f"Redis announced a channel of {size} bytes; at most {MAX_NAME} are accepted.")
         after = start + size + 2
         if after > len(data):
             return None
         if data[after - 2 : after] != b"\r\n":
-            raise ProtocolError("A message of Redis cannot be read.")
+            raise ProtocolError("Invalid message from Redis: no CR LF after a channel.")
         return data[start : after - 2], after
 
     def _read_reply(self, data: bytes, position: int, limit: int) -> tuple[int, int]:
-        """Take one reply, or a run of integers; returns where it ends and how many were taken, 0 if it is incomplete."""
+        """Parse one reply, or a run of integers; return the end position and the number of replies, 0 if incomplete."""
         kind = data[position]
         if kind == _INTEGER:
             return self._read_integers(data, position, limit)
@@ -314,7 +315,7 @@ class _Grammar:
         found = _INTEGERS.match(data, position)
         if found is None:
             if (after := _line_end(data, position)) or len(data) - position > _INTEGER_BYTES:
-                raise ProtocolError("An integer of Redis cannot be read.")
+                raise ProtocolError("Invalid integer reply from Redis.")
             return position, 0
         after = found.end()
         count = data.count(b"\n", position, after)
@@ -348,7 +349,7 @@ def _read_value(data: bytes, position: int, room: list[int], depth: int = 0) -> 
         depth: of the arrays around the value.
 
     Returns:
-        Where the value ends, 0 if it is incomplete, and the value.
+        The end position (0: incomplete), and the value.
     """
     after = _line_end(data, position)
     if not after:
@@ -359,18 +360,22 @@ def _read_value(data: bytes, position: int, room: list[int], depth: int = 0) -> 
     if kind == _INTEGER and len(text) <= 20 and text.removeprefix(b"-").isdigit():
         return after, int(text)
     if kind not in (_ARRAY, _BULK):
-        raise ProtocolError("A reply of Redis cannot be read.")
+        raise ProtocolError("Invalid reply from Redis.")
     if text == b"-1":
         return after, None
     size = _number(text)
     if kind == _BULK:
         if size > MAX_LINE:
-            raise ProtocolError(f"A string of {size} bytes in a reply; at most {MAX_LINE} are accepted.")
+            raise ProtocolError(
+                f"Redis announced a string of {size} bytes in a reply; at most {MAX_LINE} are accepted."
+            )
         stop = after + size
         return (stop + 2, data[after:stop]) if stop + 2 <= len(data) else (0, None)
     room[0] -= size
     if room[0] < 0 or depth == MAX_DEPTH:
-        raise ProtocolError(f"A reply of more than {MAX_ELEMENTS} elements, or nested more than {MAX_DEPTH} times.")
+        raise ProtocolError(
+            f"A reply has more than {MAX_ELEMENTS} elements, or arrays nested more than {MAX_DEPTH} deep."
+        )
     values: list[object] = []
     for _ in range(size):
         after, value = _read_value(data, after, room, depth + 1)
@@ -381,31 +386,31 @@ def _read_value(data: bytes, position: int, room: list[int], depth: int = 0) -> 
 
 
 def _line_end(data: bytes, position: int) -> int:
-    """Where the line at ``position`` ends, CR LF included; 0 if it has no end yet."""
+    """Return the end position of the line at ``position``, CR LF included; 0 if the line is incomplete."""
     eol = data.find(b"\r\n", position, position + MAX_LINE + 2)
     if eol >= 0:
         return eol + 2
     length = len(data) - position
     if length > MAX_LINE and not (length == MAX_LINE + 1 and data[-1] == _CR):
-        raise ProtocolError(f"A line is longer than {MAX_LINE} bytes; the peer does not speak RESP2.")
+        raise ProtocolError(f"A line exceeds {MAX_LINE} bytes; the peer does not speak RESP2.")
     return 0
 
 
 def _read_length(data: bytes, position: int) -> tuple[int, int] | None:
-    """The length that ``$<digits>`` at ``position`` announces, and where what it announces begins."""
+    """Parse ``$<digits>`` at ``position``; return the length and the offset of the string, ``None`` if incomplete."""
     if position >= len(data):
         return None
     if data[position] != _BULK:
-        raise ProtocolError("A message of Redis cannot be read.")
+        raise ProtocolError("Invalid message from Redis: a length is expected.")
     eol = data.find(b"\r\n", position, position + 13)
     if eol < 0:
         if len(data) - position >= 13:  # ten digits are the most
-            raise ProtocolError("A length of Redis cannot be read.")
+            raise ProtocolError("Invalid length from Redis.")
         return None
     return _number(data[position + 1 : eol]), eol + 2
 
 
 def _number(digits: bytes) -> int:
     if not digits.isdigit() or len(digits) > 10:
-        raise ProtocolError("A length of Redis cannot be read.")
+        raise ProtocolError("Invalid length from Redis.")
     return int(digits)

@@ -1,12 +1,12 @@
-"""Recognise frames that repeat, and take runs of equal ones in C-level loops. Pure.
+"""Recognise repeated frame heads, and decode runs of frames with the same head in C-level loops. Pure.
 
-The head of a frame (channel or subject, and the lengths) is often one that came before: a stream of equal sizes repeats it in
-each frame. `HeadCache` remembers heads, so that a frame with a known head is unpacked without reading its numbers, and `take_run`
-unpacks consecutive frames with the same head in one call. The head of each frame is compared; nothing is assumed from the frame
-before.
+The head of a frame (channel or subject, and the lengths) is often a repeated one: a stream of messages of equal size repeats the
+head in each frame. `HeadCache` remembers heads, so that a frame with a known head is unpacked without reading its numbers, and
+`take_run` unpacks consecutive frames with the same head in one call. The head of each frame is compared; nothing is assumed from
+the frame before.
 
-Where sizes vary on many topics, hardly any head comes twice. Then the cache costs more than it saves and pauses for some thousand
-frames, before it tries again.
+Where sizes vary on many topics, hardly any head is repeated. Then the cache costs more than it saves, and is bypassed for some
+thousand frames.
 """
 
 from __future__ import annotations
@@ -21,34 +21,35 @@ Frame = tuple[bytes, int, int, int, bytes]
 """A message of the bus without key and headers: its head (or ``b""``), its `Meta`, its payload. The sequence is never 0."""
 
 NOT_OURS: Frame = b"", 0, 0, 0, b""
-"""Stands for a frame that only looks like the bus's own."""
+"""The result for a frame that only looks like one of the bus."""
 
 Address = bytes | tuple[bytes, bytes]
 """Redis: the channel; (pattern, channel) of a message that matched a pattern. NATS: ``<subject> <subscription id>``."""
 
 _HEADS = 4096
-"""Heads remembered at most; as many again are kept to see which come a second time."""
+"""Maximum number of cached heads, and of heads seen once."""
 
 _SHORTEST = 8
-"""Frames of the first try at a run. A later one tries as many as the last run had, twice as many each time that all matched."""
+"""Frames decoded in the first step of a run. The first step of a later run has the length of the last run; each further step is
+twice as long."""
 
 _MISSES = 256
-"""Misses between two looks at the hits."""
+"""Misses after which hits and misses are compared."""
 
 _PAUSE = 4096
-"""Frames that are read without the cache when misses outnumber hits."""
+"""Frames decoded without the cache after misses outnumbered hits."""
 
 
 class Run:
     """Frames that differ only in their metadata and payload.
 
     Attributes:
-        address: where the frames belong.
-        head: how each frame begins, up to the metadata.
+        address: the address of the frames.
+        head: the beginning of each frame, up to the metadata.
         size: bytes of a frame.
-        frame: unpacks the frame at an offset of a chunk. The sequence is 0 if the frame is foreign.
-        frames: unpacks the frames between two offsets, a whole number of sizes apart, up to the first with another head or a
-            foreign one.
+        frame: decodes the frame at an offset of the data. The sequence is 0 if the frame is foreign.
+        frames: decodes the frames between two offsets, a multiple of ``size`` apart, up to the first frame with another head or
+            a foreign one.
     """
 
     __slots__ = ("address", "frame", "frames", "head", "size")
@@ -73,13 +74,13 @@ MakeRun = Callable[[Address, bytes, int], Run]
 
 
 class HeadCache:
-    """Heads that came more than once.
+    """A cache of heads that were repeated.
 
     Attributes:
         known: runs by head.
-        head_bytes: bytes of the head that was seen last; the others are not found meanwhile.
-        hits: frames taken since the last look.
-        pause: frames to read without the cache.
+        head_bytes: length of the head seen last; only heads of this length are found.
+        hits: hits since the last comparison with the misses.
+        pause: number of frames still to decode without the cache.
     """
 
     __slots__ = ("_make", "_misses", "_once", "_run_length", "head_bytes", "hits", "known", "pause")
@@ -95,7 +96,7 @@ class HeadCache:
         self._run_length = _SHORTEST
 
     def missed(self) -> None:
-        """Count a frame whose head was not found; pause if misses outnumber hits."""
+        """Count a miss; bypass the cache for `_PAUSE` frames if misses outnumber hits."""
         self._misses += 1
         if self._misses == _MISSES:
             if self.hits < _MISSES:
@@ -103,7 +104,7 @@ class HeadCache:
             self.hits = self._misses = 0
 
     def learn(self, address: Address, head: bytes, payload_bytes: int) -> None:
-        """Remember a head from its second time on."""
+        """Cache a head when it is seen the second time."""
         self.head_bytes = len(head)
         if head not in self._once:
             if len(self._once) >= _HEADS:
@@ -115,7 +116,7 @@ class HeadCache:
             self.known[head] = self._make(address, head, payload_bytes)
 
     def take_run(self, run: Run, frames: list[Frame], data: bytes, position: int, limit: int) -> tuple[int, int]:
-        """Append to ``frames`` at most ``limit`` frames of ``run`` from ``position`` on; returns where they end, and how many."""
+        """Append at most ``limit`` frames of ``run`` from ``position`` on; return the end position and the number of frames."""
         size, after, count, taken = run.size, position, self._run_length, 0
         while data.startswith(run.head, after) and (count := min(count, limit - taken, (len(data) - after) // size)):
             more = run.frames(data, after, after + count * size)
@@ -130,7 +131,7 @@ class HeadCache:
 
 
 def leading(frames: list[Frame], head: bytes, lowest: bytes) -> list[Frame]:
-    """The frames before the first with another head, or with a sequence of 0, which no bus gives.
+    """Return the frames before the first one with another head, or with sequence 0, which is foreign.
 
     Args:
         frames: of one size, not empty.

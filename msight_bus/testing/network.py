@@ -1,4 +1,4 @@
-"""The in-memory broker of a simulation: what arrives when, and what is lost on the way."""
+"""The simulated network: injects faults between the exchange and the subscriptions, and disconnects buses."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from msight_bus.testing.faults import Faults, Injector
 
 
 class FaultFilter:
-    """Lets faults happen to messages on their way (backends.memory.Filter).
+    """Injects faults into deliveries (backends.memory.Filter).
 
     Attributes:
-        injector: decides which.
+        injector: decides which fault happens to which delivery.
     """
 
     def __init__(self, faults: Faults) -> None:
         self.injector = Injector(faults)
         self._held: dict[Delivery, list[Sent]] = {}
-        """Messages that come behind the next one."""
+        """Messages that are delivered after the next one."""
 
     def pass_on(self, delivery: Delivery, messages: list[Sent]) -> None:
-        """Decide for each message."""
+        """Deliver messages, each with the fault that the injector decides."""
         ready: list[Sent] = []
         for sent in messages:
             fault = self.injector.decide(delivery.route.topic)
@@ -57,15 +57,15 @@ class FaultFilter:
             delivery.arrive([sent])
 
     def forget(self, delivery: Delivery) -> None:
-        """What was held for an ended subscription is lost."""
+        """Discard the messages held for an ended subscription."""
         self._held.pop(delivery, None)
 
 
 class Client(MemoryConnector):
-    """One bus's way to the broker.
+    """The connector of one simulated bus.
 
     Attributes:
-        reachable: whether it may connect.
+        reachable: whether the bus can connect.
     """
 
     def __init__(self, exchange: Exchange, limits: Limits, clock: Callable[[], float] = wall_clock) -> None:
@@ -89,6 +89,6 @@ class Client(MemoryConnector):
         return connection
 
     def cut(self) -> None:
-        """Cut every connection; what was on its way is lost."""
+        """Abort every connection of the bus; messages in transit are lost."""
         for connection in list(self._connections):
-            connection.fail(ConnectionLostError("The simulation has cut the connection."))
+            connection.fail(ConnectionLostError("The simulation disconnected this bus."))

@@ -1,4 +1,4 @@
-"""What a test holds: buses that meet at one in-memory broker, and the faults that happen to them."""
+"""`Simulation`: buses that share one in-memory broker, and the faults to inject."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ T = TypeVar("T")
 
 
 class Simulation:
-    """An in-memory broker whose connections fail on command or by chance.
+    """An in-memory broker whose connections fail on command or at random.
 
-    Above the connection everything is the product's own: what Redis and NATS run on supervises it, reconnects, and counts
-    what is missing. Routing is the memory backend's. Nothing here is kept: `capabilities` are those of a live broker.
+    Only the connections and the routing, which is that of the memory backend, are simulated. Liveness, reconnecting and gap
+    detection run the code of the Redis and NATS backends. The broker has no persistence.
     """
 
     def __init__(self, faults: Faults | None = None) -> None:
@@ -40,16 +40,16 @@ class Simulation:
     # -- running
 
     def run(self, coroutine: Coroutine[object, object, T], *, within: float = 3600.0) -> T:
-        """Run ``coroutine`` on a virtual clock, with every chance seeded by `Faults.seed`.
+        """Run ``coroutine`` on a virtual clock, with all randomness seeded by `Faults.seed`.
 
         Args:
             coroutine: the scenario.
             within: virtual seconds.
 
         Raises:
-            TimeoutError: it was not over within that; nothing that it waits for can come.
-            TypeError: it is no coroutine.
-            RuntimeError: a loop is already running here.
+            TimeoutError: the scenario did not end within ``within`` virtual seconds.
+            TypeError: ``coroutine`` is not a coroutine.
+            RuntimeError: an event loop is already running in this thread.
         """
         if not isinstance(coroutine, Coroutine):
             name = getattr(coroutine, "__name__", None)
@@ -83,10 +83,10 @@ class Simulation:
     async def connect(
         self, settings: BusSettings | None = None, *, on_event: Callable[[BusEvent], None] | None = None
     ) -> AsyncIterator[Bus]:
-        """A bus of this simulation, as `msight_bus.connect` gives one: on a virtual clock or on any other loop.
+        """Connect a bus to the simulated broker, as `msight_bus.connect` does; works on any event loop.
 
         Args:
-            settings: for the limits; nothing is read from the environment if not given.
+            settings: for the limits; default: the default settings, without reading the environment.
             on_event: called with each `BusEvent`.
 
         Raises:
@@ -117,7 +117,7 @@ class Simulation:
 
     @property
     def faults(self) -> Faults:
-        """How often deliveries go wrong; assign another to change it, which starts its seed anew."""
+        """The random faults; assigning other faults restarts the random sequence from their seed."""
         return self._filter.injector.faults
 
     @faults.setter
@@ -125,30 +125,28 @@ class Simulation:
         self._inject(faults)
 
     def _inject(self, faults: Faults) -> None:
-        """Other faults, and none of those that were commanded."""
+        """Set the random faults, and discard the injected ones."""
         self._filter.injector = Injector(faults)
 
     def inject(self, fault: Fault, *, topic: str | None = None, times: int = 1) -> None:
-        """Let ``fault`` happen to the next deliveries.
-
-        A message for two subscriptions is two deliveries.
+        """Inject ``fault`` into the next deliveries. A message for two subscriptions is two deliveries.
 
         Args:
             fault: ``"drop"``, ``"duplicate"``, ``"reorder"`` or ``"delay"``.
-            topic: only there.
-            times: to how many deliveries.
+            topic: only deliveries on this topic; ``None``: on any topic.
+            times: number of deliveries.
         """
         self._filter.injector.command(fault, topic, times)
 
     def heal(self) -> None:
-        """No faults any more: neither by chance nor by what was injected and has not happened; everyone may connect."""
+        """Stop all faults, random and injected, and let all buses connect."""
         self._inject(Faults(seconds=self.faults.seconds, seed=self.faults.seed))
         self.reconnect()
 
     def disconnect(self, bus: Bus | None = None) -> None:
-        """Cut the connections of ``bus``, or of all, and refuse new ones until `reconnect`.
+        """Disconnect ``bus``, or all buses, and refuse connections until `reconnect`.
 
-        What was on its way is lost. To cut without an outage call both.
+        Messages in transit are lost. For a disconnect without an outage, call `reconnect` immediately.
 
         Raises:
             ClosedError: ``bus`` is not open in this simulation.
@@ -156,7 +154,7 @@ class Simulation:
         self._set_reachable(bus, False)
 
     def reconnect(self, bus: Bus | None = None) -> None:
-        """Accept connections again, of ``bus`` or of all; the buses come back by themselves, with backoff.
+        """Accept connections of ``bus``, or of all buses, again; the buses reconnect by themselves, with backoff.
 
         Raises:
             ClosedError: ``bus`` is not open in this simulation.
@@ -175,10 +173,10 @@ class Simulation:
 
     @property
     def now(self) -> float:
-        """POSIX seconds by the simulation's clock, by which messages are stamped.
+        """POSIX seconds of the virtual clock, which stamps messages.
 
         Raises:
-            RuntimeError: no loop is running, so that there is no clock.
+            RuntimeError: no event loop is running, and so no clock.
         """
         if not _in_a_loop():
             raise RuntimeError("Simulation.now is read inside the scenario: its clock is that of the running loop.")
@@ -194,13 +192,13 @@ def _in_a_loop() -> bool:
 
 
 def _sessions(seed: int) -> random.Random:
-    """The sessions of a run's buses: chances of their own, which other faults do not start anew."""
+    """Return the random generator of session ids; changing the faults does not restart it."""
     return random.Random(f"sessions {seed}")
 
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """The bus's own chances (the jitter of its backoff) come from ``seed`` too."""
+    """Seed the global random generator too, which the jitter of the backoff uses."""
     state = random.getstate()
     random.seed(seed)
     try:

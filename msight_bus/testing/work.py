@@ -1,4 +1,4 @@
-"""Work that is out beside a virtual clock's loop: in executors, threads and processes."""
+"""Detect work outside the event loop, in executors, threads and processes, during which the virtual clock must not advance."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ import anyio.to_process
 logger = logging.getLogger("msight_bus")
 
 PATIENCE = 10.0
-"""Real seconds for which the clock stands for one piece of work. Longer than tests work, and far below a test's timeout:
-a thread that waits for what only the clock can bring, or a server that never ends, must not hold up a run for ever."""
+"""Real seconds for which the clock stops for one piece of work. A thread that waits for the virtual clock, or a process that
+never ends, must not stop the clock for ever."""
 
 _ANYIO_THREADS = "anyio._backends._asyncio"
 _EXECUTOR_THREADS = "concurrent.futures.thread"
 _HELPER_THREADS = ("asyncio.unix_events", "concurrent.futures.process", "multiprocessing.")
-"""Modules whose threads only watch over processes."""
+"""Modules whose threads only manage processes."""
 
 
 class WorkOut:
-    """What a loop's program has handed to others and has not got back.
+    """The work that the event loop's program has started elsewhere and that has not ended.
 
     - calls of ``run_in_executor``, and so ``asyncio.to_thread`` and ``getaddrinfo``, until their future is done;
     - threads started since the loop was made, while they run; anyio's worker threads, while they work;
     - subprocesses of asyncio, while they run, except idle worker processes of anyio.
 
-    A thread that waits for the loop itself (``asyncio.run_coroutine_threadsafe``, ``anyio.from_thread.run``) is not at
-    work. Neither is what has been out for more than `PATIENCE` real seconds; a WARNING says so once.
+    Not counted: a thread that waits for the loop itself (``asyncio.run_coroutine_threadsafe``, ``anyio.from_thread.run``), and
+    work that has not ended after `PATIENCE` real seconds, which is logged once as a WARNING.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -46,7 +46,7 @@ class WorkOut:
         self._given_up: set[Hashable] = set()
 
     def add_job(self, future: asyncio.Future[Any]) -> None:
-        """Count an executor's call until ``future`` is done."""
+        """Count a call in an executor until ``future`` is done."""
         self._jobs.add(future)
         future.add_done_callback(self._jobs.discard)
 
@@ -66,11 +66,10 @@ class WorkOut:
         task.add_done_callback(done)
 
     def is_out(self, waits: bool) -> bool:
-        """Whether the clock must stand.
+        """Return whether the clock must not advance.
 
         Args:
-            waits: whether the loop is about to wait. If it is not, there is nothing to decide, and this only notices
-                which processes are idle between two pieces of work.
+            waits: whether the loop is about to wait. If not, only the idle processes are recorded.
         """
         if not waits and not self._processes:
             return False
@@ -81,15 +80,15 @@ class WorkOut:
             if now - since > PATIENCE and work not in self._given_up:
                 self._given_up.add(work)
                 logger.warning(
-                    "Still out after %g s of real time: %s. The simulation's clock no longer waits for it.",
+                    "Work has not ended after %g s of real time: %s. The simulation's clock no longer waits for this work.",
                     PATIENCE,
                     work[0] if isinstance(work, tuple) else work,
                 )
         return len(self._since) > len(self._given_up)
 
     def _find(self) -> Iterator[Hashable]:
-        """Every piece of work that is out; equal to itself from one call to the next."""
-        in_loop = 0  # executors' threads that wait for the loop
+        """Yield each piece of work that has not ended, equal from one call to the next."""
+        in_loop = 0  # number of executor threads that wait for the loop
         for thread in threading.enumerate():
             if thread in self._strangers or thread is threading.current_thread():
                 continue
@@ -98,9 +97,9 @@ class WorkOut:
             if home == _EXECUTOR_THREADS:
                 in_loop += calling
             elif not calling and not home.startswith(_HELPER_THREADS) and not self._is_idle(thread, home):
-                # One thread of anyio's does one piece of work after the other.
+                # A thread of anyio runs several pieces of work, one after the other.
                 yield thread, getattr(thread, "idle_since", None)
-        # Which thread does which job is unknown, so the number of those that wait is taken off.
+        # Which thread runs which job is unknown, so the number of waiting threads is subtracted.
         yield from sorted(self._jobs, key=id)[in_loop:]
         if self._processes:
             self._processes = {transport for transport in self._processes if transport.get_returncode() is None}
@@ -108,20 +107,20 @@ class WorkOut:
             yield from (transport for transport in self._processes if transport.get_pid() not in idle)
 
     def _is_idle(self, thread: Any, home: str) -> bool:
-        """Whether it is a thread of anyio's that waits for work, or of another loop."""
+        """Return whether the thread is an idle worker thread of anyio, or one of another loop."""
         if home != _ANYIO_THREADS:
             return False
         return thread.loop is not self._loop or thread.stopping or thread in thread.idle_workers
 
 
 def _home(thread: threading.Thread) -> str:
-    """The module of the code that a thread runs."""
+    """Return the module of the code that a thread runs."""
     if type(thread) is not threading.Thread:
         return type(thread).__module__
     return getattr(getattr(thread, "_target", None), "__module__", None) or ""
 
 
 def _idle_processes() -> set[int]:
-    """Process identifiers of anyio's idle worker processes on the running loop."""
+    """Return the process ids of anyio's idle worker processes on the running loop."""
     idle: Any = getattr(anyio.to_process, "_process_pool_idle_workers", None)
     return {process.pid for process, _ in idle.get(())} if idle is not None else set()

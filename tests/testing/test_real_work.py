@@ -268,7 +268,7 @@ async def test_a_thread_that_waits_for_a_timer_does_not_hang(msight_simulation, 
     asyncio.get_running_loop().call_later(DAY, released.set)
     await run(released.wait)
     assert len(caplog.messages) == 1
-    assert "no longer waits for it" in caplog.text
+    assert "no longer waits for this work" in caplog.text
     async with asyncio.timeout(0.05):
         await run(work)  # what is new is waited for
     assert len(caplog.messages) == 1
