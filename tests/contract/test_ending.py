@@ -176,7 +176,7 @@ async def test_drain_says_so_when_a_consumer_never_comes_back(nats, topic):
 @pytest.mark.parametrize("timeout", ["x", 0, -1, float("nan"), float("inf")])
 async def test_a_wrong_timeout_of_a_drain_is_refused_and_the_bus_stays_open(backend, topic, timeout):
     async with backend.connect() as bus:
-        with pytest.raises(ValueError, match="timeout is a number of seconds above 0"):
+        with pytest.raises(ValueError, match="timeout must be a number of seconds above 0"):
             await bus.drain(timeout)
         await bus.publish(topic, b"x")
 

@@ -101,7 +101,7 @@ async def test_what_cannot_be_kept_is_counted_and_told_and_done(kafka, topic, no
     else:
         variables["MSIGHT_KAFKA_CREATE_TOPICS"] = "false"
     assert await handled(kafka, node, topic, (POISON + bytes(1200), (), None), **variables) == (2, 1)
-    (line,) = [record.getMessage() for record in caplog.records if "dead letter" in record.getMessage()]
+    (line,) = [record.getMessage() for record in caplog.records if "Dead letter" in record.getMessage()]
     assert f"{topic}.dead" in line
     assert "partition 0, offset 0" in line
 

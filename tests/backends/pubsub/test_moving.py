@@ -7,10 +7,10 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from msight_bus.backends.pubsub.moving import Filter, Holding, Recording
 
-from msight_bus.backends.pubsub import moving
+from msight_bus.backends.pubsub import handover
 from msight_bus.backends.pubsub.connection import Route
+from msight_bus.backends.pubsub.handover import CopyFilter, DeliveryBuffer, DeliveryRecorder
 from msight_bus.backends.pubsub.reconnecting import ReconnectingConnection
 from msight_bus.errors import ConnectionLostError
 from msight_bus.events import Disconnected, Reconnected
@@ -127,7 +127,7 @@ async def test_what_comes_again_at_the_new_server_a_moment_later_is_no_message()
 
 
 async def test_what_the_new_server_brings_beyond_what_is_held_is_read_when_the_old_one_is_left(monkeypatch):
-    monkeypatch.setattr(moving, "_HELD_MESSAGES", 3)
+    monkeypatch.setattr(handover, "_HELD_MESSAGES", 3)
     old = Server()
     new = ScriptedPeer("nats", behind=lambda at: b"".join(at.message(9, i, b"%d" % i) for i in range(1, 6)))
     async with fake(old) as here, fake(new) as there, at(here.port, there.port).connect(**QUICKLY) as bus:
@@ -244,39 +244,39 @@ def ours(sequence):
 
 
 async def test_messages_of_other_makes_are_no_copies_of_each_other():
-    stream, recording = Stream(), Recording()
+    stream, recording = Stream(), DeliveryRecorder()
     recording.deliver(to(stream), [foreign(b"old"), ours(1)])
-    holding = Holding(lambda: None)
+    holding = DeliveryBuffer(lambda: None)
     holding.deliver(to(stream), [foreign(b"held"), ours(1), ours(2)])
-    holding.hand_out(recording.seen)
-    connection = SimpleNamespace(loop=asyncio.get_running_loop(), detour=None)
-    Filter(recording.seen, connection).deliver(to(stream), [ours(1), foreign(b"new"), ours(3)])
+    holding.deliver_except(recording.seen)
+    connection = SimpleNamespace(loop=asyncio.get_running_loop(), interceptor=None)
+    CopyFilter(recording.seen, connection).deliver(to(stream), [ours(1), foreign(b"new"), ours(3)])
     assert stream.payloads == [b"old", b"1", b"held", b"2", b"new", b"3"]
 
 
 @pytest.mark.parametrize("moved_again", [False, True])
 async def test_copies_are_looked_for_no_longer_than_they_come(msight_simulation, moved_again):
     connection = SimpleNamespace(loop=asyncio.get_running_loop())
-    connection.detour = looking = Filter(set(), connection)
-    await asyncio.sleep(moving._COPIES_WITHIN * 0.9)
-    assert connection.detour is looking
+    connection.interceptor = looking = CopyFilter(set(), connection)
+    await asyncio.sleep(handover._COPIES_WITHIN * 0.9)
+    assert connection.interceptor is looking
     if moved_again:
-        connection.detour = recording = Recording()
-    await asyncio.sleep(moving._COPIES_WITHIN)
-    assert connection.detour is (recording if moved_again else None)
+        connection.interceptor = recording = DeliveryRecorder()
+    await asyncio.sleep(handover._COPIES_WITHIN)
+    assert connection.interceptor is (recording if moved_again else None)
 
 
 def test_what_is_held_and_what_is_remembered_is_bounded(monkeypatch):
-    monkeypatch.setattr(moving, "_HELD_MESSAGES", 5)
-    monkeypatch.setattr(moving, "_REMEMBERED", 5)
+    monkeypatch.setattr(handover, "_HELD_MESSAGES", 5)
+    monkeypatch.setattr(handover, "_REMEMBERED", 5)
     asked = []
-    holding = Holding(lambda: asked.append(True))
+    holding = DeliveryBuffer(lambda: asked.append(True))
     holding.deliver(to(Stream()), [ours(1), ours(2)])
     holding.deliver(to(Stream()), [ours(3), ours(4)])
     assert not asked
     holding.deliver(to(Stream()), [ours(5)])
     assert asked
-    recording = Recording()
+    recording = DeliveryRecorder()
     for i in range(10):
         recording.deliver(to(Stream()), [ours(i)])
     assert len(recording.seen) == 5
