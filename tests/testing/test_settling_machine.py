@@ -47,7 +47,9 @@ class Log:
         return self
 
     def assign(self):
-        self.owned = [Partition(i, self.committed[i], self.inbox, MAX_REDELIVERIES, self.bury) for i in (0, 1)]
+        self.owned = [
+            Partition(i, self.committed[i], self.inbox, MAX_REDELIVERIES, self.bury, moment=None) for i in (0, 1)
+        ]
 
     async def bury(self, message):
         self.dead.add(message.position)
@@ -61,6 +63,10 @@ class Log:
         ]
         if found and not self.paused:
             self.inbox.stream("t").deliver(owned.deliver(found))
+
+    @property
+    def lag(self):
+        return None
 
     def lose(self):
         for owned in self.owned:
