@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from asyncio import _get_running_loop
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
@@ -87,7 +88,8 @@ class Publisher:
             ClosedError: the publisher or the bus is closed.
             BusError: an earlier message of this publisher was refused; this message was not sent.
         """
-        self._check()
+        if _get_running_loop() is not self._core.loop:
+            self._check()
         to = self._to
         if to is None:
             raise ClosedError(

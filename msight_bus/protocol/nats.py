@@ -27,9 +27,11 @@ MAX_CONTROL_LINE = 1024 * 1024
 
 _START = b"NATS/1.0\r\nmsight: "
 _START_BYTES = len(_START)
-_META_END = _START_BYTES + envelope.HEADER_DIGITS
+META_BYTES = _START_BYTES + envelope.HEADER_DIGITS
+"""Bytes of the header block up to the end of the metadata."""
+
 _BLOCK_END = b"\r\n\r\n"
-_OURS_BYTES = _META_END + len(_BLOCK_END)
+_OURS_BYTES = META_BYTES + len(_BLOCK_END)
 _META = struct.Struct(">QQQ")
 _pack_place = struct.Struct(">QQ").pack
 
@@ -54,7 +56,7 @@ def pack_extension(key: str | None, headers: Mapping[str, str] | None) -> bytes:
 
 def message_bytes(payload_bytes: int, extension: bytes = NO_EXTENSION) -> int:
     """Return the bytes of a message as NATS counts them for ``max_payload``: header block and payload."""
-    return _META_END + len(extension) + payload_bytes
+    return META_BYTES + len(extension) + payload_bytes
 
 
 def publish(counter: TopicCounter, payload: bytes, extension: bytes, now: int) -> tuple[bytes, ...]:
@@ -69,7 +71,7 @@ def publish(counter: TopicCounter, payload: bytes, extension: bytes, now: int) -
     Returns:
         Parts to write one after another.
     """
-    block_bytes = _META_END + len(extension)
+    block_bytes = META_BYTES + len(extension)
     sizes = block_bytes, block_bytes + len(payload)
     if counter.head_for != sizes:
         counter.head = b"HPUB %b %d %d\r\nNATS/1.0\r\nmsight: %016x" % (counter.name, *sizes, counter.session)

@@ -8,14 +8,14 @@ connection.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping
+from time import time_ns
 from typing import Any
 
 from msight_bus.backends.failover import Meaning
 from msight_bus.backends.nats.errors import meaning_of, refused_subject
 from msight_bus.backends.pubsub.connection import Connection, Route, too_large
-from msight_bus.backends.pubsub.in_flight import Request, Sender
+from msight_bus.backends.pubsub.in_flight import Request
 from msight_bus.backends.pubsub.reconnecting import LeavingCallback, RefusedCallback
 from msight_bus.backends.pubsub.socket_connection import SocketConnection
 from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError
@@ -54,7 +54,7 @@ class NatsConnection(SocketConnection):
         self._on_info = on_info
         self._sids: dict[Route, int] = {}
         self._last_sid = 0
-        self._next_ping = _PING_EVERY
+        self.ping_at = _PING_EVERY
         self._unclear = ""  # an -ERR that is about a subscription if a PONG follows
         self._owes_pong = False
 
@@ -67,27 +67,14 @@ class NatsConnection(SocketConnection):
             MessageTooLargeError: headers and payload are over ``max_payload``; the server would close the connection.
         """
         extension = nats.pack_extension(key, headers) if headers or key is not None else nats.NO_EXTENSION
-        size = nats.message_bytes(len(payload), extension)
+        size = nats.META_BYTES + len(extension) + len(payload)
         if size > self._max_payload:
             raise too_large("NATS", size, self._max_payload, "max_payload of the server")
-        return nats.publish(counter, payload, extension, time.time_ns()), size
-
-    def publish(
-        self,
-        sender: Sender,
-        counter: TopicCounter,
-        payload: bytes,
-        key: str | None,
-        headers: Mapping[str, str] | None,
-    ) -> None:
-        """Write one message, and a PING after every `_PING_EVERY` messages."""
-        super().publish(sender, counter, payload, key, headers)
-        if self.in_flight.written >= self._next_ping:
-            self.ping()
+        return nats.publish(counter, payload, extension, time_ns()), size
 
     def ping(self) -> Request:
         """Send a PING."""
-        self._next_ping = self.in_flight.written + _PING_EVERY
+        self.ping_at = self.in_flight.written + _PING_EVERY
         return self.request(nats.PING)
 
     def subscribe(self, route: Route) -> Request:

@@ -303,7 +303,8 @@ class PubSubBackend:
         self._dedicated.discard(connection)
         self._listening.pop(connection, None)
         await connection.close(self._limits.pong_timeout)
-        self._away.discard(connection)
+        if connection in self._away:
+            self._back(connection, 0)  # else a bus whose other connections are open would stay disconnected for its user
 
     async def close(self) -> None:
         """Announce the last sequences, flush and close every connection, within ``pong_timeout`` each."""

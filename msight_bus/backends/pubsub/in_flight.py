@@ -80,11 +80,11 @@ class InFlight:
         written: number of messages written so far.
     """
 
-    __slots__ = ("_entries", "_last", "written")
+    __slots__ = ("_entries", "last", "written")
 
     def __init__(self) -> None:
         self._entries: deque[UnconfirmedRun | Request] = deque()
-        self._last: UnconfirmedRun | None = None
+        self.last: UnconfirmedRun | None = None
         self.written = 0
 
     def __bool__(self) -> bool:
@@ -93,17 +93,17 @@ class InFlight:
     def wrote(self, sender: Sender) -> None:
         """Record a message of ``sender``."""
         self.written += 1
-        last = self._last
+        last = self.last
         if last is not None and last.sender is sender:
             last.count += 1
         else:
-            self._last = sender.run = UnconfirmedRun(sender)
-            self._entries.append(self._last)
+            self.last = sender.run = UnconfirmedRun(sender)
+            self._entries.append(self.last)
 
     def asked(self, request: Request) -> None:
         """Record a request."""
         self._entries.append(request)
-        self._last = None
+        self.last = None
 
     def confirm(self, count: int) -> None:
         """Confirm the ``count`` oldest messages and requests; surplus answers are ignored."""
@@ -117,8 +117,8 @@ class InFlight:
             if isinstance(entry, UnconfirmedRun):
                 count -= entry.count
                 entry.count = 0
-                if entry is self._last:
-                    self._last = None
+                if entry is self.last:
+                    self.last = None
             else:
                 count -= 1
                 entry.finish()
@@ -161,7 +161,7 @@ class InFlight:
     def cut(self, reason: BusError) -> None:
         """Fail every request with ``reason``, and report to each sender the number of unconfirmed messages."""
         entries, self._entries = self._entries, deque()
-        self._last = None
+        self.last = None
         for entry in entries:
             if isinstance(entry, Request):
                 entry.error = None  # without an answer, the request was not refused

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import socket
 import struct
 import time
@@ -51,6 +52,7 @@ class SocketConnection(Connection, asyncio.Protocol):
 
     Attributes:
         transport: an asyncio or uvloop transport.
+        ping_at: number of messages written after which a PING follows; infinite where each message is answered.
         out, out_bytes: what is written at the end of this event loop iteration, and its size.
     """
 
@@ -60,6 +62,7 @@ class SocketConnection(Connection, asyncio.Protocol):
         self.socket = transport.get_extra_info("socket")
         self.out: list[bytes] = []
         self.out_bytes = 0
+        self.ping_at: float = math.inf
         self._idle = True  # nothing was written in this iteration
         self._write_paused = False
         self._decoder = decoder
@@ -130,9 +133,16 @@ class SocketConnection(Connection, asyncio.Protocol):
         else:
             self.out += parts
         self.out_bytes += size + 64
-        self.in_flight.wrote(sender)
+        in_flight = self.in_flight
+        if (run := in_flight.last) is not None and run.sender is sender:
+            in_flight.written += 1
+            run.count += 1
+        else:
+            in_flight.wrote(sender)
         if self.out_bytes >= BURST_BYTES:
             self._burst()
+        if in_flight.written >= self.ping_at:
+            self.ping()
 
     def write(self, *parts: bytes) -> None:
         """Write parts together with the others of this event loop iteration."""

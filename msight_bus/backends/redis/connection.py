@@ -6,8 +6,8 @@ one that subscribes. Redis answers in order, so a reply belongs to the oldest un
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
+from time import time_ns
 from typing import Any
 
 from msight_bus.backends.pubsub.connection import Connection, Route, too_large
@@ -66,7 +66,7 @@ class RedisConnection(SocketConnection):
         size = envelope.PREFIX_BYTES + len(extension) + len(payload)
         if size > self._max_bytes:
             raise too_large("Redis", size, self._max_bytes, "client-output-buffer-limit pubsub")
-        return redis.publish(counter, payload, extension, time.time_ns()), size
+        return redis.publish(counter, payload, extension, time_ns()), size
 
     def _encode_raw(
         self, counter: TopicCounter, payload: bytes, key: str | None, headers: Mapping[str, str] | None

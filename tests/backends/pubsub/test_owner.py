@@ -14,6 +14,12 @@ from msight_bus.settings import Limits
 from tests.support.links import Script, cut
 
 
+class Record(SimpleNamespace):
+    """Attributes of a test's own, which can be a key."""
+
+    __hash__ = object.__hash__
+
+
 class Owner(ReconnectingConnection):
     """Keeps what it tells."""
 
@@ -40,10 +46,10 @@ class Owner(ReconnectingConnection):
 def subscribed(topic: str, *, paused: bool = False):
     """A subscription that keeps the gaps and errors that it is told of (reconnecting.Subscribed)."""
     told: list[object] = []
-    inbox = SimpleNamespace(gap=lambda missing, cause: told.append(cause), fail=told.append)
-    stream = SimpleNamespace(silence=lambda: 0.0)
+    inbox = Record(gap=lambda missing, cause: told.append(cause), fail=told.append)
+    stream = Record(silence=lambda: 0.0)
     routes = [Route(topic, None, stream, lambda error: None)]
-    return SimpleNamespace(inbox=inbox, routes=routes, paused=paused, told=told)
+    return Record(inbox=inbox, routes=routes, paused=paused, told=told)
 
 
 async def test_a_connection_that_is_gone_as_soon_as_it_is_open_is_lost(msight_simulation):
