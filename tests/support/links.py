@@ -52,6 +52,9 @@ class Link(Connection):
     def pause_reading(self) -> None:
         self.reading_paused = True
 
+    def resume_reading(self) -> None:
+        self.reading_paused = False
+
     def fail(self, error: BusError) -> None:
         if not self.gone.done():
             self._end(error)

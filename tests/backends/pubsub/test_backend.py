@@ -42,10 +42,11 @@ async def subscribe(backend: PubSubBackend, queue: QueuePolicy):
         deadline=None,
         clock=time.time,
         report=lambda event: None,
-        on_full=lambda: None,
-        on_room=lambda: None,
+        on_full=lambda: consumer.pause(),  # noqa: PLW0108 - it comes later
+        on_room=lambda: consumer.resume(),  # noqa: PLW0108
     )
-    return await backend.subscribe(selection, inbox)
+    consumer = await backend.subscribe(selection, inbox)
+    return consumer
 
 
 async def test_a_subscription_that_ends_while_it_is_away_does_not_keep_the_bus_disconnected(msight_simulation):
@@ -78,6 +79,27 @@ async def test_entering_that_fails_leaves_no_connection_behind(msight_simulation
         await subscribe(backend, QueuePolicy.block(10))
     assert [link.gone.done() for link in broker.links] == [False, True]
     assert not backend._dedicated
+    await backend.close()
+
+
+async def test_a_full_queue_holds_the_stream_up_for_block_timeout_at_most(msight_simulation):
+    """The broker would cut a reader that stalls for longer."""
+    broker = Broker()
+    backend = backend_at(broker, [])
+    await backend.open()
+    consumer = await subscribe(backend, QueuePolicy.block(2))
+    queue, link = consumer.inbox.queue, broker.links[1]
+    link.deliver("a", *(Message("a", b"%d" % i) for i in range(3)))
+    assert (consumer.paused, link.reading_paused) == (True, True)
+    await asyncio.sleep(60)
+    assert (consumer.paused, link.reading_paused) == (False, False)
+    link.deliver("a", Message("a", b"3"))
+    assert [message.payload for message in queue.take(10)] == [b"0", b"1"]
+    assert queue.dropped == {"block_timeout": 2}
+    link.deliver("a", *(Message("a", b"%d" % i) for i in range(4, 7)))
+    assert (consumer.paused, link.reading_paused) == (True, True)
+    queue.take(3)
+    assert (consumer.paused, link.reading_paused) == (False, False)
     await backend.close()
 
 
