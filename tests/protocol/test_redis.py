@@ -285,6 +285,16 @@ def test_a_message_over_the_limit_is_refused_when_it_is_announced(size):
     assert [item[0] for item in decoder.take()] == [b"a"]
 
 
+@pytest.mark.parametrize("channel_bytes", [1, 9, 10, 99, 100])
+def test_a_length_ends_with_a_whole_line_end(channel_bytes):
+    """Of a short channel's lengths too, which are looked up and not read."""
+    right = message(b"a" * channel_bytes, b"payload")
+    for end, wrong in ((b"%d\r\na" % channel_bytes, b"%d\rxa" % channel_bytes), (b"$7\r\np", b"$7\rxp")):
+        assert right.count(end) == 1
+        with pytest.raises(ProtocolError):
+            parse(right.replace(end, wrong) + bytes(100))
+
+
 def test_a_message_of_the_limit_is_taken():
     payload = bytes(LIMIT + redis.OVERHEAD)
     assert parse(message(b"a", payload)) == [(b"a", payload)]

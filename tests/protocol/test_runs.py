@@ -1,0 +1,18 @@
+"""What is remembered of heads that repeat."""
+
+from __future__ import annotations
+
+from msight_bus.protocol import runs
+from msight_bus.protocol.runs import HeadCache, Run
+
+
+def test_a_bounded_number_of_heads_is_remembered_and_the_last_ones_are(monkeypatch):
+    monkeypatch.setattr(runs, "_HEADS", 10)
+    cache = HeadCache(lambda address, head, payload_bytes: Run(address, head, len(head) + payload_bytes, None, None))
+    for i in range(100):
+        for _ in range(2):
+            cache.learn(b"a", b"%d" % i, 1)
+        assert cache.known[b"%d" % i].size == len(b"%d" % i) + 1
+        assert len(cache.known) <= 10
+        assert len(cache._once) <= 10
+    assert b"98" in cache.known
