@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from msight_bus.backends.pubsub.connection import Connection, Route
 from msight_bus.backends.pubsub.in_flight import Request
@@ -15,9 +16,13 @@ class Link(Connection):
 
     Attributes:
         refusal: what it answers to a subscription instead.
+        unanswered: keeps the requests of subscriptions, where it is a list.
+        mute: whether it does not answer pings.
     """
 
+    mute = False
     refusal: BusError | None = None
+    unanswered: list[Request] | None = None
 
     def publish(self, sender, counter, payload, key, headers) -> None:
         counter.sequence += 1
@@ -25,15 +30,20 @@ class Link(Connection):
         self.in_flight.confirm(1)
 
     def ping(self) -> Request:
-        self.received_at = self.loop.time()
         request = Request(self.loop)
-        request.finish()
+        if not self.mute:
+            self.received_at = self.loop.time()
+            self.in_flight.confirm(1_000_000)
+            request.finish()
         return request
 
     def subscribe(self, route: Route) -> Request:
         self.add_route(route, route.topic.encode())
         request = Request(self.loop, route.topic)
-        request.finish(self.refusal)
+        if self.unanswered is None:
+            request.finish(self.refusal)
+        else:
+            self.unanswered.append(request)
         return request
 
     def hears(self, topic: str) -> bool:
@@ -72,8 +82,10 @@ class Script:
     def __init__(self, *steps) -> None:
         self.steps = list(steps)
         self.links: list[Link] = []
+        self.on_leaving: Callable[[Connection], None] = lambda link: None
 
     async def connect(self, on_lost, *, publishes, on_refused, on_leaving) -> Link:
+        self.on_leaving = on_leaving
         await asyncio.sleep(0)
         step = self.steps.pop(0) if self.steps else None
         if isinstance(step, Exception):

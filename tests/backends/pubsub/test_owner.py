@@ -96,6 +96,74 @@ async def test_what_was_subscribed_comes_back_as_it_was_and_is_told_of_the_gap(m
         assert (free.told, held.told) == (["reconnect"], ["reconnect"] * 2)
 
 
+async def test_a_topic_has_the_streams_of_those_that_are_subscribed(msight_simulation):
+    error = AuthenticationError("no more")
+    async with Owner(Script()) as owner:
+        one, other = subscribed("a"), subscribed("a")
+        for each in (one, other):
+            await owner.join(each, "a")
+        assert list(owner.streams("a")) == [one.routes[0].stream, other.routes[0].stream]
+        await owner.leave(one)
+        await owner.leave(one)
+        assert list(owner.streams("a")) == [other.routes[0].stream]
+        owner.fail(other, error)
+        assert (list(owner.streams("a")), owner._streams, other.told) == ([], {}, [error])
+        cut(owner.connection)
+        link = await owner.connected()
+        assert not link.hears("a")
+
+
+async def test_the_pause_between_two_tries_is_bounded(msight_simulation):
+    async with Owner(Script(None, *[ConnectionLostError("away")] * 40)) as owner:
+        cut(owner.connection)
+        await asyncio.sleep(41)  # of 1 s at most each
+        assert owner.connection is not None
+
+
+async def test_what_is_entered_while_the_bus_moves_is_subscribed_at_the_new_server_alone(msight_simulation):
+    async with Owner(Script()) as owner:
+        old, one = owner.connection, subscribed("a")
+        old.unanswered = []
+        joining = asyncio.create_task(owner.join(one, "a"))
+        await asyncio.sleep(0.1)
+        owner.script.on_leaving(old)
+        await asyncio.sleep(0.1)
+        new = owner.connection
+        assert new is not old
+        old.unanswered[0].finish()
+        await joining
+        assert (old.hears("a"), new.hears("a")) == (False, True)
+
+
+async def test_a_round_trip_without_an_answer_confirms_nothing(msight_simulation):
+    async with Owner(Script()) as owner:
+        owner.connection.mute = True
+        assert await owner.confirm(1.0)  # of nothing
+        owner.connection.in_flight.wrote(SimpleNamespace(run=None, cut=lambda count, reason: None))
+        assert not await owner.confirm(1.0)
+        owner.connection.mute = False
+        assert await owner.confirm(1.0)
+
+
+@pytest.mark.parametrize("mute", [False, True])
+async def test_closing_waits_for_a_confirmation_of_what_is_in_flight(msight_simulation, mute):
+    lost: list[int] = []
+    async with Owner(Script()) as owner:
+        owner.connection.mute = mute
+        owner.connection.in_flight.wrote(SimpleNamespace(run=None, cut=lambda count, reason: lost.append(count)))
+    assert lost == [1] * mute
+    assert owner.script.links[0].gone.done()
+
+
+async def test_whoever_waits_for_room_gets_the_connection_that_there_is_then(msight_simulation):
+    async with Owner(Script()) as owner:
+        owner.connection.congested = True
+        waiting = asyncio.create_task(owner.writable())
+        await asyncio.sleep(0.1)
+        cut(owner.connection)
+        assert await waiting is owner.script.links[1]
+
+
 async def test_a_bus_that_is_closed_while_it_reconnects_leaves_no_connection(msight_simulation):
     script = Script(None)
     async with Owner(script) as owner:
