@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from msight_bus.backends.pubsub.connection import Route
-from msight_bus.backends.pubsub.socket_connection import FRAMES_A_TURN
+from msight_bus.backends.pubsub.socket_connection import BURST_BYTES, FRAMES_A_TURN
 from msight_bus.backends.redis.connection import RedisConnection
 from msight_bus.errors import ConnectionLostError
 from msight_bus.protocol.envelope import TopicCounter
@@ -49,6 +49,8 @@ class Transport:
     def close(self):
         self.closing = True
         asyncio.get_running_loop().call_soon(self.connection.connection_lost, None)
+
+    abort = close
 
 
 class Stream:
@@ -111,6 +113,29 @@ async def test_closing_writes_what_this_turn_has_left():
     await connection.close(1.0)
     assert transport.written.endswith(b"first\r\n*3\r\n$7\r\nPUBLISH\r\n$1\r\na\r\n$6\r\nsecond\r\n")
     assert sender.lost == 2
+
+
+async def test_what_was_read_before_nonsense_is_delivered():
+    transport, delivered = Transport(), []
+    connection = connected(transport)
+    listen(connection, "a", delivered)
+    connection.data_received(message("a", b"1") + message("a", b"2") + b"nonsense\r\n")
+    assert transport.closing
+    await connection.gone
+    assert delivered == [b"1", b"2"]
+
+
+async def test_a_burst_leaves_at_once_and_gives_the_loop_a_turn():
+    transport, counter = Transport(), TopicCounter("a", 7)
+    connection = connected(transport)
+    half = bytes(BURST_BYTES // 2)
+    connection.publish(Sender(), counter, half, None, None)
+    assert (connection.congested, connection.unsent_bytes >= len(half)) == (False, True)
+    connection.publish(Sender(), counter, half, None, None)
+    assert (connection.congested, connection.unsent_bytes) == (True, 0)
+    assert transport.written.count(half) == 2
+    await connection.drained()
+    assert not connection.congested
 
 
 async def test_whoever_waits_for_room_learns_that_the_connection_is_gone():
