@@ -99,3 +99,20 @@ async def test_intake_has_ended_all_when_nothing_is_queued_or_in_hand(in_hand):
         assert finished.done() is not in_hand
         assert messages.left == int(in_hand)
         finished.cancel()
+
+
+async def test_what_is_delivered_again_or_elsewhere_is_in_hand_no_more():
+    log = Log()
+    async with subscription_to(log) as messages:
+        log.deliver(b"1", b"2", b"3")
+        await consume(messages, 1)
+        (message,) = messages._inbox.in_hand
+        messages._inbox.put_back(message)
+        assert messages.left == 3
+        assert await anext(messages) is message
+        assert log.ledger.settled == []
+        messages._inbox.discard(lambda message: message.payload != b"2", "moved")
+        assert messages.left == 1
+        assert await consume(messages, 1) == [(b"2", 0)]
+        assert log.ledger.settled == []
+        assert messages.stats.dropped == {"moved": 1}

@@ -90,6 +90,16 @@ async def test_no_session_and_sequence_comes_twice():
     assert len(names(topics)) == 4
 
 
+async def test_a_bus_knows_its_last_sessions(monkeypatch):
+    monkeypatch.setattr(publishing, "_SESSIONS", 5)
+    topics = topics_of(1)
+    for i in range(50):
+        session, _ = publish(topics, f"t{i}")
+        assert topics.is_own(session)
+        assert not topics.is_own(session + 1)
+        assert len(topics._sessions) <= 5
+
+
 async def test_a_topic_with_publishers_is_kept():
     topics = topics_of(2)
     held = topics.get("a")
