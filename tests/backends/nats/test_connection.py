@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 
+from msight_bus.backends.nats import connection as nats_connection
 from msight_bus.backends.nats.connection import NatsConnection
 from msight_bus.backends.pubsub.connection import Route
-from msight_bus.errors import BusError
+from msight_bus.errors import AuthenticationError, BusError
+from msight_bus.protocol.envelope import TopicCounter
 
 
 class Transport:
@@ -26,10 +29,17 @@ class Transport:
     def resume_reading(self):
         pass
 
-    def write(self, data):
-        pass
+    def __init__(self):
+        self.written = b""
 
-    writelines = write
+    def get_write_buffer_size(self):
+        return 0
+
+    def write(self, data):
+        self.written += data
+
+    def writelines(self, parts):
+        self.write(b"".join(parts))
 
 
 class Lost(list):
@@ -53,8 +63,8 @@ def connected(lost: Lost) -> NatsConnection:
     return connection
 
 
-def route() -> Route:
-    return Route("a", None, None, lambda error: None)
+def route(on_refused=lambda error: None) -> Route:
+    return Route("a", None, None, on_refused)
 
 
 @pytest.mark.parametrize("answered", [True, False])
@@ -81,3 +91,24 @@ async def test_subscriptions_that_were_left_or_refused_leave_nothing_behind():
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert (connection._sids, connection._routes, connection._addresses) == ({}, {}, {})
+
+
+async def test_a_permission_that_is_taken_away_ends_the_subscription_whatever_round_trip_is_under_way():
+    connection, refusals = connected(Lost()), []
+    connection.subscribe(route(refusals.append))
+    connection.data_received(b"PONG\r\n")
+    asked = connection.ping()
+    connection.data_received(b"-ERR 'Permissions Violation for Subscription to \"a\"'\r\nPONG\r\n")
+    await asked.answer
+    (error,) = refusals
+    assert isinstance(error, AuthenticationError)
+    assert connection._sids == {}
+
+
+async def test_a_stream_asks_for_a_round_trip_now_and_then(monkeypatch):
+    monkeypatch.setattr(nats_connection, "_PING_EVERY", 10)
+    connection, sender, counter = connected(Lost()), SimpleNamespace(run=None), TopicCounter("a", 7)
+    for _ in range(25):
+        connection.publish(sender, counter, b"", None, None)
+    await asyncio.sleep(0)
+    assert connection.transport.written.count(b"PING\r\n") == 2
