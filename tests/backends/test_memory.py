@@ -237,6 +237,23 @@ async def test_a_connection_that_does_not_read_is_cut_at_its_bound(monkeypatch, 
     assert broker.exchange._topics == {}
 
 
+@pytest.mark.parametrize(("bound", "enough"), [("_BACKLOG_MESSAGES", 10), ("_BACKLOG_BYTES", 1000)])
+async def test_what_was_read_counts_for_the_bound_no_more(monkeypatch, bound, enough):
+    monkeypatch.setattr(memory, bound, enough)
+    broker = Broker()
+    near, far = broker.connect(), broker.connect()
+    stream = await subscribe(far, "t")
+    for i in range(15):
+        far.pause_reading()
+        broker.publish(near, "t", bytes(100))
+        await turn()
+        far.resume_reading()
+        async with asyncio.timeout(5):
+            while len(stream.payloads) <= i:
+                await asyncio.sleep(0)
+    assert not far.gone.done()
+
+
 async def test_a_connection_that_fails_tells_whoever_waits():
     broker = Broker()
     near = broker.connect()
