@@ -36,6 +36,7 @@ class Log:
 
     def __init__(self) -> None:
         self.ledger = Ledger()
+        self.closed = 0
 
     async def subscribe(self, selection, inbox):
         self.stream = inbox.stream("t")
@@ -47,7 +48,10 @@ class Log:
     async def stop(self):
         pass
 
-    close = commit = stop
+    commit = stop
+
+    async def close(self):
+        self.closed += 1
 
 
 def subscription_to(log: Log) -> Subscription:
@@ -116,3 +120,16 @@ async def test_what_is_delivered_again_or_elsewhere_is_in_hand_no_more():
         assert await consume(messages, 1) == [(b"2", 0)]
         assert log.ledger.settled == []
         assert messages.stats.dropped == {"moved": 1}
+
+
+async def test_closing_ends_the_consumer_at_the_broker_once_and_whoever_waits_for_the_end():
+    log = Log()
+    async with subscription_to(log) as messages:
+        log.deliver(b"1")
+        finished = asyncio.create_task(messages.finished())
+        await asyncio.sleep(0)
+        assert not finished.done()
+        await messages.close()
+        await asyncio.sleep(0)
+        assert finished.done()
+    assert log.closed == 1
