@@ -304,7 +304,9 @@ class PubSubBackend:
         self._listening.pop(connection, None)
         await connection.close(self._limits.pong_timeout)
         if connection in self._away:
-            self._back(connection, 0)  # else a bus whose other connections are open would stay disconnected for its user
+            self._back(
+                connection, 0
+            )  # else a bus whose other connections are open would stay disconnected for its user
 
     async def close(self) -> None:
         """Announce the last sequences, flush and close every connection, within ``pong_timeout`` each."""

@@ -127,7 +127,7 @@ async def test_what_is_entered_while_the_bus_moves_is_subscribed_at_the_new_serv
         joining = asyncio.create_task(owner.join(one, "a"))
         await asyncio.sleep(0.1)
         owner.script.on_leaving(old)
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(1.1)  # a move waits for that long behind the opening
         new = owner.connection
         assert new is not old
         old.unanswered[0].finish()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from msight_bus.protocol import inbound
-from msight_bus.protocol.inbound import Inbound
+from msight_bus.protocol import decoder
+from msight_bus.protocol.decoder import DecodeBuffer
 
 
 def test_the_parts_of_a_payload_are_joined_now_and_then(monkeypatch):
-    monkeypatch.setattr(inbound, "_PARTS", 10)
-    reading = Inbound()
+    monkeypatch.setattr(decoder, "_PARTS", 10)
+    reading = DecodeBuffer()
     sent = bytes(range(256)) * 2
     reading.begin((b"a", None, b""), b"head" + sent[:1], 4, len(sent) + 1)
     for i in range(1, len(sent)):
