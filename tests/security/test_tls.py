@@ -97,7 +97,9 @@ async def test_without_the_clients_certificate_or_with_a_foreign_one_it_is_refus
 async def test_a_server_without_tls_where_it_was_asked_for_is_told_nothing(kind, secured, made, watch):
     async with secured(kind).at("plain") as way:
         settings = settings_of(environment(kind, way.port, made), MSIGHT_CONNECT_TIMEOUT="1")
-        await refused(ConnectionLostError, settings, watch, "disconnected before any credential" if kind == "nats" else "")
+        await refused(
+            ConnectionLostError, settings, watch, "disconnected before any credential" if kind == "nats" else ""
+        )
         assert way.connections == 1
         assert not found_in(way.bytes.decode("latin-1"))
         assert_nothing_was_told(way.bytes)
