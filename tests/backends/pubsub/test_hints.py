@@ -58,7 +58,7 @@ async def hang_up_when_spoken_to(reader, writer):
     await reader.read(1)
 
 
-REASON = r"(?i)closed|reset|hung up|ended|aborted|lost|empty response"
+REASON = r"(?i)closed|reset|hung up|ended|aborted|lost|empty response|broken pipe"
 
 
 @pytest.mark.parametrize(
