@@ -14,8 +14,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, cast
 from urllib.parse import quote, unquote
 
+from msight_bus.errors import too_large
 from msight_bus.protocol import envelope
-from msight_bus.protocol.decoder import NO_FOREIGN, DecodeBuffer, Decoder, FrameTooLargeError, ProtocolError, Reply
+from msight_bus.protocol.codec import Codec, Decoded
+from msight_bus.protocol.decoder import NO_UNDECODED, DecodeBuffer, Decoder, FrameTooLargeError, ProtocolError, Reply
 from msight_bus.protocol.envelope import TopicCounter
 from msight_bus.protocol.runs import NOT_OURS, Address, Frame, HeadCache, Meta, Run, leading
 
@@ -54,31 +56,31 @@ def pack_extension(key: str | None, headers: Mapping[str, str] | None) -> bytes:
     return b"%b\r\n%b\r\n" % (start, b"".join(lines))
 
 
-def message_bytes(payload_bytes: int, extension: bytes = NO_EXTENSION) -> int:
-    """Return the bytes of a message as NATS counts them for ``max_payload``: header block and payload."""
-    return META_BYTES + len(extension) + payload_bytes
+def publish(  # noqa: PLR0917 - once a message, and keywords cost time
+    counter: TopicCounter, payload: bytes, key: str | None, headers: Mapping[str, str] | None, now: int, limit: int
+) -> tuple[tuple[bytes, ...], int]:
+    """Encode an HPUB of the topic's next message (`codec.Publish`).
 
-
-def publish(counter: TopicCounter, payload: bytes, extension: bytes, now: int) -> tuple[bytes, ...]:
-    """Encode an HPUB of the topic's next message.
-
-    Args:
-        counter: of the topic; its sequence advances.
-        payload: of the message.
-        extension: from `pack_extension`.
-        now: publish time in nanoseconds since 1970.
-
-    Returns:
-        Parts to write one after another.
+    Raises:
+        MessageTooLargeError: headers and payload are over ``max_payload``; the server would close the connection.
     """
+    extension = pack_extension(key, headers) if headers or key is not None else NO_EXTENSION
     block_bytes = META_BYTES + len(extension)
-    sizes = block_bytes, block_bytes + len(payload)
+    size = block_bytes + len(payload)
+    if size > limit:
+        raise too_large("NATS", size, limit, "max_payload of the server")
+    sizes = block_bytes, size
     if counter.head_for != sizes:
-        counter.head = b"HPUB %b %d %d\r\nNATS/1.0\r\nmsight: %016x" % (counter.name, *sizes, counter.session)
+        counter.head = b"HPUB %b %d %d\r\nNATS/1.0\r\nmsight: %016x" % (
+            counter.name,
+            block_bytes,
+            size,
+            counter.session,
+        )
         counter.head_for = sizes
     counter.sequence = sequence = counter.sequence + 1
     digits = hexlify(_pack_place(sequence, now))  # twice as fast as "%016x%016x"
-    return counter.head, digits, extension, payload, b"\r\n"
+    return (counter.head, digits, extension, payload, b"\r\n"), size
 
 
 def subscribe(subject: bytes, sid: int, group: bytes | None = None) -> bytes:
@@ -136,20 +138,23 @@ def decoder(max_message_bytes: int) -> Decoder:
     Args:
         max_message_bytes: maximum bytes of a message, header block included; `OVERHEAD` more are accepted.
 
-    The metadata of a `Foreign` message is the header block, ``b""`` without one; see `read_foreign`.
+    The metadata of an `Undecoded` message is the header block, ``b""`` without one; see `decode_metadata`.
     """
     buffer = DecodeBuffer()
     return Decoder(_Grammar(buffer, max_message_bytes + OVERHEAD), buffer, HeadCache(_make_run))
 
 
-def read_foreign(block: bytes, payload: bytes) -> tuple[Meta | None, str | None, Mapping[str, str], bytes]:
-    """Decode a `Foreign` message: its `Meta` (``None`` for another publisher's message), key, headers and payload."""
+def decode_metadata(block: bytes, payload: bytes) -> Decoded:
+    """Decode an `Undecoded` message (`codec.Decoded`)."""
     if not block:
         return None, None, {}, payload
     headers = parse_headers(block)
     digits, has_key, key = headers.pop(envelope.HEADER, "").partition(" ")
     meta = envelope.unpack_header(digits)
     return meta, _unpack_key(key) if has_key else None, headers, payload
+
+
+CODEC: Final = Codec(publish, decoder, decode_metadata)
 
 
 def parse_headers(block: bytes) -> dict[str, str]:
@@ -222,7 +227,7 @@ class _Grammar:
     def read(self, data: bytes, position: int, limit: int, heads: HeadCache | None) -> tuple[int, int]:
         """See `Grammar.read`."""
         buffer, largest = self._buffer, self._limit
-        items, opened, opened_foreign = buffer.items, buffer.opened, buffer.opened_foreign
+        items, opened, opened_undecoded = buffer.items, buffer.opened, buffer.opened_undecoded
         startswith, end = data.startswith, len(data)
         taken = 0
         while taken < limit and position < end:
@@ -273,9 +278,9 @@ class _Grammar:
                 if after > end:
                     buffer.begin((address, None, block), data, body, after - end)
                 else:
-                    found = opened_foreign.get(address)
+                    found = opened_undecoded.get(address)
                     if found is None:
-                        buffer.add_foreign(address, (block, data[body : after - 2]))
+                        buffer.add_undecoded(address, (block, data[body : after - 2]))
                     else:
                         found.append((block, data[body : after - 2]))
             else:
@@ -288,9 +293,9 @@ class _Grammar:
                     frames = opened.get(address)
                     if frames is None:
                         opened[address] = frames = []
-                        if opened_foreign:
-                            opened_foreign.pop(address, None)
-                        items.append((address, frames, NO_FOREIGN))
+                        if opened_undecoded:
+                            opened_undecoded.pop(address, None)
+                        items.append((address, frames, NO_UNDECODED))
                     frames.append((b"", session, sequence, published, data[body : after - 2]))
             taken += 1
             if after > end:
@@ -300,9 +305,9 @@ class _Grammar:
                 break
         return position, taken
 
-    def add_foreign(self, address: Address, block: bytes, payload: bytes) -> None:
-        """See `Grammar.add_foreign`."""
-        self._buffer.add_foreign(address, (block, payload))
+    def add_undecoded(self, address: Address, block: bytes, payload: bytes) -> None:
+        """See `Grammar.add_undecoded`."""
+        self._buffer.add_undecoded(address, (block, payload))
 
 
 _H, _M = b"HM"
