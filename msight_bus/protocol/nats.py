@@ -124,10 +124,19 @@ def _unpack_key(text: str) -> str:
 
 _SIZES = {b"%d" % size: size for size in range(4096)}
 _LINE_AND_END = MAX_CONTROL_LINE + 2
-_LINE = re.compile(
-    rb"(?:HMSG ([^ \r\n\t]{1,512}+ \d{1,20}+) (\d{1,9}+)|MSG ([^ \r\n\t]{1,512}+ \d{1,20}+)) (\d{1,9}+)\r\n"
+_USUAL = re.compile(
+    rb"MSG ([^ \r\n\t]{1,512}+ \d{1,20}+) (\d{1,9}+)\r\n"
+    rb"|HMSG ([^ \r\n\t]{1,512}+ \d{1,20}+) %d (\d{1,9}+)\r\nNATS/1\.0\r\nmsight: (.{48})\r\n\r\n" % _OURS_BYTES,
+    re.DOTALL,
 )
-"""HMSG <subject> <sid> <header bytes> <total bytes>, or MSG <subject> <sid> <bytes>; without a reply subject, as most are."""
+"""Up to its payload, a message without headers (address, bytes) or one of the bus without key and headers (address, total bytes,
+digits of the metadata); without a reply subject, as most are."""
+
+_BLOCK = re.compile(rb"NATS/1\.0\r\nmsight: .{48}\r\n\r\n", re.DOTALL)
+"""The header block of a message of the bus without key and headers."""
+
+_HEADED = re.compile(rb"HMSG ([^ \r\n\t]{1,512}+ \d{1,20}+) (\d{1,9}+) (\d{1,9}+)\r\n")
+"""Any message with headers and without a reply subject: address, header bytes, total bytes."""
 
 _KINDS = {b"PING": Reply("PING"), b"PONG": Reply("PONG"), b"+OK": Reply("OK")}
 
@@ -228,34 +237,42 @@ class _Grammar:
         """See `Grammar.read`."""
         buffer, largest = self._buffer, self._limit
         items, opened, opened_undecoded = buffer.items, buffer.opened, buffer.opened_undecoded
-        startswith, end = data.startswith, len(data)
+        match, size_of, end = _USUAL.match, _SIZES.get, len(data)
         taken = 0
         while taken < limit and position < end:
-            line = _LINE.match(data, position)
-            if line is not None:
-                address, block_digits, plain, digits = line.groups()
-                start = line.end()
+            usual = match(data, position)
+            if usual is not None:
+                plain, digits, address, total_digits, metadata = usual.groups()
+                start = usual.end()
                 if plain is not None:
                     address, block_bytes = plain, 0
-                elif (block_bytes := _SIZES.get(block_digits, -1)) < 0:
-                    block_bytes = int(block_digits)
-                if (total := _SIZES.get(digits, -1)) < 0:
+                else:
+                    digits, block_bytes = total_digits, _OURS_BYTES
+                    start -= block_bytes
+                total = size_of(digits, -1)
+                if total < 0:
                     total = int(digits)
             else:
-                eol = data.find(b"\r\n", position, position + _LINE_AND_END)
-                if eol < 0:
-                    if end - position >= _LINE_AND_END:
-                        raise ProtocolError(
-                            f"A control line exceeds {MAX_CONTROL_LINE} bytes; the peer does not speak NATS."
-                        )
-                    break
-                start = eol + 2
-                if data[position] not in (_H, _M):
-                    buffer.add_reply(_reply(data[position:eol]))
-                    taken += 1
-                    position = start
-                    continue
-                address, block_bytes, total = _read_line(data[position:eol])
+                metadata = None
+                headed = _HEADED.match(data, position)
+                if headed is not None:
+                    address, start = headed[1], headed.end()
+                    block_bytes, total = int(headed[2]), int(headed[3])
+                else:
+                    eol = data.find(b"\r\n", position, position + _LINE_AND_END)
+                    if eol < 0:
+                        if end - position >= _LINE_AND_END:
+                            raise ProtocolError(
+                                f"A control line exceeds {MAX_CONTROL_LINE} bytes; the peer does not speak NATS."
+                            )
+                        break
+                    start = eol + 2
+                    if data[position] not in (_H, _M):
+                        buffer.add_reply(_reply(data[position:eol]))
+                        taken += 1
+                        position = start
+                        continue
+                    address, block_bytes, total = _read_line(data[position:eol])
             if total > largest:
                 raise FrameTooLargeError(
                     f"NATS announced a message of {total} bytes; at most {largest} are accepted "
@@ -270,9 +287,14 @@ class _Grammar:
             if body > end:
                 buffer.needed = body - position
                 break
-            meta = None
-            if block_bytes == _OURS_BYTES and startswith(_START, start) and startswith(_BLOCK_END, body - 4):
+            if metadata is not None:
+                meta = envelope.unpack_header(metadata)
+            elif (
+                usual is None and block_bytes == _OURS_BYTES and _BLOCK.match(data, start)
+            ):  # there was a reply subject
                 meta = envelope.unpack_header(data[start + _START_BYTES : body - 4])
+            else:
+                meta = None
             if meta is None:
                 block = data[start:body]
                 if after > end:

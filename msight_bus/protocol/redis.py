@@ -144,15 +144,13 @@ _OURS = MAGIC + bytes(4)
 
 _unpack_meta = struct.Struct(">QQQ").unpack_from
 
-_KEY_BYTES = len(_MESSAGE) + 3
-_CHANNELS = {
-    (b"%b%d\r\n" % (_MESSAGE, size))[:_KEY_BYTES]: (len(_MESSAGE) + len(b"%d\r\n" % size), size)
-    for size in range(1, 100)
-}
-"""By the first bytes of a message with a short channel: the offset of the channel, and its length."""
+_USUAL = re.compile(
+    rb"\*3\r\n\$7\r\nmessage\r\n\$(\d{1,3}+)\r\n([^\r]{1,999}+)\r\n\$(\d{1,9}+)\r\n(\xc1MB\x01\0\0\0\0)?+"
+)
+"""Up to the payload: length of the channel, channel, length of the payload, the beginning of a prefix without an extension."""
 
-_SIZES = {b"\r\n$%d" % size: size for size in range(4096)}
-"""Lengths of small payloads, by the bytes that precede them."""
+_SIZES = {b"%d" % size: size for size in range(4096)}
+"""Small lengths, which are looked up instead of parsed."""
 
 _PONG = Reply("PONG")
 _PREFIX_FIRST = MAGIC[0]
@@ -219,35 +217,29 @@ class _Grammar:
         """See `Grammar.read`."""
         buffer, largest = self._buffer, self._limit
         items, opened, opened_undecoded = buffer.items, buffer.opened, buffer.opened_undecoded
-        find, startswith, end = data.find, data.startswith, len(data)
+        match, startswith, end = _USUAL.match, data.startswith, len(data)
         taken = 0
         address: Address
         while taken < limit and position < end:
-            short = _CHANNELS.get(data[position : position + _KEY_BYTES])
-            if short is None:
-                if not startswith((_MESSAGE, _PMESSAGE), position):
-                    after, count = self._read_reply(data, position, limit - taken)
-                    if not count:
-                        break
-                    position = after
-                    taken += count
-                    continue
-                body = 0
-            else:  # the usual case: lengths are looked up instead of parsed
-                start, channel_bytes = short
-                start += position
-                stop = start + channel_bytes
-                body = find(b"\r\n", stop + 3, stop + 9) + 2
-                size = _SIZES.get(data[stop : body - 2], -1)
-                if body < 2 or size < 0 or data[start - 1] != _LF:
-                    body = 0
-                else:
-                    address = data[start:stop]
-            if not body:
+            usual = match(data, position)
+            if usual is not None and _SIZES.get((parts := usual.groups())[0]) == len(parts[1]):
+                _, address, digits, ours = parts
+                if (size := _SIZES.get(digits, -1)) < 0:
+                    size = int(digits)
+                body = usual.end() - 8 if ours else usual.end()
+            elif startswith((_MESSAGE, _PMESSAGE), position):
                 found = self._read_head(data, position)
                 if found is None:
                     break
                 address, body, size = found
+                ours = startswith(_OURS, body)
+            else:
+                after, count = self._read_reply(data, position, limit - taken)
+                if not count:
+                    break
+                position = after
+                taken += count
+                continue
             if size > largest:
                 raise FrameTooLargeError(
                     f"Redis announced a message of {size} bytes; at most {largest} are accepted "
@@ -258,7 +250,7 @@ class _Grammar:
             after = body + size + 2
             if after > end and body + min(size, PREFIX_BYTES) > end:
                 break
-            if size >= PREFIX_BYTES and startswith(_OURS, body) and (meta := _unpack_meta(data, body + 8))[1]:
+            if ours and size >= PREFIX_BYTES and (meta := _unpack_meta(data, body + 8))[1]:
                 if heads is not None:
                     heads.learn(address, data[position : body + 8], size - PREFIX_BYTES)
                 if after > end:

@@ -351,15 +351,25 @@ def test_bytes_that_come_while_others_are_left_over_follow_them():
 
 def test_heads_that_do_not_repeat_are_not_looked_up_for_a_while():
     decoder = redis.decoder(LIMIT)
-    for size in range(1, 400):
-        decoder.feed(message(b"a", framed(1, bytes(size))))
+    for number in range(4200):
+        decoder.feed(message(b"a%d" % number, framed(1, b"x")))
     assert decoder._heads.pause > 0
-    assert len(taken(decoder)) == 399
-    for _ in range(5000):
+    assert len(taken(decoder)) == 4200
+    for _ in range(33_000):
         decoder.feed(message(b"a", framed(1, b"equal")))
-    assert len(taken(decoder)) == 5000
+    assert len(taken(decoder)) == 33_000
     assert decoder._heads.pause == 0
     assert decoder._heads.hits > 0
+
+
+def test_a_thousand_heads_are_learned_at_their_second_sight():
+    decoder = redis.decoder(LIMIT)
+    for _ in range(3):
+        for size in range(1, 1001):
+            decoder.feed(message(b"a", framed(1, bytes(size))))
+    assert len(taken(decoder)) == 3000
+    assert decoder._heads.pause == 0
+    assert decoder._heads.hits >= 700  # those whose number of digits is the one before
 
 
 # -- sending
