@@ -101,13 +101,6 @@ class DecodeBuffer:
         self._parts: list[bytes | memoryview] = []
         self._pending: tuple[Address, Meta | None, bytes] = b"", None, b""
 
-    def take(self) -> list[Segment | Reply]:
-        """Return the items added since the last call."""
-        items, self.items = self.items, []
-        self.opened.clear()
-        self.opened_undecoded.clear()
-        return items
-
     def add_reply(self, reply: Reply) -> None:
         """Add a reply; later messages begin new segments."""
         self.items.append(reply)
@@ -217,7 +210,11 @@ class Decoder:
     def take(self) -> list[Segment | Reply]:
         """Return the segments and replies that `feed` has decoded since the last call, in the order of the stream."""
         self.taken = 0
-        return self._buffer.take()
+        buffer = self._buffer
+        items, buffer.items = buffer.items, []
+        buffer.opened.clear()
+        buffer.opened_undecoded.clear()
+        return items
 
     def single(self, data: bytes) -> tuple[Address, Frame] | None:
         """Decode data that is exactly one frame with a cached head: the usual case below saturation.

@@ -298,7 +298,12 @@ class SocketConnection(Connection, asyncio.Protocol):
                     for _, session, sequence, published, payload in frames
                 ]
             else:
-                batch = [self._message(topic, metadata, payload, received_at) for metadata, payload in undecoded]
+                batch = [
+                    self._message(topic, metadata, payload, received_at)
+                    if metadata
+                    else Message(topic, payload, NO_HEADERS, None, None, None, None, received_at)
+                    for metadata, payload in undecoded
+                ]
             if self.interceptor is None:
                 route.stream.deliver(batch)
             else:
