@@ -90,6 +90,8 @@ def test_one_run_is_recorded_with_its_machine_and_versions(tmp_path):
     assert [set(run) for run in result["rows"]["memory publish 1 x 128 B"][BASE]] == [{"rate", "cpu_us", "peak_mib"}]
 
 
+@pytest.mark.faults
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind is not installed")
 def test_instructions_are_counted_for_each_checkout(tmp_path):
     to = tmp_path / "instructions.json"
