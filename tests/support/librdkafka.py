@@ -11,9 +11,10 @@ from confluent_kafka import Consumer, KafkaException, Message, Producer
 
 from tests.support.brokers import Backend
 
-CLASSIC = {"partition.assignment.strategy": "roundrobin"}
+CLASSIC = {"partition.assignment.strategy": "roundrobin", "session.timeout.ms": 6000, "heartbeat.interval.ms": 500}
 CONSUMER = {"group.protocol": "consumer"}
-"""The group protocol of KIP-848, in which the broker assigns."""
+PROTOCOLS = {"classic": CLASSIC, "KIP-848": CONSUMER}
+"""In the second, the broker assigns."""
 
 
 def options(kafka: Backend) -> dict[str, Any]:

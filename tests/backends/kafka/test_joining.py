@@ -15,11 +15,11 @@ from msight_bus import ConnectionLostError
 from msight_bus.backends.kafka import group
 from tests.support.kafka_admin import administering
 from tests.support.kafka_records import Rec, batch_of, raw_producer
-from tests.support.librdkafka import CLASSIC, CONSUMER, Member
+from tests.support.librdkafka import CLASSIC, PROTOCOLS, Member
 from tests.support.receiving import numbers
 from tests.support.rig import until
 
-MAKES = pytest.mark.parametrize("options", [CLASSIC, CONSUMER], ids=["classic", "KIP-848"])
+MAKES = pytest.mark.parametrize("options", PROTOCOLS.values(), ids=PROTOCOLS)
 
 
 @asynccontextmanager
