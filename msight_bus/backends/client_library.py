@@ -37,20 +37,27 @@ class ClientLibrary:
         Raises:
             BusError: an attribute is missing.
         """
-        try:
-            version = importlib.metadata.version(self.name)
-        except importlib.metadata.PackageNotFoundError:
-            version = "(unknown version)"
         missing = [_describe(owner, name) for owner, names in required for name in names if not hasattr(owner, name)]
         if missing:
-            raise BusError(
-                f"{self.name} {version} does not work with this version of msight-bus: it has no {', '.join(missing)}. "
-                f"Tested versions: {self.oldest} to {self.newest}; install one of them."
-            )
+            raise self.lacks(f"it has no {', '.join(missing)}")
+        version = self._version()
         tested = _numbers(self.oldest) <= _numbers(version) <= _numbers(self.newest)
         if not tested and (self.name, version) not in _reported:
             _reported.add((self.name, version))
             logger.warning("%s %s is not a tested version: %s to %s.", self.name, version, self.oldest, self.newest)
+
+    def lacks(self, problem: str) -> BusError:
+        """Return the error for an installed version that cannot be used because of ``problem``."""
+        return BusError(
+            f"{self.name} {self._version()} does not work with this version of msight-bus: {problem}. "
+            f"Tested versions: {self.oldest} to {self.newest}; install one of them."
+        )
+
+    def _version(self) -> str:
+        try:
+            return importlib.metadata.version(self.name)
+        except importlib.metadata.PackageNotFoundError:
+            return "(unknown version)"
 
 
 def _describe(owner: object, name: str) -> str:

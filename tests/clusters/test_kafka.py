@@ -7,6 +7,7 @@ import time
 from collections import Counter
 
 import pytest
+from aiokafka import TopicPartition
 
 from msight_bus.events import Disconnected
 from tests.support.clusters import kafka_cluster
@@ -29,8 +30,10 @@ def cluster():
 
 async def leader_of(bus, topic):
     """The number of the broker that leads the first partition."""
-    (entry,) = (await bus.core.backend._directory._admin.metadata([topic])).topics
-    return entry[-1][0][2]
+    client = bus.core.backend._client
+    client.track(topic)
+    await client.update_metadata()
+    return client.leader(TopicPartition(topic, 0))
 
 
 async def test_what_does_not_outlive_a_broker_is_warned_of(cluster, caplog):

@@ -7,27 +7,22 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 
 from msight_bus.backends.base import BLOCKED, Blocked, Inbox, Selection
-from msight_bus.backends.kafka.aiokafka_compat import check_connections, take_over
-from msight_bus.backends.kafka.client import client_options, probe, record_bytes
-from msight_bus.backends.kafka.consumer_compat import MarkingAssignor, check_aiokafka
+from msight_bus.backends.kafka.aiokafka_compat import Client, MetadataRequest, check_aiokafka, record_bytes
+from msight_bus.backends.kafka.client import client_options, probe
+from msight_bus.backends.kafka.consumer_compat import Consumer, MarkingAssignor, check_consumers
 from msight_bus.backends.kafka.credentials import Credentials
 from msight_bus.backends.kafka.errors import translate
 from msight_bus.backends.kafka.feed import KafkaFeed
 from msight_bus.backends.kafka.group import GroupFeed
 from msight_bus.backends.kafka.live_view import LiveViewFeed
-from msight_bus.backends.kafka.producer import (
-    KafkaProducer,
-    PartitionWriter,
-    choose_partition,
-    choose_unkeyed_partition,
-)
+from msight_bus.backends.kafka.partition_writer import PartitionWriter
+from msight_bus.backends.kafka.producer import KafkaProducer, choose_partition, choose_unkeyed_partition
 from msight_bus.backends.kafka.records import RawHeaders, raw_headers, to_bytes
 from msight_bus.backends.kafka.start import check_start
-from msight_bus.backends.kafka.topics import TopicDirectory, TopicInfo
+from msight_bus.backends.kafka.topics import DEFAULT_MAX_MESSAGE_BYTES, TopicDirectory, TopicInfo
 from msight_bus.backends.kafka.watch import watch
 from msight_bus.capabilities import Capabilities
 from msight_bus.errors import (
@@ -47,6 +42,10 @@ from msight_bus.tasks import Gate, run_shielded
 logger = logging.getLogger("msight_bus")
 
 _NEVER_MS = 2**31 - 1
+
+_METADATA_AGE_MS = 300_000
+"""Milliseconds after which the cluster is asked again which partitions the topics have."""
+
 _RECORD_OVERHEAD = record_bytes(None, b"", [(envelope.HEADER, b"0" * 48)]) + 16
 
 
@@ -146,16 +145,9 @@ class KafkaBackend:
         self._limits = settings.limits
         self._credentials = Credentials(settings.kafka)
         self._options = client_options(settings, self._credentials)
-        self._directory = TopicDirectory(settings, self._options, self._credentials, self._forget_routes)
-        self._producer = KafkaProducer(
-            settings,
-            self._options,
-            self._credentials,
-            new_session,
-            self._directory,
-            on_forgotten=self._directory.forget,
-        )
+        self._new_session = new_session
         self._report = report
+        self._client: Client | None = None
         self._watching: asyncio.Task[None] | None = None
         self._is_away = False
         self._routes: dict[str, dict[str | None, _Route]] = {}  # of each topic, by publisher
@@ -180,17 +172,17 @@ class KafkaBackend:
             acknowledgement=True,
             native_headers=True,
             tail_loss=True,
-            max_message_bytes=min(self._directory.max_message_bytes, self._limits.max_message_bytes),
+            max_message_bytes=min(DEFAULT_MAX_MESSAGE_BYTES, self._limits.max_message_bytes),
         )
 
     async def open(self) -> None:
         """Connect, and learn at once why if that fails."""
         try:
             async with asyncio.timeout(self._limits.connect_timeout):
-                check_connections()
+                check_aiokafka()
                 await self._probe()
-                await self._directory.open()
-            watching = watch(self._directory.ask, self._probe_patiently, self._limits, self._heard, self._on_refused)
+                await self._connect()
+            watching = watch(self._ask, self._probe_patiently, self._limits, self._heard, self._on_refused)
             self._watching = asyncio.create_task(watching, name="msight_bus kafka watch")
         except TimeoutError as error:
             raise ConnectionLostError(
@@ -198,6 +190,27 @@ class KafkaBackend:
                 f"{self._limits.connect_timeout:g} s (MSIGHT_CONNECT_TIMEOUT). Is it Kafka that listens there? "
                 "MSIGHT_KAFKA_SERVERS says where it is."
             ) from error
+
+    async def _connect(self) -> None:
+        self._client = client = Client(
+            self._credentials, seen=self._seen, metadata_max_age_ms=_METADATA_AGE_MS, **self._options
+        )
+        self._directory = TopicDirectory(self._settings, client, self._forget_routes)
+        self._producer = KafkaProducer(
+            self._settings, client, self._directory, self._new_session, on_forgotten=self._directory.forget
+        )
+        try:
+            await client.bootstrap()
+        except KafkaError as error:
+            raise translate(error, "connect") from error
+
+    def _seen(self, topic: str, partitions: int) -> None:
+        self._directory.seen(topic, partitions)
+
+    async def _ask(self) -> None:
+        """Ask the cluster for a sign of life."""
+        assert self._client is not None
+        await self._client.ask(MetadataRequest([]), within=self._limits.pong_timeout)
 
     async def _probe(self) -> None:
         await probe(self._options | self._credentials())
@@ -333,8 +346,10 @@ class KafkaBackend:
         info = await self._directory.ensure(selection.topics[0])
         check_start(selection.start, selection.topics[0], info.partitions)
         kafka = self._settings.kafka
-        check_aiokafka()
-        consumer = AIOKafkaConsumer(
+        check_consumers()
+        metadata_age_ms = 30_000
+        consumer = Consumer(
+            Client(self._credentials, metadata_max_age_ms=metadata_age_ms, **self._options),
             **self._options,
             group_id=selection.group_id,
             enable_auto_commit=False,
@@ -345,11 +360,9 @@ class KafkaBackend:
             heartbeat_interval_ms=min(2000, int(kafka.session_timeout * 1000 / 3)),
             fetch_max_wait_ms=500,
             max_partition_fetch_bytes=kafka.tuning.fetch_bytes,  # the first batch comes whole, however large (KIP-74)
-            metadata_max_age_ms=30_000,
             isolation_level=kafka.isolation,
             partition_assignment_strategy=(MarkingAssignor,),
         )
-        take_over(consumer._client, self._credentials)
         feed: KafkaFeed
         if selection.group_id is None:
             feed = LiveViewFeed(selection, inbox, self._settings, consumer, self._dead_letter)
@@ -428,6 +441,9 @@ class KafkaBackend:
             await asyncio.wait((self._watching,))
         if self._ending is not None:
             await asyncio.wait((self._ending,))
+        if self._client is None:
+            return
         # Whoever drained has already waited for a broker that is away.
         await self._producer.close(self._limits.pong_timeout if self._is_away else self._limits.drain_timeout)
         await self._directory.close()
+        await self._client.aclose()

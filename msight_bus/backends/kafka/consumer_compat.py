@@ -10,7 +10,6 @@ from typing import Any
 
 import aiokafka.errors as kafka_errors
 from aiokafka import AIOKafkaConsumer, OffsetAndMetadata, TopicPartition
-from aiokafka.client import AIOKafkaClient
 from aiokafka.consumer.fetcher import READ_COMMITTED, Fetcher, FetchResult, PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
@@ -19,13 +18,26 @@ from aiokafka.protocol.admin import DescribeGroupsRequest
 from aiokafka.protocol.fetch import FetchRequest
 
 from msight_bus.backends.failover import in_turn
-from msight_bus.backends.kafka.aiokafka_compat import AIOKAFKA
-from msight_bus.backends.kafka.client import close_client, end_tasks
+from msight_bus.backends.kafka.aiokafka_compat import AIOKAFKA, Client
 from msight_bus.backends.kafka.partition_reader import ListMaker, PartitionReader
 from msight_bus.backends.kafka.topic_id import TopicIdentity, TopicIdentityRequest, read_identity
+from msight_bus.tasks import start_with_grace
 
 
-def check_aiokafka() -> None:
+class Consumer(AIOKafkaConsumer):
+    """aiokafka's consumer, with a `Client`."""
+
+    def __init__(self, client: Client, **options: Any) -> None:
+        super().__init__(**options)
+        self._client = client
+
+
+async def start_consumer(consumer: AIOKafkaConsumer) -> None:
+    """Start a consumer; aiokafka leaks what it has opened when it is cancelled there."""
+    await start_with_grace(consumer.start())
+
+
+def check_consumers() -> None:
     """Log a WARNING if the installed aiokafka is not a tested version.
 
     Raises:
@@ -168,7 +180,7 @@ async def commit_any(consumer: AIOKafkaConsumer, offsets: dict[Any, Any]) -> Non
 class _FetchTap:
     """A consumer's client that keeps each fetched partition's bytes, which aiokafka's own classes do not give away."""
 
-    def __init__(self, client: AIOKafkaClient, maker: ListMaker) -> None:
+    def __init__(self, client: Client, maker: ListMaker) -> None:
         self._client = client
         self._maker = maker
         self.fetched: dict[TopicPartition, bytes] = {}
@@ -251,4 +263,16 @@ async def end_consumer(consumer: AIOKafkaConsumer, *, leave_within: float) -> No
         fetcher._closed = True
         tasks += [fetcher._fetch_task, *fetcher._pending_tasks]
     await end_tasks(tasks)
-    await close_client(consumer._client)
+    await consumer._client.aclose()
+
+
+async def end_tasks(tasks: list[asyncio.Task[Any] | None]) -> None:
+    """Cancel until they are gone: one that catches the first cancellation gets the next."""
+    alive = [task for task in tasks if task is not None and not task.done()]
+    for _ in range(50):
+        if not alive:
+            return
+        for task in alive:
+            task.cancel()
+        await asyncio.sleep(0)
+        alive = [task for task in alive if not task.done()]

@@ -32,7 +32,13 @@ class UnreachableBrokerError(kafka_errors.NodeNotReadyError):
     """A broker cannot be reached at the address that the cluster gives for it; its text names the address and the reason."""
 
 
-kafka_errors.kafka_errors[InvalidRecordError.errno] = InvalidRecordError
+_UNKNOWN_TO_AIOKAFKA: dict[int, type[kafka_errors.KafkaError]] = {InvalidRecordError.errno: InvalidRecordError}
+
+
+def error_for(code: int) -> type[kafka_errors.KafkaError]:
+    """The error of a code in an answer."""
+    return _UNKNOWN_TO_AIOKAFKA.get(code) or kafka_errors.for_code(code)
+
 
 REFUSED = (
     kafka_errors.AuthenticationFailedError,

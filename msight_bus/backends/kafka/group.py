@@ -18,7 +18,6 @@ from aiokafka import ConsumerRebalanceListener, OffsetAndMetadata, TopicPartitio
 from aiokafka.errors import KafkaError, RebalanceInProgressError
 
 from msight_bus.backends.deadlines import loop_timeout
-from msight_bus.backends.kafka.client import start_client
 from msight_bus.backends.kafka.consumer_compat import (
     check_group,
     commit_any,
@@ -27,6 +26,7 @@ from msight_bus.backends.kafka.consumer_compat import (
     has_coordinator,
     partitions_of_mates,
     rejoin,
+    start_consumer,
 )
 from msight_bus.backends.kafka.errors import REFUSED, translate
 from msight_bus.backends.kafka.feed import KafkaFeed
@@ -63,7 +63,7 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
         self._foreseen = {}
         self._start = self._selection.start
         self._begins_anew = False
-        await start_client(self._consumer)
+        await start_consumer(self._consumer)
         fetch_lists(self._consumer, self)
         self._consumer.subscribe([self.topic], listener=self)
         pump = self._run(self._pump(), "pump")

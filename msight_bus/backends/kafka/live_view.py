@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from aiokafka import TopicPartition
 
-from msight_bus.backends.kafka.client import start_client
-from msight_bus.backends.kafka.consumer_compat import fetch_lists
+from msight_bus.backends.kafka.consumer_compat import fetch_lists, start_consumer
 from msight_bus.backends.kafka.feed import KafkaFeed
 from msight_bus.backends.kafka.start import Moment, moment_of, resolve
 from msight_bus.backends.kafka.topics import TopicDirectory
@@ -19,7 +18,7 @@ class LiveViewFeed(KafkaFeed):
 
     async def start(self) -> None:
         """Take all partitions, each from where the request says."""
-        await start_client(self._consumer)
+        await start_consumer(self._consumer)
         fetch_lists(self._consumer, self)
         await self._identify()
         starts = await resolve(self._consumer, self._partitions(0, self.partitions), self._selection.start)

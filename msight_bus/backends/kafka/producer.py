@@ -1,68 +1,59 @@
-"""Publishing to Kafka: one queue of batches a partition, so that order holds and a batch costs one future.
+"""Sends the batches of all partitions. What happens to one partition touches no batch of another.
 
-While a batch is on its way the next one fills, so batches grow with the rate and nothing waits on a timer. aiokafka keeps
-one batch of a partition in flight. A full batch is handed to it behind that one, so that it never waits for us; one that can
-still fill is not, or what comes next would have to wait for both.
+aiokafka's own producer spends the sequence numbers of a refused batch, never takes another producer id, and ends with all topics
+at an error that it does not expect.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from binascii import hexlify
-from collections import Counter, deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Callable, Iterable
 from itertools import islice
-from time import time_ns
 from typing import Any
 from zlib import crc32
 
-from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError, UnknownTopicOrPartitionError
-from aiokafka.partitioner import murmur2
+from aiokafka import TopicPartition
+from aiokafka.errors import (
+    KafkaError,
+    LeaderNotAvailableError,
+    TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
+)
 
-from msight_bus.backends.kafka.aiokafka_compat import Credentials, take_over
-from msight_bus.backends.kafka.client import close_batch, record_appender
-from msight_bus.backends.kafka.errors import translate
-from msight_bus.backends.kafka.idempotence import IdempotentProducer
+from msight_bus.backends.kafka.aiokafka_compat import (
+    CODECS,
+    Client,
+    InitProducerIdRequest,
+    batch_builder,
+    murmur2,
+    produce_errors,
+    produce_request,
+)
+from msight_bus.backends.kafka.errors import error_for, translate
+from msight_bus.backends.kafka.partition_writer import PartitionWriter, ProducerId
 from msight_bus.backends.kafka.topics import TopicDirectory
 from msight_bus.errors import BusError, ConnectionLostError, PublishTimeoutError
-from msight_bus.protocol.envelope import HEADER, TopicCounter, pack_meta
+from msight_bus.protocol.envelope import TopicCounter
 from msight_bus.settings import BusSettings
-from msight_bus.tasks import run_shielded
 
 logger = logging.getLogger("msight_bus")
 
-_HANDED_OVER = 2
-"""Batches that aiokafka has at most, if the last one is full."""
+_IN_FLIGHT = 5
+"""Requests at most that one broker has not answered yet. A partition has a batch in one of them."""
 
-_QUEUED_BATCHES = 2
-"""Full batches of one partition that may wait before its publisher waits too."""
+_REQUEST_BYTES = 8 * 1024 * 1024
+"""After so many bytes a request takes no further batch."""
 
-_METADATA_AGE_MS = 300_000
-"""Milliseconds after which the cluster is asked again which partitions the topics have."""
+_AGAIN_AFTER = 0.1
+"""Seconds until the cluster is asked again for a producer id."""
 
-_LOOK_AGAIN = 0.1
-"""Seconds between two looks at a partition that a broker has not heard of yet."""
+_LEFT_OFF = 10_000
+"""Forgotten partitions whose sequence numbers are remembered; with more of them the bus takes another producer id."""
 
 _LOOK_AT = 1000
 """Topics that are looked at to find one that can be forgotten."""
-
-_TURN_BYTES = 128 * 1024
-"""After so many bytes a publisher that never had to wait gives the loop a turn."""
-
-
-class _Batch:
-    __slots__ = ("append", "begun", "builder", "count", "done")
-
-    def __init__(self, builder: Any) -> None:
-        self.builder = builder
-        self.append = record_appender(builder)
-        self.count = 0
-        loop = asyncio.get_running_loop()
-        self.begun = loop.time()
-        self.done: asyncio.Future[None] = loop.create_future()
 
 
 class _Topic:
@@ -82,275 +73,46 @@ class _Topic:
         self.placed_at = now
 
 
-class PartitionWriter:
-    """Records of one partition, batched in order."""
-
-    def __init__(self, topic: str, partition: int, owner: KafkaProducer, counter: TopicCounter, linger: float) -> None:
-        self.topic = topic
-        self._counter = counter
-        self.partition = partition
-        self._owner = owner
-        self._linger = linger
-        self._filling: _Batch | None = None
-        self._full: deque[_Batch] = deque()
-        self._moved = asyncio.Event()  # a batch is full, or one was acknowledged
-        self._room = asyncio.Event()
-        self._room.set()
-        self._where = TopicPartition(topic, partition)
-        self._handed_over = 0
-        self._producer: IdempotentProducer | None = None  # which has them
-        self._turn_bytes = 0
-        self.unfinished: set[asyncio.Future[None]] = set()
-        self.congested = False
-        self.used_at = 0.0
-        self.task: asyncio.Task[None] | None = None  # while something is queued
-
-    def append(
-        self, key: bytes | None, value: bytes | None, user: Sequence[tuple[str, bytes | None]] = ()
-    ) -> asyncio.Future[None]:
-        """Stamp a record and add it to the batch that is being filled; returns the batch's acknowledgement.
-
-        ``user`` are the publisher's own headers.
-        """
-        now = time_ns()
-        counter = self._counter
-        counter.sequence = sequence = counter.sequence + 1
-        headers = [(HEADER, hexlify(pack_meta(counter.session, sequence, now))), *user]
-        batch = self._filling or self._next()
-        if batch.append(batch.count, now // 1_000_000, key, value, headers) is None:
-            self._full.append(batch)
-            self._moved.set()
-            batch = self._next()
-            batch.append(0, now // 1_000_000, key, value, headers)
-            if len(self._full) >= _QUEUED_BATCHES:
-                self.congested = True
-                self._room.clear()
-        batch.count += 1
-        self._turn_bytes += (0 if value is None else len(value)) + 64
-        if self._turn_bytes > _TURN_BYTES and not self.congested:
-            self._turn_bytes = 0
-            self.congested = True
-            self._room.clear()
-            asyncio.get_running_loop().call_soon(self._give_room)
-        if self.task is None:
-            self._start()
-        return batch.done
-
-    def _start(self) -> None:
-        if self.task is None:
-            self.task = asyncio.create_task(self._run(), name=f"msight_bus writer {self.topic}-{self.partition}")
-
-    def _next(self) -> _Batch:
-        self._filling = batch = _Batch(self._owner.new_builder(self.topic))
-        self.used_at = batch.begun
-        self.unfinished.add(batch.done)
-        batch.done.add_done_callback(self._finished)
-        return batch
-
-    def _finished(self, done: asyncio.Future[None]) -> None:
-        self.unfinished.discard(done)
-        if not done.cancelled():
-            done.exception()  # known to whoever published; nobody waiting is no error
-
-    def _give_room(self) -> None:
-        if len(self._full) < _QUEUED_BATCHES:
-            self.congested = False
-            self._room.set()
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether nothing is queued or on its way."""
-        return not self.unfinished and self.task is None and not self._handed_over
-
-    async def room(self) -> None:
-        """Wait until the writer takes more."""
-        while self.congested:
-            await self._room.wait()
-
-    async def _run(self) -> None:
-        try:
-            while self._full or self._filling is not None:
-                if self._linger and not self._full:
-                    await self._let_fill()
-                while self._handed_over >= (_HANDED_OVER if self._full else 1):
-                    self._moved.clear()
-                    await self._moved.wait()  # meanwhile the batch fills
-                try:
-                    producer = await self._next_producer()
-                except Exception as error:
-                    self._refuse(self._next_batch(), error)
-                else:
-                    self._hand_over(self._next_batch(), producer)
-        finally:
-            self.task = None
-
-    async def _let_fill(self) -> None:
-        """Wait until a batch is full, or until its first record has lingered."""
-        assert self._filling is not None
-        with suppress(TimeoutError):
-            async with asyncio.timeout_at(self._filling.begun + self._linger):
-                while not self._full:
-                    self._moved.clear()
-                    await self._moved.wait()
-
-    async def _next_producer(self) -> IdempotentProducer:
-        """The producer for the next batch, once it knows the partition and no other has a batch of it.
-
-        Raises:
-            Exception: the next batch cannot be sent.
-        """
-        loop = asyncio.get_running_loop()
-        give_up_at: float | None = None
-        while True:
-            producer = await self._owner.ready(self._where)
-            if self._handed_over and producer is not self._producer:
-                self._moved.clear()
-                await self._moved.wait()
-                continue
-            try:
-                await producer.find(self._where)
-            except UnknownTopicOrPartitionError:
-                give_up_at = give_up_at or loop.time() + self._owner.patience
-                if self._owner.is_current(producer, self._where):
-                    if loop.time() > give_up_at:
-                        raise
-                    await self._owner.look_up(self._where)
-                    await asyncio.sleep(_LOOK_AGAIN)
-                continue
-            except Exception:
-                if self._owner.is_current(producer, self._where):
-                    raise
-            if self._owner.is_current(producer, self._where):
-                return producer
-
-    def _next_batch(self) -> _Batch:
-        if self._full:
-            batch = self._full.popleft()
-        else:
-            assert self._filling is not None
-            batch, self._filling = self._filling, None
-        self._give_room()
-        return batch
-
-    def _hand_over(self, batch: _Batch, producer: IdempotentProducer) -> None:
-        close_batch(batch.builder, batch.count)
-        self._producer = producer
-        self._handed_over += 1
-
-        def settle(error: BaseException | None) -> None:
-            self._handed_over -= 1
-            self._moved.set()
-            if error is not None:
-                self._refuse(batch, error)
-            elif not batch.done.done():
-                batch.done.set_result(None)
-
-        def take_back() -> None:
-            self._handed_over -= 1
-            self._full.appendleft(batch)
-            self._moved.set()
-            self._start()
-
-        producer.hand_over(batch.builder, self._where, settle, take_back)
-
-    def _refuse(self, batch: _Batch, error: BaseException) -> None:
-        if not batch.done.done():
-            if isinstance(error, MessageSizeTooLargeError):
-                self._owner.too_large(self.topic)
-            problem = translate(error, "publish", f"on {self.topic!r}")
-            if problem is not error:
-                problem.__cause__ = error
-            batch.done.set_exception(problem)
-
-    def give_up(self, error: BusError) -> None:
-        """Tell everyone who waits that nothing more will come."""
-        if self.task is not None:
-            self.task.cancel()
-        for done in list(self.unfinished):
-            if not done.done():
-                done.set_exception(error)
-
-
 class KafkaProducer:
-    """An idempotent producer, replaced when the outcome of a batch is unknown or aiokafka's sender ends.
-
-    Until the next producer has started, the broken one goes on with the partitions that it still can publish on. A partition
-    moves to the next one when the broken one has no more batch of it, so order holds.
-    """
+    """The writers of all partitions, and the requests that carry their batches."""
 
     def __init__(
         self,
         settings: BusSettings,
-        options: dict[str, Any],
-        credentials: Credentials,
-        new_session: Callable[[], int],
+        client: Client,
         topics: TopicDirectory,
+        new_session: Callable[[], int],
         *,
         on_forgotten: Callable[[str], None],
     ) -> None:
         """``new_session`` gives ids of sessions, and ``on_forgotten`` is called with a topic whose writers are forgotten."""
+        self._settings = settings
+        self._client = client
+        self._topics = topics
         self._new_session = new_session
         self._session = 0
         self._on_forgotten = on_forgotten
-        self._settings = settings
-        self._options = options
-        self._credentials = credentials
-        self._topics = topics
-        self._producer: IdempotentProducer | None = None
-        self._former: dict[IdempotentProducer, asyncio.Task[None]] = {}
-        self._ready = asyncio.Event()
-        self._opening = asyncio.Lock()
-        self._replacing: asyncio.Task[None] | None = None
+        self._codec = CODECS[settings.kafka.compression]
         self._written: dict[str, _Topic] = {}
         self._kept: Counter[str] = Counter()
-        self._builders: Callable[[int], Any] | None = None
-        self._looking: dict[str, asyncio.Task[None]] = {}
+        self._producer_id: ProducerId | None = None
+        self._left_off: dict[TopicPartition, int] = {}  # the next sequence numbers of forgotten writers
+        self._asking = asyncio.Lock()
+        self._awake: dict[PartitionWriter, None] = {}
+        self._will_send = False
+        self._in_flight: Counter[int] = Counter()  # by broker
+        self.patience = settings.limits.publish_timeout
+        """Seconds that a batch waits for a partition that has no leader or does not exist."""
 
-    async def open(self) -> None:
-        """Start the producer.
-
-        Raises:
-            BusError: Kafka cannot be reached or refuses.
-        """
-        kafka = self._settings.kafka
-        client = AIOKafkaProducer(
-            **self._options,
-            acks="all",
-            enable_idempotence=True,
-            metadata_max_age_ms=_METADATA_AGE_MS,
-            max_batch_size=kafka.tuning.batch_bytes,
-            compression_type=None if kafka.compression == "none" else kafka.compression,
-            max_request_size=max(self._settings.limits.max_message_bytes, kafka.tuning.batch_bytes) + 1024 * 1024,
-        )
-        take_over(client.client, self._credentials, self._seen)
-        producer = IdempotentProducer(client, self._broken)
-        try:
-            await producer.start()
-        except KafkaError as error:
-            await run_shielded(producer.end())
-            raise translate(error, "connect") from error
-        except BaseException:
-            await run_shielded(producer.end())
-            raise
-        former, self._producer = self._producer, producer
-        if former is not None:
-            former.replaced()
-            self._former[former] = asyncio.create_task(self._retire(former), name="msight_bus former producer")
-        self._builders = producer.new_builder
-        self._ready.set()
-
-    @property
-    def patience(self) -> float:
-        """Seconds that a message may wait for its partition."""
-        return self._settings.limits.publish_timeout
+    # -- the producer id
 
     @property
     def is_open(self) -> bool:
-        """Whether there ever was a producer; one that is being replaced counts."""
-        return self._builders is not None
+        """Whether there is a producer id."""
+        return self._producer_id is not None
 
     async def ensure_open(self) -> None:
-        """Start the producer at the first message: whoever only subscribes may not be permitted to have one.
+        """Get a producer id at the first message: whoever only subscribes may not be permitted to have one.
 
         Raises:
             ConnectionLostError: Kafka did not answer within ``connect_timeout``.
@@ -358,89 +120,170 @@ class KafkaProducer:
         """
         if self.is_open:
             return
+        within = self._settings.limits.connect_timeout
         try:
-            async with asyncio.timeout(self._settings.limits.connect_timeout), self._opening:
-                if not self.is_open:
-                    await self.open()
+            async with asyncio.timeout(within):
+                await self._get_producer_id(None)
         except TimeoutError as error:
             raise ConnectionLostError(
-                f"Kafka started no producer within {self._settings.limits.connect_timeout:g} s (MSIGHT_CONNECT_TIMEOUT)."
+                f"Kafka gave no producer id within {within:g} s (MSIGHT_CONNECT_TIMEOUT)."
             ) from error
+        except KafkaError as error:
+            raise translate(error, "connect") from error
 
-    def new_builder(self, topic: str) -> Any:
-        """An empty batch, no larger than the topic takes."""
-        assert self._builders is not None
-        info = self._topics.known(topic)
-        batch_bytes = self._settings.kafka.tuning.batch_bytes
-        return self._builders(batch_bytes if info is None else min(batch_bytes, info.max_message_bytes))
-
-    async def look_up(self, where: TopicPartition) -> None:
-        """Look up anew the topic of a partition that a producer does not find; creates the topic if that is permitted.
+    async def _get_producer_id(self, spent: ProducerId | None) -> ProducerId:
+        """The producer id of the bus; another one if ``spent`` is that.
 
         Raises:
-            TopicError: it must not be created.
-            KafkaError: it has fewer partitions.
-            BusError: Kafka does not answer or refuses.
+            KafkaError: Kafka refuses.
         """
+        async with self._asking:
+            while self._producer_id is None or self._producer_id == spent:
+                try:
+                    answer = await self._client.ask(InitProducerIdRequest(None, 60_000))
+                    if answer.error_code:
+                        raise error_for(answer.error_code)()
+                except KafkaError as error:
+                    if not error.retriable:
+                        raise
+                    await asyncio.sleep(_AGAIN_AFTER)
+                else:
+                    self._producer_id = ProducerId(answer.producer_id, answer.producer_epoch)
+            return self._producer_id
+
+    # -- sending
+
+    def wake(self, writer: PartitionWriter) -> None:
+        """Send a writer's next batch at the end of this turn of the loop, with those of others."""
+        self._awake[writer] = None
+        if not self._will_send:
+            self._will_send = True
+            asyncio.get_running_loop().call_soon(self._send)
+
+    def _send(self) -> None:
+        self._will_send = False
+        ready: dict[int, list[PartitionWriter]] = {}
+        for writer in list(self._awake):
+            problem: Exception | None = None
+            try:
+                node = self._client.leader(writer.where)
+                if node is not None and self._in_flight[node] >= _IN_FLIGHT:
+                    continue  # until the broker answers
+                can_send = node is not None and writer.producer_id is not None and self._client.is_connected(node)
+            except Exception as error:  # a bug; the writers must not stand still for it
+                logger.exception("Publishing on %s failed unexpectedly, trying again.", writer.where)
+                node, can_send, problem = None, False, error
+            del self._awake[writer]
+            if not writer.take():
+                continue
+            if node is not None and can_send:
+                ready.setdefault(node, []).append(writer)
+            else:
+                writer.retry(problem)
+        for node, writers in ready.items():
+            self._send_to(node, writers)
+
+    def _send_to(self, node: int, writers: list[PartitionWriter]) -> None:
+        carried: dict[TopicPartition, PartitionWriter] = {}
+        batches: list[tuple[TopicPartition, bytes]] = []
+        size = 0
+        for writer in writers:
+            data = writer.encode()
+            if data is None:
+                continue
+            if size and size + len(data) > _REQUEST_BYTES:
+                self._request(node, carried, batches)
+                carried, batches, size = {}, [], 0
+            carried[writer.where] = writer
+            batches.append((writer.where, data))
+            size += len(data)
+        if carried:
+            self._request(node, carried, batches)
+
+    def _request(
+        self, node: int, writers: dict[TopicPartition, PartitionWriter], batches: list[tuple[TopicPartition, bytes]]
+    ) -> None:
+        try:
+            answer = self._client.send_now(node, produce_request(batches, self._settings.limits.connect_timeout))
+        except Exception as error:
+            self._failed(writers, error)
+            return
+        self._in_flight[node] += 1
+        answer.add_done_callback(lambda _: self._finish(node, writers, answer))
+
+    def _finish(self, node: int, writers: dict[TopicPartition, PartitionWriter], answer: asyncio.Future[Any]) -> None:
+        self._in_flight[node] -= 1
+        self._will_send = True  # below, in this turn of the loop
+        try:
+            codes = produce_errors(answer.result())
+            errors = {where: error_for(code)(where.topic) if (code := codes[where]) else None for where in writers}
+        except (Exception, asyncio.CancelledError) as error:
+            self._failed(writers, error)
+        else:
+            for where, writer in writers.items():
+                writer.answered(errors[where])
+        self._send()
+
+    def _failed(self, writers: dict[TopicPartition, PartitionWriter], error: BaseException) -> None:
+        if not isinstance(error, KafkaError | asyncio.CancelledError):
+            logger.warning("A request to Kafka failed unexpectedly, sending it again: %r", error)
+        for writer in writers.values():
+            writer.retry(error)
+
+    # -- what a batch needs before it can be sent
+
+    def is_located(self, where: TopicPartition) -> bool:
+        """Whether the partition has a leader."""
+        return self._client.leader(where) is not None
+
+    async def prepare(self, writer: PartitionWriter, *, stale: bool) -> None:
+        """Get a producer id, the leader of a writer's partition, and a connection to it.
+
+        Args:
+            stale: whether the last attempt has shown that the cluster's metadata are old.
+
+        Raises:
+            KafkaError, BusError: not now; never, if it is not retriable.
+        """
+        where = writer.where
+        if writer.producer_id is None:
+            writer.producer_id = await self._get_producer_id(writer.spent)
+            writer.sequence = self._left_off.pop(where, 0)
+        self._client.track(where.topic)
+        if stale:
+            await self._client.update_metadata()
+        if not self.is_located(where):
+            await self._locate(where)
+        node = self._client.leader(where)
+        if node is None:
+            raise LeaderNotAvailableError(where.topic)
+        await self._client.connect(node)
+
+    async def _locate(self, where: TopicPartition) -> None:
+        for _ in range(2):  # the first answer may be that to a question that was asked before
+            if await self._client.update_metadata() and self.is_located(where):
+                return
+        if where.topic in self._client.cluster.unauthorized_topics:
+            raise TopicAuthorizationFailedError(where.topic)
+        if where.partition in (self._client.cluster.partitions_for_topic(where.topic) or ()):
+            return  # without a leader
         self._topics.forget(where.topic)
         info = await self._topics.ensure(where.topic)
         if where.partition >= info.partitions:
-            raise UnknownTopicOrPartitionError(f"{where.topic!r} has no partition {where.partition} any more")
+            gone = UnknownTopicOrPartitionError(f"no partition {where.partition}")
+            raise translate(gone, "publish", f"on {where.topic!r}")
 
     def too_large(self, topic: str) -> None:
-        """A batch was refused for its size: what the topic takes has changed."""
+        """A batch was refused for its size: the topic's limit has changed."""
         self._topics.refresh_soon(topic)
 
-    def _seen(self, topic: str, partitions: int) -> None:
-        self._topics.seen(topic, partitions)
-        gone = not partitions and self._topics.known(topic) is None
-        if gone and topic not in self._looking and self._has_unfinished(topic):
-            looking = asyncio.create_task(self._create_again(topic), name=f"msight_bus topic {topic}")
-            self._looking[topic] = looking
-            looking.add_done_callback(lambda _: self._looking.pop(topic, None))
+    def new_builder(self, topic: str) -> Any:
+        """An empty batch, no larger than the topic accepts."""
+        info = self._topics.known(topic)
+        batch_bytes = self._settings.kafka.tuning.batch_bytes
+        return batch_builder(self._codec, batch_bytes if info is None else min(batch_bytes, info.max_message_bytes))
 
-    async def _create_again(self, topic: str) -> None:
-        """Batches on their way need their topic; where it must not be created, they expire."""
-        try:
-            await self._topics.ensure(topic)
-        except BusError as error:
-            logger.warning("Messages on %s are on their way: %s", topic, error)
-            await asyncio.sleep(self._settings.limits.reconnect_max)
-
-    def _has_unfinished(self, topic: str) -> bool:
-        return any(writer.unfinished for writer in self._all_writers(topic))
-
-    async def ready(self, where: TopicPartition) -> IdempotentProducer:
-        """The producer for a partition, once there is one that can publish on it."""
-        while self._producer is None or not self._producer.takes(where):
-            await self._ready.wait()
-        return self._producer
-
-    def is_current(self, producer: IdempotentProducer, where: TopicPartition) -> bool:
-        """Whether a producer is still the one for a partition."""
-        return producer is self._producer and producer.takes(where)
-
-    def _broken(self, producer: IdempotentProducer, error: BaseException) -> None:
-        if producer is self._producer:
-            logger.warning("Publishing to Kafka failed, starting another producer: %s", str(error) or repr(error))
-            self._ready.clear()
-            if self._replacing is None or self._replacing.done():
-                self._replacing = asyncio.create_task(self._replace(), name="msight_bus producer replacement")
-
-    async def _replace(self) -> None:
-        while not self._ready.is_set():
-            try:
-                async with asyncio.timeout(self._settings.limits.connect_timeout):
-                    await self.open()
-            except Exception as error:  # whatever it is, without a producer nothing is published
-                logger.warning("No new producer yet: %s", str(error) or repr(error))
-                await asyncio.sleep(self._settings.limits.reconnect_max)
-
-    async def _retire(self, producer: IdempotentProducer) -> None:
-        """End a producer when its last batch has an outcome."""
-        await producer.settled(self._settings.limits.publish_timeout)
-        await run_shielded(producer.end())
-        self._former.pop(producer, None)
+    # -- writers
 
     def writer(self, topic: str, partition: int) -> PartitionWriter:
         """The queue of one partition."""
@@ -448,7 +291,8 @@ class KafkaProducer:
         writer = written.writers.get(partition)
         if writer is None:
             linger = self._settings.kafka.tuning.linger_ms / 1000
-            writer = written.writers[partition] = PartitionWriter(topic, partition, self, written.counter, linger)
+            where = TopicPartition(topic, partition)
+            writer = written.writers[partition] = PartitionWriter(where, self, written.counter, linger)
         return writer
 
     def _begin(self, topic: str) -> _Topic:
@@ -473,7 +317,16 @@ class KafkaProducer:
             count -= 1
             # a topic that comes back must not go on at sequence 1 of the same session
             self._session = self._new_session() or 1
+            self._leave_off(written.writers.values())
+            self._client.untrack(name)
             self._on_forgotten(name)
+
+    def _leave_off(self, writers: Iterable[PartitionWriter]) -> None:
+        """Remember the sequence numbers of forgotten writers: the broker does, for each producer id."""
+        self._left_off |= {one.where: one.sequence for one in writers if one.producer_id == self._producer_id}
+        if len(self._left_off) > _LEFT_OFF:
+            self._left_off.clear()
+            self._producer_id = None
 
     def keep(self, topic: str) -> None:
         """Do not forget the topic until `let_go` is called as often."""
@@ -502,35 +355,16 @@ class KafkaProducer:
 
     async def close(self, within: float) -> None:
         """Flush within ``within`` seconds, then end."""
-        if self._producer is not None:
-            await self.flush(None, within)
+        await self.flush(None, within)
         await self.give_up(
             PublishTimeoutError("The bus closed before Kafka acknowledged a message; it may still arrive.")
         )
 
     async def give_up(self, error: BusError) -> None:
         """End at once; whoever still waits for an acknowledgement gets ``error``."""
-        if self._replacing is not None:
-            self._replacing.cancel()
-            await asyncio.wait((self._replacing,))
-        for task in list(self._looking.values()):
-            task.cancel()
-        if self._looking:
-            await asyncio.wait(self._looking.values())
-        writing = [writer.task for writer in self._all_writers() if writer.task is not None]
-        for writer in self._all_writers():
-            writer.give_up(error)
-        if writing:
-            await asyncio.wait(writing)
-        former, self._former = self._former, {}
-        for task in former.values():
-            task.cancel()
-        if former:
-            await asyncio.wait(former.values())
-        producer, self._producer = self._producer, None
-        for one in (*former, producer):
-            if one is not None:
-                await one.end()
+        retries = [retry for writer in self._all_writers() if (retry := writer.give_up(error)) is not None]
+        if retries:
+            await asyncio.wait(retries)
 
 
 def choose_partition(key: bytes, partitions: int) -> int:

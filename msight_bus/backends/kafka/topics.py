@@ -6,16 +6,16 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from aiokafka.admin import NewTopic
-from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError
 
-from msight_bus.backends.kafka.admin import Admin, TopicMetadata
-from msight_bus.backends.kafka.aiokafka_compat import Credentials
-from msight_bus.backends.kafka.client import end_admin, start_client
-from msight_bus.backends.kafka.errors import translate
+from msight_bus.backends.kafka.aiokafka_compat import (
+    Client,
+    CreateTopicsRequest,
+    DescribeConfigsRequest,
+    MetadataRequest,
+)
+from msight_bus.backends.kafka.errors import REFUSED, error_for, translate
 from msight_bus.errors import BusError, ConnectionLostError, TopicError
 from msight_bus.settings import BusSettings
 
@@ -23,6 +23,25 @@ logger = logging.getLogger("msight_bus")
 
 DEFAULT_MAX_MESSAGE_BYTES = 1_048_588
 """Kafka's default ``message.max.bytes`` (broker configuration reference)."""
+
+
+_TOPIC = 2
+"""The kind of a resource that has options, as the protocol numbers them."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopicMetadata:
+    """What the cluster says of one topic.
+
+    Attributes:
+        partitions: number of partitions, each with a leader; 0 if the topic does not exist or is being created.
+        replicas: of its least replicated partition.
+        brokers: in the cluster.
+    """
+
+    partitions: int
+    replicas: int
+    brokers: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,32 +68,16 @@ class TopicDirectory:
     so much younger that its limits may have changed.
     """
 
-    def __init__(
-        self,
-        settings: BusSettings,
-        options: dict[str, Any],
-        credentials: Credentials,
-        changed: Callable[[str], None] = lambda topic: None,
-    ) -> None:
+    def __init__(self, settings: BusSettings, client: Client, changed: Callable[[str], None]) -> None:
         """``changed`` is called with a topic that is known no longer, or has other partitions or limits than before."""
         self._settings = settings
-        self._options = options
-        self._credentials = credentials
-        self._admin: Admin | None = None
+        self._client = client
         self._changed = changed
         self._known: dict[str, TopicInfo] = {}
         self._looked_up: dict[str, float] = {}
         self._refreshing: dict[str, asyncio.Task[None]] = {}
         self._lock = asyncio.Lock()
         self.max_message_bytes = DEFAULT_MAX_MESSAGE_BYTES
-
-    async def open(self) -> None:
-        """Connect the admin client and learn the broker's own limit."""
-        self._admin = Admin(self._credentials, **self._options)
-        try:
-            await start_client(self._admin)
-        except KafkaError as error:
-            raise translate(error, "administer") from error
 
     def known(self, topic: str) -> TopicInfo | None:
         """What is known without asking."""
@@ -105,8 +108,7 @@ class TopicDirectory:
     async def _refresh(self, topic: str) -> None:
         try:
             async with asyncio.timeout(self._settings.limits.connect_timeout), self._lock:
-                assert self._admin is not None
-                found = await self._admin.topic(topic)
+                found = await self._metadata(topic)
                 if not found.partitions:
                     logger.warning("Topic %s does not exist any more.", topic)
                     self.forget(topic)
@@ -160,26 +162,30 @@ class TopicDirectory:
 
     async def partitions(self, topic: str) -> int:
         """How many partitions the topic has now."""
-        assert self._admin is not None
-        return (await self._admin.topic(topic)).partitions
+        return (await self._metadata(topic)).partitions
 
-    async def ask(self) -> None:
-        """Ask the cluster for a sign of life, within ``pong_timeout``.
+    async def _metadata(self, topic: str) -> TopicMetadata:
+        """What the cluster says of a topic. Asking does not create it, as it does by default.
 
         Raises:
-            KafkaError: it gave none.
+            KafkaError: no answer, or the topic may not be described.
         """
-        if self._admin is not None:
-            await self._admin.metadata([], within=self._settings.limits.pong_timeout)
+        response = await self._client.ask(MetadataRequest([topic], allow_auto_topic_creation=False))
+        brokers = len(response.brokers)
+        for code, name, *_, partitions in response.topics:
+            if name == topic and code == 0 and all(partition[2] >= 0 for partition in partitions):
+                return TopicMetadata(len(partitions), min(len(partition[3]) for partition in partitions), brokers)
+            if name == topic and error_for(code) in REFUSED:
+                raise error_for(code)(name)
+        return TopicMetadata(0, 0, brokers)
 
     async def _look_up(self, topic: str) -> TopicInfo:
         if topic in self._known:
             return self._known[topic]
-        assert self._admin is not None
-        found = await self._admin.topic(topic)
+        found = await self._metadata(topic)
         if not found.partitions:
             await self._create(topic)
-            while not (found := await self._admin.topic(topic)).partitions:
+            while not (found := await self._metadata(topic)).partitions:
                 await asyncio.sleep(0.02)  # its leaders are being elected; the caller's deadline ends this
         self._looked_up[topic] = asyncio.get_running_loop().time()
         info = self._known[topic] = await self._describe(topic, found, warn=True)
@@ -204,9 +210,9 @@ class TopicDirectory:
             )
 
     async def _create(self, topic: str) -> None:
-        assert self._admin is not None
         kafka = self._settings.kafka
-        for other in await self._admin.list_topics():
+        cluster = await self._client.ask(MetadataRequest(None, allow_auto_topic_creation=False))
+        for _, other, *_ in cluster.topics:
             if other != topic and other.replace(".", "_") == topic.replace(".", "_"):
                 raise TopicError(
                     f"Kafka cannot tell the topics {topic!r} and {other!r} apart in its metrics, where '.' becomes '_', and "
@@ -220,13 +226,13 @@ class TopicDirectory:
                 topic=topic,
             )
         count = 1 if topic.startswith("_") else kafka.partitions
-        if kafka.replication is None:
-            new = NewTopic(topic, count, -1, replica_assignments={})
-        else:
-            new = NewTopic(topic, count, kafka.replication)
-        response = await self._admin.create_topics([new])
+        replication = -1 if kafka.replication is None else kafka.replication
+        timeout = int(self._settings.limits.connect_timeout * 1000)
+        request = CreateTopicsRequest([(topic, count, replication, [], [])], timeout, False)
+        # The controller first. A broker of a KRaft cluster forwards the request to it (KIP-590).
+        response = await self._client.ask(request, first=cluster.controller_id)
         for entry in response.topic_errors:
-            error = for_code(entry[1])
+            error = error_for(entry[1])
             if entry[1] and error is not TopicAlreadyExistsError:
                 detail = entry[2] if len(entry) > 2 else ""
                 raise translate(error(detail or topic), "administer", f"on {topic!r}")
@@ -234,18 +240,13 @@ class TopicDirectory:
 
     async def _options_of(self, topic: str) -> dict[str, str]:
         """The topic's limits; empty where we may not ask, or the broker does not say."""
-        assert self._admin is not None
-        wanted = {"max.message.bytes": "", "min.insync.replicas": ""}
-        responses = await self._admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic, wanted)])
-        entries = [entry for response in responses for entry in response.resources]
-        return {option[0]: option[1] for entry in entries for option in entry[4] if option[0] in wanted}
+        wanted = ["max.message.bytes", "min.insync.replicas"]
+        response = await self._client.ask(DescribeConfigsRequest([(_TOPIC, topic, wanted)]))
+        return {option[0]: option[1] for entry in response.resources for option in entry[4] if option[0] in wanted}
 
     async def close(self) -> None:
-        """Close the admin client."""
+        """End the look-ups."""
         for task in list(self._refreshing.values()):
             task.cancel()
         if self._refreshing:
             await asyncio.wait(self._refreshing.values())
-        admin, self._admin = self._admin, None
-        if admin is not None:
-            await end_admin(admin)

@@ -294,7 +294,7 @@ async def test_writing_to_a_connection_that_was_closed_just_now_is_a_lost_connec
     """aiokafka's producer would end for good over anything but an error of its own."""
     async with kafka.connect() as bus:
         await bus.publish(topic, b"0")
-        for connection in bus.core.backend._producer._producer._producer.client._conns.values():
+        for connection in list(bus.core.backend._client._conns.values()):
             connection._writer.transport.abort()
             await asyncio.sleep(0)  # it is closed, and aiokafka has not heard of it
             with pytest.raises(KafkaConnectionError):

@@ -12,7 +12,7 @@ import pytest
 from aiokafka.errors import KafkaTimeoutError
 
 from msight_bus import BusError, ConnectionLostError, PublishTimeoutError
-from msight_bus.backends.kafka import producer
+from msight_bus.backends.kafka import partition_writer
 from msight_bus.backends.kafka.errors import translate
 from msight_bus.events import Disconnected, Reconnected
 from tests.support.kafka_admin import make
@@ -32,7 +32,7 @@ async def test_a_record_without_a_key_on_a_compacted_topic(kafka, topic):
 
 
 async def test_a_clock_that_is_ahead(kafka, topic, monkeypatch):
-    monkeypatch.setattr(producer, "time_ns", lambda: time.time_ns() + 7200 * 10**9)
+    monkeypatch.setattr(partition_writer, "time_ns", lambda: time.time_ns() + 7200 * 10**9)
     await make(kafka, topic, 1, **{"message.timestamp.after.max.ms": "3600000"})
     async with kafka.connect() as bus:
         with pytest.raises(BusError) as caught:

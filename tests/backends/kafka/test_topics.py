@@ -10,7 +10,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.partitioner import murmur2
 
 from msight_bus import MessageTooLargeError, PublishTimeoutError, TopicError
-from msight_bus.backends.kafka import producer, topics
+from msight_bus.backends.kafka import backend, topics
 from tests.support.kafka_admin import administering, make
 from tests.support.kafka_traffic import Traffic, outcomes, publishing
 from tests.support.receiving import take
@@ -95,7 +95,7 @@ async def test_a_topic_made_anew_by_somebody_else_with_fewer_partitions_is_publi
 
 async def test_added_partitions_are_used_without_a_restart(kafka, topic, monkeypatch, caplog):
     """(H14) Old and new processes put a key into one partition."""
-    monkeypatch.setattr(producer, "_METADATA_AGE_MS", 300)
+    monkeypatch.setattr(backend, "_METADATA_AGE_MS", 300)
     await make(kafka, topic, 2)
     async with kafka.connect() as bus, kafka.connect() as other:
         await bus.publish(topic, b"x", key="k")
@@ -117,7 +117,7 @@ async def limit(kafka, topic, size):
 
 async def test_a_raised_limit_is_noticed(kafka, topic, monkeypatch, caplog):
     """(H14)"""
-    monkeypatch.setattr(producer, "_METADATA_AGE_MS", 200)
+    monkeypatch.setattr(backend, "_METADATA_AGE_MS", 200)
     monkeypatch.setattr(topics, "_LOOK_ANEW_AFTER", 0.1)
     await make(kafka, topic, 1, **{"max.message.bytes": "2000"})
     async with kafka.connect() as bus:
