@@ -10,7 +10,7 @@ import socket
 import time
 import warnings
 from asyncio import _get_running_loop
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from msight_bus.backends import make_backend
 from msight_bus.backends.base import BLOCKED, Backend, DeadLetterBackend, Opener, Selection, Start, TopicPublisher
@@ -294,8 +294,13 @@ class Core:
         queue: QueuePolicy | None = None,
         start: Start = "latest",
         terms: Terms = Terms(),  # noqa: B008 - it is frozen
+        report: Callable[[BusEvent], None] | None = None,
+        on_drop: Callable[[Sequence[Message], str], None] | None = None,
     ) -> Subscription:
         """Make a subscription to ``topics``, which may be reserved topics (`Bus.subscribe`).
+
+        ``report`` is called with the events of the subscription, and passes them on to `reporter`; ``on_drop`` is called with
+        messages that are dropped and the cause.
 
         Raises:
             UnsupportedError: the backend cannot replay; or, with ``MSIGHT_STRICT``, cannot share a topic among a group.
@@ -320,7 +325,8 @@ class Core:
             limits=self.limits,
             clock=self.clock,
             check=self.check,
-            report=self.reporter.report,
+            report=self.reporter.report if report is None else report,
+            on_drop=on_drop,
             on_entered=self._subscriptions.add,
             on_closed=self._subscriptions.discard,
         )
