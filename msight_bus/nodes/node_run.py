@@ -10,7 +10,7 @@ import logging
 import secrets
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from msight_bus.bus import Bus
@@ -18,7 +18,7 @@ from msight_bus.events import BusEvent, Disconnected, Gap, Reconnected
 from msight_bus.message import Message
 from msight_bus.nodes.announcing import Announcer
 from msight_bus.nodes.config import NodeConfig
-from msight_bus.nodes.ending import LOGGED
+from msight_bus.nodes.ending import mark_logged
 from msight_bus.nodes.metrics import Meter
 from msight_bus.nodes.tally import Tally
 from msight_bus.registry import NodeInfo, NodeMetrics, NodeStatus
@@ -125,8 +125,7 @@ class NodeRun:
         """Log an error of the node's own code; nobody else logs it again."""
         detail = f"{where} {type(error).__name__}: {error}".strip()
         self.error_lines.add(None, 1, detail, error)
-        with suppress(AttributeError):  # of an exception with slots
-            setattr(error, LOGGED, True)
+        mark_logged(error)
 
     # -- what happens to its input and output
 
@@ -191,6 +190,7 @@ class NodeRun:
             yield
         except Exception as error:
             last, why = NodeStatus.ERROR, f" by {type(error).__name__}: {error}"
+            mark_logged(error)
             raise
         finally:
             listeners.remove(self._bus_event)

@@ -14,12 +14,15 @@ from msight_bus.nodes.ending import tell_once
 from msight_bus.nodes.node import Node
 from msight_bus.nodes.signals import StopSignals
 from msight_bus.nodes.source import SourceNode
-from msight_bus.runtime import run
+from msight_bus.off_loop import DaemonThreads, left_running
+from msight_bus.runtime import run, running_loop
 from msight_bus.settings import BusSettings
 
 logger = logging.getLogger("msight_bus.nodes")
 
-_UNWIND_WITHIN = 5.0  # seconds for cancelled nodes to release what they hold; one that refuses must not hold up the end
+_THREADS = 40
+_UNWIND_WITHIN = 2.0
+"""Seconds for cancelled nodes to release what they hold; code that refuses must not hold up the end."""
 
 
 def run_nodes(
@@ -53,7 +56,11 @@ def run_nodes(
         RuntimeError: an event loop is running in this thread; await `run_until` there.
     """
     _check(nodes)
-    _check_no_loop()
+    if running_loop() is not None:
+        raise RuntimeError(
+            "An event loop is running here already, as in a notebook: `async with msight_bus.connect() as bus: "
+            "await msight_bus.nodes.run_until(bus, *nodes, stop=asyncio.Event())`."
+        )
     if not logging.getLogger().handlers:
         logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         if logger.parent is not None and logger.parent.level == logging.NOTSET:
@@ -79,9 +86,28 @@ async def _main(
     def runs_code(task: asyncio.Task[Any]) -> bool:
         return any(node._node_run is not None and task in node._node_run.tasks for node in nodes)
 
-    async with connect(settings, on_event=on_event) as bus:
-        with signals.handled(runs_code) as stop:
-            await run_until(bus, *nodes, stop=stop, end_with_sources=end_with_sources)
+    # The loop waits at its end for the threads of asyncio.to_thread.
+    asyncio.get_running_loop().set_default_executor(DaemonThreads(_THREADS))
+    try:
+        async with connect(settings, on_event=on_event) as bus:
+            with signals.handled(runs_code) as stop:
+                await run_until(bus, *nodes, stop=stop, end_with_sources=end_with_sources)
+    finally:
+        await _leave_tasks()
+
+
+async def _leave_tasks() -> None:
+    """Cancel every other task; leave those that refuse to end, for which the loop would wait for ever."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=_UNWIND_WITHIN)
+    for task in tasks:
+        if not task.done():
+            logger.warning("Left running: the task %r, which ignores its cancellation.", task.get_name())
+            asyncio._unregister_task(task)
+            task._log_destroy_pending = False  # type: ignore[attr-defined]  # asyncio.gather does so too
 
 
 async def run_until(bus: Bus, *nodes: Node, stop: asyncio.Event, end_with_sources: bool = False) -> None:
@@ -122,6 +148,8 @@ async def run_until(bus: Bus, *nodes: Node, stop: asyncio.Event, end_with_source
             task.cancel()
         if running:
             await asyncio.wait(running, timeout=_UNWIND_WITHIN)
+        for line in left_running():
+            logger.warning("Left running: %s.", line)
     if late is not None and errors:
         logger.error("%s", late)
     if errors:
@@ -176,17 +204,6 @@ async def _drain(running: dict[asyncio.Task[None], Node], timeout: float) -> Dra
         what = ", ".join(f"{count} messages at {place}" for place, count in counts.items())
         return DrainTimeoutError(f"Not drained within {timeout:g} s (MSIGHT_DRAIN_TIMEOUT); left: {what}.", left=counts)
     return None
-
-
-def _check_no_loop() -> None:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return
-    raise RuntimeError(
-        "An event loop is running here already, as in a notebook: `async with msight_bus.connect() as bus: "
-        "await msight_bus.nodes.run_until(bus, *nodes, stop=asyncio.Event())`."
-    )
 
 
 def _check(nodes: tuple[Node, ...]) -> None:
