@@ -7,13 +7,15 @@ import logging
 import os
 import secrets
 import socket
+import sys
 import time
 import warnings
 from asyncio import _get_running_loop
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from msight_bus.backends import make_backend
 from msight_bus.backends.base import BLOCKED, Backend, DeadLetterBackend, Opener, Selection, Start, TopicPublisher
+from msight_bus.data.sensor import device_names
 from msight_bus.draining import Drainable, drain
 from msight_bus.errors import (
     BusError,
@@ -43,6 +45,17 @@ _PUBLISHERS = 10_000
 """Publishers that a bus keeps for `Bus.publish`, one for each topic."""
 
 _CLOSED = object()
+
+
+def _level_of_the_user() -> int:
+    """Return the ``stacklevel`` of a warning that shows the user's line, also where a task runs the caller."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _OURS:
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+_OURS = ("msight_bus", "asyncio", "contextlib", "uvloop")
 
 
 def _session() -> int:
@@ -113,6 +126,8 @@ class Core:
         self._default_queue = policy(self.limits.queue_messages, max_bytes=self.limits.queue_bytes)
         self.loop = asyncio.get_running_loop()
         self._process = os.getpid()
+        if self.settings.edge_device_name:
+            device_names.append(self.settings.edge_device_name)
 
     @property
     def is_open(self) -> bool:
@@ -171,6 +186,8 @@ class Core:
             return
         self.check()
         self.loop = _CLOSED
+        if self.settings.edge_device_name in device_names:
+            device_names.remove(self.settings.edge_device_name)
         self._closing = asyncio.create_task(self._close(), name="msight_bus closing")
         await run_shielded(self._closing)
 
@@ -291,8 +308,13 @@ class Core:
         queue: QueuePolicy | None = None,
         start: Start = "latest",
         terms: Terms = Terms(),  # noqa: B008 - it is frozen
+        report: Callable[[BusEvent], None] | None = None,
+        on_drop: Callable[[Sequence[Message], str], None] | None = None,
     ) -> Subscription:
         """Make a subscription to ``topics``, which may be reserved topics (`Bus.subscribe`).
+
+        ``report`` is called with the events of the subscription, and passes them on to `reporter`; ``on_drop`` is called with
+        messages that are dropped and the cause.
 
         Raises:
             UnsupportedError: the backend cannot replay; or, with ``MSIGHT_STRICT``, cannot share a topic among a group.
@@ -315,7 +337,8 @@ class Core:
             limits=self.limits,
             clock=self.clock,
             check=self.check,
-            report=self.reporter.report,
+            report=self.reporter.report if report is None else report,
+            on_drop=on_drop,
             on_entered=self._subscriptions.add,
             on_closed=self._subscriptions.discard,
         )
@@ -329,4 +352,4 @@ class Core:
             raise UnsupportedError(text)
         if not self._warned_of_groups:
             self._warned_of_groups = True
-            warnings.warn(CapabilityWarning(text), stacklevel=4)
+            warnings.warn(CapabilityWarning(text), stacklevel=_level_of_the_user())

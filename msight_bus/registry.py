@@ -69,10 +69,11 @@ class NodeMetrics(msgspec.Struct, frozen=True, kw_only=True):
         rate_out: outputs a second over the last interval.
         queued: inputs in the node's queue now.
         dropped: inputs dropped by the queue, and outputs dropped while the broker was down.
+        gaps, missing: gaps in the input, and the messages that are known to be missing; ``None`` where they are not counted.
         errors: errors in the node's own code.
         undecodable: inputs that could not be decoded.
         latency_p50_ms, latency_p99_ms: milliseconds from the publish time of an input (by the publisher's clock) until the
-            node's outputs were published; for a source, from requesting data until the data was published. Of the last
+            node's outputs were published; for a source, from receiving data until the data was published. Of the last
             interval with messages.
     """
 
@@ -82,6 +83,8 @@ class NodeMetrics(msgspec.Struct, frozen=True, kw_only=True):
     rate_out: Seconds = 0.0
     queued: Count = 0
     dropped: Count = 0
+    gaps: Count | None = 0
+    missing: Count | None = 0
     errors: Count = 0
     undecodable: Count = 0
     latency_p50_ms: Seconds | None = None
@@ -96,6 +99,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
         instance: random id, new at each start.
         type: the node's class, for display.
         device: the node's device, for display.
+        host: the machine's name, for display.
         status: see `NodeStatus`.
         started_at: POSIX seconds by the node's clock.
         heartbeat_interval: seconds between two announcements.
@@ -109,6 +113,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     instance: Name
     type: Text
     device: Text
+    host: Text = ""
     status: NodeStatus
     started_at: float
     heartbeat_interval: Annotated[float, msgspec.Meta(gt=0, le=LONGEST_INTERVAL)]

@@ -21,6 +21,7 @@ class Reporter:
     """Calls ``on_event`` with each event, in order, in a later event loop iteration. Exceptions are logged and counted.
 
     Attributes:
+        listeners: what is called with each event; ``on_event`` is one of them.
         errors: number of times that ``on_event`` raised or returned a coroutine.
         untold: events that were dropped because the queue was full.
     """
@@ -32,7 +33,7 @@ class Reporter:
         """
         if on_event is not None:
             _check(on_event)
-        self._on_event = on_event
+        self.listeners: list[Callable[[BusEvent], None]] = [] if on_event is None else [on_event]
         self._waiting: deque[BusEvent] = deque()
         self._scheduled = False
         self.errors = 0
@@ -40,7 +41,7 @@ class Reporter:
 
     def report(self, event: BusEvent) -> None:
         """Queue ``event``; the event is dropped and counted if the queue is full."""
-        if self._on_event is None:
+        if not self.listeners:
             return
         if len(self._waiting) >= _WAITING:
             self.untold += 1
@@ -56,7 +57,9 @@ class Reporter:
     def _tell_some(self) -> None:
         self._scheduled = bool(self._waiting)
         for _ in range(min(_A_TURN, len(self._waiting))):
-            self._tell(self._waiting.popleft())
+            event = self._waiting.popleft()
+            for listener in tuple(self.listeners):
+                self._tell(listener, event)
         self._scheduled = bool(self._waiting)
         if self._scheduled:
             asyncio.get_running_loop().call_soon(self._tell_some)
@@ -64,12 +67,13 @@ class Reporter:
     def flush(self) -> None:
         """Report the queued events now, when the bus closes."""
         for _ in range(len(self._waiting)):
-            self._tell(self._waiting.popleft())
+            event = self._waiting.popleft()
+            for listener in tuple(self.listeners):
+                self._tell(listener, event)
 
-    def _tell(self, event: BusEvent) -> None:
-        assert self._on_event is not None
+    def _tell(self, listener: Callable[[BusEvent], object], event: BusEvent) -> None:
         try:
-            result: object = self._on_event(event)
+            result = listener(event)
         except (Exception, asyncio.CancelledError):
             self.errors += 1
             _log_rarely(

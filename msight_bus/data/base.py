@@ -16,6 +16,7 @@ from msight_bus.data.decoding import (
     require,
 )
 from msight_bus.data.tags import DataType
+from msight_bus.errors import PayloadError
 
 _LONGEST_SHOWN = 32  # bytes of a binary field that repr shows: an image must not fill the log
 
@@ -30,12 +31,15 @@ class Data(msgspec.Struct, metaclass=DataType, tag="msight_core.data.base.Data")
     """
 
     def serialize(self) -> bytes:
-        """MessagePack bytes: one map, ``data_type`` first.
+        """MessagePack bytes: one map, ``data_type`` first. NumPy's scalars travel as Python's.
 
         Raises:
-            TypeError: a field holds something that has no MessagePack form.
+            PayloadError: a field holds something that has no MessagePack form.
         """
-        return msgspec.msgpack.encode(self)
+        try:
+            return _encode(self)
+        except Exception as error:
+            raise PayloadError(f"{_culprit(self)} cannot be sent as MessagePack: {error}.") from error
 
     @classmethod
     def deserialize(
@@ -56,7 +60,7 @@ class Data(msgspec.Struct, metaclass=DataType, tag="msight_core.data.base.Data")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ``data_type`` first, nested ``Data`` included; ``bytes`` and ``datetime`` stay."""
-        plain: dict[str, Any] = msgspec.to_builtins(self, builtin_types=PLAIN_TYPES)
+        plain: dict[str, Any] = msgspec.to_builtins(self, builtin_types=PLAIN_TYPES, enc_hook=_plain)
         return plain
 
     @classmethod
@@ -71,6 +75,30 @@ class Data(msgspec.Struct, metaclass=DataType, tag="msight_core.data.base.Data")
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}={_shown(getattr(self, name))}" for name in self.__struct_fields__)
         return f"{type(self).__name__}({shown})"
+
+
+def _plain(value: Any) -> Any:
+    """Return a scalar of NumPy as a Python value (msgspec's hook for what it does not know)."""
+    kind = type(value)
+    if kind.__module__ == "numpy" and getattr(value, "ndim", None) == 0:
+        return value.item()
+    raise TypeError(f"objects of type {kind.__module__}.{kind.__qualname__} have no such form")
+
+
+_encode = msgspec.msgpack.Encoder(enc_hook=_plain).encode
+
+
+def _culprit(data: Data) -> str:
+    """Return the class and, where one field alone fails, that field and its value."""
+    for name in data.__struct_fields__:
+        value = getattr(data, name)
+        try:
+            _encode(value)
+        except Exception:
+            if isinstance(value, Data):
+                return f"{type(data).__name__}.{name}: {_culprit(value)}"
+            return f"{type(data).__name__}.{name} of type {type(value).__name__}"
+    return type(data).__name__
 
 
 def _shown(value: object) -> str:

@@ -29,8 +29,6 @@ PLAIN_TYPES = (bytes, bytearray, datetime)
 
 _KEY = bytes([0xA0 | len(TAG_FIELD)]) + TAG_FIELD.encode()
 _SCALARS = frozenset({bytes, str, int, float, bool, NoneType})
-# TypeError is what msgspec 0.20 makes of a map whose key is a map.
-_REFUSED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError)
 
 
 def looks_like_data(payload: bytes) -> bool:
@@ -57,16 +55,25 @@ def decode(payload: bytes, *, max_bytes: int = DEFAULT_MAX_BYTES, max_nesting: i
     """
     if len(payload) > max_bytes:
         raise DecodeError(f"The payload has {len(payload)} bytes; at most {max_bytes} are decoded")
-    decoder, scalars_only = _decoder(_class_for(_read_tag(payload)))
+    kind = _class_for(_read_tag(payload))
     try:
+        decoder, scalars_only = _decoder(kind)
         # msgspec allocates for what has arrived, not for what a length claims, so a lying length needs no
         # check here. It cannot bound nesting, nor the memory of a million empty maps: only containers bring
         # those.
         if not scalars_only:
             check_bounds(payload, max_bytes=max_bytes, max_nesting=max_nesting)
         return decoder.decode(payload)
-    except _REFUSED as error:
-        raise DecodeError(f"The payload is not valid data: {error}") from error
+    except DecodeError:
+        raise
+    except Exception as error:  # anything: a class's own __post_init__ runs on what anybody may have sent
+        raise DecodeError(f"The payload is not valid data: {_cause(error)}") from error
+
+
+def _cause(error: Exception) -> str:
+    """Return what an error of decoding says; with its type where that is not msgspec's."""
+    known = isinstance(error, msgspec.DecodeError | UnicodeDecodeError | RecursionError | TypeError)
+    return str(error) if known else f"{type(error).__name__}: {error}"
 
 
 def from_mapping(plain: Mapping[str, Any]) -> Data:
@@ -77,8 +84,8 @@ def from_mapping(plain: Mapping[str, Any]) -> Data:
     kind = _class_for(tag)
     try:
         return msgspec.convert(plain, kind, builtin_types=PLAIN_TYPES)
-    except (msgspec.ValidationError, RecursionError) as error:
-        raise DecodeError(f"The mapping is not valid data: {error}") from error
+    except Exception as error:
+        raise DecodeError(f"The mapping is not valid data: {_cause(error)}") from error
 
 
 def require(kind: type[D], value: Data) -> D:

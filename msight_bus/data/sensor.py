@@ -11,10 +11,13 @@ from msight_bus.data.base import Data
 from msight_bus.data.clock import now
 from msight_bus.data.frame_id import new_frame_id
 
+device_names: list[str] = []
+"""The configured names of the buses that are open in this process; the last one is the device's."""
+
 
 def _device_name() -> str | None:
     # Read when a value is made, not when this module is imported, so that a program may set it first.
-    return os.environ.get("MSIGHT_EDGE_DEVICE_NAME") or None
+    return device_names[-1] if device_names else os.environ.get("MSIGHT_EDGE_DEVICE_NAME") or None
 
 
 class SensorData(Data, kw_only=True, tag="msight_core.data.base.SensorData"):
@@ -25,7 +28,8 @@ class SensorData(Data, kw_only=True, tag="msight_core.data.base.SensorData"):
         capture_timestamp: when, in seconds since 1970 UTC.
         creation_timestamp: when this value was made, in seconds since 1970 UTC.
         frame_id: a new one by default; see ``new_frame_id``.
-        device_name: which device sent it; ``MSIGHT_EDGE_DEVICE_NAME`` by default.
+        device_name: which device sent it; by default ``BusSettings.edge_device_name`` of the bus that was opened last, without
+            an open bus ``MSIGHT_EDGE_DEVICE_NAME``.
     """
 
     sensor_name: str | None = None

@@ -10,12 +10,12 @@ run_nodes(Detector(NodeConfig(name="detector", subscribe_topic_name="cam", publi
 from __future__ import annotations
 
 from msight_bus.nodes.config import NodeConfig
-from msight_bus.nodes.consuming import ProcessingNode, SinkNode
 from msight_bus.nodes.node import Node
-from msight_bus.nodes.off_loop import off_loop
-from msight_bus.nodes.outgoing import Outgoing
+from msight_bus.nodes.processing import ProcessingNode, SinkNode
+from msight_bus.nodes.publishing import Outgoing
 from msight_bus.nodes.running import run_nodes, run_until
-from msight_bus.nodes.source import SourceNode
+from msight_bus.nodes.source import SourceNode, paced
+from msight_bus.off_loop import off_loop
 
 __all__ = [
     "Node",
@@ -25,6 +25,7 @@ __all__ = [
     "SinkNode",
     "SourceNode",
     "off_loop",
+    "paced",
     "run_nodes",
     "run_until",
 ]

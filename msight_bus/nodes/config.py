@@ -9,7 +9,8 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from msight_bus.data import Data
-from msight_bus.errors import ConfigError, TopicError
+from msight_bus.errors import ConfigError, HeaderError, TopicError
+from msight_bus.payload import check_key
 from msight_bus.queues import QueuePolicy
 from msight_bus.registry import LONGEST_INTERVAL
 from msight_bus.topics import MAX_TOPIC_BYTES, check_group, check_topic
@@ -45,6 +46,9 @@ class NodeConfig:
         lifespan: seconds after which an input is dropped instead of handled; see `Bus.subscribe`.
         dead_letter_topic_name: where inputs are published as they came that ``"continue"`` leaves behind or that cannot be
             decoded, with the headers ``msight-dead-topic`` and ``msight-dead-error``.
+        key: of each output that brings none of its own, see `Outgoing`.
+        while_disconnected: what a source does with its outputs while the broker is away: ``"wait"`` until it is back, or
+            ``"drop"`` and count them.
         spread: on Kafka, whether outputs without a key go to all partitions in turn, so that a group shares them and order
             holds within a partition only; ``MSIGHT_KAFKA_UNKEYED`` decides if unset.
 
@@ -70,6 +74,8 @@ class NodeConfig:
     deadline: float | None = None
     lifespan: float | None = None
     dead_letter_topic_name: str | None = None
+    key: str | None = None
+    while_disconnected: Literal["wait", "drop"] = "wait"
     spread: bool | None = None
 
     def __post_init__(self) -> None:
@@ -82,6 +88,8 @@ class NodeConfig:
             "heartbeat_update_interval": lambda value: _check_seconds(value, LONGEST_INTERVAL),
             "action_on_error": _check_action,
             "dead_letter_topic_name": _check_topic,
+            "key": _check_key,
+            "while_disconnected": lambda value: None if value in ("wait", "drop") else "is 'wait' or 'drop'",
             "spread": lambda value: None if value is None or isinstance(value, bool) else "is True or False",
             "heartbeat_tolerance": _check_tolerance,
             "heartbeat_checking_duration": lambda value: _check_seconds(value, math.inf),
@@ -100,6 +108,10 @@ class NodeConfig:
             problem = checks[field.name](value)
             if problem is not None:
                 problems.append(f"NodeConfig.{field.name} {problem}, not {value!r:.100}.")
+        if self.publish_topic_name is not None and self.publish_topic_name == self.subscribe_topic_name:
+            problems.append(
+                "NodeConfig.publish_topic_name is another topic than subscribe_topic_name: the node would take its own outputs."
+            )
         if self.dead_letter_topic_name is not None and self.dead_letter_topic_name == self.subscribe_topic_name:
             problems.append("NodeConfig.dead_letter_topic_name is another topic than subscribe_topic_name.")
         if problems:
@@ -139,6 +151,14 @@ def _check_group(value: object) -> str | None:
     except TopicError:
         return "is a group name such as 'detectors'"
     return None
+
+
+def _check_key(value: object) -> str | None:
+    try:
+        check_key(value)  # type: ignore[arg-type]  # it refuses what is no text
+    except HeaderError:
+        return "is a str such as 'cam_ne'"
+    return None if value is None or isinstance(value, str) else "is a str such as 'cam_ne'"
 
 
 def _check_data_type(value: object) -> str | None:

@@ -1,5 +1,4 @@
-"""How a node's code shares the event loop: after a turn that was short the next item follows soon, after a long one the rest
-of the process goes first."""
+"""How a node's code shares the event loop: it keeps the loop while that is short; after a long turn the others go first."""
 
 from __future__ import annotations
 
@@ -8,15 +7,22 @@ import logging
 
 from msight_bus.tasks import LONG_TURN, run_until_idle
 
-_SHORT = 0.005
-"""Seconds for which code that never waits may keep the loop to itself."""
+_SHORT = 0.002
+"""Seconds for which code that never waits may keep the loop."""
 
 _TOLD = 1.0
 """Seconds after which the log names the code."""
 
 
 class LoopShare:
-    """One node's part of the loop."""
+    """One node's part of the event loop.
+
+    Attributes:
+        held_since: since when the loop has not turned, ``None`` if the node's code has not begun since.
+        yield_at: when the code has kept the loop for long enough.
+    """
+
+    __slots__ = ("_code", "_interval", "_logger", "_loop", "_tell_at", "held_since", "yield_at")
 
     def __init__(self, code: str, logger: logging.Logger, interval: float) -> None:
         """
@@ -29,35 +35,25 @@ class LoopShare:
         self._code = code
         self._logger = logger
         self._interval = interval
-        self._held_since: float | None = None
-        self._yield_at = 0.0
         self._tell_at = 0.0
+        self.held_since: float | None = None
+        self.yield_at = 0.0
 
-    def begins(self) -> float:
-        """The node's code begins with an item; returns the time."""
-        now = self._loop.time()
-        if self._held_since is None:  # else the loop has not turned since an item before
-            self._held_since = now
-            self._loop.call_soon(self._turned)
-        return now
+    def begin(self, now: float) -> None:
+        """The node's code begins with its first item since the loop turned (``held_since`` is ``None``)."""
+        self.held_since = now
+        self.yield_at = now + _SHORT
+        self._loop.call_soon(self._turned)
 
     def _turned(self) -> None:
-        self._held_since = None
+        self.held_since = None
 
-    @property
-    def was_held(self) -> bool:
-        """Whether the loop has not turned since the code began: it did not wait for anything."""
-        return self._held_since is not None
-
-    async def ended(self, began: float) -> None:
-        """The node's code has ended with the item that it began with at ``began``: let others run, if they have waited."""
-        now = self._loop.time()
+    async def give(self, began: float, now: float) -> None:
+        """Let others run: the item that ended ``now`` and began at ``began`` was long, or several have been (`yield_at`)."""
         if now - began < LONG_TURN:
-            if now >= self._yield_at:
-                await asyncio.sleep(0)
-                self._yield_at = self._loop.time() + _SHORT
+            await asyncio.sleep(0)
             return
-        if self.was_held and now - began >= _TOLD and now >= self._tell_at:
+        if self.held_since is not None and now - began >= _TOLD and now >= self._tell_at:
             self._tell_at = now + self._interval
             self._logger.warning(
                 "%s held the event loop for %.1f s; nothing else of this process ran meanwhile. Move what computes off the "
@@ -66,4 +62,3 @@ class LoopShare:
                 now - began,
             )
         await run_until_idle(now - began)
-        self._yield_at = self._loop.time() + _SHORT

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from abc import ABC, abstractmethod
 from contextlib import suppress
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from msight_bus.bus import Bus
 from msight_bus.errors import BusyError, ClosedError, ConfigError
+from msight_bus.events import BusEvent
 from msight_bus.nodes.config import NodeConfig
-from msight_bus.nodes.life import Life
-from msight_bus.registry import NodeStatus
+from msight_bus.nodes.node_run import NodeRun
+from msight_bus.registry import NodeMetrics, NodeStatus
 
 
 class Node(ABC):
@@ -26,6 +28,25 @@ class Node(ABC):
     required_topics: ClassVar[tuple[str, ...]] = ()
     unused_topics: ClassVar[tuple[str, ...]] = ()
     default_heartbeat_tolerance: ClassVar[float] = 0.0
+    coroutines: ClassVar[tuple[str, ...]] = ("on_start", "on_stop")
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """Check the methods that are awaited.
+
+        Raises:
+            TypeError: one of them is defined with ``def``.
+        """
+        super().__init_subclass__(**keywords)
+        for name in cls.coroutines:
+            method = cls.__dict__.get(name)
+            if inspect.isfunction(method) and not inspect.iscoroutinefunction(method):
+                raise TypeError(
+                    f"{cls.__name__}.{name} is awaited: write `async def {name}`. For code that computes or blocks, call it "
+                    f"inside with `await off_loop(function, ...)`."
+                )
+        stream = cls.__dict__.get("stream")
+        if inspect.iscoroutinefunction(stream):
+            raise TypeError(f"{cls.__name__}.stream is an async generator: it has to `yield` its items.")
 
     def __init__(self, config: NodeConfig) -> None:
         """``config`` must name the topics that this kind of node needs, and no other.
@@ -51,7 +72,7 @@ class Node(ABC):
         self.config = config
         self.name = config.name
         self.logger = logging.getLogger(f"msight_bus.nodes.{config.name}")
-        self._life: Life | None = None
+        self._node_run: NodeRun | None = None
 
     # -- for the node's own code
 
@@ -61,6 +82,13 @@ class Node(ABC):
     async def on_stop(self) -> None:  # noqa: B027 - a hook, not a duty
         """Called once after the last item if `on_start` succeeded, whatever ended the node."""
 
+    def on_event(self, event: BusEvent) -> None:  # noqa: B027 - a hook, not a duty
+        """Called with each event that concerns the node: `Gap` and `DeadlineMissed` of its input, `Refused` of its output,
+        `Disconnected` and `Reconnected`. A plain function on the event loop, which must not block.
+
+        What it raises is logged and counted.
+        """
+
     @property
     def bus(self) -> Bus:
         """The bus that the node runs on.
@@ -68,29 +96,33 @@ class Node(ABC):
         Raises:
             ClosedError: it is not running.
         """
-        if self._life is None or self._life.ended:
+        if self._node_run is None or self._node_run.ended:
             raise ClosedError(f"The node {self.name!r} is not running.")
-        return self._life.bus
+        return self._node_run.bus
 
     def stop(self) -> None:
         """Ask the node to end in order: nothing more is taken in, what is queued is handled, outputs are flushed.
 
         Does nothing if it is not running.
         """
-        if self._life is not None:
-            self._life.stopping.set()
+        if self._node_run is not None:
+            self._node_run.stopping.set()
 
     # -- for whoever runs it
 
     @property
     def status(self) -> NodeStatus:
         """How the node fares; ``STOPPED`` before it has run."""
-        return NodeStatus.STOPPED if self._life is None else self._life.status
+        return NodeStatus.STOPPED if self._node_run is None else self._node_run.status
 
     @property
     def left(self) -> int:
         """Inputs that are queued, in hand, or not acknowledged yet; of a source, its outputs."""
-        return 0 if self._life is None else self._life.left
+        return 0 if self._node_run is None else self._node_run.left
+
+    def metrics(self) -> NodeMetrics:
+        """The figures of this run, or of the last one."""
+        return NodeMetrics() if self._node_run is None else self._node_run.metrics()
 
     async def run(self, bus: Bus) -> None:
         """Run until the node is stopped, its input ends (`Bus.drain`), or an error ends it.
@@ -100,30 +132,33 @@ class Node(ABC):
             BusError: the bus refused something, or was closed.
             Exception: what the node's own code raised, with ``action_on_error="stop"``, or in a hook.
         """
-        if self._life is not None and not self._life.over.is_set():
+        if self._node_run is not None and not self._node_run.over.is_set():
             raise BusyError(f"The node {self.name!r} is running already; make another one for a second worker.")
-        self.logger.setLevel((self.config.logging_level or bus.settings.logging_level).upper())
-        life = self._life = Life(self.config, type(self).__name__, bus, self.logger)
+        level = self.config.logging_level or bus.settings.logging_level
+        if level is not None:
+            self.logger.setLevel(level.upper())
+        on_event = None if type(self).on_event is Node.on_event else self.on_event
+        run = self._node_run = NodeRun(self.config, type(self).__name__, bus, self.logger, on_event)
         tolerance = self.config.heartbeat_tolerance
         if tolerance is None:
             tolerance = self.default_heartbeat_tolerance
-        with life.as_guest():
-            async with life.announced(tolerance):
-                await self._live(life)
+        with run.drainable():
+            async with run.announced(tolerance):
+                await self._live(run)
 
-    async def _live(self, life: Life) -> None:
-        with life.code("on_start"):
+    async def _live(self, run: NodeRun) -> None:
+        with run.code("on_start"):
             await self.on_start()
         try:
-            await self._work(life)
+            await self._work(run)
         except BaseException:
             # What ended the node is what run() raises, so an error in on_stop is logged only.
-            with suppress(Exception), life.code("on_stop"):
+            with suppress(Exception), run.code("on_stop"):
                 await self.on_stop()
             raise
-        with life.code("on_stop"):
+        with run.code("on_stop"):
             await self.on_stop()
 
     @abstractmethod
-    async def _work(self, life: Life) -> None:
+    async def _work(self, run: NodeRun) -> None:
         """Take items until the end; see `SourceNode`, `ProcessingNode` and `SinkNode`."""

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from msight_bus.bus import Bus, connect
 from msight_bus.errors import ConfigError, DrainTimeoutError
+from msight_bus.events import BusEvent
+from msight_bus.nodes.ending import tell_once
 from msight_bus.nodes.node import Node
 from msight_bus.nodes.signals import StopSignals
 from msight_bus.nodes.source import SourceNode
-from msight_bus.runtime import run
+from msight_bus.off_loop import DaemonThreads, left_running
+from msight_bus.runtime import run, running_loop
 from msight_bus.settings import BusSettings
 
 logger = logging.getLogger("msight_bus.nodes")
 
-_UNWIND_WITHIN = 5.0  # seconds for cancelled nodes to release what they hold; one that refuses must not hold up the end
+_THREADS = 40
+_UNWIND_WITHIN = 2.0
+"""Seconds for cancelled nodes to release what they hold; code that refuses must not hold up the end."""
 
 
-def run_nodes(*nodes: Node, settings: BusSettings | None = None, end_with_sources: bool = False) -> None:
+def run_nodes(
+    *nodes: Node,
+    settings: BusSettings | None = None,
+    end_with_sources: bool = False,
+    on_event: Callable[[BusEvent], None] | None = None,
+) -> None:
     """Run nodes until all have ended, or until SIGTERM or Ctrl-C; then end in order.
 
     One bus serves all nodes. A signal drains them within ``MSIGHT_DRAIN_TIMEOUT``: sources first, then the nodes that they
@@ -31,35 +42,72 @@ def run_nodes(*nodes: Node, settings: BusSettings | None = None, end_with_source
         settings: ``BusSettings()``, read from the environment, if not given.
         end_with_sources: end in order when the last `SourceNode` among ``nodes`` has ended, as after a file was read. Where
             a log is kept, what the others have not read by then waits there for their next run.
+        on_event: called with each event of the bus, see `connect`; `Node.on_event` is called with those of one node.
+
+    As a program, its exit status is 0 if everything was handled, 1 if a node failed or something was left at the deadline, and
+    128 and the signal's number at a second signal; also where a thread or process of `off_loop` is left, which the log names.
 
     Raises:
         ConfigError: settings are wrong, or a node is given twice or none at all.
         ConnectionLostError, AuthenticationError: there is no broker to run on.
         DrainTimeoutError: not everything was handled within the deadline.
         Exception: the first error that ended a node.
-        KeyboardInterrupt, SystemExit: a second SIGINT or SIGTERM came.
+        SystemExit: a second SIGTERM or SIGINT came; its code is 128 and the signal's number.
+        RuntimeError: an event loop is running in this thread; await `run_until` there.
     """
     _check(nodes)
+    if running_loop() is not None:
+        raise RuntimeError(
+            "An event loop is running here already, as in a notebook: `async with msight_bus.connect() as bus: "
+            "await msight_bus.nodes.run_until(bus, *nodes, stop=asyncio.Event())`."
+        )
     if not logging.getLogger().handlers:
         logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        if logger.parent is not None and logger.parent.level == logging.NOTSET:
+            logger.parent.setLevel(logging.INFO)  # this program has said nothing about levels
     signals = StopSignals()
     try:
-        run(_main(nodes, settings, end_with_sources, signals))
+        run(_main(nodes, settings, end_with_sources, on_event, signals))
     except asyncio.CancelledError:
         signals.raise_second()
+        raise
+    except Exception as error:
+        tell_once(error)
         raise
 
 
 async def _main(
-    nodes: tuple[Node, ...], settings: BusSettings | None, end_with_sources: bool, signals: StopSignals
+    nodes: tuple[Node, ...],
+    settings: BusSettings | None,
+    end_with_sources: bool,
+    on_event: Callable[[BusEvent], None] | None,
+    signals: StopSignals,
 ) -> None:
     def runs_code(task: asyncio.Task[Any]) -> bool:
-        return any(node._life is not None and task in node._life.tasks for node in nodes)
+        return any(node._node_run is not None and task in node._node_run.tasks for node in nodes)
 
-    async with connect(settings) as bus:
-        logger.setLevel(bus.settings.logging_level)
-        with signals.handled(runs_code) as stop:
-            await run_until(bus, *nodes, stop=stop, end_with_sources=end_with_sources)
+    # The loop waits at its end for the threads of asyncio.to_thread.
+    asyncio.get_running_loop().set_default_executor(DaemonThreads(_THREADS))
+    try:
+        async with connect(settings, on_event=on_event) as bus:
+            with signals.handled(runs_code) as stop:
+                await run_until(bus, *nodes, stop=stop, end_with_sources=end_with_sources)
+    finally:
+        await _leave_tasks()
+
+
+async def _leave_tasks() -> None:
+    """Cancel every other task; leave those that refuse to end, for which the loop would wait for ever."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=_UNWIND_WITHIN)
+    for task in tasks:
+        if not task.done():
+            logger.warning("Left running: the task %r, which ignores its cancellation.", task.get_name())
+            asyncio._unregister_task(task)
+            task._log_destroy_pending = False  # type: ignore[attr-defined]  # asyncio.gather does so too
 
 
 async def run_until(bus: Bus, *nodes: Node, stop: asyncio.Event, end_with_sources: bool = False) -> None:
@@ -100,6 +148,8 @@ async def run_until(bus: Bus, *nodes: Node, stop: asyncio.Event, end_with_source
             task.cancel()
         if running:
             await asyncio.wait(running, timeout=_UNWIND_WITHIN)
+        for line in left_running():
+            logger.warning("Left running: %s.", line)
     if late is not None and errors:
         logger.error("%s", late)
     if errors:
@@ -112,8 +162,8 @@ async def _wait_until_ready(running: dict[asyncio.Task[None], Node], stopped: as
     """Wait until every node has subscribed or ended, or a stop is asked for."""
     await asyncio.sleep(0)  # now each one has begun
     for node in running.values():
-        assert node._life is not None
-        ready = asyncio.create_task(node._life.ready.wait(), name=f"msight_bus start {node.name}")
+        assert node._node_run is not None
+        ready = asyncio.create_task(node._node_run.ready.wait(), name=f"msight_bus start {node.name}")
         try:
             await asyncio.wait((ready, stopped), return_when=asyncio.FIRST_COMPLETED)
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import asyncio
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -78,6 +79,8 @@ class StopSignals:
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
         before = {number: signal.getsignal(number) for number in _SIGNALS}
+        # A forked child has no loop that could take a signal.
+        restorers.append(restore)
         for number in _SIGNALS:
             # The loop's own handler does nothing, but with it a signal wakes the loop even if it comes just before the loop
             # goes to sleep.
@@ -87,22 +90,38 @@ class StopSignals:
         try:
             yield stop
         finally:
+            restorers.remove(restore)
             for number in _SIGNALS:
                 with suppress(NotImplementedError):
                     loop.remove_signal_handler(number)
             restore()
 
     def raise_second(self) -> None:
-        """If there was a second signal, end the program as Python and the shell expect.
+        """If there was a second signal, end the program as the shell expects.
 
         Raises:
-            KeyboardInterrupt: it was SIGINT.
-            SystemExit: it was SIGTERM.
+            SystemExit: its code is 128 and the signal's number.
         """
         if len(self._seen) > 1:
-            number = self._seen[1]
-            raise (KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)) from None
+            raise SystemExit(128 + self._seen[1]) from None
 
 
 def _nothing() -> None:
     pass
+
+
+restorers: list[Callable[[], None]] = []
+"""For each run that handles signals now: puts the former handlers back."""
+
+
+def _in_a_child() -> None:
+    """Put the former handlers back in a process that was forked."""
+    if restorers:
+        signal.set_wakeup_fd(-1)  # it leads to the parent's loop
+        for restore in reversed(restorers):
+            restore()
+        restorers.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_a_child)

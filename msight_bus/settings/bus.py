@@ -54,7 +54,9 @@ class BusSettings(BaseSettings):
         default=False, description="Refuse what the backend can do in a weaker way only, instead of warning."
     )
     edge_device_name: Name | None = Field(default=None, description="Name of this device in the data that it sends.")
-    logging_level: LogLevel = Field(default="INFO", description="What nodes log.")
+    logging_level: LogLevel | None = Field(
+        default=None, description="What nodes log; unset, the levels of the program's own logging hold."
+    )
     limits: Limits = Field(default=Limits(), description="Deadlines and limits.")
     redis: RedisSettings = Field(default=RedisSettings(), description="Used by the redis backend.")
     nats: NatsSettings = Field(default=NatsSettings(), description="Used by the nats backend.")
@@ -119,6 +121,15 @@ class BusSettings(BaseSettings):
             *list_variables(cls, ""),
             *(variable for name, kind in _SECTIONS.items() for variable in list_variables(kind, name)),
         )
+
+    @property
+    def address(self) -> str:
+        """The configured broker and its addresses, without secrets: for logs and titles."""
+        if self.backend == "redis":
+            return f"redis://{self.redis.unix_socket_path or ','.join(map(str, self.redis.nodes))}"
+        if self.backend == "nats":
+            return ",".join(map(str, self.nats.servers))
+        return f"kafka://{','.join(map(str, self.kafka.servers))}" if self.backend == "kafka" else "memory"
 
     def _notices(self) -> Iterable[Warning]:
         section = getattr(self, self.backend, None)  # memory has no settings

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from msight_bus.errors import BusError, BusyError, ClosedError, fresh
 from msight_bus.message import Message
@@ -36,6 +36,7 @@ class MessageQueue:
         dropped: messages that were not delivered, by cause.
         peak: the maximum number of messages queued so far.
         ended: whether `end` was called.
+        on_drop: called with the messages of each `drop` and its cause.
     """
 
     __slots__ = (
@@ -56,6 +57,7 @@ class MessageQueue:
         "ended",
         "full",
         "messages",
+        "on_drop",
         "peak",
         "received",
         "size",
@@ -72,6 +74,7 @@ class MessageQueue:
         self.dropped: Counter[str] = Counter()
         self.peak = 0
         self.ended = False
+        self.on_drop: Callable[[Sequence[Message], str], None] | None = None
         self._policy = policy
         self._max_messages = policy.max_messages
         self._max_bytes = policy.max_bytes
@@ -197,13 +200,14 @@ class MessageQueue:
             cause: the key in ``dropped``.
             done: whether to mark records of a log as done, so that they are not redelivered.
         """
-        count = 0
-        for message in messages:
-            count += 1
+        dropped = list(messages)
+        for message in dropped:
             if done and message._settlement is not None:
                 message._settlement.settle(message)
-        if count:
-            self.dropped[cause] += count
+        if dropped:
+            self.dropped[cause] += len(dropped)
+            if self.on_drop is not None:
+                self.on_drop(dropped, cause)
 
     def skip(self, count: int) -> None:
         """Count ``count`` records of a log that were skipped for the latest ones."""

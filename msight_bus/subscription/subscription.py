@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
@@ -77,8 +77,10 @@ class Subscription:
         report: Callable[[BusEvent], None],
         on_entered: Callable[[Subscription], None],
         on_closed: Callable[[Subscription], None],
+        on_drop: Callable[[Sequence[Message], str], None] | None = None,
     ) -> None:
-        """``check`` raises where the bus cannot be used (`Core.check`); ``clock`` returns POSIX seconds."""
+        """``check`` raises where the bus cannot be used (`Core.check`); ``clock`` returns POSIX seconds; ``on_drop`` is called
+        with messages that are dropped and the cause."""
         self.topic = selection.name
         self.consumer: asyncio.Task[object] | None = None
         self._backend = backend
@@ -102,6 +104,7 @@ class Subscription:
             on_full=self._pause,
             on_room=self._resume,
         )
+        self._inbox.queue.on_drop = on_drop
         self._counts = self._keeps or not shares
         self._queue = self._inbox.queue
         self._messages = self._queue.messages
@@ -199,6 +202,20 @@ class Subscription:
         if self._auto and message._settlement is not None:
             inbox.in_hand = [message]
         return message
+
+    def take(self) -> Message | None:
+        """Return the next message if one is queued, as ``__anext__`` does with ``ack="manual"``; else ``None``."""
+        messages = self._messages
+        queue = self._queue
+        while messages:
+            message = messages.popleft()
+            queue.size -= len(message.payload) + message._overhead
+            if queue.full:
+                queue.taken()
+            if self._lifespan is None or self._drop_old([message]):
+                message._limits = self._limits
+                return message
+        return None
 
     def batches(self, max_messages: int, within: float = 0.0) -> Batches:
         """Return an async iterator of lists of 1 to ``max_messages`` messages.
@@ -310,6 +327,11 @@ class Subscription:
             deadlines_missed=0 if deadline is None else deadline.missed,
             lag=None if behind is None else behind + len(queue.messages),
         )
+
+    @property
+    def queued(self) -> int:
+        """Messages in the queue."""
+        return len(self._messages)
 
     # -- drain
 

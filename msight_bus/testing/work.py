@@ -20,7 +20,8 @@ PATIENCE = 10.0
 never ends, must not stop the clock for ever."""
 
 _ANYIO_THREADS = "anyio._backends._asyncio"
-_EXECUTOR_THREADS = "concurrent.futures.thread"
+_OFF_LOOP_THREADS = "msight_bus.off_loop"
+_EXECUTOR_THREADS = ("concurrent.futures.thread", _OFF_LOOP_THREADS)
 _HELPER_THREADS = ("asyncio.unix_events", "concurrent.futures.process", "multiprocessing.")
 """Modules whose threads only manage processes."""
 
@@ -90,11 +91,11 @@ class WorkOut:
         """Yield each piece of work that has not ended, equal from one call to the next."""
         in_loop = 0  # number of executor threads that wait for the loop
         for thread in threading.enumerate():
-            if thread in self._strangers or thread is threading.current_thread():
+            home = _home(thread)
+            if thread is threading.current_thread() or (thread in self._strangers and home != _OFF_LOOP_THREADS):
                 continue
             calling = thread.ident is not None and thread.ident in self._calls
-            home = _home(thread)
-            if home == _EXECUTOR_THREADS:
+            if home in _EXECUTOR_THREADS:
                 in_loop += calling
             elif not calling and not home.startswith(_HELPER_THREADS) and not self._is_idle(thread, home):
                 # A thread of anyio runs several pieces of work, one after the other.

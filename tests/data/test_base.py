@@ -5,12 +5,13 @@ from typing import Any
 
 import msgpack
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from msight_bus.data import BytesData, Data, ImageData, SensorData
-from msight_bus.errors import BusError, DecodeError
+from msight_bus.errors import BusError, DecodeError, PayloadError
 
 FINITE = st.floats(allow_nan=False)
 FRAME_IDS = st.integers(min_value=0, max_value=2**63 - 1)
@@ -181,3 +182,28 @@ def test_recursive_classes(tree):
 
 def _levels(tree):
     return 1 + max(map(_levels, tree.children), default=0)
+
+
+def test_scalars_of_numpy_travel_as_pythons():
+    class Scored(SensorData, tag="tests.data.Scored"):
+        score: Any
+
+    values = [np.float32(1.5), np.float64(2.5), np.int64(-3), np.bool_(True), np.str_("ne")]
+    decoded = Data.deserialize(Scored(score=values).serialize()).score
+    assert decoded == [1.5, 2.5, -3, True, "ne"]
+    assert [type(value) for value in decoded] == [float, float, int, bool, str]
+    assert Scored(score=np.float32(1.5)).to_dict()["score"] == 1.5
+
+
+@pytest.mark.parametrize("value", [2**64, "\ud800", object(), np.zeros(3), [object()]])
+def test_what_has_no_form_names_class_and_field(value):
+    class Odd(SensorData, tag="tests.data.Odd"):
+        score: Any
+
+    class Outer(SensorData, tag="tests.data.Outer"):
+        inner: Odd
+
+    with pytest.raises(PayloadError, match=r"Odd\.score of type "):
+        Odd(score=value).serialize()
+    with pytest.raises(PayloadError, match=r"Outer\.inner: Odd\.score of type "):
+        Outer(inner=Odd(score=value)).serialize()

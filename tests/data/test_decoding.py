@@ -216,3 +216,18 @@ def test_looks_like_data(payload, expected):
 
 if __name__ == "__main__":
     print(refuse_all_bombs())  # noqa: T201
+
+
+def test_whatever_a_class_raises_while_it_is_made_is_a_decode_error():
+    class Asserting(Data, tag="tests.data.Asserting"):
+        value: int
+
+        def __post_init__(self):
+            assert self.value > 0
+
+    payload = msgpack.packb({"data_type": "tests.data.Asserting", "value": -1})
+    with pytest.raises(DecodeError, match="AssertionError") as caught:
+        decode(payload)
+    assert isinstance(caught.value.__cause__, AssertionError)
+    with pytest.raises(DecodeError):
+        Data.from_dict({"data_type": "tests.data.Asserting", "value": -1})

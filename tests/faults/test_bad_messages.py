@@ -44,12 +44,12 @@ async def test_what_cannot_be_decoded_is_counted_and_the_stream_goes_on(target, 
             for payload in (b"\xc1 no MessagePack", BytesData(data=b"1"), bytes(10_000), BytesData(data=b"2")):
                 await bus.publish(topic, payload)
             assert [item.data for item in await node.until(2)] == [b"1", b"2"]
-            assert node._life.meter.undecodable == 2
+            assert node._node_run.meter.undecodable == 2
         again = Collect(config)
         async with running(bus, again):  # on Kafka the undecodable ones are committed
             await bus.publish(topic, BytesData(data=b"3"))
             assert [item.data for item in await again.until(1)] == [b"3"]
-            assert again._life.meter.undecodable == 0
+            assert again._node_run.meter.undecodable == 0
 
 
 @every

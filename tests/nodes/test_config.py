@@ -28,7 +28,16 @@ MSIGHT_FIELDS = [
 
 
 def test_the_fields_are_those_of_msight_and_a_few_more():
-    more = ["queue", "concurrency", "deadline", "lifespan", "dead_letter_topic_name", "spread"]
+    more = [
+        "queue",
+        "concurrency",
+        "deadline",
+        "lifespan",
+        "dead_letter_topic_name",
+        "key",
+        "while_disconnected",
+        "spread",
+    ]
     assert [field.name for field in dataclasses.fields(NodeConfig)] == [*MSIGHT_FIELDS, *more]
 
 

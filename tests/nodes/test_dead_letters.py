@@ -61,7 +61,7 @@ async def handled(kafka, node, topic, *poison, **variables):
         async with asyncio.timeout(DEADLINE):
             while node.left:
                 await asyncio.sleep(0.01)
-        dropped = node._life.meter.snapshot(queued=0, dropped=0).dropped
+        dropped = node.metrics().dropped
     return await committed(kafka, topic, node.config.group_where_kept()), dropped
 
 
@@ -150,7 +150,7 @@ async def test_an_input_of_which_there_can_be_no_dead_letter_is_done(memory, top
         await bus.publish(topic, POISON)
         await bus.publish(topic, b"fine")
         await node.until(1)
-        assert node._life.meter.snapshot(queued=0, dropped=0).dropped == 1
+        assert node.metrics().dropped == 1
     assert "Dead letter not published" in caplog.text
     assert "not permitted" in caplog.text
 

@@ -81,7 +81,7 @@ async def test_what_cannot_be_decoded_is_counted_and_left_out(memory, caplog, ki
             await bus.publish("in", BytesData(data=b"another type"))
         await bus.publish("in", Reading(value=4))
         assert [item.value for item in await sink.until(1)] == [4]
-        assert sink._life.meter.undecodable == (2 if kind is None else 3)
+        assert sink._node_run.meter.undecodable == (2 if kind is None else 3)
         assert sink.status == "RUNNING"
     assert caplog.text.count("cannot be decoded") == 1
 
@@ -93,7 +93,7 @@ async def test_what_fails_or_cannot_be_decoded_is_on_the_dead_letter_topic(memor
         await bus.publish("in", b"0", key="lane 3", headers={"lens": "wide"})
         await bus.publish("in", damaged)
         first, second = await take(dead, 2)
-        assert node._life.meter.errors == 1
+        assert node._node_run.meter.errors == 1
     assert (first.payload, first.key) == (b"0", "lane 3")
     assert first.headers == {"lens": "wide", "msight-dead-topic": "in", "msight-dead-error": "ZeroDivisionError"}
     assert (second.payload, second.headers["msight-dead-error"]) == (damaged, "DecodeError")
@@ -111,7 +111,7 @@ async def test_gap_leaves_out_what_comes_between(memory):
     async with memory.connect() as bus, running(bus, sink):
         await publish_numbers(bus, 5)
         assert await sink.until(3) == [b"0", b"2", b"4"]
-        assert sink._life.meter.messages_in == 5
+        assert sink._node_run.meter.messages_in == 5
 
 
 async def divide(data):
@@ -127,7 +127,7 @@ async def test_stop_ends_the_node_with_its_own_error(memory, caplog):
         with pytest.raises(ZeroDivisionError):
             await task
         assert node.status == "ERROR"
-        assert node._life.meter.messages_in == 1
+        assert node._node_run.meter.messages_in == 1
     failed = [record for record in caplog.records if record.exc_info]
     assert [record.exc_info[0] for record in failed] == [ZeroDivisionError]
     assert failed[0].name == "msight_bus.nodes.node"
@@ -140,7 +140,7 @@ async def test_continue_counts_an_error_and_goes_on(memory, sink, caplog):
         await bus.publish("in", b"nonsense")
         await bus.publish("in", b"5")
         assert await sink.until(1) == [b"2"]
-        assert node._life.meter.errors == 2
+        assert node._node_run.meter.errors == 2
     assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ZeroDivisionError, ValueError]
 
 
@@ -160,7 +160,7 @@ async def test_an_output_that_cannot_be_published_is_an_error_of_the_node(memory
         async with running(bus, sink):
             await bus.publish("in", b"x")
             assert await sink.until(1) == [b"x" * 2000]
-        assert node._life.meter.errors == 1
+        assert node._node_run.meter.errors == 1
         node.stop()
         await task
 
@@ -240,7 +240,7 @@ async def test_a_failure_lets_the_other_handlers_finish(memory, sink):
         with pytest.raises(ZeroDivisionError):
             await task
         assert await sink.until(1) == [b"1"]
-        assert node._life.meter.messages_in == 2
+        assert node._node_run.meter.messages_in == 2
 
 
 async def test_handlers_that_never_wait_leave_the_loop_to_others(memory):
@@ -281,7 +281,7 @@ async def test_a_slow_node_drops_by_its_queue(memory, sink):
         await publish_numbers(bus, 4)
         go_on.set()
         assert await sink.until(2) == [b"first", b"3"]
-        assert node._life.inputs.dropped == 3
+        assert node.metrics().dropped == 3
 
 
 async def test_a_group_shares_its_input_and_no_group_is_made_up(memory):

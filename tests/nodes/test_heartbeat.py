@@ -95,7 +95,7 @@ async def test_figures_are_announced(memory):
 async def eventually_handled(node, count):
     """``count`` messages are, or were, in the handler."""
     async with asyncio.timeout(DEADLINE):
-        while node._life.meter.messages_in < count:
+        while node._node_run.meter.messages_in < count:
             await asyncio.sleep(0)
 
 
@@ -122,10 +122,10 @@ async def test_queue_and_drops_are_announced(memory):
             go_on.set()
 
 
-async def test_a_source_measures_from_asking_to_handing_over(memory):
+async def test_a_source_measures_the_handing_over_and_not_the_wait_for_its_sensor(memory):
     class Slow(Numbers):
         async def get_data(self):
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.2)
             return await super().get_data()
 
     node = Slow(NodeConfig(name="source", publish_topic_name="out", heartbeat_update_interval=0.05))
@@ -133,7 +133,7 @@ async def test_a_source_measures_from_asking_to_handing_over(memory):
         registry = await bus.nodes()
         async with running(bus, node):
             await registry.wait_until(lambda nodes: "source" in nodes and nodes["source"].metrics.latency_p50_ms)
-            assert registry["source"].metrics.latency_p50_ms >= 9
+            assert registry["source"].metrics.latency_p50_ms < 200
             await registry.wait_until(lambda nodes: nodes["source"].metrics.rate_out > 0)
 
 

@@ -43,11 +43,11 @@ async def test_a_slow_node_does_not_hold_up_another(memory):
         async with memory.connect() as bus, running(bus, slow, other):
             await Numbers(NodeConfig(name="source", publish_topic_name="numbers"), count=3).run(bus)
             await other.until(3)
-            assert slow._life.meter.messages_out == 0
+            assert slow._node_run.meter.messages_out == 0
             release.set()
     finally:
         release.set()
-    assert slow._life.meter.messages_out == 3
+    assert slow._node_run.meter.messages_out == 3
 
 
 async def test_a_cancelled_call_does_not_wait_for_its_thread():

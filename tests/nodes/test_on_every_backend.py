@@ -80,7 +80,7 @@ async def test_an_error_and_the_next_run(backend, topic, action):
         if action == "stop":
             run = asyncio.create_task(node.run(bus))
             await asyncio.sleep(0)
-            await node._life.ready.wait()
+            await node._node_run.ready.wait()
         for i in range(4):
             if action == "stop":
                 await bus.publish(topic, b"%d" % i)

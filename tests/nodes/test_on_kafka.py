@@ -37,7 +37,7 @@ async def test_what_is_left_out_is_done(kafka, topic, name):
             for payload in (b"0", b"skipped", damaged, b"skipped", b"4", b"skipped"):
                 await bus.publish(topic, payload)
             await node.until(2)
-            while node._life.meter.messages_in < 6:
+            while node._node_run.meter.messages_in < 6:
                 await asyncio.sleep(0.005)
         async with running(bus, node):
             await bus.publish(topic, b"next")
@@ -48,7 +48,7 @@ async def test_the_next_input_does_not_wait_for_the_acknowledgement(kafka, topic
     unsettled = []
 
     async def echo(data):
-        unsettled.append(node._life.inputs.unsettled)
+        unsettled.append(node._node_run.unfinished())
         return data
 
     node = Apply(NodeConfig(name=name, subscribe_topic_name=topic, publish_topic_name=f"{topic}.out"), echo)

@@ -37,27 +37,29 @@ class Large(Numbers):
 @pytest.mark.parametrize("kind", ["redis", "nats"])
 async def test_what_a_live_stream_cannot_take_is_dropped_and_counted(kind, caplog):
     caplog.set_level("INFO")
-    node = Large(NodeConfig(name="node", publish_topic_name="out"))
+    node = Large(NodeConfig(name="node", publish_topic_name="out", while_disconnected="drop"))
     with own_broker(kind) as (broker, backend):
         async with backend.connect(MSIGHT_PUBLISH_TIMEOUT="0.2") as bus, running(bus, node):
-            await until(lambda: node._life.meter.messages_out)
+            await until(lambda: node._node_run.meter.messages_out)
             broker.freeze()
             try:
-                await until(lambda: node._life.meter.unsent >= 2)
+                await until(lambda: node._node_run.meter.unsent >= 2)
                 assert node.status == "RUNNING"
                 away, back = map(caplog.text.count, ("Publishing waits for the broker", "Publishing goes on"))
                 assert away == back + 1
                 assert "write buffer full" in caplog.text
-                sent = node._life.meter.messages_out
+                sent = node._node_run.meter.messages_out
             finally:
                 broker.thaw()
-            await until(lambda: node._life.meter.messages_out > sent)
+            await until(lambda: node._node_run.meter.messages_out > sent)
             await until(lambda: caplog.text.count("Publishing goes on") > back)
 
 
 @pytest.mark.parametrize("kind", ["redis", "nats"])
 async def test_nodes_outlast_a_broker_that_is_restarted(kind):
-    source = Paced(NodeConfig(name="source", publish_topic_name="a", heartbeat_update_interval=0.05))
+    source = Paced(
+        NodeConfig(name="source", publish_topic_name="a", heartbeat_update_interval=0.05, while_disconnected="drop")
+    )
     sink = Collect(NodeConfig(name="sink", subscribe_topic_name="a"))
     with own_broker(kind) as (broker, backend):
         async with backend.connect(MSIGHT_PUBLISH_TIMEOUT="0.1", MSIGHT_RECONNECT_MAX="0.1") as bus:
@@ -65,12 +67,12 @@ async def test_nodes_outlast_a_broker_that_is_restarted(kind):
             async with running(bus, sink, source):
                 await sink.until(5)
                 await asyncio.to_thread(broker.kill)
-                await until(lambda: source._life.meter.unsent >= 2)
+                await until(lambda: source._node_run.meter.unsent >= 2)
                 await asyncio.to_thread(broker.restart)
                 before = len(sink.items)
                 await sink.until(before + 5)
                 assert (source.status, sink.status) == ("RUNNING", "RUNNING")
-                counted = source._life.meter.unsent
+                counted = source._node_run.meter.unsent
                 await registry.wait_until(lambda nodes: nodes["source"].metrics.dropped >= counted)
 
 
@@ -93,4 +95,4 @@ async def test_a_log_gets_everything_when_it_is_back(kafka, topic, caplog):
         await run
         numbers = [int(item.split(b":")[0]) for item in await sink.until(150)]
     assert list(dict.fromkeys(numbers)) == list(range(150))
-    assert source._life.meter.unsent == 0
+    assert source._node_run.meter.unsent == 0

@@ -87,7 +87,7 @@ def test_the_first_signal_drains(tmp_path, number, loop):
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "no-uvloop"])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, -signal.SIGINT)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("how", ["stuck", "busy"])
 def test_the_second_signal_ends_at_once(tmp_path, number, code, loop, how):
     with program(tmp_path, loop, how) as process:
@@ -98,7 +98,7 @@ def test_the_second_signal_ends_at_once(tmp_path, number, code, loop, how):
     assert process.returncode == code
     assert out.endswith("stopped in order\n")
     assert "Error" not in err
-    assert err.count("Traceback") <= (number == signal.SIGINT)
+    assert "Traceback" not in err
 
 
 def test_the_deadline_of_the_drain(tmp_path):

@@ -78,7 +78,8 @@ async def test_a_source_that_never_waits_leaves_the_loop_to_others(memory):
     async with memory.connect() as bus, running(bus, source):
         for _ in range(10):
             await asyncio.sleep(0)
-    assert 2 <= source.asked <= 20
+        asked = source.asked
+    assert asked > 20  # several items an iteration
 
 
 async def test_an_error_stops_the_source_with_its_traceback_in_the_log(memory, caplog):
@@ -108,7 +109,7 @@ async def test_continue_asks_again_after_an_error(memory, sink, caplog):
     async with memory.connect() as bus, running(bus, sink):
         await source.run(bus)
         assert await sink.until(2) == [b"1", b"2"]
-        assert source._life.meter.errors == 1
+        assert source._node_run.meter.errors == 1
     assert "unplugged" in caplog.text
 
 

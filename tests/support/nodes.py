@@ -70,7 +70,7 @@ async def start(bus: Bus, node: Node) -> asyncio.Task[None]:
     task = asyncio.create_task(node.run(bus))
     async with asyncio.timeout(DEADLINE):
         await asyncio.sleep(0)
-        await node._life.ready.wait()
+        await node._node_run.ready.wait()
     return task
 
 

@@ -196,7 +196,7 @@ async def test_a_thread_that_waits_for_the_loop_lets_time_pass(msight_simulation
 
 async def test_a_worker_that_waits_for_the_loop_by_anyio_lets_time_pass(msight_simulation, caplog):
     before = msight_simulation.now
-    await off_loop(lambda: anyio.from_thread.run(asyncio.sleep, DAY))
+    await anyio.to_thread.run_sync(lambda: anyio.from_thread.run(asyncio.sleep, DAY))
     assert msight_simulation.now - before >= DAY
     assert not caplog.messages
 

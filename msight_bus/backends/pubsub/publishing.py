@@ -210,6 +210,7 @@ class PubSubPublisher:
         "_report",
         "_topic",
         "_topics",
+        "_waiting",
         "unconfirmed",
     )
 
@@ -235,14 +236,18 @@ class PubSubPublisher:
         self._cut = 0
         self._reason: BusError | None = None
         self.unconfirmed: UnconfirmedRun | None = None
+        self._waiting = 0
 
     def try_send(self, payload: bytes, key: str | None, headers: Mapping[str, str] | None) -> Blocked | None:
-        """Write one message, if the connection is open, not congested, and no other message waits."""
+        """Write one message, if the connection is open and not congested, and no other message comes first."""
         if self._refused is not None:
             self._raise_refused()
         owner = self._connection
         connection = owner.connection
-        if connection is None or connection.congested or owner.gate.waiting:
+        if connection is None or connection.congested:
+            return BLOCKED
+        # A turn lasts until the connection is congested again: a turn for each message would cost each an iteration.
+        if owner.gate.waiting and (owner.turn is not self or self._waiting):
             return BLOCKED
         topic = self._topic
         if not topic.active or self._topics.crowded:
@@ -259,9 +264,11 @@ class PubSubPublisher:
         """
         within = self._limits.publish_timeout
         owner = self._connection
+        self._waiting += 1
         try:
             async with owner.gate.turn(within):
                 connection = await owner.writable()
+                owner.turn = self
                 if self._refused is not None:
                     self._raise_refused()
                 topic = self._use_topic()
@@ -273,6 +280,8 @@ class PubSubPublisher:
             raise PublishTimeoutError(
                 f"Message not sent: {state} for {within:g} s (MSIGHT_PUBLISH_TIMEOUT)."
             ) from owner.reason
+        finally:
+            self._waiting -= 1
 
     async def flush(self) -> None:
         """Wait for a round trip, then raise a refusal or report unconfirmed messages (`TopicPublisher.flush`)."""

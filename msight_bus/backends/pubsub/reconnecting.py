@@ -95,6 +95,7 @@ class ReconnectingConnection:
     Attributes:
         connection: the current connection, ``None`` while reconnecting.
         gate: publishers wait here, in order, for the connection and for room in its write buffer.
+        turn: the publisher that passed the gate last.
         reason: why the last connection was lost, or the last attempt failed.
     """
 
@@ -119,6 +120,7 @@ class ReconnectingConnection:
         """
         self.connection: Connection | None = None
         self.gate = Gate()
+        self.turn: object = None
         self.reason: BusError | None = None
         self._connector = connector
         self._limits = limits

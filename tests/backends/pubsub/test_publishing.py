@@ -204,6 +204,7 @@ class Owner:
     def __init__(self) -> None:
         self.connection: Connection | None = Connection()
         self.gate = Gate()
+        self.turn = None
         self.reason = None
         self.room = asyncio.Event()
         self.confirms = True
@@ -243,6 +244,44 @@ async def test_publishers_on_one_topic_share_its_counter(msight_simulation):
     one.close()
     one.close()
     assert (made.topics.get("a").publishers, made.topics.get("a").kept) == ([other], 1)
+
+
+async def test_publishers_that_wait_send_more_than_one_message_a_turn(msight_simulation):
+    """A turn for each message would cost each one an iteration of the event loop, for as long as several publish."""
+    made = Publishers()
+    owner, count, burst = made.owner, 500, 50
+
+    class Bursts(Connection):
+        def publish(self, *message) -> None:
+            super().publish(*message)
+            if len(self.written) % burst == 0:
+                self.congested = True
+                asyncio.get_running_loop().call_soon(self.release)
+
+        def release(self) -> None:
+            self.congested = False
+            owner.room.set()
+
+    owner.connection = Bursts()
+
+    async def publish(topic: str) -> None:
+        publisher = made.on(topic)
+        for number in range(count):
+            payload = b"%s %d" % (topic.encode(), number)
+            if publisher.try_send(payload, None, None) is BLOCKED:
+                await publisher.send(payload, None, None)
+
+    publishing = [asyncio.create_task(publish(topic)) for topic in ("a", "b", "c")]
+    iterations = 0
+    while not all(task.done() for task in publishing):
+        iterations += 1
+        await asyncio.sleep(0)
+    written = [payload.split() for _, payload in owner.connection.written]
+    for topic in (b"a", b"b", b"c"):
+        assert [int(number) for name, number in written if name == topic] == list(range(count))
+    assert iterations < 3 * count / 5
+    first = [name for name, _ in written[: 9 * burst]]
+    assert min(first.count(topic) for topic in (b"a", b"b", b"c")) >= 2 * burst  # in turn
 
 
 async def test_nothing_is_taken_while_the_connection_is_away_full_or_waited_for(msight_simulation):

@@ -1,0 +1,290 @@
+"""One run of a node: its status, its figures, and what it logs, announces and reports.
+
+Apart from the node's class, so that names in a user's subclass cannot get in its way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+from msight_bus.bus import Bus
+from msight_bus.events import BusEvent, Disconnected, Gap, Reconnected
+from msight_bus.message import Message
+from msight_bus.nodes.announcing import Announcer
+from msight_bus.nodes.config import NodeConfig
+from msight_bus.nodes.ending import mark_logged
+from msight_bus.nodes.metrics import Meter
+from msight_bus.nodes.tally import Tally
+from msight_bus.registry import NodeInfo, NodeMetrics, NodeStatus
+from msight_bus.reporting import Reporter
+from msight_bus.subscription import Subscription
+
+_KEPT_BY_THE_LOG = ("closed", "revoked")
+"""Causes of drops that lose nothing where a log keeps the message: it is delivered again, or to another member."""
+
+
+class NodeRun:
+    """State of one run (draining.Drainable).
+
+    Attributes:
+        config, bus, logger: the node's.
+        meter: its counters.
+        busy_since: since when the node's code has been busy, in the loop's seconds, by handler.
+        tasks: those in which its code runs.
+        stopping: set when the node shall end in order.
+        ready: set when the first item can come, and when it has ended.
+        over: set when it has ended.
+        status: see `NodeStatus`.
+        ended: only the last announcement is left.
+        away: whether the bus is disconnected.
+        on_away: called when the bus is disconnected.
+        unfinished: returns the number of items that were taken and are not done.
+        subscription: the node's input.
+    """
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        kind: str,
+        bus: Bus,
+        logger: logging.Logger,
+        on_event: Callable[[BusEvent], None] | None,
+    ) -> None:
+        """``kind`` is the name of the node's class; ``on_event`` is called with the events that concern the node.
+
+        Raises:
+            TypeError: ``on_event`` is a coroutine function.
+        """
+        interval = config.heartbeat_update_interval
+        self.config = config
+        self.bus = bus
+        self.logger = logger
+        self.meter = Meter(interval, asyncio.get_running_loop().time)
+        self.busy_since: dict[int, float] = {}
+        self.name = config.name
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self.stopping = asyncio.Event()
+        self.ready = asyncio.Event()
+        self.over = asyncio.Event()
+        self.status = NodeStatus.REGISTERED
+        self.ended = False
+        self.away = False
+        self.on_away: Callable[[], None] | None = None
+        self.unfinished: Callable[[], int] = lambda: 0
+        self.subscription: Subscription | None = None
+        self.kind = kind
+        self.gap_lines = Tally("Messages missing", logger, interval)
+        self.drop_lines = Tally("Inputs dropped, slower than the stream", logger, interval)
+        self.unsent_lines = Tally("Outputs dropped, the broker is away", logger, interval)
+        self.undecodable_lines = Tally("Inputs that cannot be decoded", logger, interval)
+        self.error_lines = Tally(f"Errors in {kind}", logger, interval, logging.ERROR)
+        self._reporter = Reporter(on_event)
+        self._group: str | None = None
+        self._instance = secrets.token_hex(8)
+        self._started_at = bus.core.clock()
+        self._announcer = Announcer(bus, self._describe, interval, logger)
+
+    @property
+    def left(self) -> int:
+        """Inputs that are queued, in hand, or not acknowledged yet; of a source, its outputs."""
+        return self.meter.queued() + self.unfinished()
+
+    def running(self, group: str | None) -> None:
+        """The first item can come; ``group`` is the consumer group."""
+        self._group = group
+        topics = " -> ".join(
+            name for name in (self.config.subscribe_topic_name, self.config.publish_topic_name) if name
+        )
+        self.logger.info("Running on %s: %s%s", self.bus.settings.address, topics, f", group {group}" if group else "")
+        self._set_status(NodeStatus.RUNNING)
+        self.ready.set()
+
+    # -- the node's own code
+
+    @contextmanager
+    def code(self, where: str) -> Iterator[None]:
+        """Log an error of the node's own code with its traceback, and raise it."""
+        try:
+            yield
+        except Exception as error:
+            self.log_error(error, f"in {where}")
+            raise
+
+    def code_failed(self, error: BaseException) -> None:
+        """Count an error of the node's own code; log the first with its traceback, then one an interval."""
+        self.meter.errors += 1
+        self.log_error(error)
+
+    def log_error(self, error: BaseException, where: str = "") -> None:
+        """Log an error of the node's own code; nobody else logs it again."""
+        detail = f"{where} {type(error).__name__}: {error}".strip()
+        self.error_lines.add(None, 1, detail, error)
+        mark_logged(error)
+
+    # -- what happens to its input and output
+
+    def report(self, event: BusEvent) -> None:
+        """Take an event of the node's own subscription: count, log and report it."""
+        if isinstance(event, Gap):
+            self.gap_lines.add(event.topic, event.missing, event.cause)
+        self.bus.core.reporter.report(event)
+        self._reporter.report(event)
+
+    def dropped(self, messages: Sequence[Message], cause: str) -> None:
+        """Take what the queue dropped: count and log it."""
+        if cause in _KEPT_BY_THE_LOG and (cause == "revoked" or self.bus.capabilities.persistence):
+            return
+        self.meter.dropped += len(messages)
+        for message in messages:
+            self.drop_lines.add(message.topic, 1, cause)
+
+    def unsent(self, topic: str, count: int, why: str) -> None:
+        """Count and log outputs that are dropped."""
+        self.meter.unsent += count
+        self.unsent_lines.add(topic, count, why)
+
+    def _bus_event(self, event: BusEvent) -> None:
+        """Take an event of the bus: say once that the broker is away, and that it is back."""
+        if isinstance(event, Disconnected) and not self.away:
+            self.away = True
+            self.logger.warning("Broker away: %s. %s", self._meanwhile(), event.reason)
+            if self.on_away is not None:
+                self.on_away()
+        elif isinstance(event, Reconnected):
+            self.away = False
+            self.logger.warning("Broker back after %d attempts.", event.attempts)
+        elif isinstance(event, Disconnected) or getattr(event, "topic", None) != self.config.publish_topic_name:
+            return  # a gap or a deadline: `report` takes those of the node's own subscription
+        self._reporter.report(event)
+
+    def _meanwhile(self) -> str:
+        if self.config.subscribe_topic_name is not None:
+            return "no input arrives until it is back"
+        if self.config.while_disconnected == "drop":
+            return "outputs are dropped and counted until it is back (while_disconnected='drop')"
+        return "the source waits until it is back (while_disconnected='wait')"
+
+    # -- its life
+
+    @asynccontextmanager
+    async def announced(self, tolerance: float) -> AsyncIterator[None]:
+        """Announce the node while the context lasts, and its end; log a summary at the end.
+
+        Args:
+            tolerance: seconds that the node's code may be busy with one item; 0 or less for any time.
+        """
+        began = asyncio.get_running_loop().time()
+        listeners = self.bus.core.reporter.listeners
+        listeners.append(self._bus_event)
+        tasks = [asyncio.create_task(self._announcer.run(), name=f"msight_bus heartbeat {self.name}")]
+        if tolerance > 0:
+            tasks.append(asyncio.create_task(self._watch(tolerance), name=f"msight_bus watch {self.name}"))
+        last, why = NodeStatus.STOPPED, ""
+        try:
+            yield
+        except Exception as error:
+            last, why = NodeStatus.ERROR, f" by {type(error).__name__}: {error}"
+            mark_logged(error)
+            raise
+        finally:
+            listeners.remove(self._bus_event)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            self.status = last
+            self.ended = True
+            await self._announcer.farewell()
+            self._summarize(last, why, asyncio.get_running_loop().time() - began)
+
+    def _summarize(self, last: NodeStatus, why: str, seconds: float) -> None:
+        for lines in (self.gap_lines, self.drop_lines, self.unsent_lines, self.undecodable_lines, self.error_lines):
+            lines.close()
+        self._reporter.flush()
+        figures = self.metrics()
+        missing = "?" if figures.missing is None else f"{figures.missing:,}"
+        self.logger.log(
+            logging.ERROR if why else logging.INFO,
+            "Ended with status %s%s. In: %s, out: %s, dropped: %s, missing: %s, undecodable: %s, errors: %s, left: %s, "
+            "seconds: %.1f.",
+            last, why, f"{figures.messages_in:,}", f"{figures.messages_out:,}", f"{figures.dropped:,}", missing,
+            f"{figures.undecodable:,}", f"{figures.errors:,}", f"{self.left:,}", seconds,
+        )  # fmt: skip
+
+    @contextmanager
+    def drainable(self) -> Iterator[None]:
+        """Be drained with the bus while the context lasts."""
+        task = asyncio.current_task()
+        assert task is not None
+        self.tasks.add(task)
+        self.bus.core.drainables.add(self)
+        try:
+            yield
+        finally:
+            self.bus.core.drainables.discard(self)
+            self.ready.set()
+            self.over.set()
+
+    async def _watch(self, tolerance: float) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self.config.heartbeat_checking_duration)
+            now = loop.time()
+            busy = now - min(self.busy_since.values(), default=now)
+            if busy > tolerance and self.status is NodeStatus.RUNNING:
+                self.logger.error("Busy with one item for %.1f s; heartbeat_tolerance is %g s.", busy, tolerance)
+                self._set_status(NodeStatus.ERROR)
+            elif busy <= tolerance and self.status is NodeStatus.ERROR:
+                self.logger.info("Recovered: the handler is responsive again.")
+                self._set_status(NodeStatus.RUNNING)
+
+    def _set_status(self, status: NodeStatus) -> None:
+        self.status = status
+        self._announcer.changed()
+
+    def metrics(self) -> NodeMetrics:
+        """Return the figures now."""
+        if self.subscription is not None:
+            stats = self.subscription.stats
+            self.meter.gaps, self.meter.missing = stats.gaps, stats.missing
+        return self.meter.snapshot()
+
+    def _describe(self) -> NodeInfo:
+        return NodeInfo(
+            name=self.name,
+            instance=self._instance,
+            type=_printable(self.kind),
+            device=_printable(self.bus.core.name),
+            host=_printable(socket.gethostname()),
+            status=self.status,
+            started_at=self._started_at,
+            heartbeat_interval=self.config.heartbeat_update_interval,
+            publish_topic=self.config.publish_topic_name,
+            subscribe_topic=self.config.subscribe_topic_name,
+            group_id=self._group,
+            last_heartbeat=self.bus.core.clock(),
+            ended=self.ended,
+            metrics=self.metrics(),
+        )
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)[:200]
+
+
+def uncalled(error: asyncio.CancelledError) -> RuntimeError:
+    """Return the error of code that raises ``CancelledError`` unasked; raise ``error`` if the task was asked to end."""
+    task = asyncio.current_task()
+    if task is None or task.cancelling() > 0:
+        raise error
+    return RuntimeError("The node's code raised CancelledError, and nobody had cancelled it.")
+
+
+def left_cancelled() -> RuntimeError:
+    """Return the error of code that ends a task of the node's, although nobody has stopped the node."""
+    return RuntimeError("The node's code cancelled the task in which it runs, and did not undo that.")

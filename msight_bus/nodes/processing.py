@@ -1,0 +1,497 @@
+"""Nodes that take messages: processing nodes and sinks, and the window of inputs between subscription and publisher."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from abc import abstractmethod
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, ClassVar
+
+from msight_bus.data import decode, looks_like_data
+from msight_bus.errors import BusError, ClosedError, ConnectionLostError, DecodeError
+from msight_bus.message import Message
+from msight_bus.nodes.loop_share import LoopShare
+from msight_bus.nodes.metrics import BOUNDS
+from msight_bus.nodes.node import Node
+from msight_bus.nodes.node_run import NodeRun, left_cancelled, uncalled
+from msight_bus.nodes.publishing import (
+    BROKER_AWAY,
+    BUS_IS_OVER,
+    RETRY_AFTER,
+    Accepted,
+    NodePublisher,
+    Output,
+    Result,
+)
+from msight_bus.subscription import Subscription, Terms
+
+Handler = Callable[[Any], Awaitable[Result]]
+
+
+class ProcessingNode(Node):
+    """Takes messages of one topic and publishes what `process` makes of them on another."""
+
+    required_topics: ClassVar[tuple[str, ...]] = ("subscribe_topic_name", "publish_topic_name")
+    coroutines: ClassVar[tuple[str, ...]] = (*Node.coroutines, "process")
+
+    @abstractmethod
+    async def process(self, data: Any) -> Output | Sequence[Output] | None:
+        """Make something of one input; return ``None``, one output, or a list of outputs, to publish.
+
+        Args:
+            data: a ``Data`` value, or ``bytes`` if the payload is none; see ``subscribe_topic_data_type``.
+        """
+
+    async def _work(self, run: NodeRun) -> None:
+        await _consume(run, self.process)
+
+
+class SinkNode(Node):
+    """Takes messages of one topic and publishes nothing."""
+
+    required_topics: ClassVar[tuple[str, ...]] = ("subscribe_topic_name",)
+    unused_topics: ClassVar[tuple[str, ...]] = ("publish_topic_name",)
+    coroutines: ClassVar[tuple[str, ...]] = (*Node.coroutines, "on_message")
+
+    @abstractmethod
+    async def on_message(self, data: Any) -> None:
+        """Use one input.
+
+        Args:
+            data: a ``Data`` value, or ``bytes`` if the payload is none; see ``subscribe_topic_data_type``.
+        """
+
+    async def _work(self, run: NodeRun) -> None:
+        await _consume(run, self.on_message)
+
+
+async def _consume(run: NodeRun, handler: Handler) -> None:
+    config, bus = run.config, run.bus
+    # A position in a log belongs to a group, so that a node goes on where it was; elsewhere a group only shares the load.
+    group = config.group_where_kept() if bus.capabilities.persistence else config.group_id
+    assert config.subscribe_topic_name is not None
+    async with AsyncExitStack() as stack:
+        publisher: NodePublisher | None = None
+        if config.publish_topic_name is not None:
+            publisher = await stack.enter_async_context(
+                NodePublisher.open(run, config.publish_topic_name, outcomes_known=True)
+            )
+        run.subscription = subscription = bus.core.subscribe(
+            (config.subscribe_topic_name,),
+            group_id=group,
+            queue=config.queue,
+            terms=Terms("manual", config.deadline, config.lifespan),
+            report=run.report,
+            on_drop=run.dropped,
+        )
+        await stack.enter_async_context(subscription)
+        processor = MessageProcessor(run, handler, subscription, publisher)
+        run.running(group)
+        await processor.run()
+
+
+class _Input:
+    """A place in the window.
+
+    Attributes:
+        message: the input; ``None`` if it is not to be acknowledged.
+        outputs: what the handler made of it; ``None`` while the handler runs.
+    """
+
+    __slots__ = ("message", "outputs")
+
+    def __init__(self, message: Message) -> None:
+        self.message: Message | None = message
+        self.outputs: object = _RUNNING
+
+
+_RUNNING = object()
+
+
+class MessageProcessor:
+    """One run of a node that takes messages.
+
+    ``concurrency`` workers take messages from the subscription's queue. With several, each input has a place in the window,
+    and outputs are published from the window's head on. An input is acknowledged when all its outputs are accepted;
+    meanwhile it is pending, and the next ones are handled.
+    """
+
+    def __init__(
+        self, run: NodeRun, handler: Handler, subscription: Subscription, publisher: NodePublisher | None
+    ) -> None:
+        """``handler`` is the node's own code; ``publisher`` is ``None`` where nothing is published."""
+        limits = run.bus.settings.limits
+        self._run = run
+        self._meter = run.meter
+        self._config = config = run.config
+        self._handler = handler
+        self._subscription = subscription
+        self._publisher = publisher
+        self._limits = limits
+        self._kind = config.subscribe_topic_data_type
+        self._ordered = publisher is not None and config.concurrency > 1
+        self._window: deque[_Input] = deque()
+        self._emitting = False
+        self._pending: deque[tuple[Message, Sequence[Accepted]]] = deque()
+        self._pending_bytes = 0
+        self._watched: Accepted | None = None
+        self._changed = asyncio.Event()  # there may be room in the window, or among the pending
+        self._fetching = False
+        self._waking = False
+        self._idle: deque[asyncio.Future[None]] = deque()
+        self._ended = False
+        self._failure: Exception | None = None
+        self._tasks = asyncio.TaskGroup()
+        code = getattr(handler, "__qualname__", "The handler")
+        self._share = LoopShare(code, run.logger, config.heartbeat_update_interval)
+        run.meter.queued = lambda: subscription.queued
+        run.unfinished = lambda: len(run.busy_since) + len(self._pending) + self._waiting_outputs()
+
+    def _waiting_outputs(self) -> int:
+        return sum(item.outputs is not _RUNNING for item in self._window)
+
+    async def run(self) -> None:
+        """Handle messages until the input ends.
+
+        Raises:
+            Exception: what ended it before: an error in the node's code, or of the bus.
+        """
+        name = self._config.name
+        async with self._tasks as tasks:
+            intake = tasks.create_task(self._end_intake(), name=f"msight_bus intake {name}")
+            workers = [
+                tasks.create_task(self._work(number), name=f"msight_bus handler {name} {number}")
+                for number in range(self._config.concurrency)
+            ]
+            self._run.tasks.update(workers)
+            await asyncio.wait(workers)
+            if any(worker.cancelled() for worker in workers):
+                self._fail(left_cancelled())
+            try:
+                if self._publisher is not None:
+                    await self._publisher.all_accepted()
+                while self._pending:
+                    await self._change()
+            except BusError as error:
+                self._fail(error)
+            intake.cancel()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _end_intake(self) -> None:
+        await self._run.stopping.wait()
+        await self._subscription.end_intake()
+
+    def _fail(self, error: Exception) -> None:
+        """Take nothing more; what other workers have in hand is finished."""
+        if self._failure is None:
+            self._failure = error
+        self._run.stopping.set()
+        self._changed.set()
+
+    async def _change(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
+    # -- taking
+
+    async def _next(self) -> Message | None:
+        """Wait for a message, one worker at the subscription and the others behind it; ``None`` at the end."""
+        while not self._ended and self._failure is None:
+            if self._fetching:
+                waiter = asyncio.get_running_loop().create_future()
+                self._idle.append(waiter)
+                try:
+                    await waiter
+                finally:
+                    self._waking = False
+                    if waiter.cancelled():  # woken or not, the next one has to look
+                        self._wake_one()
+                if (message := self._subscription.take()) is not None:
+                    self._wake_one()
+                    return message
+                continue
+            self._fetching = True
+            try:
+                return await anext(self._subscription)
+            except StopAsyncIteration:
+                self._ended = True
+            finally:
+                self._fetching = False
+                self._wake_one()
+        self._wake_one()
+        return None
+
+    def _wake_one(self) -> None:
+        """Wake the next worker; one at a time, because it may find nothing left."""
+        while self._idle and not self._waking:
+            waiter = self._idle.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                self._waking = True
+
+    async def _work(self, number: int) -> None:
+        """Handle one message after the other."""
+        run, meter, share, handler = self._run, self._meter, self._share, self._handler
+        publisher = self._publisher
+        send = publisher.send_plain if publisher is not None and publisher.plain else None
+        window, ordered = self._window, self._ordered
+        loop_time, clock, busy_since = asyncio.get_running_loop().time, run.bus.core.clock, run.busy_since
+        take, kind, every = self._subscription.take, self._kind, self._config.gap + 1
+        buckets, debug = meter.buckets, run.logger.isEnabledFor
+        now = loop_time()
+        verbose = False
+        try:
+            while self._failure is None:
+                message = take()
+                if message is None:
+                    busy_since.pop(number, None)
+                    if (message := await self._next()) is None:
+                        return
+                    now = loop_time()
+                elif self._idle:
+                    self._wake_one()
+                began = busy_since[number] = now
+                if share.held_since is None:
+                    share.begin(now)
+                    verbose = debug(logging.DEBUG)
+                meter.messages_in += 1
+                if every > 1 and (meter.messages_in - 1) % every:
+                    await self._acknowledge(message, ())
+                    continue
+                if verbose:
+                    run.logger.debug("Took %s.", describe(message))
+                place = None
+                if ordered:
+                    place = _Input(message)
+                    window.append(place)
+                data: object = message.payload
+                # Data begins with a byte above 0x80, a map of MessagePack.
+                if kind is not bytes and (
+                    kind is not None or (message.payload > b"\x80" and looks_like_data(message.payload))
+                ):
+                    try:
+                        data = self._decode(message)
+                    except DecodeError as error:
+                        await self._undecodable(message, error, place)
+                        continue
+                try:
+                    result = await handler(data)
+                except Exception as error:
+                    await self._code_failed(message, error, place)
+                    continue
+                except asyncio.CancelledError as error:
+                    await self._code_failed(message, uncalled(error), place)
+                    continue
+                if (
+                    send is not None
+                    and type(result) is bytes
+                    and (place is None or (window[0] is place and not self._emitting))
+                    and not verbose
+                ):  # the usual case
+                    self._emitting = True
+                    try:
+                        accepted = await send(result)
+                        meter.messages_out += 1
+                        if accepted is not None:
+                            await self._acknowledge(message, (accepted,))
+                    except BusError as error:
+                        await self._publish(message, result, error)
+                    finally:
+                        self._emitting = False
+                    if place is not None:
+                        window.popleft()
+                        if window:
+                            await self._emit()
+                elif place is not None:
+                    await self._made(place, result)
+                elif publisher is None:
+                    if message._settlement is not None:
+                        message._settlement.settle(message)
+                else:
+                    await self._publish(message, result)
+                latency = clock() - (message.published_at or message.received_at)
+                if latency >= 0:
+                    buckets[bisect_left(BOUNDS, latency)] += 1
+                now = loop_time()
+                if now >= share.yield_at:
+                    await share.give(began, now)
+                    now = loop_time()
+        except Exception as error:  # the bus's; errors in the node's code are dealt with where they happen
+            self._fail(error)
+        finally:
+            busy_since.pop(number, None)
+            self._wake_one()
+
+    def _decode(self, message: Message) -> object:
+        limits = self._limits
+        try:
+            value = decode(message.payload, max_bytes=limits.max_decoded_bytes, max_nesting=limits.max_nesting)
+        except DecodeError:
+            raise
+        except Exception as error:
+            raise DecodeError(f"The data cannot be made: {type(error).__name__}: {error}") from error
+        kind = self._kind
+        if kind is not None and not isinstance(value, kind):
+            raise DecodeError(f"The data is {type(value).__name__}, not {kind.__name__}")
+        return value
+
+    # -- publishing and acknowledging
+
+    async def _made(self, place: _Input, result: object) -> None:
+        """Publish from the window's head on, as far as the handlers have come."""
+        place.outputs = result
+        await self._emit()
+        while len(self._window) >= 2 * self._config.concurrency and self._failure is None:
+            await self._change()
+
+    async def _emit(self) -> None:
+        if self._emitting:
+            return
+        self._emitting = True
+        try:
+            while self._window and (made := self._window[0].outputs) is not _RUNNING:
+                if (message := self._window[0].message) is not None:
+                    await self._publish(message, made)
+                self._window.popleft()
+        finally:
+            self._emitting = False
+            self._changed.set()
+
+    async def _publish(self, message: Message, result: object, error: BusError | None = None) -> None:
+        """Publish what the handler returned, and acknowledge the input when that is accepted.
+
+        Args:
+            message: the input.
+            result: what the handler returned.
+            error: what a first try to send it raised.
+
+        Raises:
+            ClosedError, ConnectionLostError: the bus is over.
+        """
+        accepted: list[Accepted] = []
+        if self._publisher is not None and result is not None:
+            try:
+                for output in self._publisher.outputs(result):
+                    done = await self._publisher.send(output, error)
+                    if done is not None:
+                        accepted.append(done)
+            except BUS_IS_OVER:
+                raise
+            except BusError as refusal:
+                await self._code_failed(message, refusal)
+                return
+        await self._acknowledge(message, accepted)
+
+    async def _acknowledge(self, message: Message, accepted: Sequence[Accepted]) -> None:
+        """Acknowledge an input when its outputs are accepted; suspends while too many are pending."""
+        if not accepted and not self._pending:
+            await message.ack()
+            return
+        size = len(message.payload)
+        while self._pending and (
+            len(self._pending) >= self._limits.max_in_flight or self._pending_bytes + size > self._limits.queue_bytes
+        ):
+            await self._change()
+        self._pending.append((message, accepted))
+        self._pending_bytes += size
+        for one in accepted:  # those of a batch share one
+            if one is not self._watched:
+                self._watched = one
+                one.add_done_callback(self._accepted)
+
+    def _accepted(self, _: Accepted | None = None) -> None:
+        """Acknowledge the pending inputs from the head on, as far as their outputs are accepted."""
+        while self._pending and all(one.done() for one in self._pending[0][1]):
+            message, accepted = self._pending.popleft()
+            self._pending_bytes -= len(message.payload)
+            error = _first_error(accepted)
+            if error is not None:
+                self._tasks.create_task(self._refused(message, error), name=f"msight_bus refused {self._config.name}")
+            elif message._settlement is not None:
+                message._settlement.settle(message)
+        self._changed.set()
+
+    async def _refused(self, message: Message, error: BusError) -> None:
+        """An output of ``message`` was not accepted, which is known only now."""
+        if isinstance(error, ClosedError) or self._publisher is None:
+            return
+        if not isinstance(error, BROKER_AWAY):
+            await self._code_failed(message, error)
+            return
+        self._publisher.broker_is_away(error)
+        try:
+            await message.nack()
+        except BusError as problem:
+            self._run.logger.warning("An input stays unacknowledged and comes again at the next start: %s", problem)
+
+    # -- what cannot be handled
+
+    async def _undecodable(self, message: Message, error: DecodeError, place: _Input | None) -> None:
+        """Leave out an input that cannot be decoded: no error of the node's code."""
+        self._meter.undecodable += 1
+        self._run.undecodable_lines.add(message.topic, 1, str(error))
+        await self._give_up(message, error, place)
+
+    async def _code_failed(self, message: Message, error: Exception, place: _Input | None = None) -> None:
+        self._run.code_failed(error)
+        if self._config.action_on_error == "stop":
+            self._fail(error)
+            await self._leave_out(place)
+        else:
+            await self._give_up(message, error, place)
+
+    async def _give_up(self, message: Message, error: Exception, place: _Input | None) -> None:
+        """An input that cannot be handled is done, and before that on the dead-letter topic if there is one."""
+        if await self._dead_letter(message, error):
+            await self._acknowledge(message, ())
+        await self._leave_out(place)
+
+    async def _leave_out(self, place: _Input | None) -> None:
+        """Let the inputs behind this one pass."""
+        if place is not None:
+            place.message = None
+            await self._made(place, None)
+
+    async def _dead_letter(self, message: Message, error: Exception) -> bool:
+        """Dead-letter an input, if there is a topic for that; returns whether the input is done."""
+        topic, bus = self._config.dead_letter_topic_name, self._run.bus
+        if topic is None:
+            return True
+        why: Mapping[str, str] = {"msight-dead-topic": message.topic, "msight-dead-error": type(error).__name__}
+        while True:
+            try:
+                if not await bus.core.dead_letter(message, topic, why):
+                    self._run.unsent(topic, 1, "no dead letter")
+            except BROKER_AWAY as problem:
+                if not bus.capabilities.acknowledgement:
+                    if isinstance(problem, ConnectionLostError):
+                        raise
+                    self._run.unsent(topic, 1, "no dead letter")
+                    return True
+                self._run.logger.warning("A dead letter waits for the broker: %s", problem)
+                if self._run.stopping.is_set():
+                    return False  # it stays unacknowledged, and comes again
+                await asyncio.sleep(RETRY_AFTER)
+            else:
+                return True
+
+
+def describe(message: Message) -> str:
+    """A message in a line of the log, so that a reader can follow it from node to node."""
+    which = f"offset {message.position}" if message.position is not None else f"sequence {message.sequence}"
+    key = "" if message.key is None else f", key {message.key!r}"
+    return f"{message.topic} {which}, {len(message.payload)} bytes{key}"
+
+
+def _first_error(outputs: Sequence[Accepted]) -> BusError | None:
+    """Return the first error of ``outputs``, which are done."""
+    for output in outputs:
+        error = ClosedError("The publish was cancelled.") if output.cancelled() else output.exception()
+        if error is not None:
+            return error if isinstance(error, BusError) else BusError(str(error))
+    return None

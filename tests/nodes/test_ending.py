@@ -1,0 +1,228 @@
+"""How a program of nodes ends: within its deadline, with the exit status that its README names, and with what was left."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+PROGRAM = """
+import asyncio, multiprocessing, os, signal, sys, threading, time
+from msight_bus.nodes import NodeConfig, SinkNode, SourceNode, off_loop, run_nodes
+
+how = sys.argv[1]
+
+def hang():
+    print("ready", flush=True)
+    threading.Event().wait()
+
+def hang_in_a_process():
+    print("ready", flush=True)
+    time.sleep(600)
+
+def compute(data):
+    print("ready", flush=True)
+    time.sleep(1.0)
+    return data
+
+async def refuse():
+    print("ready", flush=True)
+    while True:
+        try:
+            await asyncio.sleep(600)
+        except asyncio.CancelledError:
+            pass
+
+class Source(SourceNode):
+    async def stream(self):
+        yield b"x"
+        await asyncio.Event().wait()
+
+class Sink(SinkNode):
+    async def on_message(self, data):
+        if how == "thread":
+            await off_loop(hang)
+        elif how == "to_thread":
+            await asyncio.to_thread(hang)
+        elif how == "process":
+            await off_loop(hang_in_a_process, process=True)
+        elif how == "refuses":
+            await refuse()
+        elif how == "group":
+            async with asyncio.TaskGroup() as group:
+                group.create_task(asyncio.Event().wait())
+                group.create_task(asyncio.Event().wait())
+                print("ready", flush=True)
+        elif how == "child":
+            child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+            child.start()
+            await asyncio.sleep(0.2)
+            child.terminate()
+            child.join(10)
+            print("child", child.exitcode, flush=True)
+            print("ready", flush=True)
+        elif how == "computes":
+            result = await off_loop(compute, data, process=True)
+            print("computed", result, flush=True)
+        elif how == "fails":
+            print("ready", flush=True)
+            raise ZeroDivisionError("the handler failed")
+        elif how == "cancels itself":
+            asyncio.current_task().cancel()
+            print("ready", flush=True)
+        else:
+            print("ready", flush=True)
+
+if __name__ == "__main__":
+    run_nodes(
+        Sink(NodeConfig(name="sink", subscribe_topic_name="a")),
+        Source(NodeConfig(name="source", publish_topic_name="a")),
+        end_with_sources=how in ("fails", "cancels itself"),
+    )
+    print("drained", flush=True)
+"""
+
+
+def environment(drain_timeout="1"):
+    return {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(ROOT),
+        "MSIGHT_PUBSUB_BACKEND": "memory",
+        "MSIGHT_DRAIN_TIMEOUT": drain_timeout,
+    }
+
+
+@contextmanager
+def program(tmp_path, how, **variables):
+    """The program, once it has something in hand."""
+    script = tmp_path / "program.py"
+    script.write_text(PROGRAM)
+    command = [sys.executable, "-W", "default::ResourceWarning", str(script), how]
+    with subprocess.Popen(
+        command, env=environment(**variables), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            for line in process.stdout:
+                if line == "ready\n":
+                    break
+            else:
+                pytest.fail(process.stderr.read())
+            yield process
+        finally:
+            process.kill()
+
+
+LEFT = {
+    "thread": r"hang \(a thread, \d+ s\)",
+    "to_thread": None,
+    "process": None,
+    "refuses": "ignores its cancellation",
+    "group": None,
+}
+
+
+@pytest.mark.parametrize("how", LEFT)
+def test_what_hangs_ends_at_the_deadline_with_status_1_and_says_what_was_left(tmp_path, how):
+    with program(tmp_path, how) as process:
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 1, err
+    assert re.search(r"DrainTimeoutError: Not drained within 1 s .*left: 1 messages at node sink", err), err
+    if LEFT[how] is not None:
+        assert re.search(rf"Left running: .*{LEFT[how]}", err), err
+    assert "drained" not in out
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("how", LEFT)
+def test_a_second_signal_ends_what_hangs_with_its_number(tmp_path, how, number):
+    with program(tmp_path, how, drain_timeout="600") as process:
+        process.send_signal(signal.SIGTERM)
+        for line in process.stderr:
+            if "another signal stops at once" in line:
+                break
+        process.send_signal(number)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + number, err
+    assert how == "refuses" or "Traceback" not in err
+
+
+def test_a_drained_program_ends_with_0(tmp_path):
+    with program(tmp_path, "ends") as process:
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (0, "drained\n"), err
+
+
+def test_a_node_that_fails_is_status_1_and_its_error_is_told_once(tmp_path):
+    with program(tmp_path, "fails") as process:
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert err.count("Traceback (most recent call last)") == 1, err
+    assert err.splitlines()[-1] == "ZeroDivisionError: the handler failed"
+
+
+def test_a_handler_that_leaves_its_task_cancelled_is_an_error(tmp_path):
+    with program(tmp_path, "cancels itself") as process:
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 1, err
+    assert "cancelled the task in which it runs" in err
+
+
+def test_a_forked_child_ends_at_sigterm(tmp_path):
+    with program(tmp_path, "child") as process:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+
+
+def test_a_forked_child_has_the_former_handlers(tmp_path):
+    script = tmp_path / "program.py"
+    script.write_text(PROGRAM)
+    with subprocess.Popen(
+        [sys.executable, str(script), "child"], env=environment(), stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout.readline() == f"child {-signal.SIGTERM}\n"
+        finally:
+            process.kill()
+
+
+def test_ctrl_c_on_a_terminal_drains_what_a_process_computes(tmp_path):
+    """The terminal gives SIGINT to the whole group: to the worker process too."""
+    script = tmp_path / "program.py"
+    script.write_text(PROGRAM)
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(sys.executable, [sys.executable, str(script), "computes"], environment("30"))
+    said = b""
+    deadline = time.monotonic() + 40
+    sent = False
+    try:
+        while time.monotonic() < deadline:
+            try:
+                said += os.read(terminal, 4096)
+            except OSError:  # EIO: the terminal is closed at the end of the program
+                break
+            if b"ready" in said and not sent:
+                sent = True
+                os.write(terminal, b"\x03")
+        _, status = os.waitpid(pid, 0)
+    finally:
+        os.close(terminal)
+    assert os.waitstatus_to_exitcode(status) == 0, said
+    assert b"computed b'x'" in said
+    assert b"drained" in said
+    assert b"Traceback" not in said
