@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from msight_bus.bus import Bus
+from msight_bus.errors import BusError, ClosedError
 from msight_bus.events import BusEvent, Disconnected, Gap, Reconnected
 from msight_bus.message import Message
 from msight_bus.nodes.announcing import Announcer
@@ -21,9 +22,11 @@ from msight_bus.nodes.config import NodeConfig
 from msight_bus.nodes.ending import mark_logged
 from msight_bus.nodes.metrics import Meter
 from msight_bus.nodes.tally import Tally
+from msight_bus.queues import QueuePolicy
 from msight_bus.registry import NodeInfo, NodeMetrics, NodeStatus
 from msight_bus.reporting import Reporter
 from msight_bus.subscription import Subscription
+from msight_bus.topics import ALIVE_TOPIC
 
 _KEPT_BY_THE_LOG = ("closed", "revoked")
 """Causes of drops that lose nothing where a log keeps the message: it is delivered again, or to another member."""
@@ -86,6 +89,7 @@ class NodeRun:
         self.error_lines = Tally(f"Errors in {kind}", logger, interval, logging.ERROR)
         self._reporter = Reporter(on_event)
         self._group: str | None = None
+        self._present = False
         self._instance = secrets.token_hex(8)
         self._started_at = bus.core.clock()
         self._announcer = Announcer(bus, self._describe, interval, logger)
@@ -182,7 +186,10 @@ class NodeRun:
         began = asyncio.get_running_loop().time()
         listeners = self.bus.core.reporter.listeners
         listeners.append(self._bus_event)
-        tasks = [asyncio.create_task(self._announcer.run(), name=f"msight_bus heartbeat {self.name}")]
+        tasks = [
+            asyncio.create_task(self._announcer.run(), name=f"msight_bus heartbeat {self.name}"),
+            asyncio.create_task(self._be_present(), name=f"msight_bus presence {self.name}"),
+        ]
         if tolerance > 0:
             tasks.append(asyncio.create_task(self._watch(tolerance), name=f"msight_bus watch {self.name}"))
         last, why = NodeStatus.STOPPED, ""
@@ -230,6 +237,24 @@ class NodeRun:
             self.ready.set()
             self.over.set()
 
+    async def _be_present(self) -> None:
+        """Subscribe to a topic of this run, so that an observer can ask the broker whether the node is there."""
+        if self.bus.capabilities.persistence:
+            return  # a log cannot be asked, and would keep the topic
+        try:
+            subscription = self.bus.core.subscribe((ALIVE_TOPIC + self._instance,), queue=QueuePolicy.latest(1))
+            async with subscription:
+                self._present = True
+                if self.status is NodeStatus.RUNNING:
+                    self._announcer.changed()
+                async for _ in subscription:
+                    pass
+        except BusError as error:
+            if not isinstance(error, ClosedError):
+                self.logger.info("Others cannot ask the broker for this node: %s", error)
+        finally:
+            self._present = False
+
     async def _watch(self, tolerance: float) -> None:
         loop = asyncio.get_running_loop()
         while True:
@@ -261,6 +286,7 @@ class NodeRun:
             type=_printable(self.kind),
             device=_printable(self.bus.core.name),
             host=_printable(socket.gethostname()),
+            present=self._present,
             status=self.status,
             started_at=self._started_at,
             heartbeat_interval=self.config.heartbeat_update_interval,

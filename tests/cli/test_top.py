@@ -73,8 +73,8 @@ def test_80_columns_cut_no_number():
     registry = registry_of(
         info(subscribe_topic="demo.frames", publish_topic="intersection.objects_ne", metrics=metrics)
     )
-    key, (seen, heard_at) = next(iter(registry._heard.items()))
-    registry._heard[key] = (msgspec.structs.replace(seen, last_heartbeat=time.time()), heard_at)
+    key, (seen, first, heard_at) = next(iter(registry._heard.items()))
+    registry._heard[key] = (msgspec.structs.replace(seen, last_heartbeat=time.time()), first, heard_at)
     text = shown(registry, width=80)
     assert "…" not in text
     for part in ("detector", "1,234", "10,000", "12,345", "1,506", "54,321", "RUNNING", "heard"):
@@ -84,8 +84,8 @@ def test_80_columns_cut_no_number():
 
 def test_names_are_not_read_as_markup():
     registry = registry_of(info())
-    key, (real, heard_at) = next(iter(registry._heard.items()))
-    registry._heard[key] = (msgspec.structs.replace(real, name="[red]x[/nonsense]"), heard_at)
+    key, (real, first, heard_at) = next(iter(registry._heard.items()))
+    registry._heard[key] = (msgspec.structs.replace(real, name="[red]x[/nonsense]"), first, heard_at)
     assert "[red]x[/nonsense]" in shown(registry)
 
 

@@ -14,7 +14,7 @@ from msight_bus.backends.pubsub.connection import Connection, Route, too_large
 from msight_bus.backends.pubsub.in_flight import Request
 from msight_bus.backends.pubsub.socket_connection import SocketConnection
 from msight_bus.backends.redis.errors import broker_error
-from msight_bus.backends.redis.health import REPLIES, Health, health_question
+from msight_bus.backends.redis.health import REPLIES, Health, health_question, subscribers_question
 from msight_bus.errors import AuthenticationError, BusError, HeaderError
 from msight_bus.message import Headers, Message, overhead
 from msight_bus.protocol import envelope, redis
@@ -44,6 +44,7 @@ class RedisConnection(SocketConnection):
         """
         super().__init__(transport, on_lost, redis.decoder(max_received))
         self._raw = raw
+        self._alone = True  # no other server has subscribers
         self._max_bytes = max_bytes
         self._leaving: set[Route] = set()
 
@@ -89,6 +90,7 @@ class RedisConnection(SocketConnection):
             every: seconds between two checks.
             on_unfit: called with the reason if the server cannot be used.
         """
+        self._alone = not health.use_cluster
         last: Request | None = None
         permitted = True
 
@@ -112,6 +114,19 @@ class RedisConnection(SocketConnection):
                 on_unfit(problem)
 
         self.loop.call_later(every, ask)
+
+    async def has_subscribers(self, topic: str) -> bool | None:
+        """Ask whether a channel has a subscriber; ``None`` in a cluster, where each server knows its own only.
+
+        Raises:
+            BusError: the user may not ask, or the connection was lost.
+        """
+        if not self._alone:
+            return None
+        request = self.request(subscribers_question(topic.encode()))
+        await request.answer
+        reply = request.reply
+        return bool(reply[1]) if isinstance(reply, list) and len(reply) == 2 and isinstance(reply[1], int) else None
 
     def ping(self) -> Request:
         """Send a PING, which a subscribed RESP2 connection accepts too."""
