@@ -154,3 +154,15 @@ async def reraise_swallowed(work: Coroutine[Any, Any, T]) -> T:
     if task is not None and task.cancelling() > before:
         raise asyncio.CancelledError
     return result
+
+
+def unrequested(error: asyncio.CancelledError) -> RuntimeError:
+    """Return the error of code that raises ``CancelledError`` though nobody cancelled its task.
+
+    Raises:
+        CancelledError: the task was cancelled.
+    """
+    task = asyncio.current_task()
+    if task is None or task.cancelling() > 0:
+        raise error
+    return RuntimeError("The node's code raised CancelledError, and nobody had cancelled it.")

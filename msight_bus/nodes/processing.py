@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 
 from msight_bus.data import decode, looks_like_data
 from msight_bus.errors import BusError, ClosedError, ConnectionLostError, DecodeError
+from msight_bus.loop_share import LoopShare
 from msight_bus.message import Message
-from msight_bus.nodes.loop_share import LoopShare
 from msight_bus.nodes.metrics import BOUNDS
 from msight_bus.nodes.node import Node
-from msight_bus.nodes.node_run import NodeRun, left_cancelled, uncalled
+from msight_bus.nodes.node_run import LEFT_CANCELLED, NodeRun
 from msight_bus.nodes.publishing import (
     BROKER_AWAY,
     BUS_IS_OVER,
@@ -28,6 +28,7 @@ from msight_bus.nodes.publishing import (
     Result,
 )
 from msight_bus.subscription import Subscription, Terms
+from msight_bus.tasks import unrequested
 
 Handler = Callable[[Any], Awaitable[Result]]
 
@@ -149,10 +150,9 @@ class MessageProcessor:
         code = getattr(handler, "__qualname__", "The handler")
         self._share = LoopShare(code, run.logger, config.heartbeat_update_interval)
         run.meter.queued = lambda: subscription.queued
-        run.unfinished = lambda: len(run.busy_since) + len(self._pending) + self._waiting_outputs()
-
-    def _waiting_outputs(self) -> int:
-        return sum(item.outputs is not _RUNNING for item in self._window)
+        run.unfinished = lambda: (
+            len(run.busy_since) + len(self._pending) + sum(item.outputs is not _RUNNING for item in self._window)
+        )
 
     async def run(self) -> None:
         """Handle messages until the input ends.
@@ -170,7 +170,7 @@ class MessageProcessor:
             self._run.tasks.update(workers)
             await asyncio.wait(workers)
             if any(worker.cancelled() for worker in workers):
-                self._fail(left_cancelled())
+                self._fail(RuntimeError(LEFT_CANCELLED))
             try:
                 if self._publisher is not None:
                     await self._publisher.all_accepted()
@@ -243,10 +243,14 @@ class MessageProcessor:
         loop_time, clock, busy_since = asyncio.get_running_loop().time, run.bus.core.clock, run.busy_since
         take, kind, every = self._subscription.take, self._kind, self._config.gap + 1
         buckets, debug = meter.buckets, run.logger.isEnabledFor
-        now = loop_time()
+        began = loop_time()
         verbose = False
         try:
             while self._failure is None:
+                now = loop_time()
+                if now >= share.yield_at:
+                    await share.give(began, now)
+                    now = loop_time()
                 message = take()
                 if message is None:
                     busy_since.pop(number, None)
@@ -285,14 +289,10 @@ class MessageProcessor:
                     await self._code_failed(message, error, place)
                     continue
                 except asyncio.CancelledError as error:
-                    await self._code_failed(message, uncalled(error), place)
+                    await self._code_failed(message, unrequested(error), place)
                     continue
-                if (
-                    send is not None
-                    and type(result) is bytes
-                    and (place is None or (window[0] is place and not self._emitting))
-                    and not verbose
-                ):  # the usual case
+                is_next = place is None or (window[0] is place and not self._emitting)
+                if send is not None and type(result) is bytes and is_next and not verbose:  # the usual case
                     self._emitting = True
                     try:
                         accepted = await send(result)
@@ -317,10 +317,6 @@ class MessageProcessor:
                 latency = clock() - (message.published_at or message.received_at)
                 if latency >= 0:
                     buckets[bisect_left(BOUNDS, latency)] += 1
-                now = loop_time()
-                if now >= share.yield_at:
-                    await share.give(began, now)
-                    now = loop_time()
         except Exception as error:  # the bus's; errors in the node's code are dealt with where they happen
             self._fail(error)
         finally:
@@ -329,12 +325,7 @@ class MessageProcessor:
 
     def _decode(self, message: Message) -> object:
         limits = self._limits
-        try:
-            value = decode(message.payload, max_bytes=limits.max_decoded_bytes, max_nesting=limits.max_nesting)
-        except DecodeError:
-            raise
-        except Exception as error:
-            raise DecodeError(f"The data cannot be made: {type(error).__name__}: {error}") from error
+        value = decode(message.payload, max_bytes=limits.max_decoded_bytes, max_nesting=limits.max_nesting)
         kind = self._kind
         if kind is not None and not isinstance(value, kind):
             raise DecodeError(f"The data is {type(value).__name__}, not {kind.__name__}")
@@ -399,8 +390,8 @@ class MessageProcessor:
             await self._change()
         self._pending.append((message, accepted))
         self._pending_bytes += size
-        for one in accepted:  # those of a batch share one
-            if one is not self._watched:
+        for one in accepted:
+            if one is not self._watched or one.done():  # those of a batch share one
                 self._watched = one
                 one.add_done_callback(self._accepted)
 

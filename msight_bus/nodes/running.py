@@ -10,19 +10,14 @@ from typing import Any
 from msight_bus.bus import Bus, connect
 from msight_bus.errors import ConfigError, DrainTimeoutError
 from msight_bus.events import BusEvent
-from msight_bus.nodes.ending import tell_once
 from msight_bus.nodes.node import Node
-from msight_bus.nodes.signals import StopSignals
 from msight_bus.nodes.source import SourceNode
-from msight_bus.off_loop import DaemonThreads, left_running
-from msight_bus.runtime import run, running_loop
+from msight_bus.off_loop import left_running
+from msight_bus.runtime import UNWIND_WITHIN, nothing_keeps_the_loop, run, running_loop
 from msight_bus.settings import BusSettings
+from msight_bus.signals import StopSignals, tell_once
 
 logger = logging.getLogger("msight_bus.nodes")
-
-_THREADS = 40
-_UNWIND_WITHIN = 2.0
-"""Seconds for cancelled nodes to release what they hold; code that refuses must not hold up the end."""
 
 
 def run_nodes(
@@ -86,28 +81,9 @@ async def _main(
     def runs_code(task: asyncio.Task[Any]) -> bool:
         return any(node._node_run is not None and task in node._node_run.tasks for node in nodes)
 
-    # The loop waits at its end for the threads of asyncio.to_thread.
-    asyncio.get_running_loop().set_default_executor(DaemonThreads(_THREADS))
-    try:
-        async with connect(settings, on_event=on_event) as bus:
-            with signals.handled(runs_code) as stop:
-                await run_until(bus, *nodes, stop=stop, end_with_sources=end_with_sources)
-    finally:
-        await _leave_tasks()
-
-
-async def _leave_tasks() -> None:
-    """Cancel every other task; leave those that refuse to end, for which the loop would wait for ever."""
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks, timeout=_UNWIND_WITHIN)
-    for task in tasks:
-        if not task.done():
-            logger.warning("Left running: the task %r, which ignores its cancellation.", task.get_name())
-            asyncio._unregister_task(task)
-            task._log_destroy_pending = False  # type: ignore[attr-defined]  # asyncio.gather does so too
+    async with nothing_keeps_the_loop(), connect(settings, on_event=on_event) as bus:
+        with signals.handled(runs_code) as stop:
+            await run_until(bus, *nodes, stop=stop, end_with_sources=end_with_sources)
 
 
 async def run_until(bus: Bus, *nodes: Node, stop: asyncio.Event, end_with_sources: bool = False) -> None:
@@ -147,7 +123,7 @@ async def run_until(bus: Bus, *nodes: Node, stop: asyncio.Event, end_with_source
         for task in running:
             task.cancel()
         if running:
-            await asyncio.wait(running, timeout=_UNWIND_WITHIN)
+            await asyncio.wait(running, timeout=UNWIND_WITHIN)
         for line in left_running():
             logger.warning("Left running: %s.", line)
     if late is not None and errors:

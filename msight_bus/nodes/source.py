@@ -11,12 +11,16 @@ from contextlib import suppress
 from typing import ClassVar
 
 from msight_bus.errors import BusError, ConfigError
+from msight_bus.loop_share import LoopShare
 from msight_bus.nodes.config import NodeConfig
-from msight_bus.nodes.loop_share import LoopShare
 from msight_bus.nodes.metrics import BOUNDS
 from msight_bus.nodes.node import Node
-from msight_bus.nodes.node_run import NodeRun, left_cancelled, uncalled
+from msight_bus.nodes.node_run import LEFT_CANCELLED, NodeRun
 from msight_bus.nodes.publishing import BUS_IS_OVER, NodePublisher, Output, Result
+from msight_bus.tasks import unrequested
+
+_A_TURN = 250
+"""Items after which a source that never waits lets others run: nodes that it feeds in this process should keep up."""
 
 _FIRST_PAUSE = 0.1  # seconds before a sensor that failed is tried again; doubled at each failure in a row
 _LONGEST_PAUSE = 10.0
@@ -130,7 +134,7 @@ class Items:
                 task.cancel()
                 await asyncio.wait((task,))
         if task.cancelled():
-            raise left_cancelled()
+            raise RuntimeError(LEFT_CANCELLED)
         task.result()
 
     async def _interrupt(self) -> None:
@@ -164,7 +168,7 @@ class Items:
                         result = await anext(self._items)
                     except asyncio.CancelledError as error:
                         self._check_stopped(error)
-                        raise uncalled(error) from error
+                        raise unrequested(error) from error
                     finally:
                         self._asking = False
                     number += 1
@@ -203,7 +207,7 @@ class Items:
                     now = loop_time()
                 else:
                     pause = _FIRST_PAUSE
-                    if now >= share.yield_at and share.held_since is not None:
+                    if share.held_since is not None and (now >= share.yield_at or not number % _A_TURN):
                         busy_since.clear()
                         await share.give(began, now)
                         now = loop_time()

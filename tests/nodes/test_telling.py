@@ -11,7 +11,7 @@ import pytest
 from msight_bus import QueuePolicy, connect
 from msight_bus.events import DeadlineMissed, Disconnected, Gap, Reconnected
 from msight_bus.nodes import NodeConfig
-from msight_bus.nodes.tally import Tally
+from msight_bus.tally import Tally
 from tests.support.nodes import Apply, Collect, Numbers, eventually, running, start
 
 INTERVAL = 0.2
