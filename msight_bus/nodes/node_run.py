@@ -99,9 +99,7 @@ class NodeRun:
     def running(self, group: str | None) -> None:
         """The first item can come; ``group`` is the consumer group."""
         self._group = group
-        topics = " -> ".join(
-            name for name in (self.config.subscribe_topic_name, self.config.publish_topic_name) if name
-        )
+        topics = " -> ".join(filter(None, (self.config.subscribe_topic_name, self.config.publish_topic_name)))
         self.logger.info("Running on %s: %s%s", self.bus.settings.address, topics, f", group {group}" if group else "")
         self._set_status(NodeStatus.RUNNING)
         self.ready.set()
@@ -167,9 +165,8 @@ class NodeRun:
     def _meanwhile(self) -> str:
         if self.config.subscribe_topic_name is not None:
             return "no input arrives until it is back"
-        if self.config.while_disconnected == "drop":
-            return "outputs are dropped and counted until it is back (while_disconnected='drop')"
-        return "the source waits until it is back (while_disconnected='wait')"
+        does = "outputs are dropped and counted" if self.config.while_disconnected == "drop" else "the source waits"
+        return f"{does} until it is back (while_disconnected={self.config.while_disconnected!r})"
 
     # -- its life
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from msight_bus.bus import Bus, connect
@@ -106,21 +106,21 @@ async def run_until(bus: Bus, *nodes: Node, stop: asyncio.Event, end_with_source
             errors.append(error)
 
     stopped = asyncio.create_task(stop.wait(), name="msight_bus stop")
+    ready = asyncio.create_task(_all_ready(running.values()), name="msight_bus start")
     late: DrainTimeoutError | None = None
     try:
         # Sources begin when the others have subscribed, so that a pipeline in one process gets the first item too.
         for node in nodes:
             if not isinstance(node, SourceNode):
                 start(node)
-        await _wait_until_ready(running, stopped)
+        await asyncio.wait((ready, stopped), return_when=asyncio.FIRST_COMPLETED)
         for node in nodes:
             if isinstance(node, SourceNode) and not stop.is_set():
                 start(node)
         await _wait_for_end(running, stopped, end_with_sources)
         late = await _drain(running, bus.settings.limits.drain_timeout)
     finally:
-        stopped.cancel()
-        for task in running:
+        for task in (stopped, ready, *running):
             task.cancel()
         if running:
             await asyncio.wait(running, timeout=UNWIND_WITHIN)
@@ -134,16 +134,12 @@ async def run_until(bus: Bus, *nodes: Node, stop: asyncio.Event, end_with_source
         raise late
 
 
-async def _wait_until_ready(running: dict[asyncio.Task[None], Node], stopped: asyncio.Task[bool]) -> None:
-    """Wait until every node has subscribed or ended, or a stop is asked for."""
+async def _all_ready(nodes: Iterable[Node]) -> None:
+    """Wait until every node has subscribed or ended; they are started before this task runs."""
     await asyncio.sleep(0)  # now each one has begun
-    for node in running.values():
+    for node in list(nodes):
         assert node._node_run is not None
-        ready = asyncio.create_task(node._node_run.ready.wait(), name=f"msight_bus start {node.name}")
-        try:
-            await asyncio.wait((ready, stopped), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            ready.cancel()
+        await node._node_run.ready.wait()
 
 
 async def _wait_for_end(
