@@ -142,6 +142,7 @@ class NodeRun:
         self.meter.dropped += len(messages)
         for message in messages:
             self.drop_lines.add(message.topic, 1, cause)
+            self.logger.debug("Dropped %r of session %s: %s.", message, message.session, cause)
 
     def unsent(self, topic: str, count: int, why: str) -> None:
         """Count and log outputs that are dropped."""

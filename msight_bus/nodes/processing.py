@@ -227,7 +227,7 @@ class MessageProcessor:
                     await self._acknowledge(message, ())
                     continue
                 if verbose:
-                    run.logger.debug("Took %r.", message)
+                    run.logger.debug("Took %r of session %s.", message, message.session)
                 place = None
                 if ordered:
                     place = _Input(message)
