@@ -43,7 +43,7 @@ def measure(
         "messages": messages,
         "machine": describe(),
         "versions": versions(),
-        "commits": {arm: _commit(tree) for arm, tree in trees.items()},
+        "commits": {arm: commit_of(tree) for arm, tree in trees.items()},
         "brokers": {},
         "rows": {row.name: {arm: [] for arm in trees} for row in found},
     }
@@ -73,7 +73,8 @@ def _twice(core: Core, row: Row, tree: Path) -> Figures | None:
     return None
 
 
-def _commit(tree: Path) -> str:
+def commit_of(tree: Path) -> str:
+    """The commit of a checkout, marked where it has changes."""
     with suppress(OSError, subprocess.CalledProcessError):
         return subprocess.run(
             ["git", "-C", str(tree), "describe", "--always", "--dirty", "--abbrev=12"],  # noqa: S607

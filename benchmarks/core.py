@@ -10,6 +10,7 @@ import fnmatch
 import json
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -36,6 +37,10 @@ WINDOW = 4000
 _PROGRAM = Path(__file__).with_name("core_program.py")
 _WITHIN = 90.0
 _CHUNK = 16 * 1024
+_COUNTING = ("valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null")
+_SLOWER = 60
+"""Times that a program takes under valgrind, at most."""
+
 _EQUAL = (128,)
 _mixed = list(range(80, 901))
 random.Random(1).shuffle(_mixed)
@@ -107,10 +112,11 @@ class Core:
     Args:
         recorded_from: source tree whose bus publishes what is received.
         messages: of a run, a tenth of them to warm up.
+        counted: count machine instructions with valgrind; what was recorded is recorded without it.
     """
 
-    def __init__(self, recorded_from: Path, messages: int) -> None:
-        self._recorded_from, self._messages = recorded_from.resolve(), messages
+    def __init__(self, recorded_from: Path, messages: int, *, counted: bool = False) -> None:
+        self._recorded_from, self._messages, self._counted = recorded_from.resolve(), messages, counted
         self._brokers: dict[str, brokers.RunningBroker] = {}
         self._stack = ExitStack()
 
@@ -134,8 +140,8 @@ class Core:
         tree = tree.resolve()
         env = self._env(row.backend)
         if row.what in {"publish", "publisher"}:
-            return self._play(row, tree, env)
-        return self._play(row, tree, env, self._recorded(row))
+            return self._play(row, tree, env, counted=self._counted)
+        return self._play(row, tree, env, self._recorded(row), counted=self._counted)
 
     def _env(self, backend: str) -> dict[str, str]:
         if backend == "memory":
@@ -145,7 +151,9 @@ class Core:
             self._brokers[backend] = self._stack.enter_context(brokers.start(kind))
         return dict(self._brokers[backend].env)
 
-    def _play(self, row: Row, tree: Path, env: Mapping[str, str], feed: Path | None = None) -> Figures:
+    def _play(
+        self, row: Row, tree: Path, env: Mapping[str, str], feed: Path | None = None, *, counted: bool = False
+    ) -> Figures:
         progress = self._folder / "progress"
         progress.write_bytes(bytes(8))
         settings = {name: value for name, value in os.environ.items() if not name.startswith("MSIGHT_")}
@@ -159,11 +167,14 @@ class Core:
             "messages": self._messages,
             "progress": str(progress),
         }
-        command = [sys.executable, "-P", str(_PROGRAM), json.dumps(order)]
+        if counted:
+            settings["PYTHONHASHSEED"] = "0"
+        command = [*(_COUNTING if counted else ()), sys.executable, "-P", str(_PROGRAM), json.dumps(order)]
+        within = _WITHIN * (_SLOWER if counted else 1)
         with subprocess.Popen(
             command, env=settings, cwd=self._folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as process:
-            timer = threading.Timer(_WITHIN, process.kill)
+            timer = threading.Timer(within, process.kill)
             timer.start()
             try:
                 assert process.stdout is not None
@@ -174,12 +185,14 @@ class Core:
                 timer.cancel()
                 process.kill()
         if process.returncode:
-            last = (complaints.strip().splitlines() or [f"it was ended after {_WITHIN:g} s"])[-1]
+            last = (complaints.strip().splitlines() or [f"it was ended after {within:g} s"])[-1]
             raise FailedRunError(f"{row.name}: {last}")
         figures = json.loads(written)
         package = Path(figures.pop("package"))
         if not package.is_relative_to(tree):
             raise FailedRunError(f"{row.name}: it ran {package}, which is not in {tree}")
+        if counted:
+            return {"instructions": float(_instructions(complaints))}
         return dict(figures)
 
     def _feed(self, feed: Path, progress: Path, port: int, process: subprocess.Popen[str]) -> None:
@@ -232,6 +245,14 @@ class Core:
             publishing = Row(row.backend, "publish", row.topics, row.sizes)
             self._play(publishing, self._recorded_from, env)
         return bytes(max(streams, key=len))
+
+
+def _instructions(report: str) -> int:
+    """The total in a report of cachegrind."""
+    found = re.search(r"I *refs: *([\d,]+)", report)
+    if found is None:
+        raise FailedRunError(f"valgrind reported no instructions: {report.strip()[-200:]}")
+    return int(found[1].replace(",", ""))
 
 
 def port_of(env: Mapping[str, str]) -> int:

@@ -162,14 +162,18 @@ class Bus:
         check_topic(topic)
         if group_id is not None:
             check_group(group_id)
-        check_seconds("deadline", deadline)
-        check_seconds("lifespan", lifespan)
+        if deadline is not None:
+            check_seconds("deadline", deadline)
+        if lifespan is not None:
+            check_seconds("lifespan", lifespan)
         if queue is not None and not isinstance(queue, QueuePolicy):
             raise TypeError(f"queue is a QueuePolicy, for example QueuePolicy.latest(5), not {type(queue).__name__}.")
         if ack not in ("auto", "manual"):
             raise ValueError(f"ack is 'auto' or 'manual', not {ack!r}.")
-        start = "latest" if start is None else start
-        _check_start(start)
+        if start is None:
+            start = "latest"
+        else:
+            _check_start(start)
         terms = Terms(ack, deadline, lifespan)
         return self.core.subscribe((topic,), group_id=group_id, queue=queue, start=start, terms=terms)
 

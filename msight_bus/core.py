@@ -131,6 +131,8 @@ class Core:
             self.reporter.flush()
             raise
         self.binary = self.backend.capabilities.persistence
+        policy = QueuePolicy.block if self.binary else QueuePolicy.drop_oldest
+        self._default_queue = policy(self.limits.queue_messages, max_bytes=self.limits.queue_bytes)
         self.loop = asyncio.get_running_loop()
         self._process = os.getpid()
         if self.settings.edge_device_name:
@@ -150,11 +152,6 @@ class Core:
         """
         if _get_running_loop() is not self.loop:
             raise self._misuse()
-
-    def _check_unless_outside(self) -> None:
-        """As `check`; an open bus also passes while no event loop runs."""
-        if not self.is_open or _get_running_loop() is not None:
-            self.check()
 
     def _misuse(self) -> BusError:
         if self.loop is _CLOSED:
@@ -338,7 +335,8 @@ class Core:
             UnsupportedError: the backend cannot replay; or, with ``MSIGHT_STRICT``, cannot share a topic among a group.
             BusError: as `check`.
         """
-        self._check_unless_outside()
+        if self.loop is _CLOSED or _get_running_loop() not in (self.loop, None):  # None: made before the loop runs
+            raise self._misuse()
         capabilities = self.backend.capabilities
         if start != "latest" and not capabilities.replay:
             raise UnsupportedError(
@@ -347,12 +345,9 @@ class Core:
             )
         if group_id is not None and not capabilities.load_balancing:
             self._warn_of_group(group_id, topics)
-        if queue is None:
-            policy = QueuePolicy.block if capabilities.persistence else QueuePolicy.drop_oldest
-            queue = policy(self.limits.queue_messages, max_bytes=self.limits.queue_bytes)
         return Subscription(
             self.backend,
-            Selection(topics, group_id, queue, start),
+            Selection(topics, group_id, queue or self._default_queue, start),
             terms,
             limits=self.limits,
             clock=self.clock,

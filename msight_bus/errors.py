@@ -103,6 +103,22 @@ class MessageTooLargeError(BusError, ValueError):
         self.limit = limit
 
 
+def too_large(broker: str, size: int, limit: int, where: str) -> MessageTooLargeError:
+    """Make the error of a message over a limit.
+
+    Args:
+        broker: its name.
+        size: bytes of the message with its metadata.
+        limit: maximum in bytes.
+        where: the setting that defines the limit.
+    """
+    return MessageTooLargeError(
+        f"Message too large: {size} bytes with metadata; {broker} accepts {limit} ({where}, or MSIGHT_MAX_MESSAGE_BYTES).",
+        size=size,
+        limit=limit,
+    )
+
+
 class DecodeError(BusError, ValueError):
     """A payload is not the data it was expected to be."""
 

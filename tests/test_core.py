@@ -274,8 +274,9 @@ async def test_what_a_backend_cannot_do_is_said():
 
 @pytest.mark.parametrize(("keeps", "policy"), [(True, "block"), (False, "drop_oldest")])
 async def test_a_log_waits_and_a_live_stream_drops(keeps, policy):
-    core = await opened(MSIGHT_QUEUE_MESSAGES="7", MSIGHT_QUEUE_BYTES="5000")
+    core = core_of(MSIGHT_QUEUE_MESSAGES="7", MSIGHT_QUEUE_BYTES="5000")
     core.backend.capabilities.persistence = keeps
+    await core.open()
     asked: list = []
 
     async def subscribe(selection, inbox):

@@ -15,12 +15,12 @@ from weakref import WeakKeyDictionary
 
 from msight_bus.backends.base import BLOCKED, Blocked
 from msight_bus.backends.pubsub.backend import PubSubBackend
-from msight_bus.backends.pubsub.connection import Connection, Route, too_large
+from msight_bus.backends.pubsub.connection import Connection, Route
 from msight_bus.backends.pubsub.in_flight import Request, Sender
 from msight_bus.backends.pubsub.publishing import PubSubPublisher
 from msight_bus.backends.pubsub.reconnecting import LeavingCallback, LostCallback, RefusedCallback
 from msight_bus.capabilities import Capabilities
-from msight_bus.errors import BusError, ClosedError, ConnectionLostError, PublishTimeoutError
+from msight_bus.errors import BusError, ClosedError, ConnectionLostError, PublishTimeoutError, too_large
 from msight_bus.events import BusEvent
 from msight_bus.message import NO_HEADERS, Headers, Message, overhead
 from msight_bus.protocol.envelope import TopicCounter

@@ -5,19 +5,19 @@ Decoding. Each connection has one `Decoder`, made by ``redis.decoder(max_message
     more = decoder.feed(data, limit=4096)     # decodes at most 4,096 frames and replies
     for item in decoder.take():               # in the order of the stream
         if type(item) is tuple:
-            address, frames, foreign = item   # a `Segment`: messages of one address
+            address, frames, undecoded = item   # a `Segment`: messages of one address
         else:
             item.kind, item.text              # a `Reply`
     while more:                               # the rest, in a later event loop iteration
         more = decoder.feed(b"")
         ...
 
-``decoder.only(data)``, called first, is a fast path for data that is exactly one frame with a known head.
+``decoder.single(data)``, called first, is a fast path for data that is exactly one frame with a known head.
 
 ``feed`` raises `ProtocolError` when the peer does not speak the protocol, and its subclass `FrameTooLargeError` when the peer
 announces a message over the limit. `Decoder.take` then still returns the items before; the caller has to close the connection.
 
 Encoding. One function for each command, in the same module as the decoder (``redis.publish``, ``nats.subscribe``, ...).
-Publishing needs a `TopicCounter` for each topic; ``message_bytes`` of the same module gives the size that the broker's limit
-applies to.
+Publishing needs a `TopicCounter` for each topic. A connection takes what it needs of a module as one `Codec` (``redis.CODEC``,
+``redis.RAW_CODEC``, ``nats.CODEC``).
 """

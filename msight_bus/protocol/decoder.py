@@ -12,16 +12,16 @@ import msgspec
 from msight_bus.errors import ConnectionLostError, quoted
 from msight_bus.protocol.runs import Address, Frame, HeadCache, Meta
 
-Foreign = tuple[bytes, bytes]
+Undecoded = tuple[bytes, bytes]
 """Any other message: its undecoded metadata (see ``read_foreign`` of the protocol), and its payload."""
 
-Segment = tuple[Address, list[Frame] | None, list[Foreign]]
-"""Consecutive messages of one address, all of one kind: a list of `Frame`, or ``None`` and a list of `Foreign`."""
+Segment = tuple[Address, list[Frame] | None, list[Undecoded]]
+"""Consecutive messages of one address, all of one kind: a list of `Frame`, or ``None`` and a list of `Undecoded`."""
 
 LIMIT = 4096
 """Frames and replies that one call of `Decoder.feed` takes by default."""
 
-NO_FOREIGN: list[Foreign] = []
+NO_UNDECODED: list[Undecoded] = []
 """The third item of a segment of frames."""
 
 _COPY_BELOW = 4096
@@ -85,51 +85,44 @@ class DecodeBuffer:
     Attributes:
         items: segments and replies.
         opened: by address, the segment of frames that further frames join.
-        opened_foreign: the same for foreign messages. An address is in at most one of the two.
+        opened_undecoded: the same for foreign messages. An address is in at most one of the two.
         needed: bytes of an incomplete frame that must arrive before decoding it again can succeed; 0 if unknown.
         missing: bytes of an incomplete payload that have not arrived, CR LF included; 0 without one.
     """
 
-    __slots__ = ("_parts", "_pending", "items", "missing", "needed", "opened", "opened_foreign")
+    __slots__ = ("_parts", "_pending", "items", "missing", "needed", "opened", "opened_undecoded")
 
     def __init__(self) -> None:
         self.items: list[Segment | Reply] = []
         self.opened: dict[Address, list[Frame]] = {}
-        self.opened_foreign: dict[Address, list[Foreign]] = {}
+        self.opened_undecoded: dict[Address, list[Undecoded]] = {}
         self.needed = 0
         self.missing = 0
         self._parts: list[bytes | memoryview] = []
         self._pending: tuple[Address, Meta | None, bytes] = b"", None, b""
 
-    def take(self) -> list[Segment | Reply]:
-        """Return the items added since the last call."""
-        items, self.items = self.items, []
-        self.opened.clear()
-        self.opened_foreign.clear()
-        return items
-
     def add_reply(self, reply: Reply) -> None:
         """Add a reply; later messages begin new segments."""
         self.items.append(reply)
         self.opened.clear()
-        self.opened_foreign.clear()
+        self.opened_undecoded.clear()
 
     def add(self, address: Address, frame: Frame) -> list[Frame]:
         """Add a frame; return the list of its segment."""
         frames = self.opened.get(address)
         if frames is None:
-            self.opened_foreign.pop(address, None)
+            self.opened_undecoded.pop(address, None)
             frames = self.opened[address] = []
-            self.items.append((address, frames, NO_FOREIGN))
+            self.items.append((address, frames, NO_UNDECODED))
         frames.append(frame)
         return frames
 
-    def add_foreign(self, address: Address, foreign: Foreign) -> None:
+    def add_undecoded(self, address: Address, foreign: Undecoded) -> None:
         """Add a message that is not a frame."""
-        found = self.opened_foreign.get(address)
+        found = self.opened_undecoded.get(address)
         if found is None:
             self.opened.pop(address, None)
-            found = self.opened_foreign[address] = []
+            found = self.opened_undecoded[address] = []
             self.items.append((address, None, found))
         found.append(foreign)
 
@@ -189,7 +182,7 @@ class Grammar(Protocol):
             ProtocolError: the peer does not speak the protocol.
         """
 
-    def add_foreign(self, address: Address, block: bytes, payload: bytes) -> None:
+    def add_undecoded(self, address: Address, block: bytes, payload: bytes) -> None:
         """Add a complete message that is not a frame."""
 
 
@@ -217,9 +210,13 @@ class Decoder:
     def take(self) -> list[Segment | Reply]:
         """Return the segments and replies that `feed` has decoded since the last call, in the order of the stream."""
         self.taken = 0
-        return self._buffer.take()
+        buffer = self._buffer
+        items, buffer.items = buffer.items, []
+        buffer.opened.clear()
+        buffer.opened_undecoded.clear()
+        return items
 
-    def only(self, data: bytes) -> tuple[Address, Frame] | None:
+    def single(self, data: bytes) -> tuple[Address, Frame] | None:
         """Decode data that is exactly one frame with a cached head: the usual case below saturation.
 
         Returns:
@@ -286,7 +283,7 @@ class Decoder:
             return 0
         address, meta, block, payload = complete
         if meta is None:
-            self._grammar.add_foreign(address, block, payload)
+            self._grammar.add_undecoded(address, block, payload)
         else:
             session, sequence, published = meta
             self._buffer.add(address, (b"", session, sequence, published, payload))

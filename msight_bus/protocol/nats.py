@@ -14,8 +14,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, cast
 from urllib.parse import quote, unquote
 
+from msight_bus.errors import too_large
 from msight_bus.protocol import envelope
-from msight_bus.protocol.decoder import NO_FOREIGN, DecodeBuffer, Decoder, FrameTooLargeError, ProtocolError, Reply
+from msight_bus.protocol.codec import Codec, Decoded
+from msight_bus.protocol.decoder import NO_UNDECODED, DecodeBuffer, Decoder, FrameTooLargeError, ProtocolError, Reply
 from msight_bus.protocol.envelope import TopicCounter
 from msight_bus.protocol.runs import NOT_OURS, Address, Frame, HeadCache, Meta, Run, leading
 
@@ -54,31 +56,31 @@ def pack_extension(key: str | None, headers: Mapping[str, str] | None) -> bytes:
     return b"%b\r\n%b\r\n" % (start, b"".join(lines))
 
 
-def message_bytes(payload_bytes: int, extension: bytes = NO_EXTENSION) -> int:
-    """Return the bytes of a message as NATS counts them for ``max_payload``: header block and payload."""
-    return META_BYTES + len(extension) + payload_bytes
+def publish(  # noqa: PLR0917 - once a message, and keywords cost time
+    counter: TopicCounter, payload: bytes, key: str | None, headers: Mapping[str, str] | None, now: int, limit: int
+) -> tuple[tuple[bytes, ...], int]:
+    """Encode an HPUB of the topic's next message (`codec.Publish`).
 
-
-def publish(counter: TopicCounter, payload: bytes, extension: bytes, now: int) -> tuple[bytes, ...]:
-    """Encode an HPUB of the topic's next message.
-
-    Args:
-        counter: of the topic; its sequence advances.
-        payload: of the message.
-        extension: from `pack_extension`.
-        now: publish time in nanoseconds since 1970.
-
-    Returns:
-        Parts to write one after another.
+    Raises:
+        MessageTooLargeError: headers and payload are over ``max_payload``; the server would close the connection.
     """
+    extension = pack_extension(key, headers) if headers or key is not None else NO_EXTENSION
     block_bytes = META_BYTES + len(extension)
-    sizes = block_bytes, block_bytes + len(payload)
+    size = block_bytes + len(payload)
+    if size > limit:
+        raise too_large("NATS", size, limit, "max_payload of the server")
+    sizes = block_bytes, size
     if counter.head_for != sizes:
-        counter.head = b"HPUB %b %d %d\r\nNATS/1.0\r\nmsight: %016x" % (counter.name, *sizes, counter.session)
+        counter.head = b"HPUB %b %d %d\r\nNATS/1.0\r\nmsight: %016x" % (
+            counter.name,
+            block_bytes,
+            size,
+            counter.session,
+        )
         counter.head_for = sizes
     counter.sequence = sequence = counter.sequence + 1
     digits = hexlify(_pack_place(sequence, now))  # twice as fast as "%016x%016x"
-    return counter.head, digits, extension, payload, b"\r\n"
+    return (counter.head, digits, extension, payload, b"\r\n"), size
 
 
 def subscribe(subject: bytes, sid: int, group: bytes | None = None) -> bytes:
@@ -122,10 +124,19 @@ def _unpack_key(text: str) -> str:
 
 _SIZES = {b"%d" % size: size for size in range(4096)}
 _LINE_AND_END = MAX_CONTROL_LINE + 2
-_LINE = re.compile(
-    rb"(?:HMSG ([^ \r\n\t]{1,512}+ \d{1,20}+) (\d{1,9}+)|MSG ([^ \r\n\t]{1,512}+ \d{1,20}+)) (\d{1,9}+)\r\n"
+_USUAL = re.compile(
+    rb"MSG ([^ \r\n\t]{1,512}+ \d{1,20}+) (\d{1,9}+)\r\n"
+    rb"|HMSG ([^ \r\n\t]{1,512}+ \d{1,20}+) %d (\d{1,9}+)\r\nNATS/1\.0\r\nmsight: (.{48})\r\n\r\n" % _OURS_BYTES,
+    re.DOTALL,
 )
-"""HMSG <subject> <sid> <header bytes> <total bytes>, or MSG <subject> <sid> <bytes>; without a reply subject, as most are."""
+"""Up to its payload, a message without headers (address, bytes) or one of the bus without key and headers (address, total bytes,
+digits of the metadata); without a reply subject, as most are."""
+
+_BLOCK = re.compile(rb"NATS/1\.0\r\nmsight: .{48}\r\n\r\n", re.DOTALL)
+"""The header block of a message of the bus without key and headers."""
+
+_HEADED = re.compile(rb"HMSG ([^ \r\n\t]{1,512}+ \d{1,20}+) (\d{1,9}+) (\d{1,9}+)\r\n")
+"""Any message with headers and without a reply subject: address, header bytes, total bytes."""
 
 _KINDS = {b"PING": Reply("PING"), b"PONG": Reply("PONG"), b"+OK": Reply("OK")}
 
@@ -136,20 +147,23 @@ def decoder(max_message_bytes: int) -> Decoder:
     Args:
         max_message_bytes: maximum bytes of a message, header block included; `OVERHEAD` more are accepted.
 
-    The metadata of a `Foreign` message is the header block, ``b""`` without one; see `read_foreign`.
+    The metadata of an `Undecoded` message is the header block, ``b""`` without one; see `decode_metadata`.
     """
     buffer = DecodeBuffer()
     return Decoder(_Grammar(buffer, max_message_bytes + OVERHEAD), buffer, HeadCache(_make_run))
 
 
-def read_foreign(block: bytes, payload: bytes) -> tuple[Meta | None, str | None, Mapping[str, str], bytes]:
-    """Decode a `Foreign` message: its `Meta` (``None`` for another publisher's message), key, headers and payload."""
+def decode_metadata(block: bytes, payload: bytes) -> Decoded:
+    """Decode an `Undecoded` message (`codec.Decoded`)."""
     if not block:
         return None, None, {}, payload
     headers = parse_headers(block)
     digits, has_key, key = headers.pop(envelope.HEADER, "").partition(" ")
     meta = envelope.unpack_header(digits)
     return meta, _unpack_key(key) if has_key else None, headers, payload
+
+
+CODEC: Final = Codec(publish, decoder, decode_metadata)
 
 
 def parse_headers(block: bytes) -> dict[str, str]:
@@ -222,35 +236,43 @@ class _Grammar:
     def read(self, data: bytes, position: int, limit: int, heads: HeadCache | None) -> tuple[int, int]:
         """See `Grammar.read`."""
         buffer, largest = self._buffer, self._limit
-        items, opened, opened_foreign = buffer.items, buffer.opened, buffer.opened_foreign
-        startswith, end = data.startswith, len(data)
+        items, opened, opened_undecoded = buffer.items, buffer.opened, buffer.opened_undecoded
+        match, size_of, end = _USUAL.match, _SIZES.get, len(data)
         taken = 0
         while taken < limit and position < end:
-            line = _LINE.match(data, position)
-            if line is not None:
-                address, block_digits, plain, digits = line.groups()
-                start = line.end()
+            usual = match(data, position)
+            if usual is not None:
+                plain, digits, address, total_digits, metadata = usual.groups()
+                start = usual.end()
                 if plain is not None:
                     address, block_bytes = plain, 0
-                elif (block_bytes := _SIZES.get(block_digits, -1)) < 0:
-                    block_bytes = int(block_digits)
-                if (total := _SIZES.get(digits, -1)) < 0:
+                else:
+                    digits, block_bytes = total_digits, _OURS_BYTES
+                    start -= block_bytes
+                total = size_of(digits, -1)
+                if total < 0:
                     total = int(digits)
             else:
-                eol = data.find(b"\r\n", position, position + _LINE_AND_END)
-                if eol < 0:
-                    if end - position >= _LINE_AND_END:
-                        raise ProtocolError(
-                            f"A control line exceeds {MAX_CONTROL_LINE} bytes; the peer does not speak NATS."
-                        )
-                    break
-                start = eol + 2
-                if data[position] not in (_H, _M):
-                    buffer.add_reply(_reply(data[position:eol]))
-                    taken += 1
-                    position = start
-                    continue
-                address, block_bytes, total = _read_line(data[position:eol])
+                metadata = None
+                headed = _HEADED.match(data, position)
+                if headed is not None:
+                    address, start = headed[1], headed.end()
+                    block_bytes, total = int(headed[2]), int(headed[3])
+                else:
+                    eol = data.find(b"\r\n", position, position + _LINE_AND_END)
+                    if eol < 0:
+                        if end - position >= _LINE_AND_END:
+                            raise ProtocolError(
+                                f"A control line exceeds {MAX_CONTROL_LINE} bytes; the peer does not speak NATS."
+                            )
+                        break
+                    start = eol + 2
+                    if data[position] not in (_H, _M):
+                        buffer.add_reply(_reply(data[position:eol]))
+                        taken += 1
+                        position = start
+                        continue
+                    address, block_bytes, total = _read_line(data[position:eol])
             if total > largest:
                 raise FrameTooLargeError(
                     f"NATS announced a message of {total} bytes; at most {largest} are accepted "
@@ -265,17 +287,22 @@ class _Grammar:
             if body > end:
                 buffer.needed = body - position
                 break
-            meta = None
-            if block_bytes == _OURS_BYTES and startswith(_START, start) and startswith(_BLOCK_END, body - 4):
+            if metadata is not None:
+                meta = envelope.unpack_header(metadata)
+            elif (
+                usual is None and block_bytes == _OURS_BYTES and _BLOCK.match(data, start)
+            ):  # there was a reply subject
                 meta = envelope.unpack_header(data[start + _START_BYTES : body - 4])
+            else:
+                meta = None
             if meta is None:
                 block = data[start:body]
                 if after > end:
                     buffer.begin((address, None, block), data, body, after - end)
                 else:
-                    found = opened_foreign.get(address)
+                    found = opened_undecoded.get(address)
                     if found is None:
-                        buffer.add_foreign(address, (block, data[body : after - 2]))
+                        buffer.add_undecoded(address, (block, data[body : after - 2]))
                     else:
                         found.append((block, data[body : after - 2]))
             else:
@@ -288,9 +315,9 @@ class _Grammar:
                     frames = opened.get(address)
                     if frames is None:
                         opened[address] = frames = []
-                        if opened_foreign:
-                            opened_foreign.pop(address, None)
-                        items.append((address, frames, NO_FOREIGN))
+                        if opened_undecoded:
+                            opened_undecoded.pop(address, None)
+                        items.append((address, frames, NO_UNDECODED))
                     frames.append((b"", session, sequence, published, data[body : after - 2]))
             taken += 1
             if after > end:
@@ -300,9 +327,9 @@ class _Grammar:
                 break
         return position, taken
 
-    def add_foreign(self, address: Address, block: bytes, payload: bytes) -> None:
-        """See `Grammar.add_foreign`."""
-        self._buffer.add_foreign(address, (block, payload))
+    def add_undecoded(self, address: Address, block: bytes, payload: bytes) -> None:
+        """See `Grammar.add_undecoded`."""
+        self._buffer.add_undecoded(address, (block, payload))
 
 
 _H, _M = b"HM"

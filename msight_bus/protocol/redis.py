@@ -13,10 +13,12 @@ import struct
 from collections.abc import Mapping
 from typing import Any, Final
 
+from msight_bus.errors import HeaderError, too_large
 from msight_bus.protocol import envelope
-from msight_bus.protocol.decoder import NO_FOREIGN, DecodeBuffer, Decoder, FrameTooLargeError, ProtocolError, Reply
+from msight_bus.protocol.codec import Codec, Decoded
+from msight_bus.protocol.decoder import NO_UNDECODED, DecodeBuffer, Decoder, FrameTooLargeError, ProtocolError, Reply
 from msight_bus.protocol.envelope import MAGIC, PREFIX_BYTES, TopicCounter
-from msight_bus.protocol.runs import Address, Frame, HeadCache, Meta, Run, leading
+from msight_bus.protocol.runs import Address, Frame, HeadCache, Run, leading
 
 OVERHEAD = 64 * 1024
 """Bytes that a received message may have in addition to ``max_message_bytes``, for the envelope."""
@@ -38,37 +40,64 @@ MAX_NAME = 64 * 1024
 PING: Final = b"*1\r\n$4\r\nPING\r\n"
 
 
-def message_bytes(payload_bytes: int, extension: bytes = b"") -> int:
-    """Return the bytes of a message as Redis counts them: prefix, extension and payload."""
-    return PREFIX_BYTES + len(extension) + payload_bytes
+_LIMIT = "client-output-buffer-limit pubsub"
 
 
-def publish(counter: TopicCounter, payload: bytes, extension: bytes, now: int) -> tuple[bytes, ...]:
-    """Encode a PUBLISH of the topic's next message.
+def publish(  # noqa: PLR0917 - once a message, and keywords cost time
+    counter: TopicCounter, payload: bytes, key: str | None, headers: Mapping[str, str] | None, now: int, limit: int
+) -> tuple[tuple[bytes, ...], int]:
+    """Encode a PUBLISH of the topic's next message (`codec.Publish`).
 
-    Args:
-        counter: of the topic; its sequence advances.
-        payload: of the message.
-        extension: key and headers, from `envelope.pack_extension`.
-        now: publish time in nanoseconds since 1970.
-
-    Returns:
-        Parts to write one after another.
+    Raises:
+        MessageTooLargeError: Redis would close the connections of the subscribers that receive the message.
+        HeaderError: key and headers are over `envelope.MAX_EXTENSION_BYTES`.
     """
-    extension_bytes = len(extension)
-    size = PREFIX_BYTES + extension_bytes + len(payload)
+    if headers or key is not None:
+        return _publish_extended(counter, payload, envelope.pack_extension(key, headers), now, limit)
+    size = PREFIX_BYTES + len(payload)
+    if size > limit:
+        raise too_large("Redis", size, limit, _LIMIT)
     if counter.head_for != size:
         _set_head(counter, size)
     counter.sequence = sequence = counter.sequence + 1
-    prefix = envelope.pack_prefix(MAGIC, extension_bytes, counter.session, sequence, now)
-    return counter.head, prefix + extension if extension else prefix, payload, b"\r\n"
+    return (counter.head, envelope.pack_prefix(MAGIC, 0, counter.session, sequence, now), payload, b"\r\n"), size
 
 
-def publish_raw(counter: TopicCounter, payload: bytes) -> tuple[bytes, ...]:
-    """Encode a PUBLISH of a payload without a prefix, and so without a sequence."""
-    if counter.head_for != len(payload):
-        _set_head(counter, len(payload))
-    return counter.head, payload, b"\r\n"
+def _publish_extended(
+    counter: TopicCounter, payload: bytes, extension: bytes, now: int, limit: int
+) -> tuple[tuple[bytes, ...], int]:
+    if len(extension) > envelope.MAX_EXTENSION_BYTES:
+        raise HeaderError(
+            f"Key and headers take {len(extension)} bytes together; on Redis at most {envelope.MAX_EXTENSION_BYTES} travel."
+        )
+    size = PREFIX_BYTES + len(extension) + len(payload)
+    if size > limit:
+        raise too_large("Redis", size, limit, _LIMIT)
+    _set_head(counter, size)
+    counter.sequence = sequence = counter.sequence + 1
+    prefix = envelope.prefix(counter.session, sequence, now, extension)
+    return (counter.head, prefix, payload, b"\r\n"), size
+
+
+def publish_raw(  # noqa: PLR0917 - once a message, and keywords cost time
+    counter: TopicCounter, payload: bytes, key: str | None, headers: Mapping[str, str] | None, now: int, limit: int
+) -> tuple[tuple[bytes, ...], int]:
+    """Encode a PUBLISH of a payload without a prefix, and so without a sequence (`codec.Publish`).
+
+    Raises:
+        MessageTooLargeError: as `publish`.
+        HeaderError: there are headers or a key.
+    """
+    if headers or key is not None:
+        raise HeaderError(
+            "MSIGHT_WIRE=raw carries the payload only: publish without headers and key, or unset MSIGHT_WIRE."
+        )
+    size = len(payload)
+    if size > limit:
+        raise too_large("Redis", size, limit, _LIMIT)
+    if counter.head_for != size:
+        _set_head(counter, size)
+    return (counter.head, payload, b"\r\n"), size
 
 
 def _set_head(counter: TopicCounter, size: int) -> None:
@@ -115,15 +144,13 @@ _OURS = MAGIC + bytes(4)
 
 _unpack_meta = struct.Struct(">QQQ").unpack_from
 
-_KEY_BYTES = len(_MESSAGE) + 3
-_CHANNELS = {
-    (b"%b%d\r\n" % (_MESSAGE, size))[:_KEY_BYTES]: (len(_MESSAGE) + len(b"%d\r\n" % size), size)
-    for size in range(1, 100)
-}
-"""By the first bytes of a message with a short channel: the offset of the channel, and its length."""
+_USUAL = re.compile(
+    rb"\*3\r\n\$7\r\nmessage\r\n\$(\d{1,3}+)\r\n([^\r]{1,999}+)\r\n\$(\d{1,9}+)\r\n(\xc1MB\x01\0\0\0\0)?+"
+)
+"""Up to the payload: length of the channel, channel, length of the payload, the beginning of a prefix without an extension."""
 
-_SIZES = {b"\r\n$%d" % size: size for size in range(4096)}
-"""Lengths of small payloads, by the bytes that precede them."""
+_SIZES = {b"%d" % size: size for size in range(4096)}
+"""Small lengths, which are looked up instead of parsed."""
 
 _PONG = Reply("PONG")
 _PREFIX_FIRST = MAGIC[0]
@@ -139,15 +166,15 @@ def decoder(max_message_bytes: int) -> Decoder:
     Args:
         max_message_bytes: maximum bytes of a message; `OVERHEAD` more are accepted.
 
-    The metadata of a `Foreign` message is the envelope (24 bytes, then the extension), or ``b""`` for a raw payload; see
-    `read_foreign`.
+    The metadata of an `Undecoded` message is the envelope (24 bytes, then the extension), or ``b""`` for a raw payload; see
+    `decode_metadata`.
     """
     buffer = DecodeBuffer()
     return Decoder(_Grammar(buffer, max_message_bytes + OVERHEAD), buffer, HeadCache(_make_run))
 
 
-def read_foreign(metadata: bytes, payload: bytes) -> tuple[Meta | None, str | None, Mapping[str, str], bytes]:
-    """Decode a `Foreign` message: its `Meta` (``None`` for another publisher's message), key, headers and payload."""
+def decode_metadata(metadata: bytes, payload: bytes) -> Decoded:
+    """Decode an `Undecoded` message (`codec.Decoded`)."""
     if not metadata:
         return None, None, {}, payload
     session, sequence, published = envelope.unpack_meta(metadata[:24])
@@ -156,6 +183,11 @@ def read_foreign(metadata: bytes, payload: bytes) -> tuple[Meta | None, str | No
     except ValueError:  # a raw payload that begins like a prefix
         return None, None, {}, envelope.prefix(session, sequence, published, metadata[24:]) + payload
     return (session, sequence, published), key, headers, payload
+
+
+CODEC: Final = Codec(publish, decoder, decode_metadata)
+RAW_CODEC: Final = Codec(publish_raw, decoder, decode_metadata)
+"""For payloads that are published without the envelope; either kind is received."""
 
 
 def _make_run(address: Address, head: bytes, payload_bytes: int) -> Run:
@@ -184,36 +216,30 @@ class _Grammar:
     def read(self, data: bytes, position: int, limit: int, heads: HeadCache | None) -> tuple[int, int]:
         """See `Grammar.read`."""
         buffer, largest = self._buffer, self._limit
-        items, opened, opened_foreign = buffer.items, buffer.opened, buffer.opened_foreign
-        find, startswith, end = data.find, data.startswith, len(data)
+        items, opened, opened_undecoded = buffer.items, buffer.opened, buffer.opened_undecoded
+        match, startswith, end = _USUAL.match, data.startswith, len(data)
         taken = 0
         address: Address
         while taken < limit and position < end:
-            short = _CHANNELS.get(data[position : position + _KEY_BYTES])
-            if short is None:
-                if not startswith((_MESSAGE, _PMESSAGE), position):
-                    after, count = self._read_reply(data, position, limit - taken)
-                    if not count:
-                        break
-                    position = after
-                    taken += count
-                    continue
-                body = 0
-            else:  # the usual case: lengths are looked up instead of parsed
-                start, channel_bytes = short
-                start += position
-                stop = start + channel_bytes
-                body = find(b"\r\n", stop + 3, stop + 9) + 2
-                size = _SIZES.get(data[stop : body - 2], -1)
-                if body < 2 or size < 0 or data[start - 1] != _LF:
-                    body = 0
-                else:
-                    address = data[start:stop]
-            if not body:
+            usual = match(data, position)
+            if usual is not None and _SIZES.get((parts := usual.groups())[0]) == len(parts[1]):
+                _, address, digits, ours = parts
+                if (size := _SIZES.get(digits, -1)) < 0:
+                    size = int(digits)
+                body = usual.end() - 8 if ours else usual.end()
+            elif startswith((_MESSAGE, _PMESSAGE), position):
                 found = self._read_head(data, position)
                 if found is None:
                     break
                 address, body, size = found
+                ours = startswith(_OURS, body)
+            else:
+                after, count = self._read_reply(data, position, limit - taken)
+                if not count:
+                    break
+                position = after
+                taken += count
+                continue
             if size > largest:
                 raise FrameTooLargeError(
                     f"Redis announced a message of {size} bytes; at most {largest} are accepted "
@@ -224,7 +250,7 @@ class _Grammar:
             after = body + size + 2
             if after > end and body + min(size, PREFIX_BYTES) > end:
                 break
-            if size >= PREFIX_BYTES and startswith(_OURS, body) and (meta := _unpack_meta(data, body + 8))[1]:
+            if ours and size >= PREFIX_BYTES and (meta := _unpack_meta(data, body + 8))[1]:
                 if heads is not None:
                     heads.learn(address, data[position : body + 8], size - PREFIX_BYTES)
                 if after > end:
@@ -235,16 +261,16 @@ class _Grammar:
                     frames = opened.get(address)
                     if frames is None:
                         opened[address] = frames = []
-                        if opened_foreign:
-                            opened_foreign.pop(address, None)
-                        items.append((address, frames, NO_FOREIGN))
+                        if opened_undecoded:
+                            opened_undecoded.pop(address, None)
+                        items.append((address, frames, NO_UNDECODED))
                     frames.append(frame)
             elif after > end:
                 buffer.begin((address, None, b""), data, body, after - end)
             elif size and data[body] == _PREFIX_FIRST:
-                self.add_foreign(address, b"", data[body : after - 2])
+                self.add_undecoded(address, b"", data[body : after - 2])
             else:
-                buffer.add_foreign(address, (b"", data[body : after - 2]))
+                buffer.add_undecoded(address, (b"", data[body : after - 2]))
             taken += 1
             if after > end:
                 return end, taken
@@ -253,10 +279,10 @@ class _Grammar:
                 break
         return position, taken
 
-    def add_foreign(self, address: Address, block: bytes, payload: bytes) -> None:
-        """See `Grammar.add_foreign`; there is no ``block``."""
+    def add_undecoded(self, address: Address, block: bytes, payload: bytes) -> None:
+        """See `Grammar.add_undecoded`; there is no ``block``."""
         prefix = envelope.prefix_length(payload, 0, len(payload))
-        self._buffer.add_foreign(address, (payload[8:prefix], payload[prefix:]))
+        self._buffer.add_undecoded(address, (payload[8:prefix], payload[prefix:]))
 
     def _read_head(self, data: bytes, position: int) -> tuple[Address, int, int] | None:
         """Parse the address, and the offset and length of the payload; ``None`` if incomplete."""

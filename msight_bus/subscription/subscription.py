@@ -52,14 +52,6 @@ def check_seconds(name: str, value: object) -> None:
         raise ValueError(f"{name} must be a number of seconds above 0, or None, not {value!r}.")
 
 
-def _current_task() -> asyncio.Task[object] | None:
-    """Return the current task, ``None`` without one or without a running event loop."""
-    try:
-        return asyncio.current_task()
-    except RuntimeError:
-        return None
-
-
 class Subscription:
     """Messages of one topic: an async context manager and an async iterator, for one consumer.
 
@@ -261,7 +253,11 @@ class Subscription:
         return batch
 
     def _begin_to_wait(self) -> None:
-        if self.consumer is None or self.consumer is not _current_task():
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:  # no event loop runs
+            task = None
+        if task is None or self.consumer is not task:
             self._check_loop()
             self.consumer = asyncio.current_task()
         if not self._entered:

@@ -35,7 +35,7 @@ class Sender:
     """Publishes, and keeps what it is told (in_flight.Sender)."""
 
     def __init__(self) -> None:
-        self.run = None
+        self.unconfirmed = None
         self.lost = 0
 
     def refused(self, error) -> None:
@@ -145,7 +145,7 @@ async def test_a_round_trip_confirms_what_was_written_before():
     assert near.in_flight
     await near.ping().answer
     assert not near.in_flight
-    assert broker.sender.run.count == 0
+    assert broker.sender.unconfirmed.count == 0
 
 
 async def test_a_publisher_that_never_waits_gives_the_loop_a_turn():

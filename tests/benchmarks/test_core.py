@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
 from benchmarks.against import AGAIN, BASE, NOW, table
 from benchmarks.core import MANY, PRESENT, Core, FailedRunError, rows
+from benchmarks.instructions import main
 
 MESSAGES = 2000
+
+instructions_app = typer.Typer()
+instructions_app.command()(main)
 
 
 @pytest.mark.parametrize(
@@ -82,3 +88,22 @@ def test_one_run_is_recorded_with_its_machine_and_versions(tmp_path):
     assert result["machine"]["cpus"]
     assert result["versions"]["uvloop"]
     assert [set(run) for run in result["rows"]["memory publish 1 x 128 B"][BASE]] == [{"rate", "cpu_us", "peak_mib"}]
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind is not installed")
+def test_instructions_are_counted_for_each_checkout(tmp_path):
+    to = tmp_path / "instructions.json"
+    wanted = ["--base", str(PRESENT), "--rows", "memory publish 1 x 128 B", "--messages", "2000", "--json", str(to)]
+    done = CliRunner().invoke(instructions_app, wanted)
+    assert done.exit_code == 0, done.output
+    counts = json.loads(to.read_text())["rows"]["memory publish 1 x 128 B"]
+    assert set(counts) == {BASE, NOW}
+    assert all(count > 1000 for count in counts.values())
+
+
+def test_a_base_that_is_no_checkout_is_refused_before_anything_runs(tmp_path):
+    done = CliRunner().invoke(instructions_app, ["--base", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "There is no msight_bus in" in " ".join(done.output.split())

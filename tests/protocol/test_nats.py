@@ -89,8 +89,8 @@ def parse(*chunks: bytes, at_once: bool = False, limit: int = 4096, pause: int =
     decoder._heads.pause = pause
     found: list[object] = []
     for chunk in chunks:
-        if not at_once and (only := decoder.only(chunk)) is not None:
-            found += arrivals((only[0], [only[1]], []))
+        if not at_once and (single := decoder.single(chunk)) is not None:
+            found += arrivals((single[0], [single[1]], []))
             continue
         more = decoder.feed(chunk, limit)
         while more:
@@ -560,16 +560,16 @@ def test_what_is_published_is_what_is_received(messages):
     found = []
     for sequence, (payload, key, headers) in enumerate(messages, 42):
         headers.pop("msight", None)
-        extension = nats.pack_extension(key, headers)
-        line, _, body = b"".join(nats.publish(counter, payload, extension, 9)).partition(b"\r\n")
+        parts, size = nats.publish(counter, payload, key, headers, 9, LIMIT)
+        line, _, body = b"".join(parts).partition(b"\r\n")
         verb, subject, *sizes = line.split()
-        assert (verb, subject, len(body) - 2) == (b"HPUB", b"a.b", nats.message_bytes(len(payload), extension))
+        assert (verb, subject, len(body) - 2) == (b"HPUB", b"a.b", size)
         assert counter.sequence == sequence
         decoder.feed(b"HMSG a.b 5 %b\r\n%b" % (b" ".join(sizes), body))
         for address, frames, foreign in decoder.take():
             assert address == nats.address_of(b"a.b", 5)
             found += [(frame[1:4], None, {}, frame[4]) for frame in frames or ()]
-            found += [nats.read_foreign(*one) for one in foreign]
+            found += [nats.decode_metadata(*one) for one in foreign]
     assert found == [((7, i, 9), key, headers, payload) for i, (payload, key, headers) in enumerate(messages, 42)]
 
 

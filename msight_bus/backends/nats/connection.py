@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from time import time_ns
 from typing import Any
 
 from msight_bus.backends.failover import Meaning
 from msight_bus.backends.nats.errors import meaning_of, refused_subject
-from msight_bus.backends.pubsub.connection import Connection, Route, too_large
+from msight_bus.backends.pubsub.connection import Connection, Route
 from msight_bus.backends.pubsub.in_flight import Request
 from msight_bus.backends.pubsub.reconnecting import LeavingCallback, RefusedCallback
 from msight_bus.backends.pubsub.socket_connection import SocketConnection
 from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError
-from msight_bus.message import Headers, Message, overhead
+from msight_bus.message import Message
 from msight_bus.protocol import nats
 from msight_bus.protocol.decoder import Reply
-from msight_bus.protocol.envelope import TopicCounter
 
 logger = logging.getLogger("msight_bus")
 
@@ -72,8 +70,7 @@ class NatsConnection(SocketConnection):
     ) -> None:
         """``max_payload``: bytes of a message that is published; ``max_received``: of one that is received; ``on_info`` gets
         each INFO of the server."""
-        super().__init__(transport, on_lost, nats.decoder(max_received))
-        self._max_payload = max_payload
+        super().__init__(transport, on_lost, nats.CODEC, max_bytes=max_payload, max_received=max_received)
         self._max_received = max_received
         self._on_refused = on_refused
         self._on_leaving = on_leaving
@@ -83,20 +80,6 @@ class NatsConnection(SocketConnection):
         self.ping_at = _PING_EVERY
         self._unclear = ""  # an -ERR that is about a subscription if a PONG follows
         self._owes_pong = False
-
-    def encode(
-        self, counter: TopicCounter, payload: bytes, key: str | None, headers: Mapping[str, str] | None
-    ) -> tuple[tuple[bytes, ...], int]:
-        """Encode an HPUB (`SocketConnection.encode`).
-
-        Raises:
-            MessageTooLargeError: headers and payload are over ``max_payload``; the server would close the connection.
-        """
-        extension = nats.pack_extension(key, headers) if headers or key is not None else nats.NO_EXTENSION
-        size = nats.META_BYTES + len(extension) + len(payload)
-        if size > self._max_payload:
-            raise too_large("NATS", size, self._max_payload, "max_payload of the server")
-        return nats.publish(counter, payload, extension, time_ns()), size
 
     def ping(self) -> Request:
         """Send a PING."""
@@ -165,7 +148,7 @@ class NatsConnection(SocketConnection):
             info = nats.parse_info(reply)
             limit = info.get("max_payload")
             if type(limit) is int and limit > 0:
-                self._max_payload = min(self._max_received, limit)
+                self.max_bytes = min(self._max_received, limit)
             self._on_info(info)
             if info.get("ldm") is True and not self.gone.done():  # lame duck mode
                 self.leaving = True
@@ -179,25 +162,6 @@ class NatsConnection(SocketConnection):
         if self._owes_pong:
             self._owes_pong = False
             self.write(nats.PONG)
-
-    def read_foreign(self, topic: str, metadata: bytes, payload: bytes, received_at: float) -> Message:
-        """Make a `Message` of one with a key or headers, or of another publisher's."""
-        meta, key, headers, payload = nats.read_foreign(metadata, payload)
-        size = overhead(headers, key)
-        if meta is None:
-            return Message(topic, payload, Headers(headers), key, received_at=received_at, _overhead=size)
-        session, sequence, published = meta
-        return Message(
-            topic,
-            payload,
-            Headers(headers),
-            key,
-            session,
-            sequence,
-            published * 1e-9,
-            received_at,
-            _overhead=size,
-        )
 
     def _refuse(self, text: str) -> None:
         """Process the text of an ``-ERR``: assign the error to a message, a subscription or the connection."""

@@ -9,10 +9,10 @@ from dataclasses import replace
 
 from msight_bus.backends.base import Inbox, Selection
 from msight_bus.backends.pubsub.connection import Route
-from msight_bus.backends.pubsub.in_flight import UnconfirmedRun
+from msight_bus.backends.pubsub.in_flight import Sender
 from msight_bus.backends.pubsub.publishing import PublishedTopics, PubSubPublisher
 from msight_bus.backends.pubsub.reconnecting import Connector, ReconnectingConnection
-from msight_bus.backends.pubsub.tail_loss import AnnouncementStream, Announcer
+from msight_bus.backends.pubsub.tail_loss import AnnouncementSubscriber, SequenceAnnouncer
 from msight_bus.capabilities import Capabilities
 from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError, PublishTimeoutError
 from msight_bus.events import BusEvent, Disconnected, Reconnected
@@ -25,7 +25,7 @@ logger = logging.getLogger("msight_bus")
 
 
 class PubSubConsumer:
-    """One subscription (backends.base.Consumer, reconnecting.Subscribed).
+    """One subscription (backends.base.Consumer, reconnecting.Subscriber).
 
     Attributes:
         routes: one for each topic.
@@ -104,36 +104,6 @@ class PubSubConsumer:
                 await self._on_closed(self._connection)
 
 
-class _Announcements:
-    """The subscription to the announcements of last sequences (reconnecting.Subscribed)."""
-
-    paused = False
-
-    def __init__(
-        self,
-        connection: ReconnectingConnection,
-        on_refused: Callable[[BusError], None],
-        on_session: Callable[[int], None],
-    ) -> None:
-        self.inbox: Inbox | None = None
-        self.routes = [Route(SEQUENCE_TOPIC, None, AnnouncementStream(connection.streams, on_session), on_refused)]
-
-
-class _AnnouncementSender:
-    """The sender of this bus's announcements (in_flight.Sender)."""
-
-    def __init__(self, on_refused: Callable[[BusError], None]) -> None:
-        self.run: UnconfirmedRun | None = None
-        self._on_refused = on_refused
-
-    def refused(self, error: BusError) -> None:
-        """Stop announcing if the refusal is one of permission; otherwise a later announcement replaces this one."""
-        self._on_refused(error)
-
-    def cut(self, count: int, reason: BusError) -> None:
-        """Do nothing: the next announcement replaces a lost one."""
-
-
 class PubSubBackend:
     """Publishes and subscribes on a broker without persistence (backends.base.Backend)."""
 
@@ -151,13 +121,14 @@ class PubSubBackend:
         self._publishing = self._connection(publishes=True)
         self._subscribing = self._publishing if connector.shares_connection else self._connection(publishes=False)
         self._dedicated: set[ReconnectingConnection] = set()
-        self._announcer = Announcer(self._announce, self._limits.announce_interval) if connector.announces else None
+        self._announcer = (
+            SequenceAnnouncer(self._announce, self._limits.announce_interval) if connector.announces else None
+        )
         self._topics = PublishedTopics(self._limits.publisher_topics, new_session, self._announcer)
-        self._listening: dict[ReconnectingConnection, _Announcements] = {}
+        self._listening: dict[ReconnectingConnection, AnnouncementSubscriber] = {}
         self._tasks = BackgroundTasks()
         if self._announcer is not None:
             self._announcer.after_look = self._topics.trim
-            self._sender = _AnnouncementSender(self._announcer.refused)
             self._counter = TopicCounter(SEQUENCE_TOPIC, new_session() or 1)
 
     @property
@@ -179,14 +150,16 @@ class PubSubBackend:
     def _lost(self, connection: ReconnectingConnection, reason: BusError) -> None:
         """Report `Disconnected` when the first of the bus's connections is lost."""
         if not self._away:
-            logger.warning("Disconnected%s: %s", "" if connection.is_over else ", reconnecting", reason)
+            state = "" if connection.is_over else ", reconnecting"
+            logger.warning("Disconnected from %s%s: %s", self._connector.where, state, reason)
             self._report(Disconnected(str(reason)))
         self._away.add(connection)
 
     def _back(self, connection: ReconnectingConnection, attempts: int) -> None:
         self._away.discard(connection)
         if not self._away:
-            logger.warning("Reconnected after %d attempts.", attempts)
+            times = "1 attempt" if attempts == 1 else f"{attempts} attempts"
+            logger.warning("Reconnected to %s after %s.", self._connector.where, times)
             self._report(Reconnected(attempts))
 
     def _refused(self, topic: str, error: BusError) -> None:
@@ -281,8 +254,8 @@ class PubSubBackend:
     async def _listen_for_announcements(self, connection: ReconnectingConnection, name: str) -> None:
         if self._announcer is None or connection in self._listening or not self._announcer.works:
             return
-        listening = self._listening[connection] = _Announcements(
-            connection, self._announcer.refused, self._heard_session
+        listening = self._listening[connection] = AnnouncementSubscriber(
+            connection.streams, self._heard_session, self._announcer.refused
         )
         try:
             await connection.join(listening, name)
@@ -303,11 +276,11 @@ class PubSubBackend:
         except (TimeoutError, BusError):
             return None
 
-    def _announce(self, announcement: bytes) -> bool:
+    def _announce(self, announcer: Sender, announcement: bytes) -> bool:
         connection = self._publishing.connection
         if connection is None or connection.congested:
             return False
-        connection.publish(self._sender, self._counter, announcement, None, None)
+        connection.publish(announcer, self._counter, announcement, None, None)
         return True
 
     async def _end(self, connection: ReconnectingConnection) -> None:

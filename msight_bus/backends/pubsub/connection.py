@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from msight_bus.backends.base import TopicStream
 from msight_bus.backends.pubsub.in_flight import InFlight, Request, Sender
-from msight_bus.errors import BusError, MessageTooLargeError
+from msight_bus.errors import BusError
 from msight_bus.message import Message
 from msight_bus.protocol.envelope import TopicCounter
 from msight_bus.protocol.runs import Address
@@ -179,19 +179,3 @@ class Connection:
         self._release()
         self.in_flight.cut(reason)
         self._on_lost(self, reason)
-
-
-def too_large(broker: str, size: int, limit: int, where: str) -> MessageTooLargeError:
-    """Make the error of a message over a limit.
-
-    Args:
-        broker: its name.
-        size: bytes of the message with its metadata.
-        limit: maximum in bytes.
-        where: the setting that defines the limit.
-    """
-    return MessageTooLargeError(
-        f"Message too large: {size} bytes with metadata; {broker} accepts {limit} ({where}, or MSIGHT_MAX_MESSAGE_BYTES).",
-        size=size,
-        limit=limit,
-    )

@@ -13,10 +13,10 @@ class Sender(Protocol):
     """The part of a publisher that a connection uses.
 
     Attributes:
-        run: the publisher's latest run of messages.
+        unconfirmed: the publisher's latest run of messages.
     """
 
-    run: UnconfirmedRun | None
+    unconfirmed: UnconfirmedRun | None
 
     def refused(self, error: BusError) -> None:
         """Called when the broker refused a message of this sender."""
@@ -97,7 +97,7 @@ class InFlight:
         if last is not None and last.sender is sender:
             last.count += 1
         else:
-            self.last = sender.run = UnconfirmedRun(sender)
+            self.last = sender.unconfirmed = UnconfirmedRun(sender)
             self._entries.append(self.last)
 
     def asked(self, request: Request) -> None:
@@ -146,12 +146,14 @@ class InFlight:
 
         An unexpected answer, without a request, confirms nothing.
         """
-        if self.oldest_request is None:
-            return
         entries = self._entries
-        while isinstance(entry := entries.popleft(), UnconfirmedRun):
-            entry.count = 0
-        entry.finish()
+        request = self.oldest_request
+        if request is None:
+            return
+        while (entry := entries.popleft()) is not request:
+            if isinstance(entry, UnconfirmedRun):
+                entry.count = 0
+        request.finish()
 
     @property
     def oldest_request(self) -> Request | None:

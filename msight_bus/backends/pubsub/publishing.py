@@ -66,7 +66,7 @@ class PublishedTopic:
 
 
 class Announces(Protocol):
-    """The part of `tail_loss.Announcer` that `PublishedTopics` uses.
+    """The part of `tail_loss.SequenceAnnouncer` that `PublishedTopics` uses.
 
     Attributes:
         works: false once the broker has refused an announcement for lack of permission.
@@ -211,7 +211,7 @@ class PubSubPublisher:
         "_topic",
         "_topics",
         "_waiting",
-        "run",
+        "unconfirmed",
     )
 
     def __init__(
@@ -235,7 +235,7 @@ class PubSubPublisher:
         self._refused: BusError | None = None
         self._cut = 0
         self._reason: BusError | None = None
-        self.run: UnconfirmedRun | None = None
+        self.unconfirmed: UnconfirmedRun | None = None
         self._waiting = 0
 
     def try_send(self, payload: bytes, key: str | None, headers: Mapping[str, str] | None) -> Blocked | None:
@@ -339,7 +339,7 @@ class PubSubPublisher:
     @property
     def has_unconfirmed(self) -> bool:
         """Whether a message of this publisher was written and is not confirmed."""
-        return self.run is not None and self.run.count > 0
+        return self.unconfirmed is not None and self.unconfirmed.count > 0
 
     def _raise_refused(self) -> None:
         error, self._refused = self._refused, None

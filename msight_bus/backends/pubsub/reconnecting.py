@@ -71,7 +71,7 @@ RefusedCallback = Callable[[str, BusError], None]
 LeavingCallback = Callable[[Connection], None]
 
 
-class Subscribed(Protocol):
+class Subscriber(Protocol):
     """A subscription, as `ReconnectingConnection` resubscribes it.
 
     Attributes:
@@ -130,7 +130,7 @@ class ReconnectingConnection:
         self._on_refused = on_refused
         self._restoring: Connection | None = None
         self._moving_from: Connection | None = None
-        self._subscribed: dict[Subscribed, None] = {}  # in the order in which they came
+        self._subscribers: dict[Subscriber, None] = {}  # in the order in which they came
         self._streams: dict[str, list[TopicStream]] = {}
         self._changed = asyncio.Event()
         self._failed: BusError | None = None
@@ -217,7 +217,7 @@ class ReconnectingConnection:
 
     # -- subscriptions
 
-    async def join(self, subscribed: Subscribed, name: str) -> None:
+    async def join(self, subscriber: Subscriber, name: str) -> None:
         """Subscribe, and resubscribe after each reconnect; ``name`` is for errors.
 
         Raises:
@@ -227,7 +227,7 @@ class ReconnectingConnection:
         within = self._limits.connect_timeout
         try:
             async with asyncio.timeout(within):
-                while not await self._join_once(subscribed):
+                while not await self._join_once(subscriber):
                     pass
         except TimeoutError:
             reason = "" if self.reason is None or self.connection is not None else f": {self.reason}"
@@ -236,42 +236,45 @@ class ReconnectingConnection:
                 f"(MSIGHT_CONNECT_TIMEOUT){reason}"
             ) from None
 
-    async def _join_once(self, subscribed: Subscribed) -> bool:
+    async def _join_once(self, subscriber: Subscriber) -> bool:
         connection = await self.connected()
         try:
-            await _answers([connection.subscribe(route) for route in subscribed.routes])
+            asked = [connection.subscribe(route).answer for route in subscriber.routes]
+            await asyncio.wait(asked)
+            for answer in asked:
+                answer.result()
         except ConnectionLostError:
             if connection is self.connection:
                 raise
             return False
         except BaseException:
-            for route in subscribed.routes:
+            for route in subscriber.routes:
                 if connection.carries(route):
                     connection.unsubscribe(route)
             raise
         if connection is not self.connection:  # the bus has moved to another server meanwhile
-            for route in subscribed.routes:
+            for route in subscriber.routes:
                 connection.forget_route(route)
             return False
-        self._subscribed[subscribed] = None
-        for route in subscribed.routes:
+        self._subscribers[subscriber] = None
+        for route in subscriber.routes:
             self._streams.setdefault(route.topic, []).append(route.stream)
         return True
 
-    async def leave(self, subscribed: Subscribed) -> None:
+    async def leave(self, subscriber: Subscriber) -> None:
         """Unsubscribe; messages in transit are still delivered.
 
         The connection is aborted if the broker does not answer within ``pong_timeout``.
         """
-        self._forget(subscribed)
+        self._forget(subscriber)
         if self._restoring is not None:  # this connection has delivered nothing yet
-            for route in subscribed.routes:
+            for route in subscriber.routes:
                 if self._restoring.carries(route):
                     self._restoring.unsubscribe(route)
         connection = self.connection
         if connection is None:
             return
-        answers = [connection.unsubscribe(route).answer for route in subscribed.routes if connection.carries(route)]
+        answers = [connection.unsubscribe(route).answer for route in subscriber.routes if connection.carries(route)]
         if answers:
             await asyncio.wait(answers, timeout=self._limits.pong_timeout)
             if not all(answer.done() for answer in answers):
@@ -281,21 +284,21 @@ class ReconnectingConnection:
                     )
                 )
 
-    def _forget(self, subscribed: Subscribed) -> None:
-        if subscribed not in self._subscribed:
+    def _forget(self, subscriber: Subscriber) -> None:
+        if subscriber not in self._subscribers:
             return
-        del self._subscribed[subscribed]
-        for route in subscribed.routes:
+        del self._subscribers[subscriber]
+        for route in subscriber.routes:
             streams = self._streams[route.topic]
             streams.remove(route.stream)
             if not streams:
                 del self._streams[route.topic]
 
-    def fail(self, subscribed: Subscribed, error: BusError) -> None:
+    def fail(self, subscriber: Subscriber, error: BusError) -> None:
         """End a subscription that the broker refuses from now on."""
-        self._forget(subscribed)
-        if subscribed.inbox is not None:
-            subscribed.inbox.fail(error)
+        self._forget(subscriber)
+        if subscriber.inbox is not None:
+            subscriber.inbox.fail(error)
 
     # -- reconnecting
 
@@ -396,9 +399,9 @@ class ReconnectingConnection:
             return
         self._refused_since = None
         self._take(connection)
-        for subscribed in self._subscribed:
-            if subscribed.inbox is not None:
-                subscribed.inbox.gap(None, "reconnect")
+        for subscriber in self._subscribers:
+            if subscriber.inbox is not None:
+                subscriber.inbox.gap(None, "reconnect")
         if self.connection is connection:
             self._on_back(self, self._attempts)
 
@@ -411,16 +414,16 @@ class ReconnectingConnection:
             BusError: the broker is busy or not ready; the next attempt may succeed.
         """
         while asked := [
-            (subscribed, connection.subscribe(route))
-            for subscribed in self._subscribed
-            for route in subscribed.routes
+            (subscriber, connection.subscribe(route))
+            for subscriber in self._subscribers
+            for route in subscriber.routes
             if not connection.carries(route)
         ]:
             await self._restored(connection, asked)
-        if any(subscribed.paused for subscribed in self._subscribed):
+        if any(subscriber.paused for subscriber in self._subscribers):
             connection.pause_reading()
 
-    async def _restored(self, connection: Connection, asked: Sequence[tuple[Subscribed, Request]]) -> None:
+    async def _restored(self, connection: Connection, asked: Sequence[tuple[Subscriber, Request]]) -> None:
         """Await the answers to all subscriptions, about one round trip. A subscription that the broker refuses ends."""
         waiting = {request.answer for _, request in asked}
         while waiting and not connection.gone.done():
@@ -431,13 +434,13 @@ class ReconnectingConnection:
             waiting -= {connection.gone}
             if not answered and connection.received_at == before:  # an answer may come within one tick of the clock
                 raise TimeoutError(f"no answer for {self._limits.connect_timeout:g} s (MSIGHT_CONNECT_TIMEOUT)")
-        for subscribed, request in asked:
+        for subscriber, request in asked:
             error = request.answer.exception() if request.answer.done() else None
             if isinstance(error, AuthenticationError) or request.error is not None:
-                for route in subscribed.routes:
+                for route in subscriber.routes:
                     connection.forget_route(route)
-                if subscribed in self._subscribed and isinstance(error, BusError):
-                    self.fail(subscribed, error)
+                if subscriber in self._subscribers and isinstance(error, BusError):
+                    self.fail(subscriber, error)
             elif error is not None:
                 raise error  # temporary: the next attempt may succeed
         if connection.gone.done():
@@ -487,13 +490,13 @@ class ReconnectingConnection:
             return error
         self._take(new)
         try:
-            asked = [old.unsubscribe(route) for subscribed in self._subscribed for route in subscribed.routes]
+            asked = [old.unsubscribe(route) for subscriber in self._subscribers for route in subscriber.routes]
             asked.append(old.ping())
             await asyncio.wait([request.answer for request in asked], timeout=self._limits.pong_timeout)
         finally:
             buffer.deliver_except(recorder.seen)
             new.interceptor = CopyFilter(recorder.seen, new)
-            if not any(subscribed.paused for subscribed in self._subscribed):
+            if not any(subscriber.paused for subscriber in self._subscribers):
                 new.resume_reading()
             await run_shielded(old.close(within=1.0))
         return None
@@ -527,8 +530,8 @@ class ReconnectingConnection:
         """Fail every subscription and every later call with ``error``."""
         self._failed = error
         self._changed.set()
-        for subscribed in list(self._subscribed):
-            self.fail(subscribed, error)
+        for subscriber in list(self._subscribers):
+            self.fail(subscriber, error)
 
     async def close(self, within: float) -> None:
         """Flush within ``within`` seconds, and close."""
@@ -543,14 +546,3 @@ class ReconnectingConnection:
                 await asyncio.wait((connection.ping().answer,), timeout=within)
             self.connection = None
             await connection.close(within=1.0)
-
-
-async def _answers(requests: Sequence[Request]) -> None:
-    """Wait until all requests are answered.
-
-    Raises:
-        BusError: the first refusal, or the connection was lost.
-    """
-    await asyncio.wait([request.answer for request in requests])
-    for request in requests:
-        request.answer.result()

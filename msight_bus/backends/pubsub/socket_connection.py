@@ -19,8 +19,9 @@ from typing import Any
 from msight_bus.backends.pubsub.connection import Connection, Route
 from msight_bus.backends.pubsub.in_flight import Request, Sender
 from msight_bus.errors import BusError, ConnectionLostError
-from msight_bus.message import NO_HEADERS, Message
-from msight_bus.protocol.decoder import Decoder, Reply, Segment
+from msight_bus.message import NO_HEADERS, Headers, Message, overhead
+from msight_bus.protocol.codec import Codec
+from msight_bus.protocol.decoder import Reply, Segment
 from msight_bus.protocol.envelope import TopicCounter
 from msight_bus.topics import SEQUENCE_TOPIC
 
@@ -53,10 +54,20 @@ class SocketConnection(Connection, asyncio.Protocol):
     Attributes:
         transport: an asyncio or uvloop transport.
         ping_at: number of messages written after which a PING follows; infinite where each message is answered.
+        max_bytes: maximum bytes of a published message.
         out, out_bytes: what is written at the end of this event loop iteration, and its size.
     """
 
-    def __init__(self, transport: Any, on_lost: Callable[[Connection, BusError], None], decoder: Decoder) -> None:
+    def __init__(
+        self,
+        transport: Any,
+        on_lost: Callable[[Connection, BusError], None],
+        codec: Codec,
+        *,
+        max_bytes: int,
+        max_received: int,
+    ) -> None:
+        """``max_received``: maximum bytes of a received payload."""
         super().__init__(on_lost)
         self.transport: Any = transport
         self.socket = transport.get_extra_info("socket")
@@ -65,7 +76,10 @@ class SocketConnection(Connection, asyncio.Protocol):
         self.ping_at: float = math.inf
         self._idle = True  # nothing was written in this iteration
         self._write_paused = False
-        self._decoder = decoder
+        self._encode = codec.publish
+        self._decoder = codec.decoder(max_received)
+        self._decode_metadata = codec.decode_metadata
+        self.max_bytes = max_bytes
         self._turn_comes = False
         self._unread: list[bytes] = []  # arrived after this iteration's share was decoded
         self._more = False  # the decoder has undecoded input
@@ -91,25 +105,8 @@ class SocketConnection(Connection, asyncio.Protocol):
 
     # -- implemented for each protocol
 
-    def encode(
-        self, counter: TopicCounter, payload: bytes, key: str | None, headers: Mapping[str, str] | None
-    ) -> tuple[tuple[bytes, ...], int]:
-        """Encode the topic's next message, and advance the topic's sequence.
-
-        Returns:
-            The parts to write, and their size in bytes.
-
-        Raises:
-            MessageTooLargeError: the message is over the limit.
-        """
-        raise NotImplementedError
-
     def answered(self, reply: Reply) -> None:
         """Process a reply of the broker: anything but a message."""
-        raise NotImplementedError
-
-    def read_foreign(self, topic: str, metadata: bytes, payload: bytes, received_at: float) -> Message:
-        """Make a `Message` of another publisher's message, or of one with a key or headers."""
         raise NotImplementedError
 
     # -- writing
@@ -125,9 +122,9 @@ class SocketConnection(Connection, asyncio.Protocol):
         """Write one message. The caller has checked that the connection is not congested.
 
         Raises:
-            MessageTooLargeError: nothing was written.
+            MessageTooLargeError, HeaderError: nothing was written.
         """
-        parts, size = self.encode(counter, payload, key, headers)
+        parts, size = self._encode(counter, payload, key, headers, time.time_ns(), self.max_bytes)
         if self._idle:
             self._write_first(parts)
         else:
@@ -216,8 +213,8 @@ class SocketConnection(Connection, asyncio.Protocol):
         if self._more or self._unread:
             self._unread.append(data)
             return
-        if (only := self._decoder.only(data)) is not None:  # one whole message: the usual case below saturation
-            address, frame = only
+        if (single := self._decoder.single(data)) is not None:  # one whole message: the usual case below saturation
+            address, frame = single
             self._deliver_segment(self._routes.get(address, ()), (address, [frame], []), time.time())
             return
         self._held_bytes += len(data)
@@ -292,7 +289,7 @@ class SocketConnection(Connection, asyncio.Protocol):
 
     def _deliver_segment(self, routes: Sequence[Route], segment: Segment, received_at: float) -> None:
         """Deliver to each route. Two subscriptions never share a `Message`, because a consumer can change its state."""
-        _, frames, foreign = segment
+        _, frames, undecoded = segment
         for route in tuple(routes):
             topic = route.topic
             if frames is not None:
@@ -301,11 +298,25 @@ class SocketConnection(Connection, asyncio.Protocol):
                     for _, session, sequence, published, payload in frames
                 ]
             else:
-                batch = [self.read_foreign(topic, metadata, payload, received_at) for metadata, payload in foreign]
+                batch = [
+                    self._message(topic, metadata, payload, received_at)
+                    if metadata
+                    else Message(topic, payload, NO_HEADERS, None, None, None, None, received_at)
+                    for metadata, payload in undecoded
+                ]
             if self.interceptor is None:
                 route.stream.deliver(batch)
             else:
                 self.interceptor.deliver(route, batch)
+
+    def _message(self, topic: str, metadata: bytes, payload: bytes, received_at: float) -> Message:
+        """Make a `Message` of one with a key or headers, or of another publisher's."""
+        meta, key, headers, payload = self._decode_metadata(metadata, payload)
+        if not headers and key is None and meta is None:
+            return Message(topic, payload, received_at=received_at)
+        session, sequence, published = (None, None, None) if meta is None else (*meta[:2], meta[2] * 1e-9)
+        size = overhead(headers, key)
+        return Message(topic, payload, Headers(headers), key, session, sequence, published, received_at, _overhead=size)
 
     def eof_received(self) -> bool:
         """Called when the broker closes the connection; the transport then closes."""

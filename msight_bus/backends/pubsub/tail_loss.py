@@ -15,7 +15,9 @@ from typing import Annotated
 
 import msgspec
 
-from msight_bus.backends.base import TopicStream
+from msight_bus.backends.base import Inbox, TopicStream
+from msight_bus.backends.pubsub.connection import Route
+from msight_bus.backends.pubsub.in_flight import Sender, UnconfirmedRun
 from msight_bus.backends.pubsub.publishing import PublishedTopic
 from msight_bus.errors import AuthenticationError, BusError
 from msight_bus.message import Message
@@ -42,8 +44,8 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Announcement).decode
 
 
-class Announcer:
-    """Announces the last sequences of idle topics (publishing.Announces).
+class SequenceAnnouncer:
+    """Announces the last sequences of idle topics (publishing.Announces, in_flight.Sender).
 
     Topics are scanned once each ``announce_interval``.
 
@@ -51,12 +53,13 @@ class Announcer:
         after_look: called after each scan.
         works: false once the broker has refused an announcement for lack of permission.
         others_come: false while announcements of other buses appear to be lost.
+        unconfirmed: the latest announcements.
     """
 
-    def __init__(self, send: Callable[[bytes], bool], interval: float) -> None:
+    def __init__(self, send: Callable[[Sender, bytes], bool], interval: float) -> None:
         """
         Args:
-            send: publishes an announcement; returns false if the connection cannot take the message now.
+            send: publishes an announcement of a sender; returns false if the connection cannot take the message now.
             interval: seconds between two scans.
         """
         self._send = send
@@ -65,6 +68,7 @@ class Announcer:
         self._due: dict[int, list[PublishedTopic]] = {}  # by look
         self._looks = 0
         self.after_look: Callable[[], None] = lambda: None
+        self.unconfirmed: UnconfirmedRun | None = None
         self.works = True
         self.others_come = True
         self._heard_others = False
@@ -136,7 +140,7 @@ class Announcer:
             names = list(sequences)
             for start in range(0, len(names), _TOPICS_A_MESSAGE):
                 part = {name: sequences[name] for name in names[start : start + _TOPICS_A_MESSAGE]}
-                if not self.works or not self._send(_encode((session, part))):
+                if not self.works or not self._send(self, _encode((session, part))):
                     return False
         for topic in topics:
             topic.announced = topic.counter.sequence
@@ -170,16 +174,29 @@ class Announcer:
                 error,
             )
 
+    def cut(self, count: int, reason: BusError) -> None:
+        """Do nothing: the next announcement replaces a lost one."""
 
-class AnnouncementStream:
-    """Receives the announcements of one connection (backends.base.TopicStream)."""
 
-    def __init__(self, streams: Callable[[str], Iterable[TopicStream]], on_session: Callable[[int], None]) -> None:
+class AnnouncementSubscriber:
+    """Subscribes to announcements on one connection (reconnecting.Subscriber), and receives them (backends.base.TopicStream)."""
+
+    paused = False
+
+    def __init__(
+        self,
+        streams: Callable[[str], Iterable[TopicStream]],
+        on_session: Callable[[int], None],
+        on_refused: Callable[[BusError], None],
+    ) -> None:
         """
         Args:
             streams: returns the streams of a topic on this connection.
             on_session: called with the session of each announcement.
+            on_refused: called when the broker revokes the permission to subscribe.
         """
+        self.inbox: Inbox | None = None
+        self.routes = [Route(SEQUENCE_TOPIC, None, self, on_refused)]
         self._streams = streams
         self._on_session = on_session
 

@@ -6,20 +6,17 @@ one that subscribes. Redis answers in order, so a reply belongs to the oldest un
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from time import time_ns
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from msight_bus.backends.pubsub.connection import Connection, Route, too_large
+from msight_bus.backends.pubsub.connection import Connection, Route
 from msight_bus.backends.pubsub.in_flight import Request
 from msight_bus.backends.pubsub.socket_connection import SocketConnection
 from msight_bus.backends.redis.errors import broker_error
 from msight_bus.backends.redis.health import REPLIES, Health, health_question, subscribers_question
-from msight_bus.errors import AuthenticationError, BusError, HeaderError
-from msight_bus.message import Headers, Message, overhead
-from msight_bus.protocol import envelope, redis
+from msight_bus.errors import AuthenticationError, BusError
+from msight_bus.protocol import redis
 from msight_bus.protocol.decoder import Reply
-from msight_bus.protocol.envelope import TopicCounter
 
 
 class RedisConnection(SocketConnection):
@@ -42,43 +39,10 @@ class RedisConnection(SocketConnection):
             max_bytes: maximum bytes of a published message.
             max_received: maximum bytes of a received payload.
         """
-        super().__init__(transport, on_lost, redis.decoder(max_received))
-        self._raw = raw
+        codec = redis.RAW_CODEC if raw else redis.CODEC
+        super().__init__(transport, on_lost, codec, max_bytes=max_bytes, max_received=max_received)
         self._alone = True  # no other server has subscribers
-        self._max_bytes = max_bytes
         self._leaving: set[Route] = set()
-
-    def encode(
-        self, counter: TopicCounter, payload: bytes, key: str | None, headers: Mapping[str, str] | None
-    ) -> tuple[tuple[bytes, ...], int]:
-        """Encode a PUBLISH (`SocketConnection.encode`).
-
-        Raises:
-            MessageTooLargeError: Redis would close the connections of the subscribers that receive the message.
-            HeaderError: headers or a key with ``MSIGHT_WIRE=raw``, or headers over a limit.
-        """
-        if self._raw:
-            return self._encode_raw(counter, payload, key, headers)
-        extension = envelope.pack_extension(key, headers) if headers or key is not None else b""
-        if len(extension) > envelope.MAX_EXTENSION_BYTES:
-            raise HeaderError(
-                f"Key and headers take {len(extension)} bytes together; on Redis at most {envelope.MAX_EXTENSION_BYTES} travel."
-            )
-        size = envelope.PREFIX_BYTES + len(extension) + len(payload)
-        if size > self._max_bytes:
-            raise too_large("Redis", size, self._max_bytes, "client-output-buffer-limit pubsub")
-        return redis.publish(counter, payload, extension, time_ns()), size
-
-    def _encode_raw(
-        self, counter: TopicCounter, payload: bytes, key: str | None, headers: Mapping[str, str] | None
-    ) -> tuple[tuple[bytes, ...], int]:
-        if headers or key is not None:
-            raise HeaderError(
-                "MSIGHT_WIRE=raw carries the payload only: publish without headers and key, or unset MSIGHT_WIRE."
-            )
-        if len(payload) > self._max_bytes:
-            raise too_large("Redis", len(payload), self._max_bytes, "client-output-buffer-limit pubsub")
-        return redis.publish_raw(counter, payload), len(payload)
 
     def watch_health(self, health: Health, every: float, on_unfit: Callable[[str], None]) -> None:
         """Check periodically that messages published at this server reach the others.
@@ -162,21 +126,3 @@ class RedisConnection(SocketConnection):
             self.in_flight.answer(reply.value)
         else:
             self.in_flight.confirm(reply.count)
-
-    def read_foreign(self, topic: str, metadata: bytes, payload: bytes, received_at: float) -> Message:
-        """Make a `Message` of one with a key or headers, or of a raw payload."""
-        meta, key, headers, payload = redis.read_foreign(metadata, payload)
-        if meta is None:
-            return Message(topic, payload, received_at=received_at)
-        session, sequence, published = meta
-        return Message(
-            topic,
-            payload,
-            Headers(headers),
-            key,
-            session,
-            sequence,
-            published * 1e-9,
-            received_at,
-            _overhead=overhead(headers, key),
-        )

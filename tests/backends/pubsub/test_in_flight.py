@@ -20,7 +20,7 @@ class Sender:
 
     def __init__(self, name: str = "") -> None:
         self.name = name
-        self.run: UnconfirmedRun | None = None
+        self.unconfirmed: UnconfirmedRun | None = None
         self.refusals: list[str] = []
         self.lost = 0
         self.reason: BusError | None = None
@@ -34,7 +34,7 @@ class Sender:
 
     @property
     def unconfirmed_in_its_last_run(self) -> int:
-        return 0 if self.run is None else self.run.count
+        return 0 if self.unconfirmed is None else self.unconfirmed.count
 
 
 class InFlightModel(RuleBasedStateMachine):
@@ -154,14 +154,14 @@ def test_a_stream_of_one_sender_is_one_run():
     in_flight, sender, other = InFlight(), Sender(), Sender()
     for _ in range(1000):
         in_flight.wrote(sender)
-    run = sender.run
+    run = sender.unconfirmed
     assert (run.sender, run.count) == (sender, 1000)
     in_flight.confirm(999)
     in_flight.wrote(sender)
-    assert (sender.run, run.count) == (run, 2)
+    assert (sender.unconfirmed, run.count) == (run, 2)
     in_flight.wrote(other)
     in_flight.wrote(sender)
-    assert sender.run is not run
+    assert sender.unconfirmed is not run
     in_flight.cut(ConnectionLostError("cut"))
     assert (sender.lost, other.lost, run.count) == (3, 1, 0)
     assert str(sender.reason) == "cut"

@@ -209,7 +209,7 @@ async def test_only_what_does_not_answer_is_given_up(answers):
     owner = ReconnectingConnection(
         None, Limits(connect_timeout=0.2), publishes=True, on_lost=None, on_back=None, on_refused=None
     )
-    owner._subscribed = {Three(): None}
+    owner._subscribers = {Three(): None}
     if answers:
         await owner._restore(Answering(answers=True))
     else:

@@ -44,7 +44,7 @@ class Owner(ReconnectingConnection):
 
 
 def subscribed(topic: str, *, paused: bool = False):
-    """A subscription that keeps the gaps and errors that it is told of (reconnecting.Subscribed)."""
+    """A subscription that keeps the gaps and errors that it is told of (reconnecting.Subscriber)."""
     told: list[object] = []
     inbox = Record(gap=lambda missing, cause: told.append(cause), fail=told.append)
     stream = Record(silence=lambda: 0.0)

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from msight_bus.backends.pubsub.publishing import PublishedTopic, PublishedTopics
-from msight_bus.backends.pubsub.tail_loss import AnnouncementStream, Announcer
+from msight_bus.backends.pubsub.tail_loss import AnnouncementSubscriber, SequenceAnnouncer
 from msight_bus.errors import AuthenticationError, BusError
 from msight_bus.message import Message
 from msight_bus.protocol.envelope import TopicCounter
@@ -29,7 +29,7 @@ class Wire:
         self._turn = 0
         self._counts = False
 
-    def send(self, announcement: bytes) -> bool:
+    def send(self, announcer: SequenceAnnouncer, announcement: bytes) -> bool:
         if not self.open:
             self.refusals += 1
             return False
@@ -54,7 +54,7 @@ class Rig:
 
     def __init__(self) -> None:
         self.wire = Wire()
-        self.announcer = Announcer(self.wire.send, 1.0)
+        self.announcer = SequenceAnnouncer(self.wire.send, 1.0)
         self.topics = PublishedTopics(100_000, iter(range(100, 200)).__next__, self.announcer)
         self._running: asyncio.Task | None = None
 
@@ -165,7 +165,7 @@ async def test_what_could_not_be_announced_in_the_end_is_said(msight_simulation,
     ("heard", "seconds", "doubted"), [(False, 9.9, False), (False, 10.0, True), (True, 60.0, False)]
 )
 async def test_a_long_silence_is_a_reason_to_doubt_until_an_announcement_has_come(heard, seconds, doubted, caplog):
-    announcer = Announcer(lambda announcement: True, 1.0)
+    announcer = SequenceAnnouncer(lambda announcer, announcement: True, 1.0)
     if heard:
         announcer.heard_other()
     for _ in range(2):
@@ -206,7 +206,7 @@ class Stream:
 def test_each_stream_is_told_what_concerns_it():
     streams = {"a": [Stream(), Stream()], "b": [Stream()]}
     sessions: list[int] = []
-    announcements = AnnouncementStream(lambda topic: streams.get(topic, ()), sessions.append)
+    announcements = AnnouncementSubscriber(lambda topic: streams.get(topic, ()), sessions.append, pytest.fail)
     payload = msgspec.msgpack.encode((7, {"a": 3, "b": 0, "other": 9}))
     announcements.deliver([Message(SEQUENCE_TOPIC, payload), Message(SEQUENCE_TOPIC, payload)])
     assert [stream.heard for stream in streams["a"]] == [[(7, 3)] * 2] * 2
@@ -243,7 +243,7 @@ def test_each_stream_is_told_what_concerns_it():
 )
 def test_what_is_no_announcement_is_ignored(payload):
     stream, sessions = Stream(), []
-    announcements = AnnouncementStream(lambda topic: [stream], sessions.append)
+    announcements = AnnouncementSubscriber(lambda topic: [stream], sessions.append, pytest.fail)
     right = Message(SEQUENCE_TOPIC, msgspec.msgpack.encode((1, {"a": 2})))
     announcements.deliver([Message(SEQUENCE_TOPIC, payload), right])
     assert stream.heard == [(1, 2)]

@@ -1,0 +1,35 @@
+"""`Codec`: what a connection needs of a protocol to publish and to receive. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from msight_bus.protocol.decoder import Decoder
+from msight_bus.protocol.envelope import TopicCounter
+from msight_bus.protocol.runs import Meta
+
+Publish = Callable[[TopicCounter, bytes, str | None, Mapping[str, str] | None, int, int], tuple[tuple[bytes, ...], int]]
+"""Encode the topic's next message and advance the topic's sequence.
+
+Takes the counter, payload, key, headers, publish time in nanoseconds since 1970 and the limit in bytes. Returns the parts to
+write one after another, and the bytes that the broker's limit applies to. Raises `MessageTooLargeError` or `HeaderError` before
+the sequence advances."""
+
+Decoded = tuple[Meta | None, str | None, Mapping[str, str], bytes]
+"""Of an `Undecoded` message: its `Meta` (``None`` for another publisher's message), key, headers and payload."""
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """One protocol, with or without the envelope.
+
+    Attributes:
+        publish: encodes a message.
+        decoder: makes a decoder for one connection; takes the maximum bytes of a message.
+        decode_metadata: decodes metadata and payload of an `Undecoded` message.
+    """
+
+    publish: Publish
+    decoder: Callable[[int], Decoder]
+    decode_metadata: Callable[[bytes, bytes], Decoded]
