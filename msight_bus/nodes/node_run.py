@@ -112,16 +112,12 @@ class NodeRun:
         try:
             yield
         except Exception as error:
-            self.log_error(error, f"in {where}")
+            self.code_failed(error, f"in {where}")
             raise
 
-    def code_failed(self, error: BaseException) -> None:
+    def code_failed(self, error: BaseException, where: str = "") -> None:
         """Count an error of the node's own code; log the first with its traceback, then one an interval."""
         self.meter.errors += 1
-        self.log_error(error)
-
-    def log_error(self, error: BaseException, where: str = "") -> None:
-        """Log an error of the node's own code; nobody else logs it again."""
         detail = f"{where} {type(error).__name__}: {error}".strip()
         self.error_lines.add(None, 1, detail, error)
         mark_logged(error)

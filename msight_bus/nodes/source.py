@@ -192,7 +192,6 @@ class Items:
                         now = loop_time()
         finally:
             busy_since.clear()
-            self._in_hand = 0 if publisher.in_flight else self._in_hand
             await self._close_items()
 
     def _check_stopped(self, error: asyncio.CancelledError) -> None:
