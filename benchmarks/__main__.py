@@ -12,7 +12,7 @@ from typing import Annotated, Any, cast
 import typer
 from rich.console import Console
 
-from benchmarks import against
+from benchmarks import against, nodes
 from benchmarks.catalog import BACKENDS
 from benchmarks.core import PRESENT
 from benchmarks.html import page
@@ -65,6 +65,9 @@ def full(
     """Everything, in five rounds (latency in ten); the result goes to benchmarks/results under its date."""
     scale = replace(FULL, budget=minutes * 60 / len(backend or BACKENDS))
     typer.echo(f"written to {save(_measure(backend, scale), json_path)}")
+
+
+app.command(name="nodes")(nodes.main)
 
 
 @app.command()

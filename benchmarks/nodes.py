@@ -6,6 +6,7 @@ Both run in one process, on one bus and one broker, and take turns; the ratio of
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
@@ -55,7 +56,7 @@ class Pace:
         self._ages: list[float] = []
 
     async def next(self) -> bool:
-        """Wait until the next message may be sent; whether there is one. Awaited before every `_EVERY` th only, unless paced."""
+        """Wait until the next messages may be sent, `every` of them; return whether there are any."""
         if self._hertz:
             self._due += 1 / self._hertz
             await asyncio.sleep(self._due - time.perf_counter())
@@ -68,7 +69,7 @@ class Pace:
 
     @property
     def every(self) -> int:
-        """After how many messages `next` is awaited."""
+        """Number of messages that are sent before `next` is awaited again."""
         return 1 if self._hertz else _EVERY
 
     def take(self) -> None:
@@ -201,9 +202,7 @@ async def _rounds(backend: str, rounds: int, messages: int, hertz: float, say: C
 def measure(
     chosen: Sequence[str], rounds: int, messages: int, hertz: float, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Every arm once a round, on brokers that are started for it."""
-    import os  # noqa: PLC0415
-
+    """Run every arm once a round, on brokers that are started for it."""
     result: dict[str, Any] = {
         "scale": "nodes",
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -250,7 +249,7 @@ def main(
         list[str] | None, typer.Option(help="redis, nats, memory or kafka; may be repeated; all.")
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Each arm once a round.")] = 5,
-    messages: Annotated[int, typer.Option(min=1000, help="Of a run.")] = 60_000,
+    messages: Annotated[int, typer.Option(min=100, help="Of a run.")] = 60_000,
     hertz: Annotated[float, typer.Option(min=0, help="Messages a second; 0: as many as go through.")] = 0.0,
     path: Annotated[Path | None, typer.Option("--json", help="Where the result goes.")] = None,
 ) -> None:

@@ -21,7 +21,7 @@ from msight_bus.errors import (
     UnsupportedError,
 )
 from msight_bus.message import Message
-from msight_bus.nodes import NodeConfig, Outgoing, ProcessingNode, SinkNode, SourceNode, off_loop, run_nodes
+from msight_bus.nodes import NodeConfig, Outgoing, ProcessingNode, SinkNode, SourceNode, off_loop, paced, run_nodes
 from msight_bus.publisher import Publisher
 from msight_bus.queues import QueuePolicy
 from msight_bus.runtime import run
@@ -65,6 +65,7 @@ __all__ = [
     "UnsupportedError",
     "connect",
     "off_loop",
+    "paced",
     "run",
     "run_nodes",
 ]

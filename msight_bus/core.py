@@ -14,7 +14,16 @@ from asyncio import _get_running_loop
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from msight_bus.backends import make_backend
-from msight_bus.backends.base import BLOCKED, Backend, DeadLetterBackend, Opener, Selection, Start, TopicPublisher
+from msight_bus.backends.base import (
+    BLOCKED,
+    Backend,
+    DeadLetterBackend,
+    Opener,
+    PresenceBackend,
+    Selection,
+    Start,
+    TopicPublisher,
+)
 from msight_bus.data.sensor import device_names
 from msight_bus.draining import Drainable, drain
 from msight_bus.errors import (
@@ -297,6 +306,12 @@ class Core:
                 return True
         logger.error("Dead letter not published on %s; topic %s: %s", topic, message.topic, problem)
         return False
+
+    async def has_subscribers(self, topic: str) -> bool | None:
+        """Ask the broker whether anybody subscribes to ``topic``; ``None`` if that is not known."""
+        if not self.is_open or not isinstance(self.backend, PresenceBackend):
+            return None
+        return await self.backend.has_subscribers(topic)
 
     # -- subscribing
 

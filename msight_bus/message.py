@@ -136,4 +136,5 @@ class Message(msgspec.Struct, eq=False, gc=False):
         await self._settlement.release(self)
 
     def __repr__(self) -> str:
-        return f"Message(topic={self.topic!r}, {len(self.payload)} bytes, sequence={self.sequence})"
+        which = f"sequence={self.sequence}" if self.position is None else f"position={self.position}"
+        return f"Message(topic={self.topic!r}, {len(self.payload)} bytes, {which})"

@@ -18,11 +18,13 @@ from typing import Annotated, Protocol
 import msgspec
 
 from msight_bus.errors import BusError, ClosedError
+from msight_bus.events import BusEvent, Disconnected, Reconnected
 from msight_bus.message import Message
 from msight_bus.queues import QueuePolicy
+from msight_bus.reporting import Reporter
 from msight_bus.subscription import Subscription
 from msight_bus.tasks import BackgroundTasks
-from msight_bus.topics import NODES_TOPIC
+from msight_bus.topics import ALIVE_TOPIC, NODES_TOPIC
 
 logger = logging.getLogger("msight_bus")
 
@@ -35,6 +37,14 @@ FORGET_AFTER = 3600.0
 """Seconds for which a node that has ended or was lost is still listed."""
 
 _MISSED_HEARTBEATS = 3
+_ASKED_AFTER = 1.25
+"""Heartbeat intervals of silence after which the broker is asked whether the node is there."""
+
+_ASKED_TWICE = 2.0
+"""Seconds between two questions."""
+
+_ASKED_AT_ONCE = 64
+"""Maximum number of nodes that are asked for at a time."""
 
 # Shown in terminals: no control characters and no marks that change the direction of text.
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,200}\Z")]
@@ -56,7 +66,8 @@ class NodeStatus(StrEnum):
     ERROR = "ERROR"
     """The node has ended with an error, or its handler has not responded for longer than ``heartbeat_tolerance``."""
     LOST = "LOST"
-    """No heartbeat for three heartbeat intervals; set by the observer."""
+    """No heartbeat for three heartbeat intervals, or no heartbeat for one and the broker says that the node is gone; set by the
+    observer."""
 
 
 class NodeMetrics(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,6 +108,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         name: the node's name; the workers of a group share the name.
         instance: random id, new at each start.
+        present: whether the node subscribes to `ALIVE_TOPIC` and its instance, so that the broker can be asked for it.
         type: the node's class, for display.
         device: the node's device, for display.
         host: the machine's name, for display.
@@ -114,6 +126,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     type: Text
     device: Text
     host: Text = ""
+    present: bool = False
     status: NodeStatus
     started_at: float
     heartbeat_interval: Annotated[float, msgspec.Meta(gt=0, le=LONGEST_INTERVAL)]
@@ -128,8 +141,20 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
 class Listens(Protocol):
     """The part of `Core` that the registry uses."""
 
+    reporter: Reporter
+
     def subscribe(self, topics: tuple[str, ...], *, queue: QueuePolicy | None = None) -> Subscription:
         """Subscribe; ``topics`` may be reserved topics."""
+
+    async def has_subscribers(self, topic: str) -> bool | None:
+        """Ask the broker whether anybody subscribes to a topic; ``None`` if that is not known."""
+
+
+Key = tuple[str, str]
+"""Name and instance."""
+
+Heard = tuple[NodeInfo, float, float]
+"""The last announcement; when the node was first heard and last, by the observer's clock."""
 
 
 class Registry:
@@ -148,7 +173,9 @@ class Registry:
         self._bus = bus
         self._clock = _loop_clock() if clock is None else clock
         # By name and instance, in the order of the last heartbeat.
-        self._heard: OrderedDict[tuple[str, str], tuple[NodeInfo, float]] = OrderedDict()
+        self._heard: OrderedDict[Key, Heard] = OrderedDict()
+        self._gone: set[Key] = set()  # the broker says so
+        self._quiet_until = 0.0
         self._decoder = msgspec.json.Decoder(NodeInfo)
         self._tasks = BackgroundTasks()
         self._task: asyncio.Task[None] | None = None
@@ -212,11 +239,17 @@ class Registry:
     def _now(self) -> list[NodeInfo]:
         now = self._clock()
         shown: list[NodeInfo] = []
-        for key, (info, heard_at) in list(self._heard.items()):
+        later: dict[tuple[str, str], float] = {}  # when the latest node of this name and host was first heard
+        for info, first, _ in self._heard.values():
+            later[info.name, info.host] = max(first, later.get((info.name, info.host), first))
+        for key, (info, _, heard_at) in list(self._heard.items()):
             silent = now - heard_at
-            lost = not info.ended and silent > _MISSED_HEARTBEATS * info.heartbeat_interval
-            if (lost or info.ended) and silent > max(FORGET_AFTER, _MISSED_HEARTBEATS * info.heartbeat_interval):
+            lost = not info.ended and (key in self._gone or silent > _MISSED_HEARTBEATS * info.heartbeat_interval)
+            replaced = lost and info.host and later[info.name, info.host] > heard_at
+            old = (lost or info.ended) and silent > max(FORGET_AFTER, _MISSED_HEARTBEATS * info.heartbeat_interval)
+            if replaced or old:
                 del self._heard[key]
+                self._gone.discard(key)
             else:
                 shown.append(msgspec.structs.replace(info, status=NodeStatus.LOST) if lost else info)
         return sorted(shown, key=lambda info: (info.name, info.started_at, info.instance))
@@ -249,6 +282,45 @@ class Registry:
         self._task = self._tasks.start(lambda: self._listen(confirmed), "registry")
         return confirmed
 
+    # -- asking
+
+    async def _ask(self) -> None:
+        """Ask the broker for nodes whose heartbeat is late, twice, so that a killed node is noticed before it is forgotten."""
+        self._bus.reporter.listeners.append(self._on_event)
+        try:
+            while True:
+                late = self._late()
+                if late:
+                    absent = await self._absent(late)
+                    if absent:
+                        await asyncio.sleep(_ASKED_TWICE)
+                        late = self._late()
+                        self._gone |= await self._absent([key for key in absent if key in late])
+                        self._tell()
+                shortest = min((info.heartbeat_interval for info, _, _ in self._heard.values()), default=1.0)
+                await asyncio.sleep(min(1.0, shortest / 4))
+        finally:
+            self._bus.reporter.listeners.remove(self._on_event)
+
+    def _late(self) -> list[Key]:
+        """Return the nodes to ask for; none shortly after this observer has reconnected, because it missed heartbeats."""
+        now = self._clock()
+        late: list[Key] = []
+        for key, (info, _, heard_at) in self._heard.items():
+            silent = now - max(heard_at, self._quiet_until)
+            if silent > _ASKED_AFTER * info.heartbeat_interval and info.present and not info.ended:
+                late.append(key)
+        return [key for key in late if key not in self._gone][:_ASKED_AT_ONCE]
+
+    async def _absent(self, keys: list[Key]) -> set[Key]:
+        """Return those of which the broker says that they are gone."""
+        found = await asyncio.gather(*(self._bus.has_subscribers(ALIVE_TOPIC + instance) for _, instance in keys))
+        return {key for key, present in zip(keys, found, strict=True) if present is False}
+
+    def _on_event(self, event: BusEvent) -> None:
+        if isinstance(event, Disconnected | Reconnected):
+            self._quiet_until = self._clock()
+
     async def _listen(self, confirmed: asyncio.Future[None]) -> None:
         try:
             # The node's next heartbeat replaces a dropped one, so the publishers need not wait for this reader.
@@ -256,10 +328,15 @@ class Registry:
             async with subscription as announcements:
                 if not confirmed.done():
                     confirmed.set_result(None)
-                async for batch in announcements.batches(256):
-                    for message in batch:
-                        self._observe(message)
-                    self._tell()
+                asking = asyncio.create_task(self._ask(), name="msight_bus registry presence")
+                try:
+                    async for batch in announcements.batches(256):
+                        for message in batch:
+                            self._observe(message)
+                        self._tell()
+                finally:
+                    asking.cancel()
+                    await asyncio.wait((asking,))
         except BusError as error:
             if not self._closed:
                 logger.warning("Registry subscription failed: %s", error)
@@ -279,10 +356,14 @@ class Registry:
             return
         # The age of a heartbeat is measured with this machine's clock: the node's clock may be wrong.
         key = (info.name, info.instance)
-        self._heard[key] = (msgspec.structs.replace(info, last_heartbeat=message.received_at), self._clock())
+        now = self._clock()
+        before = self._heard.get(key)
+        info = msgspec.structs.replace(info, last_heartbeat=message.received_at)
+        self._heard[key] = info, now if before is None else before[1], now
         self._heard.move_to_end(key)
+        self._gone.discard(key)
         if len(self._heard) > MAX_NODES:
-            self._heard.popitem(last=False)
+            self._gone.discard(self._heard.popitem(last=False)[0])
 
     def _tell(self) -> None:
         news, self._news = self._news, None

@@ -175,3 +175,15 @@ async def run_until_idle(held: float) -> None:
         await asyncio.sleep(moment)
         if loop.time() - due < moment:
             return
+
+
+def unrequested(error: asyncio.CancelledError) -> RuntimeError:
+    """Return the error of code that raises ``CancelledError`` though nobody cancelled its task.
+
+    Raises:
+        CancelledError: the task was cancelled.
+    """
+    task = asyncio.current_task()
+    if task is None or task.cancelling() > 0:
+        raise error
+    return RuntimeError("The node's code raised CancelledError, and nobody had cancelled it.")

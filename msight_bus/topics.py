@@ -16,6 +16,9 @@ MAX_TOPIC_BYTES = 200
 NODES_TOPIC = "_msight.nodes"
 """Reserved: nodes announce themselves here."""
 
+ALIVE_TOPIC = "_msight.alive."
+"""Reserved: the start of a topic that one node subscribes to while it runs, so that others can ask the broker for it."""
+
 SEQUENCE_TOPIC = "_msight.seq"
 """Reserved: a quiet publisher's last sequences are announced here."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import sys
 
 import msgspec
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from msight_bus import AuthenticationError, ClosedError, Message
 from msight_bus.nodes import NodeConfig
 from msight_bus.registry import FORGET_AFTER, MAX_NODES, NodeInfo, NodeStatus, Registry
-from msight_bus.topics import NODES_TOPIC
+from msight_bus.topics import ALIVE_TOPIC, NODES_TOPIC
 from tests.support.brokers import make_backend
 from tests.support.nodes import DEADLINE, Collect, Numbers, running, start
 
@@ -241,3 +243,124 @@ async def test_a_refusal_is_raised_to_whoever_awaits_and_logged_else(memory, mon
             await registry
         monkeypatch.undo()
         assert await registry is registry
+
+
+# -- asking the broker
+
+KILLED = """
+import sys
+from msight_bus import NodeConfig, SinkNode, run_nodes
+
+class Sink(SinkNode):
+    async def on_message(self, data):
+        pass
+
+run_nodes(Sink(NodeConfig(name="killed", subscribe_topic_name=sys.argv[1], heartbeat_update_interval=3)))
+"""
+
+
+@pytest.mark.parametrize("kind", ["redis", "nats"])
+async def test_a_killed_node_is_lost_as_soon_as_the_broker_knows(request, kind, topic):
+    """After one missed interval, not three; its neighbour of the same name on the same machine stays."""
+    backend = request.getfixturevalue(kind)
+
+    async def started():
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-c", KILLED, topic, env=environment, stdout=asyncio.subprocess.DEVNULL
+        )
+
+    def heartbeats(info):
+        return (info.last_heartbeat - info.started_at) / 3
+
+    environment = {"PATH": os.environ["PATH"], "MSIGHT_PUBSUB_BACKEND": kind, **backend.env}
+    async with backend.connect() as bus:
+        registry = await bus.nodes()
+        processes = [await started(), await started()]
+        try:
+            await registry.wait_until(
+                lambda nodes: sum(info.present and heartbeats(info) >= 1 for info in nodes.instances("killed")) == 2
+            )
+            processes[0].kill()
+            await registry.wait_until(
+                lambda nodes: sorted(info.status for info in nodes.instances("killed")) == ["LOST", "RUNNING"]
+            )
+            heard = {info.status: info.last_heartbeat for info in registry.instances("killed")}
+            assert (
+                bus.clock() - heard["LOST"] < 3 * 3
+            )  # a heartbeat that is missed three times would be the other reason
+            processes.append(await started())  # takes the place of the one that is lost
+            await registry.wait_until(
+                lambda nodes: [info.status for info in nodes.instances("killed")] == ["RUNNING"] * 2
+            )
+        finally:
+            for process in processes:
+                if process.returncode is None:
+                    process.kill()
+                await process.wait()
+
+
+async def test_the_broker_is_asked_for_a_subscription(backend, topic):
+    async with backend.connect() as bus, backend.connect() as other:
+        if bus.capabilities.persistence:
+            assert await bus.core.has_subscribers(topic) is None
+            return
+        assert await bus.core.has_subscribers(topic) is False
+        async with other.subscribe(topic):
+            assert await bus.core.has_subscribers(topic) is True
+        assert await bus.core.has_subscribers(topic) is False
+
+
+async def test_a_node_that_the_broker_says_is_gone_is_lost_and_a_heartbeat_brings_it_back(msight_simulation):
+    async with msight_simulation.connect() as bus:
+        registry = await bus.nodes()
+        await announce(bus, info(present=True))
+        await registry.wait_until(lambda nodes: "node" in nodes)
+        await asyncio.sleep(10)
+        assert registry["node"].status == "RUNNING"
+        await asyncio.sleep(8)
+        assert registry["node"].status == "LOST"
+        await announce(bus, info(present=True))
+        await registry.wait_until(lambda nodes: nodes["node"].status == "RUNNING")
+
+
+async def test_a_node_that_is_there_and_silent_is_lost_after_three_intervals(msight_simulation):
+    async with msight_simulation.connect() as bus, bus.core.subscribe((f"{ALIVE_TOPIC}1",)):
+        registry = await bus.nodes()
+        await announce(bus, info(present=True))
+        await registry.wait_until(lambda nodes: "node" in nodes)
+        await asyncio.sleep(29)
+        assert registry["node"].status == "RUNNING"
+        await asyncio.sleep(2)
+        assert registry["node"].status == "LOST"
+
+
+async def test_an_observer_that_was_away_itself_does_not_ask(msight_simulation):
+    async with msight_simulation.connect() as bus:
+        registry = await bus.nodes()
+        await announce(bus, info(present=True))
+        await registry.wait_until(lambda nodes: "node" in nodes)
+        await asyncio.sleep(9)
+        msight_simulation.disconnect(bus)
+        msight_simulation.reconnect(bus)
+        await asyncio.sleep(10)
+        assert registry["node"].status == "RUNNING"
+        await asyncio.sleep(8)
+        assert registry["node"].status == "LOST"
+
+
+async def test_a_node_that_may_not_be_asked_for_says_so_once(memory, caplog, monkeypatch):
+    caplog.set_level("INFO")
+    async with memory.connect() as bus:
+        subscribe = bus.core.backend.subscribe
+
+        async def refuse(selection, inbox):
+            if selection.name.startswith(ALIVE_TOPIC):
+                raise AuthenticationError("no permission")
+            return await subscribe(selection, inbox)
+
+        monkeypatch.setattr(bus.core.backend, "subscribe", refuse)
+        registry = await bus.nodes()
+        async with running(bus, Collect(NodeConfig(name="n", subscribe_topic_name="in"))):
+            await registry.wait_until(lambda nodes: "n" in nodes and nodes["n"].status == "RUNNING")
+            assert not registry["n"].present
+    assert caplog.text.count("Others cannot ask the broker for this node: no permission") == 1

@@ -214,6 +214,14 @@ class Backend(Protocol):
 
 
 @runtime_checkable
+class PresenceBackend(Protocol):
+    """A backend whose broker can be asked whether anybody subscribes to a topic."""
+
+    async def has_subscribers(self, topic: str) -> bool | None:
+        """Return whether a topic has a subscriber, ``None`` if that is not known. Raises nothing."""
+
+
+@runtime_checkable
 class DeadLetterBackend(Protocol):
     """A backend that can publish a received record unchanged: keys and headers that are not text, repeated headers, no value."""
 

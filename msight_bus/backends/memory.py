@@ -99,6 +99,10 @@ class Exchange:
         if self.filter is not None:
             self.filter.forget(delivery)
 
+    def has_subscribers(self, topic: str) -> bool:
+        """Return whether a topic has a subscriber."""
+        return topic in self._topics
+
     def pause(self, delivery: Delivery) -> None:
         """Pause a subscription: publishers on its topic have to wait."""
         self._full.setdefault(delivery.route.topic, set()).add(delivery)
@@ -221,6 +225,11 @@ class MemoryConnection(Connection):
         self.add_route(route, route.topic.encode())
         delivery = self._deliveries[route] = Delivery(route, self)
         return self._command(lambda: self._exchange.join(delivery))
+
+    async def has_subscribers(self, topic: str) -> bool:
+        """Return whether a topic has a subscriber."""
+        await self.ping().answer
+        return self._exchange.has_subscribers(topic)
 
     def unsubscribe(self, route: Route) -> Request:
         """Unsubscribe; nothing is delivered after the request is answered."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from contextlib import suppress
 from typing import Annotated
 
@@ -35,17 +36,27 @@ _STYLES = {
     NodeStatus.ERROR: "bold red",
     NodeStatus.LOST: "red",
 }
-_NUMBERS = ("msg/s", "queued", "drops", "errors", "p50\nms", "p99\nms")
+_NUMBERS = ("msg/s", "queued", "lost", "dropped", "errors", "ms p50\np99")
+_MEANING = "ms: since an input was published until its outputs were; of a source: the publishing alone"
 
 
-def render(registry: Registry) -> Table:
-    """A table of the nodes as the registry knows them now, one row a node.
+def render(registry: Registry, broker: str = "") -> Table:
+    """Return a table of the nodes as the registry knows them now, one row a node.
 
-    Rates are messages a second over the node's last heartbeat interval; latencies are from the publishing of an input
-    until the node's outputs were handed over.
+    Rates are messages a second over the node's last heartbeat interval. A topic that no other end of is known is marked: no
+    node publishes an input, or subscribes to an output.
+
+    Args:
+        registry: the nodes.
+        broker: for the title.
     """
+    infos = list(registry)
+    living = [info for info in infos if not info.ended and info.status is not NodeStatus.LOST]
+    published = {info.publish_topic for info in living}
+    subscribed = {info.subscribe_topic for info in living}
+    names = Counter(info.name for info in infos)
     table = Table(
-        title=f"Nodes ({len(registry)})",
+        title=Text(f"Nodes on {broker} ({len(infos)})" if broker else f"Nodes ({len(infos)})"),
         title_justify="left",
         box=SIMPLE_HEAD,
         padding=0,
@@ -59,33 +70,37 @@ def render(registry: Registry) -> Table:
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("status", no_wrap=True, min_width=7)
     table.add_column("heard", justify="right", no_wrap=True, min_width=5)
-    for info in registry:
-        table.add_row(*_row(info))
-    if not len(registry):
+    for info in infos:
+        table.add_row(*_row(info, published, subscribed, names[info.name] > 1))
+    table.caption = _MEANING
+    if not infos:
         table.caption = "None heard of yet; each one announces itself once a heartbeat interval (10 s by default)."
     return table
 
 
-def _row(info: NodeInfo) -> tuple[Text | str, ...]:
+def _row(
+    info: NodeInfo, published: set[str | None], subscribed: set[str | None], shares_name: bool
+) -> tuple[Text | str, ...]:
     metrics = info.metrics
     topics = [
-        (f"{arrow} {topic}", _short(rate))
-        for arrow, topic, rate in (
-            ("<-", info.subscribe_topic, metrics.rate_in),
-            ("->", info.publish_topic, metrics.rate_out),
+        (f"{arrow} {topic}" + ("" if topic in others else " (no node)"), _short(rate))
+        for arrow, topic, rate, others in (
+            ("<-", info.subscribe_topic, metrics.rate_in, published),
+            ("->", info.publish_topic, metrics.rate_out, subscribed),
         )
         if topic is not None
     ]
+    missing = "?" if metrics.missing is None else f"{metrics.missing:,}"
     # Text, because what others have announced must not be read as markup.
     return (
-        Text(info.name),
+        Text(f"{info.name}\n{info.host}\n{info.instance[:8]}" if shares_name else info.name),
         Text("\n".join(topic for topic, _ in topics)),
         "\n".join(rate for _, rate in topics),
         f"{metrics.queued:,}" if info.subscribe_topic is not None else "",
+        missing if info.subscribe_topic is not None else "",
         f"{metrics.dropped:,}",
         f"{metrics.errors + metrics.undecodable:,}",
-        _short(metrics.latency_p50_ms),
-        _short(metrics.latency_p99_ms),
+        f"{_short(metrics.latency_p50_ms)}\n{_short(metrics.latency_p99_ms)}".rstrip(),
         Text(info.status, style=_STYLES[info.status]),
         f"{max(0.0, time.time() - info.last_heartbeat):.0f} s",
     )
@@ -108,12 +123,13 @@ async def watch(bus: Bus, refresh: float, stop: asyncio.Event, console: Console 
         BusError: the announcements cannot be subscribed to.
     """
     registry = await bus.nodes()
-    with Live(render(registry), console=console, auto_refresh=False) as live:
+    broker = bus.settings.address
+    with Live(render(registry, broker), console=console, auto_refresh=False) as live:
         while not stop.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(refresh):
                     await stop.wait()
-            live.update(render(registry), refresh=True)
+            live.update(render(registry, broker), refresh=True)
 
 
 def top(
@@ -121,7 +137,7 @@ def top(
     seconds: Annotated[float | None, typer.Option(min=0.0, help="End after so many seconds; unset, at Ctrl-C.")] = None,
     backend: Annotated[str | None, typer.Option(help="redis, nats or kafka; unset, as in the environment.")] = None,
 ) -> None:
-    """Show every node on the broker: rate, queue, drops, latency, status, age of its heartbeat."""
+    """Show every node on the broker: rate, queue, losses, drops, latency, status, age of its heartbeat."""
     try:
         run(_top(refresh, seconds, backend))
     except KeyboardInterrupt:

@@ -14,8 +14,9 @@ from msight_bus.nodes.node import Node
 from msight_bus.nodes.processing import ProcessingNode, SinkNode
 from msight_bus.nodes.publishing import Outgoing
 from msight_bus.nodes.running import run_nodes, run_until
-from msight_bus.nodes.source import SourceNode, paced
+from msight_bus.nodes.source import SourceNode
 from msight_bus.off_loop import off_loop
+from msight_bus.pacing import paced
 
 __all__ = [
     "Node",

@@ -6,10 +6,10 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 from msight_bus.data import Data
-from msight_bus.errors import ConfigError, HeaderError, TopicError
+from msight_bus.errors import BusError, ConfigError
 from msight_bus.payload import check_key
 from msight_bus.queues import QueuePolicy
 from msight_bus.registry import LONGEST_INTERVAL
@@ -79,41 +79,17 @@ class NodeConfig:
     spread: bool | None = None
 
     def __post_init__(self) -> None:
-        checks: dict[str, Callable[[object], str | None]] = {
-            "name": _check_name,
-            "publish_topic_name": _check_topic,
-            "subscribe_topic_name": _check_topic,
-            "publish_topic_data_type": _check_data_type,
-            "subscribe_topic_data_type": lambda kind: None if kind is bytes else _check_data_type(kind),
-            "heartbeat_update_interval": lambda value: _check_seconds(value, LONGEST_INTERVAL),
-            "action_on_error": _check_action,
-            "dead_letter_topic_name": _check_topic,
-            "key": _check_key,
-            "while_disconnected": lambda value: None if value in ("wait", "drop") else "is 'wait' or 'drop'",
-            "spread": lambda value: None if value is None or isinstance(value, bool) else "is True or False",
-            "heartbeat_tolerance": _check_tolerance,
-            "heartbeat_checking_duration": lambda value: _check_seconds(value, math.inf),
-            "gap": lambda value: _check_whole(value, 0, None),
-            "group_id": _check_group,
-            "sensor_name": lambda value: None if value is None or isinstance(value, str) else "is a str",
-            "logging_level": _check_level,
-            "queue": lambda value: None if value is None or isinstance(value, QueuePolicy) else "is a QueuePolicy",
-            "deadline": lambda value: None if value is None else _check_seconds(value, math.inf),
-            "lifespan": lambda value: None if value is None else _check_seconds(value, math.inf),
-            "concurrency": lambda value: _check_whole(value, 1, _MOST_HANDLERS),
-        }
-        problems: list[str] = []
-        for field in fields(self):
-            value = getattr(self, field.name)
-            problem = checks[field.name](value)
-            if problem is not None:
-                problems.append(f"NodeConfig.{field.name} {problem}, not {value!r:.100}.")
-        if self.publish_topic_name is not None and self.publish_topic_name == self.subscribe_topic_name:
-            problems.append(
-                "NodeConfig.publish_topic_name is another topic than subscribe_topic_name: the node would take its own outputs."
-            )
-        if self.dead_letter_topic_name is not None and self.dead_letter_topic_name == self.subscribe_topic_name:
-            problems.append("NodeConfig.dead_letter_topic_name is another topic than subscribe_topic_name.")
+        problems = [
+            f"NodeConfig.{field.name} {_CHECKS[field.name][1]}, not {value!r:.100}."
+            for field in fields(self)
+            if ((value := getattr(self, field.name)) is not None or field.default is not None)
+            and not _CHECKS[field.name][0](value)
+        ]
+        for name in ("publish_topic_name", "dead_letter_topic_name"):
+            if getattr(self, name) is not None and getattr(self, name) == self.subscribe_topic_name:
+                problems.append(
+                    f"NodeConfig.{name} is another topic than subscribe_topic_name: the node would take it again."
+                )
         if problems:
             raise ConfigError(problems)
 
@@ -122,77 +98,70 @@ class NodeConfig:
         return self.group_id or self.name + _GROUP_SUFFIX
 
 
-def _check_name(value: object) -> str | None:
-    try:
-        if isinstance(value, str) and len(check_group(value)) <= _LONGEST_NAME:
-            return None
-    except TopicError:
-        pass
-    return (
-        f"is letters, digits, '_' and '-', in parts joined by dots, at most {_LONGEST_NAME} bytes, such as 'detector'"
-    )
+def _passes(check: Callable[[Any], object]) -> Callable[[Any], bool]:
+    """Return whether ``check`` raises nothing."""
+
+    def passes(value: Any) -> bool:
+        try:
+            check(value)
+        except BusError:
+            return False
+        return True
+
+    return passes
 
 
-def _check_topic(value: object) -> str | None:
-    if value is None:
-        return None
-    try:
-        check_topic(value)  # type: ignore[arg-type]  # it refuses what is no str
-    except TopicError:
-        return "is a topic such as 'intersection.cam_ne'"
-    return None
-
-
-def _check_group(value: object) -> str | None:
-    if value is None:
-        return None
-    try:
-        check_group(value)  # type: ignore[arg-type]  # it refuses what is no str
-    except TopicError:
-        return "is a group name such as 'detectors'"
-    return None
-
-
-def _check_key(value: object) -> str | None:
-    try:
-        check_key(value)  # type: ignore[arg-type]  # it refuses what is no text
-    except HeaderError:
-        return "is a str such as 'cam_ne'"
-    return None if value is None or isinstance(value, str) else "is a str such as 'cam_ne'"
-
-
-def _check_data_type(value: object) -> str | None:
-    if value is None or (isinstance(value, type) and issubclass(value, Data)):
-        return None
-    return "is a subclass of Data"
-
-
-def _check_action(value: object) -> str | None:
-    return None if value in ("stop", "continue") else "is 'stop' or 'continue'"
+def _one_of(*values: object) -> Callable[[Any], bool]:
+    return lambda value: any(value is one or (isinstance(value, str) and value == one) for one in values)
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _check_seconds(value: object, most: float) -> str | None:
-    if isinstance(value, int | float) and _is_number(value) and 0 < value <= most:
-        return None
-    return "is a number of seconds above 0" + ("" if math.isinf(most) else f", at most {most:g}")
+def _is_data(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Data)
 
 
-def _check_tolerance(value: object) -> str | None:
-    return None if value is None or _is_number(value) else "is a number of seconds, or 0 for never"
+def _whole(least: int, most: float) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
-def _check_whole(value: object, least: int, most: int | None) -> str | None:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= least and (most is None or value <= most):
-        return None
-    return f"is a whole number of at least {least}" + ("" if most is None else f" and at most {most}")
+Check = tuple[Callable[[Any], bool], str]
+_TOPIC: Check = _passes(check_topic), "is a topic such as 'intersection.cam_ne'"
+_DATA: Check = _is_data, "is a subclass of Data"
+_TEXT: Check = lambda value: isinstance(value, str), "is a str"
+_SECONDS: Check = lambda value: _is_number(value) and value > 0, "is a number of seconds above 0"
 
-
-def _check_level(value: object) -> str | None:
-    levels = logging.getLevelNamesMapping()
-    if value is None or (isinstance(value, str) and value.upper() in levels):
-        return None
-    return "is the name of a logging level such as 'INFO'"
+_CHECKS: dict[str, Check] = {
+    "name": (
+        lambda value: _passes(check_group)(value) and len(value) <= _LONGEST_NAME,
+        f"is letters, digits, '_' and '-', in parts joined by dots, at most {_LONGEST_NAME} bytes, such as 'detector'",
+    ),
+    "publish_topic_name": _TOPIC,
+    "subscribe_topic_name": _TOPIC,
+    "publish_topic_data_type": _DATA,
+    "subscribe_topic_data_type": (lambda value: value is bytes or _is_data(value), _DATA[1]),
+    "heartbeat_update_interval": (
+        lambda value: _is_number(value) and 0 < value <= LONGEST_INTERVAL,
+        f"is a number of seconds above 0, at most {LONGEST_INTERVAL:g}",
+    ),
+    "action_on_error": (_one_of("stop", "continue"), "is 'stop' or 'continue'"),
+    "heartbeat_tolerance": (_is_number, "is a number of seconds, or 0 for never"),
+    "heartbeat_checking_duration": _SECONDS,
+    "gap": (_whole(0, math.inf), "is a whole number of at least 0"),
+    "group_id": (_passes(check_group), "is a group name such as 'detectors'"),
+    "sensor_name": _TEXT,
+    "logging_level": (
+        lambda value: isinstance(value, str) and value.upper() in logging.getLevelNamesMapping(),
+        "is the name of a logging level such as 'INFO'",
+    ),
+    "queue": (lambda value: isinstance(value, QueuePolicy), "is a QueuePolicy"),
+    "concurrency": (_whole(1, _MOST_HANDLERS), f"is a whole number of at least 1 and at most {_MOST_HANDLERS}"),
+    "deadline": _SECONDS,
+    "lifespan": _SECONDS,
+    "dead_letter_topic_name": _TOPIC,
+    "key": (lambda value: isinstance(value, str) and _passes(check_key)(value), "is a str such as 'cam_ne'"),
+    "while_disconnected": (_one_of("wait", "drop"), "is 'wait' or 'drop'"),
+    "spread": (_one_of(True, False), "is True or False"),
+}

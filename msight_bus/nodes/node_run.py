@@ -7,26 +7,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
+from msight_bus.announcing import Announcer
 from msight_bus.bus import Bus
-from msight_bus.events import BusEvent, Disconnected, Gap, Reconnected
+from msight_bus.events import BusEvent, Disconnected, Gap, Reconnected, Refused
 from msight_bus.message import Message
-from msight_bus.nodes.announcing import Announcer
 from msight_bus.nodes.config import NodeConfig
-from msight_bus.nodes.ending import mark_logged
 from msight_bus.nodes.metrics import Meter
-from msight_bus.nodes.tally import Tally
 from msight_bus.registry import NodeInfo, NodeMetrics, NodeStatus
 from msight_bus.reporting import Reporter
+from msight_bus.signals import mark_logged
 from msight_bus.subscription import Subscription
+from msight_bus.tally import Tally
 
 _KEPT_BY_THE_LOG = ("closed", "revoked")
 """Causes of drops that lose nothing where a log keeps the message: it is delivered again, or to another member."""
+
+
+LEFT_CANCELLED = "The node's code cancelled the task in which it runs, and did not undo that."
 
 
 class NodeRun:
@@ -86,9 +88,8 @@ class NodeRun:
         self.error_lines = Tally(f"Errors in {kind}", logger, interval, logging.ERROR)
         self._reporter = Reporter(on_event)
         self._group: str | None = None
-        self._instance = secrets.token_hex(8)
         self._started_at = bus.core.clock()
-        self._announcer = Announcer(bus, self._describe, interval, logger)
+        self._announcer = Announcer(bus.core, self._describe, interval, logger)
 
     @property
     def left(self) -> int:
@@ -98,9 +99,7 @@ class NodeRun:
     def running(self, group: str | None) -> None:
         """The first item can come; ``group`` is the consumer group."""
         self._group = group
-        topics = " -> ".join(
-            name for name in (self.config.subscribe_topic_name, self.config.publish_topic_name) if name
-        )
+        topics = " -> ".join(filter(None, (self.config.subscribe_topic_name, self.config.publish_topic_name)))
         self.logger.info("Running on %s: %s%s", self.bus.settings.address, topics, f", group {group}" if group else "")
         self._set_status(NodeStatus.RUNNING)
         self.ready.set()
@@ -113,16 +112,12 @@ class NodeRun:
         try:
             yield
         except Exception as error:
-            self.log_error(error, f"in {where}")
+            self.code_failed(error, f"in {where}")
             raise
 
-    def code_failed(self, error: BaseException) -> None:
+    def code_failed(self, error: BaseException, where: str = "") -> None:
         """Count an error of the node's own code; log the first with its traceback, then one an interval."""
         self.meter.errors += 1
-        self.log_error(error)
-
-    def log_error(self, error: BaseException, where: str = "") -> None:
-        """Log an error of the node's own code; nobody else logs it again."""
         detail = f"{where} {type(error).__name__}: {error}".strip()
         self.error_lines.add(None, 1, detail, error)
         mark_logged(error)
@@ -143,6 +138,7 @@ class NodeRun:
         self.meter.dropped += len(messages)
         for message in messages:
             self.drop_lines.add(message.topic, 1, cause)
+            self.logger.debug("Dropped %r of session %s: %s.", message, message.session, cause)
 
     def unsent(self, topic: str, count: int, why: str) -> None:
         """Count and log outputs that are dropped."""
@@ -159,16 +155,15 @@ class NodeRun:
         elif isinstance(event, Reconnected):
             self.away = False
             self.logger.warning("Broker back after %d attempts.", event.attempts)
-        elif isinstance(event, Disconnected) or getattr(event, "topic", None) != self.config.publish_topic_name:
-            return  # a gap or a deadline: `report` takes those of the node's own subscription
+        elif not isinstance(event, Refused) or event.topic != self.config.publish_topic_name:
+            return  # `report` takes the events of the node's own subscription
         self._reporter.report(event)
 
     def _meanwhile(self) -> str:
         if self.config.subscribe_topic_name is not None:
             return "no input arrives until it is back"
-        if self.config.while_disconnected == "drop":
-            return "outputs are dropped and counted until it is back (while_disconnected='drop')"
-        return "the source waits until it is back (while_disconnected='wait')"
+        does = "outputs are dropped and counted" if self.config.while_disconnected == "drop" else "the source waits"
+        return f"{does} until it is back (while_disconnected={self.config.while_disconnected!r})"
 
     # -- its life
 
@@ -182,7 +177,10 @@ class NodeRun:
         began = asyncio.get_running_loop().time()
         listeners = self.bus.core.reporter.listeners
         listeners.append(self._bus_event)
-        tasks = [asyncio.create_task(self._announcer.run(), name=f"msight_bus heartbeat {self.name}")]
+        tasks = [
+            asyncio.create_task(self._announcer.run(), name=f"msight_bus heartbeat {self.name}"),
+            asyncio.create_task(self._announcer.be_present(), name=f"msight_bus presence {self.name}"),
+        ]
         if tolerance > 0:
             tasks.append(asyncio.create_task(self._watch(tolerance), name=f"msight_bus watch {self.name}"))
         last, why = NodeStatus.STOPPED, ""
@@ -206,15 +204,12 @@ class NodeRun:
         for lines in (self.gap_lines, self.drop_lines, self.unsent_lines, self.undecodable_lines, self.error_lines):
             lines.close()
         self._reporter.flush()
-        figures = self.metrics()
-        missing = "?" if figures.missing is None else f"{figures.missing:,}"
-        self.logger.log(
-            logging.ERROR if why else logging.INFO,
-            "Ended with status %s%s. In: %s, out: %s, dropped: %s, missing: %s, undecodable: %s, errors: %s, left: %s, "
-            "seconds: %.1f.",
-            last, why, f"{figures.messages_in:,}", f"{figures.messages_out:,}", f"{figures.dropped:,}", missing,
-            f"{figures.undecodable:,}", f"{figures.errors:,}", f"{self.left:,}", seconds,
-        )  # fmt: skip
+        m = self.metrics()
+        counts = {"In": m.messages_in, "out": m.messages_out, "dropped": m.dropped, "missing": m.missing}
+        counts |= {"undecodable": m.undecodable, "errors": m.errors, "left": self.left}
+        figures = ", ".join(f"{name}: {'?' if count is None else f'{count:,}'}" for name, count in counts.items())
+        level = logging.ERROR if why else logging.INFO
+        self.logger.log(level, "Ended with status %s%s. %s, seconds: %.1f.", last, why, figures, seconds)
 
     @contextmanager
     def drainable(self) -> Iterator[None]:
@@ -257,10 +252,11 @@ class NodeRun:
     def _describe(self) -> NodeInfo:
         return NodeInfo(
             name=self.name,
-            instance=self._instance,
+            instance=self._announcer.instance,
             type=_printable(self.kind),
             device=_printable(self.bus.core.name),
             host=_printable(socket.gethostname()),
+            present=self._announcer.present,
             status=self.status,
             started_at=self._started_at,
             heartbeat_interval=self.config.heartbeat_update_interval,
@@ -275,16 +271,3 @@ class NodeRun:
 
 def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)[:200]
-
-
-def uncalled(error: asyncio.CancelledError) -> RuntimeError:
-    """Return the error of code that raises ``CancelledError`` unasked; raise ``error`` if the task was asked to end."""
-    task = asyncio.current_task()
-    if task is None or task.cancelling() > 0:
-        raise error
-    return RuntimeError("The node's code raised CancelledError, and nobody had cancelled it.")
-
-
-def left_cancelled() -> RuntimeError:
-    """Return the error of code that ends a task of the node's, although nobody has stopped the node."""
-    return RuntimeError("The node's code cancelled the task in which it runs, and did not undo that.")

@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 
 from msight_bus.data import decode, looks_like_data
 from msight_bus.errors import BusError, ClosedError, ConnectionLostError, DecodeError
+from msight_bus.loop_share import LoopShare
 from msight_bus.message import Message
-from msight_bus.nodes.loop_share import LoopShare
 from msight_bus.nodes.metrics import BOUNDS
 from msight_bus.nodes.node import Node
-from msight_bus.nodes.node_run import NodeRun, left_cancelled, uncalled
+from msight_bus.nodes.node_run import LEFT_CANCELLED, NodeRun
 from msight_bus.nodes.publishing import (
     BROKER_AWAY,
     BUS_IS_OVER,
@@ -27,7 +27,8 @@ from msight_bus.nodes.publishing import (
     Output,
     Result,
 )
-from msight_bus.subscription import Subscription, Terms
+from msight_bus.subscription import SharedSubscription, Subscription, Terms
+from msight_bus.tasks import unrequested
 
 Handler = Callable[[Any], Awaitable[Result]]
 
@@ -95,12 +96,7 @@ async def _consume(run: NodeRun, handler: Handler) -> None:
 
 
 class _Input:
-    """A place in the window.
-
-    Attributes:
-        message: the input; ``None`` if it is not to be acknowledged.
-        outputs: what the handler made of it; ``None`` while the handler runs.
-    """
+    """A place in the window: the message, ``None`` if it is left out, and what the handler returned, or `_RUNNING`."""
 
     __slots__ = ("message", "outputs")
 
@@ -110,6 +106,7 @@ class _Input:
 
 
 _RUNNING = object()
+CLOSED = ClosedError("The publish was cancelled.")
 
 
 class MessageProcessor:
@@ -140,19 +137,15 @@ class MessageProcessor:
         self._pending_bytes = 0
         self._watched: Accepted | None = None
         self._changed = asyncio.Event()  # there may be room in the window, or among the pending
-        self._fetching = False
-        self._waking = False
-        self._idle: deque[asyncio.Future[None]] = deque()
-        self._ended = False
+        self._shared = SharedSubscription(subscription)
         self._failure: Exception | None = None
         self._tasks = asyncio.TaskGroup()
         code = getattr(handler, "__qualname__", "The handler")
         self._share = LoopShare(code, run.logger, config.heartbeat_update_interval)
         run.meter.queued = lambda: subscription.queued
-        run.unfinished = lambda: len(run.busy_since) + len(self._pending) + self._waiting_outputs()
-
-    def _waiting_outputs(self) -> int:
-        return sum(item.outputs is not _RUNNING for item in self._window)
+        run.unfinished = lambda: (
+            len(run.busy_since) + len(self._pending) + sum(item.outputs is not _RUNNING for item in self._window)
+        )
 
     async def run(self) -> None:
         """Handle messages until the input ends.
@@ -170,7 +163,7 @@ class MessageProcessor:
             self._run.tasks.update(workers)
             await asyncio.wait(workers)
             if any(worker.cancelled() for worker in workers):
-                self._fail(left_cancelled())
+                self._fail(RuntimeError(LEFT_CANCELLED))
             try:
                 if self._publisher is not None:
                     await self._publisher.all_accepted()
@@ -199,41 +192,6 @@ class MessageProcessor:
 
     # -- taking
 
-    async def _next(self) -> Message | None:
-        """Wait for a message, one worker at the subscription and the others behind it; ``None`` at the end."""
-        while not self._ended and self._failure is None:
-            if self._fetching:
-                waiter = asyncio.get_running_loop().create_future()
-                self._idle.append(waiter)
-                try:
-                    await waiter
-                finally:
-                    self._waking = False
-                    if waiter.cancelled():  # woken or not, the next one has to look
-                        self._wake_one()
-                if (message := self._subscription.take()) is not None:
-                    self._wake_one()
-                    return message
-                continue
-            self._fetching = True
-            try:
-                return await anext(self._subscription)
-            except StopAsyncIteration:
-                self._ended = True
-            finally:
-                self._fetching = False
-                self._wake_one()
-        self._wake_one()
-        return None
-
-    def _wake_one(self) -> None:
-        """Wake the next worker; one at a time, because it may find nothing left."""
-        while self._idle and not self._waking:
-            waiter = self._idle.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                self._waking = True
-
     async def _work(self, number: int) -> None:
         """Handle one message after the other."""
         run, meter, share, handler = self._run, self._meter, self._share, self._handler
@@ -241,20 +199,25 @@ class MessageProcessor:
         send = publisher.send_plain if publisher is not None and publisher.plain else None
         window, ordered = self._window, self._ordered
         loop_time, clock, busy_since = asyncio.get_running_loop().time, run.bus.core.clock, run.busy_since
-        take, kind, every = self._subscription.take, self._kind, self._config.gap + 1
+        take, shared, kind, every = self._subscription.take, self._shared, self._kind, self._config.gap + 1
         buckets, debug = meter.buckets, run.logger.isEnabledFor
-        now = loop_time()
+        began = loop_time()
         verbose = False
         try:
             while self._failure is None:
+                now = loop_time()
+                if now >= share.yield_at:
+                    await share.give(began, now)
+                    now = loop_time()
                 message = take()
                 if message is None:
                     busy_since.pop(number, None)
-                    if (message := await self._next()) is None:
+                    message = await shared.next()
+                    if message is None or self._failure is not None:  # it stays unacknowledged, as all that is queued
                         return
                     now = loop_time()
-                elif self._idle:
-                    self._wake_one()
+                elif shared.idle:
+                    shared.wake_one()
                 began = busy_since[number] = now
                 if share.held_since is None:
                     share.begin(now)
@@ -264,7 +227,7 @@ class MessageProcessor:
                     await self._acknowledge(message, ())
                     continue
                 if verbose:
-                    run.logger.debug("Took %s.", describe(message))
+                    run.logger.debug("Took %r of session %s.", message, message.session)
                 place = None
                 if ordered:
                     place = _Input(message)
@@ -285,14 +248,10 @@ class MessageProcessor:
                     await self._code_failed(message, error, place)
                     continue
                 except asyncio.CancelledError as error:
-                    await self._code_failed(message, uncalled(error), place)
+                    await self._code_failed(message, unrequested(error), place)
                     continue
-                if (
-                    send is not None
-                    and type(result) is bytes
-                    and (place is None or (window[0] is place and not self._emitting))
-                    and not verbose
-                ):  # the usual case
+                is_next = place is None or (window[0] is place and not self._emitting)
+                if send is not None and type(result) is bytes and is_next and not verbose:  # the usual case
                     self._emitting = True
                     try:
                         accepted = await send(result)
@@ -317,24 +276,15 @@ class MessageProcessor:
                 latency = clock() - (message.published_at or message.received_at)
                 if latency >= 0:
                     buckets[bisect_left(BOUNDS, latency)] += 1
-                now = loop_time()
-                if now >= share.yield_at:
-                    await share.give(began, now)
-                    now = loop_time()
         except Exception as error:  # the bus's; errors in the node's code are dealt with where they happen
             self._fail(error)
         finally:
             busy_since.pop(number, None)
-            self._wake_one()
+            shared.wake_one()
 
     def _decode(self, message: Message) -> object:
         limits = self._limits
-        try:
-            value = decode(message.payload, max_bytes=limits.max_decoded_bytes, max_nesting=limits.max_nesting)
-        except DecodeError:
-            raise
-        except Exception as error:
-            raise DecodeError(f"The data cannot be made: {type(error).__name__}: {error}") from error
+        value = decode(message.payload, max_bytes=limits.max_decoded_bytes, max_nesting=limits.max_nesting)
         kind = self._kind
         if kind is not None and not isinstance(value, kind):
             raise DecodeError(f"The data is {type(value).__name__}, not {kind.__name__}")
@@ -365,10 +315,7 @@ class MessageProcessor:
     async def _publish(self, message: Message, result: object, error: BusError | None = None) -> None:
         """Publish what the handler returned, and acknowledge the input when that is accepted.
 
-        Args:
-            message: the input.
-            result: what the handler returned.
-            error: what a first try to send it raised.
+        ``error`` is what a first try to send it raised.
 
         Raises:
             ClosedError, ConnectionLostError: the bus is over.
@@ -399,8 +346,8 @@ class MessageProcessor:
             await self._change()
         self._pending.append((message, accepted))
         self._pending_bytes += size
-        for one in accepted:  # those of a batch share one
-            if one is not self._watched:
+        for one in accepted:
+            if one is not self._watched or one.done():  # those of a batch share one
                 self._watched = one
                 one.add_done_callback(self._accepted)
 
@@ -409,19 +356,19 @@ class MessageProcessor:
         while self._pending and all(one.done() for one in self._pending[0][1]):
             message, accepted = self._pending.popleft()
             self._pending_bytes -= len(message.payload)
-            error = _first_error(accepted)
-            if error is not None:
+            errors = [CLOSED if one.cancelled() else one.exception() for one in accepted]
+            if error := next(filter(None, errors), None):
                 self._tasks.create_task(self._refused(message, error), name=f"msight_bus refused {self._config.name}")
             elif message._settlement is not None:
                 message._settlement.settle(message)
         self._changed.set()
 
-    async def _refused(self, message: Message, error: BusError) -> None:
+    async def _refused(self, message: Message, error: BaseException) -> None:
         """An output of ``message`` was not accepted, which is known only now."""
         if isinstance(error, ClosedError) or self._publisher is None:
             return
         if not isinstance(error, BROKER_AWAY):
-            await self._code_failed(message, error)
+            await self._code_failed(message, error if isinstance(error, Exception) else BusError(str(error)))
             return
         self._publisher.broker_is_away(error)
         try:
@@ -479,19 +426,3 @@ class MessageProcessor:
                 await asyncio.sleep(RETRY_AFTER)
             else:
                 return True
-
-
-def describe(message: Message) -> str:
-    """A message in a line of the log, so that a reader can follow it from node to node."""
-    which = f"offset {message.position}" if message.position is not None else f"sequence {message.sequence}"
-    key = "" if message.key is None else f", key {message.key!r}"
-    return f"{message.topic} {which}, {len(message.payload)} bytes{key}"
-
-
-def _first_error(outputs: Sequence[Accepted]) -> BusError | None:
-    """Return the first error of ``outputs``, which are done."""
-    for output in outputs:
-        error = ClosedError("The publish was cancelled.") if output.cancelled() else output.exception()
-        if error is not None:
-            return error if isinstance(error, BusError) else BusError(str(error))
-    return None

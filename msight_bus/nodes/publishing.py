@@ -28,8 +28,7 @@ BROKER_AWAY = (PublishTimeoutError, ConnectionLostError)
 BUS_IS_OVER = (ClosedError, ConnectionLostError)
 """Raised by a `NodePublisher`: the bus was closed, or has given up reconnecting. Nothing can be published any more."""
 
-RETRY_AFTER = 0.1
-"""Seconds; a publish that finds no broker has waited ``publish_timeout`` already."""
+RETRY_AFTER = 0.1  # seconds; a publish that finds no broker has waited ``publish_timeout`` already
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +82,7 @@ class NodePublisher:
     async def open(cls, run: NodeRun, topic: str, *, outcomes_known: bool) -> AsyncIterator[NodePublisher]:
         """The publisher of a node; leaving it flushes.
 
-        Args:
-            run: of the node.
-            topic: where it publishes.
-            outcomes_known: what `send` returns is looked at, so that a refused output is known by that.
+        ``outcomes_known``: what `send` returns is looked at, so that a refused output is known by that.
 
         Raises:
             BusError: on leaving, something was refused, or not accepted in time by a broker that acknowledges.
@@ -120,9 +116,9 @@ class NodePublisher:
         for output in outputs:
             if not isinstance(output.data, self._type or (bytes, bytearray, memoryview, Data)):
                 expected = "bytes, a Data value" if self._type is None else self._type.__name__
+                given = type(output.data).__name__
                 raise PayloadError(
-                    f"A node publishes {expected}, an Outgoing with one, or a list of them, not "
-                    f"{type(output.data).__name__}."
+                    f"A node publishes {expected}, an Outgoing with one, or a list of them, not {given}."
                 )
         return outputs
 

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from msight_bus.bus import Bus, connect
 from msight_bus.errors import ConfigError, DrainTimeoutError
 from msight_bus.events import BusEvent
-from msight_bus.nodes.ending import tell_once
 from msight_bus.nodes.node import Node
-from msight_bus.nodes.signals import StopSignals
 from msight_bus.nodes.source import SourceNode
-from msight_bus.off_loop import DaemonThreads, left_running
-from msight_bus.runtime import run, running_loop
+from msight_bus.off_loop import left_running
+from msight_bus.runtime import UNWIND_WITHIN, nothing_keeps_the_loop, run, running_loop
 from msight_bus.settings import BusSettings
+from msight_bus.signals import StopSignals, tell_once
 
 logger = logging.getLogger("msight_bus.nodes")
-
-_THREADS = 40
-_UNWIND_WITHIN = 2.0
-"""Seconds for cancelled nodes to release what they hold; code that refuses must not hold up the end."""
 
 
 def run_nodes(
@@ -86,28 +81,9 @@ async def _main(
     def runs_code(task: asyncio.Task[Any]) -> bool:
         return any(node._node_run is not None and task in node._node_run.tasks for node in nodes)
 
-    # The loop waits at its end for the threads of asyncio.to_thread.
-    asyncio.get_running_loop().set_default_executor(DaemonThreads(_THREADS))
-    try:
-        async with connect(settings, on_event=on_event) as bus:
-            with signals.handled(runs_code) as stop:
-                await run_until(bus, *nodes, stop=stop, end_with_sources=end_with_sources)
-    finally:
-        await _leave_tasks()
-
-
-async def _leave_tasks() -> None:
-    """Cancel every other task; leave those that refuse to end, for which the loop would wait for ever."""
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks, timeout=_UNWIND_WITHIN)
-    for task in tasks:
-        if not task.done():
-            logger.warning("Left running: the task %r, which ignores its cancellation.", task.get_name())
-            asyncio._unregister_task(task)
-            task._log_destroy_pending = False  # type: ignore[attr-defined]  # asyncio.gather does so too
+    async with nothing_keeps_the_loop(), connect(settings, on_event=on_event) as bus:
+        with signals.handled(runs_code) as stop:
+            await run_until(bus, *nodes, stop=stop, end_with_sources=end_with_sources)
 
 
 async def run_until(bus: Bus, *nodes: Node, stop: asyncio.Event, end_with_sources: bool = False) -> None:
@@ -130,24 +106,24 @@ async def run_until(bus: Bus, *nodes: Node, stop: asyncio.Event, end_with_source
             errors.append(error)
 
     stopped = asyncio.create_task(stop.wait(), name="msight_bus stop")
+    ready = asyncio.create_task(_all_ready(running.values()), name="msight_bus start")
     late: DrainTimeoutError | None = None
     try:
         # Sources begin when the others have subscribed, so that a pipeline in one process gets the first item too.
         for node in nodes:
             if not isinstance(node, SourceNode):
                 start(node)
-        await _wait_until_ready(running, stopped)
+        await asyncio.wait((ready, stopped), return_when=asyncio.FIRST_COMPLETED)
         for node in nodes:
             if isinstance(node, SourceNode) and not stop.is_set():
                 start(node)
         await _wait_for_end(running, stopped, end_with_sources)
         late = await _drain(running, bus.settings.limits.drain_timeout)
     finally:
-        stopped.cancel()
-        for task in running:
+        for task in (stopped, ready, *running):
             task.cancel()
         if running:
-            await asyncio.wait(running, timeout=_UNWIND_WITHIN)
+            await asyncio.wait(running, timeout=UNWIND_WITHIN)
         for line in left_running():
             logger.warning("Left running: %s.", line)
     if late is not None and errors:
@@ -158,16 +134,12 @@ async def run_until(bus: Bus, *nodes: Node, stop: asyncio.Event, end_with_source
         raise late
 
 
-async def _wait_until_ready(running: dict[asyncio.Task[None], Node], stopped: asyncio.Task[bool]) -> None:
-    """Wait until every node has subscribed or ended, or a stop is asked for."""
+async def _all_ready(nodes: Iterable[Node]) -> None:
+    """Wait until every node has subscribed or ended; they are started before this task runs."""
     await asyncio.sleep(0)  # now each one has begun
-    for node in running.values():
+    for node in list(nodes):
         assert node._node_run is not None
-        ready = asyncio.create_task(node._node_run.ready.wait(), name=f"msight_bus start {node.name}")
-        try:
-            await asyncio.wait((ready, stopped), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            ready.cancel()
+        await node._node_run.ready.wait()
 
 
 async def _wait_for_end(

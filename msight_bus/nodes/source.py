@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from typing import ClassVar
 
 from msight_bus.errors import BusError, ConfigError
+from msight_bus.loop_share import LoopShare
 from msight_bus.nodes.config import NodeConfig
-from msight_bus.nodes.loop_share import LoopShare
 from msight_bus.nodes.metrics import BOUNDS
 from msight_bus.nodes.node import Node
-from msight_bus.nodes.node_run import NodeRun, left_cancelled, uncalled
+from msight_bus.nodes.node_run import LEFT_CANCELLED, NodeRun
 from msight_bus.nodes.publishing import BUS_IS_OVER, NodePublisher, Output, Result
+from msight_bus.tasks import unrequested
+
+_A_TURN = 250
+"""Items after which a source that never waits lets others run: nodes that it feeds in this process should keep up."""
 
 _FIRST_PAUSE = 0.1  # seconds before a sensor that failed is tried again; doubled at each failure in a row
 _LONGEST_PAUSE = 10.0
@@ -77,26 +80,6 @@ class _Asked:
         return await self._node.get_data()
 
 
-async def paced(rate: float) -> AsyncIterator[int]:
-    """Yield ``rate`` times a second, by the loop's clock and without drift: ``async for number in paced(30): yield read()``.
-
-    Yields:
-        The number of the tick, from 0. Ticks that pass while the program is busy are left out, and their numbers with them.
-
-    Raises:
-        ValueError: ``rate`` is not a number above 0.
-    """
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
-        raise ValueError(f"rate must be a number of times a second above 0, not {rate!r}.")
-    loop = asyncio.get_running_loop()
-    begun = loop.time()
-    number = 0
-    while True:
-        yield number
-        number = max(number + 1, int((loop.time() - begun) * rate))
-        await asyncio.sleep(max(0.0, begun + number / rate - loop.time()))
-
-
 class Items:
     """One run of a source: asks the node's code for items and publishes them."""
 
@@ -130,7 +113,7 @@ class Items:
                 task.cancel()
                 await asyncio.wait((task,))
         if task.cancelled():
-            raise left_cancelled()
+            raise RuntimeError(LEFT_CANCELLED)
         task.result()
 
     async def _interrupt(self) -> None:
@@ -164,7 +147,7 @@ class Items:
                         result = await anext(self._items)
                     except asyncio.CancelledError as error:
                         self._check_stopped(error)
-                        raise uncalled(error) from error
+                        raise unrequested(error) from error
                     finally:
                         self._asking = False
                     number += 1
@@ -203,13 +186,12 @@ class Items:
                     now = loop_time()
                 else:
                     pause = _FIRST_PAUSE
-                    if now >= share.yield_at and share.held_since is not None:
+                    if share.held_since is not None and (now >= share.yield_at or not number % _A_TURN):
                         busy_since.clear()
                         await share.give(began, now)
                         now = loop_time()
         finally:
             busy_since.clear()
-            self._in_hand = 0 if publisher.in_flight else self._in_hand
             await self._close_items()
 
     def _check_stopped(self, error: asyncio.CancelledError) -> None:

@@ -42,7 +42,14 @@ def info(**fields):
 
 def test_a_row_for_each_node_with_its_topics():
     metrics = NodeMetrics(
-        rate_in=30.04, rate_out=1234.5, queued=7, dropped=12, errors=1, latency_p50_ms=8.25, latency_p99_ms=101
+        rate_in=30.04,
+        rate_out=1234.5,
+        queued=7,
+        missing=34,
+        dropped=12,
+        errors=1,
+        latency_p50_ms=8.25,
+        latency_p99_ms=101,
     )
     text = shown(
         registry_of(
@@ -52,10 +59,12 @@ def test_a_row_for_each_node_with_its_topics():
     )
     assert "Nodes (2)" in text
     first, second, third = [line for line in text.splitlines() if "<-" in line or "->" in line]
-    for part in ("detector", "<- cam", "30.0", " 7 ", " 12 ", " 1 ", "8.2", "101.0", "RUNNING"):
+    for part in ("detector", "<- cam (no node)", "30.0", " 7 ", " 34 ", " 12 ", " 1 ", "8.2", "RUNNING"):
         assert part in first
-    assert "-> objects" in second
+    assert "-> objects " in second
+    assert "no node" not in second + third
     assert "1,234 " in second
+    assert "101.0" in second
     for part in ("sink", "<- objects", "ERROR"):
         assert part in third
 
@@ -65,6 +74,7 @@ def test_80_columns_cut_no_number():
         rate_in=1234.4,
         rate_out=30,
         queued=10_000,
+        missing=123_456,
         dropped=12_345,
         errors=12,
         latency_p50_ms=1505.5,
@@ -73,19 +83,52 @@ def test_80_columns_cut_no_number():
     registry = registry_of(
         info(subscribe_topic="demo.frames", publish_topic="intersection.objects_ne", metrics=metrics)
     )
-    key, (seen, heard_at) = next(iter(registry._heard.items()))
-    registry._heard[key] = (msgspec.structs.replace(seen, last_heartbeat=time.time()), heard_at)
+    key, (seen, first, heard_at) = next(iter(registry._heard.items()))
+    registry._heard[key] = (msgspec.structs.replace(seen, last_heartbeat=time.time()), first, heard_at)
     text = shown(registry, width=80)
     assert "…" not in text
-    for part in ("detector", "1,234", "10,000", "12,345", "1,506", "54,321", "RUNNING", "heard"):
+    for part in ("detector", "1,234", "10,000", "12,345", "123,456", "1,506", "54,321", "RUNNING", "heard"):
         assert part in text
     assert re.search(r"RUNNING +\d+ s", text)
 
 
+def test_rows_of_one_name_show_host_and_instance():
+    text = shown(
+        registry_of(
+            info(instance="aaaa1111", host="edge-1", subscribe_topic="cam"),
+            info(instance="bbbb2222", host="edge-2", subscribe_topic="cam"),
+            info(name="alone", instance="cccc3333", host="edge-3", subscribe_topic="cam"),
+        )
+    )
+    for part in ("edge-1", "aaaa1111", "edge-2", "bbbb2222"):
+        assert part in text
+    assert "edge-3" not in text
+
+
+def test_a_topic_without_another_end_is_marked():
+    text = shown(
+        registry_of(
+            info(name="source", publish_topic="site.frames"),
+            info(name="detector", subscribe_topic="site.framse", publish_topic="boxes"),
+            info(name="sink", subscribe_topic="boxes"),
+        )
+    )
+    assert "-> site.frames (no node)" in text
+    assert "<- site.framse (no node)" in text
+    assert "-> boxes " in text
+    assert "boxes (no node)" not in text
+
+
+def test_what_cannot_be_counted_is_a_question_mark():
+    text = shown(registry_of(info(subscribe_topic="cam", metrics=NodeMetrics(missing=None, gaps=None))))
+    (row,) = [line for line in text.splitlines() if "<- cam" in line]
+    assert " ? " in row
+
+
 def test_names_are_not_read_as_markup():
     registry = registry_of(info())
-    key, (real, heard_at) = next(iter(registry._heard.items()))
-    registry._heard[key] = (msgspec.structs.replace(real, name="[red]x[/nonsense]"), heard_at)
+    key, (real, first, heard_at) = next(iter(registry._heard.items()))
+    registry._heard[key] = (msgspec.structs.replace(real, name="[red]x[/nonsense]"), first, heard_at)
     assert "[red]x[/nonsense]" in shown(registry)
 
 
@@ -110,7 +153,7 @@ def test_the_command(monkeypatch):
     monkeypatch.setenv("MSIGHT_PUBSUB_BACKEND", "memory")
     result = CliRunner().invoke(app, ["top", "--seconds", "0.05", "--refresh", "0.1"])
     assert result.exit_code == 0
-    assert "Nodes (0)" in result.output
+    assert "Nodes on memory (0)" in result.output
 
 
 @pytest.mark.parametrize("arguments", [["--backend", "carrier-pigeon"], ["--backend", "nats"]])

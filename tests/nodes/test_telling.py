@@ -11,7 +11,7 @@ import pytest
 from msight_bus import QueuePolicy, connect
 from msight_bus.events import DeadlineMissed, Disconnected, Gap, Reconnected
 from msight_bus.nodes import NodeConfig
-from msight_bus.nodes.tally import Tally
+from msight_bus.tally import Tally
 from tests.support.nodes import Apply, Collect, Numbers, eventually, running, start
 
 INTERVAL = 0.2
@@ -146,9 +146,9 @@ async def test_one_message_can_be_followed_at_debug(memory, caplog):
         await bus.publish("a", b"xyz", key="lane 3")
         await nodes[0].until(1)
     text = "\n".join(f"{record.name}: {record.getMessage()}" for record in caplog.records)
-    assert "nodes.step: Took a sequence 1, 3 bytes, key 'lane 3'." in text
+    assert "nodes.step: Took Message(topic='a', 3 bytes, sequence=1) of session " in text
     assert "nodes.step: Published on b: 3" in text
-    assert "nodes.sink: Took b sequence 1, 3 bytes." in text
+    assert "nodes.sink: Took Message(topic='b', 3 bytes, sequence=1) of session " in text
 
 
 async def test_an_error_is_told_with_its_traceback_once_and_then_counted(memory, caplog):

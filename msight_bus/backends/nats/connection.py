@@ -18,6 +18,7 @@ from msight_bus.backends.pubsub.in_flight import Request
 from msight_bus.backends.pubsub.reconnecting import LeavingCallback, RefusedCallback
 from msight_bus.backends.pubsub.socket_connection import SocketConnection
 from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError
+from msight_bus.message import Message
 from msight_bus.protocol import nats
 from msight_bus.protocol.decoder import Reply
 
@@ -25,6 +26,32 @@ logger = logging.getLogger("msight_bus")
 
 _PING_EVERY = 8192
 """Messages between two round trips of a stream that nobody flushes: bounds what is remembered as unconfirmed."""
+
+
+class _Answers:
+    """Receives the answer of the server to a request without receivers (pubsub.connection.Route.stream)."""
+
+    def __init__(self) -> None:
+        self.came = False
+        self.error: BusError | None = None
+
+    def deliver(self, batch: list[Message]) -> None:
+        """Note the answer."""
+        self.came = True
+
+    def refused(self, error: BusError) -> None:
+        """Note that the subscription was refused."""
+        self.error = error
+
+    def announced(self, session: int, highest: int) -> None:
+        """Do nothing."""
+
+    def silence(self) -> float:
+        """There is no publisher."""
+        return 0.0
+
+    def gap(self, missing: int | None, cause: str, *, at_most: bool = False) -> None:
+        """Do nothing."""
 
 
 class NatsConnection(SocketConnection):
@@ -83,6 +110,24 @@ class NatsConnection(SocketConnection):
         request = self.request(*commands)
         request.answer.add_done_callback(lambda _: self.forget_route(route))
         return request
+
+    async def has_subscribers(self, topic: str) -> bool:
+        """Ask whether a subject has a subscriber: NATS answers a request that nobody receives at once.
+
+        Raises:
+            BusError: the server refused, or the connection was lost.
+        """
+        answers = _Answers()
+        route = Route(f"{topic}.{self._last_sid + 1}", None, answers, answers.refused)
+        await self.subscribe(route).answer
+        try:
+            self.write(b"PUB %b %b 0\r\n\r\n" % (topic.encode(), route.topic.encode()))
+            await self.ping().answer  # the answer comes before the PONG
+        finally:
+            self.unsubscribe(route)
+        if answers.error is not None:
+            raise answers.error
+        return not answers.came
 
     def forget_route(self, route: Route) -> None:
         """Stop delivering to the route."""

@@ -265,6 +265,17 @@ class PubSubBackend:
             self._listening.pop(connection, None)  # the next subscription retries
             raise
 
+    async def has_subscribers(self, topic: str) -> bool | None:
+        """Ask the broker whether a topic has a subscriber (`PresenceBackend.has_subscribers`)."""
+        connection = self._publishing.connection
+        if connection is None:
+            return None
+        try:
+            async with asyncio.timeout(self._limits.pong_timeout):
+                return await connection.has_subscribers(topic)
+        except (TimeoutError, BusError):
+            return None
+
     def _announce(self, announcer: Sender, announcement: bytes) -> bool:
         connection = self._publishing.connection
         if connection is None or connection.congested:

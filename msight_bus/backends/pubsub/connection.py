@@ -122,6 +122,14 @@ class Connection:
         """Write buffered data and close; abort if that takes longer than ``within`` seconds."""
         raise NotImplementedError
 
+    async def has_subscribers(self, topic: str) -> bool | None:
+        """Ask the broker whether a topic has a subscriber; ``None`` if the broker does not say.
+
+        Raises:
+            BusError: the broker refused the question, or the connection was lost.
+        """
+        return None
+
     @property
     def unsent_bytes(self) -> int:
         """Bytes written that were not yet passed to the operating system."""

@@ -13,7 +13,7 @@ from msight_bus.backends.pubsub.connection import Connection, Route
 from msight_bus.backends.pubsub.in_flight import Request
 from msight_bus.backends.pubsub.socket_connection import SocketConnection
 from msight_bus.backends.redis.errors import broker_error
-from msight_bus.backends.redis.health import REPLIES, Health, health_question
+from msight_bus.backends.redis.health import REPLIES, Health, health_question, subscribers_question
 from msight_bus.errors import AuthenticationError, BusError
 from msight_bus.protocol import redis
 from msight_bus.protocol.decoder import Reply
@@ -41,6 +41,7 @@ class RedisConnection(SocketConnection):
         """
         codec = redis.RAW_CODEC if raw else redis.CODEC
         super().__init__(transport, on_lost, codec, max_bytes=max_bytes, max_received=max_received)
+        self._alone = True  # no other server has subscribers
         self._leaving: set[Route] = set()
 
     def watch_health(self, health: Health, every: float, on_unfit: Callable[[str], None]) -> None:
@@ -53,6 +54,7 @@ class RedisConnection(SocketConnection):
             every: seconds between two checks.
             on_unfit: called with the reason if the server cannot be used.
         """
+        self._alone = not health.use_cluster
         last: Request | None = None
         permitted = True
 
@@ -76,6 +78,19 @@ class RedisConnection(SocketConnection):
                 on_unfit(problem)
 
         self.loop.call_later(every, ask)
+
+    async def has_subscribers(self, topic: str) -> bool | None:
+        """Ask whether a channel has a subscriber; ``None`` in a cluster, where each server knows its own only.
+
+        Raises:
+            BusError: the user may not ask, or the connection was lost.
+        """
+        if not self._alone:
+            return None
+        request = self.request(subscribers_question(topic.encode()))
+        await request.answer
+        reply = request.reply
+        return bool(reply[1]) if isinstance(reply, list) and len(reply) == 2 and isinstance(reply[1], int) else None
 
     def ping(self) -> Request:
         """Send a PING, which a subscribed RESP2 connection accepts too."""

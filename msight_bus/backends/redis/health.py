@@ -30,6 +30,11 @@ def health_question() -> bytes:
     )
 
 
+def subscribers_question(channel: bytes) -> bytes:
+    """Return the command PUBSUB NUMSUB as bytes: its reply is the channel and the number of its subscribers at this server."""
+    return b"*3\r\n$6\r\nPUBSUB\r\n$6\r\nNUMSUB\r\n$%d\r\n%b\r\n" % (len(channel), channel)
+
+
 @dataclass(frozen=True)
 class Health:
     """The expectations of the settings.

@@ -1,4 +1,5 @@
-"""SIGTERM and SIGINT: the first one asks for an orderly end, the second one ends at once."""
+"""The end of a program: SIGTERM and SIGINT, of which the first asks for an orderly end and the second ends at once, and an error
+that the log has already."""
 
 from __future__ import annotations
 
@@ -6,10 +7,11 @@ import _thread
 import asyncio
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -125,3 +127,32 @@ def _in_a_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_a_child)
+
+
+# -- errors
+
+_hooked = False
+LOGGED = "_msight_logged"
+"""Attribute of an exception that is in the log."""
+
+
+def tell_once(error: BaseException) -> None:
+    """If nobody catches ``error`` and the log has it, print one line at the end of the program."""
+    global _hooked  # noqa: PLW0603
+    if getattr(error, LOGGED, False) and not _hooked:
+        _hooked = True
+        before = sys.excepthook
+
+        def hook(kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> None:
+            if getattr(value, LOGGED, False):
+                print(f"{kind.__name__}: {value}", file=sys.stderr)  # noqa: T201
+            else:
+                before(kind, value, trace)
+
+        sys.excepthook = hook
+
+
+def mark_logged(error: BaseException) -> None:
+    """Note that ``error`` is in the log."""
+    with suppress(AttributeError):  # of an exception with slots
+        setattr(error, LOGGED, True)
