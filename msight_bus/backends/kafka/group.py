@@ -26,6 +26,7 @@ from msight_bus.backends.kafka.consumer_compat import (
     has_coordinator,
     partitions_of_mates,
     rejoin,
+    retrieve_commits,
     start_consumer,
 )
 from msight_bus.backends.kafka.errors import REFUSED, translate
@@ -66,6 +67,7 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
         await start_consumer(self._consumer)
         fetch_lists(self._consumer, self)
         self._consumer.subscribe([self.topic], listener=self)
+        retrieve_commits(self._consumer)
         pump = self._run(self._pump(), "pump")
         self._watch_client()
         await self._join(pump)
