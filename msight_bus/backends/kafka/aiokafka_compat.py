@@ -292,7 +292,7 @@ class Client(AIOKafkaClient):
             connection = self._conns.get(place)
             if connection is not None and connection.connected():
                 return connection
-            self._conns.pop(place, None)
+            self.drop(*place)  # the peer has closed it, and aiokafka has perhaps not closed it yet
             broker = self.cluster.broker_metadata(node_id)
             if broker is None:
                 self._problems[node_id] = f"broker {node_id} is not in the cluster's metadata"

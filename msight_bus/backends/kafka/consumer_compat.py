@@ -88,6 +88,11 @@ def rejoin(consumer: AIOKafkaConsumer) -> None:
     consumer._coordinator.request_rejoin()
 
 
+def renew_metadata(consumer: AIOKafkaConsumer) -> None:
+    """Ask the cluster anew which partitions the topics have, soon."""
+    consumer._client.force_metadata_update()
+
+
 def background_tasks(client: AIOKafkaConsumer) -> list[asyncio.Task[Any]]:
     """The tasks that a started consumer needs: they renew metadata, fetch, and coordinate the group.
 

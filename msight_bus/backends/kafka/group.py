@@ -26,6 +26,7 @@ from msight_bus.backends.kafka.consumer_compat import (
     has_coordinator,
     partitions_of_mates,
     rejoin,
+    renew_metadata,
     retrieve_commits,
     start_consumer,
 )
@@ -240,6 +241,10 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
         if await self._identify():
             self._begin_anew()
             rejoin(self._consumer)
+        elif self._identity is not None and self._identity.partitions > len(self._all_partitions()):
+            renew_metadata(
+                self._consumer
+            )  # the leader of the group assigns partitions that were added when it knows of them
 
     def _begin_anew(self) -> None:
         """What was read of a topic that is gone settles nothing, and partitions of the new one start at their beginning."""
