@@ -224,13 +224,15 @@ async def _life(site: Site, stream: Stream) -> None:
 
 @asynccontextmanager
 async def retention(site: Site) -> AsyncIterator[Round]:
-    """Records are deleted below any offset, read or not, of a member that is slower than what is published for a while."""
+    """Retention deletes what a slow member has not read of a burst, at any moment."""
     await site.operator.create(HARMED, 2)
     stream = Stream(site, HARMED, keys=2)
-    async with stream.members(1, queue=QueuePolicy.block(5), pause=0.005), stream.published(pause=0.01):
+    async with stream.members(1, queue=QueuePolicy.block(5), pause=0.002), stream.published(pause=0.05):
 
         async def fault() -> None:
-            await asyncio.sleep(site.rng.uniform(0, 1))
+            bursts = [sender.send(50, key=f"k{key}") for _ in range(150) for key, sender in enumerate(stream.senders)]
+            await asyncio.gather(*bursts)
+            await asyncio.sleep(site.rng.uniform(0, 0.5))
             ends = {partition: -1 for partition in range(2) if site.rng.random() < 0.7}
             if ends:
                 await site.operator.delete_records(HARMED, ends)
