@@ -4,9 +4,11 @@ leave or are killed under load, in any order."""
 from __future__ import annotations
 
 import itertools
+import logging
 
 import pytest
 
+from msight_bus.backends.kafka import group as joining
 from tests.support.librdkafka import PROTOCOLS
 from tests.support.mixed_groups import SETTINGS, MixedGroup
 
@@ -32,3 +34,23 @@ async def test_members_of_two_makes_join_and_leave_in_every_order(kafka, book, t
                 await group.flows()
     account = book.account()
     assert (account.silent, account.damaged, account.unknown) == (0, 0, 0)
+
+
+@pytest.mark.timeout(100)
+async def test_joining_waits_for_a_member_of_another_make_that_was_killed_and_says_so(
+    kafka, book, topic, monkeypatch, caplog
+):
+    """Its session is four times as long as connecting may take."""
+    monkeypatch.setattr(joining, "_TELL_EVERY", 0.5)
+    group = MixedGroup(kafka, topic, book.ledgers[topic], "classic")
+    async with kafka.connect(**SETTINGS) as bus, bus.subscribe(topic, group_id="g"):
+        pass
+    async with group.load():
+        await group.joins("other", "other_that_is_killed")
+        await group.leaves("other")
+        with caplog.at_level(logging.WARNING, "msight_bus"):
+            async with kafka.connect(**{**SETTINGS, "MSIGHT_CONNECT_TIMEOUT": "1.5"}) as bus:
+                async with bus.subscribe(topic, group_id="g") as messages:
+                    assert set(messages._at_broker._assignment) == set(range(6))
+    assert [line for line in caplog.messages if "Joining the group g" in line and "session expires" in line]
+    assert book.account().silent == 0
