@@ -292,7 +292,7 @@ class Client(AIOKafkaClient):
             connection = self._conns.get(place)
             if connection is not None and connection.connected():
                 return connection
-            self._conns.pop(place, None)
+            self.drop(*place)  # the peer has closed it, and aiokafka has perhaps not closed it yet
             broker = self.cluster.broker_metadata(node_id)
             if broker is None:
                 self._problems[node_id] = f"broker {node_id} is not in the cluster's metadata"
@@ -363,18 +363,28 @@ class Client(AIOKafkaClient):
         Raises:
             KafkaError: none answers.
         """
-        nodes = sorted(self._shuffled_nodes(), key=lambda node: bool(node != first))
+        loop = asyncio.get_running_loop()
+        end = loop.time() + (within or self._request_timeout_ms / 1000)
         problem: Exception = kafka_errors.NodeNotReadyError("No broker is known.")
-        for node, share in in_turn(nodes, within or self._request_timeout_ms / 1000):
-            try:
-                async with loop_timeout(share):
-                    return await self.send(node, request, group=ConnectionGroup.COORDINATION)
-            except TimeoutError:
-                self.drop(node, ConnectionGroup.COORDINATION)
-                problem = kafka_errors.RequestTimedOutError(f"broker {node} did not answer")
-            except (kafka_errors.KafkaError, OSError) as error:
-                problem = error
-        raise problem
+        while True:
+            lost = False
+            nodes = sorted(self._shuffled_nodes(), key=lambda node: bool(node != first))
+            for node, share in in_turn(nodes, end - loop.time()):
+                try:
+                    async with loop_timeout(share):
+                        return await self.send(node, request, group=ConnectionGroup.COORDINATION)
+                except TimeoutError:
+                    self.drop(node, ConnectionGroup.COORDINATION)
+                    problem = kafka_errors.RequestTimedOutError(f"broker {node} did not answer")
+                except asyncio.CancelledError:  # at the caller's deadline, perhaps because the connection is dead
+                    self.drop(node, ConnectionGroup.COORDINATION)
+                    raise
+                except (kafka_errors.KafkaError, OSError) as error:
+                    problem = error
+                    lost = lost or isinstance(error, kafka_errors.KafkaConnectionError)
+            if not lost or loop.time() >= end:
+                raise problem
+            await asyncio.sleep(self._retry_backoff)  # who asked beside this has dropped the connection
 
     async def aclose(self) -> None:
         """Close the connections at once: aiokafka's ``close`` can wait for a broker that does not answer."""

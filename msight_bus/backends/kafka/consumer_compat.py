@@ -49,7 +49,14 @@ def check_consumers() -> None:
         (FetchResult, ("check_assignment", "_update_position", "getall")),
         (
             GroupCoordinator,
-            ("_send_req", "_do_heartbeat", "_maybe_leave_group", "_perform_assignment", "request_rejoin"),
+            (
+                "_send_req",
+                "_do_heartbeat",
+                "_maybe_leave_group",
+                "_perform_assignment",
+                "request_rejoin",
+                "_do_commit_offsets",
+            ),
         ),
         (GroupCoordinator, ("check_errors", "commit_offsets", "fetch_committed_offsets")),
     )
@@ -79,6 +86,11 @@ def check_group(consumer: AIOKafkaConsumer) -> None:
 def rejoin(consumer: AIOKafkaConsumer) -> None:
     """Join the group again, as soon as a rebalance that is under way is over."""
     consumer._coordinator.request_rejoin()
+
+
+def renew_metadata(consumer: AIOKafkaConsumer) -> None:
+    """Ask the cluster anew which partitions the topics have, soon."""
+    consumer._client.force_metadata_update()
 
 
 def background_tasks(client: AIOKafkaConsumer) -> list[asyncio.Task[Any]]:
@@ -170,6 +182,20 @@ async def committed_offsets(
     """The group's committed offsets of all ``partitions``, in one request; those without one are absent."""
     found = await consumer._coordinator.fetch_committed_offsets(partitions)
     return {partition: entry for partition, entry in found.items() if entry.offset >= 0}
+
+
+def retrieve_commits(consumer: AIOKafkaConsumer) -> None:
+    """Retrieve the errors of commits that nobody waits for any more. aiokafka shields a commit from its caller's deadline, and
+    asyncio would log its error as never retrieved."""
+    coordinator = consumer._coordinator
+    commit = coordinator._do_commit_offsets
+
+    def retrieved(*arguments: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.create_task(commit(*arguments))
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return task
+
+    coordinator._do_commit_offsets = retrieved
 
 
 async def commit_any(consumer: AIOKafkaConsumer, offsets: dict[Any, Any]) -> None:

@@ -85,6 +85,8 @@ def translate(error: BaseException, operation: Operation, where: str = "") -> Bu
         return AuthenticationError(f"{kafka} refused: {text}; check the MSIGHT_KAFKA_SASL_ variables.")
     if operation == "publish" and (problem := _refused_record(error, kafka, text)) is not None:
         return problem
+    if isinstance(error, kafka_errors.CommitFailedError):
+        return BusError(f"{kafka}: not committed, because the group has rebalanced; the records are delivered again.")
     if isinstance(error, kafka_errors.InvalidTopicError):
         return TopicError(f"{kafka} refused the topic: {text}")
     if isinstance(error, _TIMEOUTS):
@@ -112,6 +114,10 @@ def _refused_record(error: BaseException, kafka: str, text: str) -> BusError | N
         case kafka_errors.MessageSizeTooLargeError() | kafka_errors.RecordTooLargeError():
             return MessageTooLargeError(
                 f"{kafka} refused a message as too large (max.message.bytes of the topic): {text}"
+            )
+        case kafka_errors.RecordListTooLargeError():
+            return MessageTooLargeError(
+                f"{kafka} refused a message as larger than a segment of the log (segment.bytes of the topic)."
             )
         case InvalidRecordError():
             return BusError(

@@ -48,6 +48,9 @@ _IDENTIFY_WITHIN = 3.0
 _LOOK_AGAIN = 0.1
 """Seconds until then where it seems to be missing."""
 
+_GONE_AFTER = 2
+"""Looks in succession that find no topic; one broker can be behind the others."""
+
 _COMMIT_WITHIN = 3.0
 _FETCHES_OF_DAMAGED = 3
 _LEAVE_WITHIN = 1.0
@@ -144,6 +147,7 @@ class KafkaFeed:
         self._arriving: set[int] = set()
         self._identity: TopicIdentity | None = None
         self._missing = asyncio.Event()
+        self._looks_missing = 0
         self._resolved = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
@@ -263,7 +267,10 @@ class KafkaFeed:
         except (KafkaError, OSError) as error:
             logger.debug("No broker tells the identity of topic %s: %s", self.topic, error)
             return False
+        self._looks_missing = self._looks_missing + 1 if found is None else 0
         if found is None:
+            if self._looks_missing == _GONE_AFTER:
+                logger.warning("Topic %s was deleted: nothing is received until it is created again.", self.topic)
             return False
         before, self._identity = self._identity, found
         if before is None or before.id == found.id:

@@ -26,6 +26,8 @@ from msight_bus.backends.kafka.consumer_compat import (
     has_coordinator,
     partitions_of_mates,
     rejoin,
+    renew_metadata,
+    retrieve_commits,
     start_consumer,
 )
 from msight_bus.backends.kafka.errors import REFUSED, translate
@@ -66,6 +68,7 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
         await start_consumer(self._consumer)
         fetch_lists(self._consumer, self)
         self._consumer.subscribe([self.topic], listener=self)
+        retrieve_commits(self._consumer)
         pump = self._run(self._pump(), "pump")
         self._watch_client()
         await self._join(pump)
@@ -95,8 +98,9 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
 
     def _warn_of_idle_partitions(self, own: set[int], others: dict[int, int]) -> None:
         logger.warning(
-            "Group %s: this member owns only partitions of %s that receive nothing (%s), while others do (%s). All messages "
-            "without a key of one publisher go to one partition. To share them, publish with keys, or spread them: "
+            "Group %s: this member owns only partitions of %s that receive nothing (%s), while others do (%s). Messages of one "
+            "key go to one partition, and so do those of one publisher without a key. To share them, publish with more keys, or "
+            "spread those without one: "
             "publisher(spread=True), NodeConfig(spread=True), or MSIGHT_KAFKA_UNKEYED=spread at the publisher.",
             self._selection.group_id,
             self.topic,
@@ -238,6 +242,10 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
         if await self._identify():
             self._begin_anew()
             rejoin(self._consumer)
+        elif self._identity is not None and self._identity.partitions > len(self._all_partitions()):
+            renew_metadata(
+                self._consumer
+            )  # the leader of the group assigns partitions that were added when it knows of them
 
     def _begin_anew(self) -> None:
         """What was read of a topic that is gone settles nothing, and partitions of the new one start at their beginning."""

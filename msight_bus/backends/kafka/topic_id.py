@@ -8,7 +8,7 @@ from __future__ import annotations
 from io import BytesIO
 from typing import Any, ClassVar, NamedTuple
 
-from aiokafka.errors import NoError, UnknownTopicOrPartitionError, for_code
+from aiokafka.errors import LeaderNotAvailableError, NoError, UnknownTopicOrPartitionError, for_code
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import (
     Boolean,
@@ -121,14 +121,16 @@ class TopicIdentityRequest(Request[_MetadataRequestStruct]):
 
 
 def read_identity(response: Any, topic: str) -> TopicIdentity | None:
-    """The topic's identity in a response; ``None`` if it does not exist, or is still being made.
+    """The topic's identity in a response; ``None`` if it does not exist.
 
     Raises:
-        KafkaError: the broker did not say.
+        KafkaError: the broker did not say, or the topic is still being made.
     """
     for code, name, topic_id, _, partitions, *_ in response.topics:
         error = for_code(code)
-        if name == topic and error is NoError and all(partition[2] >= 0 for partition in partitions):
+        if name == topic and error is NoError:
+            if any(partition[2] < 0 for partition in partitions):
+                raise LeaderNotAvailableError(topic)
             return TopicIdentity(topic_id, len(partitions))
         if name == topic and error not in (NoError, UnknownTopicOrPartitionError):
             raise error(topic)

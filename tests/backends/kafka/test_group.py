@@ -12,7 +12,7 @@ from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.errors import GroupAuthorizationFailedError, KafkaError, KafkaTimeoutError
 
 from msight_bus import AuthenticationError, BusError
-from msight_bus.backends.kafka import consumer_compat, group
+from msight_bus.backends.kafka import consumer_compat, feed, group
 from msight_bus.backends.kafka.watch import watch
 from msight_bus.events import Disconnected, Gap, Reconnected
 from tests.support.kafka_admin import administering
@@ -129,6 +129,14 @@ async def test_partitions_that_only_the_leader_knows_of_are_read_and_nothing_is_
                 await until(lambda: members.partitions == set(range(8)))
                 await members.each_reads()
             await until(lambda: not members.missing)
+
+
+async def test_added_partitions_are_found_when_the_topic_is_looked_at(kafka, topic, monkeypatch):
+    """Metadata is renewed every 30 s only."""
+    monkeypatch.setattr(feed, "_LOOK_EVERY", 0.3)
+    async with kafka.connect(MSIGHT_KAFKA_PARTITIONS="1") as bus, bus.subscribe(topic, group_id="g") as messages:
+        await add_partitions(kafka, topic, total=4)
+        await until(lambda: set(messages._at_broker._assignment) == set(range(4)), within=15)
 
 
 @pytest.mark.faults
