@@ -117,14 +117,15 @@ class DecodeBuffer:
         frames.append(frame)
         return frames
 
-    def add_undecoded(self, address: Address, foreign: Undecoded) -> None:
-        """Add a message that is not a frame."""
+    def add_undecoded(self, address: Address, undecoded: Undecoded) -> list[Undecoded]:
+        """Add a message that is not a frame; return the list of its segment."""
         found = self.opened_undecoded.get(address)
         if found is None:
             self.opened.pop(address, None)
             found = self.opened_undecoded[address] = []
             self.items.append((address, None, found))
-        found.append(foreign)
+        found.append(undecoded)
+        return found
 
     def begin(self, pending: tuple[Address, Meta | None, bytes], data: bytes, start: int, missing: int) -> None:
         """Keep the beginning of a payload; `fill` joins the parts once, when the last byte has arrived.

@@ -302,9 +302,15 @@ class _Grammar:
                 else:
                     found = opened_undecoded.get(address)
                     if found is None:
-                        buffer.add_undecoded(address, (block, data[body : after - 2]))
+                        found = buffer.add_undecoded(address, (block, data[body : after - 2]))
                     else:
                         found.append((block, data[body : after - 2]))
+                    if not block_bytes:  # a foreign stream of equal sizes repeats the line
+                        line, size = data[position:start], after - position
+                        while data.startswith(line, after) and after + size <= end and taken + 1 < limit:
+                            found.append((b"", data[after + len(line) : after + size - 2]))
+                            after += size
+                            taken += 1
             else:
                 if heads is not None:
                     heads.learn(address, data[position : start + _START_BYTES], after - 2 - body)
