@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from msight_bus.tasks import LONG_TURN, run_until_idle
-
 _SHORT = 0.002
 """Seconds for which code that never waits may keep the loop."""
 
 _TOLD = 1.0
 """Seconds after which the log names the code."""
+
+LONG_TURN = 0.1
+"""Seconds after which the rest of the process has waited for long: heartbeats, commits, answers that are in the sockets."""
+
+_MOST = 1.0
+"""Seconds at most that the rest of the process gets, however busy it is."""
 
 
 class LoopShare:
@@ -62,3 +66,18 @@ class LoopShare:
                 now - began,
             )
         await run_until_idle(now - began)
+
+
+async def run_until_idle(held: float) -> None:
+    """Let others run until the loop has had nothing to do for a moment, after it was held for ``held`` seconds.
+
+    The moment is a hundredth of that, so that an answer to what others send now can come.
+    """
+    loop = asyncio.get_running_loop()
+    moment = min(0.05, max(0.001, held / 100))
+    give_up_at = loop.time() + _MOST
+    while loop.time() < give_up_at:
+        due = loop.time() + moment
+        await asyncio.sleep(moment)
+        if loop.time() - due < moment:
+            return

@@ -15,11 +15,12 @@ from typing import Literal, NoReturn, Self
 from msight_bus.backends.base import Backend, Consumer, Selection
 from msight_bus.errors import ClosedError
 from msight_bus.events import BusEvent
+from msight_bus.loop_share import LONG_TURN, run_until_idle
 from msight_bus.message import Message
 from msight_bus.settings import Limits
 from msight_bus.subscription.inbox import Inbox
 from msight_bus.subscription.stats import SubscriptionStats
-from msight_bus.tasks import LONG_TURN, reraise_swallowed, run_shielded, run_until_idle
+from msight_bus.tasks import reraise_swallowed, run_shielded
 
 AckMode = Literal["auto", "manual"]
 
