@@ -239,7 +239,8 @@ def show(result: dict[str, Any]) -> None:
             if arm != "bare":
                 line += f"   x {median(ratios):.2f} ({ratios[0]:.2f} - {ratios[-1]:.2f})"
                 if not paced:
-                    line += f"  target {TARGETS[backend]:.2f}"
+                    cpu = median(other["cpu_us"] / run["cpu_us"] for run, other in zip(runs, base, strict=True))
+                    line += f", by processor time x {cpu:.2f}; target {TARGETS[backend]:.2f}"
             typer.echo(line)
     typer.echo(f"\n{', '.join(result['brokers'].values())}; {in_words(result['machine'])}")
 

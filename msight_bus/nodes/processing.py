@@ -95,15 +95,8 @@ async def _consume(run: NodeRun, handler: Handler) -> None:
         await processor.run()
 
 
-class _Input:
-    """A place in the window: the message, ``None`` if it is left out, and what the handler returned, or `_RUNNING`."""
-
-    __slots__ = ("message", "outputs")
-
-    def __init__(self, message: Message) -> None:
-        self.message: Message | None = message
-        self.outputs: object = _RUNNING
-
+Place = list[Any]
+"""A place in the window: the message, ``None`` if it is left out, and what the handler returned, or `_RUNNING`."""
 
 _RUNNING = object()
 CLOSED = ClosedError("The publish was cancelled.")
@@ -131,7 +124,7 @@ class MessageProcessor:
         self._limits = limits
         self._kind = config.subscribe_topic_data_type
         self._ordered = publisher is not None and config.concurrency > 1
-        self._window: deque[_Input] = deque()
+        self._window: deque[Place] = deque()
         self._emitting = False
         self._pending: deque[tuple[Message, Sequence[Accepted]]] = deque()
         self._pending_bytes = 0
@@ -144,7 +137,7 @@ class MessageProcessor:
         self._share = LoopShare(code, run.logger, config.heartbeat_update_interval)
         run.meter.queued = lambda: subscription.queued
         run.unfinished = lambda: (
-            len(run.busy_since) + len(self._pending) + sum(item.outputs is not _RUNNING for item in self._window)
+            len(run.busy_since) + len(self._pending) + sum(item[1] is not _RUNNING for item in self._window)
         )
 
     async def run(self) -> None:
@@ -228,9 +221,9 @@ class MessageProcessor:
                     continue
                 if verbose:
                     run.logger.debug("Took %r of session %s.", message, message.session)
-                place = None
+                place: Place | None = None
                 if ordered:
-                    place = _Input(message)
+                    place = [message, _RUNNING]
                     window.append(place)
                 data: object = message.payload
                 # Data begins with a byte above 0x80, a map of MessagePack.
@@ -292,9 +285,9 @@ class MessageProcessor:
 
     # -- publishing and acknowledging
 
-    async def _made(self, place: _Input, result: object) -> None:
+    async def _made(self, place: Place, result: object) -> None:
         """Publish from the window's head on, as far as the handlers have come."""
-        place.outputs = result
+        place[1] = result
         await self._emit()
         while len(self._window) >= 2 * self._config.concurrency and self._failure is None:
             await self._change()
@@ -304,8 +297,8 @@ class MessageProcessor:
             return
         self._emitting = True
         try:
-            while self._window and (made := self._window[0].outputs) is not _RUNNING:
-                if (message := self._window[0].message) is not None:
+            while self._window and (made := self._window[0][1]) is not _RUNNING:
+                if (message := self._window[0][0]) is not None:
                     await self._publish(message, made)
                 self._window.popleft()
         finally:
@@ -378,13 +371,13 @@ class MessageProcessor:
 
     # -- what cannot be handled
 
-    async def _undecodable(self, message: Message, error: DecodeError, place: _Input | None) -> None:
+    async def _undecodable(self, message: Message, error: DecodeError, place: Place | None) -> None:
         """Leave out an input that cannot be decoded: no error of the node's code."""
         self._meter.undecodable += 1
         self._run.undecodable_lines.add(message.topic, 1, str(error))
         await self._give_up(message, error, place)
 
-    async def _code_failed(self, message: Message, error: Exception, place: _Input | None = None) -> None:
+    async def _code_failed(self, message: Message, error: Exception, place: Place | None = None) -> None:
         self._run.code_failed(error)
         if self._config.action_on_error == "stop":
             self._fail(error)
@@ -392,16 +385,16 @@ class MessageProcessor:
         else:
             await self._give_up(message, error, place)
 
-    async def _give_up(self, message: Message, error: Exception, place: _Input | None) -> None:
+    async def _give_up(self, message: Message, error: Exception, place: Place | None) -> None:
         """An input that cannot be handled is done, and before that on the dead-letter topic if there is one."""
         if await self._dead_letter(message, error):
             await self._acknowledge(message, ())
         await self._leave_out(place)
 
-    async def _leave_out(self, place: _Input | None) -> None:
+    async def _leave_out(self, place: Place | None) -> None:
         """Let the inputs behind this one pass."""
         if place is not None:
-            place.message = None
+            place[0] = None
             await self._made(place, None)
 
     async def _dead_letter(self, message: Message, error: Exception) -> bool:

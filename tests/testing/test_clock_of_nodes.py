@@ -49,7 +49,7 @@ async def test_latencies_and_rates_are_in_virtual_time(msight_simulation):
     assert camera.rate_out == pytest.approx(10, rel=0.1)
     assert detector.rate_in == pytest.approx(10, rel=0.1)
     assert detector.latency_p50_ms == pytest.approx(50, abs=10)
-    assert camera.latency_p50_ms == pytest.approx(100, abs=10)
+    assert camera.latency_p50_ms < 1  # the handing over, and not the wait for the next frame
 
 
 async def test_a_node_that_is_silent_is_lost_and_comes_back(msight_simulation):
