@@ -16,6 +16,12 @@ _PAUSE = 0.05
 _LONGEST_PAUSE = 5.0
 """Seconds before a failed task is restarted: the first pause, and the longest."""
 
+LONG_TURN = 0.1
+"""Seconds after which the rest of the process has waited for long: heartbeats, commits, answers that are in the sockets."""
+
+_MOST = 1.0
+"""Seconds at most that the rest of the process gets, however busy it is."""
+
 
 class BackgroundTasks:
     """Tasks that run until they return or are stopped. A task that raises is logged and restarted with exponential backoff."""
@@ -154,3 +160,18 @@ async def reraise_swallowed(work: Coroutine[Any, Any, T]) -> T:
     if task is not None and task.cancelling() > before:
         raise asyncio.CancelledError
     return result
+
+
+async def run_until_idle(held: float) -> None:
+    """Let others run until the loop has had nothing to do for a moment, after it was held for ``held`` seconds.
+
+    The moment is a hundredth of that, so that an answer to what others send now can come.
+    """
+    loop = asyncio.get_running_loop()
+    moment = min(0.05, max(0.001, held / 100))
+    give_up_at = loop.time() + _MOST
+    while loop.time() < give_up_at:
+        due = loop.time() + moment
+        await asyncio.sleep(moment)
+        if loop.time() - due < moment:
+            return

@@ -6,17 +6,13 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from msight_bus.tasks import LONG_TURN, run_until_idle
+
 _SHORT = 0.005
 """Seconds for which code that never waits may keep the loop to itself."""
 
-_LONG = 0.1
-"""Seconds after which others have waited for long: heartbeats, commits, answers that are in the sockets."""
-
 _TOLD = 1.0
 """Seconds after which the log names the code."""
-
-_MOST = 1.0
-"""Seconds at most that others get before the next item, however busy they are."""
 
 
 class LoopShare:
@@ -56,7 +52,7 @@ class LoopShare:
     async def ended(self, began: float) -> None:
         """The node's code has ended with the item that it began with at ``began``: let others run, if they have waited."""
         now = self._loop.time()
-        if now - began < _LONG:
+        if now - began < LONG_TURN:
             if now >= self._yield_at:
                 await asyncio.sleep(0)
                 self._yield_at = self._loop.time() + _SHORT
@@ -71,18 +67,3 @@ class LoopShare:
             )
         await run_until_idle(now - began)
         self._yield_at = self._loop.time() + _SHORT
-
-
-async def run_until_idle(held: float) -> None:
-    """Let others run until the loop has had nothing to do for a moment, after it was held for ``held`` seconds.
-
-    The moment is a hundredth of that, so that an answer to what others send now can come.
-    """
-    loop = asyncio.get_running_loop()
-    moment = min(0.05, max(0.001, held / 100))
-    give_up_at = loop.time() + _MOST
-    while loop.time() < give_up_at:
-        due = loop.time() + moment
-        await asyncio.sleep(moment)
-        if loop.time() - due < moment:
-            return

@@ -8,6 +8,7 @@ import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from time import monotonic
 from types import MappingProxyType, TracebackType
 from typing import Literal, NoReturn, Self
 
@@ -18,7 +19,7 @@ from msight_bus.message import Message
 from msight_bus.settings import Limits
 from msight_bus.subscription.inbox import Inbox
 from msight_bus.subscription.stats import SubscriptionStats
-from msight_bus.tasks import reraise_swallowed, run_shielded
+from msight_bus.tasks import LONG_TURN, reraise_swallowed, run_shielded, run_until_idle
 
 AckMode = Literal["auto", "manual"]
 
@@ -116,6 +117,7 @@ class Subscription:
             self._inbox.stream(topic)
         self._at_broker: Consumer | None = None
         self._entered = False
+        self._turned_at = 0.0  # a moment since which the event loop may not have turned; of logs only
         self._finished = asyncio.Event()
 
     async def __aenter__(self) -> Self:
@@ -141,6 +143,7 @@ class Subscription:
             self._pause()
         if self._inbox.deadline is not None:
             self._inbox.deadline.start()
+        self._turned_at = monotonic()
         return self
 
     async def _subscribe(self) -> None:
@@ -184,6 +187,8 @@ class Subscription:
         inbox = self._inbox
         if inbox.in_hand:
             self._settle_in_hand()
+        if self._keeps and monotonic() - self._turned_at > LONG_TURN:
+            await self._give_turn()
         messages = self._messages
         queue = self._queue
         while True:
@@ -191,6 +196,7 @@ class Subscription:
                 self._begin_to_wait()
                 if not await queue.wait():
                     self._end()
+                self._turned_at = monotonic()
             message = messages.popleft()
             queue.size -= len(message.payload) + message._overhead
             if queue.full:
@@ -225,12 +231,15 @@ class Subscription:
         """
         if self._inbox.in_hand:
             self._settle_in_hand()
+        if self._keeps and monotonic() - self._turned_at > LONG_TURN:
+            await self._give_turn()
         queue = self._queue
         while True:
             if not self._messages:
                 self._begin_to_wait()
                 if not await queue.wait():
                     self._end()
+                self._turned_at = monotonic()
             await queue.wait_for_more(max_messages, within)
             batch = queue.take(max_messages)
             if self._lifespan is not None:
@@ -242,6 +251,13 @@ class Subscription:
         if self._auto and batch[0]._settlement is not None:
             self._inbox.in_hand = batch
         return batch
+
+    async def _give_turn(self) -> None:
+        """Let the rest of the process run. While messages are queued, requesting the next one does not wait, so a consumer that
+        computes and never waits would hold up heartbeats and commits."""
+        if self._messages:
+            await run_until_idle(monotonic() - self._turned_at)
+        self._turned_at = monotonic()
 
     def _begin_to_wait(self) -> None:
         if self.consumer is None or self.consumer is not _current_task():

@@ -2,19 +2,26 @@
 
 ``python -m tests.faults.peer publish TOPIC LIFE`` prints the number of each message that is confirmed;
 ``python -m tests.faults.peer subscribe TOPIC GROUP`` (``-`` is none) prints key, life, number and the bus's sequence of each
-message, and takes the next one when it is sent a line.
+message, and takes the next one when it is sent a line;
+``python -m tests.faults.peer other TOPIC GROUP PROTOCOL`` is a member of another make, confluent-kafka, and prints key, life and
+number of each message.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import sys
+
+from confluent_kafka import Message
 
 import msight_bus
 from msight_bus import BusError
 from tests.support import stream
+from tests.support.brokers import Backend
+from tests.support.librdkafka import PROTOCOLS, Member
 
 
 def tell(*what: object) -> None:
@@ -52,7 +59,20 @@ async def subscribe(topic: str, group: str) -> None:
                     return
 
 
+def other(topic: str, group: str, protocol: str) -> None:
+    """Print each message and read the next, for ever."""
+
+    def seen(message: Message) -> None:
+        life, number = stream.read(message.value()) or (0, 0)
+        tell((message.key() or b"-").decode(), life, number)
+
+    Member(Backend("kafka", dict(os.environ)), topic, group, seen, **PROTOCOLS[protocol]).run()
+
+
 if __name__ == "__main__":
     logging.disable(logging.ERROR)  # faults are what it is for
     what, *arguments = sys.argv[1:]
-    msight_bus.run({"publish": publish, "subscribe": subscribe}[what](*arguments))
+    if what == "other":
+        other(*arguments)
+    else:
+        msight_bus.run({"publish": publish, "subscribe": subscribe}[what](*arguments))

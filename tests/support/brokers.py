@@ -16,7 +16,13 @@ from msight_bus.settings import BusSettings
 
 BACKENDS = ["memory", "redis", "nats", "kafka"]
 started: dict[str, brokers.RunningBroker] = {}
-_CONFIG = {"kafka": ["group.min.session.timeout.ms=500"]}  # a member's death is noticed sooner than in production
+_CONFIG = {
+    "kafka": [  # a member's death, and a change of its group, are noticed sooner than in production
+        "group.min.session.timeout.ms=500",
+        *(f"group.consumer.{least}session.timeout.ms=3000" for least in ("min.", "")),
+        *(f"group.consumer.{least}heartbeat.interval.ms=500" for least in ("min.", "")),
+    ]
+}
 
 
 def start_broker(kind: str, config: Sequence[str] = ()) -> brokers.RunningBroker:

@@ -78,7 +78,7 @@ def check_aiokafka() -> None:
         (AIOKafkaConnection, ("connected", "send", "close", "authenticator_oauth")),
         (AIOKafkaConnection("", 0), ("_requests", "_writer", "_on_close_cb", "_request_timeout", "_loop")),
         (GroupCoordinator, ("_send_req", "_maybe_leave_group", "request_rejoin", "check_errors", "commit_offsets")),
-        (GroupCoordinator, ("fetch_committed_offsets",)),
+        (GroupCoordinator, ("fetch_committed_offsets", "_do_commit_offsets")),
         (DefaultRecordBatchBuilder, ("append", "build", "set_producer_state", "estimate_size_in_bytes")),
         (DefaultRecordBatch, ("validate_crc",)),
     )
@@ -405,19 +405,28 @@ class Client(AIOKafkaClient):
             KafkaError: none answers.
         """
         group = ConnectionGroup.DEFAULT if shared else ConnectionGroup.COORDINATION
-        nodes = sorted(self._shuffled_nodes(), key=lambda node: bool(node != first))
+        loop = asyncio.get_running_loop()
+        end = loop.time() + (within or self.request_timeout)
         problem: Exception = kafka_errors.NodeNotReadyError("No broker is known.")
-        for node, share in in_turn(nodes, within or self.request_timeout):
-            try:
-                async with loop_timeout(share):
-                    return await self.send(node, request, group=group)
-            except TimeoutError:
-                if not shared:
-                    self.drop(node, group)
-                problem = kafka_errors.RequestTimedOutError(f"broker {node} did not answer")
-            except (kafka_errors.KafkaError, OSError) as error:
-                problem = error
-        raise problem
+        while True:
+            lost = False
+            nodes = sorted(self._shuffled_nodes(), key=lambda node: bool(node != first))
+            for node, share in in_turn(nodes, end - loop.time()):
+                try:
+                    async with loop_timeout(share):
+                        return await self.send(node, request, group=group)
+                except (TimeoutError, asyncio.CancelledError) as error:  # the latter also at the caller's deadline
+                    if not shared:
+                        self.drop(node, group)
+                    if isinstance(error, asyncio.CancelledError):
+                        raise
+                    problem = kafka_errors.RequestTimedOutError(f"broker {node} did not answer")
+                except (kafka_errors.KafkaError, OSError) as error:
+                    problem = error
+                    lost = lost or isinstance(error, kafka_errors.KafkaConnectionError)
+            if not lost or loop.time() >= end:
+                raise problem
+            await asyncio.sleep(self._retry_backoff)  # whoever asked beside this has dropped the connection
 
     @property
     def request_timeout(self) -> float:
@@ -730,6 +739,12 @@ class Member(GroupCoordinator):
             KafkaError: not committed.
         """
         await self.commit_offsets(None, offsets)
+
+    def _do_commit_offsets(self, assignment: Any, offsets: Any) -> asyncio.Task[None]:
+        """Retrieve the error of a commit: aiokafka shields it from its caller's deadline, after which nobody waits for it."""
+        task: asyncio.Task[None] = asyncio.create_task(super()._do_commit_offsets(assignment, offsets))
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return task
 
     async def partitions_of_mates(self) -> set[TopicPartition] | None:
         """The partitions of those members of the group that are of this make.

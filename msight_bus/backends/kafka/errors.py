@@ -85,6 +85,8 @@ def translate(error: BaseException, operation: Operation, where: str = "") -> Bu
         return AuthenticationError(f"{kafka} refused: {text}; check the MSIGHT_KAFKA_SASL_ variables.")
     if operation == "publish" and (problem := _refused_record(error, kafka, text)) is not None:
         return problem
+    if isinstance(error, kafka_errors.CommitFailedError):
+        return BusError(f"{kafka}: not committed, because the group has rebalanced; the records are delivered again.")
     if isinstance(error, kafka_errors.InvalidTopicError):
         return TopicError(f"{kafka} refused the topic: {text}")
     if isinstance(error, _TIMEOUTS):

@@ -4,47 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import NewTopic
-from confluent_kafka import Consumer
 
 from msight_bus import ConnectionLostError
 from msight_bus.backends.kafka import group
 from tests.support.kafka_admin import administering
 from tests.support.kafka_records import Rec, batch_of, raw_producer
+from tests.support.librdkafka import CLASSIC, PROTOCOLS, Member
 from tests.support.receiving import numbers
 from tests.support.rig import until
 
-
-class Other(threading.Thread):
-    """A member of the group that is another make's consumer, polling in a thread."""
-
-    def __init__(self, kafka, topic, **options):
-        super().__init__(daemon=True)
-        servers = ",".join(map(str, kafka.settings().kafka.servers))
-        self.consumer = Consumer({"bootstrap.servers": servers, "group.id": topic, "client.id": "a", **options})
-        self.consumer.subscribe([topic])
-        self.leaves = True
-        self.partitions = []
-        self._left = threading.Event()
-
-    def run(self):
-        while not self._left.is_set():
-            self.consumer.poll(0.02)
-            self.partitions = sorted(each.partition for each in self.consumer.assignment())
-        if self.leaves:
-            self.consumer.close()
-
-    async def stop(self, *, leaves=True):
-        self.leaves = leaves
-        self._left.set()
-        while self.is_alive():
-            await asyncio.sleep(0.01)
+MAKES = pytest.mark.parametrize("options", PROTOCOLS.values(), ids=PROTOCOLS)
 
 
 def owned(messages):
@@ -52,21 +27,17 @@ def owned(messages):
     return {where.partition for where in messages._at_broker.partitions}
 
 
-CLASSIC = {"partition.assignment.strategy": "roundrobin"}
-MAKES = pytest.mark.parametrize("options", [CLASSIC, {"group.protocol": "consumer"}], ids=["classic", "KIP-848"])
-
-
 @asynccontextmanager
 async def other_member(kafka, topic, options, partitions=4):
     async with administering(kafka) as admin:
         await admin.create_topics([NewTopic(topic, partitions, 1)])
-    member = Other(kafka, topic, **options)
+    member = Member(kafka, topic, topic, **options)
     member.start()
     try:
         await until(lambda: len(member.partitions) == partitions)
         yield member
     finally:
-        await member.stop(leaves=member.leaves)
+        await member.stop()
 
 
 # -- beside another make

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import pathlib
 import shutil
 from contextlib import asynccontextmanager
@@ -63,6 +64,38 @@ async def test_connections_that_fall_silent_are_replaced():
             await bus.publish("new", b"a topic not used before")
             await bus.publish("old", b"after")
             assert (await take(messages, 1))[0].payload == b"after"
+
+
+@pytest.mark.faults
+async def test_a_connection_that_is_silent_at_a_question_is_replaced_at_its_deadline():
+    """(H3) The deadlines of the question and of who asks it are the same, and nobody else asks."""
+    path = Path()
+    settings = {"MSIGHT_PING_INTERVAL": "3600", "MSIGHT_CONNECT_TIMEOUT": "1"}
+    async with behind(path) as (_, kafka), kafka.connect(**settings) as bus:
+        await bus.publish("old", b"")
+        path.silence()
+        with pytest.raises(ConnectionLostError):
+            await bus.publish("new", b"")
+        await bus.publish("newer", b"")
+
+
+@pytest.mark.faults
+async def test_a_commit_that_is_not_confirmed_is_told_in_our_words_only(caplog):
+    """(E12) aiokafka goes on with it after our deadline, and nobody takes its error."""
+    path = Path()
+    settings = {**QUICKLY, "MSIGHT_CONNECT_TIMEOUT": "4", "MSIGHT_KAFKA_SESSION_TIMEOUT": "2"}
+    async with behind(path) as (_, kafka), kafka.connect(**settings) as bus:
+        async with bus.subscribe("t", group_id="g", ack="manual") as messages:
+            for number in range(2):
+                await bus.publish("t", b"%d" % number)
+                (message,) = await take(messages, 1)
+                if number:
+                    path.silence()
+                await message.ack()
+            await until(lambda: "did not confirm a commit" in caplog.text)
+            await asyncio.sleep(6)  # aiokafka's own deadline, and a rebalance
+    gc.collect()
+    assert [line for line in caplog.messages if "never retrieved" in line or "max_poll_interval_ms" in line] == []
 
 
 @pytest.mark.faults
