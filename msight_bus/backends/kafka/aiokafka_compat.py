@@ -9,6 +9,8 @@ import asyncio
 import logging
 import random
 import struct
+import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
 from typing import Any, ClassVar, NamedTuple
@@ -136,8 +138,114 @@ class _OAuth(OAuthAuthenticator):
         return (b"\x01", True) if payload else await super().step(payload)
 
 
+_SCRATCH_BYTES = 64 * 1024
+_SIZE = struct.Struct(">i")
+
+
+class _Frames(asyncio.BufferedProtocol):
+    """Reads answers, each large one into a buffer of its size. The stream that aiokafka reads from copies them four times."""
+
+    def __init__(self, connection: Connection, closed: asyncio.Future[None]) -> None:
+        self._connection = connection
+        self._closed = closed
+        self._scratch = bytearray(_SCRATCH_BYTES)
+        self._filled = 0
+        self._frame: bytearray | None = None  # one that is larger than what has come of it
+        self._is_at_eof = False
+
+    def at_eof(self) -> bool:
+        """Whether nothing more will come."""
+        return self._is_at_eof
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next bytes go."""
+        return memoryview(self._scratch if self._frame is None else self._frame)[self._filled :]
+
+    def buffer_updated(self, count: int) -> None:
+        """Take the frames that are complete."""
+        self._filled += count
+        try:
+            if self._frame is None:
+                self._take_from_scratch()
+            elif self._filled == len(self._frame):
+                frame, self._frame, self._filled = self._frame, None, 0
+                self._connection.take(frame)
+        except Exception as error:  # whatever a parser says of bytes that others chose
+            self._connection.close(reason=CloseReason.CONNECTION_BROKEN, exc=error)
+
+    def _take_from_scratch(self) -> None:
+        view, at = memoryview(self._scratch), 0
+        while self._filled - at >= _SIZE.size:
+            (size,) = _SIZE.unpack_from(view, at)
+            if size < 0:
+                raise ValueError(f"an answer of {size} bytes")
+            start, end = at + _SIZE.size, at + _SIZE.size + size
+            if end > self._filled:
+                if end <= _SCRATCH_BYTES:
+                    break
+                self._frame = bytearray(size)
+                self._frame[: self._filled - start] = view[start : self._filled]
+                self._filled -= start
+                return
+            self._connection.take(view[start:end].tobytes())
+            at = end
+        view[: self._filled - at] = view[at : self._filled]
+        self._filled -= at
+
+    def eof_received(self) -> None:
+        """The broker has closed the connection."""
+        self._is_at_eof = True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the connection."""
+        self._is_at_eof = True
+        self._connection.close(reason=CloseReason.CONNECTION_BROKEN, exc=exc)
+        if not self._closed.done():
+            self._closed.set_result(None)
+
+
 class Connection(AIOKafkaConnection):
     """A connection to one broker."""
+
+    async def connect(self) -> None:
+        """Connect and authenticate.
+
+        Raises:
+            OSError: not reached.
+            KafkaError: refused.
+        """
+        loop = self._loop
+        self._closed_fut = loop.create_future()
+        frames = _Frames(self, self._closed_fut)
+        ssl = self._ssl_context if self._security_protocol in ("SSL", "SASL_SSL") else None
+        async with asyncio.timeout(self._request_timeout):
+            transport, _ = await loop.create_connection(lambda: frames, self.host, self.port, ssl=ssl)
+        self._reader, self._writer = frames, asyncio.StreamWriter(transport, frames, None, loop)
+        self._read_task = loop.create_future()  # there is none
+        self._read_task.set_result(None)
+        if self._max_idle_ms is not None:
+            self._idle_handle = loop.call_soon(self._idle_check, weakref.ref(self))
+        try:
+            await self._do_version_lookup()
+            if self._security_protocol in ("SASL_SSL", "SASL_PLAINTEXT"):
+                await self._do_sasl_handshake()
+        except BaseException:
+            self.close()
+            raise
+
+    def take(self, frame: bytes | bytearray) -> None:
+        """Take an answer.
+
+        Raises:
+            Exception: it cannot be parsed.
+        """
+        expected, request, answer = self._requests[0]
+        if not isinstance(request, FETCH_STRUCTS) or answer.done() or _SIZE.unpack_from(frame)[0] != expected:
+            self._handle_frame(bytes(frame))
+            return
+        self._requests.popleft()
+        self._last_action = time.monotonic()
+        answer.set_result(read_fetch(memoryview(frame)[_SIZE.size :], request.API_VERSION))
 
     def authenticator_oauth(self) -> _OAuth:
         return _OAuth(sasl_oauth_token_provider=self._sasl_oauth_token_provider)
@@ -494,6 +602,13 @@ def produce_errors(response: Any) -> Mapping[TopicPartition, int]:
 READ_UNCOMMITTED, READ_COMMITTED = 0, 1
 LATEST, EARLIEST = -1, -2
 
+FETCH_STRUCTS = tuple(each for each in FetchRequest._CLASSES if each.API_VERSION >= 4)
+"""The versions of a fetch that have the ends of transactions."""
+
+_INT16, _INT32 = struct.Struct(">h"), struct.Struct(">i")
+_FETCHED = struct.Struct(">ihqq")
+_ABORTED = struct.Struct(">qq")
+
 _FETCH_WAIT_MS = 500
 _FETCH_MAX_BYTES = 50 * 1024 * 1024
 
@@ -514,7 +629,7 @@ class Fetched(NamedTuple):
     end: int
     stable: int
     aborted: Sequence[tuple[int, int]]
-    data: bytes
+    data: bytes | memoryview
 
 
 def _by_topic(values: Mapping[TopicPartition, Any]) -> list[tuple[str, list[Any]]]:
@@ -530,13 +645,30 @@ def fetch_request(offsets: Mapping[TopicPartition, int], isolation: int, partiti
     return FetchRequest(_FETCH_WAIT_MS, 1, _FETCH_MAX_BYTES, isolation, _by_topic(wanted))
 
 
-def read_fetch(response: Any) -> Iterator[Fetched]:
-    """The partitions in the answer to a `fetch_request`."""
-    aborted_at = -3 if response.API_VERSION >= 11 else -2
-    for topic, partitions in response.topics:
-        for partition, code, end, *rest in partitions:
-            stable, aborted = (rest[0], rest[aborted_at]) if response.API_VERSION >= 4 else (end, ())
-            yield Fetched(TopicPartition(topic, partition), code, end, stable, aborted or (), rest[-1] or b"")
+def read_fetch(answer: memoryview, version: int) -> list[Fetched]:
+    """The partitions in the answer to a `fetch_request`, whose ``data`` are parts of ``answer``."""
+    at = 10 if version >= 7 else 4  # throttle time, and the error and id of a session, which there is not
+    (topics,) = _INT32.unpack_from(answer, at)
+    at += 4
+    found: list[Fetched] = []
+    for _ in range(topics):
+        (size,) = _INT16.unpack_from(answer, at)
+        topic = str(answer[at + 2 : at + 2 + size], "utf-8")
+        (partitions,) = _INT32.unpack_from(answer, at + 2 + size)
+        at += 6 + size
+        for _ in range(partitions):
+            partition, code, end, stable = _FETCHED.unpack_from(answer, at)
+            at += _FETCHED.size + (8 if version >= 5 else 0)  # the log's start
+            (count,) = _INT32.unpack_from(answer, at)
+            at += 4
+            aborted = [_ABORTED.unpack_from(answer, at + number * _ABORTED.size) for number in range(max(0, count))]
+            at += len(aborted) * _ABORTED.size + (4 if version >= 11 else 0)  # the preferred replica
+            (size,) = _INT32.unpack_from(answer, at)
+            at += 4
+            data = answer[at : at + max(0, size)]
+            at += len(data)
+            found.append(Fetched(TopicPartition(topic, partition), code, end, stable, aborted, data))
+    return found
 
 
 def offsets_request(times: Mapping[TopicPartition, int], isolation: int) -> Any:

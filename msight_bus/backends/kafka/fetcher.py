@@ -8,7 +8,7 @@ from typing import Protocol
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError, UnknownTopicOrPartitionError
 
-from msight_bus.backends.kafka.aiokafka_compat import Client, fetch_request, read_fetch
+from msight_bus.backends.kafka.aiokafka_compat import Client, fetch_request
 from msight_bus.backends.kafka.errors import REFUSED, error_for
 from msight_bus.backends.kafka.partition import Partition
 from msight_bus.message import Message
@@ -133,13 +133,13 @@ class Fetcher:
         positions = {where: partition.ledger.expected for where, partition in wanted.items()}
         request = fetch_request(positions, self._isolation, self._partition_bytes)
         try:
-            response = await self._client.send(node, request)
+            fetched = await self._client.send(node, request)
         except KafkaError:
             for partition in wanted.values():
                 partition.came_back()
             raise
         errors: list[tuple[Partition, KafkaError]] = []
-        for where, code, end, stable, aborted, data in read_fetch(response):
+        for where, code, end, stable, aborted, data in fetched:
             partition = wanted[where]
             if not partition.owned or partition.ledger.expected != positions[where]:
                 continue  # of before a rebalance

@@ -88,7 +88,7 @@ class Partition:
 
     # -- reading a fetch
 
-    def read(self, data: bytes, aborted: Sequence[tuple[int, int]]) -> Iterator[list[Message]]:
+    def read(self, data: bytes | memoryview, aborted: Sequence[tuple[int, int]]) -> Iterator[list[Message]]:
         """The new messages of a fetch, which count as delivered when they are handed out."""
         if not self._reads_committed:
             aborted = ()

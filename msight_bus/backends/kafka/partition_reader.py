@@ -55,7 +55,9 @@ class PartitionReader:
         next_fetch_offset: where the next fetch begins, once the lists so far are delivered.
     """
 
-    def __init__(self, data: bytes, position: int, aborted: Iterable[tuple[int, int]], maker: MessageMaker) -> None:
+    def __init__(
+        self, data: bytes | memoryview, position: int, aborted: Iterable[tuple[int, int]], maker: MessageMaker
+    ) -> None:
         self.next_fetch_offset = position
         self._maker = maker
         self._aborted = AbortedTransactions(aborted)
@@ -64,7 +66,7 @@ class PartitionReader:
     def __iter__(self) -> Iterator[list[Message]]:
         return self._lists
 
-    def _read(self, data: bytes) -> Iterator[list[Message]]:
+    def _read(self, data: bytes | memoryview) -> Iterator[list[Message]]:
         batches = split(data)
         while True:
             try:
