@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from msight_bus.backends.kafka import feed
+from msight_bus.backends.kafka import group
 from tests.cancellation.sweep import watched
 from tests.support.rig import own_broker
 
@@ -43,7 +43,7 @@ async def consume(kafka, topic, numbers):
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("frozen", ["producer", "consumer"])
 async def test_a_freeze_at_each_suspension(frozen, monkeypatch):
-    monkeypatch.setattr(feed, "_COMMIT_WITHIN", 10.0)
+    monkeypatch.setattr(group, "_COMMIT_WITHIN", 10.0)
     with own_broker("kafka") as (broker, kafka):
         await produce(kafka, "t", [0])
         await consume(kafka, "t", [0])

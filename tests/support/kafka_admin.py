@@ -14,8 +14,10 @@ from msight_bus.backends.kafka.client import client_options
 async def administering(kafka):
     client = AIOKafkaAdminClient(**client_options(kafka.settings()))
     await client.start()
-    yield client
-    await client.close()
+    try:
+        yield client
+    finally:
+        await client.close()
 
 
 async def make(kafka, topic, partitions=1, **config):

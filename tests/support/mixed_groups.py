@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 from confluent_kafka import Message
 
@@ -57,14 +57,19 @@ class MixedGroup:
     async def other_that_is_killed(self) -> AsyncIterator[None]:
         arguments = ("other", self._topic, "g", self._protocol)
         async with python("-m", "tests.faults.peer", *arguments, env=self._kafka.env) as process:
-            self._enter_line(await process.stdout.readline())
-            reading = asyncio.create_task(self._read(process))
+            begun = asyncio.Event()
+            reading = asyncio.create_task(self._read(process, begun))
+            with suppress(TimeoutError):  # it may own nothing but partitions without messages
+                async with asyncio.timeout(10):
+                    await begun.wait()
             yield
             process.kill()
             await reading
 
-    async def _read(self, process: asyncio.subprocess.Process) -> None:
+    async def _read(self, process: asyncio.subprocess.Process, begun: asyncio.Event) -> None:
+        assert process.stdout is not None
         while line := await process.stdout.readline():
+            begun.set()
             self._enter_line(line)
 
     def _enter_line(self, line: bytes) -> None:

@@ -10,13 +10,14 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from aiokafka import TopicPartition
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from msight_bus import QueuePolicy
 from msight_bus.backends.base import Selection
-from msight_bus.backends.kafka.feed import Partition
+from msight_bus.backends.kafka.partition import Partition
 from msight_bus.message import Message
 from msight_bus.settings import Limits
 from msight_bus.subscription import Subscription, Terms
@@ -48,7 +49,8 @@ class Log:
 
     def assign(self):
         self.owned = [
-            Partition(i, self.committed[i], self.inbox, MAX_REDELIVERIES, self.bury, moment=None) for i in (0, 1)
+            Partition(TopicPartition("t", i), self.committed[i], self.inbox, MAX_REDELIVERIES, self.bury)
+            for i in (0, 1)
         ]
 
     async def bury(self, message):

@@ -8,27 +8,52 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+import struct
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from io import BytesIO
+from typing import Any, ClassVar, NamedTuple
 
 import aiokafka.errors as kafka_errors
-from aiokafka import TopicPartition
+from aiokafka import ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
 
 from msight_bus.backends.client_library import ClientLibrary
 from msight_bus.backends.deadlines import loop_timeout
 from msight_bus.backends.failover import in_turn
 from msight_bus.backends.kafka.errors import UnreachableBrokerError
 
-AIOKAFKA = ClientLibrary("aiokafka", oldest="0.14.0", newest="0.14.0")
+AIOKAFKA = ClientLibrary("aiokafka", oldest="0.14", newest="0.14.0")
 
 try:
     from aiokafka.client import AIOKafkaClient, ConnectionGroup
     from aiokafka.conn import AIOKafkaConnection, CloseReason, OAuthAuthenticator
+    from aiokafka.consumer.group_coordinator import GroupCoordinator
+    from aiokafka.consumer.subscription_state import SubscriptionState
+    from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+    from aiokafka.coordinator.protocol import ConsumerProtocol, ConsumerProtocolMemberMetadata
     from aiokafka.partitioner import murmur2
-    from aiokafka.protocol.admin import CreateTopicsRequest, DescribeConfigsRequest, SaslAuthenticateRequest
+    from aiokafka.protocol.admin import (
+        CreateTopicsRequest,
+        DescribeConfigsRequest,
+        DescribeGroupsRequest,
+        SaslAuthenticateRequest,
+    )
+    from aiokafka.protocol.api import Request, RequestStruct, Response
+    from aiokafka.protocol.fetch import FetchRequest
     from aiokafka.protocol.metadata import MetadataRequest
+    from aiokafka.protocol.offset import OffsetRequest
     from aiokafka.protocol.produce import ProduceRequest
     from aiokafka.protocol.transaction import InitProducerIdRequest
+    from aiokafka.protocol.types import (
+        Boolean,
+        CompactArray,
+        CompactString,
+        Int16,
+        Int32,
+        Schema,
+        TaggedFields,
+    )
     from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
     from aiokafka.record.legacy_records import LegacyRecordBatch
 except ImportError as error:
@@ -50,8 +75,12 @@ def check_aiokafka() -> None:
     """
     AIOKAFKA.check(
         (AIOKafkaClient, ("_get_conn", "_metadata_update", "_md_synchronizer", "_on_connection_closed")),
-        (AIOKafkaClient, ("force_metadata_update", "send")),
+        (AIOKafkaClient, ("force_metadata_update", "send", "hosts")),
+        (AIOKafkaClient(), ("cluster", "_conns", "_topics", "_sync_task", "_request_timeout_ms", "_retry_backoff")),
         (AIOKafkaConnection, ("connected", "send", "close", "authenticator_oauth")),
+        (AIOKafkaConnection("", 0), ("_requests", "_writer", "_on_close_cb", "_request_timeout", "_loop")),
+        (GroupCoordinator, ("_send_req", "_maybe_leave_group", "request_rejoin", "check_errors", "commit_offsets")),
+        (GroupCoordinator, ("fetch_committed_offsets", "_do_commit_offsets")),
         (DefaultRecordBatchBuilder, ("append", "build", "set_producer_state", "estimate_size_in_bytes")),
         (DefaultRecordBatch, ("validate_crc",)),
     )
@@ -91,7 +120,6 @@ for _name in (
     "aiokafka",
     "aiokafka.cluster",
     "aiokafka.conn",
-    "aiokafka.consumer.fetcher",
     "aiokafka.consumer.group_coordinator",
     "aiokafka.coordinator.assignors.range",
     "aiokafka.coordinator.assignors.roundrobin",
@@ -110,8 +138,114 @@ class _OAuth(OAuthAuthenticator):
         return (b"\x01", True) if payload else await super().step(payload)
 
 
+_SCRATCH_BYTES = 64 * 1024
+_SIZE = struct.Struct(">i")
+
+
+class _Frames(asyncio.BufferedProtocol):
+    """Reads answers, each large one into a buffer of its size. The stream that aiokafka reads from copies them four times."""
+
+    def __init__(self, connection: Connection, closed: asyncio.Future[None]) -> None:
+        self._connection = connection
+        self._closed = closed
+        self._scratch = bytearray(_SCRATCH_BYTES)
+        self._filled = 0
+        self._frame: bytearray | None = None  # one that is larger than what has come of it
+        self._is_at_eof = False
+
+    def at_eof(self) -> bool:
+        """Whether nothing more will come."""
+        return self._is_at_eof
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next bytes go."""
+        return memoryview(self._scratch if self._frame is None else self._frame)[self._filled :]
+
+    def buffer_updated(self, count: int) -> None:
+        """Take the frames that are complete."""
+        self._filled += count
+        try:
+            if self._frame is None:
+                self._take_from_scratch()
+            elif self._filled == len(self._frame):
+                frame, self._frame, self._filled = self._frame, None, 0
+                self._connection.take(frame)
+        except Exception as error:  # whatever a parser says of bytes that others chose
+            self._connection.close(reason=CloseReason.CONNECTION_BROKEN, exc=error)
+
+    def _take_from_scratch(self) -> None:
+        view, at = memoryview(self._scratch), 0
+        while self._filled - at >= _SIZE.size:
+            (size,) = _SIZE.unpack_from(view, at)
+            if size < 0:
+                raise ValueError(f"an answer of {size} bytes")
+            start, end = at + _SIZE.size, at + _SIZE.size + size
+            if end > self._filled:
+                if end <= _SCRATCH_BYTES:
+                    break
+                self._frame = bytearray(size)
+                self._frame[: self._filled - start] = view[start : self._filled]
+                self._filled -= start
+                return
+            self._connection.take(view[start:end].tobytes())
+            at = end
+        view[: self._filled - at] = view[at : self._filled]
+        self._filled -= at
+
+    def eof_received(self) -> None:
+        """The broker has closed the connection."""
+        self._is_at_eof = True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the connection."""
+        self._is_at_eof = True
+        self._connection.close(reason=CloseReason.CONNECTION_BROKEN, exc=exc)
+        if not self._closed.done():
+            self._closed.set_result(None)
+
+
 class Connection(AIOKafkaConnection):
     """A connection to one broker."""
+
+    async def connect(self) -> None:
+        """Connect and authenticate.
+
+        Raises:
+            OSError: not reached.
+            KafkaError: refused.
+        """
+        loop = self._loop
+        self._closed_fut = loop.create_future()
+        frames = _Frames(self, self._closed_fut)
+        ssl = self._ssl_context if self._security_protocol in ("SSL", "SASL_SSL") else None
+        async with asyncio.timeout(self._request_timeout):
+            transport, _ = await loop.create_connection(lambda: frames, self.host, self.port, ssl=ssl)
+        self._reader, self._writer = frames, asyncio.StreamWriter(transport, frames, None, loop)
+        self._read_task = loop.create_future()  # there is none
+        self._read_task.set_result(None)
+        if self._max_idle_ms is not None:
+            self._idle_handle = loop.call_soon(self._idle_check, weakref.ref(self))
+        try:
+            await self._do_version_lookup()
+            if self._security_protocol in ("SASL_SSL", "SASL_PLAINTEXT"):
+                await self._do_sasl_handshake()
+        except BaseException:
+            self.close()
+            raise
+
+    def take(self, frame: bytes | bytearray) -> None:
+        """Take an answer.
+
+        Raises:
+            Exception: it cannot be parsed.
+        """
+        expected, request, answer = self._requests[0]
+        if not isinstance(request, FETCH_STRUCTS) or answer.done() or _SIZE.unpack_from(frame)[0] != expected:
+            self._handle_frame(bytes(frame))
+            return
+        self._requests.popleft()
+        self._last_action = time.monotonic()
+        answer.set_result(read_fetch(memoryview(frame)[_SIZE.size :], request.API_VERSION))
 
     def authenticator_oauth(self) -> _OAuth:
         return _OAuth(sasl_oauth_token_provider=self._sasl_oauth_token_provider)
@@ -163,11 +297,12 @@ class Client(AIOKafkaClient):
     """
 
     def __init__(self, credentials: Credentials, *, seen: TopicSeen | None = None, **options: Any) -> None:
-        """``options`` are aiokafka's."""
+        """``options`` are aiokafka's. ``on_update``, an attribute, is called after each update of the metadata."""
         super().__init__(**options)
         self._sync_task: asyncio.Task[None] | None = None
         self._credentials = credentials
         self._seen = seen
+        self.on_update: Callable[[], None] = lambda: None
         self._problems: dict[Any, str] = {}
         self._connecting: dict[Any, asyncio.Lock] = {}
 
@@ -191,6 +326,16 @@ class Client(AIOKafkaClient):
         node = self.cluster.leader_for_partition(where)
         return None if node is None or node < 0 else int(node)
 
+    def partitions(self, topic: str) -> set[int]:
+        """The numbers of a topic's partitions; empty if the topic is not known."""
+        return set(self.cluster.partitions_for_topic(topic) or ())
+
+    @property
+    def background_task(self) -> asyncio.Task[None]:
+        """The task that updates the metadata. aiokafka does not start it again when it ends with an error."""
+        assert self._sync_task is not None
+        return self._sync_task
+
     def track(self, topic: str) -> None:
         """Ask for a topic at each update of the metadata."""
         self._topics.add(topic)
@@ -213,6 +358,7 @@ class Client(AIOKafkaClient):
             cluster_metadata.failed_update(None)
             return False
         cluster_metadata.update_metadata(metadata)
+        self.on_update()
         if self._report(metadata):
             await asyncio.sleep(self._retry_backoff)  # whoever waits for such a topic asks again at once
         return True
@@ -234,7 +380,7 @@ class Client(AIOKafkaClient):
 
     async def _ask_bootstrap_servers(self, request: Any) -> Any:
         """Ask over a connection of its own: the brokers may have moved."""
-        for (host, port, _), share in in_turn(self.hosts, self._request_timeout_ms / 1000):
+        for (host, port, _), share in in_turn(self.hosts, self.request_timeout):
             connection = self._new_connection(host, port)
             try:
                 async with asyncio.timeout(share):
@@ -353,18 +499,22 @@ class Client(AIOKafkaClient):
         connection: Connection = self._conns[node, ConnectionGroup.DEFAULT]
         return connection.write(request)
 
-    async def ask(self, request: Any, *, first: int | None = None, within: float | None = None) -> Any:
-        """Ask one broker after the other, over connections on which no records travel.
+    async def ask(
+        self, request: Any, *, first: int | None = None, within: float | None = None, shared: bool = False
+    ) -> Any:
+        """Ask one broker after the other.
 
         Args:
             first: the broker to begin with; the others follow in random order.
             within: seconds for all brokers together; the request timeout if not given.
+            shared: whether to ask over connections on which records travel, which stay open if no answer comes.
 
         Raises:
             KafkaError: none answers.
         """
+        group = ConnectionGroup.DEFAULT if shared else ConnectionGroup.COORDINATION
         loop = asyncio.get_running_loop()
-        end = loop.time() + (within or self._request_timeout_ms / 1000)
+        end = loop.time() + (within or self.request_timeout)
         problem: Exception = kafka_errors.NodeNotReadyError("No broker is known.")
         while True:
             lost = False
@@ -372,29 +522,45 @@ class Client(AIOKafkaClient):
             for node, share in in_turn(nodes, end - loop.time()):
                 try:
                     async with loop_timeout(share):
-                        return await self.send(node, request, group=ConnectionGroup.COORDINATION)
-                except TimeoutError:
-                    self.drop(node, ConnectionGroup.COORDINATION)
+                        return await self.send(node, request, group=group)
+                except (TimeoutError, asyncio.CancelledError) as error:  # the latter also at the caller's deadline
+                    if not shared:
+                        self.drop(node, group)
+                    if isinstance(error, asyncio.CancelledError):
+                        raise
                     problem = kafka_errors.RequestTimedOutError(f"broker {node} did not answer")
-                except asyncio.CancelledError:  # at the caller's deadline, perhaps because the connection is dead
-                    self.drop(node, ConnectionGroup.COORDINATION)
-                    raise
                 except (kafka_errors.KafkaError, OSError) as error:
                     problem = error
                     lost = lost or isinstance(error, kafka_errors.KafkaConnectionError)
             if not lost or loop.time() >= end:
                 raise problem
-            await asyncio.sleep(self._retry_backoff)  # who asked beside this has dropped the connection
+            await asyncio.sleep(self._retry_backoff)  # whoever asked beside this has dropped the connection
+
+    @property
+    def request_timeout(self) -> float:
+        """Seconds that a broker may take to answer."""
+        return float(self._request_timeout_ms / 1000)
 
     async def aclose(self) -> None:
         """Close the connections at once: aiokafka's ``close`` can wait for a broker that does not answer."""
         syncing, self._sync_task = self._sync_task, None
         if syncing is not None:
-            syncing.cancel()
-            await asyncio.wait((syncing,))
+            await _end_tasks([syncing])
         for connection in list(self._conns.values()):
             connection.abort()
         await asyncio.wait((asyncio.ensure_future(self.close()),), timeout=2.0)
+
+
+async def _end_tasks(tasks: Iterable[asyncio.Task[Any] | None]) -> None:
+    """Cancel until they are gone: one that catches the first cancellation gets the next."""
+    alive = [task for task in tasks if task is not None and not task.done()]
+    for _ in range(50):
+        if not alive:
+            return
+        for task in alive:
+            task.cancel()
+        await asyncio.sleep(0)
+        alive = [task for task in alive if not task.done()]
 
 
 # -- record batches and produce requests
@@ -429,3 +595,320 @@ def produce_errors(response: Any) -> Mapping[TopicPartition, int]:
         for topic, partitions in response.topics
         for partition, code, *_ in partitions
     }
+
+
+# -- fetches and offsets
+
+READ_UNCOMMITTED, READ_COMMITTED = 0, 1
+LATEST, EARLIEST = -1, -2
+
+FETCH_STRUCTS = tuple(each for each in FetchRequest._CLASSES if each.API_VERSION >= 4)
+"""The versions of a fetch that have the ends of transactions."""
+
+_INT16, _INT32 = struct.Struct(">h"), struct.Struct(">i")
+_FETCHED = struct.Struct(">ihqq")
+_ABORTED = struct.Struct(">qq")
+
+_FETCH_WAIT_MS = 500
+_FETCH_MAX_BYTES = 50 * 1024 * 1024
+
+
+class Fetched(NamedTuple):
+    """One partition's part of the answer to a fetch.
+
+    Attributes:
+        code: an error code, 0 without an error.
+        end: the offset behind the last record of the log.
+        stable: the offset of the first record of an open transaction, ``end`` without one.
+        aborted: producer id and first offset of each aborted transaction.
+        data: record batches; the last one may be cut short.
+    """
+
+    where: TopicPartition
+    code: int
+    end: int
+    stable: int
+    aborted: Sequence[tuple[int, int]]
+    data: bytes | memoryview
+
+
+def _by_topic(values: Mapping[TopicPartition, Any]) -> list[tuple[str, list[Any]]]:
+    topics: dict[str, list[Any]] = {}
+    for where, value in values.items():
+        topics.setdefault(where.topic, []).append((where.partition, *value))
+    return list(topics.items())
+
+
+def fetch_request(offsets: Mapping[TopicPartition, int], isolation: int, partition_bytes: int) -> Any:
+    """A request for records from these offsets on; the first batch comes whole, however large it is (KIP-74)."""
+    wanted = {where: (offset, partition_bytes) for where, offset in offsets.items()}
+    return FetchRequest(_FETCH_WAIT_MS, 1, _FETCH_MAX_BYTES, isolation, _by_topic(wanted))
+
+
+def read_fetch(answer: memoryview, version: int) -> list[Fetched]:
+    """The partitions in the answer to a `fetch_request`, whose ``data`` are parts of ``answer``."""
+    at = 10 if version >= 7 else 4  # throttle time, and the error and id of a session, which there is not
+    (topics,) = _INT32.unpack_from(answer, at)
+    at += 4
+    found: list[Fetched] = []
+    for _ in range(topics):
+        (size,) = _INT16.unpack_from(answer, at)
+        topic = str(answer[at + 2 : at + 2 + size], "utf-8")
+        (partitions,) = _INT32.unpack_from(answer, at + 2 + size)
+        at += 6 + size
+        for _ in range(partitions):
+            partition, code, end, stable = _FETCHED.unpack_from(answer, at)
+            at += _FETCHED.size + (8 if version >= 5 else 0)  # the log's start
+            (count,) = _INT32.unpack_from(answer, at)
+            at += 4
+            aborted = [_ABORTED.unpack_from(answer, at + number * _ABORTED.size) for number in range(max(0, count))]
+            at += len(aborted) * _ABORTED.size + (4 if version >= 11 else 0)  # the preferred replica
+            (size,) = _INT32.unpack_from(answer, at)
+            at += 4
+            data = answer[at : at + max(0, size)]
+            at += len(data)
+            found.append(Fetched(TopicPartition(topic, partition), code, end, stable, aborted, data))
+    return found
+
+
+def offsets_request(times: Mapping[TopicPartition, int], isolation: int) -> Any:
+    """A request for the first offset at or behind a time, in milliseconds since 1970, or at `EARLIEST` or `LATEST`."""
+    return OffsetRequest(-1, isolation, _by_topic({where: (at,) for where, at in times.items()}))
+
+
+def read_offsets(response: Any) -> Iterator[tuple[TopicPartition, int, int]]:
+    """Partition, error code and offset, -1 if there is none, in the answer to an `offsets_request`."""
+    for topic, partitions in response.topics:
+        for partition, code, *_, offset in partitions:
+            yield TopicPartition(topic, partition), code, offset
+
+
+# -- a topic's id, by which one that was deleted and created again differs (KIP-516); aiokafka's requests do not ask for it
+
+
+class TopicIdentity(NamedTuple):
+    """What tells a topic from an earlier one of its name.
+
+    Attributes:
+        id: its id, 16 bytes.
+        partitions: number of partitions.
+    """
+
+    id: bytes
+    partitions: int
+
+
+class _Uuid:
+    @classmethod
+    def decode(cls, data: BytesIO) -> bytes:
+        return data.read(16)
+
+    @classmethod
+    def encode(cls, value: bytes) -> bytes:
+        return value
+
+
+_TEXT = CompactString("utf-8")
+_TAGS = ("tags", TaggedFields)
+_NODES = CompactArray(Int32)
+
+
+class _MetadataResponse(Response):
+    API_KEY = 3
+    API_VERSION = 10
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        ("brokers", CompactArray(("node_id", Int32), ("host", _TEXT), ("port", Int32), ("rack", _TEXT), _TAGS)),
+        ("cluster_id", _TEXT),
+        ("controller_id", Int32),
+        (
+            "topics",
+            CompactArray(
+                ("error_code", Int16),
+                ("name", _TEXT),
+                ("topic_id", _Uuid),
+                ("is_internal", Boolean),
+                (
+                    "partitions",
+                    CompactArray(
+                        ("error_code", Int16),
+                        ("partition_index", Int32),
+                        ("leader_id", Int32),
+                        ("leader_epoch", Int32),
+                        ("replica_nodes", _NODES),
+                        ("isr_nodes", _NODES),
+                        ("offline_replicas", _NODES),
+                        _TAGS,
+                    ),
+                ),
+                ("topic_authorized_operations", Int32),
+                _TAGS,
+            ),
+        ),
+        ("cluster_authorized_operations", Int32),
+        _TAGS,
+    )
+
+
+class _MetadataRequestStruct(RequestStruct):
+    API_KEY = 3
+    API_VERSION = 10
+    FLEXIBLE_VERSION: ClassVar[bool] = True
+    RESPONSE_TYPE = _MetadataResponse
+    SCHEMA = Schema(
+        ("topics", CompactArray(("topic_id", _Uuid), ("name", _TEXT), _TAGS)),
+        ("allow_auto_topic_creation", Boolean),
+        ("include_cluster_authorized_operations", Boolean),
+        ("include_topic_authorized_operations", Boolean),
+        _TAGS,
+    )
+
+
+class TopicIdentityRequest(Request[_MetadataRequestStruct]):
+    """Ask for the identity of one topic, without creating it."""
+
+    API_KEY = 3
+
+    def __init__(self, topic: str) -> None:
+        self._topic = topic
+
+    def build(self, request_struct_class: type[_MetadataRequestStruct]) -> _MetadataRequestStruct:
+        return request_struct_class([(bytes(16), self._topic, {})], False, False, False, {})
+
+
+def read_identity(response: Any, topic: str) -> TopicIdentity | None:
+    """The topic's identity in the answer; ``None`` if the topic does not exist.
+
+    Raises:
+        KafkaError: the broker did not say, or the topic is still being created.
+    """
+    for code, name, topic_id, _, partitions, *_ in response.topics:
+        error = kafka_errors.for_code(code)
+        if name == topic and error is kafka_errors.NoError:
+            if any(partition[2] < 0 for partition in partitions):
+                raise kafka_errors.LeaderNotAvailableError(topic)
+            return TopicIdentity(topic_id, len(partitions))
+        if name == topic and error not in (kafka_errors.NoError, kafka_errors.UnknownTopicOrPartitionError):
+            raise error(topic)
+    return None
+
+
+# -- members of groups
+
+_NEVER_MS = 2**31 - 1
+_MARK = b"msight_bus"
+
+
+class MarkingAssignor(RoundRobinPartitionAssignor):
+    """aiokafka's assignor, with a mark in each member's metadata by which members of this make recognize each other."""
+
+    @classmethod
+    def metadata(cls, topics: Iterable[str]) -> ConsumerProtocolMemberMetadata:
+        return ConsumerProtocolMemberMetadata(cls.version, list(topics), _MARK)
+
+
+class Member(GroupCoordinator):
+    """A member of a consumer group. It joins by itself, and joins again for as long as it is not closed."""
+
+    def __init__(
+        self, client: Client, topic: str, group_id: str, session_timeout: float, listener: ConsumerRebalanceListener
+    ) -> None:
+        """``session_timeout`` are seconds after which the group gives up a member that is silent."""
+        subscription = SubscriptionState()
+        subscription.register_fetch_waiters(set())
+        subscription.subscribe({topic}, listener)
+        client.track(topic)
+        session_ms = int(session_timeout * 1000)
+        super().__init__(
+            client,
+            subscription,
+            group_id=group_id,
+            session_timeout_ms=session_ms,
+            rebalance_timeout_ms=session_ms,
+            heartbeat_interval_ms=min(2000, session_ms // 3),
+            max_poll_interval_ms=_NEVER_MS,  # a slow consumer leaves the log waiting, and stays a member
+            enable_auto_commit=False,
+            assignors=(MarkingAssignor,),
+        )
+
+    @property
+    def background_task(self) -> asyncio.Task[None]:
+        """The task that keeps the member in its group. aiokafka does not start it again when it ends with an error."""
+        task: asyncio.Task[None] = self._coordination_task
+        return task
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether a commit is made as a member: one without a generation could rewind another's."""
+        return bool(self.generation > 0)
+
+    @property
+    def has_coordinator(self) -> bool:
+        """Whether the broker that coordinates the group is known and reached."""
+        return self.coordinator_id is not None
+
+    def check(self) -> None:
+        """Raise what could not be done: aiokafka tells it only to whoever fetches, and tries again once it was told.
+
+        Raises:
+            KafkaError: the group may not be joined, for instance.
+        """
+        if self._coordination_task.done():
+            return  # whoever watches the task takes its error
+        # aiokafka starts these again at the next rebalance only.
+        for task in (self._heartbeat_task, self._commit_refresh_task):
+            if task is not None and task.done() and not task.cancelled() and task.exception() is not None:
+                self.request_rejoin()
+        self.check_errors()
+
+    async def committed(self, partitions: list[TopicPartition]) -> dict[TopicPartition, OffsetAndMetadata]:
+        """The group's committed offsets of all ``partitions``, in one request; those without one are absent."""
+        found = await self.fetch_committed_offsets(partitions)
+        return {partition: entry for partition, entry in found.items() if entry.offset >= 0}
+
+    async def commit(self, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
+        """Commit offsets, also of partitions that belong to other members.
+
+        Raises:
+            KafkaError: not committed.
+        """
+        await self.commit_offsets(None, offsets)
+
+    def _do_commit_offsets(self, assignment: Any, offsets: Any) -> asyncio.Task[None]:
+        """Retrieve the error of a commit: aiokafka shields it from its caller's deadline, after which nobody waits for it."""
+        task: asyncio.Task[None] = asyncio.create_task(super()._do_commit_offsets(assignment, offsets))
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return task
+
+    async def partitions_of_mates(self) -> set[TopicPartition] | None:
+        """The partitions of those members of the group that are of this make.
+
+        ``None`` if the broker does not tell: a group with members of the newer protocol (KIP-848) cannot be described so.
+
+        Raises:
+            RebalanceInProgressError: a rebalance is under way.
+            KafkaError: no answer.
+        """
+        response = await self._send_req(DescribeGroupsRequest([self.group_id]))
+        ((code, _, state, _, _, members, *_),) = response.groups
+        if state in ("PreparingRebalance", "CompletingRebalance"):
+            raise kafka_errors.RebalanceInProgressError(state)
+        if code or state != "Stable":
+            return None
+        partitions: set[TopicPartition] = set()
+        for _, _, _, metadata, assignment in members:
+            try:
+                if ConsumerProtocol.METADATA.decode(metadata).user_data == _MARK:
+                    partitions.update(ConsumerProtocol.ASSIGNMENT.decode(assignment).partitions())
+            except (ValueError, struct.error):
+                continue  # of another make
+        return partitions
+
+    async def aclose(self, leave_within: float) -> None:
+        """End, and leave the group if the broker answers within ``leave_within`` seconds."""
+        if not self._closing.done():
+            self._closing.set_result(None)
+        await _end_tasks((self._coordination_task, self._heartbeat_task, self._commit_refresh_task))
+        leaving = asyncio.ensure_future(self._maybe_leave_group())
+        await asyncio.wait((leaving,), timeout=leave_within)
+        await _end_tasks((leaving,))

@@ -12,7 +12,6 @@ from aiokafka.errors import KafkaError
 from msight_bus.backends.base import BLOCKED, Blocked, Inbox, Selection
 from msight_bus.backends.kafka.aiokafka_compat import Client, MetadataRequest, check_aiokafka, record_bytes
 from msight_bus.backends.kafka.client import client_options, probe
-from msight_bus.backends.kafka.consumer_compat import Consumer, MarkingAssignor, check_consumers
 from msight_bus.backends.kafka.credentials import Credentials
 from msight_bus.backends.kafka.errors import translate
 from msight_bus.backends.kafka.feed import KafkaFeed
@@ -41,10 +40,10 @@ from msight_bus.tasks import Gate, run_shielded
 
 logger = logging.getLogger("msight_bus")
 
-_NEVER_MS = 2**31 - 1
-
 _METADATA_AGE_MS = 300_000
 """Milliseconds after which the cluster is asked again which partitions the topics have."""
+
+_CONSUMER_METADATA_AGE_MS = 30_000
 
 _RECORD_OVERHEAD = record_bytes(None, b"", [(envelope.HEADER, b"0" * 48)]) + 16
 
@@ -345,31 +344,10 @@ class KafkaBackend:
         self._check_permitted()
         info = await self._directory.ensure(selection.topics[0])
         check_start(selection.start, selection.topics[0], info.partitions)
-        kafka = self._settings.kafka
-        check_consumers()
-        metadata_age_ms = 30_000
-        consumer = Consumer(
-            Client(self._credentials, metadata_max_age_ms=metadata_age_ms, **self._options),
-            **self._options,
-            group_id=selection.group_id,
-            enable_auto_commit=False,
-            auto_offset_reset="none",
-            max_poll_interval_ms=_NEVER_MS,  # a slow consumer leaves the log waiting, and stays a member
-            session_timeout_ms=int(kafka.session_timeout * 1000),
-            rebalance_timeout_ms=int(kafka.session_timeout * 1000),
-            heartbeat_interval_ms=min(2000, int(kafka.session_timeout * 1000 / 3)),
-            fetch_max_wait_ms=500,
-            max_partition_fetch_bytes=kafka.tuning.fetch_bytes,  # the first batch comes whole, however large (KIP-74)
-            isolation_level=kafka.isolation,
-            partition_assignment_strategy=(MarkingAssignor,),
-        )
-        feed: KafkaFeed
-        if selection.group_id is None:
-            feed = LiveViewFeed(selection, inbox, self._settings, consumer, self._dead_letter)
-            feed.directory = self._directory
-            feed.partitions = info.partitions
-        else:
-            feed = GroupFeed(selection, inbox, self._settings, consumer, self._dead_letter)
+        client = Client(self._credentials, metadata_max_age_ms=_CONSUMER_METADATA_AGE_MS, **self._options)
+        arguments = (selection, inbox, self._settings, client, self._dead_letter)
+        group_id = selection.group_id
+        feed = LiveViewFeed(*arguments) if group_id is None else GroupFeed(group_id, *arguments)
         self._feeds.add(feed)
         feed.on_closed = lambda: self._feeds.discard(feed)
         try:

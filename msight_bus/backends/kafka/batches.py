@@ -95,7 +95,7 @@ class Unreadable:
     reason: str
 
 
-def split(data: bytes) -> Iterator[memoryview]:
+def split(data: bytes | memoryview) -> Iterator[memoryview]:
     """The batches of a fetch; a broker may cut the last one short, which comes whole with the next fetch.
 
     Raises:

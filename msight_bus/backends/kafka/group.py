@@ -13,26 +13,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Iterable
+from typing import Any
 
 from aiokafka import ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
 from aiokafka.errors import KafkaError, RebalanceInProgressError
 
 from msight_bus.backends.deadlines import loop_timeout
-from msight_bus.backends.kafka.consumer_compat import (
-    check_group,
-    commit_any,
-    committed_offsets,
-    fetch_lists,
-    has_coordinator,
-    partitions_of_mates,
-    rejoin,
-    renew_metadata,
-    retrieve_commits,
-    start_consumer,
-)
+from msight_bus.backends.kafka.aiokafka_compat import LATEST, Member
 from msight_bus.backends.kafka.errors import REFUSED, translate
 from msight_bus.backends.kafka.feed import KafkaFeed
-from msight_bus.backends.kafka.start import Moment, moment_of, resolve
+from msight_bus.backends.kafka.start import Moment, list_offsets, moment_of
 from msight_bus.errors import BusError, ConnectionLostError, fresh
 
 logger = logging.getLogger("msight_bus")
@@ -47,6 +37,8 @@ has expired, which takes 45 s with the defaults of Kafka's own clients."""
 
 _TELL_EVERY = 5.0
 
+_COMMIT_WITHIN = 3.0
+
 _COMPARE_EVERY = 10.0
 _MANY = 100
 """Records after which a member whose own partitions received none is told; fewer can be chance."""
@@ -55,60 +47,66 @@ _MANY = 100
 class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
     """A subscription with ``group_id``."""
 
-    _joined: asyncio.Event
-    _foreseen: dict[TopicPartition, int]
-    """Where this member would have begun in each partition when it joined: another make's may hold it and commit nothing."""
+    def __init__(self, group_id: str, *arguments: Any) -> None:
+        """``arguments`` are those of `KafkaFeed`."""
+        super().__init__(*arguments)
+        self._group_id = group_id
+        self._member: Member | None = None
+        self._joined = asyncio.Event()
+        self._start = self._selection.start
+        self._begins_anew = False
+        # where this member would have begun in each partition when it joined: another make's may hold it and commit nothing
+        self._foreseen: dict[TopicPartition, int] = {}
 
     async def start(self) -> None:
         """Join the group and wait until every partition's start is committed."""
-        self._joined = asyncio.Event()
-        self._foreseen = {}
-        self._start = self._selection.start
-        self._begins_anew = False
-        await start_consumer(self._consumer)
-        fetch_lists(self._consumer, self)
-        self._consumer.subscribe([self.topic], listener=self)
-        retrieve_commits(self._consumer)
-        pump = self._run(self._pump(), "pump")
-        self._watch_client()
-        await self._join(pump)
+        await self._connect()
+        self._member = Member(self.client, self.topic, self._group_id, self._settings.kafka.session_timeout, self)
+        fetching = self._begin_fetching(self.client.background_task, self._member.background_task)
+        await self._join(fetching)
         await self._wait_for_mates()
         self._run(self._commit_regularly(), "committer")
         self._run(self._look_at_topic(), "topic")
         self._run(self._compare_partitions(), "comparison")
 
+    @property
+    def member(self) -> Member:
+        """The membership."""
+        assert self._member is not None
+        return self._member
+
     async def _compare_partitions(self) -> None:
         """Warn once if only partitions of other members receive records."""
         first: dict[TopicPartition, int] = {}
-        own: set[int] = set()
+        own: set[TopicPartition] = set()
         while True:
             await asyncio.sleep(_COMPARE_EVERY)
             try:
-                ends: dict[TopicPartition, int] = dict(await self._consumer.end_offsets(self._all_partitions()))
+                ends = await list_offsets(self.client, self._all_partitions(), LATEST, self._isolation)
             except (KafkaError, OSError):
                 continue
-            if own != set(self._assignment) or ends.keys() != first.keys():
-                first, own = ends, set(self._assignment)
+            if own != self.partitions.keys() or ends.keys() != first.keys():
+                first, own = ends, set(self.partitions)
                 continue
-            received = {where.partition: end - first[where] for where, end in ends.items()}
-            others = {number: count for number, count in received.items() if number not in own and count > 0}
-            if own and sum(others.values()) >= _MANY and not any(received[number] for number in own):
+            received = {where: end - first[where] for where, end in ends.items()}
+            others = {where: count for where, count in received.items() if where not in own and count > 0}
+            if own and sum(others.values()) >= _MANY and not any(received[where] for where in own):
                 self._warn_of_idle_partitions(own, others)
                 return
 
-    def _warn_of_idle_partitions(self, own: set[int], others: dict[int, int]) -> None:
+    def _warn_of_idle_partitions(self, own: set[TopicPartition], others: dict[TopicPartition, int]) -> None:
         logger.warning(
             "Group %s: this member owns only partitions of %s that receive nothing (%s), while others do (%s). Messages of one "
             "key go to one partition, and so do those of one publisher without a key. To share them, publish with more keys, or "
             "spread those without one: "
             "publisher(spread=True), NodeConfig(spread=True), or MSIGHT_KAFKA_UNKEYED=spread at the publisher.",
-            self._selection.group_id,
+            self._group_id,
             self.topic,
-            ", ".join(map(str, sorted(own))),
-            ", ".join(f"{number}: {count} records" for number, count in sorted(others.items())),
+            ", ".join(str(where.partition) for where in sorted(own)),
+            ", ".join(f"{where.partition}: {count} records" for where, count in sorted(others.items())),
         )
 
-    async def _join(self, pump: asyncio.Task[None]) -> None:
+    async def _join(self, fetching: asyncio.Task[None]) -> None:
         """Wait until partitions are assigned.
 
         Raises:
@@ -121,29 +119,29 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
         told = begun + _TELL_EVERY
         joined = asyncio.ensure_future(self._joined.wait())
         try:
-            while not joined.done() and not pump.done():
-                await asyncio.wait((pump, joined), timeout=_POLL, return_when=asyncio.FIRST_COMPLETED)
+            while not joined.done() and not fetching.done():
+                await asyncio.wait((fetching, joined), timeout=_POLL, return_when=asyncio.FIRST_COMPLETED)
                 if self._failure is not None:
                     raise fresh(self._failure)
-                check_group(self._consumer)
+                self.member.check()
                 now = clock()
-                if has_coordinator(self._consumer):
+                if self.member.has_coordinator:
                     reached = now
                 if now - reached >= limits.connect_timeout:
                     raise ConnectionLostError(
-                        f"The coordinator of the group {self._selection.group_id!r} did not answer within "
+                        f"The coordinator of the group {self._group_id!r} did not answer within "
                         f"{limits.connect_timeout:g} s (MSIGHT_CONNECT_TIMEOUT)."
                     )
                 if now - begun >= within:
                     raise ConnectionLostError(
-                        f"The group {self._selection.group_id!r} did not accept a member for {self.topic!r} within {within:g} s."
+                        f"The group {self._group_id!r} did not accept a member for {self.topic!r} within {within:g} s."
                     )
                 if now >= told:
                     told = now + _TELL_EVERY
                     logger.warning(
                         "Joining the group %s for %s: waiting for %.0f s, at most %g s. A member that left without saying so is "
                         "waited for until its session expires.",
-                        self._selection.group_id,
+                        self._group_id,
                         self.topic,
                         now - begun,
                         within,
@@ -156,7 +154,7 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
         waited = 0.0
         while waited < _DECIDES_WITHIN:
             everything = self._all_partitions()
-            missing = set(everything) - set(await committed_offsets(self._consumer, everything))
+            missing = set(everything) - set(await self.member.committed(everything))
             if not missing or await self._has_decided(missing):
                 return
             await asyncio.sleep(_POLL)
@@ -165,22 +163,18 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
     async def _has_decided(self, missing: set[TopicPartition]) -> bool:
         """Whether none of these partitions belongs to a member of this make."""
         try:
-            mates = await partitions_of_mates(self._consumer)
+            mates = await self.member.partitions_of_mates()
         except RebalanceInProgressError:
             return False
         return mates is None or not missing & mates
 
-    def _all_partitions(self) -> list[TopicPartition]:
-        partitions = self._consumer.partitions_for_topic(self.topic) or set()
-        return [TopicPartition(self.topic, partition) for partition in sorted(partitions)]
-
     def _check_client(self) -> None:
         try:
-            check_group(self._consumer)
+            self.member.check()
         except REFUSED as error:
             self._fail(translate(error, "subscribe"))
         except KafkaError as error:
-            self._complain(error)  # aiokafka tries again once the error has been taken
+            self.failed(error)  # aiokafka tries again once the error has been taken
 
     # -- rebalances: aiokafka awaits these, and sends no heartbeat while the second one runs
 
@@ -197,7 +191,7 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
         try:
             await listening
         except RebalanceInProgressError:  # whatever was to be found out, the next assignment does
-            rejoin(self._consumer)
+            self.member.request_rejoin()
         except REFUSED as error:
             self._fail(translate(error, "subscribe"))
         except (KafkaError, OSError) as error:
@@ -205,20 +199,19 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
                 "A rebalance of %s failed, rejoining the group: %s", self.topic, translate(error, "subscribe")
             )
             await asyncio.sleep(self._settings.limits.reconnect_min)
-            rejoin(self._consumer)
+            self.member.request_rejoin()
         except Exception as error:
             logger.exception("A rebalance of %s failed.", self.topic)
             self._fail(translate(error, "subscribe"))
 
     async def _revoke(self) -> None:
-        self._resolved.clear()
         try:
             await self._commit_finished()
         except BusError as error:
             logger.warning("Not committed before a rebalance, so it is delivered again: %s", error)
         finally:
-            self._let_go()
-            gone = set(self._assignment.values())
+            gone = set(self.partitions.values())
+            self._fetcher.assign({})
             self._inbox.discard(lambda message: message._settlement in gone, "revoked")
 
     async def _assign(self, own: list[TopicPartition]) -> None:
@@ -226,31 +219,24 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
             if await self._identify():
                 self._begin_anew()
             starts = await self._starts(sorted(own))
-        for partition, start in starts.items():
-            self._consumer.seek(partition, start.offset)
-        self._assignment = {
-            where.partition: self._partition(where.partition, start.offset, Moment.noted(start.metadata))
-            for where, start in starts.items()
+        partitions = {
+            where: self._partition(where, start.offset, Moment.noted(start.metadata)) for where, start in starts.items()
         }
-        self._arriving.update(self._assignment)
-        for partition in self._assignment.values():
+        for partition in partitions.values():
             partition.ledger.committed = partition.ledger.expected
-        self._resolved.set()
+        self._fetcher.assign(partitions)
         self._joined.set()
 
     async def _look(self) -> None:
         if await self._identify():
             self._begin_anew()
-            rejoin(self._consumer)
-        elif self._identity is not None and self._identity.partitions > len(self._all_partitions()):
-            renew_metadata(
-                self._consumer
-            )  # the leader of the group assigns partitions that were added when it knows of them
+            self.member.request_rejoin()
+        elif self._identity is not None and self._identity.partitions != len(self._all_partitions()):
+            await self.client.update_metadata()  # from which the leader of the group assigns
 
     def _begin_anew(self) -> None:
         """What was read of a topic that is gone settles nothing, and partitions of the new one start at their beginning."""
-        self._let_go()
-        self._assignment = {}
+        self._fetcher.assign({})
         self._foreseen = {}
         self._start = "earliest"
         self._begins_anew = True
@@ -258,10 +244,10 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
     async def _starts(self, own: list[TopicPartition]) -> dict[TopicPartition, OffsetAndMetadata]:
         if self._begins_anew:  # what is committed may be of the topic that is gone
             committed = await self._decide(own)
-            self._begins_anew = False
+            self._begins_anew = not self._all_partitions()  # nobody was given any, as the metadata are of before
             return committed
         everything = sorted({*self._all_partitions(), *own})
-        committed = await committed_offsets(self._consumer, everything)
+        committed = await self.member.committed(everything)
         if not committed:
             committed = await self._first_starts(everything, own)
         missing = [where for where in own if where not in committed]
@@ -274,7 +260,7 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
     ) -> dict[TopicPartition, OffsetAndMetadata]:
         """What one member decides where nothing is committed yet."""
         mates = await self._mates(own)
-        found = await resolve(self._consumer, sorted({*everything, *mates}), self._start)
+        found = await self._resolve(sorted({*everything, *mates}), self._start)
         self._foreseen = found | self._foreseen
         if not own:
             return {}
@@ -285,22 +271,22 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
     async def _decide(self, partitions: list[TopicPartition]) -> dict[TopicPartition, OffsetAndMetadata]:
         """Commit where partitions start: where they were when this member joined, and new ones at their beginning."""
         new = [where for where in partitions if where not in self._foreseen]
-        starts = self._foreseen | await resolve(self._consumer, new, "earliest")
+        starts = self._foreseen | await self._resolve(new, "earliest")
         moment = moment_of(self._start)
         decided = {where: OffsetAndMetadata(starts[where], moment.note if moment else "") for where in partitions}
         if decided:
-            await commit_any(self._consumer, decided)
+            await self.member.commit(decided)
         return decided
 
     async def _mates(self, own: list[TopicPartition]) -> list[TopicPartition]:
         """The partitions of the topic that members of this make own, in order."""
-        mates = await partitions_of_mates(self._consumer) or set()
+        mates = await self.member.partitions_of_mates() or set()
         return sorted({*own, *(where for where in mates if where.topic == self.topic)})
 
     async def _decided_elsewhere(self, own: list[TopicPartition]) -> dict[TopicPartition, OffsetAndMetadata]:
         waited = 0.0
         while True:
-            committed = await committed_offsets(self._consumer, own)
+            committed = await self.member.committed(own)
             if len(committed) == len(own) or waited >= _DECIDES_WITHIN:
                 return committed
             await asyncio.sleep(_POLL)
@@ -314,7 +300,7 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
             try:
                 await self._commit_finished()
             except BusError as error:
-                self._complain(error)
+                self.failed(error)
 
     async def commit(self) -> None:
         """Commit the finished prefixes.
@@ -323,3 +309,32 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
             BusError: not committed; the records come again.
         """
         await self._commit_finished()
+
+    async def _commit_finished(self) -> None:
+        """Commit the finished prefixes, forwards only, within a deadline.
+
+        Raises:
+            BusError: not committed; the records come again.
+        """
+        if self._member is None or not self._member.is_joined:
+            return
+        ledgers = {where: partition.ledger for where, partition in self.partitions.items() if partition.owned}
+        finished = {
+            where: ledger.finished for where, ledger in ledgers.items() if ledger.finished > (ledger.committed or 0)
+        }
+        if not finished:
+            return
+        try:
+            async with loop_timeout(_COMMIT_WITHIN):
+                await self._member.commit({where: OffsetAndMetadata(at, "") for where, at in finished.items()})
+        except TimeoutError as error:
+            raise BusError(f"Kafka did not confirm a commit of {self.topic!r} within {_COMMIT_WITHIN:g} s.") from error
+        except KafkaError as error:
+            raise translate(error, "subscribe") from error
+        for where, offset in finished.items():
+            ledgers[where].committed = offset
+
+    async def _leave(self, within: float) -> None:
+        member, self._member = self._member, None
+        if member is not None:
+            await member.aclose(within)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError, KafkaTimeoutError, LeaderNotAvailableError
 
 from msight_bus.backends.base import Start
+from msight_bus.backends.kafka.aiokafka_compat import EARLIEST, LATEST, Client, offsets_request, read_offsets
+from msight_bus.backends.kafka.errors import error_for
 from msight_bus.message import Message
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 _SINCE = "since "
+_AGAIN_AFTER = 0.1
+"""Seconds until offsets are asked for again."""
+
 _CLOCK_STEP = 5e-7
 """Seconds by which times of publishing and a moment are certainly apart, as floats of microseconds and nanoseconds."""
 
@@ -74,23 +81,64 @@ def check_start(start: Start, topic: str, partitions: int) -> None:
 
 
 async def resolve(
-    consumer: AIOKafkaConsumer, partitions: list[TopicPartition], start: Start
+    client: Client, partitions: list[TopicPartition], start: Start, isolation: int
 ) -> dict[TopicPartition, int]:
     """The offset in each partition at which ``start`` begins.
 
     Raises:
         KafkaError: the broker did not say.
     """
-    if not partitions:
-        return {}
     if start == "earliest":
-        return dict(await consumer.beginning_offsets(partitions))
+        return await list_offsets(client, partitions, EARLIEST, isolation)
     # The end is asked for first: what is published between two questions must lie behind the answer.
-    ends: dict[TopicPartition, int] = dict(await consumer.end_offsets(partitions))
+    ends = await list_offsets(client, partitions, LATEST, isolation)
     if isinstance(start, datetime):
         # Kafka has a meaning of its own for -1 and -2
-        found = await consumer.offsets_for_times(dict.fromkeys(partitions, max(0, Moment(start).milliseconds)))
-        return {where: at.offset if (at := found.get(where)) is not None else ends[where] for where in partitions}
+        found = await list_offsets(client, partitions, max(0, Moment(start).milliseconds), isolation)
+        return {where: found[where] if found[where] >= 0 else ends[where] for where in partitions}
     if isinstance(start, Mapping):
         return {where: start.get(where.partition, ends[where]) for where in partitions}
     return ends
+
+
+async def list_offsets(
+    client: Client, partitions: list[TopicPartition], at: int, isolation: int
+) -> dict[TopicPartition, int]:
+    """The first offset of each partition at or behind a time.
+
+    Args:
+        at: milliseconds since 1970, `EARLIEST` or `LATEST`; the end is that for readers of ``isolation``.
+
+    Returns:
+        The offsets; -1 where no record is so young.
+
+    Raises:
+        KafkaError: the brokers refuse, or did not answer within the request timeout.
+    """
+    found: dict[TopicPartition, int] = {}
+    problem: KafkaError = LeaderNotAvailableError("no leader is known")
+    try:
+        async with asyncio.timeout(client.request_timeout):
+            while missing := [where for where in partitions if where not in found]:
+                by_node: dict[int | None, dict[TopicPartition, int]] = {}
+                for where in missing:
+                    by_node.setdefault(client.leader(where), {})[where] = at
+                try:
+                    for node, times in by_node.items():
+                        if node is None:
+                            raise LeaderNotAvailableError(next(iter(times)).topic)
+                        for where, code, offset in read_offsets(
+                            await client.send(node, offsets_request(times, isolation))
+                        ):
+                            if code:
+                                raise error_for(code)(where.topic)
+                            found[where] = offset
+                except KafkaError as error:
+                    if not error.retriable:
+                        raise
+                    problem = error
+                    await client.update_metadata()
+                    await asyncio.sleep(_AGAIN_AFTER)
+    except TimeoutError as error:
+        raise KafkaTimeoutError(f"no offsets within {client.request_timeout:g} s: {problem}") from error
+    return found

@@ -26,29 +26,23 @@ class Maker:
         self._fetches = count(1)
         self._enough = fetches
 
-    def make(self, partition, records, first):
+    def make(self, records, first):
         return to_messages("t", records, 1_800_000_000.0, None, first)
 
-    def passed(self, partition, offset):
+    def passed(self, offset):
         self.passed_to.append(offset)
 
-    def unreadable(self, partition, count, reason, *, at_most):
+    def unreadable(self, count, reason, *, at_most):
         self.gaps.append((len(self.read), count, at_most))
 
-    def fetch_failed(self):
-        raise AssertionError("no reader says so")
-
-    def topic_missing(self):
-        raise AssertionError("no reader says so")
-
-    def fetch_again(self, partition, offset):
+    def fetch_again(self, offset):
         return next(self._fetches) < self._enough
 
 
 def read(data, position=0, maker=None, aborted=()):
     """All of a fetch: the values with their offsets, and the maker."""
     maker = maker or Maker()
-    reader = PartitionReader(0, data, position, aborted, maker)
+    reader = PartitionReader(data, position, aborted, maker)
     for messages in reader:
         assert 0 < len(messages) <= maker.limit
         assert reader.next_fetch_offset > offset_of(messages[-1])

@@ -14,7 +14,7 @@ from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.errors import KafkaConnectionError
 
 from msight_bus import HeaderError, QueuePolicy
-from msight_bus.backends.kafka import feed
+from msight_bus.backends.kafka import partition
 from msight_bus.events import Gap
 from tests.support.kafka_admin import administering
 from tests.support.kafka_records import NOW_MS, Rec, batch_of, now_ms, raw_producer
@@ -222,7 +222,7 @@ async def test_the_latest_is_the_last_stable_offset(kafka, topic):
 
 
 async def test_a_transaction_that_stays_open_is_said_once(kafka, topic, monkeypatch, caplog):
-    monkeypatch.setattr(feed, "_HELD_BACK_AFTER", 0.3)
+    monkeypatch.setattr(partition, "_HELD_BACK_AFTER", 0.3)
     await make_topic(kafka, topic)
     async with kafka.connect() as bus, transactions(kafka, topic) as transaction:
         async with bus.subscribe(topic) as messages:
@@ -314,16 +314,16 @@ async def test_a_consumer_of_the_latest_skips_what_is_older_when_a_broker_comes_
     async with kafka.connect() as bus, bus.subscribe(topic, queue=QueuePolicy.latest(10)) as messages:
         await publish(bus, topic, range(1))
         await numbers(messages, 1)
-        tap = messages._at_broker._consumer._fetcher._client
-        original = tap._client.send
+        client = messages._at_broker.client
+        original = client.send
 
         async def unreachable(*_, **options):
             raise KafkaConnectionError("away")
 
-        tap._client.send = unreachable
+        client.send = unreachable
         await publish(bus, topic, range(1, 3000))
         await asyncio.sleep(0.7)  # a fetch that was under way may have brought the first ones
-        tap._client.send = original
+        client.send = original
         await until(lambda: messages.stats.received == 3000)
         assert int((await anext(messages)).payload) >= 2990
         assert "skipped" in messages.stats.dropped

@@ -6,13 +6,13 @@ import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.admin import NewPartitions
 from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.errors import GroupAuthorizationFailedError, KafkaError, KafkaTimeoutError
 
 from msight_bus import AuthenticationError, BusError
-from msight_bus.backends.kafka import consumer_compat, feed, group
+from msight_bus.backends.kafka import feed, group, partition
 from msight_bus.backends.kafka.watch import watch
 from msight_bus.events import Disconnected, Gap, Reconnected
 from tests.support.kafka_admin import administering
@@ -97,7 +97,7 @@ async def add_partitions(kafka, *topics, total):
 
 
 def coordinator(messages):
-    return messages._at_broker._consumer._coordinator
+    return messages._at_broker.member
 
 
 def generations(members):
@@ -122,7 +122,7 @@ async def test_partitions_that_only_the_leader_knows_of_are_read_and_nothing_is_
                 before = generations(members.subscriptions)
                 for messages in members.subscriptions:
                     if coordinator(messages)._group_subscription is not None:
-                        await messages._at_broker._consumer._client.force_metadata_update()
+                        await messages._at_broker.client.force_metadata_update()
                 await until(lambda: min(generations(members.subscriptions)) > max(before))
             async with members.load():  # a publisher that knows the new partitions
                 await members.each_reads()
@@ -136,7 +136,7 @@ async def test_added_partitions_are_found_when_the_topic_is_looked_at(kafka, top
     monkeypatch.setattr(feed, "_LOOK_EVERY", 0.3)
     async with kafka.connect(MSIGHT_KAFKA_PARTITIONS="1") as bus, bus.subscribe(topic, group_id="g") as messages:
         await add_partitions(kafka, topic, total=4)
-        await until(lambda: set(messages._at_broker._assignment) == set(range(4)), within=15)
+        await until(lambda: {where.partition for where in messages._at_broker.partitions} == set(range(4)), within=15)
 
 
 @pytest.mark.faults
@@ -188,7 +188,7 @@ def failing(monkeypatch):
     return fail
 
 
-@pytest.mark.parametrize("name", ["_starts", "_let_go", "_commit_finished"])
+@pytest.mark.parametrize("name", ["_starts", "_partition", "_commit_finished"])
 async def test_an_unexpected_error_in_a_listener_fails_the_subscription(kafka, topic, failing, name):
     async with kafka.connect() as bus, bus.subscribe(topic, group_id="g") as messages:
         await bus.publish(topic, b"0")
@@ -269,7 +269,7 @@ async def test_a_subscription_whose_fetcher_ended_fails(kafka, topic, monkeypatc
         raise RuntimeError("a bug")
 
     async with kafka.connect() as bus, bus.subscribe(topic, group_id=group_id) as messages:
-        monkeypatch.setattr(consumer_compat, "PartitionReader", fail)
+        monkeypatch.setattr(partition, "PartitionReader", fail)
         await bus.publish(topic, b"0")
         with pytest.raises(BusError, match="a bug|data retrieval"):
             await take(messages, 1)
@@ -281,7 +281,7 @@ async def test_a_subscription_whose_metadata_is_renewed_no_longer_fails(kafka, t
         raise RuntimeError("a bug")
 
     async with kafka.connect() as bus, bus.subscribe(topic, group_id=group_id) as messages:
-        kafka_client = messages._at_broker._consumer._client
+        kafka_client = messages._at_broker.client
         kafka_client.cluster.add_listener(fail)
         kafka_client.force_metadata_update()
         with pytest.raises(BusError, match="a bug"):
@@ -338,13 +338,13 @@ async def test_a_client_whose_metadata_is_renewed_no_longer_closes_its_connectio
 
 async def test_a_retention_gap_that_cannot_be_measured_yet_is_measured_later(kafka, topic, monkeypatch):
     events: list = []
-    original = AIOKafkaConsumer.beginning_offsets
+    original = feed.list_offsets
     answers = iter([KafkaTimeoutError("frozen"), OSError("away")])
 
-    async def measure(self, partitions):
+    async def measure(*arguments):
         if error := next(answers, None):
             raise error
-        return await original(self, partitions)
+        return await original(*arguments)
 
     async with kafka.connect(events=events) as bus:
         async with bus.publisher(topic) as publisher:
@@ -354,7 +354,7 @@ async def test_a_retention_gap_that_cannot_be_measured_yet_is_measured_later(kaf
             partition = (await take(messages, 1))[0].position[0]
         async with administering(kafka) as admin:
             await admin.delete_records({TopicPartition(topic, partition): RecordsToDelete(before_offset=6)})
-        monkeypatch.setattr(AIOKafkaConsumer, "beginning_offsets", measure)
+        monkeypatch.setattr(feed, "list_offsets", measure)
         async with bus.subscribe(topic, start={partition: 1}) as messages:
             assert await numbers(messages, 4) == [6, 7, 8, 9]
     assert events == [Gap(topic, 5, "retention", at_most=True)]

@@ -22,6 +22,11 @@ from tests.support.rig import until
 MAKES = pytest.mark.parametrize("options", PROTOCOLS.values(), ids=PROTOCOLS)
 
 
+def owned(messages):
+    """The numbers of the partitions of a subscription."""
+    return {where.partition for where in messages._at_broker.partitions}
+
+
 @asynccontextmanager
 async def other_member(kafka, topic, options, partitions=4):
     async with administering(kafka) as admin:
@@ -48,8 +53,8 @@ async def test_joining_beside_another_make_waits_for_nothing(kafka, topic, optio
     monkeypatch.setattr(group.GroupFeed, "_decided_elsewhere", never)
     async with other_member(kafka, topic, options) as member, kafka.connect() as bus:
         async with bus.subscribe(topic, group_id=topic) as messages:
-            await until(lambda: messages._at_broker._assignment)
-            own = set(messages._at_broker._assignment)
+            await until(lambda: owned(messages))
+            own = owned(messages)
             await until(lambda: own.isdisjoint(member.partitions))
             for number in range(60):
                 await bus.publish(topic, b"%d" % number, key=f"k{number}")
@@ -60,11 +65,11 @@ async def test_two_members_beside_another_make_share_what_it_leaves(kafka, topic
     async with other_member(kafka, topic, CLASSIC, partitions=6) as member, kafka.connect() as bus:
         async with bus.subscribe(topic, group_id=topic) as one, bus.subscribe(topic, group_id=topic) as two:
 
-            def owned():
-                return [sorted(each._at_broker._assignment) for each in (one, two)]
+            def shared():
+                return [sorted(owned(each)) for each in (one, two)]
 
-            await until(lambda: [len(each) for each in owned()] == [2, 2] and len(member.partitions) == 2)
-            assert sorted(sum(owned(), member.partitions)) == list(range(6))
+            await until(lambda: [len(each) for each in shared()] == [2, 2] and len(member.partitions) == 2)
+            assert sorted(sum(shared(), member.partitions)) == list(range(6))
 
 
 async def test_what_comes_from_another_make_starts_where_it_was_joined(kafka, topic):
@@ -76,7 +81,7 @@ async def test_what_comes_from_another_make_starts_where_it_was_joined(kafka, to
             async with bus.subscribe(topic, group_id=topic) as messages:
                 await until(lambda: len(member.partitions) == 1)
                 await asyncio.sleep(0)
-                (elsewhere,) = {0, 1} - set(messages._at_broker._assignment)
+                (elsewhere,) = {0, 1} - owned(messages)
                 await member.stop(leaves=True)
                 await produce(topic, batch_of(Rec(b"1")), elsewhere)
                 assert await numbers(messages, 1) == [1]
@@ -112,7 +117,7 @@ async def test_a_dead_member_is_waited_for_longer_than_connecting_takes(kafka, t
     async with kafka.connect(MSIGHT_CONNECT_TIMEOUT="1.5") as bus:
         with caplog.at_level(logging.WARNING, "msight_bus"):
             async with bus.subscribe(topic, group_id=topic) as messages:
-                assert set(messages._at_broker._assignment) == {0, 1, 2, 3}
+                assert owned(messages) == {0, 1, 2, 3}
     assert any("Joining the group" in line and topic in line for line in caplog.messages)
 
 

@@ -214,10 +214,10 @@ async def test_a_slow_handler_does_not_cost_the_membership(kafka, topic):
             await bus.publish(topic, b"0")
             await bus.publish(topic, b"1")
             assert await numbers(messages, 1) == [0]
-            member = messages._at_broker._consumer._coordinator.member_id
+            member = messages._at_broker.member.member_id
             await asyncio.sleep(2)  # the handler: busy for longer than the session timeout
             assert await numbers(messages, 1) == [1]
-            assert messages._at_broker._consumer._coordinator.member_id == member
+            assert messages._at_broker.member.member_id == member
 
 
 def test_authentication_errors_are_told_apart():
@@ -230,7 +230,7 @@ def test_authentication_errors_are_told_apart():
 
 async def test_records_are_taken_as_the_client_parsed_them(kafka, topic, monkeypatch):
     """Guards the one private place of aiokafka that the fetch path leans on: a new release that moves it fails here."""
-    from msight_bus.backends.kafka import feed
+    from msight_bus.backends.kafka import partition
 
     kinds = set()
 
@@ -239,8 +239,8 @@ async def test_records_are_taken_as_the_client_parsed_them(kafka, topic, monkeyp
         kinds.update(type(record).__name__ for record in records)
         return to_messages(topic, records, *rest)
 
-    to_messages = feed.to_messages
-    monkeypatch.setattr(feed, "to_messages", spy)
+    to_messages = partition.to_messages
+    monkeypatch.setattr(partition, "to_messages", spy)
     async with kafka.connect() as bus, bus.subscribe(topic) as messages:
         for i in range(5):
             await bus.publish(topic, b"%d" % i)
@@ -278,13 +278,13 @@ async def test_a_record_lingers_until_its_batch_is_full(kafka, topic):
 
 async def test_a_subscription_whose_reading_fails_says_so(kafka, topic, monkeypatch):
     """Nobody awaits the task that fetches; an error that nobody thought of must not end it in silence."""
-    from msight_bus.backends.kafka import feed
+    from msight_bus.backends.kafka import partition
 
     def fail(*_):
         raise RuntimeError("a bug")
 
     async with kafka.connect() as bus, bus.subscribe(topic) as messages:
-        monkeypatch.setattr(feed, "to_messages", fail)
+        monkeypatch.setattr(partition, "to_messages", fail)
         await bus.publish(topic, b"x")
         with pytest.raises(BusError, match="a bug"):
             await numbers(messages, 1)

@@ -13,7 +13,7 @@ from aiokafka import TopicPartition
 from aiokafka.admin.records_to_delete import RecordsToDelete
 from confluent_kafka import Producer
 
-from msight_bus.backends.kafka import feed
+from msight_bus.backends.kafka import partition
 from msight_bus.events import Gap
 from tests.support.kafka_admin import administering, make
 from tests.support.librdkafka import options, produce, read
@@ -178,7 +178,7 @@ async def test_an_aborted_transaction(kafka, topic):
 
 
 async def test_an_open_transaction(kafka, topic, monkeypatch, caplog):
-    monkeypatch.setattr(feed, "_HELD_BACK_AFTER", 0.3)
+    monkeypatch.setattr(partition, "_HELD_BACK_AFTER", 0.3)
     transactions = await Transactions.begin(kafka, topic)
     async with kafka.connect() as bus, bus.subscribe(topic) as messages:
         with caplog.at_level(logging.WARNING, "msight_bus"):

@@ -86,7 +86,7 @@ async def test_a_topic_that_grew_as_long_meanwhile_is_noticed(kafka, topic, grou
         async with bus.subscribe(topic, group_id=group_id) as messages:
             await produce(topic, batch_of(*[Rec(b"%d" % number) for number in range(15)]))
             assert await numbers(messages, 15) == list(range(15))
-            client = messages._at_broker._consumer._fetcher._client
+            client = messages._at_broker.client
             original = client.send
 
             async def unreachable(*_, **options):

@@ -54,12 +54,12 @@ async def test_an_idle_member_stays_one(kafka, topic):
     """(kafka-python 1787, 2610) No message comes for several sessions."""
     async with kafka.connect(MSIGHT_KAFKA_SESSION_TIMEOUT="0.6") as bus:
         async with bus.subscribe(topic, group_id="g") as messages:
-            member = messages._at_broker._consumer._coordinator.member_id
+            member = messages._at_broker.member.member_id
             await asyncio.sleep(2.5)
             await bus.publish(topic, b"0")
             assert await numbers(messages, 1) == [0]
             await messages.commit()
-            assert messages._at_broker._consumer._coordinator.member_id == member
+            assert messages._at_broker.member.member_id == member
 
 
 async def test_a_message_that_is_too_large_fails_alone(kafka, topic):
@@ -90,7 +90,7 @@ async def test_records_of_a_partition_that_is_new_to_a_group_are_read_from_its_b
         for number, key in enumerate(keys):
             await other.publish(topic, b"%d" % number, key=key)
         assert sorted(await numbers(messages, 30)) == list(range(30))
-        assert set(messages._at_broker._assignment) == {0, 1, 2}
+        assert {where.partition for where in messages._at_broker.partitions} == {0, 1, 2}
 
 
 @pytest.mark.faults

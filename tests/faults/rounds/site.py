@@ -22,7 +22,7 @@ from tests.support.stream import Events, Sender, take_all
 PATIENT = {
     **QUICKLY,
     "MSIGHT_CONNECT_TIMEOUT": "5",
-    "MSIGHT_PUBLISH_TIMEOUT": "60",
+    "MSIGHT_PUBLISH_TIMEOUT": "20",
     "MSIGHT_KAFKA_SESSION_TIMEOUT": "3",
     "MSIGHT_KAFKA_PARTITIONS": "4",
 }

@@ -1,0 +1,169 @@
+"""Fetches the partitions that a subscription owns, from the broker that leads each."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError, UnknownTopicOrPartitionError
+
+from msight_bus.backends.kafka.aiokafka_compat import Client, fetch_request
+from msight_bus.backends.kafka.errors import REFUSED, error_for
+from msight_bus.backends.kafka.partition import Partition
+from msight_bus.message import Message
+
+_AGAIN_AFTER = 0.1
+"""Seconds until a broker that is not a partition's leader any more is asked again."""
+
+
+class FetchListener(Protocol):
+    """What a subscription does with what was fetched."""
+
+    def fetched(self, messages: list[Message]) -> None:
+        """New messages of one partition."""
+
+    def failed(self, error: Exception) -> None:
+        """A fetch failed and will be repeated."""
+
+    def topic_missing(self) -> None:
+        """The broker does not know the topic: it may have been deleted."""
+
+    async def out_of_range(self, partition: Partition) -> None:
+        """The log has no record at the partition's position: find another position.
+
+        Raises:
+            KafkaError: not now.
+        """
+
+
+class Fetcher:
+    """One request to each leader at a time.
+
+    Attributes:
+        partitions: what the subscription owns; replaced by `assign`.
+        room: set while messages are accepted.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        listener: FetchListener,
+        *,
+        isolation: int,
+        partition_bytes: int,
+        retry_after: float,
+    ) -> None:
+        """Args:
+        isolation: `READ_COMMITTED` or `READ_UNCOMMITTED`.
+        partition_bytes: of one partition in one fetch; a larger batch comes all the same.
+        retry_after: seconds until a fetch that failed is repeated.
+        """
+        self.partitions: dict[TopicPartition, Partition] = {}
+        self.room = asyncio.Event()
+        self.room.set()
+        self._client = client
+        self._listener = listener
+        self._isolation = isolation
+        self._partition_bytes = partition_bytes
+        self._retry_after = retry_after
+        self._changed: asyncio.Future[None] | None = None
+        client.on_update = self._wake
+
+    def assign(self, partitions: dict[TopicPartition, Partition]) -> None:
+        """Fetch these partitions from now on, and no other."""
+        for where, former in self.partitions.items():
+            if partitions.get(where) is not former:
+                former.owned = False
+        self.partitions = partitions
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._changed is not None and not self._changed.done():
+            self._changed.set_result(None)
+
+    async def run(self) -> None:
+        """Fetch until cancelled.
+
+        Raises:
+            KafkaError: records may not be fetched.
+            Exception: a bug.
+        """
+        fetching: dict[int, asyncio.Task[None]] = {}
+        try:
+            while True:
+                self._changed = asyncio.get_running_loop().create_future()
+                leaders = {self._client.leader(where) for where in self.partitions}
+                for node in leaders - fetching.keys():
+                    if node is not None:
+                        fetching[node] = asyncio.create_task(self._fetch(node), name=f"msight_bus fetch from {node}")
+                if None in leaders:
+                    self._client.force_metadata_update()
+                await asyncio.wait(
+                    (self._changed, *fetching.values()),
+                    timeout=_AGAIN_AFTER if None in leaders else None,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                for node, task in list(fetching.items()):
+                    if task.done():
+                        del fetching[node]
+                        task.result()
+        finally:
+            for task in fetching.values():
+                task.cancel()
+            if fetching:
+                await asyncio.wait(fetching.values())
+
+    async def _fetch(self, node: int) -> None:
+        """Fetch from a broker while it leads a partition."""
+        while True:
+            await self.room.wait()
+            wanted = {where: each for where, each in self.partitions.items() if self._client.leader(where) == node}
+            if not wanted:
+                return
+            try:
+                await self._fetch_once(node, wanted)
+            except REFUSED:
+                raise
+            except (KafkaError, OSError) as error:
+                self._listener.failed(error)
+                await asyncio.sleep(self._retry_after)
+
+    async def _fetch_once(self, node: int, wanted: dict[TopicPartition, Partition]) -> None:
+        positions = {where: partition.ledger.expected for where, partition in wanted.items()}
+        request = fetch_request(positions, self._isolation, self._partition_bytes)
+        try:
+            fetched = await self._client.send(node, request)
+        except KafkaError:
+            for partition in wanted.values():
+                partition.came_back()
+            raise
+        errors: list[tuple[Partition, KafkaError]] = []
+        for where, code, end, stable, aborted, data in fetched:
+            partition = wanted[where]
+            if not partition.owned or partition.ledger.expected != positions[where]:
+                continue  # of before a rebalance
+            if code:
+                errors.append((partition, error_for(code)(where.topic)))
+                continue
+            partition.end, partition.stable = end, stable
+            # Nothing is awaited between the test of what is owned and the queue.
+            for messages in partition.read(data, aborted):
+                self._listener.fetched(messages)
+                await asyncio.sleep(0)
+                await self.room.wait()
+                if not partition.owned:
+                    break
+        for partition, error in errors:
+            await self._handle(partition, error)
+
+    async def _handle(self, partition: Partition, error: KafkaError) -> None:
+        if isinstance(error, OffsetOutOfRangeError):
+            await self._listener.out_of_range(partition)
+            return
+        if isinstance(error, UnknownTopicOrPartitionError):
+            self._listener.topic_missing()
+        elif not error.invalid_metadata:
+            raise error
+        self._client.force_metadata_update()
+        await asyncio.sleep(_AGAIN_AFTER)

@@ -1,0 +1,88 @@
+"""What is private in aiokafka is used in one module, which checks the version and what it needs."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import logging
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from aiokafka.client import AIOKafkaClient
+from aiokafka.conn import AIOKafkaConnection
+from aiokafka.consumer.group_coordinator import GroupCoordinator
+
+import msight_bus
+from msight_bus import BusError
+from msight_bus.backends import kafka as package
+from msight_bus.backends.kafka.aiokafka_compat import AIOKAFKA
+from tests.support.listeners import fake
+from tests.support.servers import variables
+from tests.support.talking import settings_of
+
+PROJECT = Path(__file__).parents[3]
+MODULES = [path for path in Path(package.__file__).parent.glob("*.py") if path.name != "aiokafka_compat.py"]
+DOCUMENTED = {"aiokafka", "aiokafka.abc", "aiokafka.errors"}
+OWN = {"_settled", "_settlement", "_replace"}
+"""Of `Message`, which its settlement uses, and of named tuples."""
+
+
+def pretend(monkeypatch, version):
+    found = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version if name == "aiokafka" else found(name))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_no_other_module_reaches_a_private_name(path):
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            assert {name.name for name in node.names if name.name.startswith("aiokafka")} <= DOCUMENTED
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("aiokafka"):
+            assert node.module in DOCUMENTED, node.module
+        elif isinstance(node, ast.Attribute) and re.match("_[a-z]", node.attr):
+            assert ast.unparse(node.value) in ("self", "cls") or node.attr in OWN, ast.unparse(node)
+
+
+@pytest.mark.parametrize("version", ["0.9.9", "99.0.0"])
+async def test_a_version_outside_the_tested_range_is_one_warning(kafka, version, monkeypatch, caplog):
+    pretend(monkeypatch, version)
+    for _ in range(2):
+        async with kafka.connect():
+            pass
+    (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    for part in ("aiokafka", version, AIOKAFKA.oldest, AIOKAFKA.newest):
+        assert part in record.getMessage()
+
+
+async def test_the_tested_version_is_no_warning(kafka, caplog):
+    async with kafka.connect():
+        pass
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(AIOKafkaClient, "_md_synchronizer"), (AIOKafkaConnection, "send"), (GroupCoordinator, "_send_req")],
+)
+async def test_a_missing_attribute_is_an_error_before_anything_is_connected(owner, name, monkeypatch):
+    async def peer(reader, writer):
+        await reader.read()
+
+    pretend(monkeypatch, "99.1.0")
+    monkeypatch.delattr(owner, name)
+    said = f"^aiokafka 99.1.0 .*{name}.* {re.escape(AIOKAFKA.oldest)} to {re.escape(AIOKAFKA.newest)}"
+    async with fake(peer) as way:
+        with pytest.raises(BusError, match=said):
+            async with msight_bus.connect(settings_of(variables("kafka", way.port))):
+                pass
+        assert way.connections == 0
+
+
+def test_the_tested_range_is_that_of_the_project():
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    (permitted,) = [line for line in project["dependencies"] if re.match(r"aiokafka\b", line)]
+    assert f">={AIOKAFKA.oldest}," in permitted
+    assert f"aiokafka=={AIOKAFKA.newest}" in (PROJECT / "constraints.txt").read_text().splitlines()
