@@ -139,6 +139,9 @@ class _OAuth(OAuthAuthenticator):
 
 
 _SCRATCH_BYTES = 64 * 1024
+_FRAME_BYTES = 4 * 1024 * 1024
+"""A buffer is larger only when so much has come: who speaks another protocol may claim any size."""
+
 _SIZE = struct.Struct(">i")
 
 
@@ -150,7 +153,8 @@ class _Frames(asyncio.BufferedProtocol):
         self._closed = closed
         self._scratch = bytearray(_SCRATCH_BYTES)
         self._filled = 0
-        self._frame: bytearray | None = None  # one that is larger than what has come of it
+        self._frame: bytearray | None = None  # what has come of one that is larger than the scratch buffer
+        self._size = 0  # of that one
         self._is_at_eof = False
 
     def at_eof(self) -> bool:
@@ -167,9 +171,13 @@ class _Frames(asyncio.BufferedProtocol):
         try:
             if self._frame is None:
                 self._take_from_scratch()
-            elif self._filled == len(self._frame):
+            elif self._filled == self._size:
                 frame, self._frame, self._filled = self._frame, None, 0
                 self._connection.take(frame)
+            elif self._filled == len(self._frame):
+                grown = bytearray(min(self._size, 2 * self._filled))
+                grown[: self._filled] = self._frame
+                self._frame = grown
         except Exception as error:  # whatever a parser says of bytes that others chose
             self._connection.close(reason=CloseReason.CONNECTION_BROKEN, exc=error)
 
@@ -183,7 +191,8 @@ class _Frames(asyncio.BufferedProtocol):
             if end > self._filled:
                 if end <= _SCRATCH_BYTES:
                     break
-                self._frame = bytearray(size)
+                self._size = size
+                self._frame = bytearray(min(size, _FRAME_BYTES))
                 self._frame[: self._filled - start] = view[start : self._filled]
                 self._filled -= start
                 return
