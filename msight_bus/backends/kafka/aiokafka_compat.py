@@ -75,7 +75,7 @@ def check_aiokafka() -> None:
     """
     AIOKAFKA.check(
         (AIOKafkaClient, ("_get_conn", "_metadata_update", "_md_synchronizer", "_on_connection_closed")),
-        (AIOKafkaClient, ("force_metadata_update", "send", "hosts")),
+        (AIOKafkaClient, ("force_metadata_update", "hosts")),
         (AIOKafkaClient(), ("cluster", "_conns", "_topics", "_sync_task", "_request_timeout_ms", "_retry_backoff")),
         (AIOKafkaConnection, ("connected", "send", "close", "authenticator_oauth")),
         (AIOKafkaConnection("", 0), ("_requests", "_writer", "_on_close_cb", "_request_timeout", "_loop")),
@@ -278,9 +278,14 @@ class Connection(AIOKafkaConnection):
         """
         self.send(request).close()  # the wait for the answer
         answer: asyncio.Future[Any] = self._requests[-1][2]
-        timer = self._loop.call_later(self._request_timeout, self.abort)
+        timer = self._loop.call_later(self._request_timeout, self._give_up, answer)
         answer.add_done_callback(lambda _: timer.cancel())
         return answer
+
+    def _give_up(self, answer: asyncio.Future[Any]) -> None:
+        if not answer.done():
+            answer.set_exception(kafka_errors.RequestTimedOutError(f"no answer within {self._request_timeout:g} s"))
+        self.abort()
 
     def abort(self) -> None:
         """Close without waiting for what has not been sent."""
@@ -494,10 +499,12 @@ class Client(AIOKafkaClient):
             UnreachableBrokerError: it cannot be reached.
             KafkaError: no answer.
         """
-        try:
-            return await super().send(node_id, request, group=group)
-        except kafka_errors.NodeNotReadyError as error:
-            raise UnreachableBrokerError(self._problems.get(node_id, f"broker {node_id}")) from error
+        connection = self._conns.get((node_id, group))
+        if connection is None or not connection.connected():
+            connection = await self._get_conn(node_id, group=group)
+        if connection is None:
+            raise UnreachableBrokerError(self._problems.get(node_id, f"broker {node_id}"))
+        return await connection.write(request)
 
     def send_now(self, node: int, request: Any) -> asyncio.Future[Any]:
         """Write a request to a broker that is connected; returns its answer, which raises a ``KafkaError`` if none comes.
