@@ -105,34 +105,6 @@ async def run_shielded(release: Coroutine[Any, Any, None] | asyncio.Task[None]) 
     task.result()
 
 
-async def start_with_grace(start: Coroutine[Any, Any, None], within: float = 1.0) -> None:
-    """Await ``start``, which would leak if it were cancelled halfway.
-
-    Args:
-        start: opens something.
-        within: seconds that ``start`` has to end when the caller is cancelled; then ``start`` is cancelled too.
-
-    Raises:
-        CancelledError: the caller was cancelled; the caller has to close whatever ``start`` opened.
-        Exception: as ``start`` raises.
-    """
-    task = asyncio.ensure_future(start)
-    try:
-        await asyncio.wait((task,))
-    except asyncio.CancelledError:
-        await run_shielded(_end(task, within))
-        raise
-    task.result()
-
-
-async def _end(task: asyncio.Task[None], within: float) -> None:
-    await asyncio.wait((task,), timeout=within)
-    task.cancel()
-    await asyncio.wait((task,))
-    if not task.cancelled():
-        task.exception()  # marks the exception as retrieved: the cancellation is raised
-
-
 async def reraise_swallowed(work: Coroutine[Any, Any, T]) -> T:
     """Await ``work`` and raise a cancellation that ``work`` swallowed; the result or error of ``work`` is lost.
 

@@ -8,7 +8,7 @@ import logging
 
 import pytest
 
-from msight_bus.tasks import BackgroundTasks, Gate, reraise_swallowed, run_shielded, start_with_grace
+from msight_bus.tasks import BackgroundTasks, Gate, reraise_swallowed, run_shielded
 
 # `msight_simulation` gives a test a loop with a virtual clock.
 
@@ -190,29 +190,6 @@ async def test_what_is_shielded_may_fail():
     await asyncio.sleep(0)
     task.cancel()
     await cancelled(task)  # the cancellation is what counts
-
-
-@pytest.mark.parametrize(("takes", "ended"), [(0.5, True), (1.5, False)])
-async def test_a_start_that_is_cancelled_has_a_grace(msight_simulation, takes, ended):
-    ends = []
-
-    async def start():
-        await asyncio.sleep(takes)
-        ends.append("ended")
-
-    task = asyncio.create_task(start_with_grace(start(), 1.0))
-    await asyncio.sleep(0.01)
-    task.cancel()
-    await cancelled(task)
-    assert bool(ends) == ended
-
-
-async def test_a_start_gives_what_it_raises():
-    async def start():
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        await start_with_grace(start())
 
 
 async def test_a_cancellation_that_a_client_swallowed_is_raised_again():

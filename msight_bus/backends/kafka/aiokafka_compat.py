@@ -75,7 +75,7 @@ def check_aiokafka() -> None:
     """
     AIOKAFKA.check(
         (AIOKafkaClient, ("_get_conn", "_metadata_update", "_md_synchronizer", "_on_connection_closed")),
-        (AIOKafkaClient, ("force_metadata_update", "send", "hosts")),
+        (AIOKafkaClient, ("force_metadata_update", "hosts")),
         (AIOKafkaClient(), ("cluster", "_conns", "_topics", "_sync_task", "_request_timeout_ms", "_retry_backoff")),
         (AIOKafkaConnection, ("connected", "send", "close", "authenticator_oauth")),
         (AIOKafkaConnection("", 0), ("_requests", "_writer", "_on_close_cb", "_request_timeout", "_loop")),
@@ -139,6 +139,9 @@ class _OAuth(OAuthAuthenticator):
 
 
 _SCRATCH_BYTES = 64 * 1024
+_FRAME_BYTES = 4 * 1024 * 1024
+"""A buffer is larger only when so much has come: who speaks another protocol may claim any size."""
+
 _SIZE = struct.Struct(">i")
 
 
@@ -150,7 +153,8 @@ class _Frames(asyncio.BufferedProtocol):
         self._closed = closed
         self._scratch = bytearray(_SCRATCH_BYTES)
         self._filled = 0
-        self._frame: bytearray | None = None  # one that is larger than what has come of it
+        self._frame: bytearray | None = None  # what has come of one that is larger than the scratch buffer
+        self._size = 0  # of that one
         self._is_at_eof = False
 
     def at_eof(self) -> bool:
@@ -167,9 +171,13 @@ class _Frames(asyncio.BufferedProtocol):
         try:
             if self._frame is None:
                 self._take_from_scratch()
-            elif self._filled == len(self._frame):
+            elif self._filled == self._size:
                 frame, self._frame, self._filled = self._frame, None, 0
                 self._connection.take(frame)
+            elif self._filled == len(self._frame):
+                grown = bytearray(min(self._size, 2 * self._filled))
+                grown[: self._filled] = self._frame
+                self._frame = grown
         except Exception as error:  # whatever a parser says of bytes that others chose
             self._connection.close(reason=CloseReason.CONNECTION_BROKEN, exc=error)
 
@@ -183,7 +191,8 @@ class _Frames(asyncio.BufferedProtocol):
             if end > self._filled:
                 if end <= _SCRATCH_BYTES:
                     break
-                self._frame = bytearray(size)
+                self._size = size
+                self._frame = bytearray(min(size, _FRAME_BYTES))
                 self._frame[: self._filled - start] = view[start : self._filled]
                 self._filled -= start
                 return
@@ -269,9 +278,14 @@ class Connection(AIOKafkaConnection):
         """
         self.send(request).close()  # the wait for the answer
         answer: asyncio.Future[Any] = self._requests[-1][2]
-        timer = self._loop.call_later(self._request_timeout, self.abort)
+        timer = self._loop.call_later(self._request_timeout, self._give_up, answer)
         answer.add_done_callback(lambda _: timer.cancel())
         return answer
+
+    def _give_up(self, answer: asyncio.Future[Any]) -> None:
+        if not answer.done():
+            answer.set_exception(kafka_errors.RequestTimedOutError(f"no answer within {self._request_timeout:g} s"))
+        self.abort()
 
     def abort(self) -> None:
         """Close without waiting for what has not been sent."""
@@ -485,10 +499,12 @@ class Client(AIOKafkaClient):
             UnreachableBrokerError: it cannot be reached.
             KafkaError: no answer.
         """
-        try:
-            return await super().send(node_id, request, group=group)
-        except kafka_errors.NodeNotReadyError as error:
-            raise UnreachableBrokerError(self._problems.get(node_id, f"broker {node_id}")) from error
+        connection = self._conns.get((node_id, group))
+        if connection is None or not connection.connected():
+            connection = await self._get_conn(node_id, group=group)
+        if connection is None:
+            raise UnreachableBrokerError(self._problems.get(node_id, f"broker {node_id}"))
+        return await connection.write(request)
 
     def send_now(self, node: int, request: Any) -> asyncio.Future[Any]:
         """Write a request to a broker that is connected; returns its answer, which raises a ``KafkaError`` if none comes.
