@@ -99,7 +99,7 @@ class NodeRun:
     def running(self, group: str | None) -> None:
         """The first item can come; ``group`` is the consumer group."""
         self._group = group
-        topics = " -> ".join(filter(None, (self.config.subscribe_topic_name, self.config.publish_topic_name)))
+        topics = f"{self.config.subscribe_topic_name or ''} -> {self.config.publish_topic_name or ''}".strip()
         self.logger.info("Running on %s: %s%s", self.bus.settings.address, topics, f", group {group}" if group else "")
         self._set_status(NodeStatus.RUNNING)
         self.ready.set()

@@ -21,6 +21,7 @@ from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError
 from msight_bus.message import Message
 from msight_bus.protocol import nats
 from msight_bus.protocol.decoder import Reply
+from msight_bus.topics import ALIVE_TOPIC
 
 logger = logging.getLogger("msight_bus")
 
@@ -101,7 +102,8 @@ class NatsConnection(SocketConnection):
         if error is not None:
             self.forget_route(route)
             if not self.gone.done():
-                logger.warning("%s", error)
+                optional = route.topic.startswith(ALIVE_TOPIC)  # its subscriber says what it is for
+                logger.log(logging.DEBUG if optional else logging.WARNING, "%s", error)
 
     def unsubscribe(self, route: Route) -> Request:
         """Send UNSUB and PING; no message of the route follows the PONG."""
