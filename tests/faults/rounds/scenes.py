@@ -183,30 +183,39 @@ async def silent_path(site: Site) -> AsyncIterator[Round]:
 async def freezes(site: Site) -> AsyncIterator[Round]:
     """The broker hangs at the nth suspension of a member that comes and goes, and publishes: of any of its tasks."""
     async with streams(site) as (harmed, other):
+        most = 250
 
         async def fault() -> None:
-            site.lives += 1
-            seconds = site.rng.choice((0.3, 1.0, 4.0))  # the last is longer than a session
-            loop = asyncio.get_running_loop()
-            thaw: list[asyncio.TimerHandle] = []
-
-            def freeze() -> None:
-                site.broker.freeze()
-                thaw.append(loop.call_later(seconds, site.broker.thaw))
-
-            with watched(site.rng.randint(1, 250), freeze) as watching:
-                try:
-                    async with asyncio.timeout(60):
-                        await asyncio.create_task(_life(site, harmed))
-                finally:
-                    site.broker.thaw()
-                    for each in thaw:
-                        each.cancel()
-            site.done["froze" if watching.happened else "ended before"] += 1
+            nonlocal most
+            while not await _freeze(site, harmed, site.rng.randint(1, most)):
+                most -= most // 10  # so many it has not
             await other.flows()
             await harmed.flows()
 
         yield fault
+
+
+async def _freeze(site: Site, stream: Stream, nth: int) -> bool:
+    """Let a member live, and the broker hang at its nth suspension; returns whether it did."""
+    site.lives += 1
+    seconds = site.rng.choice((0.3, 1.0, 4.0))  # the last is longer than a session
+    loop = asyncio.get_running_loop()
+    thaw: list[asyncio.TimerHandle] = []
+
+    def freeze() -> None:
+        site.broker.freeze()
+        thaw.append(loop.call_later(seconds, site.broker.thaw))
+
+    with watched(nth, freeze) as watching:
+        try:
+            async with asyncio.timeout(60):
+                await asyncio.create_task(_life(site, stream))
+        finally:
+            site.broker.thaw()
+            for each in thaw:
+                each.cancel()
+    site.done["froze" if watching.happened else "ended before"] += 1
+    return watching.happened
 
 
 async def _life(site: Site, stream: Stream) -> None:
