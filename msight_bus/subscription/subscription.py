@@ -265,9 +265,10 @@ class Subscription:
     async def _give_turn(self) -> None:
         """Let the rest of the process run. While messages are queued, requesting the next one does not wait, so a consumer that
         computes and never waits would hold up heartbeats and commits."""
+        before, self._turned_at = self._turned_at, monotonic()  # also if this turn is cancelled
         if self._messages:
-            await run_until_idle(monotonic() - self._turned_at)
-        self._turned_at = monotonic()
+            await run_until_idle(self._turned_at - before)
+            self._turned_at = monotonic()
 
     def _begin_to_wait(self) -> None:
         try:
