@@ -10,7 +10,7 @@ PARALLEL ?= -n 3 --dist loadfile
 FRAMES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults soak check audit floor newest force bench bench-full format clean
+.PHONY: help setup demo test faults soak rounds check audit floor newest force bench bench-full format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ faults: setup  ## the whole fault matrix with a ledger of each test, and the clu
 
 soak: setup  ## faults at random on BACKEND=redis|nats|kafka, SECONDS=3600 at most, SEED=1; writes benchmarks/results/
 	$(BIN)/python -m tests.faults.soak --backend $(BACKEND) --seconds $(or $(SECONDS),3600) --seed $(or $(SEED),1)
+
+rounds: setup  ## ROUNDS=30 of each fault of an operator, a network and other members on Kafka, SEED=1; writes benchmarks/results/
+	$(BIN)/python -m tests.faults.rounds --rounds $(or $(ROUNDS),30) --seed $(or $(SEED),1)
 
 check: setup  ## style, types, import directions
 	$(BIN)/ruff check .

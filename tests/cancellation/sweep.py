@@ -1,11 +1,14 @@
-"""Cancelling a coroutine at its 1st, 2nd, ... nth suspension, until it ends before it could be cancelled."""
+"""Cancelling a coroutine at its 1st, 2nd, ... nth suspension, until it ends before it could be cancelled; or doing something else
+there, to the nth suspension of all tasks that it begins."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Generator, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import pytest
 
@@ -61,20 +64,24 @@ class Attempt:
                 task.cancel()
 
 
+class _Watching(Protocol):
+    def suspends(self, on: asyncio.Future[Any] | None) -> None: ...
+
+
 class _Steps:
     """Awaits a coroutine step by step."""
 
-    def __init__(self, attempt: Attempt, coroutine: Coroutine[Any, Any, Any]) -> None:
+    def __init__(self, attempt: _Watching, coroutine: Coroutine[Any, Any, Any]) -> None:
         self._attempt = attempt
         self._coroutine = coroutine
 
-    def __await__(self) -> Generator[Any, Any, None]:
+    def __await__(self) -> Generator[Any, Any, Any]:
         error: BaseException | None = None
         while True:
             try:
                 awaited = self._coroutine.send(None) if error is None else self._coroutine.throw(error)
-            except StopIteration:
-                return
+            except StopIteration as ended:
+                return ended.value
             self._attempt.suspends(awaited)
             error = None
             try:
@@ -91,6 +98,54 @@ def sweep(when: When, *, first: int = 1, step: int = 1) -> Iterator[Attempt]:
         if not attempt.happened:
             return
     raise AssertionError(f"it has suspended {_MOST} times and does not end")
+
+
+class Watching:
+    """Counts the suspensions of tasks, and does something at the nth.
+
+    Attributes:
+        happened: whether it did.
+        suspensions: so far.
+    """
+
+    def __init__(self, nth: int, do: Callable[[], None]) -> None:
+        self.happened = False
+        self.suspensions = 0
+        self._nth = nth
+        self._do = do
+
+    def suspends(self, _: asyncio.Future[Any] | None) -> None:
+        """A task waits, or gives the loop a turn."""
+        self.suspensions += 1
+        if self.suspensions == self._nth:
+            self.happened = True
+            self._do()
+
+
+_watching: ContextVar[Watching | None] = ContextVar("watching", default=None)
+
+
+@contextmanager
+def watched(nth: int, do: Callable[[], None]) -> Iterator[Watching]:
+    """Call ``do`` at the nth suspension of the tasks that are created in this context, by whomever, and of theirs."""
+    loop = asyncio.get_running_loop()
+    former = loop.get_task_factory()
+    watching = Watching(nth, do)
+
+    async def follow(coroutine: Coroutine[Any, Any, Any], watching: Watching) -> Any:
+        return await _Steps(watching, coroutine)
+
+    def make(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **options: Any) -> asyncio.Task[Any]:
+        current = _watching.get()
+        return asyncio.Task(coroutine if current is None else follow(coroutine, current), loop=loop, **options)
+
+    loop.set_task_factory(make)
+    token = _watching.set(watching)
+    try:
+        yield watching
+    finally:
+        _watching.reset(token)
+        loop.set_task_factory(former)
 
 
 class Leftovers:

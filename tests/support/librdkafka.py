@@ -19,7 +19,7 @@ PROTOCOLS = {"classic": CLASSIC, "KIP-848": CONSUMER}
 
 def options(kafka: Backend) -> dict[str, Any]:
     """The options of any client of librdkafka."""
-    return {"bootstrap.servers": ",".join(map(str, kafka.settings().kafka.servers))}
+    return {"bootstrap.servers": ",".join(map(str, kafka.settings().kafka.servers)), "log_level": 0}
 
 
 async def produce(kafka: Backend, topic: str, *records: dict[str, Any], **more: Any) -> None:

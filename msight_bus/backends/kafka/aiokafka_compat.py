@@ -452,7 +452,7 @@ class Client(AIOKafkaClient):
             connection = self._conns.get(place)
             if connection is not None and connection.connected():
                 return connection
-            self._conns.pop(place, None)
+            self.drop(*place)  # the peer has closed it, and aiokafka has perhaps not closed it yet
             broker = self.cluster.broker_metadata(node_id)
             if broker is None:
                 self._problems[node_id] = f"broker {node_id} is not in the cluster's metadata"
@@ -791,14 +791,16 @@ class TopicIdentityRequest(Request[_MetadataRequestStruct]):
 
 
 def read_identity(response: Any, topic: str) -> TopicIdentity | None:
-    """The topic's identity in the answer; ``None`` if the topic does not exist or is still being created.
+    """The topic's identity in the answer; ``None`` if the topic does not exist.
 
     Raises:
-        KafkaError: the broker did not say.
+        KafkaError: the broker did not say, or the topic is still being created.
     """
     for code, name, topic_id, _, partitions, *_ in response.topics:
         error = kafka_errors.for_code(code)
-        if name == topic and error is kafka_errors.NoError and all(partition[2] >= 0 for partition in partitions):
+        if name == topic and error is kafka_errors.NoError:
+            if any(partition[2] < 0 for partition in partitions):
+                raise kafka_errors.LeaderNotAvailableError(topic)
             return TopicIdentity(topic_id, len(partitions))
         if name == topic and error not in (kafka_errors.NoError, kafka_errors.UnknownTopicOrPartitionError):
             raise error(topic)

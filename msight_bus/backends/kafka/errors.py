@@ -115,6 +115,10 @@ def _refused_record(error: BaseException, kafka: str, text: str) -> BusError | N
             return MessageTooLargeError(
                 f"{kafka} refused a message as too large (max.message.bytes of the topic): {text}"
             )
+        case kafka_errors.RecordListTooLargeError():
+            return MessageTooLargeError(
+                f"{kafka} refused a message as larger than a segment of the log (segment.bytes of the topic)."
+            )
         case InvalidRecordError():
             return BusError(
                 f"{kafka} refused a record (INVALID_RECORD, code 87): a topic with cleanup.policy=compact takes none without "

@@ -45,6 +45,9 @@ _LOOK_AGAIN = 0.1
 _LOOK_FOR = 0.5
 """Seconds until then while no broker knows it."""
 
+_GONE_AFTER = 2
+"""Looks in succession that find no topic; one broker can be behind the others."""
+
 _LEAVE_WITHIN = 1.0
 
 
@@ -76,6 +79,7 @@ class KafkaFeed:
         self._identity: TopicIdentity | None = None
         self._exists = True
         self._missing = asyncio.Event()
+        self._looks_missing = 0
         self._failure: BusError | None = None
         self._problem = ""
         self._tasks: list[asyncio.Task[None]] = []
@@ -198,8 +202,11 @@ class KafkaFeed:
         except (KafkaError, OSError) as error:
             logger.debug("No broker tells the identity of topic %s: %s", self.topic, error)
             return False
+        self._looks_missing = self._looks_missing + 1 if found is None else 0
         self._exists = found is not None
         if found is None:
+            if self._looks_missing == _GONE_AFTER:
+                logger.warning("Topic %s was deleted: nothing is received until it is created again.", self.topic)
             return False
         before, self._identity = self._identity, found
         if before is None or before.id == found.id:

@@ -96,8 +96,9 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
 
     def _warn_of_idle_partitions(self, own: set[TopicPartition], others: dict[TopicPartition, int]) -> None:
         logger.warning(
-            "Group %s: this member owns only partitions of %s that receive nothing (%s), while others do (%s). All messages "
-            "without a key of one publisher go to one partition. To share them, publish with keys, or spread them: "
+            "Group %s: this member owns only partitions of %s that receive nothing (%s), while others do (%s). Messages of one "
+            "key go to one partition, and so do those of one publisher without a key. To share them, publish with more keys, or "
+            "spread those without one: "
             "publisher(spread=True), NodeConfig(spread=True), or MSIGHT_KAFKA_UNKEYED=spread at the publisher.",
             self._group_id,
             self.topic,

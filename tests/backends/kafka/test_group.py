@@ -131,6 +131,14 @@ async def test_partitions_that_only_the_leader_knows_of_are_read_and_nothing_is_
             await until(lambda: not members.missing)
 
 
+async def test_added_partitions_are_found_when_the_topic_is_looked_at(kafka, topic, monkeypatch):
+    """Metadata is renewed every 30 s only."""
+    monkeypatch.setattr(feed, "_LOOK_EVERY", 0.3)
+    async with kafka.connect(MSIGHT_KAFKA_PARTITIONS="1") as bus, bus.subscribe(topic, group_id="g") as messages:
+        await add_partitions(kafka, topic, total=4)
+        await until(lambda: {where.partition for where in messages._at_broker.partitions} == set(range(4)), within=15)
+
+
 @pytest.mark.faults
 @pytest.mark.timeout(180)
 async def test_partitions_added_to_many_groups_are_read_and_nothing_is_lost(kafka, topic):

@@ -128,8 +128,8 @@ def move(broker):
 
 
 @asynccontextmanager
-async def with_tls(folder):
-    """Kafka with TLS on a proxy's address, its keystore, and settings that trust a file."""
+async def with_tls(folder, *more):
+    """Kafka with TLS, its keystore, and settings that trust a file; ``more`` are lines of its configuration."""
     first = make_certificates(folder)
     keystore, trusted = folder / "keystore.pem", folder / "trusted.pem"
     shutil.copy(first.server.pem, keystore)
@@ -142,6 +142,7 @@ async def with_tls(folder):
         "listener.security.protocol.map=CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT,SECURE:SSL",
         "listener.name.secure.ssl.keystore.type=PEM",
         f"listener.name.secure.ssl.keystore.location={keystore}",
+        *more,
     ]
     with own_broker("kafka", lines) as (broker, _):
         variables = {
@@ -198,6 +199,71 @@ async def test_a_refused_certificate_is_believed_when_the_files_stay_as_they_are
                     await take(messages, 1)
                 with pytest.raises(AuthenticationError, match="certificate"):
                     await bus.publish("t", b"never")
+
+
+@pytest.mark.faults
+async def test_certificates_of_both_sides_are_rotated(tmp_path):
+    """(H4) Broker and clients get certificates of another authority; the broker accepts both for a while."""
+    second = other_authority(tmp_path / "second")
+    clients = tmp_path / "clients.pem"
+    certificate, key = tmp_path / "own.pem", tmp_path / "own.key"
+    lines = [
+        "listener.name.secure.ssl.client.auth=required",
+        "listener.name.secure.ssl.truststore.type=PEM",
+        f"listener.name.secure.ssl.truststore.location={clients}",
+    ]
+    (tmp_path / "first").mkdir()
+    first = make_certificates(tmp_path / "first")
+    clients.write_text(pathlib.Path(first.ca).read_text() + pathlib.Path(second.ca).read_text())
+    shutil.copy(first.client.cert, certificate)
+    shutil.copy(first.client.key, key)
+    async with with_tls(tmp_path, *lines) as (broker, kafka, keystore, trusted):
+        own = {"MSIGHT_KAFKA_TLS_CERT_FILE": str(certificate), "MSIGHT_KAFKA_TLS_KEY_FILE": str(key)}
+        settings = {**QUICKLY, **own, "MSIGHT_CONNECT_TIMEOUT": "2", "MSIGHT_PUBLISH_TIMEOUT": "30"}
+        async with kafka.connect(**settings) as bus, bus.subscribe("t", group_id="g") as messages:
+            await bus.publish("t", b"before")
+            await take(messages, 1)
+            trusted.write_text(trusted.read_text() + pathlib.Path(second.ca).read_text())
+            shutil.copy(second.client.cert, certificate)
+            shutil.copy(second.client.key, key)
+            shutil.copy(second.server.pem, keystore)
+            clients.write_text(pathlib.Path(second.ca).read_text())  # the former ones are not let in any more
+            await asyncio.to_thread(broker.restart)
+            await bus.publish("t", b"after")
+            received = await take(messages, 1)
+            if received[0].payload == b"before":  # not committed before the restart
+                received = await take(messages, 1)
+            assert received[0].payload == b"after"
+
+
+@pytest.mark.faults
+async def test_a_broker_that_advertises_a_wrong_address_for_a_while_is_found_again():
+    """(E12) By a mistake that the operator takes back."""
+    nowhere = brokers.free_port()
+    events = []
+    settings = {**QUICKLY, "MSIGHT_CONNECT_TIMEOUT": "2", "MSIGHT_PUBLISH_TIMEOUT": "30"}
+    with own_broker("kafka", [f"advertised.listeners=CLIENT://{HOST}:{{port}}"]) as (broker, kafka):
+        async with kafka.connect(events=events, **settings) as bus, bus.subscribe("t", group_id="g") as messages:
+            await bus.publish("t", b"before")
+            await take(messages, 1)
+            file = broker.log_path.parent / "server.properties"
+            right = file.read_text()
+            assert f"advertised.listeners=CLIENT://{HOST}:{broker.port}" in right
+            file.write_text(
+                right.replace(f"listeners=CLIENT://{HOST}:{broker.port}\n", f"listeners=CLIENT://{HOST}:{nowhere}\n")
+            )
+            broker.kill()
+            await asyncio.to_thread(broker.restart)
+            await until(lambda: seen(events, Disconnected))
+            publishing = asyncio.create_task(bus.publish("t", b"after"))
+            await asyncio.sleep(3)
+            file.write_text(right)
+            broker.kill()
+            await asyncio.to_thread(broker.restart)
+            await publishing
+            payload = b""
+            while payload != b"after":
+                payload = (await take(messages, 1))[0].payload
 
 
 async def test_a_broker_that_advertises_an_address_nobody_reaches_is_named():

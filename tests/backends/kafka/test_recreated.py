@@ -59,6 +59,24 @@ async def test_a_topic_that_is_made_anew_is_read_from_its_beginning(kafka, topic
 
 
 @GROUPS
+async def test_a_topic_that_is_gone_is_said_once(kafka, topic, group_id, monkeypatch, caplog):
+    """(librdkafka 4836) And received from again when it is there again."""
+    monkeypatch.setattr(feed, "_LOOK_EVERY", 0.3)
+    async with administering(kafka) as admin, raw_producer(kafka) as produce, kafka.connect() as bus:
+        await admin.create_topics([NewTopic(topic, 1, 1)])
+        async with bus.subscribe(topic, group_id=group_id) as messages:
+            await produce(topic, batch_of(Rec(b"0")))
+            assert await numbers(messages, 1) == [0]
+            await admin.delete_topics([topic])
+            await until(lambda: f"Topic {topic} was deleted" in caplog.text)
+            await asyncio.sleep(1)
+            assert caplog.text.count("was deleted:") == 1
+            await make_anew(admin, topic)
+            await produce(topic, batch_of(Rec(b"1")))
+            assert await numbers(messages, 1) == [1]
+
+
+@GROUPS
 async def test_a_topic_that_grew_as_long_meanwhile_is_noticed(kafka, topic, group_id, monkeypatch):
     """Nothing tells the two apart but the topic's id: the subscription could not reach the broker meanwhile."""
     monkeypatch.setattr(feed, "_LOOK_EVERY", 0.3)

@@ -16,6 +16,7 @@ from msight_bus.backends.kafka import partition_writer
 from msight_bus.backends.kafka.errors import translate
 from msight_bus.events import Disconnected, Reconnected
 from tests.support.kafka_admin import make
+from tests.support.kafka_traffic import outcomes
 from tests.support.receiving import numbers, take
 from tests.support.rig import QUICKLY, own_broker, seen, until
 
@@ -39,6 +40,28 @@ async def test_a_clock_that_is_ahead(kafka, topic, monkeypatch):
             await bus.publish(topic, b"x")
     for part in (topic, "clock", "message.timestamp.after.max.ms"):
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("ahead", [3500, 3700])
+async def test_a_clock_that_jumps_ahead_and_back_stops_nothing(kafka, topic, monkeypatch, ahead):
+    """An hour is what a broker permits by default; what is refused harms nothing that follows on the same partition."""
+    await make(kafka, topic)
+    shift = 0
+    monkeypatch.setattr(partition_writer, "time_ns", lambda: time.time_ns() + shift)
+    async with kafka.connect() as bus, bus.subscribe(topic, group_id="g", lifespan=60.0) as messages:
+        await bus.publish(topic, b"0")
+        shift = ahead * 10**9
+        refused = [await outcomes(bus.publish(topic, b"%d" % number)) for number in range(1, 4)]
+        shift = 0
+        await bus.publish(topic, b"4")
+        if ahead < 3600:
+            assert refused == [[None]] * 3
+            received = await take(messages, 5)
+            assert [int(message.payload) for message in received] == list(range(5))
+            assert received[2].published_at > time.time() + ahead - 60
+        else:
+            assert all("clock" in str(error) for (error,) in refused)
+            assert await numbers(messages, 2) == [0, 4]
 
 
 @GROUPS

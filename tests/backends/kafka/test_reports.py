@@ -1,0 +1,138 @@
+"""Reports of users of other clients, tried here; `tests/REPORTS.md` lists them with those that other tests try."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from msight_bus import MessageTooLargeError
+from msight_bus.backends.kafka import feed
+from msight_bus.events import Gap
+from tests.support.kafka_admin import committed, make
+from tests.support.kafka_traffic import outcomes
+from tests.support.operators import Operator
+from tests.support.receiving import numbers, take
+from tests.support.rig import QUICKLY, own_broker
+
+
+async def test_what_retention_deletes_while_a_group_is_away_is_a_gap_and_the_rest_is_read(kafka, topic):
+    """(aiokafka 261) Its committed offset is out of range when it comes back."""
+    await make(kafka, topic)
+    events: list = []
+    async with kafka.connect(events=events) as bus:
+        async with bus.subscribe(topic, group_id="g") as messages:
+            await bus.publish(topic, b"0")
+            await numbers(messages, 1)
+            await messages.commit()
+        for number in range(1, 10):
+            await bus.publish(topic, b"%d" % number)
+        start = await committed(kafka, topic, "g")
+        await Operator(kafka).delete_records(topic, {0: 6})
+        async with bus.subscribe(topic, group_id="g") as messages:
+            assert await numbers(messages, 4) == [6, 7, 8, 9]
+    assert events == [Gap(topic, 6 - start, "retention", at_most=True)]
+
+
+async def test_an_input_that_failed_comes_again_although_later_ones_are_done(kafka, topic):
+    """(FastStream 2618, 2610) Nothing behind an open message is committed, nor a message before it is done."""
+    await make(kafka, topic)
+    async with kafka.connect() as bus:
+        async with bus.subscribe(topic, group_id="g", ack="manual") as messages:
+            for number in range(4):
+                await bus.publish(topic, b"%d" % number)
+            taken = await take(messages, 4)
+            for message in (taken[0], taken[2], taken[3]):
+                await message.ack()
+            await messages.commit()
+        assert await committed(kafka, topic, "g") == 1
+        async with bus.subscribe(topic, group_id="g") as messages:
+            assert await numbers(messages, 3) == [1, 2, 3]
+
+
+async def test_an_idle_member_stays_one(kafka, topic):
+    """(kafka-python 1787, 2610) No message comes for several sessions."""
+    async with kafka.connect(MSIGHT_KAFKA_SESSION_TIMEOUT="0.6") as bus:
+        async with bus.subscribe(topic, group_id="g") as messages:
+            member = messages._at_broker.member.member_id
+            await asyncio.sleep(2.5)
+            await bus.publish(topic, b"0")
+            assert await numbers(messages, 1) == [0]
+            await messages.commit()
+            assert messages._at_broker.member.member_id == member
+
+
+async def test_a_message_that_is_too_large_fails_alone(kafka, topic):
+    """(librdkafka 488, kafka-python 841, 2426) Neither those beside it nor in silence."""
+    await make(kafka, topic, 1, **{"max.message.bytes": "2000"})
+    async with kafka.connect() as bus:
+        results = await outcomes(*(bus.publish(topic, bytes(5000 if i == 10 else 100)) for i in range(20)))
+    assert [i for i, result in enumerate(results) if result is not None] == [10]
+    assert isinstance(results[10], MessageTooLargeError)
+
+
+async def test_a_message_that_is_larger_than_a_segment_is_an_error_of_its_own(kafka, topic):
+    """(wolff, emqx 15906) RECORD_LIST_TOO_LARGE: max.message.bytes is above segment.bytes. Others retry for ever."""
+    await make(kafka, topic, 1, **{"max.message.bytes": "4000000", "segment.bytes": "1048576"})
+    async with kafka.connect() as bus:
+        with pytest.raises(MessageTooLargeError):
+            await bus.publish(topic, bytes(2_000_000))
+        await bus.publish(topic, b"x")
+
+
+async def test_records_of_a_partition_that_is_new_to_a_group_are_read_from_its_beginning(kafka, topic, monkeypatch):
+    """(sarama 1739, librdkafka 461) They were published before the group knew of the partition; its start is latest."""
+    monkeypatch.setattr(feed, "_LOOK_EVERY", 1.0)
+    await make(kafka, topic)
+    async with kafka.connect() as bus, kafka.connect() as other, bus.subscribe(topic, group_id="g") as messages:
+        await Operator(kafka).add_partitions(topic, 3)
+        keys = [f"k{number}" for number in range(30)]
+        for number, key in enumerate(keys):
+            await other.publish(topic, b"%d" % number, key=key)
+        assert sorted(await numbers(messages, 30)) == list(range(30))
+        assert {where.partition for where in messages._at_broker.partitions} == {0, 1, 2}
+
+
+@pytest.mark.faults
+async def test_an_idle_producer_whose_id_has_expired_goes_on():
+    """(librdkafka 3584, redpanda 22670) The broker has forgotten its sequence numbers meanwhile."""
+    expire = ["producer.id.expiration.ms=500", "producer.id.expiration.check.interval.ms=100"]
+    with own_broker("kafka", expire) as (_, kafka):
+        async with kafka.connect() as bus, bus.subscribe("t") as messages:
+            for number in range(3):
+                await bus.publish("t", b"%d" % number)
+            await asyncio.sleep(2)
+            for number in range(3, 6):
+                await bus.publish("t", b"%d" % number)
+            assert await numbers(messages, 6) == list(range(6))
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(120)
+async def test_subscriptions_that_are_idle_over_a_restart_receive_what_is_published_later():
+    """(confluent-kafka-python 173, kafka-python 1419, 1477, aiokafka 399, 517, librdkafka 947) The broker was away longer than a
+    session, and one topic of several is published on."""
+    settings = {
+        **QUICKLY,
+        "MSIGHT_KAFKA_SESSION_TIMEOUT": "2",
+        "MSIGHT_CONNECT_TIMEOUT": "3",
+        "MSIGHT_PUBLISH_TIMEOUT": "2",
+    }
+    with own_broker("kafka") as (broker, kafka):
+        async with kafka.connect(**settings) as bus:
+            subscriptions = [bus.subscribe(f"t{number}", group_id="g") for number in range(3)]
+            for messages in subscriptions:
+                await messages.__aenter__()
+                await bus.publish(messages.topic, b"0")
+                await numbers(messages, 1)
+            await asyncio.to_thread(broker.kill)
+            await asyncio.sleep(4)
+            assert (await outcomes(bus.publish("t1", b"never")))[0] is not None
+            await asyncio.to_thread(broker.restart)
+            async with asyncio.timeout(40):
+                while (await outcomes(bus.publish("t1", b"1")))[0] is not None:
+                    pass
+            received = b""
+            while received != b"1":
+                received = (await take(subscriptions[1], 1))[0].payload
+            assert all(messages.stats.delivered == 1 for messages in (subscriptions[0], subscriptions[2]))

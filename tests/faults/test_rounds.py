@@ -1,0 +1,26 @@
+"""Promise: what operators, networks and other members do to Kafka loses no acknowledged message, and stops no other topic.
+
+``python -m tests.faults.rounds --rounds 30`` runs more of the same and writes a record.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults.rounds.run import run_rounds
+from tests.faults.rounds.scenes import SCENES
+
+ROUNDS = 5
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", SCENES)
+async def test_rounds_of_a_fault_lose_nothing(name, book):
+    result = await run_rounds(name, ROUNDS, 2, book)
+    assert (result.wrong, result.rounds) == ([], ROUNDS)
+
+
+async def test_a_batch_that_is_refused_harms_nobody_else(book):
+    result = await run_rounds("refused batch", 3, 3, book)
+    assert (result.wrong, result.rounds) == ([], 3)
