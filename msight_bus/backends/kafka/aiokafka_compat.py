@@ -596,12 +596,17 @@ def record_bytes(key: bytes | None, value: bytes | None, headers: Sequence[Recor
     return int(DefaultRecordBatchBuilder.estimate_size_in_bytes(key, value, headers)) + 64
 
 
-def produce_request(batches: Iterable[tuple[TopicPartition, bytes]], timeout: float) -> Any:
-    """A request to append batches, one a partition, to be acknowledged by all in-sync replicas within ``timeout`` seconds."""
-    topics: dict[str, list[tuple[int, bytes]]] = {}
-    for where, data in batches:
-        topics.setdefault(where.topic, []).append((where.partition, data))
-    return ProduceRequest(None, -1, int(timeout * 1000), list(topics.items()))
+def _by_topic(values: Mapping[TopicPartition, Any]) -> list[tuple[str, list[Any]]]:
+    topics: dict[str, list[Any]] = {}
+    for where, value in values.items():
+        topics.setdefault(where.topic, []).append((where.partition, *value))
+    return list(topics.items())
+
+
+def produce_request(batches: Mapping[TopicPartition, bytes], timeout: float) -> Any:
+    """A request to append a batch to each partition, acknowledged by all in-sync replicas within ``timeout`` seconds."""
+    topics = _by_topic({where: (data,) for where, data in batches.items()})
+    return ProduceRequest(None, -1, int(timeout * 1000), topics)
 
 
 def produce_errors(response: Any) -> Mapping[TopicPartition, int]:
@@ -646,13 +651,6 @@ class Fetched(NamedTuple):
     stable: int
     aborted: Sequence[tuple[int, int]]
     data: bytes | memoryview
-
-
-def _by_topic(values: Mapping[TopicPartition, Any]) -> list[tuple[str, list[Any]]]:
-    topics: dict[str, list[Any]] = {}
-    for where, value in values.items():
-        topics.setdefault(where.topic, []).append((where.partition, *value))
-    return list(topics.items())
 
 
 def fetch_request(offsets: Mapping[TopicPartition, int], isolation: int, partition_bytes: int) -> Any:

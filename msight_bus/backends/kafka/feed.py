@@ -72,9 +72,9 @@ class KafkaFeed:
         self._fetcher = Fetcher(
             client,
             self,
-            isolation=self._isolation,
-            partition_bytes=settings.kafka.tuning.fetch_bytes,
-            retry_after=settings.limits.reconnect_min,
+            self._isolation,
+            settings.kafka.tuning.fetch_bytes,
+            settings.limits.reconnect_min,
         )
         self._identity: TopicIdentity | None = None
         self._exists = True

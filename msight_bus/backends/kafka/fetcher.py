@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Protocol
 
 from aiokafka import TopicPartition
@@ -12,6 +13,8 @@ from msight_bus.backends.kafka.aiokafka_compat import Client, fetch_request
 from msight_bus.backends.kafka.errors import REFUSED, error_for
 from msight_bus.backends.kafka.partition import Partition
 from msight_bus.message import Message
+
+logger = logging.getLogger("msight_bus")
 
 _AGAIN_AFTER = 0.1
 """Seconds until a broker that is not a partition's leader any more is asked again."""
@@ -46,18 +49,16 @@ class Fetcher:
     """
 
     def __init__(
-        self,
-        client: Client,
-        listener: FetchListener,
-        *,
-        isolation: int,
-        partition_bytes: int,
-        retry_after: float,
+        self, client: Client, listener: FetchListener, isolation: int, partition_bytes: int, retry_after: float
     ) -> None:
-        """Args:
-        isolation: `READ_COMMITTED` or `READ_UNCOMMITTED`.
-        partition_bytes: of one partition in one fetch; a larger batch comes all the same.
-        retry_after: seconds until a fetch that failed is repeated.
+        """Fetch nothing yet.
+
+        Args:
+            client: of this subscription only.
+            listener: gets what was fetched.
+            isolation: `READ_COMMITTED` or `READ_UNCOMMITTED`.
+            partition_bytes: of one partition in one fetch; a larger batch comes all the same.
+            retry_after: seconds until a fetch that failed is repeated.
         """
         self.partitions: dict[TopicPartition, Partition] = {}
         self.room = asyncio.Event()
@@ -158,6 +159,7 @@ class Fetcher:
             await self._handle(partition, error)
 
     async def _handle(self, partition: Partition, error: KafkaError) -> None:
+        logger.debug("Cannot fetch %s at offset %d: %r", partition.where, partition.ledger.expected, error)
         if isinstance(error, OffsetOutOfRangeError):
             await self._listener.out_of_range(partition)
             return

@@ -184,8 +184,8 @@ class KafkaProducer:
             self._send_to(node, writers)
 
     def _send_to(self, node: int, writers: list[PartitionWriter]) -> None:
+        batches: dict[TopicPartition, bytes] = {}
         carried: dict[TopicPartition, PartitionWriter] = {}
-        batches: list[tuple[TopicPartition, bytes]] = []
         size = 0
         for writer in writers:
             data = writer.encode()
@@ -193,15 +193,14 @@ class KafkaProducer:
                 continue
             if size and size + len(data) > _REQUEST_BYTES:
                 self._request(node, carried, batches)
-                carried, batches, size = {}, [], 0
-            carried[writer.where] = writer
-            batches.append((writer.where, data))
+                carried, batches, size = {}, {}, 0
+            carried[writer.where], batches[writer.where] = writer, data
             size += len(data)
         if carried:
             self._request(node, carried, batches)
 
     def _request(
-        self, node: int, writers: dict[TopicPartition, PartitionWriter], batches: list[tuple[TopicPartition, bytes]]
+        self, node: int, writers: dict[TopicPartition, PartitionWriter], batches: dict[TopicPartition, bytes]
     ) -> None:
         try:
             answer = self._client.send_now(node, produce_request(batches, self._settings.limits.connect_timeout))
