@@ -181,6 +181,8 @@ class KafkaFeed:
             self._missing.clear()
             try:
                 await self._look()
+            except REFUSED:
+                raise  # and the subscription fails
             except (KafkaError, OSError) as error:
                 self.failed(error)
 
@@ -193,12 +195,18 @@ class KafkaFeed:
         raise NotImplementedError
 
     async def _identify(self) -> bool:
-        """Learn the topic's identity; returns whether it is certainly another one than before."""
+        """Learn the topic's identity; returns whether it is certainly another one than before.
+
+        Raises:
+            KafkaError: the topic may not be described.
+        """
         try:
             answer = await self.client.ask(TopicIdentityRequest(self.topic), within=_IDENTIFY_WITHIN, shared=True)
             found = read_identity(answer, self.topic)
         except NotImplementedError:  # the brokers are older than Kafka 2.8 and have no ids
             return False
+        except REFUSED:
+            raise
         except (KafkaError, OSError) as error:
             logger.debug("No broker tells the identity of topic %s: %s", self.topic, error)
             return False

@@ -8,12 +8,14 @@ import pytest
 from aiokafka.admin import NewTopic
 from aiokafka.errors import KafkaConnectionError
 
+from msight_bus import AuthenticationError
 from msight_bus.backends.kafka import feed
 from msight_bus.events import Gap
 from tests.support.kafka_admin import administering
 from tests.support.kafka_records import Rec, batch_of, raw_producer
+from tests.support.operators import AUTHORIZING, Operator
 from tests.support.receiving import numbers
-from tests.support.rig import until
+from tests.support.rig import own_broker, until
 
 GROUPS = pytest.mark.parametrize("group_id", ["g", None])
 NO_SIZE = "retention"
@@ -74,6 +76,19 @@ async def test_a_topic_that_is_gone_is_said_once(kafka, topic, group_id, monkeyp
             await make_anew(admin, topic)
             await produce(topic, batch_of(Rec(b"1")))
             assert await numbers(messages, 1) == [1]
+
+
+@pytest.mark.faults
+@GROUPS
+async def test_a_permission_to_describe_that_is_taken_away_is_raised(group_id, monkeypatch):
+    monkeypatch.setattr(feed, "_LOOK_EVERY", 0.3)
+    with own_broker("kafka", AUTHORIZING) as (_, kafka):
+        operator = Operator(kafka)
+        async with kafka.connect() as bus, bus.subscribe("t", group_id=group_id) as messages:
+            await operator.deny("topic", "t", "describe")
+            with pytest.raises(AuthenticationError):
+                await numbers(messages, 1)
+        operator.close()
 
 
 @GROUPS
