@@ -7,13 +7,12 @@ import gc
 import time
 from collections import Counter
 from contextlib import AsyncExitStack
-from typing import Any
 
-from aiokafka.conn import AIOKafkaConnection
 from aiokafka.protocol.metadata import MetadataRequest
 
 import msight_bus
 from msight_bus import BusError, QueuePolicy
+from msight_bus.backends.kafka.aiokafka_compat import Connection
 from msight_bus.bench.candidates import Target, topic_of
 from msight_bus.bench.figures import Figures
 from msight_bus.bench.jobs import Plan
@@ -121,16 +120,16 @@ class IdleTopics(_Observer):
 
     def _count_answers(self) -> None:
         """In this process, which does nothing else."""
-        handle, answers, answered_bytes = AIOKafkaConnection._handle_frame, self._answers, self._answered_bytes
+        take, answers, answered_bytes = Connection.take, self._answers, self._answered_bytes
 
-        def counted(connection: Any, response: bytes) -> Any:
+        def counted(connection: Connection, frame: bytes | bytearray) -> None:
             api = connection._requests[0][1].API_KEY
             answers[api] += 1
-            answered_bytes[api] += len(response)
-            return handle(connection, response)
+            answered_bytes[api] += len(frame)
+            take(connection, frame)
 
-        AIOKafkaConnection._handle_frame = counted
+        Connection.take = counted  # type: ignore[method-assign]
 
 
 def _connections() -> int:
-    return sum(isinstance(one, AIOKafkaConnection) and one.connected() for one in gc.get_objects())
+    return sum(isinstance(one, Connection) and one.connected() for one in gc.get_objects())
