@@ -45,8 +45,10 @@ class Node(ABC):
                     f"inside with `await off_loop(function, ...)`."
                 )
         stream = cls.__dict__.get("stream")
-        if inspect.iscoroutinefunction(stream):
-            raise TypeError(f"{cls.__name__}.stream is an async generator: it has to `yield` its items.")
+        if inspect.iscoroutinefunction(stream) or inspect.isgeneratorfunction(stream):
+            raise TypeError(
+                f"{cls.__name__}.stream is an async generator: write `async def stream`, and `yield` its items."
+            )
 
     def __init__(self, config: NodeConfig) -> None:
         """``config`` must name the topics that this kind of node needs, and no other.

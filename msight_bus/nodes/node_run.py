@@ -24,10 +24,6 @@ from msight_bus.signals import mark_logged
 from msight_bus.subscription import Subscription
 from msight_bus.tally import Tally
 
-_KEPT_BY_THE_LOG = ("closed", "revoked")
-"""Causes of drops that lose nothing where a log keeps the message: it is delivered again, or to another member."""
-
-
 LEFT_CANCELLED = "The node's code cancelled the task in which it runs, and did not undo that."
 
 
@@ -47,6 +43,7 @@ class NodeRun:
         away: whether the bus is disconnected.
         on_away: called when the bus is disconnected.
         unfinished: returns the number of items that were taken and are not done.
+        abandoned: inputs that were queued or in hand when the node ended.
         subscription: the node's input.
     """
 
@@ -79,6 +76,7 @@ class NodeRun:
         self.away = False
         self.on_away: Callable[[], None] | None = None
         self.unfinished: Callable[[], int] = lambda: 0
+        self.abandoned = 0
         self.subscription: Subscription | None = None
         self.kind = kind
         self.gap_lines = Tally("Messages missing", logger, interval)
@@ -94,7 +92,7 @@ class NodeRun:
     @property
     def left(self) -> int:
         """Inputs that are queued, in hand, or not acknowledged yet; of a source, its outputs."""
-        return self.meter.queued() + self.unfinished()
+        return self.meter.queued() + self.unfinished() + self.abandoned
 
     def running(self, group: str | None) -> None:
         """The first item can come; ``group`` is the consumer group."""
@@ -133,12 +131,15 @@ class NodeRun:
 
     def dropped(self, messages: Sequence[Message], cause: str) -> None:
         """Take what the queue dropped: count and log it."""
-        if cause in _KEPT_BY_THE_LOG and (cause == "revoked" or self.bus.capabilities.persistence):
+        if cause == "revoked":  # delivered to another member
             return
-        self.meter.dropped += len(messages)
         for message in messages:
-            self.drop_lines.add(message.topic, 1, cause)
             self.logger.debug("Dropped %r of session %s: %s.", message, message.session, cause)
+            if cause == "closed":  # the node has ended: it was not too slow
+                self.abandoned += 1
+            else:
+                self.meter.dropped += 1
+                self.drop_lines.add(message.topic, 1, cause)
 
     def unsent(self, topic: str, count: int, why: str) -> None:
         """Count and log outputs that are dropped."""
@@ -187,7 +188,7 @@ class NodeRun:
         try:
             yield
         except Exception as error:
-            last, why = NodeStatus.ERROR, f" by {type(error).__name__}: {error}"
+            last, why = NodeStatus.ERROR, f" by {type(error).__name__}: {error}".rstrip(".")
             mark_logged(error)
             raise
         finally:

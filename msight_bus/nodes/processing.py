@@ -271,6 +271,9 @@ class MessageProcessor:
                     buckets[bisect_left(BOUNDS, latency)] += 1
         except Exception as error:  # the bus's; errors in the node's code are dealt with where they happen
             self._fail(error)
+        except asyncio.CancelledError:
+            run.abandoned += number in busy_since
+            raise
         finally:
             busy_since.pop(number, None)
             shared.wake_one()

@@ -42,8 +42,26 @@ def test_a_stream_that_is_no_generator_is_an_error_when_the_class_is_made():
     async def stream(self):
         return [b"x"]
 
-    with pytest.raises(TypeError, match=r"Mine\.stream is an async generator: it has to `yield`"):
+    with pytest.raises(TypeError, match=r"Mine\.stream is an async generator: write `async def stream`, and `yield`"):
         type("Mine", (SourceNode,), {"stream": stream})
+
+
+def test_a_stream_that_is_a_plain_generator_is_an_error_when_the_class_is_made():
+    def stream(self):
+        yield b"x"
+
+    with pytest.raises(TypeError, match=r"Mine\.stream is an async generator: write `async def stream`, and `yield`"):
+        type("Mine", (SourceNode,), {"stream": stream})
+
+
+async def test_a_node_that_does_not_pass_its_config_on_is_told_how(memory):
+    class Mine(Collect):
+        def __init__(self):
+            pass
+
+    async with memory.connect() as bus:
+        with pytest.raises(ConfigError, match=r"Mine\.__init__ has to call super\(\)\.__init__\(config\)"):
+            await run_until(bus, Mine(), stop=asyncio.Event())
 
 
 async def test_a_coroutine_as_on_event_is_refused(memory):

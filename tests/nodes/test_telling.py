@@ -136,6 +136,27 @@ async def test_the_last_line_sums_up(memory, caplog):
     )
 
 
+async def test_what_a_node_leaves_at_its_end_is_left_and_not_dropped(memory, caplog):
+    caplog.set_level(logging.INFO)
+
+    class Hangs(Collect):
+        async def on_message(self, data):
+            await asyncio.Event().wait()
+
+    node = Hangs(NodeConfig(name="hangs", subscribe_topic_name="in"))
+    async with memory.connect() as bus:
+        task = await start(bus, node)
+        for i in range(4):
+            await bus.publish("in", b"%d" % i)
+        while node.metrics().messages_in < 1:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.wait((task,))
+    (line,) = lines(caplog, "Ended with status ")
+    assert "In: 1, out: 0, dropped: 0, missing: 0, undecodable: 0, errors: 0, left: 4, " in line
+    assert lines(caplog, "Inputs dropped") == []
+
+
 async def test_one_message_can_be_followed_at_debug(memory, caplog):
     caplog.set_level(logging.DEBUG)
     nodes = [
