@@ -46,9 +46,7 @@ class Node(ABC):
                 )
         stream = cls.__dict__.get("stream")
         if inspect.iscoroutinefunction(stream) or inspect.isgeneratorfunction(stream):
-            raise TypeError(
-                f"{cls.__name__}.stream is an async generator: write `async def stream`, and `yield` its items."
-            )
+            raise TypeError(f"{cls.__name__}.stream is an async generator: write `async def stream` with `yield`.")
 
     def __init__(self, config: NodeConfig) -> None:
         """``config`` must name the topics that this kind of node needs, and no other.

@@ -42,7 +42,7 @@ def test_a_stream_that_is_no_generator_is_an_error_when_the_class_is_made():
     async def stream(self):
         return [b"x"]
 
-    with pytest.raises(TypeError, match=r"Mine\.stream is an async generator: write `async def stream`, and `yield`"):
+    with pytest.raises(TypeError, match=r"Mine\.stream is an async generator: write `async def stream` with `yield`"):
         type("Mine", (SourceNode,), {"stream": stream})
 
 
@@ -50,7 +50,7 @@ def test_a_stream_that_is_a_plain_generator_is_an_error_when_the_class_is_made()
     def stream(self):
         yield b"x"
 
-    with pytest.raises(TypeError, match=r"Mine\.stream is an async generator: write `async def stream`, and `yield`"):
+    with pytest.raises(TypeError, match=r"Mine\.stream is an async generator: write `async def stream` with `yield`"):
         type("Mine", (SourceNode,), {"stream": stream})
 
 
