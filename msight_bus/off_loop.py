@@ -84,6 +84,8 @@ class _Call:
         self.running.add(self)
         try:
             return run()
+        except StopIteration as error:  # a future cannot hold it, as a coroutine cannot raise it (PEP 479)
+            raise RuntimeError(f"{self.name} raised StopIteration.") from error
         finally:
             self.running.discard(self)
 
@@ -112,6 +114,9 @@ class _ProcessCall(_Call):
             worker.kill()
             worker.join()
             raise RuntimeError(f"The process of {self.name} ended before its result.") from None
+        except Exception:  # the result cannot be unpickled
+            _idle.append(worker)
+            raise
         _idle.append(worker)
         if not succeeded:
             result.add_note(f"In a process of off_loop:\n{trace}")

@@ -154,9 +154,11 @@ class MessageProcessor:
                 for number in range(self._config.concurrency)
             ]
             self._run.tasks.update(workers)
-            await asyncio.wait(workers)
-            if any(worker.cancelled() for worker in workers):
-                self._fail(RuntimeError(LEFT_CANCELLED))
+            left: set[asyncio.Task[None]] = set(workers)
+            while left:
+                ended, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+                if any(worker.cancelled() for worker in ended):
+                    self._fail(RuntimeError(LEFT_CANCELLED))
             try:
                 if self._publisher is not None:
                     await self._publisher.all_accepted()
@@ -326,7 +328,7 @@ class MessageProcessor:
             except BUS_IS_OVER:
                 raise
             except BusError as refusal:
-                await self._code_failed(message, refusal)
+                await self._code_failed(message, refusal, accepted=accepted)
                 return
         await self._acknowledge(message, accepted)
 
@@ -380,18 +382,22 @@ class MessageProcessor:
         self._run.undecodable_lines.add(message.topic, 1, str(error))
         await self._give_up(message, error, place)
 
-    async def _code_failed(self, message: Message, error: Exception, place: Place | None = None) -> None:
+    async def _code_failed(
+        self, message: Message, error: Exception, place: Place | None = None, accepted: Sequence[Accepted] = ()
+    ) -> None:
         self._run.code_failed(error)
         if self._config.action_on_error == "stop":
             self._fail(error)
             await self._leave_out(place)
         else:
-            await self._give_up(message, error, place)
+            await self._give_up(message, error, place, accepted)
 
-    async def _give_up(self, message: Message, error: Exception, place: Place | None) -> None:
+    async def _give_up(
+        self, message: Message, error: Exception, place: Place | None, accepted: Sequence[Accepted] = ()
+    ) -> None:
         """An input that cannot be handled is done, and before that on the dead-letter topic if there is one."""
         if await self._dead_letter(message, error):
-            await self._acknowledge(message, ())
+            await self._acknowledge(message, accepted)
         await self._leave_out(place)
 
     async def _leave_out(self, place: Place | None) -> None:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from msight_bus.data import Data
 from msight_bus.errors import (
-    AuthenticationError,
     BusError,
     ClosedError,
     ConnectionLostError,
-    MessageTooLargeError,
     PayloadError,
     PublishTimeoutError,
 )
@@ -165,14 +163,14 @@ class NodePublisher:
                 else:
                     self._delivered(output)
                     return accepted
-            if isinstance(error, (AuthenticationError, MessageTooLargeError)):
+            if isinstance(error, ClosedError) or (isinstance(error, ConnectionLostError) and not self._keeps):
+                raise error
+            if not isinstance(error, BROKER_AWAY):
                 # The publisher raises the refusal of an earlier output here, once. Where that is known by its own
                 # acknowledgement, only a second try tells whether this one is refused as well.
                 if refused or not self._outcomes_known:
                     raise error
                 refused = True
-            elif not isinstance(error, BROKER_AWAY) or (isinstance(error, ConnectionLostError) and not self._keeps):
-                raise error
             else:
                 self.broker_is_away(error)
                 if self._drops:
@@ -197,10 +195,12 @@ class NodePublisher:
             PublishTimeoutError: it did not in time.
         """
         if self._keeps:
-            with suppress(AuthenticationError, MessageTooLargeError):  # as in `_deliver`: that refusal is known already
-                return await self._publisher.flush()
-            await self._publisher.flush()
-        return None
+            try:
+                await self._publisher.flush()
+            except (*BROKER_AWAY, ClosedError):
+                raise
+            except BusError:  # as in `_deliver`: that refusal is known already
+                await self._publisher.flush()
 
     def broker_is_away(self, error: BusError) -> None:
         """Say so, once until it is back."""

@@ -185,6 +185,8 @@ def _check(nodes: tuple[Node, ...]) -> None:
         raise ConfigError("A node is given twice; for two workers of a group make two nodes of one name.")
     for node in nodes:
         if not isinstance(node, Node):
-            raise ConfigError(f"A node to run is made of a Node subclass, Mine(NodeConfig(...)), not {node!r:.100}.")
+            raise ConfigError(
+                f"A node to run is an instance of a Node subclass, Mine(NodeConfig(...)), not {node!r:.100}."
+            )
         if not hasattr(node, "config"):
             raise ConfigError(f"{type(node).__name__}.__init__ has to call super().__init__(config) with a NodeConfig.")

@@ -206,12 +206,27 @@ class Items:
 
     async def _publish(self, result: Result, error: BusError | None = None) -> None:
         """Publish an item: ``error`` is what a first try to send it raised."""
-        outputs = self._publisher.outputs(result)
-        self._in_hand = len(outputs)
         self._run.busy_since.clear()  # from here on it is the broker that takes long
+        try:
+            outputs = self._publisher.outputs(result)
+        except BusError as unfit:
+            self._unpublished(unfit)
+            return
+        self._in_hand = len(outputs)
         for output in outputs:
-            await self._publisher.send(output, error)
+            try:
+                await self._publisher.send(output, error)
+            except BUS_IS_OVER:
+                raise
+            except BusError as refusal:
+                self._unpublished(refusal)
             self._in_hand -= 1
+
+    def _unpublished(self, error: BusError) -> None:
+        """Count an output that cannot be published; the source goes on with the next where that was chosen."""
+        if self._run.config.action_on_error == "stop":
+            raise error  # `_publish_all` counts it
+        self._run.code_failed(error)
 
     async def _close_items(self) -> None:
         items, self._items = self._items, None

@@ -436,3 +436,23 @@ async def test_attributes_of_a_subclass_do_not_get_in_the_way(memory):
     async with memory.connect() as bus, running(bus, node):
         await bus.publish("in", b"")
         await eventually(node.came, node.came.is_set)
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+async def test_a_handler_that_leaves_its_task_cancelled_ends_the_node(memory, concurrency):
+    count = 0
+
+    async def handle(data):
+        nonlocal count
+        count += 1
+        if count == 5:
+            asyncio.current_task().cancel()
+        await asyncio.sleep(0)
+        return data
+
+    async with memory.connect() as bus:
+        task = await start(bus, Apply(config(concurrency=concurrency), handle))
+        for number in range(50):
+            await bus.publish("in", b"%d" % number)
+        with pytest.raises(RuntimeError, match="cancelled the task in which it runs"):
+            await task

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import threading
 import time
@@ -91,3 +92,24 @@ def touch_and_sleep(path):
     """Say that it has begun, then take for ever."""
     Path(path).touch()
     time.sleep(600)
+
+
+@pytest.mark.parametrize("process", [False, True])
+async def test_a_function_that_raises_stop_iteration_is_an_error(process):
+    async with asyncio.timeout(30):
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            await off_loop(next, iter(()), process=process)
+
+
+async def test_a_result_that_cannot_be_read_here_costs_no_process():
+    for _ in range(3):
+        with pytest.raises(TypeError):
+            await off_loop(UnreadableError, "one", process=True)
+    assert len(multiprocessing.active_children()) <= 1
+
+
+class UnreadableError(Exception):
+    """Pickles, and does not unpickle."""
+
+    def __init__(self, one, two="two"):
+        super().__init__(one, two, "three")

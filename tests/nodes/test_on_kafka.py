@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from msight_bus import BytesData
-from msight_bus.nodes import NodeConfig
+from msight_bus.nodes import NodeConfig, Outgoing
+from tests.support.kafka_admin import make
 from tests.support.nodes import DEADLINE, Apply, Collect, running, start
 
 
@@ -95,3 +96,31 @@ async def test_a_failure_behind_handlers_that_are_done_brings_its_input_again(ka
             while b"1" not in handled or b"4" not in handled:
                 await asyncio.sleep(0.005)
         assert sorted(handled) == [b"1", b"2", b"3", b"4"]
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+async def test_a_refused_output_takes_no_other_with_it(kafka, topic, name, concurrency):
+    """A compacted topic refuses records without a key, each known only when it is acknowledged."""
+    out = f"{topic}.out"
+    await make(kafka, out, **{"cleanup.policy": "compact"})
+
+    async def step(data):
+        return data if int(data) % 5 == 3 else Outgoing(data, key=data.decode())
+
+    node = Apply(
+        NodeConfig(
+            name=name,
+            subscribe_topic_name=topic,
+            publish_topic_name=out,
+            action_on_error="continue",
+            concurrency=concurrency,
+        ),
+        step,
+    )
+    sink = Collect(NodeConfig(name=f"{name}-sink", subscribe_topic_name=out))
+    async with kafka.connect() as bus, asyncio.timeout(DEADLINE * 2):
+        async with running(bus, sink, node):
+            for number in range(20):
+                await bus.publish(topic, b"%d" % number)
+            assert sorted(map(int, await sink.until(16))) == [n for n in range(20) if n % 5 != 3]
+        assert node.metrics().errors == 4

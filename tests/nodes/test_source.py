@@ -10,6 +10,7 @@ import pytest
 from msight_bus import BytesData
 from msight_bus.nodes import NodeConfig, Outgoing, SourceNode
 from tests.support.nodes import DEADLINE, Collect, Numbers, running, start
+from tests.support.receiving import take
 
 
 def config(**fields):
@@ -194,3 +195,16 @@ async def test_the_level_of_the_nodes_logger(memory):
         source = Numbers(config(), count=0)
         await source.run(bus)
         assert source.logger.level == logging.DEBUG
+
+
+async def test_an_output_that_cannot_be_published_does_not_begin_the_source_anew(memory):
+    class Mine(SourceNode):
+        async def stream(self):
+            for number in range(6):
+                yield [b"%d" % number, bytes(3000)] if number == 2 else b"%d" % number if number != 4 else "text"
+
+    async with memory.connect(MSIGHT_MAX_MESSAGE_BYTES="2000") as bus, bus.subscribe("out") as messages:
+        node = Mine(NodeConfig(name="mine", publish_topic_name="out", action_on_error="continue"))
+        await node.run(bus)
+        assert [message.payload for message in await take(messages, 5)] == [b"0", b"1", b"2", b"3", b"5"]
+        assert (node.metrics().errors, node.metrics().messages_out) == (2, 5)

@@ -252,9 +252,12 @@ class Connection(AIOKafkaConnection):
         if not isinstance(request, FETCH_STRUCTS) or answer.done() or _SIZE.unpack_from(frame)[0] != expected:
             self._handle_frame(bytes(frame))
             return
+        fetched = read_fetch(
+            memoryview(frame)[_SIZE.size :], request.API_VERSION
+        )  # may raise: then it is still asked for
         self._requests.popleft()
         self._last_action = time.monotonic()
-        answer.set_result(read_fetch(memoryview(frame)[_SIZE.size :], request.API_VERSION))
+        answer.set_result(fetched)
 
     def authenticator_oauth(self) -> _OAuth:
         return _OAuth(sasl_oauth_token_provider=self._sasl_oauth_token_provider)

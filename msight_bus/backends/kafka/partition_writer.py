@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from binascii import hexlify
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from time import time_ns
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -61,6 +61,17 @@ class ProducerId(NamedTuple):
     epoch: int
 
 
+class _Acknowledgement(asyncio.Future[None]):
+    """The acknowledgement of a batch. All its publishers share it, so that none can cancel it for the others."""
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return super().__await__() if self.done() else asyncio.shield(self).__await__()
+
+    def cancel(self, msg: object = None) -> bool:
+        """Do nothing, and return false."""
+        return False
+
+
 class _Batch:
     """Records that are sent together.
 
@@ -80,7 +91,7 @@ class _Batch:
         self.attempts = 0
         self.data: bytes | None = None
         self.begun = loop.time()
-        self.done: asyncio.Future[None] = loop.create_future()
+        self.done = _Acknowledgement(loop=loop)
 
 
 class PartitionWriter:

@@ -248,3 +248,21 @@ async def test_a_bus_that_forgets_many_topics_takes_another_producer_id(kafka, t
             await bus.publish(f"{topic}.{i % 4}", b"%08d" % i)
     for i in range(4):
         assert await received(kafka, f"{topic}.{i}") == [i, 4 + i, 8 + i]
+
+
+async def test_nobody_cancels_the_acknowledgement_that_others_wait_for(topic, kafka):
+    async with kafka.connect() as bus, bus.publisher(topic) as publisher:
+        acknowledged = await publisher.send(b"x")
+
+        async def wait() -> None:
+            await acknowledged
+
+        waiting = asyncio.create_task(wait())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait((waiting,))
+        assert waiting.cancelled()
+        acknowledged.cancel()
+        await bus.publish(topic, b"y")
+        await publisher.flush()
+        assert await acknowledged is None
