@@ -250,7 +250,7 @@ async def test_over_an_account_import_tail_loss_turns_false_with_one_warning(cap
             for _ in range(3):
                 await sender.publish("cam.ne", b"x")
             assert len(await take(messages, 3)) == 3
-            await until(lambda: not bus.capabilities.tail_loss, within=10)
+            await until(lambda: not bus.capabilities.tail_loss, within=30)
             assert sender.capabilities.tail_loss  # it is permitted to announce, and knows nothing of the import
             warnings = [record for record in caplog.records if record.levelname == "WARNING"]
             assert len([record for record in warnings if "_msight.seq" in record.getMessage()]) == 1
