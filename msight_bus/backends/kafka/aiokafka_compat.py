@@ -178,7 +178,7 @@ class _Frames(asyncio.BufferedProtocol):
                 grown = bytearray(min(self._size, 2 * self._filled))
                 grown[: self._filled] = self._frame
                 self._frame = grown
-        except Exception as error:  # whatever a parser says of bytes that others chose
+        except Exception as error:  # a parser can raise anything for invalid bytes
             self._connection.close(reason=CloseReason.CONNECTION_BROKEN, exc=error)
 
     def _take_from_scratch(self) -> None:
@@ -252,9 +252,8 @@ class Connection(AIOKafkaConnection):
         if not isinstance(request, FETCH_STRUCTS) or answer.done() or _SIZE.unpack_from(frame)[0] != expected:
             self._handle_frame(bytes(frame))
             return
-        fetched = read_fetch(
-            memoryview(frame)[_SIZE.size :], request.API_VERSION
-        )  # may raise: then it is still asked for
+        # Decoded before the request is removed: if that raises, closing the connection fails the request too.
+        fetched = read_fetch(memoryview(frame)[_SIZE.size :], request.API_VERSION)
         self._requests.popleft()
         self._last_action = time.monotonic()
         answer.set_result(fetched)
@@ -377,7 +376,7 @@ class Client(AIOKafkaClient):
         cluster_metadata.update_metadata(metadata)
         self.on_update()
         if self._report(metadata):
-            await asyncio.sleep(self._retry_backoff)  # whoever waits for such a topic asks again at once
+            await asyncio.sleep(self._retry_backoff)  # callers that wait for the topic retry immediately
         return True
 
     async def _ask_brokers(self, request: Any) -> Any:
@@ -396,7 +395,7 @@ class Client(AIOKafkaClient):
         return None
 
     async def _ask_bootstrap_servers(self, request: Any) -> Any:
-        """Ask over a connection of its own: the brokers may have moved."""
+        """Ask over a new connection: the brokers' addresses may have changed."""
         for (host, port, _), share in in_turn(self.hosts, self.request_timeout):
             connection = self._new_connection(host, port)
             try:
@@ -553,7 +552,7 @@ class Client(AIOKafkaClient):
                     lost = lost or isinstance(error, kafka_errors.KafkaConnectionError)
             if not lost or loop.time() >= end:
                 raise problem
-            await asyncio.sleep(self._retry_backoff)  # whoever asked beside this has dropped the connection
+            await asyncio.sleep(self._retry_backoff)  # a concurrent request has dropped the connection
 
     @property
     def request_timeout(self) -> float:
@@ -595,7 +594,7 @@ def batch_builder(codec: int, max_bytes: int) -> Any:
 
 
 def record_bytes(key: bytes | None, value: bytes | None, headers: Sequence[RecordHeader]) -> int:
-    """Bytes at most that a record takes in a batch of its own."""
+    """Maximum bytes of a batch that holds only this record."""
     return int(DefaultRecordBatchBuilder.estimate_size_in_bytes(key, value, headers)) + 64
 
 
@@ -825,7 +824,7 @@ class MarkingAssignor(RoundRobinPartitionAssignor):
 
 
 class Member(GroupCoordinator):
-    """A member of a consumer group. It joins by itself, and joins again for as long as it is not closed."""
+    """A member of a consumer group. Joins, and rejoins until it is closed."""
 
     def __init__(
         self, client: Client, topic: str, group_id: str, session_timeout: float, listener: ConsumerRebalanceListener
@@ -865,13 +864,13 @@ class Member(GroupCoordinator):
         return self.coordinator_id is not None
 
     def check(self) -> None:
-        """Raise what could not be done: aiokafka tells it only to whoever fetches, and tries again once it was told.
+        """Raise the error of joining: aiokafka raises it only in a fetch, and retries after that.
 
         Raises:
             KafkaError: the group may not be joined, for instance.
         """
         if self._coordination_task.done():
-            return  # whoever watches the task takes its error
+            return  # the watcher of the task handles its error
         # aiokafka starts these again at the next rebalance only.
         for task in (self._heartbeat_task, self._commit_refresh_task):
             if task is not None and task.done() and not task.cancelled() and task.exception() is not None:
