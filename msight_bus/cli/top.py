@@ -83,7 +83,7 @@ def _row(
 ) -> tuple[Text | str, ...]:
     metrics = info.metrics
     topics = [
-        (f"{arrow} {topic}" + ("" if topic in others else " (no node)"), _short(rate))
+        (f"{arrow} {topic}" + ("" if topic in others or info.ended else " (no node)"), _short(rate))
         for arrow, topic, rate, others in (
             ("<-", info.subscribe_topic, metrics.rate_in, published),
             ("->", info.publish_topic, metrics.rate_out, subscribed),

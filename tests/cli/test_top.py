@@ -119,6 +119,17 @@ def test_a_topic_without_another_end_is_marked():
     assert "boxes (no node)" not in text
 
 
+def test_a_pipeline_that_has_ended_is_not_marked():
+    text = shown(
+        registry_of(
+            info(name="source", publish_topic="frames", status=NodeStatus.STOPPED, ended=True),
+            info(name="sink", subscribe_topic="frames", status=NodeStatus.STOPPED, ended=True),
+        )
+    )
+    assert "frames" in text
+    assert "no node" not in text
+
+
 def test_what_cannot_be_counted_is_a_question_mark():
     text = shown(registry_of(info(subscribe_topic="cam", metrics=NodeMetrics(missing=None, gaps=None))))
     (row,) = [line for line in text.splitlines() if "<- cam" in line]
