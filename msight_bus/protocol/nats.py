@@ -7,7 +7,6 @@ confirms everything written before its PING.
 from __future__ import annotations
 
 import json
-import re
 import struct
 from binascii import hexlify, unhexlify
 from collections.abc import Iterator, Mapping
@@ -124,19 +123,9 @@ def _unpack_key(text: str) -> str:
 
 _SIZES = {b"%d" % size: size for size in range(4096)}
 _LINE_AND_END = MAX_CONTROL_LINE + 2
-_USUAL = re.compile(
-    rb"MSG ([^ \r\n\t]{1,512}+ \d{1,20}+) (\d{1,9}+)\r\n"
-    rb"|HMSG ([^ \r\n\t]{1,512}+ \d{1,20}+) %d (\d{1,9}+)\r\nNATS/1\.0\r\nmsight: (.{48})\r\n\r\n" % _OURS_BYTES,
-    re.DOTALL,
-)
-"""Up to its payload, a message without headers (address, bytes) or one of the bus without key and headers (address, total bytes,
-digits of the metadata); without a reply subject, as most are."""
-
-_BLOCK = re.compile(rb"NATS/1\.0\r\nmsight: .{48}\r\n\r\n", re.DOTALL)
-"""The header block of a message of the bus without key and headers."""
-
-_HEADED = re.compile(rb"HMSG ([^ \r\n\t]{1,512}+ \d{1,20}+) (\d{1,9}+) (\d{1,9}+)\r\n")
-"""Any message with headers and without a reply subject: address, header bytes, total bytes."""
+_HEADS = 4096
+_LONGEST_HEAD = 512
+"""Maximum number of remembered heads, and bytes of one. A head is a MSG or HMSG line without its last word, the total bytes."""
 
 _KINDS = {b"PING": Reply("PING"), b"PONG": Reply("PONG"), b"+OK": Reply("OK")}
 
@@ -227,52 +216,43 @@ def _make_run(address: Address, head: bytes, payload_bytes: int) -> Run:
 class _Grammar:
     """Parses MSG, HMSG and control lines."""
 
-    __slots__ = ("_buffer", "_limit")
+    __slots__ = ("_buffer", "_heads", "_limit")
 
     def __init__(self, buffer: DecodeBuffer, limit: int) -> None:
         self._buffer = buffer
         self._limit = limit
+        self._heads: dict[bytes, tuple[Address, int]] = {}  # address, bytes of the header block
 
     def read(self, data: bytes, position: int, limit: int, heads: HeadCache | None) -> tuple[int, int]:
         """See `Grammar.read`."""
         buffer, largest = self._buffer, self._limit
         items, opened, opened_undecoded = buffer.items, buffer.opened, buffer.opened_undecoded
-        match, size_of, end = _USUAL.match, _SIZES.get, len(data)
-        taken = 0
+        parsed, size_of = self._heads.get, _SIZES.get
+        find, startswith, end = data.find, data.startswith, len(data)
+        taken = before = 0
         while taken < limit and position < end:
-            usual = match(data, position)
-            if usual is not None:
-                plain, digits, address, total_digits, metadata = usual.groups()
-                start = usual.end()
-                if plain is not None:
-                    address, block_bytes = plain, 0
-                else:
-                    digits, block_bytes = total_digits, _OURS_BYTES
-                    start -= block_bytes
+            eol = find(b"\r\n", position, position + _LINE_AND_END)
+            if eol < 0:
+                if end - position >= _LINE_AND_END:
+                    raise ProtocolError(
+                        f"A control line exceeds {MAX_CONTROL_LINE} bytes; the peer does not speak NATS."
+                    )
+                break
+            start = eol + 2
+            head, _, digits = data[position:eol].rpartition(b" ")
+            known = parsed(head)
+            if known is not None:
+                address, block_bytes = known
                 total = size_of(digits, -1)
                 if total < 0:
-                    total = int(digits)
+                    total = _parse_size(digits)
+            elif data[position] in (_H, _M):
+                address, block_bytes, total = self._read_line(data[position:eol])
             else:
-                metadata = None
-                headed = _HEADED.match(data, position)
-                if headed is not None:
-                    address, start = headed[1], headed.end()
-                    block_bytes, total = int(headed[2]), int(headed[3])
-                else:
-                    eol = data.find(b"\r\n", position, position + _LINE_AND_END)
-                    if eol < 0:
-                        if end - position >= _LINE_AND_END:
-                            raise ProtocolError(
-                                f"A control line exceeds {MAX_CONTROL_LINE} bytes; the peer does not speak NATS."
-                            )
-                        break
-                    start = eol + 2
-                    if data[position] not in (_H, _M):
-                        buffer.add_reply(_reply(data[position:eol]))
-                        taken += 1
-                        position = start
-                        continue
-                    address, block_bytes, total = _read_line(data[position:eol])
+                buffer.add_reply(_reply(data[position:eol]))
+                taken += 1
+                position = start
+                continue
             if total > largest:
                 raise FrameTooLargeError(
                     f"NATS announced a message of {total} bytes; at most {largest} are accepted "
@@ -287,30 +267,28 @@ class _Grammar:
             if body > end:
                 buffer.needed = body - position
                 break
-            if metadata is not None:
-                meta = envelope.unpack_header(metadata)
-            elif (
-                usual is None and block_bytes == _OURS_BYTES and _BLOCK.match(data, start)
-            ):  # there was a reply subject
+            meta = None
+            if block_bytes == _OURS_BYTES and startswith(_START, start) and startswith(_BLOCK_END, body - 4):
                 meta = envelope.unpack_header(data[start + _START_BYTES : body - 4])
-            else:
-                meta = None
             if meta is None:
-                block = data[start:body]
+                block = data[start:body] if block_bytes else b""
                 if after > end:
                     buffer.begin((address, None, block), data, body, after - end)
                 else:
                     found = opened_undecoded.get(address)
                     if found is None:
-                        found = buffer.add_undecoded(address, (block, data[body : after - 2]))
-                    else:
-                        found.append((block, data[body : after - 2]))
-                    if not block_bytes:  # a foreign stream of equal sizes repeats the line
+                        opened_undecoded[address] = found = []
+                        if opened:
+                            opened.pop(address, None)
+                        items.append((address, None, found))
+                    found.append((block, data[body : after - 2]))
+                    if total == before and not block_bytes:  # a foreign stream of equal sizes repeats the line
                         line, size = data[position:start], after - position
-                        while data.startswith(line, after) and after + size <= end and taken + 1 < limit:
+                        while startswith(line, after) and after + size <= end and taken + 1 < limit:
                             found.append((b"", data[after + len(line) : after + size - 2]))
                             after += size
                             taken += 1
+                    before = total
             else:
                 if heads is not None:
                     heads.learn(address, data[position : start + _START_BYTES], after - 2 - body)
@@ -333,6 +311,20 @@ class _Grammar:
                 break
         return position, taken
 
+    def _read_line(self, line: bytes) -> tuple[Address, int, int]:
+        """Parse address, header bytes and total bytes of any MSG or HMSG line; remember its head if there is no reply subject."""
+        kind, *words = line.split()
+        sizes = 2 if kind == b"HMSG" else 1
+        if kind not in (b"MSG", b"HMSG") or not 2 <= len(words) - sizes <= 3:
+            raise ProtocolError("Invalid MSG or HMSG line from NATS.")
+        address, block_bytes = words[0] + b" " + words[1], _parse_size(words[-2]) if sizes == 2 else 0
+        head = line.rpartition(b" ")[0]
+        if len(words) - sizes == 2 and len(head) <= _LONGEST_HEAD:
+            if len(self._heads) >= _HEADS:
+                self._heads.clear()
+            self._heads[head] = address, block_bytes
+        return address, block_bytes, _parse_size(words[-1])
+
     def add_undecoded(self, address: Address, block: bytes, payload: bytes) -> None:
         """See `Grammar.add_undecoded`."""
         self._buffer.add_undecoded(address, (block, payload))
@@ -341,15 +333,10 @@ class _Grammar:
 _H, _M = b"HM"
 
 
-def _read_line(line: bytes) -> tuple[bytes, int, int]:
-    """Parse address, header bytes and total bytes of any MSG or HMSG line."""
-    kind, *words = line.split()
-    sizes = 2 if kind == b"HMSG" else 1
-    if kind not in (b"MSG", b"HMSG") or not 2 <= len(words) - sizes <= 3:
-        raise ProtocolError("Invalid MSG or HMSG line from NATS.")
-    if not all(word.isdigit() and len(word) < 20 for word in words[-sizes:]):
+def _parse_size(digits: bytes) -> int:
+    if not digits.isdigit() or len(digits) >= 20:
         raise ProtocolError("Invalid message size from NATS.")
-    return words[0] + b" " + words[1], int(words[-2]) if sizes == 2 else 0, int(words[-1])
+    return int(digits)
 
 
 def _reply(line: bytes) -> Reply:
