@@ -272,11 +272,40 @@ def test_a_malformed_line_is_refused_at_once_however_it_is_cut(line):
             parse(*cut(stream, place))
 
 
+KNOWN = b"MSG a 1 1\r\nx\r\nHMSG a 1 12 12\r\nNATS/1.0\r\n\r\n\r\n"
+"""Messages whose heads the lines of the tests repeat."""
+
+
+@pytest.mark.parametrize("line", [*MALFORMED, b"MSG a 1 " + b"9" * 20, b"HMSG a 1 12 " + b"9" * 5000, b"MSG a 1 -5"])
+def test_a_malformed_line_is_refused_also_behind_messages_of_the_same_subscription(line):
+    with pytest.raises(ProtocolError):
+        parse(KNOWN + line + b"\r\n", pause=100)
+
+
+def test_the_memory_for_lines_of_many_subjects_is_bounded():
+    decoder = nats.decoder(LIMIT)
+
+    def read(subjects: range) -> None:
+        for number in subjects:
+            decoder.feed(b"MSG a.%d%b 1 1\r\nx\r\n" % (number, b"b" * 400))
+            decoder.take()
+
+    read(range(5_000))
+    tracemalloc.start()
+    try:
+        read(range(5_000, 25_000))
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 5_000_000
+
+
+@pytest.mark.parametrize("known", [b"", KNOWN])
 @pytest.mark.parametrize("line", [b"MSG a 1 SIZE", b"HMSG a 1 SIZE SIZE", b"HMSG a 1 12 SIZE"])
 @pytest.mark.parametrize("size", TOO_LARGE)
-def test_a_huge_message_is_refused_before_it_takes_memory(line, size):
+def test_a_huge_message_is_refused_before_it_takes_memory(line, size, known):
     with pytest.raises(FrameTooLargeError) as caught:
-        parse(line.replace(b"SIZE", b"%d" % size) + b"\r\n")
+        parse(known + line.replace(b"SIZE", b"%d" % size) + b"\r\n")
     assert (caught.value.size, caught.value.limit) == (size, LIMIT + nats.OVERHEAD)
 
 
