@@ -163,7 +163,7 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
     async def _has_decided(self, missing: set[TopicPartition]) -> bool:
         """Whether none of these partitions belongs to a member of this make."""
         try:
-            mates = await self.member.partitions_of_mates()
+            mates = await self.member.partitions_of_peers()
         except RebalanceInProgressError:
             return False
         return mates is None or not missing & mates
@@ -280,7 +280,7 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
 
     async def _mates(self, own: list[TopicPartition]) -> list[TopicPartition]:
         """The partitions of the topic that members of this make own, in order."""
-        mates = await self.member.partitions_of_mates() or set()
+        mates = await self.member.partitions_of_peers() or set()
         return sorted({*own, *(where for where in mates if where.topic == self.topic)})
 
     async def _decided_elsewhere(self, own: list[TopicPartition]) -> dict[TopicPartition, OffsetAndMetadata]:

@@ -1,6 +1,6 @@
-"""Everything that the backend uses of aiokafka beyond its documented API. Other modules import it from here only.
+"""The only package that uses names outside aiokafka's documented API. Other modules import them from here.
 
-aiokafka promises none of it for another version, so that this module checks the installed version and the names.
+aiokafka can change these names in any release: the import fails if one is missing, and `check_aiokafka` checks the version.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ install_log_filters()
 
 
 def check_aiokafka() -> None:
-    """Log a WARNING if the installed aiokafka is not a tested version.
+    """Log a WARNING, once in a process, if the installed aiokafka is not a tested version.
 
     Raises:
-        BusError: it lacks a private attribute that this module uses.
+        BusError: the installed aiokafka lacks an attribute that this package uses.
     """
     AIOKAFKA.check(
         (AIOKafkaClient, ("_get_conn", "_metadata_update", "_md_synchronizer", "_on_connection_closed")),

@@ -21,22 +21,30 @@ from msight_bus.backends.kafka.errors import UnreachableBrokerError
 logger = logging.getLogger("msight_bus")
 
 Credentials = Callable[[], dict[str, Any]]
-"""Returns what a new connection authenticates with: aiokafka's arguments of these names."""
+"""Returns aiokafka's arguments ``ssl_context`` and ``sasl_...`` for a new connection."""
 
 TopicSeen = Callable[[str, int], None]
-"""Called with each topic in an answer of the cluster and its number of partitions, 0 if it does not exist."""
+"""Called for each topic in a metadata response, with the number of its partitions; 0 if the topic does not exist."""
 
 
 class Client(AIOKafkaClient):
     """Connections to a cluster, and its metadata.
 
-    In aiokafka's own client, asking for metadata creates topics; a connection whose metadata request times out stays;
-    addresses that no longer answer are never replaced by those that the bootstrap servers give; certificates are read once; a
-    connection that cannot be made holds up those to other brokers; and `bootstrap` leaks a connection when it is cancelled.
+    Differs from aiokafka's client, in which metadata requests create topics, a connection stays open after its metadata request
+    timed out, the bootstrap servers are never asked again, certificates are read once, connecting to one broker blocks
+    connecting to the others, and a cancelled `bootstrap` leaks a connection.
+
+    Attributes:
+        on_update: called after each update of the metadata.
     """
 
     def __init__(self, credentials: Credentials, *, seen: TopicSeen | None = None, **options: Any) -> None:
-        """``options`` are aiokafka's. ``on_update``, an attribute, is called after each update of the metadata."""
+        """
+        Args:
+            credentials: called for each new connection.
+            seen: called for each topic in a metadata response.
+            options: keyword arguments of ``AIOKafkaClient``.
+        """
         super().__init__(**options)
         self._sync_task: asyncio.Task[None] | None = None
         self._credentials = credentials
@@ -48,10 +56,10 @@ class Client(AIOKafkaClient):
     # -- metadata
 
     async def bootstrap(self) -> None:
-        """Learn the brokers of the cluster from the first bootstrap server that answers.
+        """Get the cluster's metadata from the first bootstrap server that responds.
 
         Raises:
-            KafkaConnectionError: none answers.
+            KafkaConnectionError: no bootstrap server responded.
         """
         metadata = await self._ask_bootstrap_servers(MetadataRequest([]))
         if metadata is None:
@@ -61,31 +69,31 @@ class Client(AIOKafkaClient):
             self._sync_task = asyncio.create_task(self._md_synchronizer())
 
     def leader(self, where: TopicPartition) -> int | None:
-        """The broker that leads a partition; ``None`` if there is none, or the partition is not known."""
+        """Return the id of the broker that leads a partition; ``None`` without a leader or for an unknown partition."""
         node = self.cluster.leader_for_partition(where)
         return None if node is None or node < 0 else int(node)
 
     def partitions(self, topic: str) -> set[int]:
-        """The numbers of a topic's partitions; empty if the topic is not known."""
+        """Return the numbers of a topic's partitions; empty for an unknown topic."""
         return set(self.cluster.partitions_for_topic(topic) or ())
 
     @property
     def background_task(self) -> asyncio.Task[None]:
-        """The task that updates the metadata. aiokafka does not start it again when it ends with an error."""
+        """The task that updates the metadata. aiokafka does not restart it after an error."""
         assert self._sync_task is not None
         return self._sync_task
 
     def track(self, topic: str) -> None:
-        """Ask for a topic at each update of the metadata."""
+        """Include a topic in each metadata request."""
         self._topics.add(topic)
 
     def untrack(self, topic: str) -> None:
-        """The reverse of `track`."""
+        """Leave a topic out of metadata requests again."""
         self._topics.discard(topic)
 
     async def update_metadata(self) -> bool:
-        """Update the metadata; returns whether a broker answered."""
-        if self._sync_task is not None and self._sync_task.done():  # an error has ended it
+        """Update the metadata and return whether a broker responded."""
+        if self._sync_task is not None and self._sync_task.done():  # ended by an error
             self._sync_task = asyncio.create_task(self._md_synchronizer())
         return bool(await self.force_metadata_update())
 
@@ -93,13 +101,13 @@ class Client(AIOKafkaClient):
         request = MetadataRequest(list(topics), allow_auto_topic_creation=False)
         metadata = await self._ask_brokers(request) or await self._ask_bootstrap_servers(request)
         if metadata is None:
-            logger.debug("No broker of the cluster and no bootstrap server gives metadata.")
+            logger.debug("No metadata: no broker and no bootstrap server responded.")
             cluster_metadata.failed_update(None)
             return False
         cluster_metadata.update_metadata(metadata)
         self.on_update()
         if self._report(metadata):
-            await asyncio.sleep(self._retry_backoff)  # callers that wait for the topic retry immediately
+            await asyncio.sleep(self._retry_backoff)  # callers that wait for the topic retry at once
         return True
 
     async def _ask_brokers(self, request: Any) -> Any:
@@ -110,7 +118,7 @@ class Client(AIOKafkaClient):
             try:
                 metadata = await connection.send(request)
             except (kafka_errors.KafkaError, TimeoutError) as error:
-                logger.debug("Broker %s gives no metadata: %r", node, error)
+                logger.debug("No metadata from broker %s: %r", node, error)
                 connection.abort()
             else:
                 if metadata.brokers:
@@ -118,7 +126,7 @@ class Client(AIOKafkaClient):
         return None
 
     async def _ask_bootstrap_servers(self, request: Any) -> Any:
-        """Ask over a new connection: the brokers' addresses may have changed."""
+        """Send a metadata request over a new connection: the addresses of the brokers may have changed."""
         for (host, port, _), share in in_turn(self.hosts, self.request_timeout):
             connection = self._new_connection(host, port)
             try:
@@ -128,13 +136,13 @@ class Client(AIOKafkaClient):
                 if metadata.brokers:
                     return metadata
             except (OSError, TimeoutError, kafka_errors.KafkaError) as error:
-                logger.debug("The bootstrap server %s:%s gives no metadata: %r", host, port, error)
+                logger.debug("No metadata from the bootstrap server %s:%s: %r", host, port, error)
             finally:
                 connection.abort()
         return None
 
     def _report(self, metadata: Any) -> bool:
-        """Call ``seen`` with each topic; returns whether one does not exist."""
+        """Call ``seen`` for each topic and return whether one does not exist."""
         missing = False
         for code, topic, *_, partitions in metadata.topics:
             error = kafka_errors.for_code(code)
@@ -177,7 +185,7 @@ class Client(AIOKafkaClient):
             connection = self._conns.get(place)
             if connection is not None and connection.connected():
                 return connection
-            self.drop(*place)  # the peer has closed it, and aiokafka has perhaps not closed it yet
+            self.drop(*place)  # closed by the broker; aiokafka may not have noticed
             broker = self.cluster.broker_metadata(node_id)
             if broker is None:
                 self._problems[node_id] = f"broker {node_id} is not in the cluster's metadata"
@@ -196,7 +204,7 @@ class Client(AIOKafkaClient):
             return connection
 
     def is_connected(self, node: int) -> bool:
-        """Whether a request can be written to a broker at once."""
+        """Return whether the connection to a broker is open."""
         connection = self._conns.get((node, ConnectionGroup.DEFAULT))
         return connection is not None and connection.connected()
 
@@ -204,13 +212,13 @@ class Client(AIOKafkaClient):
         """Connect to a broker.
 
         Raises:
-            UnreachableBrokerError: it cannot be reached.
+            UnreachableBrokerError: the broker cannot be reached.
         """
         if await self._get_conn(node) is None:
             raise UnreachableBrokerError(self._problems.get(node, f"broker {node}"))
 
     def drop(self, node: Any, group: ConnectionGroup = ConnectionGroup.DEFAULT) -> None:
-        """Close the connection to a broker that did not answer: the next request opens another."""
+        """Close the connection to a broker; the next request opens another."""
         connection = self._conns.pop((node, group), None)
         if connection is not None:
             connection.abort()
@@ -218,11 +226,11 @@ class Client(AIOKafkaClient):
     # -- requests
 
     async def send(self, node_id: Any, request: Any, *, group: ConnectionGroup = ConnectionGroup.DEFAULT) -> Any:
-        """Ask a broker.
+        """Send a request to a broker and return the response.
 
         Raises:
-            UnreachableBrokerError: it cannot be reached.
-            KafkaError: no answer.
+            UnreachableBrokerError: the broker cannot be reached.
+            KafkaError: the broker did not respond.
         """
         connection = self._conns.get((node_id, group))
         if connection is None or not connection.connected():
@@ -232,10 +240,10 @@ class Client(AIOKafkaClient):
         return await connection.write(request)
 
     def send_now(self, node: int, request: Any) -> asyncio.Future[Any]:
-        """Write a request to a broker that is connected; returns its answer, which raises a ``KafkaError`` if none comes.
+        """Write a request to a connected broker and return the future of the response, a ``KafkaError`` if none arrives.
 
         Raises:
-            KafkaConnectionError: it is not connected any more.
+            KafkaConnectionError: the connection has closed.
         """
         connection: Connection = self._conns[node, ConnectionGroup.DEFAULT]
         return connection.write(request)
@@ -243,15 +251,16 @@ class Client(AIOKafkaClient):
     async def ask(
         self, request: Any, *, first: int | None = None, within: float | None = None, shared: bool = False
     ) -> Any:
-        """Ask one broker after the other.
+        """Send a request to one broker after the other and return the first response.
 
         Args:
-            first: the broker to begin with; the others follow in random order.
-            within: seconds for all brokers together; the request timeout if not given.
-            shared: whether to ask over connections on which records travel, which stay open if no answer comes.
+            request: a request that any broker can answer.
+            first: id of the first broker; the others follow in random order.
+            within: seconds for all brokers together; default: the request timeout.
+            shared: whether to use the connections that carry records; these stay open if a broker does not respond.
 
         Raises:
-            KafkaError: none answers.
+            KafkaError: no broker responded.
         """
         group = ConnectionGroup.DEFAULT if shared else ConnectionGroup.COORDINATION
         loop = asyncio.get_running_loop()
@@ -264,12 +273,12 @@ class Client(AIOKafkaClient):
                 try:
                     async with loop_timeout(share):
                         return await self.send(node, request, group=group)
-                except (TimeoutError, asyncio.CancelledError) as error:  # the latter also at the caller's deadline
+                except (TimeoutError, asyncio.CancelledError) as error:  # cancelled: also at the caller's deadline
                     if not shared:
                         self.drop(node, group)
                     if isinstance(error, asyncio.CancelledError):
                         raise
-                    problem = kafka_errors.RequestTimedOutError(f"broker {node} did not answer")
+                    problem = kafka_errors.RequestTimedOutError(f"broker {node} did not respond")
                 except (kafka_errors.KafkaError, OSError) as error:
                     problem = error
                     lost = lost or isinstance(error, kafka_errors.KafkaConnectionError)
@@ -279,11 +288,11 @@ class Client(AIOKafkaClient):
 
     @property
     def request_timeout(self) -> float:
-        """Seconds that a broker may take to answer."""
+        """Seconds within which a broker must respond."""
         return float(self._request_timeout_ms / 1000)
 
     async def aclose(self) -> None:
-        """Close the connections at once: aiokafka's ``close`` can wait for a broker that does not answer."""
+        """Abort the connections: aiokafka's ``close`` can wait for a broker that does not respond."""
         syncing, self._sync_task = self._sync_task, None
         if syncing is not None:
             await end_tasks([syncing])
@@ -293,7 +302,7 @@ class Client(AIOKafkaClient):
 
 
 async def end_tasks(tasks: Iterable[asyncio.Task[Any] | None]) -> None:
-    """Cancel until they are gone: one that catches the first cancellation gets the next."""
+    """Cancel tasks until all have ended; repeated, because aiokafka's tasks can swallow a cancellation."""
     alive = [task for task in tasks if task is not None and not task.done()]
     for _ in range(50):
         if not alive:

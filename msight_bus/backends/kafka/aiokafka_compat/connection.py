@@ -1,4 +1,4 @@
-"""A connection to one broker. aiokafka encodes and authenticates, this module reads the socket."""
+"""A connection to one broker: aiokafka encodes requests and authenticates; this module reads the socket."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from msight_bus.backends.kafka.aiokafka_compat.requests import FETCH_STRUCTS, re
 
 
 class _OAuth(OAuthAuthenticator):
-    """Answers a refusal, which aiokafka takes for a success: it comes as a challenge (RFC 7628, 3.2.2 and 3.2.3)."""
+    """Answers a server challenge, which carries a refusal and which aiokafka treats as success (RFC 7628, 3.2.2 and 3.2.3)."""
 
     async def step(self, payload: bytes | None) -> tuple[bytes | str, bool] | None:
         return (b"\x01", True) if payload else await super().step(payload)
@@ -23,33 +23,33 @@ class _OAuth(OAuthAuthenticator):
 
 _SCRATCH_BYTES = 64 * 1024
 _FRAME_BYTES = 4 * 1024 * 1024
-"""A buffer is larger only when so much has come: who speaks another protocol may claim any size."""
+"""Bytes first allocated for a large frame, doubled as data arrives: a peer of another protocol can announce any size."""
 
 _SIZE = struct.Struct(">i")
 
 
 class _Frames(asyncio.BufferedProtocol):
-    """Reads answers, each large one into a buffer of its size. The stream that aiokafka reads from copies them four times."""
+    """Splits the received bytes into frames, large ones in a buffer of their own; aiokafka's stream copies each four times."""
 
     def __init__(self, connection: Connection, closed: asyncio.Future[None]) -> None:
         self._connection = connection
         self._closed = closed
         self._scratch = bytearray(_SCRATCH_BYTES)
         self._filled = 0
-        self._frame: bytearray | None = None  # what has come of one that is larger than the scratch buffer
-        self._size = 0  # of that one
+        self._frame: bytearray | None = None  # a frame larger than the scratch buffer, as far as received
+        self._size = 0  # bytes of that frame
         self._is_at_eof = False
 
     def at_eof(self) -> bool:
-        """Whether nothing more will come."""
+        """Whether the connection has ended."""
         return self._is_at_eof
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Where the next bytes go."""
+        """Return the buffer for the next bytes."""
         return memoryview(self._scratch if self._frame is None else self._frame)[self._filled :]
 
     def buffer_updated(self, count: int) -> None:
-        """Take the frames that are complete."""
+        """Pass complete frames to the connection; close it if one cannot be parsed."""
         self._filled += count
         try:
             if self._frame is None:
@@ -69,7 +69,7 @@ class _Frames(asyncio.BufferedProtocol):
         while self._filled - at >= _SIZE.size:
             (size,) = _SIZE.unpack_from(view, at)
             if size < 0:
-                raise ValueError(f"an answer of {size} bytes")
+                raise ValueError(f"a response of {size} bytes")
             start, end = at + _SIZE.size, at + _SIZE.size + size
             if end > self._filled:
                 if end <= _SCRATCH_BYTES:
@@ -85,11 +85,11 @@ class _Frames(asyncio.BufferedProtocol):
         self._filled -= at
 
     def eof_received(self) -> None:
-        """The broker has closed the connection."""
+        """Note that the broker has closed the connection."""
         self._is_at_eof = True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell the connection."""
+        """Close the connection."""
         self._is_at_eof = True
         self._connection.close(reason=CloseReason.CONNECTION_BROKEN, exc=exc)
         if not self._closed.done():
@@ -103,8 +103,9 @@ class Connection(AIOKafkaConnection):
         """Connect and authenticate.
 
         Raises:
-            OSError: not reached.
-            KafkaError: refused.
+            OSError: the broker cannot be reached.
+            TimeoutError: the broker did not accept the connection within the request timeout.
+            KafkaError: the broker refused.
         """
         loop = self._loop
         self._closed_fut = loop.create_future()
@@ -113,7 +114,7 @@ class Connection(AIOKafkaConnection):
         async with asyncio.timeout(self._request_timeout):
             transport, _ = await loop.create_connection(lambda: frames, self.host, self.port, ssl=ssl)
         self._reader, self._writer = frames, asyncio.StreamWriter(transport, frames, None, loop)
-        self._read_task = loop.create_future()  # there is none
+        self._read_task = loop.create_future()  # aiokafka expects a reader task; there is none
         self._read_task.set_result(None)
         if self._max_idle_ms is not None:
             self._idle_handle = loop.call_soon(self._idle_check, weakref.ref(self))
@@ -126,16 +127,16 @@ class Connection(AIOKafkaConnection):
             raise
 
     def take(self, frame: bytes | bytearray) -> None:
-        """Take an answer.
+        """Set the result of the oldest request from its response.
 
         Raises:
-            Exception: it cannot be parsed.
+            Exception: the response cannot be parsed.
         """
         expected, request, answer = self._requests[0]
         if not isinstance(request, FETCH_STRUCTS) or answer.done() or _SIZE.unpack_from(frame)[0] != expected:
             self._handle_frame(bytes(frame))
             return
-        # Decoded before the request is removed: if that raises, closing the connection fails the request too.
+        # Decode before removing the request: on an error, closing the connection then fails the request too.
         fetched = read_fetch(memoryview(frame)[_SIZE.size :], request.API_VERSION)
         self._requests.popleft()
         self._last_action = time.monotonic()
@@ -145,10 +146,10 @@ class Connection(AIOKafkaConnection):
         return _OAuth(sasl_oauth_token_provider=self._sasl_oauth_token_provider)
 
     def send(self, request: Any, expect_response: bool = True) -> Any:
-        """Write a request; returns its answer to await.
+        """Write a request and return its response as an awaitable.
 
         Raises:
-            KafkaConnectionError: the connection is closed. uvloop raises a RuntimeError if it was closed just now.
+            KafkaConnectionError: the connection is closed. On uvloop, aiokafka raises RuntimeError where it has just closed.
         """
         try:
             return super().send(request, expect_response)
@@ -156,24 +157,24 @@ class Connection(AIOKafkaConnection):
             raise kafka_errors.KafkaConnectionError("The connection was closed.") from error
 
     def write(self, request: Any) -> asyncio.Future[Any]:
-        """Write a request; returns its answer. The connection is aborted if that does not come within the request timeout.
+        """Write a request and return the future of its response. Without one within the request timeout, abort the connection.
 
         Raises:
             KafkaConnectionError: the connection is closed.
         """
-        self.send(request).close()  # the wait for the answer
+        self.send(request).close()  # the coroutine that would wait for the response
         answer: asyncio.Future[Any] = self._requests[-1][2]
-        timer = self._loop.call_later(self._request_timeout, self._give_up, answer)
+        timer = self._loop.call_later(self._request_timeout, self._time_out, answer)
         answer.add_done_callback(lambda _: timer.cancel())
         return answer
 
-    def _give_up(self, answer: asyncio.Future[Any]) -> None:
+    def _time_out(self, answer: asyncio.Future[Any]) -> None:
         if not answer.done():
-            answer.set_exception(kafka_errors.RequestTimedOutError(f"no answer within {self._request_timeout:g} s"))
+            answer.set_exception(kafka_errors.RequestTimedOutError(f"no response within {self._request_timeout:g} s"))
         self.abort()
 
     def abort(self) -> None:
-        """Close without waiting for what has not been sent."""
+        """Close the connection and discard what is not yet sent."""
         writer, self._on_close_cb = self._writer, None
         self.close(reason=CloseReason.CONNECTION_TIMEOUT)
         if writer is not None:

@@ -1,4 +1,4 @@
-"""Filters of aiokafka's loggers: retries are logged at DEBUG, credentials are hidden."""
+"""Filters for aiokafka's loggers: retries are logged at DEBUG, credentials are hidden."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import aiokafka.errors as kafka_errors
 from aiokafka.protocol.admin import SaslAuthenticateRequest
 
 
-class _Quiet(logging.Filter):
-    """Moves aiokafka's lines about what it tries again to DEBUG: the bus logs each problem itself, once, with what to do.
+class _RetriesAtDebug(logging.Filter):
+    """Logs aiokafka's warnings about retries at DEBUG: the bus logs each problem itself, once, with its remedy.
 
-    A line with a traceback is a bug, and stays.
+    A record with a traceback reports a bug and keeps its level.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -22,7 +22,7 @@ class _Quiet(logging.Filter):
 
 
 class _Redaction(logging.Filter):
-    """Hides SASL requests and refusals: aiokafka logs each request at DEBUG, and one holds the password or the token."""
+    """Replaces SASL requests and refusals by their type: aiokafka logs every request at DEBUG, the password or token included."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if isinstance(record.args, tuple):
@@ -36,7 +36,7 @@ def _is_secret(logged: object) -> bool:
 
 
 def install_log_filters() -> None:
-    """Add the filters to aiokafka's loggers."""
+    """Add both filters to aiokafka's loggers."""
     for name in (
         "aiokafka",
         "aiokafka.cluster",
@@ -45,6 +45,6 @@ def install_log_filters() -> None:
         "aiokafka.coordinator.assignors.range",
         "aiokafka.coordinator.assignors.roundrobin",
     ):  # a logger's filter does not see the records of its child loggers
-        logging.getLogger(name).addFilter(_Quiet())
+        logging.getLogger(name).addFilter(_RetriesAtDebug())
     for name in ("aiokafka.conn", "aiokafka.client"):
         logging.getLogger(name).addFilter(_Redaction())

@@ -1,4 +1,4 @@
-"""A member of a consumer group, without aiokafka's consumer."""
+"""Membership of a consumer group, without aiokafka's consumer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MARK = b"msight_bus"
 
 
 class MarkingAssignor(RoundRobinPartitionAssignor):
-    """aiokafka's assignor, with a mark in each member's metadata by which members of this make recognize each other."""
+    """Round-robin assignor whose user data marks the members that run this library."""
 
     @classmethod
     def metadata(cls, topics: Iterable[str]) -> ConsumerProtocolMemberMetadata:
@@ -30,12 +30,19 @@ class MarkingAssignor(RoundRobinPartitionAssignor):
 
 
 class Member(GroupCoordinator):
-    """A member of a consumer group. Joins, and rejoins until it is closed."""
+    """A member of a consumer group. Joins, and rejoins after each rebalance, until closed."""
 
     def __init__(
         self, client: Client, topic: str, group_id: str, session_timeout: float, listener: ConsumerRebalanceListener
     ) -> None:
-        """``session_timeout`` are seconds after which the group gives up a member that is silent."""
+        """
+        Args:
+            client: the connections of this member; not shared.
+            topic: the topic to subscribe to.
+            group_id: the group to join.
+            session_timeout: seconds without a heartbeat after which the coordinator removes the member.
+            listener: called at each rebalance.
+        """
         subscription = SubscriptionState()
         subscription.register_fetch_waiters(set())
         subscription.subscribe({topic}, listener)
@@ -48,68 +55,72 @@ class Member(GroupCoordinator):
             session_timeout_ms=session_ms,
             rebalance_timeout_ms=session_ms,
             heartbeat_interval_ms=min(2000, session_ms // 3),
-            max_poll_interval_ms=_NEVER_MS,  # a slow consumer leaves the log waiting, and stays a member
+            max_poll_interval_ms=_NEVER_MS,  # a slow consumer stays a member; its records stay in the log
             enable_auto_commit=False,
             assignors=(MarkingAssignor,),
         )
 
     @property
     def background_task(self) -> asyncio.Task[None]:
-        """The task that keeps the member in its group. aiokafka does not start it again when it ends with an error."""
+        """The task that joins the group and rejoins. aiokafka does not restart it after an error."""
         task: asyncio.Task[None] = self._coordination_task
         return task
 
     @property
     def is_joined(self) -> bool:
-        """Whether a commit is made as a member: one without a generation could rewind another's."""
+        """Whether the member has a generation: a commit without one could rewind the commit of another member."""
         return bool(self.generation > 0)
 
     @property
     def has_coordinator(self) -> bool:
-        """Whether the broker that coordinates the group is known and reached."""
+        """Whether the group's coordinator is known and connected."""
         return self.coordinator_id is not None
 
     def check(self) -> None:
-        """Raise the error of joining: aiokafka raises it only in a fetch, and retries after that.
+        """Raise the error of the last join, which aiokafka raises only in a fetch and retries afterwards.
 
         Raises:
-            KafkaError: the group may not be joined, for instance.
+            KafkaError: the member could not join, for example without permission.
         """
         if self._coordination_task.done():
-            return  # the watcher of the task handles its error
-        # aiokafka starts these again at the next rebalance only.
+            return  # whoever watches `background_task` handles its error
+        # aiokafka restarts these tasks only at the next rebalance.
         for task in (self._heartbeat_task, self._commit_refresh_task):
             if task is not None and task.done() and not task.cancelled() and task.exception() is not None:
                 self.request_rejoin()
         self.check_errors()
 
     async def committed(self, partitions: list[TopicPartition]) -> dict[TopicPartition, OffsetAndMetadata]:
-        """The group's committed offsets of all ``partitions``, in one request; those without one are absent."""
+        """Return the group's committed offsets of ``partitions``, without partitions that have none.
+
+        Raises:
+            KafkaError: the coordinator did not respond.
+        """
         found = await self.fetch_committed_offsets(partitions)
         return {partition: entry for partition, entry in found.items() if entry.offset >= 0}
 
     async def commit(self, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
-        """Commit offsets, also of partitions that belong to other members.
+        """Commit offsets, also for partitions of other members.
 
         Raises:
-            KafkaError: not committed.
+            KafkaError: the offsets were not committed.
         """
         await self.commit_offsets(None, offsets)
 
     def _do_commit_offsets(self, assignment: Any, offsets: Any) -> asyncio.Task[None]:
-        """Retrieve the error of a commit: aiokafka shields it from its caller's deadline, after which nobody waits for it."""
+        """Retrieve the error of a commit that aiokafka shields from the caller's cancellation: nobody awaits it afterwards."""
         task: asyncio.Task[None] = asyncio.create_task(super()._do_commit_offsets(assignment, offsets))
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         return task
 
-    async def partitions_of_mates(self) -> set[TopicPartition] | None:
-        """The partitions of those members of the group that are of this make.
+    async def partitions_of_peers(self) -> set[TopicPartition] | None:
+        """Return the partitions of the group's members that run this library.
 
-        ``None`` if the broker does not tell: a group with members of the newer protocol (KIP-848) cannot be described so.
+        ``None`` if the broker does not report them, as for a group with members of the consumer protocol of KIP-848.
 
         Raises:
-            RebalanceInProgressError: a rebalance is under way.
-            KafkaError: no answer.
+            RebalanceInProgressError: a rebalance is in progress.
+            KafkaError: the coordinator did not respond.
         """
         response = await self._send_req(DescribeGroupsRequest([self.group_id]))
         ((code, _, state, _, _, members, *_),) = response.groups
@@ -123,11 +134,11 @@ class Member(GroupCoordinator):
                 if ConsumerProtocol.METADATA.decode(metadata).user_data == _MARK:
                     partitions.update(ConsumerProtocol.ASSIGNMENT.decode(assignment).partitions())
             except (ValueError, struct.error):
-                continue  # of another make
+                continue  # a member of another client library
         return partitions
 
     async def aclose(self, leave_within: float) -> None:
-        """End, and leave the group if the broker answers within ``leave_within`` seconds."""
+        """End the member's tasks and leave the group, waiting at most ``leave_within`` seconds for the coordinator."""
         if not self._closing.done():
             self._closing.set_result(None)
         await end_tasks((self._coordination_task, self._heartbeat_task, self._commit_refresh_task))

@@ -1,4 +1,4 @@
-"""Produce, fetch and offset requests, and what their answers contain."""
+"""Produce, fetch and offset requests, and decoding of the responses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ READ_UNCOMMITTED, READ_COMMITTED = 0, 1
 LATEST, EARLIEST = -1, -2
 
 FETCH_STRUCTS = tuple(each for each in FetchRequest._CLASSES if each.API_VERSION >= 4)
-"""The versions of a fetch that have the ends of transactions."""
+"""The fetch versions that report aborted transactions."""
 
 _INT16, _INT32 = struct.Struct(">h"), struct.Struct(">i")
 _FETCHED = struct.Struct(">ihqq")
@@ -26,14 +26,15 @@ _FETCH_MAX_BYTES = 50 * 1024 * 1024
 
 
 class Fetched(NamedTuple):
-    """One partition's part of the answer to a fetch.
+    """One partition of a fetch response.
 
     Attributes:
-        code: an error code, 0 without an error.
-        end: the offset behind the last record of the log.
-        stable: the offset of the first record of an open transaction, ``end`` without one.
+        where: topic and partition.
+        code: error code; 0 without an error.
+        end: high watermark, the offset after the last record.
+        stable: last stable offset: the first record of an open transaction, ``end`` without one.
         aborted: producer id and first offset of each aborted transaction.
-        data: record batches; the last one may be cut short.
+        data: record batches; the last one may be incomplete.
     """
 
     where: TopicPartition
@@ -45,13 +46,13 @@ class Fetched(NamedTuple):
 
 
 def produce_request(batches: Mapping[TopicPartition, bytes], timeout: float) -> Any:
-    """A request to append a batch to each partition, acknowledged by all in-sync replicas within ``timeout`` seconds."""
+    """Return a request that appends a batch to each partition, acknowledged by all in-sync replicas in ``timeout`` seconds."""
     topics = _by_topic({where: (data,) for where, data in batches.items()})
     return ProduceRequest(None, -1, int(timeout * 1000), topics)
 
 
 def produce_errors(response: Any) -> Mapping[TopicPartition, int]:
-    """The error code of each partition in the answer to a `produce_request`."""
+    """Return the error code of each partition in the response to a `produce_request`; 0 without an error."""
     return {
         TopicPartition(topic, partition): code
         for topic, partitions in response.topics
@@ -60,14 +61,24 @@ def produce_errors(response: Any) -> Mapping[TopicPartition, int]:
 
 
 def fetch_request(offsets: Mapping[TopicPartition, int], isolation: int, partition_bytes: int) -> Any:
-    """A request for records from these offsets on; the first batch comes whole, however large it is (KIP-74)."""
+    """Return a request for records from these offsets on. The first batch arrives complete, however large it is (KIP-74).
+
+    Args:
+        offsets: first offset of each partition.
+        isolation: `READ_COMMITTED` or `READ_UNCOMMITTED`.
+        partition_bytes: maximum number of bytes of one partition.
+    """
     wanted = {where: (offset, partition_bytes) for where, offset in offsets.items()}
     return FetchRequest(_FETCH_WAIT_MS, 1, _FETCH_MAX_BYTES, isolation, _by_topic(wanted))
 
 
 def read_fetch(answer: memoryview, version: int) -> list[Fetched]:
-    """The partitions in the answer to a `fetch_request`, whose ``data`` are parts of ``answer``."""
-    at = 10 if version >= 7 else 4  # throttle time, and the error and id of a session, which there is not
+    """Decode the response to a `fetch_request` of a ``version``; ``Fetched.data`` are slices of ``answer``.
+
+    Raises:
+        struct.error: the response is incomplete.
+    """
+    at = 10 if version >= 7 else 4  # throttle time; error code and session id, unused
     (topics,) = _INT32.unpack_from(answer, at)
     at += 4
     found: list[Fetched] = []
@@ -78,11 +89,11 @@ def read_fetch(answer: memoryview, version: int) -> list[Fetched]:
         at += 6 + size
         for _ in range(partitions):
             partition, code, end, stable = _FETCHED.unpack_from(answer, at)
-            at += _FETCHED.size + (8 if version >= 5 else 0)  # the log's start
+            at += _FETCHED.size + (8 if version >= 5 else 0)  # log start offset
             (count,) = _INT32.unpack_from(answer, at)
             at += 4
             aborted = [_ABORTED.unpack_from(answer, at + number * _ABORTED.size) for number in range(max(0, count))]
-            at += len(aborted) * _ABORTED.size + (4 if version >= 11 else 0)  # the preferred replica
+            at += len(aborted) * _ABORTED.size + (4 if version >= 11 else 0)  # preferred read replica
             (size,) = _INT32.unpack_from(answer, at)
             at += 4
             data = answer[at : at + max(0, size)]
@@ -92,12 +103,17 @@ def read_fetch(answer: memoryview, version: int) -> list[Fetched]:
 
 
 def offsets_request(times: Mapping[TopicPartition, int], isolation: int) -> Any:
-    """A request for the first offset at or behind a time, in milliseconds since 1970, or at `EARLIEST` or `LATEST`."""
+    """Return a request for the first offset at or after a time of each partition.
+
+    Args:
+        times: milliseconds since 1970, `EARLIEST` or `LATEST`.
+        isolation: `READ_COMMITTED` or `READ_UNCOMMITTED`, which decides where `LATEST` is.
+    """
     return OffsetRequest(-1, isolation, _by_topic({where: (at,) for where, at in times.items()}))
 
 
 def read_offsets(response: Any) -> Iterator[tuple[TopicPartition, int, int]]:
-    """Partition, error code and offset, -1 if there is none, in the answer to an `offsets_request`."""
+    """Yield partition, error code and offset, -1 without one, from the response to an `offsets_request`."""
     for topic, partitions in response.topics:
         for partition, code, *_, offset in partitions:
             yield TopicPartition(topic, partition), code, offset

@@ -1,4 +1,4 @@
-"""A topic's id, which differs when the topic was deleted and created again (KIP-516). aiokafka's requests do not ask for it."""
+"""A topic's id, which changes when the topic is deleted and created again (KIP-516). aiokafka's metadata requests lack it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from aiokafka.protocol.types import Boolean, CompactArray, CompactString, Int16,
 
 
 class TopicIdentity(NamedTuple):
-    """What tells a topic from an earlier one of its name.
+    """Distinguishes a topic from an earlier topic of the same name.
 
     Attributes:
-        id: its id, 16 bytes.
+        id: the topic id, 16 bytes.
         partitions: number of partitions.
     """
 
@@ -89,7 +89,7 @@ class _MetadataRequestStruct(RequestStruct):
 
 
 class TopicIdentityRequest(Request[_MetadataRequestStruct]):
-    """Ask for the identity of one topic, without creating it."""
+    """A metadata request for one topic, with its id; does not create the topic."""
 
     API_KEY = 3
 
@@ -101,10 +101,10 @@ class TopicIdentityRequest(Request[_MetadataRequestStruct]):
 
 
 def read_identity(response: Any, topic: str) -> TopicIdentity | None:
-    """The topic's identity in the answer; ``None`` if the topic does not exist.
+    """Return the topic's identity from the response; ``None`` if the topic does not exist.
 
     Raises:
-        KafkaError: the broker did not say, or the topic is still being created.
+        KafkaError: the broker refused, or a partition of the topic has no leader yet.
     """
     for code, name, topic_id, _, partitions, *_ in response.topics:
         error = kafka_errors.for_code(code)
