@@ -1,4 +1,4 @@
-"""A subscription without a group: every record of every partition, from its start on. Nothing is committed."""
+"""The consumer of a subscription without a group: all partitions, from the start offsets on, without commits."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from msight_bus.backends.kafka.start import moment_of
 
 
 class LiveViewFeed(KafkaFeed):
-    """A subscription without ``group_id``."""
+    """The consumer of a subscription without ``group_id``."""
 
     async def start(self) -> None:
-        """Take all partitions, each from where the selection says."""
+        """Assign all partitions, with the start offsets of the selection, and start to fetch.
+
+        Raises:
+            KafkaError: the topic cannot be read.
+        """
         await self._connect()
         await self._identify()
         starts = await self._resolve(self._existing(), self._selection.start)
