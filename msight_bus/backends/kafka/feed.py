@@ -81,7 +81,7 @@ class KafkaFeed:
         self._identity: TopicIdentity | None = None
         self._exists = True
         self._missing = asyncio.Event()
-        self._looks_missing = 0
+        self._missing_checks = 0
         self._failure: BusError | None = None
         self._problem = ""
         self._tasks: list[asyncio.Task[None]] = []
@@ -178,7 +178,7 @@ class KafkaFeed:
 
     # -- deletion and re-creation of the topic
 
-    async def _look_at_topic(self) -> None:
+    async def _watch_topic(self) -> None:
         while True:
             try:
                 async with asyncio.timeout(_LOOK_EVERY if self._exists else _LOOK_FOR):
@@ -188,13 +188,13 @@ class KafkaFeed:
                 pass
             self._missing.clear()
             try:
-                await self._look()
+                await self._check_topic()
             except REFUSED:
                 raise  # fails the subscription
             except (KafkaError, OSError) as error:
                 self.failed(error)
 
-    async def _look(self) -> None:
+    async def _check_topic(self) -> None:
         """Check whether the topic was created again; if so, consume the new topic from its start.
 
         Raises:
@@ -218,10 +218,10 @@ class KafkaFeed:
         except (KafkaError, OSError) as error:
             logger.debug("No identity of topic %s: %s", self.topic, error)
             return False
-        self._looks_missing = self._looks_missing + 1 if found is None else 0
+        self._missing_checks = self._missing_checks + 1 if found is None else 0
         self._exists = found is not None
         if found is None:
-            if self._looks_missing == _GONE_AFTER:
+            if self._missing_checks == _GONE_AFTER:
                 logger.warning("Topic %s was deleted; no messages until it is created again.", self.topic)
             return False
         before, self._identity = self._identity, found

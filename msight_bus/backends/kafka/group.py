@@ -77,7 +77,7 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
         await self._join(fetching)
         await self._wait_for_peers()
         self._run(self._commit_regularly(), "committer")
-        self._run(self._look_at_topic(), "topic")
+        self._run(self._watch_topic(), "topic")
         self._run(self._compare_partitions(), "comparison")
 
     @property
@@ -236,7 +236,7 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
         self._fetcher.assign(partitions)
         self._joined.set()
 
-    async def _look(self) -> None:
+    async def _check_topic(self) -> None:
         if await self._identify():
             self._reset()
             self.member.request_rejoin()

@@ -23,14 +23,14 @@ class LiveViewFeed(KafkaFeed):
         moment = moment_of(self._selection.start)
         self._fetcher.assign({where: self._partition(where, at, moment) for where, at in starts.items()})
         self._begin_fetching(self.client.background_task)
-        self._run(self._look_at_topic(), "topic")
+        self._run(self._watch_topic(), "topic")
 
     def _existing(self) -> list[TopicPartition]:
         if self._identity is None:
             return self._all_partitions()
         return [TopicPartition(self.topic, number) for number in range(self._identity.partitions)]
 
-    async def _look(self) -> None:
+    async def _check_topic(self) -> None:
         if await self._identify():
             self._fetcher.assign({})
         new = {where: self._partition(where, 0) for where in self._existing() if where not in self.partitions}
