@@ -37,7 +37,7 @@ async def drain(
     """Stop the intake, wait until the iterators and nodes have ended, flush publishes and commit.
 
     Args:
-        subscriptions: the subscriptions of the bus.
+        subscriptions: those of the bus.
         drainables: the nodes that run on the bus.
         backend: flushed once the iterators and nodes have ended.
         timeout: deadline of all steps together, in seconds.

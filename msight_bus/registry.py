@@ -302,7 +302,7 @@ class Registry:
             self._bus.reporter.listeners.remove(self._on_event)
 
     def _late(self) -> list[Key]:
-        """Return the nodes whose heartbeat is late; none shortly after a reconnect of this observer, which missed heartbeats."""
+        """Return the nodes to ask for; none shortly after this observer has reconnected, because it missed heartbeats."""
         now = self._clock()
         late: list[Key] = []
         for key, (info, _, heard_at) in self._heard.items():

@@ -121,7 +121,7 @@ class NodeRun:
             raise
 
     def code_failed(self, error: BaseException, where: str = "") -> None:
-        """Count an error of the node's code; log the first with its traceback, then at most one each heartbeat interval."""
+        """Count an error of the node's own code; log the first with its traceback, then one an interval."""
         self.meter.errors += 1
         detail = f"{where} {type(error).__name__}: {error}".strip()
         self.error_lines.add(None, 1, detail, error)

@@ -255,7 +255,7 @@ class MessageProcessor:
                     await self._code_failed(message, unrequested(error), place)
                     continue
                 is_next = place is None or (window[0] is place and not self._emitting)
-                if send is not None and type(result) is bytes and is_next and not verbose:  # the common case
+                if send is not None and type(result) is bytes and is_next and not verbose:  # the usual case
                     self._emitting = True
                     try:
                         accepted = await send(result)
@@ -362,7 +362,7 @@ class MessageProcessor:
                 one.add_done_callback(self._accepted)
 
     def _accepted(self, _: Accepted | None = None) -> None:
-        """Acknowledge pending inputs from the head on, up to the first with an unacknowledged output."""
+        """Acknowledge the pending inputs from the head on, as far as their outputs are accepted."""
         while self._pending and all(one.done() for one in self._pending[0][1]):
             message, accepted = self._pending.popleft()
             self._pending_bytes -= len(message.payload)
@@ -374,7 +374,7 @@ class MessageProcessor:
         self._changed.set()
 
     async def _refused(self, message: Message, error: BaseException) -> None:
-        """Handle an input one of whose outputs was refused after being handed over."""
+        """An output of ``message`` was not accepted, which is known only now."""
         if isinstance(error, ClosedError) or self._publisher is None:
             return
         if not isinstance(error, BROKER_AWAY):
@@ -419,7 +419,7 @@ class MessageProcessor:
             await self._made(place, None)
 
     async def _dead_letter(self, message: Message, error: Exception) -> bool:
-        """Publish an input on the dead-letter topic, if there is one; return whether to acknowledge the input."""
+        """Dead-letter an input, if there is a topic for that; returns whether the input is done."""
         topic, bus = self._config.dead_letter_topic_name, self._run.bus
         if topic is None:
             return True

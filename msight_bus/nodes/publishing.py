@@ -56,8 +56,8 @@ class NodePublisher:
     """The publisher of a node; retries, or drops outputs, while the broker is down.
 
     Attributes:
-        plain: whether outputs of type ``bytes`` can be sent with `send_plain`.
-        send_plain: sends one payload of type ``bytes`` without a key; after an error, call `send` with the error.
+        plain: whether outputs of type ``bytes`` can be given to `send_plain`.
+        send_plain: sends one payload of type ``bytes`` without a key; what it raises is given to `send`.
     """
 
     def __init__(self, publisher: Publisher, run: NodeRun, *, outcomes_known: bool) -> None:
@@ -79,15 +79,12 @@ class NodePublisher:
     @classmethod
     @asynccontextmanager
     async def open(cls, run: NodeRun, topic: str, *, outcomes_known: bool) -> AsyncIterator[NodePublisher]:
-        """Open the publisher of a node; leaving the context flushes.
+        """The publisher of a node; leaving it flushes.
 
-        Args:
-            run: the state of the run.
-            topic: the topic to publish on.
-            outcomes_known: whether the caller checks the acknowledgements that `send` returns, and so knows of each refusal.
+        ``outcomes_known``: what `send` returns is looked at, so that a refused output is known by that.
 
         Raises:
-            BusError: on leaving: an output was refused, or was not acknowledged in time by a broker that acknowledges.
+            BusError: on leaving, something was refused, or not accepted in time by a broker that acknowledges.
         """
         harmless = False
         try:
@@ -97,8 +94,8 @@ class NodePublisher:
         except BROKER_AWAY as error:
             if not harmless:
                 raise
-            # Without acknowledgements, a disconnect during the run must not fail the node at its end.
-            run.logger.warning("Outputs may be lost: %s", error)
+            # A node that has run for weeks must not fail at its end because a connection was cut once.
+            run.logger.warning("Some outputs may be lost: %s", error)
 
     @property
     def in_flight(self) -> int:
@@ -132,7 +129,7 @@ class NodePublisher:
             error: the error of `send_plain` for this output, if there was one.
 
         Raises:
-            BusError: the output cannot be sent, or was refused.
+            BusError: the output cannot be sent, or it was refused.
         """
         if not self._drops:
             return await self._deliver(output, error)
@@ -170,8 +167,8 @@ class NodePublisher:
             if isinstance(error, ClosedError) or (isinstance(error, ConnectionLostError) and not self._keeps):
                 raise error
             if not isinstance(error, BROKER_AWAY):
-                # `Publisher.send` raises the refusal of an earlier output, once, and sends nothing. If the caller knows of that
-                # refusal from the acknowledgement, a second attempt shows whether this output is refused too.
+                # The publisher raises the refusal of an earlier output here, once. Where that is known by its own
+                # acknowledgement, only a second try tells whether this one is refused as well.
                 if refused or not self._outcomes_known:
                     raise error
                 refused = True
@@ -203,7 +200,7 @@ class NodePublisher:
                 await self._publisher.flush()
             except (*BROKER_AWAY, ClosedError):
                 raise
-            except BusError:  # as in `_deliver`: the refusal is already known
+            except BusError:  # as in `_deliver`: that refusal is known already
                 await self._publisher.flush()
 
     def broker_is_away(self, error: BusError) -> None:

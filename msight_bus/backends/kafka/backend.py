@@ -473,7 +473,7 @@ class KafkaBackend:
             await asyncio.wait((self._ending,))
         if self._client is None:
             return
-        # While the broker is down, `Bus.drain` has already waited.
+        # Whoever drained has already waited for a broker that is away.
         await self._producer.close(self._limits.pong_timeout if self._is_away else self._limits.drain_timeout)
         await self._directory.close()
         await self._client.aclose()

@@ -372,7 +372,7 @@ class KafkaProducer:
         )
 
     async def give_up(self, error: BusError) -> None:
-        """Stop at once; pending acknowledgements raise ``error``."""
+        """End at once; whoever still waits for an acknowledgement gets ``error``."""
         retries = [retry for writer in self._all_writers() if (retry := writer.give_up(error)) is not None]
         if retries:
             await asyncio.wait(retries)

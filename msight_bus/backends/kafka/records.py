@@ -161,6 +161,6 @@ def _to_message(topic: str, record: Any, offset: int, received_at: float, settle
 
 
 def _moment(timestamp: int, now: float) -> float | None:
-    """Return a record's timestamp in POSIX seconds; ``None`` if it is before 2000 or more than a day ahead of ``now``."""
+    """A record's own timestamp in POSIX seconds; ``None`` if it can be no moment at which it was published."""
     at = timestamp / 1000
     return at if timestamp >= _EARLIEST_MS and at <= now + _AHEAD_S else None

@@ -195,7 +195,7 @@ class TopicDirectory:
         if not found.partitions:
             await self._create(topic)
             while not (found := await self._metadata(topic)).partitions:
-                await asyncio.sleep(0.02)  # leaders are being elected; bounded by the caller's deadline
+                await asyncio.sleep(0.02)  # its leaders are being elected; the caller's deadline ends this
         self._looked_up[topic] = asyncio.get_running_loop().time()
         info = self._known[topic] = await self._describe(topic, found, warn=True)
         return info
