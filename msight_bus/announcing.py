@@ -92,7 +92,7 @@ class Announcer:
                 await self._announce()
         except TimeoutError:
             self._logger.warning(
-                "End not announced: the broker did not accept the announcement within %g s.", _END_WITHIN
+                "The end could not be announced: the broker did not accept the announcement within %g s.", _END_WITHIN
             )
 
     async def _announce(self) -> None:

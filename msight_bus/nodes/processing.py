@@ -434,7 +434,7 @@ class MessageProcessor:
                         raise
                     self._run.unsent(topic, 1, "no dead letter")
                     return True
-                self._run.logger.warning("Dead letter not published; retrying: %s", problem)
+                self._run.logger.warning("A dead letter waits for the broker: %s", problem)
                 if self._run.stopping.is_set():
                     return False  # the input stays unacknowledged and is redelivered
                 await asyncio.sleep(RETRY_AFTER)
