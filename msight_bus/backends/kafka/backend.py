@@ -315,7 +315,7 @@ class KafkaBackend:
         await self._directory.close()
 
     async def ready(self, topic: str, key: str | None, name: str | None) -> None:
-        """Wait until the topic exists and the writer of its partition is not congested.
+        """Create the topic if it does not exist, and wait until the writer of the partition is not congested.
 
         Raises:
             PublishTimeoutError: Kafka acknowledged no record of the partition for ``publish_timeout`` seconds.
