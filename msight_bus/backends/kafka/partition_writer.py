@@ -51,7 +51,7 @@ _NOT_APPENDED = (
     kafka_errors.UnsupportedForMessageFormatError,
     kafka_errors.UnsupportedVersionError,
 )
-"""Errors of a first attempt after which the batch is certainly not in the log."""
+"""A batch whose first attempt ends with one of these is not in the log."""
 
 
 class ProducerId(NamedTuple):
