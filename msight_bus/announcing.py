@@ -1,4 +1,4 @@
-"""Announcements on the reserved topic: by the clock, and at once when something changes."""
+"""Heartbeats of a node on the reserved topic: at each interval, and at each change of status."""
 
 from __future__ import annotations
 
@@ -15,19 +15,25 @@ from msight_bus.queues import QueuePolicy
 from msight_bus.registry import NodeInfo, NodeStatus
 from msight_bus.topics import ALIVE_TOPIC, NODES_TOPIC
 
-_FAREWELL_WITHIN = 1.0  # seconds for the last announcement: an end must not wait for a broker that is away
+_END_WITHIN = 1.0  # deadline of the last announcement, in seconds, so that a node can end while the broker is down
 
 
 class Announcer:
-    """Announces one run of a node. A broker that is away, or does not permit it, never harms the node.
+    """Announces one run of a node. Failures to announce are logged and never raised.
 
     Attributes:
         instance: random id of this run.
-        present: whether the subscription is there by which the broker can be asked for this run.
+        present: whether this run holds its liveness subscription.
     """
 
     def __init__(self, core: Core, describe: Callable[[], NodeInfo], interval: float, logger: logging.Logger) -> None:
-        """``describe`` gives the announcement of this moment; ``interval`` is in seconds."""
+        """
+        Args:
+            core: the bus to publish on.
+            describe: returns the current announcement.
+            interval: seconds between two announcements.
+            logger: the node's logger.
+        """
         self._core = core
         self._describe = describe
         self._interval = interval
@@ -38,30 +44,33 @@ class Announcer:
         self._problem: str | None = None
         self._refused = False
 
-    async def be_present(self) -> None:
-        """Subscribe to a topic of this instance, so that an observer can ask the broker whether it is there, for ever."""
+    async def hold_liveness_subscription(self) -> None:
+        """Subscribe to this run's liveness topic until cancelled: observers ask the broker for its subscribers."""
         if self._core.backend.capabilities.persistence:
-            return  # a log cannot be asked, and would keep the topic
+            return  # Kafka cannot report subscribers and would keep the topic
         try:
             subscription = self._core.subscribe((ALIVE_TOPIC + self.instance,), queue=QueuePolicy.latest(1))
             async with subscription:
                 self.present = True
-                if self._describe().status is NodeStatus.RUNNING:  # else it is announced with that
+                if self._describe().status is NodeStatus.RUNNING:  # else the change to RUNNING announces it
                     self.changed()
                 async for _ in subscription:
                     pass
         except BusError as error:
             if not isinstance(error, ClosedError):
-                self._logger.info("Others cannot ask the broker for this node: %s", error)
+                self._logger.info(
+                    "No liveness subscription; observers detect a loss of this node by missed heartbeats only: %s",
+                    error,
+                )
         finally:
             self.present = False
 
     def changed(self) -> None:
-        """Announce now, and not only when the interval is over."""
+        """Announce at once, before the interval ends."""
         self._changed.set()
 
     async def run(self) -> None:
-        """Announce at once, at each interval by the clock and at each change, for ever."""
+        """Announce at once, at each interval and at each call of `changed`, until cancelled."""
         loop = asyncio.get_running_loop()
         due = loop.time() + self._interval
         while True:
@@ -71,18 +80,20 @@ class Announcer:
                 async with asyncio.timeout_at(due):
                     await self._changed.wait()
             except TimeoutError:
-                # Not by comparing with the time now: uvloop's timers fire up to a millisecond early.
+                # Do not compare with the current time: uvloop's timers fire up to a millisecond early.
                 due += self._interval
                 if due < loop.time():
-                    due = loop.time() + self._interval  # what was missed is not made up for
+                    due = loop.time() + self._interval  # missed announcements are left out
 
-    async def farewell(self) -> None:
-        """The last announcement, within a second."""
+    async def announce_end(self) -> None:
+        """Publish the last announcement, within 1 s."""
         try:
-            async with asyncio.timeout(_FAREWELL_WITHIN):
+            async with asyncio.timeout(_END_WITHIN):
                 await self._announce()
         except TimeoutError:
-            self._logger.warning("The end could not be announced: the broker did not take it in time.")
+            self._logger.warning(
+                "The end could not be announced: the broker did not accept the announcement within %g s.", _END_WITHIN
+            )
 
     async def _announce(self) -> None:
         if self._refused:
@@ -91,7 +102,9 @@ class Announcer:
             await self._core.publish(NODES_TOPIC, msgspec.json.encode(self._describe()))
         except AuthenticationError as error:
             self._refused = True
-            self._logger.warning("Not permitted to publish on %s, so nobody sees this node: %s", NODES_TOPIC, error)
+            self._logger.warning(
+                "Not permitted to publish on %s; this node is missing from registries: %s", NODES_TOPIC, error
+            )
         except BusError as error:
             if self._problem is None:
                 self._logger.warning("Heartbeats are not published: %s", error)

@@ -1,4 +1,4 @@
-"""The steps of draining a bus, and the interface of what is drained besides its subscriptions."""
+"""The steps of draining a bus, and the interface of the nodes that are drained with it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Drainable(Protocol):
     """A node that runs on a bus and stops when the bus is drained.
 
     Attributes:
-        name: for errors.
-        tasks: the tasks of the node; a drain that one of them calls does not wait for the node.
-        stopping: set by the drain: the node has to stop.
+        name: name of the node, for errors.
+        tasks: tasks of the node; a drain called from one of them does not wait for the node.
+        stopping: set by the drain to stop the node.
         over: set by the node when it has stopped.
     """
 
@@ -28,7 +28,7 @@ class Drainable(Protocol):
 
     @property
     def left(self) -> int:
-        """Messages that the node has not finished."""
+        """Number of messages that the node has not finished."""
 
 
 async def drain(
@@ -40,14 +40,14 @@ async def drain(
         subscriptions: those of the bus.
         drainables: the nodes that run on the bus.
         backend: flushed once the iterators and nodes have ended.
-        timeout: seconds for all steps.
+        timeout: deadline of all steps together, in seconds.
 
     Returns:
-        Whether all steps are done. Called from a task that consumes one of the subscriptions, only the intake is stopped,
+        Whether all steps were done. Called from a task that consumes one of the subscriptions, the drain only stops the intake,
         because the queue cannot empty before that task continues.
 
     Raises:
-        DrainTimeoutError: not done within ``timeout`` seconds.
+        DrainTimeoutError: the steps took longer than ``timeout`` seconds; has the number of messages left at each place.
     """
     task = asyncio.current_task()
     inside = task in {subscription.consumer for subscription in subscriptions} or any(

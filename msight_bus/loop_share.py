@@ -1,4 +1,4 @@
-"""How a node's code shares the event loop: it keeps the loop while that is short; after a long turn the others go first."""
+"""Divides the event loop between a node's code and the other tasks: a node yields after 2 ms, and longer after a long item."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import asyncio
 import logging
 
 _SHORT = 0.002
-"""Seconds for which code that never waits may keep the loop."""
+"""Seconds after which a node that never waits yields to the event loop."""
 
-_TOLD = 1.0
-"""Seconds after which the log names the code."""
+_WARN_AFTER = 1.0
+"""Seconds of one item after which a WARNING names the node's code."""
 
 LONG_TURN = 0.1
-"""Seconds after which the rest of the process has waited for long: heartbeats, commits, answers that are in the sockets."""
+"""Seconds of one item after which the node waits until the other tasks (heartbeats, commits, received data) are idle."""
 
 _MOST = 1.0
-"""Seconds at most that the rest of the process gets, however busy it is."""
+"""Maximum seconds of that wait."""
 
 
 class LoopShare:
-    """One node's part of the event loop.
+    """The event loop time of one node.
 
     Attributes:
-        held_since: since when the loop has not turned, ``None`` if the node's code has not begun since.
-        yield_at: when the code has kept the loop for long enough.
+        held_since: start of the node's code in this event loop iteration, by the loop's clock; ``None`` before it.
+        yield_at: time at which the node should yield, by the loop's clock.
     """
 
     __slots__ = ("_code", "_interval", "_logger", "_loop", "_tell_at", "held_since", "yield_at")
@@ -31,9 +31,9 @@ class LoopShare:
     def __init__(self, code: str, logger: logging.Logger, interval: float) -> None:
         """
         Args:
-            code: the node's code, as a person calls it.
-            logger: of the node.
-            interval: seconds between two warnings.
+            code: name of the node's code, for the log.
+            logger: the node's logger.
+            interval: minimum seconds between two WARNINGs.
         """
         self._loop = asyncio.get_running_loop()
         self._code = code
@@ -44,7 +44,7 @@ class LoopShare:
         self.yield_at = 0.0
 
     def begin(self, now: float) -> None:
-        """The node's code begins with its first item since the loop turned (``held_since`` is ``None``)."""
+        """Note the start of the first item in this event loop iteration; call while ``held_since`` is ``None``."""
         self.held_since = now
         self.yield_at = now + _SHORT
         self._loop.call_soon(self._turned)
@@ -53,15 +53,20 @@ class LoopShare:
         self.held_since = None
 
     async def give(self, began: float, now: float) -> None:
-        """Let others run: the item that ended ``now`` and began at ``began`` was long, or several have been (`yield_at`)."""
+        """Yield to the event loop; after a long item, until the other tasks are idle.
+
+        Args:
+            began: start of the last item, by the loop's clock.
+            now: end of the last item.
+        """
         if now - began < LONG_TURN:
             await asyncio.sleep(0)
             return
-        if self.held_since is not None and now - began >= _TOLD and now >= self._tell_at:
+        if self.held_since is not None and now - began >= _WARN_AFTER and now >= self._tell_at:
             self._tell_at = now + self._interval
             self._logger.warning(
-                "%s held the event loop for %.1f s; nothing else of this process ran meanwhile. Move what computes off the "
-                "loop: await off_loop(function, ...).",
+                "%s held the event loop for %.1f s; no other task of this process ran meanwhile. Run the computation with "
+                "`await off_loop(function, ...)`.",
                 self._code,
                 now - began,
             )
@@ -69,9 +74,12 @@ class LoopShare:
 
 
 async def run_until_idle(held: float) -> None:
-    """Let others run until the loop has had nothing to do for a moment, after it was held for ``held`` seconds.
+    """Wait until the event loop is idle for a hundredth of ``held`` seconds, at most 1 s.
 
-    The moment is a hundredth of that, so that an answer to what others send now can come.
+    A hundredth is long enough for the responses to requests that other tasks send now.
+
+    Args:
+        held: seconds for which the event loop was blocked.
     """
     loop = asyncio.get_running_loop()
     moment = min(0.05, max(0.001, held / 100))

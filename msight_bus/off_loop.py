@@ -1,4 +1,4 @@
-"""Run functions beside the event loop, in threads and processes that never keep a program from ending."""
+"""Runs functions off the event loop, in threads and processes that do not delay the end of the program."""
 
 from __future__ import annotations
 
@@ -25,22 +25,30 @@ Ts = TypeVarTuple("Ts")
 
 _THREADS = 40
 _GONE_WITHIN = 1.0
-"""Seconds for a killed process to be gone."""
+"""Seconds to wait for the end of a killed process."""
 
 
 async def off_loop(function: Callable[[*Ts], T], *args: *Ts, process: bool = False) -> T:
-    """Run ``function(*args)`` beside the event loop: ``boxes = await off_loop(detect, frame)``.
+    """Run ``function(*args)`` off the event loop: ``boxes = await off_loop(detect, frame)``.
 
-    A coroutine that computes holds up every node of its process; off the loop, the others go on. Choose a thread for code that
-    releases the interpreter's lock, as NumPy, OpenCV and most inference engines do, and ``process=True`` for pure Python: there
-    ``function`` must be importable, and it, its arguments and its result are pickled.
+    A coroutine that computes blocks every node of its process; a function off the event loop does not. Use a thread for code that
+    releases the GIL, as NumPy, OpenCV and most inference engines do, and ``process=True`` for pure Python.
 
-    At most 40 threads, and as many processes as there are processors, are in use at a time; more calls wait their turn. A thread
-    that hangs does not keep the program from ending. Ctrl-C does not interrupt the processes: the program decides when they end.
+    At most 40 threads and one process for each processor run at a time; further calls wait. A hanging thread does not delay the
+    end of the program. SIGINT (Ctrl-C) does not interrupt the processes; they end with the program.
+
+    Args:
+        function: the function to run; with ``process=True``, it must be importable.
+        args: positional arguments; with ``process=True``, they and the result are pickled.
+        process: whether to run in a process instead of a thread.
+
+    Returns:
+        The result of ``function``.
 
     Raises:
-        Exception: whatever ``function`` raises. When this call is cancelled, a process is killed; a thread cannot be, so it
-            runs to its end and its result is dropped.
+        Exception: as ``function`` raises.
+        CancelledError: the call was cancelled. A process is killed; a thread runs to its end and its result is discarded.
+        RuntimeError: the process ended before its result.
     """
     loop = asyncio.get_running_loop()
     if not process:
@@ -59,7 +67,7 @@ async def off_loop(function: Callable[[*Ts], T], *args: *Ts, process: bool = Fal
 
 
 def left_running() -> list[str]:
-    """Return a line for each call that runs now, for a program that ends without them."""
+    """Return a line for each running call, for the log of a program that ends before them."""
     now = time.monotonic()
     return [f"{call.name} ({call.where}, {now - call.began:.0f} s)" for call in tuple(_Call.running)]
 
@@ -68,10 +76,13 @@ class _Call:
     """One call.
 
     Attributes:
-        running: those that run now.
+        running: all running calls of the program.
+        name: name of the function.
+        where: for the log.
+        began: start of the call, by ``time.monotonic``.
     """
 
-    running: set[_Call] = set()  # noqa: RUF012 - of the whole program
+    running: set[_Call] = set()  # noqa: RUF012 - shared by all calls
     where = "a thread"
 
     def __init__(self, function: Callable[..., object]) -> None:
@@ -79,19 +90,19 @@ class _Call:
         self.began = 0.0
 
     def __call__(self, run: Callable[[], T], /) -> T:
-        """Run ``run()``, counted as this call."""
+        """Run ``run()`` and register the call while it runs."""
         self.began = time.monotonic()
         self.running.add(self)
         try:
             return run()
-        except StopIteration as error:  # a future cannot hold it, as a coroutine cannot raise it (PEP 479)
+        except StopIteration as error:  # a future cannot carry StopIteration (PEP 479)
             raise RuntimeError(f"{self.name} raised StopIteration.") from error
         finally:
             self.running.discard(self)
 
 
 class _ProcessCall(_Call):
-    """One call in a process, made from a thread that waits for the result."""
+    """One call in a process. A thread sends the request and waits for the result."""
 
     where = "a process"
 
@@ -101,7 +112,12 @@ class _ProcessCall(_Call):
         self._killed = False
 
     def __call__(self, request: bytes, /) -> Any:  # type: ignore[override]
-        """Send the pickled ``request`` to a process and return the result."""
+        """Send the pickled ``request`` to a process and return the result.
+
+        Raises:
+            Exception: as the function raises.
+            RuntimeError: the process ended before its result.
+        """
         return super().__call__(partial(self._ask, request))
 
     def _ask(self, request: bytes) -> Any:
@@ -119,25 +135,25 @@ class _ProcessCall(_Call):
             raise
         _idle.append(worker)
         if not succeeded:
-            result.add_note(f"In a process of off_loop:\n{trace}")
+            result.add_note(f"Traceback in the process of off_loop:\n{trace}")
             raise result
         return result
 
     def kill(self) -> None:
-        """End the process."""
+        """Kill the process of the call, now or as soon as the call has one."""
         self._killed = True
         if self._worker is not None:
             self._worker.kill()
 
 
 class _Worker:
-    """A process that runs one call after the other."""
+    """A process that runs calls, one at a time."""
 
     def __init__(self) -> None:
         spawning = multiprocessing.get_context("spawn")  # a fork would copy the loop, its sockets and its locks
         self._connection, other = spawning.Pipe()
         self._process = spawning.Process(target=_serve, args=(other,), daemon=True, name="msight_bus off_loop")
-        # A process inherits the mask of the thread that starts it: Ctrl-C on a terminal goes to the whole group.
+        # A terminal sends SIGINT to the whole process group; the process inherits the signal mask of the thread that starts it.
         before = (
             signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,)) if hasattr(signal, "pthread_sigmask") else None
         )
@@ -154,16 +170,16 @@ class _Worker:
         return pickle.loads(self._connection.recv_bytes())  # noqa: S301 - from our own process
 
     def kill(self) -> None:
-        """End the process."""
+        """Kill the process."""
         self._process.kill()
 
     def join(self) -> None:
-        """Wait for the end of a process that was killed."""
+        """Wait for the end of a killed process, at most 1 s."""
         self._process.join(_GONE_WITHIN)
 
 
 def _serve(connection: Connection) -> None:
-    """Run in a process: call what comes, until the program is gone."""
+    """Run the received calls, in the process, until the program has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(EOFError):
         while True:
@@ -180,16 +196,16 @@ def _failure(error: BaseException) -> bytes:
     trace = "".join(traceback.format_exception(error))
     try:
         answer = pickle.dumps((False, error, trace))
-        pickle.loads(answer)  # noqa: S301 - it was made here
+        pickle.loads(answer)  # noqa: S301 - pickled above
     except Exception:
         return pickle.dumps((False, RuntimeError(f"{type(error).__name__}: {error}"), trace))
     return answer
 
 
 class DaemonThreads(ThreadPoolExecutor):
-    """Threads that end with the program, whatever they are at; those of the base class would keep it alive.
+    """An executor with daemon threads; the program can end while they run, unlike with the base class.
 
-    A subclass only because `asyncio.loop.set_default_executor` takes nothing else: nothing of the base is used.
+    Inherits only because `asyncio.loop.set_default_executor` requires the type; uses nothing of the base class.
     """
 
     def __init__(self, most: int) -> None:
@@ -197,7 +213,7 @@ class DaemonThreads(ThreadPoolExecutor):
         self._most = most
         self._reset()
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._reset)  # a child has none of the threads
+            os.register_at_fork(after_in_child=self._reset)  # a forked child has none of the threads
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
@@ -206,10 +222,10 @@ class DaemonThreads(ThreadPoolExecutor):
         self._free = 0
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Do nothing: the threads end with the program."""
+        """Do nothing; the threads end with the program."""
 
     def submit(self, function: Callable[P, T], /, *args: P.args, **keywords: P.kwargs) -> Future[T]:
-        """Run ``function`` in a thread, when one is free."""
+        """Run ``function`` in a thread as soon as one is free, and return the future of its result."""
         future: Future[T] = Future()
         with self._lock:
             self._calls.put((future, lambda: function(*args, **keywords)))
@@ -228,7 +244,7 @@ class DaemonThreads(ThreadPoolExecutor):
                     future.set_result(call())
                 except BaseException as error:
                     future.set_exception(error)
-            del future, call  # an idle thread keeps nothing alive
+            del future, call  # an idle thread must not hold references
             with self._lock:
                 self._free += 1
 

@@ -1,4 +1,4 @@
-"""Iterate at a rate: for sources, and for whoever publishes by the clock."""
+"""Iteration at a fixed rate, for sources."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ import math
 class paced:  # noqa: N801 - called like a function
     """Iterate ``rate`` times a second, by the loop's clock and without drift: ``async for number in paced(30): yield read()``.
 
-    Gives the number of the tick, from 0. Ticks that pass while the program is busy are left out, and their numbers with them.
+    Yields the number of each tick, from 0. Ticks missed while the program was busy are skipped, and so are their numbers.
     """
 
     def __init__(self, rate: float) -> None:
         """
+        Args:
+            rate: ticks a second.
+
         Raises:
-            ValueError: ``rate`` is not a number above 0.
+            ValueError: ``rate`` is not a finite number above 0.
         """
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
-            raise ValueError(f"rate must be a number of times a second above 0, not {rate!r}.")
+            raise ValueError(f"rate must be a number of ticks a second above 0, not {rate!r}.")
         self._rate = rate
         self._number = -1
         self._begun = 0.0

@@ -34,19 +34,19 @@ LONGEST_INTERVAL = 3600.0
 """Maximum heartbeat interval, in seconds."""
 
 FORGET_AFTER = 3600.0
-"""Seconds for which a node that has ended or was lost is still listed."""
+"""Seconds for which a node stays listed after its end or loss."""
 
 _MISSED_HEARTBEATS = 3
 _ASKED_AFTER = 1.25
-"""Heartbeat intervals of silence after which the broker is asked whether the node is there."""
+"""Heartbeat intervals without a heartbeat after which the broker is asked for the node's liveness subscription."""
 
 _ASKED_TWICE = 2.0
-"""Seconds between two questions."""
+"""Seconds between the two requests about one node."""
 
 _ASKED_AT_ONCE = 64
-"""Maximum number of nodes that are asked for at a time."""
+"""Maximum number of nodes for which the broker is asked at a time."""
 
-# Shown in terminals: no control characters and no marks that change the direction of text.
+# Shown in terminals: no control characters and no bidirectional formatting characters.
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,200}\Z")]
 Text = Annotated[
     str, msgspec.Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]{0,200}\Z")
@@ -66,12 +66,11 @@ class NodeStatus(StrEnum):
     ERROR = "ERROR"
     """The node has ended with an error, or its handler has not responded for longer than ``heartbeat_tolerance``."""
     LOST = "LOST"
-    """No heartbeat for three heartbeat intervals, or no heartbeat for one and the broker says that the node is gone; set by the
-    observer."""
+    """No heartbeat for three intervals, or for one and the broker reports no liveness subscription; set by the observer."""
 
 
 class NodeMetrics(msgspec.Struct, frozen=True, kw_only=True):
-    """The metrics of a node; totals since its start.
+    """The metrics of a node; totals are since its start.
 
     Attributes:
         messages_in: inputs received.
@@ -80,8 +79,8 @@ class NodeMetrics(msgspec.Struct, frozen=True, kw_only=True):
         rate_out: outputs a second over the last interval.
         queued: inputs in the node's queue now.
         dropped: inputs dropped by the queue, and outputs dropped while the broker was down.
-        gaps, missing: gaps in the input, and the messages that are known to be missing; ``None`` where they are not counted.
-        errors: errors in the node's own code.
+        gaps, missing: gaps in the input and known missing messages; ``None`` where they are not counted.
+        errors: errors in the node's code.
         undecodable: inputs that could not be decoded.
         latency_p50_ms, latency_p99_ms: milliseconds from the publish time of an input (by the publisher's clock) until the
             node's outputs were published; for a source, from receiving data until the data was published. Of the last
@@ -108,14 +107,14 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         name: the node's name; the workers of a group share the name.
         instance: random id, new at each start.
-        present: whether the node subscribes to `ALIVE_TOPIC` and its instance, so that the broker can be asked for it.
+        present: whether the node holds its liveness subscription, ``_msight.alive.<instance>``.
         type: the node's class, for display.
         device: the node's device, for display.
         host: the machine's name, for display.
         status: see `NodeStatus`.
         started_at: POSIX seconds by the node's clock.
         heartbeat_interval: seconds between two announcements.
-        publish_topic, subscribe_topic, group_id: the node's configuration.
+        publish_topic, subscribe_topic, group_id: from the node's configuration.
         last_heartbeat: POSIX seconds; in a registry by the observer's clock.
         ended: whether this was the node's last announcement.
         metrics: see `NodeMetrics`.
@@ -147,14 +146,14 @@ class Listens(Protocol):
         """Subscribe; ``topics`` may be reserved topics."""
 
     async def has_subscribers(self, topic: str) -> bool | None:
-        """Ask the broker whether anybody subscribes to a topic; ``None`` if that is not known."""
+        """Ask the broker whether a topic has subscribers; ``None`` if the broker cannot tell."""
 
 
 Key = tuple[str, str]
 """Name and instance."""
 
 Heard = tuple[NodeInfo, float, float]
-"""The last announcement; when the node was first heard and last, by the observer's clock."""
+"""The last announcement, and the times of the first and the last, by the observer's clock."""
 
 
 class Registry:
@@ -174,7 +173,7 @@ class Registry:
         self._clock = _loop_clock() if clock is None else clock
         # By name and instance, in the order of the last heartbeat.
         self._heard: OrderedDict[Key, Heard] = OrderedDict()
-        self._gone: set[Key] = set()  # the broker says so
+        self._gone: set[Key] = set()  # nodes without a liveness subscription, by the broker
         self._quiet_until = 0.0
         self._decoder = msgspec.json.Decoder(NodeInfo)
         self._tasks = BackgroundTasks()
@@ -282,10 +281,10 @@ class Registry:
         self._task = self._tasks.start(lambda: self._listen(confirmed), "registry")
         return confirmed
 
-    # -- asking
+    # -- liveness
 
     async def _ask(self) -> None:
-        """Ask the broker for nodes whose heartbeat is late, twice, so that a killed node is noticed before it is forgotten."""
+        """Ask the broker, twice, for the liveness subscriptions of nodes whose heartbeat is late, until cancelled."""
         self._bus.reporter.listeners.append(self._on_event)
         try:
             while True:
@@ -313,7 +312,7 @@ class Registry:
         return [key for key in late if key not in self._gone][:_ASKED_AT_ONCE]
 
     async def _absent(self, keys: list[Key]) -> set[Key]:
-        """Return those of which the broker says that they are gone."""
+        """Return the nodes without a liveness subscription."""
         found = await asyncio.gather(*(self._bus.has_subscribers(ALIVE_TOPIC + instance) for _, instance in keys))
         return {key for key, present in zip(keys, found, strict=True) if present is False}
 
@@ -323,7 +322,7 @@ class Registry:
 
     async def _listen(self, confirmed: asyncio.Future[None]) -> None:
         try:
-            # The node's next heartbeat replaces a dropped one, so the publishers need not wait for this reader.
+            # A dropped heartbeat is replaced by the next one, so publishers need not wait for this subscription.
             subscription = self._bus.subscribe((NODES_TOPIC,), queue=QueuePolicy.drop_oldest(MAX_NODES))
             async with subscription as announcements:
                 if not confirmed.done():
@@ -354,7 +353,7 @@ class Registry:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             self.ignored += 1
             return
-        # The age of a heartbeat is measured with this machine's clock: the node's clock may be wrong.
+        # Measure the age of a heartbeat by this machine's clock: the node's clock may be wrong.
         key = (info.name, info.instance)
         now = self._clock()
         before = self._heard.get(key)

@@ -1,4 +1,4 @@
-"""Running a program on the fastest event loop there is."""
+"""Runs a program on uvloop or asyncio."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from msight_bus.off_loop import DaemonThreads
 logger = logging.getLogger("msight_bus")
 
 UNWIND_WITHIN = 2.0
-"""Seconds for cancelled tasks to release what they hold; code that refuses must not hold up the end."""
+"""Seconds to wait for the end of cancelled tasks; tasks that ignore the cancellation are left."""
 
 _THREADS = 40
 
@@ -21,16 +21,16 @@ T = TypeVar("T")
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's loop where it exists (not on Windows), else ``None`` for asyncio's own."""
+    """Return uvloop's loop factory where uvloop is installed (not on Windows); ``None`` selects asyncio's."""
     try:
-        import uvloop  # noqa: PLC0415 - it does not exist on every platform
+        import uvloop  # noqa: PLC0415 - not available on every platform
     except ImportError:
         return None
     return uvloop.new_event_loop
 
 
 def run(coroutine: Coroutine[object, object, T]) -> T:
-    """Run ``coroutine`` to its end, as `asyncio.run` does, on uvloop where it is available.
+    """Run ``coroutine`` to its end and return its result, as `asyncio.run` does, on uvloop where available.
 
     Raises:
         RuntimeError: an event loop is running in this thread; ``coroutine`` is closed.
@@ -38,13 +38,13 @@ def run(coroutine: Coroutine[object, object, T]) -> T:
     if running_loop() is not None:
         name = getattr(coroutine, "__name__", "main")
         coroutine.close()
-        raise RuntimeError(f"An event loop is running here already, as in a notebook: `await {name}()` there.")
+        raise RuntimeError(f"An event loop is already running in this thread, as in a notebook; use `await {name}()`.")
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(coroutine)
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
-    """Return the event loop that runs in this thread, ``None`` without one."""
+    """Return the running event loop of this thread; ``None`` without one."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
@@ -53,8 +53,8 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
 
 @asynccontextmanager
 async def nothing_keeps_the_loop() -> AsyncIterator[None]:
-    """Let the loop end soon after the block, whatever was started in it: threads of ``asyncio.to_thread`` that hang, for which it
-    would wait, and tasks that ignore their cancellation. The log names these tasks."""
+    """End the event loop soon after the block, without waiting for hanging threads of ``asyncio.to_thread`` or for tasks that
+    ignore their cancellation. A WARNING names each such task."""
     asyncio.get_running_loop().set_default_executor(DaemonThreads(_THREADS))
     try:
         yield
@@ -66,6 +66,6 @@ async def nothing_keeps_the_loop() -> AsyncIterator[None]:
             await asyncio.wait(tasks, timeout=UNWIND_WITHIN)
         for task in tasks:
             if not task.done():
-                logger.warning("Left running: the task %r, which ignores its cancellation.", task.get_name())
+                logger.warning("Left running: task %r, which ignores its cancellation.", task.get_name())
                 asyncio._unregister_task(task)
                 task._log_destroy_pending = False  # type: ignore[attr-defined]  # asyncio.gather does so too

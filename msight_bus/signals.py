@@ -1,5 +1,4 @@
-"""The end of a program: SIGTERM and SIGINT, of which the first asks for an orderly end and the second ends at once, and an error
-that the log has already."""
+"""The end of a program: the first SIGTERM or SIGINT drains, the second stops at once; a logged error is not printed again."""
 
 from __future__ import annotations
 
@@ -17,15 +16,14 @@ from typing import Any
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _PATIENCE = 0.25
-"""Seconds that the loop has for its next turn after a second signal, before the code that keeps it from it is interrupted: that
-may leave anything half done, so it is the last resort."""
+"""Seconds after a second signal until code that blocks the event loop is interrupted. An interruption can leave inconsistent
+state, so the event loop has this long to cancel the code."""
 
 
 class StopSignals:
-    """Handlers for one run.
+    """Signal handlers for one run.
 
-    They are the interpreter's and not the loop's, because the second signal must also end code that never gives the loop a
-    turn.
+    Installed with ``signal.signal``, not ``loop.add_signal_handler``, so that a second signal stops code that blocks the loop.
     """
 
     def __init__(self) -> None:
@@ -33,18 +31,21 @@ class StopSignals:
 
     @contextmanager
     def handled(self, runs_code: Callable[[asyncio.Task[Any]], bool]) -> Iterator[asyncio.Event]:
-        """Handle signals while the context lasts; the event is set at the first one.
+        """Handle signals while the context lasts.
 
-        At the second one the task that entered the context is cancelled. A third one is handled as if this had never been
-        here.
+        The first signal sets the event, the second cancels the task that entered the context, and a third goes to the previous
+        handlers.
 
         Args:
-            runs_code: whether a task runs the user's code. If such a one gives the loop no turn after the second signal, it
-                is cancelled on the spot.
+            runs_code: returns whether a task runs the user's code. If such a task blocks the event loop after the second signal,
+                ``CancelledError`` is raised in it.
+
+        Yields:
+            The event.
         """
         stop = asyncio.Event()
         if threading.current_thread() is not threading.main_thread():
-            yield stop  # signals are the main thread's affair
+            yield stop  # only the main thread can handle signals
             return
         loop = asyncio.get_running_loop()
         owner = asyncio.current_task()
@@ -81,11 +82,11 @@ class StopSignals:
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
         before = {number: signal.getsignal(number) for number in _SIGNALS}
-        # A forked child has no loop that could take a signal.
+        # A forked child has no event loop to handle a signal: it restores the previous handlers.
         restorers.append(restore)
         for number in _SIGNALS:
-            # The loop's own handler does nothing, but with it a signal wakes the loop even if it comes just before the loop
-            # goes to sleep.
+            # This handler does nothing, but registering it lets a signal wake the event loop even if the signal arrives just
+            # before the loop begins to wait.
             with suppress(NotImplementedError):
                 loop.add_signal_handler(number, _nothing)
             signal.signal(number, on_signal)
@@ -99,10 +100,10 @@ class StopSignals:
             restore()
 
     def raise_second(self) -> None:
-        """If there was a second signal, end the program as the shell expects.
+        """Exit the program if a second signal was received.
 
         Raises:
-            SystemExit: its code is 128 and the signal's number.
+            SystemExit: the code is 128 plus the signal's number.
         """
         if len(self._seen) > 1:
             raise SystemExit(128 + self._seen[1]) from None
@@ -113,13 +114,13 @@ def _nothing() -> None:
 
 
 restorers: list[Callable[[], None]] = []
-"""For each run that handles signals now: puts the former handlers back."""
+"""One function for each run that handles signals: restores the previous handlers."""
 
 
 def _in_a_child() -> None:
-    """Put the former handlers back in a process that was forked."""
+    """Restore the previous handlers in a forked process."""
     if restorers:
-        signal.set_wakeup_fd(-1)  # it leads to the parent's loop
+        signal.set_wakeup_fd(-1)  # belongs to the parent's event loop
         for restore in reversed(restorers):
             restore()
         restorers.clear()
@@ -133,11 +134,11 @@ if hasattr(os, "register_at_fork"):
 
 _hooked = False
 LOGGED = "_msight_logged"
-"""Attribute of an exception that is in the log."""
+"""Name of the attribute that marks a logged exception."""
 
 
 def tell_once(error: BaseException) -> None:
-    """If nobody catches ``error`` and the log has it, print one line at the end of the program."""
+    """If ``error`` was logged and ends the program, print one line instead of its traceback."""
     global _hooked  # noqa: PLW0603
     if getattr(error, LOGGED, False) and not _hooked:
         _hooked = True
@@ -153,6 +154,6 @@ def tell_once(error: BaseException) -> None:
 
 
 def mark_logged(error: BaseException) -> None:
-    """Note that ``error`` is in the log."""
-    with suppress(AttributeError):  # of an exception with slots
+    """Mark ``error`` as logged."""
+    with suppress(AttributeError):  # an exception class with __slots__
         setattr(error, LOGGED, True)

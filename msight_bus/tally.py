@@ -1,4 +1,4 @@
-"""Warnings about what may happen at every message: one line at the first, then at most one an interval."""
+"""Rate-limited log lines for frequent events: one line at the first event, then at most one an interval."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from collections import Counter
 from collections.abc import Callable
 
 _NAMED = 3
-"""Maximum number of topics in a line."""
+"""Maximum number of topics in a log line."""
 
 _TOPICS = 1000
-"""Maximum number of topics that are counted apart between two lines."""
+"""Maximum number of topics with a count of their own between two lines."""
 
 
 class Tally:
-    """Counts one kind of event of a node, and logs WARNINGs about it. The lines are written outside the message path.
+    """Counts one kind of event of a node and logs it, outside the message path.
 
     Attributes:
-        total: of all amounts so far.
+        total: number of messages so far.
     """
 
     def __init__(self, what: str, logger: logging.Logger, interval: float, level: int = logging.WARNING) -> None:
         """
         Args:
-            what: what is counted, for example ``"Dropped"``.
-            logger: of the node.
-            interval: seconds between two lines.
-            level: of the lines.
+            what: name of the event, for example ``"Dropped"``; begins each line.
+            logger: the node's logger.
+            interval: minimum seconds between two lines.
+            level: log level of the lines.
         """
         self.total = 0
         self._what = what
@@ -52,10 +52,10 @@ class Tally:
         """Count an event.
 
         Args:
-            topic: where it happened; ``None`` if that says nothing.
-            amount: messages; ``None`` if their number is unknown.
-            detail: of this event, for the line that tells of it alone, or last.
-            error: logged with its traceback.
+            topic: topic of the event; ``None`` to leave the topic out.
+            amount: number of messages; ``None`` if unknown.
+            detail: text for the next line if no later event replaces it.
+            error: logged with its traceback if no later event replaces it.
         """
         self._events += 1
         if amount is None:
@@ -72,12 +72,12 @@ class Tally:
             if self._quiet_until is not None and now < self._quiet_until:
                 self._timer = self._loop.call_at(self._quiet_until, self._write)
             elif error is not None:
-                self._write()  # its traceback, and not that of the next one
+                self._write()  # at once, with the traceback of this error
             else:
                 self._timer = self._loop.call_soon(self._write)
 
     def close(self) -> None:
-        """Write what was not told yet."""
+        """Log the events since the last line."""
         if self._timer is not None:
             self._timer.cancel()
             self._write()
@@ -98,7 +98,7 @@ class Tally:
         self._clear()
 
     def _size(self) -> str:
-        """Return how many messages it was about."""
+        """Return the number of messages as text."""
         if self._unknown == self._events:
             return "unknown number" if self._events == 1 else f"unknown number, {self._events:,} times"
         size = f"{self._amount:,}"

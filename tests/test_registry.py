@@ -363,4 +363,4 @@ async def test_a_node_that_may_not_be_asked_for_says_so_once(memory, caplog, mon
         async with running(bus, Collect(NodeConfig(name="n", subscribe_topic_name="in"))):
             await registry.wait_until(lambda nodes: "n" in nodes and nodes["n"].status == "RUNNING")
             assert not registry["n"].present
-    assert caplog.text.count("Others cannot ask the broker for this node: no permission") == 1
+    assert caplog.text.count("missed heartbeats only: no permission") == 1

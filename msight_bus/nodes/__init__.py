@@ -1,4 +1,4 @@
-"""Nodes: the steps of a pipeline, each a small class with one coroutine of the user's own.
+"""Nodes: the steps of a pipeline. Each node is a class with one coroutine.
 
 class Detector(ProcessingNode):
     async def process(self, data):

@@ -1,4 +1,4 @@
-"""How one node is configured: MSight's names, checked when the configuration is made."""
+"""The configuration of a node, with MSight's field names; checked when it is created."""
 
 from __future__ import annotations
 
@@ -25,35 +25,34 @@ class NodeConfig:
     """Configuration of one node.
 
     Attributes:
-        name: of the node; the workers of a group share it. The grammar is that of a topic.
-        publish_topic_name: where a source or processing node publishes.
-        subscribe_topic_name: what a processing or sink node takes.
-        publish_topic_data_type: a ``Data`` class that every output must be; unset, anything publishable is.
-        subscribe_topic_data_type: a ``Data`` class that inputs are decoded to, or ``bytes`` for payloads as they are.
-            Unset, what looks like ``Data`` is decoded to the class that it names, and all else is ``bytes``.
-        heartbeat_update_interval: seconds between two announcements of the node, by the clock.
-        action_on_error: ``"stop"`` ends the node at an error in its code, ``"continue"`` counts it and goes on.
-        heartbeat_tolerance: seconds that the node's code may take for one item before the node is announced with status
-            ``ERROR``; 0 or less never does. By default 60 for a source, never for the others.
-        heartbeat_checking_duration: seconds between two checks of that.
-        gap: items to leave out after each one that is handled.
-        group_id: consumer group; where a log is kept it is ``<name>_group`` if unset.
-        sensor_name: for the node's own code.
-        logging_level: of the node's logger, for example ``"DEBUG"``; unset, it is inherited.
-        queue: what happens to inputs when the node is slower than they come; the backend's default if unset.
-        concurrency: inputs handled at the same time. Outputs keep the order of their inputs.
+        name: name of the node, with the grammar of a topic; the workers of a group share one name.
+        publish_topic_name: topic on which a source or processing node publishes.
+        subscribe_topic_name: topic to which a processing node or sink subscribes.
+        publish_topic_data_type: a ``Data`` class that every output must be an instance of; default: any publishable value.
+        subscribe_topic_data_type: a ``Data`` class to which inputs are decoded, or ``bytes`` for payloads without decoding.
+            Default: a payload in the format of ``Data`` is decoded to the class that it names; others are ``bytes``.
+        heartbeat_update_interval: seconds between two heartbeats, by the clock.
+        action_on_error: ``"stop"`` ends the node at an error in its code; ``"continue"`` counts the error and continues.
+        heartbeat_tolerance: seconds for which the node's code may handle one item before the node is announced with status
+            ``ERROR``; 0 or less: no limit. Default: 60 for a source, no limit for other nodes.
+        heartbeat_checking_duration: seconds between two checks of ``heartbeat_tolerance``.
+        gap: number of items to skip after each handled item.
+        group_id: consumer group; default: ``<name>_group`` on Kafka, none on other backends.
+        sensor_name: for the node's code; the bus does not use it.
+        logging_level: level of the node's logger, for example ``"DEBUG"``; default: inherited.
+        queue: queue policy for inputs that arrive faster than the node handles them; default: the backend's.
+        concurrency: number of inputs handled concurrently. Outputs keep the order of their inputs.
         deadline: seconds without an input after which the bus reports a `DeadlineMissed`; see `Bus.subscribe`.
-        lifespan: seconds after which an input is dropped instead of handled; see `Bus.subscribe`.
-        dead_letter_topic_name: where inputs are published as they came that ``"continue"`` leaves behind or that cannot be
-            decoded, with the headers ``msight-dead-topic`` and ``msight-dead-error``.
-        key: of each output that brings none of its own, see `Outgoing`.
-        while_disconnected: what a source does with its outputs while the broker is away: ``"wait"`` until it is back, or
-            ``"drop"`` and count them.
+        lifespan: age in seconds at which an input is dropped instead of handled; see `Bus.subscribe`.
+        dead_letter_topic_name: topic for inputs that fail with ``"continue"`` or cannot be decoded; they are published unchanged,
+            with the headers ``msight-dead-topic`` and ``msight-dead-error``.
+        key: key of each output without a key of its own; see `Outgoing`.
+        while_disconnected: ``"wait"``: outputs wait until the broker is reconnected; ``"drop"``: they are dropped and counted.
         spread: on Kafka, whether outputs without a key go to all partitions in turn, so that a group shares them and order
-            holds within a partition only; ``MSIGHT_KAFKA_UNKEYED`` decides if unset.
+            holds within a partition only; default: ``MSIGHT_KAFKA_UNKEYED``.
 
     Raises:
-        ConfigError: fields are wrong; all of them are named at once.
+        ConfigError: one or more fields are wrong; the error lists all of them.
     """
 
     name: str
@@ -88,18 +87,18 @@ class NodeConfig:
         for name in ("publish_topic_name", "dead_letter_topic_name"):
             if getattr(self, name) is not None and getattr(self, name) == self.subscribe_topic_name:
                 problems.append(
-                    f"NodeConfig.{name} is another topic than subscribe_topic_name: the node would take it again."
+                    f"NodeConfig.{name} must differ from subscribe_topic_name: the node would receive its own messages."
                 )
         if problems:
             raise ConfigError(problems)
 
     def group_where_kept(self) -> str:
-        """The consumer group on a backend that keeps messages: a position there belongs to a group."""
+        """Return the consumer group for a backend with persistence, where a group owns the position."""
         return self.group_id or self.name + _GROUP_SUFFIX
 
 
 def _passes(check: Callable[[Any], object]) -> Callable[[Any], bool]:
-    """Return whether ``check`` raises nothing."""
+    """Return a predicate: whether ``check`` accepts a value without an error."""
 
     def passes(value: Any) -> bool:
         try:

@@ -1,4 +1,4 @@
-"""What a node measures about itself: counters, rates and a histogram of latencies."""
+"""Metrics of a node: counters, rates and a latency histogram."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from msight_bus.registry import NodeMetrics
 
 _STEPS_AN_OCTAVE = 8
 BOUNDS = [1e-6 * 2 ** (step / _STEPS_AN_OCTAVE) for step in range(28 * _STEPS_AN_OCTAVE)]
-"""Upper bounds of the histogram's buckets, in seconds, from 1 us to 4 minutes: a quantile is exact within 5 %."""
+"""Upper bounds of the histogram's buckets, in seconds, from 1 us to 4 minutes; quantiles are accurate to 5 %."""
 
 
 class Meter:
@@ -20,15 +20,19 @@ class Meter:
         messages_out: outputs handed over.
         errors: errors in the node's own code.
         undecodable: inputs that could not be decoded.
-        unsent: outputs dropped while the broker was away, and inputs of which there is no dead letter.
-        dropped: inputs that the queue dropped.
-        gaps, missing: gaps in the input, and the messages that are known to be missing; ``None`` where they are not counted.
-        queued: returns the number of inputs that wait now.
-        buckets: the histogram of latencies, by `BOUNDS`; one that is negative tells only that two clocks disagree.
+        unsent: outputs dropped while disconnected, and inputs whose dead letter could not be published.
+        dropped: inputs dropped by the queue.
+        gaps, missing: gaps in the input and known missing messages; ``None`` where they are not counted.
+        queued: returns the number of queued inputs.
+        buckets: latency histogram, by `BOUNDS`, without negative latencies, which are clock skew.
     """
 
     def __init__(self, interval: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """Rates and latencies are over ``interval`` seconds of ``clock``."""
+        """
+        Args:
+            interval: seconds over which rates and latencies are measured.
+            clock: returns seconds.
+        """
         self.messages_in = 0
         self.messages_out = 0
         self.errors = 0
@@ -47,18 +51,18 @@ class Meter:
         self._quantiles: tuple[float | None, float | None] = (None, None)
 
     def snapshot(self) -> NodeMetrics:
-        """Return the figures now. Rates and latencies begin anew when the interval is over."""
+        """Return the current metrics; rates and latencies are of the last completed interval."""
         now = self._clock()
         elapsed = now - self._since
         buckets = self.buckets
         if any(buckets):
             self._quantiles = _quantile(buckets, 0.5), _quantile(buckets, 0.99)
-        # An announcement between two heartbeats, at a change of status, must not show the rate of a few milliseconds.
+        # An announcement between two heartbeats, at a status change, must not report the rate of a few milliseconds.
         if elapsed >= self._interval / 2:
             before, self._before = self._before, (self.messages_in, self.messages_out)
             self._rates = (self.messages_in - before[0]) / elapsed, (self.messages_out - before[1]) / elapsed
             self._since = now
-            buckets[:] = [0] * len(buckets)  # the node's code has the list
+            buckets[:] = [0] * len(buckets)  # in place: the node holds a reference to the list
         return NodeMetrics(
             messages_in=self.messages_in,
             messages_out=self.messages_out,
@@ -76,10 +80,10 @@ class Meter:
 
 
 def _quantile(buckets: list[int], share: float) -> float:
-    """Return a quantile in milliseconds: the middle of its bucket."""
+    """Return a quantile in milliseconds: the geometric middle of its bucket."""
     wanted = share * sum(buckets)
     at = 0
-    for at, count in enumerate(buckets):  # noqa: B007 - the last one is wanted
+    for at, count in enumerate(buckets):  # noqa: B007 - the last value is used below
         wanted -= count
         if wanted <= 0:
             break

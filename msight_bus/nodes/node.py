@@ -1,4 +1,4 @@
-"""What every node has: hooks, a run and a way to be stopped."""
+"""The base class of nodes: hooks, running and stopping."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Node(ABC):
     """A step of a pipeline. Subclass `SourceNode`, `ProcessingNode` or `SinkNode`.
 
     Attributes:
-        config: as it was given.
-        name: the node's name; the workers of a group share it.
+        config: the node's configuration.
+        name: the node's name; the workers of a group share one name.
         logger: ``msight_bus.nodes.<name>``.
     """
 
@@ -31,28 +31,30 @@ class Node(ABC):
     coroutines: ClassVar[tuple[str, ...]] = ("on_start", "on_stop")
 
     def __init_subclass__(cls, **keywords: Any) -> None:
-        """Check the methods that are awaited.
+        """Check the methods that the bus awaits.
 
         Raises:
-            TypeError: one of them is defined with ``def``.
+            TypeError: a method that must be a coroutine function is not one, or ``stream`` is not an async generator.
         """
         super().__init_subclass__(**keywords)
         for name in cls.coroutines:
             method = cls.__dict__.get(name)
             if inspect.isfunction(method) and not inspect.iscoroutinefunction(method):
                 raise TypeError(
-                    f"{cls.__name__}.{name} is awaited: write `async def {name}`. For code that computes or blocks, call it "
-                    f"inside with `await off_loop(function, ...)`."
+                    f"{cls.__name__}.{name} is awaited: write `async def {name}`. Run code that computes or blocks in it with "
+                    f"`await off_loop(function, ...)`."
                 )
         stream = cls.__dict__.get("stream")
         if inspect.iscoroutinefunction(stream) or inspect.isgeneratorfunction(stream):
-            raise TypeError(f"{cls.__name__}.stream is an async generator: write `async def stream` with `yield`.")
+            raise TypeError(f"{cls.__name__}.stream must be an async generator: write `async def stream` with `yield`.")
 
     def __init__(self, config: NodeConfig) -> None:
-        """``config`` must name the topics that this kind of node needs, and no other.
+        """
+        Args:
+            config: must name the topics that this class of node uses, and no other.
 
         Raises:
-            ConfigError: it does not.
+            ConfigError: a topic is missing, or is not used by this class.
         """
         kind = type(self).__name__
         if not isinstance(config, NodeConfig):
@@ -63,7 +65,7 @@ class Node(ABC):
             if getattr(config, field) is None
         ]
         problems += [
-            f"NodeConfig.{field} of {config.name!r} is {getattr(config, field)!r}, and {kind} has no use for it."
+            f"NodeConfig.{field} of {config.name!r} is {getattr(config, field)!r}, but {kind} has no use for it; remove it."
             for field in self.unused_topics
             if getattr(config, field) is not None
         ]
@@ -74,19 +76,19 @@ class Node(ABC):
         self.logger = logging.getLogger(f"msight_bus.nodes.{config.name}")
         self._node_run: NodeRun | None = None
 
-    # -- for the node's own code
+    # -- hooks and methods for subclasses
 
     async def on_start(self) -> None:  # noqa: B027 - a hook, not a duty
-        """Called once before the first item, and before the node subscribes: open files, load a model."""
+        """Called once before the node subscribes and handles the first item: open files, load a model."""
 
     async def on_stop(self) -> None:  # noqa: B027 - a hook, not a duty
-        """Called once after the last item if `on_start` succeeded, whatever ended the node."""
+        """Called once after the last item if `on_start` succeeded, also after an error or a cancellation."""
 
     def on_event(self, event: BusEvent) -> None:  # noqa: B027 - a hook, not a duty
-        """Called with each event that concerns the node: `Gap` and `DeadlineMissed` of its input, `Refused` of its output,
-        `Disconnected` and `Reconnected`. A plain function on the event loop, which must not block.
+        """Called with each event of the node: `Gap` and `DeadlineMissed` of its input, `Refused` of its output, `Disconnected`
+        and `Reconnected`. Define a plain function; it runs on the event loop and must not block.
 
-        What it raises is logged and counted.
+        An exception is logged and counted.
         """
 
     @property
@@ -94,46 +96,49 @@ class Node(ABC):
         """The bus that the node runs on.
 
         Raises:
-            ClosedError: it is not running.
+            ClosedError: the node is not running.
         """
         if self._node_run is None or self._node_run.ended:
             raise ClosedError(f"The node {self.name!r} is not running.")
         return self._node_run.bus
 
     def stop(self) -> None:
-        """Ask the node to end in order: nothing more is taken in, what is queued is handled, outputs are flushed.
+        """Stop the node in order: the intake stops, queued inputs are handled and outputs are flushed.
 
-        Does nothing if it is not running.
+        Does nothing if the node is not running.
         """
         if self._node_run is not None:
             self._node_run.stopping.set()
 
-    # -- for whoever runs it
+    # -- running
 
     @property
     def status(self) -> NodeStatus:
-        """How the node fares; ``STOPPED`` before it has run."""
+        """The node's status; ``STOPPED`` before the first run."""
         return NodeStatus.STOPPED if self._node_run is None else self._node_run.status
 
     @property
     def left(self) -> int:
-        """Inputs that are queued, in hand, or not acknowledged yet; of a source, its outputs."""
+        """Number of inputs that are queued, being handled, or not yet acknowledged; of a source, outputs not yet acknowledged."""
         return 0 if self._node_run is None else self._node_run.left
 
     def metrics(self) -> NodeMetrics:
-        """The figures of this run, or of the last one."""
+        """Return the metrics of the current run, or of the last one."""
         return NodeMetrics() if self._node_run is None else self._node_run.metrics()
 
     async def run(self, bus: Bus) -> None:
         """Run until the node is stopped, its input ends (`Bus.drain`), or an error ends it.
 
+        Args:
+            bus: the bus to subscribe and publish on.
+
         Raises:
-            BusyError: it is running already.
-            BusError: the bus refused something, or was closed.
-            Exception: what the node's own code raised, with ``action_on_error="stop"``, or in a hook.
+            BusyError: the node is already running.
+            BusError: the broker refused a topic or a message, or the bus was closed.
+            Exception: an error in the node's code, with ``action_on_error="stop"``, or in a hook.
         """
         if self._node_run is not None and not self._node_run.over.is_set():
-            raise BusyError(f"The node {self.name!r} is running already; make another one for a second worker.")
+            raise BusyError(f"The node {self.name!r} is already running; create another node for a second worker.")
         level = self.config.logging_level or bus.settings.logging_level
         if level is not None:
             self.logger.setLevel(level.upper())
@@ -144,15 +149,15 @@ class Node(ABC):
             tolerance = self.default_heartbeat_tolerance
         with run.drainable():
             async with run.announced(tolerance):
-                await self._live(run)
+                await self._run_hooks(run)
 
-    async def _live(self, run: NodeRun) -> None:
+    async def _run_hooks(self, run: NodeRun) -> None:
         with run.code("on_start"):
             await self.on_start()
         try:
             await self._work(run)
         except BaseException:
-            # What ended the node is what run() raises, so an error in on_stop is logged only.
+            # run() raises the error that ended the node, so an error in on_stop is only logged.
             with suppress(Exception), run.code("on_stop"):
                 await self.on_stop()
             raise
@@ -161,4 +166,4 @@ class Node(ABC):
 
     @abstractmethod
     async def _work(self, run: NodeRun) -> None:
-        """Take items until the end; see `SourceNode`, `ProcessingNode` and `SinkNode`."""
+        """Process items until the node ends; see `SourceNode`, `ProcessingNode` and `SinkNode`."""

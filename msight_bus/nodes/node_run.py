@@ -1,6 +1,6 @@
-"""One run of a node: its status, its figures, and what it logs, announces and reports.
+"""The state of one run of a node: status, metrics, log lines, heartbeats and events.
 
-Apart from the node's class, so that names in a user's subclass cannot get in its way.
+Separate from the node's class, so that attributes of a user's subclass cannot collide with it.
 """
 
 from __future__ import annotations
@@ -24,27 +24,28 @@ from msight_bus.signals import mark_logged
 from msight_bus.subscription import Subscription
 from msight_bus.tally import Tally
 
-LEFT_CANCELLED = "The node's code cancelled the task in which it runs, and did not undo that."
+LEFT_CANCELLED = "The node's code cancelled the task in which it runs, without a matching uncancel()."
 
 
 class NodeRun:
     """State of one run (draining.Drainable).
 
     Attributes:
-        config, bus, logger: the node's.
-        meter: its counters.
-        busy_since: since when the node's code has been busy, in the loop's seconds, by handler.
-        tasks: those in which its code runs.
-        stopping: set when the node shall end in order.
-        ready: set when the first item can come, and when it has ended.
-        over: set when it has ended.
+        config, bus, logger, name: those of the node.
+        kind: name of the node's class.
+        meter: counters of this run.
+        busy_since: start of the item that each handler is processing, by handler, in seconds of the loop's clock.
+        tasks: the tasks in which the node's code runs.
+        stopping: set when the node has to stop in order.
+        ready: set when the node has subscribed, and when it has ended.
+        over: set when the node has ended.
         status: see `NodeStatus`.
-        ended: only the last announcement is left.
+        ended: whether only the last announcement is left.
         away: whether the bus is disconnected.
-        on_away: called when the bus is disconnected.
-        unfinished: returns the number of items that were taken and are not done.
-        abandoned: inputs that were queued or in hand when the node ended.
-        subscription: the node's input.
+        on_away: called when the bus disconnects.
+        unfinished: returns the number of items that were taken and are not finished.
+        abandoned: number of inputs that were queued or being handled when the node ended.
+        subscription: the node's input; ``None`` for a source.
     """
 
     def __init__(
@@ -55,7 +56,13 @@ class NodeRun:
         logger: logging.Logger,
         on_event: Callable[[BusEvent], None] | None,
     ) -> None:
-        """``kind`` is the name of the node's class; ``on_event`` is called with the events that concern the node.
+        """
+        Args:
+            config: configuration of the node.
+            kind: name of the node's class.
+            bus: the bus to run on.
+            logger: the node's logger.
+            on_event: called with each event of the node.
 
         Raises:
             TypeError: ``on_event`` is a coroutine function.
@@ -81,7 +88,7 @@ class NodeRun:
         self.kind = kind
         self.gap_lines = Tally("Messages missing", logger, interval)
         self.drop_lines = Tally("Inputs dropped, slower than the stream", logger, interval)
-        self.unsent_lines = Tally("Outputs dropped, the broker is away", logger, interval)
+        self.unsent_lines = Tally("Outputs dropped", logger, interval)
         self.undecodable_lines = Tally("Inputs that cannot be decoded", logger, interval)
         self.error_lines = Tally(f"Errors in {kind}", logger, interval, logging.ERROR)
         self._reporter = Reporter(on_event)
@@ -91,22 +98,22 @@ class NodeRun:
 
     @property
     def left(self) -> int:
-        """Inputs that are queued, in hand, or not acknowledged yet; of a source, its outputs."""
+        """Number of inputs that are queued, being handled, or not yet acknowledged; of a source, outputs not yet acknowledged."""
         return self.meter.queued() + self.unfinished() + self.abandoned
 
     def running(self, group: str | None) -> None:
-        """The first item can come; ``group`` is the consumer group."""
+        """Set the status to RUNNING and log the topics; ``group`` is the consumer group, if there is one."""
         self._group = group
         topics = f"{self.config.subscribe_topic_name or ''} -> {self.config.publish_topic_name or ''}".strip()
         self.logger.info("Running on %s: %s%s", self.bus.settings.address, topics, f", group {group}" if group else "")
         self._set_status(NodeStatus.RUNNING)
         self.ready.set()
 
-    # -- the node's own code
+    # -- errors of the node's code
 
     @contextmanager
     def code(self, where: str) -> Iterator[None]:
-        """Log an error of the node's own code with its traceback, and raise it."""
+        """Count and log an error of the node's code in ``where``, and raise it."""
         try:
             yield
         except Exception as error:
@@ -120,67 +127,67 @@ class NodeRun:
         self.error_lines.add(None, 1, detail, error)
         mark_logged(error)
 
-    # -- what happens to its input and output
+    # -- events of the input and the output
 
     def report(self, event: BusEvent) -> None:
-        """Take an event of the node's own subscription: count, log and report it."""
+        """Count, log and report an event of the node's subscription."""
         if isinstance(event, Gap):
             self.gap_lines.add(event.topic, event.missing, event.cause)
         self.bus.core.reporter.report(event)
         self._reporter.report(event)
 
     def dropped(self, messages: Sequence[Message], cause: str) -> None:
-        """Take what the queue dropped: count and log it."""
+        """Count and log messages that the queue dropped."""
         if cause == "revoked":  # delivered to another member
             return
         for message in messages:
             self.logger.debug("Dropped %r of session %s: %s.", message, message.session, cause)
-            if cause == "closed":  # the node has ended: it was not too slow
+            if cause == "closed":  # queued when the node ended: not dropped for being slow
                 self.abandoned += 1
             else:
                 self.meter.dropped += 1
                 self.drop_lines.add(message.topic, 1, cause)
 
     def unsent(self, topic: str, count: int, why: str) -> None:
-        """Count and log outputs that are dropped."""
+        """Count and log dropped outputs."""
         self.meter.unsent += count
         self.unsent_lines.add(topic, count, why)
 
     def _bus_event(self, event: BusEvent) -> None:
-        """Take an event of the bus: say once that the broker is away, and that it is back."""
+        """Report an event of the bus; log one line for a disconnect and one for the reconnect."""
         if isinstance(event, Disconnected) and not self.away:
             self.away = True
-            self.logger.warning("Broker away: %s. %s", self._meanwhile(), event.reason)
+            self.logger.warning("Disconnected; %s: %s", self._meanwhile(), event.reason)
             if self.on_away is not None:
                 self.on_away()
         elif isinstance(event, Reconnected):
             self.away = False
-            self.logger.warning("Broker back after %d attempts.", event.attempts)
+            self.logger.warning("Reconnected after %d attempts.", event.attempts)
         elif not isinstance(event, Refused) or event.topic != self.config.publish_topic_name:
             return  # `report` takes the events of the node's own subscription
         self._reporter.report(event)
 
     def _meanwhile(self) -> str:
         if self.config.subscribe_topic_name is not None:
-            return "no input arrives until it is back"
+            return "no input until reconnected"
         does = "outputs are dropped and counted" if self.config.while_disconnected == "drop" else "the source waits"
-        return f"{does} until it is back (while_disconnected={self.config.while_disconnected!r})"
+        return f"{does} until reconnected (while_disconnected={self.config.while_disconnected!r})"
 
-    # -- its life
+    # -- heartbeats, end and summary
 
     @asynccontextmanager
     async def announced(self, tolerance: float) -> AsyncIterator[None]:
-        """Announce the node while the context lasts, and its end; log a summary at the end.
+        """Announce the node while the context lasts; at its end, announce the end and log a summary.
 
         Args:
-            tolerance: seconds that the node's code may be busy with one item; 0 or less for any time.
+            tolerance: seconds for which the node's code may handle one item; 0 or less: no limit.
         """
         began = asyncio.get_running_loop().time()
         listeners = self.bus.core.reporter.listeners
         listeners.append(self._bus_event)
         tasks = [
             asyncio.create_task(self._announcer.run(), name=f"msight_bus heartbeat {self.name}"),
-            asyncio.create_task(self._announcer.be_present(), name=f"msight_bus presence {self.name}"),
+            asyncio.create_task(self._announcer.hold_liveness_subscription(), name=f"msight_bus presence {self.name}"),
         ]
         if tolerance > 0:
             tasks.append(asyncio.create_task(self._watch(tolerance), name=f"msight_bus watch {self.name}"))
@@ -198,7 +205,7 @@ class NodeRun:
             await asyncio.wait(tasks)
             self.status = last
             self.ended = True
-            await self._announcer.farewell()
+            await self._announcer.announce_end()
             self._summarize(last, why, asyncio.get_running_loop().time() - began)
 
     def _summarize(self, last: NodeStatus, why: str, seconds: float) -> None:
@@ -214,7 +221,7 @@ class NodeRun:
 
     @contextmanager
     def drainable(self) -> Iterator[None]:
-        """Be drained with the bus while the context lasts."""
+        """Register the node for draining with the bus while the context lasts."""
         task = asyncio.current_task()
         assert task is not None
         self.tasks.add(task)
@@ -244,7 +251,7 @@ class NodeRun:
         self._announcer.changed()
 
     def metrics(self) -> NodeMetrics:
-        """Return the figures now."""
+        """Return the current metrics."""
         if self.subscription is not None:
             stats = self.subscription.stats
             self.meter.gaps, self.meter.missing = stats.gaps, stats.missing

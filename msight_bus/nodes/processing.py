@@ -1,4 +1,4 @@
-"""Nodes that take messages: processing nodes and sinks, and the window of inputs between subscription and publisher."""
+"""Processing nodes and sinks, and the window of inputs between subscription and publisher."""
 
 from __future__ import annotations
 
@@ -34,17 +34,20 @@ Handler = Callable[[Any], Awaitable[Result]]
 
 
 class ProcessingNode(Node):
-    """Takes messages of one topic and publishes what `process` makes of them on another."""
+    """Subscribes to one topic and publishes the results of `process` on another."""
 
     required_topics: ClassVar[tuple[str, ...]] = ("subscribe_topic_name", "publish_topic_name")
     coroutines: ClassVar[tuple[str, ...]] = (*Node.coroutines, "process")
 
     @abstractmethod
     async def process(self, data: Any) -> Output | Sequence[Output] | None:
-        """Make something of one input; return ``None``, one output, or a list of outputs, to publish.
+        """Process one input.
 
         Args:
-            data: a ``Data`` value, or ``bytes`` if the payload is none; see ``subscribe_topic_data_type``.
+            data: a ``Data`` value, or ``bytes`` for other payloads; see ``NodeConfig.subscribe_topic_data_type``.
+
+        Returns:
+            ``None``, one output, or a list of outputs, to publish.
         """
 
     async def _work(self, run: NodeRun) -> None:
@@ -52,7 +55,7 @@ class ProcessingNode(Node):
 
 
 class SinkNode(Node):
-    """Takes messages of one topic and publishes nothing."""
+    """Subscribes to one topic and publishes nothing."""
 
     required_topics: ClassVar[tuple[str, ...]] = ("subscribe_topic_name",)
     unused_topics: ClassVar[tuple[str, ...]] = ("publish_topic_name",)
@@ -60,10 +63,10 @@ class SinkNode(Node):
 
     @abstractmethod
     async def on_message(self, data: Any) -> None:
-        """Use one input.
+        """Handle one input.
 
         Args:
-            data: a ``Data`` value, or ``bytes`` if the payload is none; see ``subscribe_topic_data_type``.
+            data: a ``Data`` value, or ``bytes`` for other payloads; see ``NodeConfig.subscribe_topic_data_type``.
         """
 
     async def _work(self, run: NodeRun) -> None:
@@ -72,7 +75,7 @@ class SinkNode(Node):
 
 async def _consume(run: NodeRun, handler: Handler) -> None:
     config, bus = run.config, run.bus
-    # A position in a log belongs to a group, so that a node goes on where it was; elsewhere a group only shares the load.
+    # With persistence, the node resumes at its group's position; without, a group only shares the load.
     group = config.group_where_kept() if bus.capabilities.persistence else config.group_id
     assert config.subscribe_topic_name is not None
     async with AsyncExitStack() as stack:
@@ -96,24 +99,30 @@ async def _consume(run: NodeRun, handler: Handler) -> None:
 
 
 Place = list[Any]
-"""A place in the window: the message, ``None`` if it is left out, and what the handler returned, or `_RUNNING`."""
+"""An entry of the window: the message, ``None`` once it is skipped, and the handler's result, or `_RUNNING`."""
 
 _RUNNING = object()
 CLOSED = ClosedError("The publish was cancelled.")
 
 
 class MessageProcessor:
-    """One run of a node that takes messages.
+    """One run of a processing node or sink.
 
-    ``concurrency`` workers take messages from the subscription's queue. With several, each input has a place in the window,
-    and outputs are published from the window's head on. An input is acknowledged when all its outputs are accepted;
-    meanwhile it is pending, and the next ones are handled.
+    ``concurrency`` workers take messages from the subscription's queue. With several workers, each input has an entry in the
+    window, and outputs are published from the window's head on, in the order of the inputs. An input is pending until all its
+    outputs are acknowledged; then the input is acknowledged. The next inputs are handled meanwhile.
     """
 
     def __init__(
         self, run: NodeRun, handler: Handler, subscription: Subscription, publisher: NodePublisher | None
     ) -> None:
-        """``handler`` is the node's own code; ``publisher`` is ``None`` where nothing is published."""
+        """
+        Args:
+            run: the state of the run.
+            handler: the node's code; called with each input.
+            subscription: the node's input.
+            publisher: for outputs; ``None`` for a sink.
+        """
         limits = run.bus.settings.limits
         self._run = run
         self._meter = run.meter
@@ -129,7 +138,7 @@ class MessageProcessor:
         self._pending: deque[tuple[Message, Sequence[Accepted]]] = deque()
         self._pending_bytes = 0
         self._watched: Accepted | None = None
-        self._changed = asyncio.Event()  # there may be room in the window, or among the pending
+        self._changed = asyncio.Event()  # set when the window or the pending inputs may have room
         self._shared = SharedSubscription(subscription)
         self._failure: Exception | None = None
         self._tasks = asyncio.TaskGroup()
@@ -144,7 +153,7 @@ class MessageProcessor:
         """Handle messages until the input ends.
 
         Raises:
-            Exception: what ended it before: an error in the node's code, or of the bus.
+            Exception: the error that ended the run: of the node's code or of the bus.
         """
         name = self._config.name
         async with self._tasks as tasks:
@@ -175,7 +184,7 @@ class MessageProcessor:
         await self._subscription.end_intake()
 
     def _fail(self, error: Exception) -> None:
-        """Take nothing more; what other workers have in hand is finished."""
+        """End the run with an error; other workers finish the inputs that they are handling."""
         if self._failure is None:
             self._failure = error
         self._run.stopping.set()
@@ -188,7 +197,7 @@ class MessageProcessor:
     # -- taking
 
     async def _work(self, number: int) -> None:
-        """Handle one message after the other."""
+        """Handle one message after the other, until the input ends or the run fails."""
         run, meter, share, handler = self._run, self._meter, self._share, self._handler
         publisher = self._publisher
         send = publisher.send_plain if publisher is not None and publisher.plain else None
@@ -208,7 +217,7 @@ class MessageProcessor:
                 if message is None:
                     busy_since.pop(number, None)
                     message = await shared.next()
-                    if message is None or self._failure is not None:  # it stays unacknowledged, as all that is queued
+                    if message is None or self._failure is not None:  # stays unacknowledged, as do the queued messages
                         return
                     now = loop_time()
                 elif shared.idle:
@@ -222,13 +231,13 @@ class MessageProcessor:
                     await self._acknowledge(message, ())
                     continue
                 if verbose:
-                    run.logger.debug("Took %r of session %s.", message, message.session)
+                    run.logger.debug("Received %r of session %s.", message, message.session)
                 place: Place | None = None
                 if ordered:
                     place = [message, _RUNNING]
                     window.append(place)
                 data: object = message.payload
-                # Data begins with a byte above 0x80, a map of MessagePack.
+                # The payload of Data is a MessagePack map: its first byte is above 0x80.
                 if kind is not bytes and (
                     kind is not None or (message.payload > b"\x80" and looks_like_data(message.payload))
                 ):
@@ -271,7 +280,7 @@ class MessageProcessor:
                 latency = clock() - (message.published_at or message.received_at)
                 if latency >= 0:
                     buckets[bisect_left(BOUNDS, latency)] += 1
-        except Exception as error:  # the bus's; errors in the node's code are dealt with where they happen
+        except Exception as error:  # an error of the bus; errors of the node's code are handled above
             self._fail(error)
         except asyncio.CancelledError:
             run.abandoned += number in busy_since
@@ -285,13 +294,13 @@ class MessageProcessor:
         value = decode(message.payload, max_bytes=limits.max_decoded_bytes, max_nesting=limits.max_nesting)
         kind = self._kind
         if kind is not None and not isinstance(value, kind):
-            raise DecodeError(f"The data is {type(value).__name__}, not {kind.__name__}")
+            raise DecodeError(f"The payload is {type(value).__name__}, not {kind.__name__}")
         return value
 
     # -- publishing and acknowledging
 
     async def _made(self, place: Place, result: object) -> None:
-        """Publish from the window's head on, as far as the handlers have come."""
+        """Store a handler's result, publish finished results from the window's head on, and wait while the window is full."""
         place[1] = result
         await self._emit()
         while len(self._window) >= 2 * self._config.concurrency and self._failure is None:
@@ -311,12 +320,15 @@ class MessageProcessor:
             self._changed.set()
 
     async def _publish(self, message: Message, result: object, error: BusError | None = None) -> None:
-        """Publish what the handler returned, and acknowledge the input when that is accepted.
+        """Publish a handler's result; the input is acknowledged when all outputs are.
 
-        ``error`` is what a first try to send it raised.
+        Args:
+            message: the input.
+            result: the handler's result.
+            error: the error of a first attempt to send the result, if there was one.
 
         Raises:
-            ClosedError, ConnectionLostError: the bus is over.
+            ClosedError, ConnectionLostError: the bus is closed or no longer reconnects.
         """
         accepted: list[Accepted] = []
         if self._publisher is not None and result is not None:
@@ -333,7 +345,7 @@ class MessageProcessor:
         await self._acknowledge(message, accepted)
 
     async def _acknowledge(self, message: Message, accepted: Sequence[Accepted]) -> None:
-        """Acknowledge an input when its outputs are accepted; suspends while too many are pending."""
+        """Acknowledge an input once its outputs are acknowledged; waits while too many inputs are pending."""
         if not accepted and not self._pending:
             await message.ack()
             return
@@ -345,7 +357,7 @@ class MessageProcessor:
         self._pending.append((message, accepted))
         self._pending_bytes += size
         for one in accepted:
-            if one is not self._watched or one.done():  # those of a batch share one
+            if one is not self._watched or one.done():  # the outputs of a batch share one future
                 self._watched = one
                 one.add_done_callback(self._accepted)
 
@@ -372,12 +384,12 @@ class MessageProcessor:
         try:
             await message.nack()
         except BusError as problem:
-            self._run.logger.warning("An input stays unacknowledged and comes again at the next start: %s", problem)
+            self._run.logger.warning("Input not acknowledged; redelivered after a restart: %s", problem)
 
-    # -- what cannot be handled
+    # -- errors and dead letters
 
     async def _undecodable(self, message: Message, error: DecodeError, place: Place | None) -> None:
-        """Leave out an input that cannot be decoded: no error of the node's code."""
+        """Count and skip an input that cannot be decoded; this is no error of the node's code."""
         self._meter.undecodable += 1
         self._run.undecodable_lines.add(message.topic, 1, str(error))
         await self._give_up(message, error, place)
@@ -395,13 +407,13 @@ class MessageProcessor:
     async def _give_up(
         self, message: Message, error: Exception, place: Place | None, accepted: Sequence[Accepted] = ()
     ) -> None:
-        """An input that cannot be handled is done, and before that on the dead-letter topic if there is one."""
+        """Dead-letter an input if configured, and acknowledge it."""
         if await self._dead_letter(message, error):
             await self._acknowledge(message, accepted)
         await self._leave_out(place)
 
     async def _leave_out(self, place: Place | None) -> None:
-        """Let the inputs behind this one pass."""
+        """Remove an input from the window, so that the inputs after it are published."""
         if place is not None:
             place[0] = None
             await self._made(place, None)
@@ -424,7 +436,7 @@ class MessageProcessor:
                     return True
                 self._run.logger.warning("A dead letter waits for the broker: %s", problem)
                 if self._run.stopping.is_set():
-                    return False  # it stays unacknowledged, and comes again
+                    return False  # the input stays unacknowledged and is redelivered
                 await asyncio.sleep(RETRY_AFTER)
             else:
                 return True

@@ -1,4 +1,4 @@
-"""What a node's code gives to be published, and how it is handed to the broker."""
+"""The outputs of a node, and the publisher that retries them while disconnected."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from msight_bus.payload import Payload
 from msight_bus.publisher import Publisher
 
 BROKER_AWAY = (PublishTimeoutError, ConnectionLostError)
-"""Not the fault of a node's code, and it passes: a node outlasts it."""
+"""Errors while the broker is down; a node retries after them."""
 
 BUS_IS_OVER = (ClosedError, ConnectionLostError)
-"""Raised by a `NodePublisher`: the bus was closed, or has given up reconnecting. Nothing can be published any more."""
+"""Errors of a `NodePublisher` after which nothing can be published: the bus was closed or no longer reconnects."""
 
-RETRY_AFTER = 0.1  # seconds; a publish that finds no broker has waited ``publish_timeout`` already
+RETRY_AFTER = 0.1  # seconds; the failed publish has already waited ``publish_timeout``
 
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """An output with more than a payload: ``return Outgoing(track, key=track.sensor_name)``.
+    """An output with a key or headers: ``return Outgoing(track, key=track.sensor_name)``.
 
     Attributes:
         data: bytes-like or a ``Data`` value.
-        key: outputs with one key keep their order; on Kafka, those of different keys can be shared by a group.
-        headers: text that travels beside the payload.
+        key: outputs with the same key keep their order; on Kafka, a group shares outputs with different keys.
+        headers: headers of the message.
     """
 
     data: Payload
@@ -46,13 +46,14 @@ class Outgoing:
 
 Output = Payload | Outgoing
 Result = Output | Sequence[Output] | None
-"""What a node's code returns."""
+"""The result of a node's code."""
 
 Accepted = asyncio.Future[None]
+"""The acknowledgement of an output."""
 
 
 class NodePublisher:
-    """One node's publisher, which outlasts the broker's absence.
+    """The publisher of a node; retries, or drops outputs, while the broker is down.
 
     Attributes:
         plain: whether outputs of type ``bytes`` can be given to `send_plain`.
@@ -98,14 +99,14 @@ class NodePublisher:
 
     @property
     def in_flight(self) -> int:
-        """Outputs that were handed over and are not acknowledged; always 0 where nothing is."""
+        """Number of outputs in flight; 0 on backends without acknowledgement."""
         return self._publisher.in_flight
 
     def outputs(self, result: object) -> list[Outgoing]:
-        """Return what a node's code returned, as a list.
+        """Return the result of a node's code as a list of outputs.
 
         Raises:
-            PayloadError: there is something in it that cannot be published.
+            PayloadError: an item cannot be published.
         """
         if result is None:
             return []
@@ -116,16 +117,16 @@ class NodePublisher:
                 expected = "bytes, a Data value" if self._type is None else self._type.__name__
                 given = type(output.data).__name__
                 raise PayloadError(
-                    f"A node publishes {expected}, an Outgoing with one, or a list of them, not {given}."
+                    f"A node's output must be {expected}, an Outgoing with one, or a list of these, not {given}."
                 )
         return outputs
 
     async def send(self, output: Outgoing, error: BusError | None = None) -> Accepted | None:
-        """Hand over one output, in order; returns the acknowledgement still to come, if there is one.
+        """Send one output, in order, and return its acknowledgement; ``None`` without one, or if the output was dropped.
 
         Args:
             output: the output.
-            error: what `send_plain` raised for it.
+            error: the error of `send_plain` for this output, if there was one.
 
         Raises:
             BusError: the output cannot be sent, or it was refused.
@@ -136,7 +137,7 @@ class NodePublisher:
             if not self._run.away:
                 async with asyncio.timeout(None) as self._sending:
                     return await self._deliver(output, error)
-        except TimeoutError:  # of `_away`: `_deliver` raises none where outputs are dropped
+        except TimeoutError:  # from `_away`: `_deliver` raises none when outputs are dropped
             pass
         finally:
             self._sending = None
@@ -144,7 +145,7 @@ class NodePublisher:
         return None
 
     def _away(self) -> None:
-        """The broker is away: an output that waits is dropped, where that was chosen."""
+        """Drop the output that is being sent, because the bus has disconnected; only with ``while_disconnected="drop"``."""
         if self._sending is not None:
             self._sending.reschedule(asyncio.get_running_loop().time())
 
@@ -183,16 +184,16 @@ class NodePublisher:
         self._meter.messages_out += 1
         if self._waits:
             self._waits = False
-            self._run.logger.info("Publishing goes on.")
+            self._run.logger.info("Publishing resumed.")
         if self._run.logger.isEnabledFor(logging.DEBUG):
             size = len(output.data) if isinstance(output.data, bytes) else type(output.data).__name__
             self._run.logger.debug("Published on %s: %s.", self._topic, size)
 
     async def all_accepted(self) -> None:
-        """Wait until the broker has acknowledged everything, if it does that at all.
+        """Wait until all outputs are acknowledged, on backends with acknowledgement.
 
         Raises:
-            PublishTimeoutError: it did not in time.
+            PublishTimeoutError: the broker did not acknowledge in time.
         """
         if self._keeps:
             try:
@@ -203,8 +204,8 @@ class NodePublisher:
                 await self._publisher.flush()
 
     def broker_is_away(self, error: BusError) -> None:
-        """Say so, once until it is back."""
+        """Log that publishing waits, once until an output is sent again."""
         if not self._waits:
             self._waits = True
-            if not self._run.away:  # else it was said
+            if not self._run.away:  # else the disconnect was logged
                 self._run.logger.warning("Publishing waits for the broker: %s", error)

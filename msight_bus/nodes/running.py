@@ -1,4 +1,4 @@
-"""Running nodes as a program: one bus, signals, and an end in the order of the pipeline."""
+"""Runs nodes as a program: one bus, signals, and a drain in the order of the pipeline."""
 
 from __future__ import annotations
 
@@ -26,40 +26,41 @@ def run_nodes(
     end_with_sources: bool = False,
     on_event: Callable[[BusEvent], None] | None = None,
 ) -> None:
-    """Run nodes until all have ended, or until SIGTERM or Ctrl-C; then end in order.
+    """Run nodes until all have ended, or until SIGTERM or SIGINT (Ctrl-C); then drain them.
 
-    One bus serves all nodes. A signal drains them within ``MSIGHT_DRAIN_TIMEOUT``: sources first, then the nodes that they
-    feed. A second signal ends at once. A node that fails ends alone; the others go on, and the error is raised at the end.
+    All nodes use one bus. The first signal drains the nodes within ``MSIGHT_DRAIN_TIMEOUT``: sources first, then the nodes that
+    they feed. A second signal stops at once. A failed node does not stop the others; its error is raised at the end.
     Log records go to stderr, unless the program has configured logging.
 
     Args:
-        nodes: at least one, each once; two workers of a group are two nodes of one name.
-        settings: ``BusSettings()``, read from the environment, if not given.
-        end_with_sources: end in order when the last `SourceNode` among ``nodes`` has ended, as after a file was read. Where
-            a log is kept, what the others have not read by then waits there for their next run.
-        on_event: called with each event of the bus, see `connect`; `Node.on_event` is called with those of one node.
+        nodes: at least one, each once; for two workers of a group, two nodes of one name.
+        settings: settings of the bus; default: ``BusSettings()``, from the environment.
+        end_with_sources: whether to drain when the last `SourceNode` among ``nodes`` has ended, for example at the end of a file.
+            On Kafka, messages that the other nodes have not read remain in the log for the next run.
+        on_event: called with each event of the bus, see `connect`; `Node.on_event` is called with the events of one node.
 
-    As a program, its exit status is 0 if everything was handled, 1 if a node failed or something was left at the deadline, and
-    128 and the signal's number at a second signal; also where a thread or process of `off_loop` is left, which the log names.
+    The program's exit status is 0 if all messages were handled, 1 if a node failed or messages were left at the deadline, and 128
+    plus the signal's number after a second signal. Threads and processes of `off_loop` do not delay the exit; the log names those
+    that still run.
 
     Raises:
-        ConfigError: settings are wrong, or a node is given twice or none at all.
-        ConnectionLostError, AuthenticationError: there is no broker to run on.
-        DrainTimeoutError: not everything was handled within the deadline.
+        ConfigError: settings are wrong, no node is given, or a node is given twice.
+        ConnectionLostError, AuthenticationError: the broker cannot be reached, or refused.
+        DrainTimeoutError: messages were left at the deadline.
         Exception: the first error that ended a node.
-        SystemExit: a second SIGTERM or SIGINT came; its code is 128 and the signal's number.
-        RuntimeError: an event loop is running in this thread; await `run_until` there.
+        SystemExit: a second SIGTERM or SIGINT was received; the code is 128 plus the signal's number.
+        RuntimeError: an event loop is running in this thread; await `run_until` instead.
     """
     _check(nodes)
     if running_loop() is not None:
         raise RuntimeError(
-            "An event loop is running here already, as in a notebook: `async with msight_bus.connect() as bus: "
+            "An event loop is already running in this thread, as in a notebook. Use `async with msight_bus.connect() as bus: "
             "await msight_bus.nodes.run_until(bus, *nodes, stop=asyncio.Event())`."
         )
     if not logging.getLogger().handlers:
         logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         if logger.parent is not None and logger.parent.level == logging.NOTSET:
-            logger.parent.setLevel(logging.INFO)  # this program has said nothing about levels
+            logger.parent.setLevel(logging.INFO)  # the program has set no level
     signals = StopSignals()
     try:
         run(_main(nodes, settings, end_with_sources, on_event, signals))
@@ -87,7 +88,13 @@ async def _main(
 
 
 async def run_until(bus: Bus, *nodes: Node, stop: asyncio.Event, end_with_sources: bool = False) -> None:
-    """Run ``nodes`` on ``bus`` as `run_nodes` does, inside a loop of one's own; ``stop`` is what a signal is there.
+    """Run ``nodes`` as `run_nodes` does, inside a running event loop.
+
+    Args:
+        bus: the bus to run on.
+        nodes: see `run_nodes`.
+        stop: set it to drain the nodes, as the first signal does.
+        end_with_sources: see `run_nodes`.
 
     Raises:
         ConfigError, DrainTimeoutError, Exception: as `run_nodes`.
@@ -109,7 +116,7 @@ async def run_until(bus: Bus, *nodes: Node, stop: asyncio.Event, end_with_source
     ready = asyncio.create_task(_all_ready(running.values()), name="msight_bus start")
     late: DrainTimeoutError | None = None
     try:
-        # Sources begin when the others have subscribed, so that a pipeline in one process gets the first item too.
+        # Sources start when the other nodes have subscribed, so that these receive the first item.
         for node in nodes:
             if not isinstance(node, SourceNode):
                 start(node)
@@ -135,8 +142,8 @@ async def run_until(bus: Bus, *nodes: Node, stop: asyncio.Event, end_with_source
 
 
 async def _all_ready(nodes: Iterable[Node]) -> None:
-    """Wait until every node has subscribed or ended; they are started before this task runs."""
-    await asyncio.sleep(0)  # now each one has begun
+    """Wait until every node has subscribed or ended. The tasks of the nodes were created before this task."""
+    await asyncio.sleep(0)  # now each node has begun to run
     for node in list(nodes):
         assert node._node_run is not None
         await node._node_run.ready.wait()
@@ -145,7 +152,7 @@ async def _all_ready(nodes: Iterable[Node]) -> None:
 async def _wait_for_end(
     running: dict[asyncio.Task[None], Node], stopped: asyncio.Task[bool], end_with_sources: bool
 ) -> None:
-    """Wait until all have ended, a stop is asked for, or all sources have ended where that is the end."""
+    """Wait until all nodes have ended, a stop is requested or, with ``end_with_sources``, all sources have ended."""
     sources = {task for task, node in running.items() if isinstance(node, SourceNode)}
     while not stopped.done():
         left = {task for task in running if not task.done()}
@@ -154,19 +161,23 @@ async def _wait_for_end(
         await asyncio.wait({*left, stopped}, return_when=asyncio.FIRST_COMPLETED)
     names = ", ".join(sorted(node.name for task, node in running.items() if not task.done()))
     if names:
-        logger.info("Stopping %s; another signal stops at once.", names)
+        logger.info("Draining %s; another signal stops at once.", names)
 
 
 async def _drain(running: dict[asyncio.Task[None], Node], timeout: float) -> DrainTimeoutError | None:
-    """Stop the nodes, each after those that feed it, so that what they publish last is still taken."""
-    await asyncio.sleep(0)  # a node that was started just now can be stopped from here on
+    """Stop the nodes, each after those that feed it, so that their last outputs are still handled.
+
+    Returns:
+        The error, if messages are left after ``timeout`` seconds.
+    """
+    await asyncio.sleep(0)  # a node whose task was just created can be stopped from now on
     left = {task: node for task, node in running.items() if not task.done()}
     try:
         async with asyncio.timeout(timeout):
             while left:
                 fed = {node.config.publish_topic_name for node in left.values()} - {None}
                 ending = {task for task, node in left.items() if node.config.subscribe_topic_name not in fed}
-                ending = ending or set(left)  # they feed each other in a circle
+                ending = ending or set(left)  # a cycle of nodes
                 for task in ending:
                     left[task].stop()
                 await asyncio.wait(ending)
@@ -180,13 +191,13 @@ async def _drain(running: dict[asyncio.Task[None], Node], timeout: float) -> Dra
 
 def _check(nodes: tuple[Node, ...]) -> None:
     if not nodes:
-        raise ConfigError("Give at least one node to run.")
+        raise ConfigError("run_nodes() needs at least one node.")
     if len(set(map(id, nodes))) < len(nodes):
-        raise ConfigError("A node is given twice; for two workers of a group make two nodes of one name.")
+        raise ConfigError("A node is given twice; for two workers of a group, create two nodes of one name.")
     for node in nodes:
         if not isinstance(node, Node):
             raise ConfigError(
-                f"A node to run is an instance of a Node subclass, Mine(NodeConfig(...)), not {node!r:.100}."
+                f"A node must be an instance of a Node subclass, such as Mine(NodeConfig(...)), not {node!r:.100}."
             )
         if not hasattr(node, "config"):
-            raise ConfigError(f"{type(node).__name__}.__init__ has to call super().__init__(config) with a NodeConfig.")
+            raise ConfigError(f"{type(node).__name__}.__init__ must call super().__init__(config) with a NodeConfig.")

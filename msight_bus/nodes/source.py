@@ -1,4 +1,4 @@
-"""Nodes that bring data in."""
+"""Source nodes, which publish data from sensors or files."""
 
 from __future__ import annotations
 
@@ -19,20 +19,19 @@ from msight_bus.nodes.publishing import BUS_IS_OVER, NodePublisher, Output, Resu
 from msight_bus.tasks import unrequested
 
 _A_TURN = 250
-"""Items after which a source that never waits lets others run: nodes that it feeds in this process should keep up."""
+"""Items after which a source that never waits yields to the event loop, so that nodes in the same process keep up."""
 
-_FIRST_PAUSE = 0.1  # seconds before a sensor that failed is tried again; doubled at each failure in a row
+_FIRST_PAUSE = 0.1  # seconds before a retry after an error; doubled at each consecutive error
 _LONGEST_PAUSE = 10.0
 
 
 class SourceNode(Node):
-    """Brings data in, from a sensor or a file. Define `get_data` or `stream`.
+    """Publishes data from a sensor or a file. Define `get_data` or `stream`.
 
-    With ``action_on_error="continue"``, after an error in it the source is asked again after a pause that grows from
-    0.1 s to 10 s while it goes on failing.
+    With ``action_on_error="continue"``, the source is called again after an error, with exponential backoff from 0.1 s to 10 s.
 
     Attributes:
-        sensor_name: as it is configured.
+        sensor_name: as configured.
     """
 
     required_topics: ClassVar[tuple[str, ...]] = ("publish_topic_name",)
@@ -41,22 +40,26 @@ class SourceNode(Node):
     coroutines: ClassVar[tuple[str, ...]] = (*Node.coroutines, "get_data")
 
     def __init__(self, config: NodeConfig) -> None:
-        """See `Node`."""
+        """See `Node`.
+
+        Raises:
+            ConfigError: the class defines neither `get_data` nor `stream`, or both, or a topic is wrong.
+        """
         super().__init__(config)
         own = type(self)
         if (own.get_data is SourceNode.get_data) == (own.stream is SourceNode.stream):
-            raise ConfigError(f"{own.__name__} is a SourceNode, so it defines either get_data or stream.")
+            raise ConfigError(f"{own.__name__} is a SourceNode: define either get_data or stream.")
         self.sensor_name = config.sensor_name
 
     async def get_data(self) -> Output | Sequence[Output] | None:
-        """The next item to publish, a list of items, or ``None`` if there is nothing this time.
+        """Return the next item to publish, a list of items, or ``None`` to publish nothing this time.
 
-        It is cancelled when the node is stopped. Raise ``StopAsyncIteration`` when there will be nothing more.
+        The call is cancelled when the node is stopped. Raise ``StopAsyncIteration`` to end the node.
         """
         raise NotImplementedError
 
     def stream(self) -> AsyncIterator[Output | Sequence[Output] | None]:
-        """The items to publish, as an async generator; the node ends with it. It is closed when the node is stopped."""
+        """Yield the items to publish. The node ends with the generator; the generator is closed when the node is stopped."""
         return _Asked(self)
 
     async def _work(self, run: NodeRun) -> None:
@@ -68,7 +71,7 @@ class SourceNode(Node):
 
 
 class _Asked:
-    """`SourceNode.get_data`, asked again and again."""
+    """Iterates the results of `SourceNode.get_data`."""
 
     def __init__(self, node: SourceNode) -> None:
         self._node = node
@@ -81,10 +84,15 @@ class _Asked:
 
 
 class Items:
-    """One run of a source: asks the node's code for items and publishes them."""
+    """One run of a source: gets items from the node's code and publishes them."""
 
     def __init__(self, run: NodeRun, stream: Callable[[], AsyncIterator[Result]], publisher: NodePublisher) -> None:
-        """``stream`` begins the node's items anew."""
+        """
+        Args:
+            run: the state of the run.
+            stream: returns a new iterator of the node's items.
+            publisher: for the items.
+        """
         self._run = run
         self._stream = stream
         self._publisher = publisher
@@ -99,7 +107,7 @@ class Items:
         """Publish items until they end or the node is stopped.
 
         Raises:
-            Exception: an error in the node's code, or of the bus.
+            Exception: an error of the node's code, or of the bus.
         """
         name = self._run.config.name
         interrupter = asyncio.create_task(self._interrupt(), name=f"msight_bus intake {name}")
@@ -117,7 +125,7 @@ class Items:
         task.result()
 
     async def _interrupt(self) -> None:
-        """When the node is stopped, wait no longer for the next item."""
+        """When the node is stopped, cancel the wait for the next item."""
         await self._run.stopping.wait()
         if self._asking and self._task is not None:
             self._interrupted = True
@@ -151,10 +159,10 @@ class Items:
                     finally:
                         self._asking = False
                     number += 1
-                    # The first of each gap + 1 is published, so that a short stream is not an empty one.
+                    # Of each gap + 1 items, the first is published, so that a short stream publishes at least one item.
                     if result is not None and (every == 1 or number % every == 1):
                         came = loop_time()
-                        if send is not None and type(result) is bytes and not verbose:  # the usual case
+                        if send is not None and type(result) is bytes and not verbose:  # the common case
                             self._in_hand = 1
                             try:
                                 await send(result)
@@ -197,7 +205,7 @@ class Items:
     def _check_stopped(self, error: asyncio.CancelledError) -> None:
         """
         Raises:
-            StopAsyncIteration: ``error`` is that of `_interrupt`.
+            StopAsyncIteration: ``error`` is the cancellation by `_interrupt`.
         """
         if self._interrupted and self._task is not None:
             self._interrupted = False
@@ -205,8 +213,8 @@ class Items:
                 raise StopAsyncIteration from error
 
     async def _publish(self, result: Result, error: BusError | None = None) -> None:
-        """Publish an item: ``error`` is what a first try to send it raised."""
-        self._run.busy_since.clear()  # from here on it is the broker that takes long
+        """Publish an item; ``error`` is the error of a first attempt to send it, if there was one."""
+        self._run.busy_since.clear()  # time spent publishing does not count against heartbeat_tolerance
         try:
             outputs = self._publisher.outputs(result)
         except BusError as unfit:
@@ -223,7 +231,7 @@ class Items:
             self._in_hand -= 1
 
     def _unpublished(self, error: BusError) -> None:
-        """Count an output that cannot be published; the source goes on with the next where that was chosen."""
+        """Count an output that cannot be published; with ``action_on_error="stop"``, raise the error."""
         if self._run.config.action_on_error == "stop":
             raise error  # `_publish_all` counts it
         self._run.code_failed(error)

@@ -257,7 +257,7 @@ def read_logs(pipeline: Pipeline) -> tuple[list[dict[str, list[int]]], dict[str,
     for log in logs:
         session = ""
         for line in log.splitlines():
-            if took := re.search(r"Took Message\(.*\) of session (\d+)", line):
+            if took := re.search(r"Received Message\(.*\) of session (\d+)", line):
                 session = took[1]
             elif (frame := re.search(r": Frame (\w+) \d+$", line)) and session:
                 assert sessions.setdefault(session, frame[1]) == frame[1], "one session of two cameras"

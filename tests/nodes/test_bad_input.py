@@ -42,7 +42,9 @@ def test_a_stream_that_is_no_generator_is_an_error_when_the_class_is_made():
     async def stream(self):
         return [b"x"]
 
-    with pytest.raises(TypeError, match=r"Mine\.stream is an async generator: write `async def stream` with `yield`"):
+    with pytest.raises(
+        TypeError, match=r"Mine\.stream must be an async generator: write `async def stream` with `yield`"
+    ):
         type("Mine", (SourceNode,), {"stream": stream})
 
 
@@ -50,7 +52,9 @@ def test_a_stream_that_is_a_plain_generator_is_an_error_when_the_class_is_made()
     def stream(self):
         yield b"x"
 
-    with pytest.raises(TypeError, match=r"Mine\.stream is an async generator: write `async def stream` with `yield`"):
+    with pytest.raises(
+        TypeError, match=r"Mine\.stream must be an async generator: write `async def stream` with `yield`"
+    ):
         type("Mine", (SourceNode,), {"stream": stream})
 
 
@@ -60,7 +64,7 @@ async def test_a_node_that_does_not_pass_its_config_on_is_told_how(memory):
             pass
 
     async with memory.connect() as bus:
-        with pytest.raises(ConfigError, match=r"Mine\.__init__ has to call super\(\)\.__init__\(config\)"):
+        with pytest.raises(ConfigError, match=r"Mine\.__init__ must call super\(\)\.__init__\(config\)"):
             await run_until(bus, Mine(), stop=asyncio.Event())
 
 
@@ -84,7 +88,7 @@ def test_names_that_cannot_be_used(name):
 
 
 def test_an_output_that_is_the_input_is_refused():
-    with pytest.raises(ConfigError, match="publish_topic_name is another topic than subscribe_topic_name"):
+    with pytest.raises(ConfigError, match="publish_topic_name must differ from subscribe_topic_name"):
         config(publish_topic_name="in")
 
 
@@ -96,7 +100,7 @@ def test_new_fields_are_checked(field, value):
 
 @pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf"), "30", True])
 def test_a_rate_that_is_none(rate):
-    with pytest.raises(ValueError, match="rate must be a number of times a second"):
+    with pytest.raises(ValueError, match="rate must be a number of ticks a second"):
         paced(rate)
 
 

@@ -42,7 +42,7 @@ def test_the_fields_are_those_of_msight_and_a_few_more():
 
 
 def test_a_dead_letter_is_not_taken_again():
-    with pytest.raises(ConfigError, match="is another topic"):
+    with pytest.raises(ConfigError, match="must differ from"):
         NodeConfig(name="n", subscribe_topic_name="a", dead_letter_topic_name="a")
 
 

@@ -126,7 +126,7 @@ async def test_what_cannot_be_published_is_an_error_of_the_source(memory):
 
 async def test_the_declared_data_type_is_checked(memory):
     async with memory.connect() as bus:
-        with pytest.raises(TypeError, match=r"publishes BytesData.*not bytes"):
+        with pytest.raises(TypeError, match=r"must be BytesData.*not bytes"):
             await Numbers(config(publish_topic_data_type=BytesData), count=1).run(bus)
 
 

@@ -1,4 +1,4 @@
-"""Kafka: a log, at least once."""
+"""The Kafka backend: a log, delivered at least once."""
 
 from msight_bus.backends.kafka.backend import KafkaBackend
 

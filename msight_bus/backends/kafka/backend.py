@@ -1,4 +1,4 @@
-"""One bus's connection to Kafka, and its publishers."""
+"""The Kafka backend of one bus, and its publishers."""
 
 from __future__ import annotations
 
@@ -41,22 +41,23 @@ from msight_bus.tasks import Gate, run_shielded
 logger = logging.getLogger("msight_bus")
 
 _METADATA_AGE_MS = 300_000
-"""Milliseconds after which the cluster is asked again which partitions the topics have."""
+"""Milliseconds between two updates of the publishing client's metadata."""
 
 _CONSUMER_METADATA_AGE_MS = 30_000
+"""The same of each consumer's client."""
 
 _RECORD_OVERHEAD = record_bytes(None, b"", [(envelope.HEADER, b"0" * 48)]) + 16
 
 
 @dataclass(slots=True)
 class _Route:
-    """Where a publisher's messages without a key go on a topic.
+    """The partitions for a publisher's messages without a key on one topic.
 
     Attributes:
-        writers: of its one partition, or of all where they are spread.
-        surely_fits: a payload of this many bytes is under the limit, whatever its size takes to write down.
-        only: the writer, if there is one only.
-        at: counts messages, for the turns of several writers.
+        writers: the writer of one partition; with ``spread``, those of all partitions.
+        surely_fits: maximum payload size, in bytes, that needs no exact check against the limit.
+        only: the writer, if there is only one.
+        at: number of messages so far, for the round robin.
     """
 
     writers: list[PartitionWriter]
@@ -65,7 +66,7 @@ class _Route:
     at: int = 0
 
     def take_turn(self) -> PartitionWriter | None:
-        """The next writer that takes a message, if there is one."""
+        """Return the next writer that is not congested; ``None`` if all are."""
         for _ in self.writers:
             writer = self.writers[self.at % len(self.writers)]
             self.at += 1
@@ -75,7 +76,7 @@ class _Route:
 
 
 class KafkaPublisher:
-    """One publisher on one topic (backends.base.TopicPublisher). Order holds per key, so who waits, waits for its key."""
+    """One publisher on one topic (backends.base.TopicPublisher). Order holds for each key: a message waits only for its key."""
 
     def __init__(
         self,
@@ -86,7 +87,14 @@ class KafkaPublisher:
         *,
         on_closed: Callable[[str], None] | None,
     ) -> None:
-        """``within`` are seconds that a message may wait, and ``on_closed`` is called once, with the topic."""
+        """
+        Args:
+            backend: has the writers.
+            topic: to publish on.
+            name: the publisher's stable name, which selects the partition of messages without a key; ``None`` to spread them.
+            within: seconds that a message may wait.
+            on_closed: called once, with the topic.
+        """
         self._backend = backend
         self._topic = topic
         self._name = name
@@ -97,13 +105,20 @@ class KafkaPublisher:
     def try_send(
         self, payload: bytes, key: str | None, headers: Mapping[str, str] | None
     ) -> asyncio.Future[None] | Blocked:
-        """Add a record to its partition's batch, unless another one of its key waits."""
+        """Add a record to its partition's batch; ``BLOCKED`` if the writer is congested or an earlier record of the key waits."""
         if self._gates and key in self._gates:
             return BLOCKED
         return self._backend.publish(self._topic, payload, key, headers, self._name)
 
     async def send(self, payload: bytes, key: str | None, headers: Mapping[str, str] | None) -> asyncio.Future[None]:
-        """Add a record to its partition's batch when that takes more and those before it have had their turn."""
+        """Add a record to its partition's batch, after earlier records of the key and once the writer is not congested.
+
+        Returns:
+            The acknowledgement.
+
+        Raises:
+            PublishTimeoutError: earlier records of the key were not added within ``publish_timeout`` seconds.
+        """
         gate = self._gates.setdefault(key, Gate())
         try:
             async with gate.turn(self._within):
@@ -116,19 +131,19 @@ class KafkaPublisher:
             if isinstance(error, BusError):
                 raise
             raise PublishTimeoutError(
-                f"The messages before this one on {self._topic!r} could not be handed over within {self._within:g} s "
-                "(MSIGHT_PUBLISH_TIMEOUT)."
+                f"Earlier messages on {self._topic!r} were not handed over within {self._within:g} s "
+                "(MSIGHT_PUBLISH_TIMEOUT); this message was not sent."
             ) from None
         finally:
             if not gate.waiting:
                 self._gates.pop(key, None)
 
     async def flush(self) -> None:
-        """Wait until the topic's records are acknowledged; each one's outcome is its future."""
+        """Wait until all records on the topic are acknowledged; their futures have the outcomes."""
         await self._backend.flush_topic(self._topic)
 
     def close(self) -> None:
-        """The topic's counter may be forgotten."""
+        """Allow the topic's counter to be evicted."""
         on_closed, self._on_closed = self._on_closed, None
         if on_closed is not None:
             on_closed(self._topic)
@@ -161,7 +176,7 @@ class KafkaBackend:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What Kafka does."""
+        """The capabilities of Kafka."""
         return Capabilities(
             persistence=True,
             delivery="at-least-once",
@@ -175,7 +190,13 @@ class KafkaBackend:
         )
 
     async def open(self) -> None:
-        """Connect, and learn at once why if that fails."""
+        """Connect.
+
+        Raises:
+            ConnectionLostError: no server can be reached within ``connect_timeout`` seconds.
+            AuthenticationError: credentials or certificate were refused.
+            BusError: the installed aiokafka cannot be used.
+        """
         try:
             async with asyncio.timeout(self._limits.connect_timeout):
                 check_aiokafka()
@@ -186,8 +207,8 @@ class KafkaBackend:
         except TimeoutError as error:
             raise ConnectionLostError(
                 f"Kafka at {', '.join(map(str, self._settings.kafka.servers))} did not answer within "
-                f"{self._limits.connect_timeout:g} s (MSIGHT_CONNECT_TIMEOUT). Is it Kafka that listens there? "
-                "MSIGHT_KAFKA_SERVERS says where it is."
+                f"{self._limits.connect_timeout:g} s (MSIGHT_CONNECT_TIMEOUT). Check that MSIGHT_KAFKA_SERVERS names Kafka "
+                "servers."
             ) from error
 
     async def _connect(self) -> None:
@@ -207,7 +228,7 @@ class KafkaBackend:
         self._directory.seen(topic, partitions)
 
     async def _ask(self) -> None:
-        """Ask the cluster for a sign of life."""
+        """Send a metadata request, as a liveness check."""
         assert self._client is not None
         await self._client.ask(MetadataRequest([]), within=self._limits.pong_timeout)
 
@@ -215,7 +236,7 @@ class KafkaBackend:
         await probe(self._options | self._credentials())
 
     async def _probe_patiently(self) -> None:
-        """Probe; where they come from files, believe a refusal only when it has lasted: rotation takes a moment."""
+        """Probe the servers; retry a refusal for ``refusal_patience`` seconds where files can change: they may be in rotation."""
         try:
             await self._probe()
         except AuthenticationError as error:
@@ -224,7 +245,7 @@ class KafkaBackend:
                 self._refused_since = now
             if not self._credentials.can_change or now - self._refused_since >= self._limits.refusal_patience:
                 raise
-            raise ConnectionLostError(f"Refused, trying again with the files as they are then: {error}") from error
+            raise ConnectionLostError(f"Refused; retrying with the current credential files: {error}") from error
         except BaseException:
             self._refused_since = None
             raise
@@ -233,8 +254,16 @@ class KafkaBackend:
     def publish(
         self, topic: str, payload: bytes, key: str | None, headers: Mapping[str, str] | None, name: str | None
     ) -> asyncio.Future[None] | Blocked:
-        """Add a record to its partition's batch; the future is the acknowledgement by all in-sync replicas."""
-        if key is None and not headers:  # a stream's common case, with everything looked up before
+        """Add a record to its partition's batch.
+
+        Returns:
+            The acknowledgement by all in-sync replicas, or ``BLOCKED`` if the topic is unknown or its writer congested.
+
+        Raises:
+            MessageTooLargeError: the record exceeds the topic's or the bus's limit.
+            AuthenticationError: Kafka has refused the credentials.
+        """
+        if key is None and not headers:  # the common case, with a cached route
             routes = self._routes.get(topic)
             route = None if routes is None else routes.get(name)
             if route is not None and len(payload) <= route.surely_fits:
@@ -251,7 +280,7 @@ class KafkaBackend:
         return BLOCKED if writer is None else writer.append(record_key, payload, user)
 
     def _writer(self, topic: str, info: TopicInfo, key: bytes | None, name: str | None) -> PartitionWriter | None:
-        """The writer of a message, unless it must wait."""
+        """Return the writer of a message; ``None`` if it is congested."""
         if key is not None:
             writer = self._producer.writer(topic, choose_partition(key, info.partitions))
             return None if writer.congested else writer
@@ -271,7 +300,7 @@ class KafkaBackend:
         self._routes.pop(topic, None)
 
     def _on_refused(self, error: AuthenticationError) -> None:
-        """Kafka accepts these credentials no longer: whoever waits learns it at once."""
+        """Fail every pending publish and every subscription: Kafka refuses the credentials."""
         self._refused = error
         self._routes.clear()
         self._ending = asyncio.create_task(self._give_up(error), name="msight_bus kafka end")
@@ -281,12 +310,17 @@ class KafkaBackend:
             raise fresh(self._refused)
 
     async def _give_up(self, error: AuthenticationError) -> None:
-        """The clients would try again for ever."""
+        """Stop the producer and the consumers, which would retry without a limit."""
         await asyncio.gather(self._producer.give_up(error), *(feed.give_up(error) for feed in list(self._feeds)))
         await self._directory.close()
 
     async def ready(self, topic: str, key: str | None, name: str | None) -> None:
-        """Make sure that the topic exists, and wait until its partition takes more."""
+        """Create the topic if it does not exist, and wait until the writer of the partition is not congested.
+
+        Raises:
+            PublishTimeoutError: Kafka acknowledged no record of the partition for ``publish_timeout`` seconds.
+            BusError: the topic or the producer cannot be used.
+        """
         info = await self._directory.ensure(topic)
         await self._producer.ensure_open()
         if key is None:
@@ -299,7 +333,7 @@ class KafkaBackend:
                 await writer.room()
         except TimeoutError:
             raise PublishTimeoutError(
-                f"Kafka has acknowledged nothing on {topic!r} for {self._limits.publish_timeout:g} s "
+                f"Kafka acknowledged no message on {topic!r} for {self._limits.publish_timeout:g} s "
                 "(MSIGHT_PUBLISH_TIMEOUT); this message was not sent."
             ) from None
 
@@ -310,14 +344,14 @@ class KafkaBackend:
         limit = min(info.max_message_bytes, self._limits.max_message_bytes)
         if size > limit:
             raise MessageTooLargeError(
-                f"The message takes {size} bytes with its headers and topic {topic!r} takes {limit} "
+                f"The message has {size} bytes with its headers; topic {topic!r} accepts at most {limit} "
                 "(max.message.bytes of the topic, or MSIGHT_MAX_MESSAGE_BYTES).",
                 size=size,
                 limit=limit,
             )
 
     def publisher(self, topic: str, name: str | None, *, keeps: bool) -> KafkaPublisher:
-        """A publisher on ``topic``."""
+        """Return a publisher on ``topic``; see `backends.base.Backend`."""
         if keeps:
             self._producer.keep(topic)
         return KafkaPublisher(
@@ -325,22 +359,38 @@ class KafkaBackend:
         )
 
     async def flush(self) -> None:
-        """Wait until everything is acknowledged; whoever published holds the outcome."""
+        """Wait until all records are acknowledged; their futures have the outcomes.
+
+        Raises:
+            PublishTimeoutError: that took longer than ``publish_timeout`` seconds.
+        """
         if not await self._producer.flush(None, self._limits.publish_timeout):
             raise PublishTimeoutError(
-                f"Kafka has not acknowledged what was published within {self._limits.publish_timeout:g} s; it may still arrive."
+                f"Kafka did not acknowledge all messages within {self._limits.publish_timeout:g} s (MSIGHT_PUBLISH_TIMEOUT); "
+                "they may still arrive."
             )
 
     async def flush_topic(self, topic: str) -> None:
-        """Wait until everything on ``topic`` is acknowledged."""
+        """Wait until all records on ``topic`` are acknowledged.
+
+        Raises:
+            PublishTimeoutError: that took longer than ``publish_timeout`` seconds.
+        """
         if not await self._producer.flush(topic, self._limits.publish_timeout):
             raise PublishTimeoutError(
-                f"Kafka has not acknowledged what was published on {topic!r} within {self._limits.publish_timeout:g} s; it may "
-                "still arrive."
+                f"Kafka did not acknowledge all messages on {topic!r} within {self._limits.publish_timeout:g} s "
+                "(MSIGHT_PUBLISH_TIMEOUT); they may still arrive."
             )
 
     async def subscribe(self, selection: Selection, inbox: Inbox) -> KafkaFeed:
-        """Join the group, or take all partitions where there is none."""
+        """Join the group of ``selection``; without a group, consume all partitions.
+
+        Raises:
+            TopicError: the topic is missing and must not be created.
+            AuthenticationError: the user may not read the topic or join the group.
+            ConnectionLostError: Kafka or the group's coordinator did not respond in time.
+            ValueError: ``selection.start`` names a partition that the topic does not have.
+        """
         self._check_permitted()
         info = await self._directory.ensure(selection.topics[0])
         check_start(selection.start, selection.topics[0], info.partitions)
@@ -366,7 +416,7 @@ class KafkaBackend:
         return await self.dead_letter(message, message.topic + self._settings.kafka.dead_letter_suffix, why)
 
     async def dead_letter(self, message: Message, topic: str, why: Mapping[str, str]) -> bool:
-        """Pass a record on as it came (backends.base.DeadLetterBackend)."""
+        """Publish a record unchanged, with the headers ``why`` (backends.base.DeadLetterBackend)."""
         value = None if message.tombstone else message.payload
         headers = raw_headers(message)
         marks = [(name, text.encode()) for name, text in why.items()]
@@ -409,11 +459,13 @@ class KafkaBackend:
         assert isinstance(done, asyncio.Future)
         finished, _ = await asyncio.wait((done,), timeout=self._limits.publish_timeout)
         if not finished:
-            raise PublishTimeoutError(f"Kafka did not acknowledge a dead letter on {topic!r} in time.")
+            raise PublishTimeoutError(
+                f"Kafka did not acknowledge a dead letter on {topic!r} within {self._limits.publish_timeout:g} s."
+            )
         done.result()
 
     async def close(self) -> None:
-        """Flush within the drain deadline and end every client."""
+        """Flush for at most ``drain_timeout`` seconds and close the connections."""
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait((self._watching,))

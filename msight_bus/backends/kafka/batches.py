@@ -1,8 +1,8 @@
-"""Record batches as a broker sends them: framing, transactions and a reader that no record can stop. Pure.
+"""Record batches: framing, aborted transactions and a tolerant record parser. Pure.
 
-aiokafka's C parser reads the records of nearly all batches. It refuses what Kafka's own clients accept (a header name that is
-not UTF-8, a null header name in a compressed batch, attributes above 127), and believes the offsets that a producer has
-written into its records, which brokers do not check in uncompressed batches. `read_records` reads such a batch again.
+aiokafka's C parser handles nearly all batches. It refuses records that Kafka's Java clients accept (a header name that is not
+UTF-8, a null header name in a compressed batch, attributes above 127) and trusts the offsets that a producer wrote into its
+records, which brokers do not check in uncompressed batches. `read_records` parses such a batch again.
 
 The format: https://kafka.apache.org/documentation/#recordbatch
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import NamedTuple
 
-_FRAME = Struct(">qi")  # base offset, length of what follows
+_FRAME = Struct(">qi")  # base offset, length of the rest
 _HEAD = Struct(">qiibIhiqqqhii")
 _MAGIC_AT = 16
 HEAD_BYTES = _HEAD.size
@@ -27,11 +27,11 @@ _MAX_VARINT_BYTES = 10
 
 
 class FramingError(ValueError):
-    """These bytes are no batches: where the next one begins is unknown."""
+    """A batch length is invalid, so the start of the next batch is unknown."""
 
 
 class Head(NamedTuple):
-    """The head of a batch of format 2, Kafka's since 0.11, field by field."""
+    """The head of a batch of format 2 (Kafka 0.11 and newer)."""
 
     base_offset: int
     length: int
@@ -49,36 +49,36 @@ class Head(NamedTuple):
 
     @property
     def next_offset(self) -> int:
-        """The offset behind the batch."""
+        """The offset after the batch."""
         return self.base_offset + self.last_offset_delta + 1
 
     @property
     def codec(self) -> int:
-        """How the records are compressed; 0 if they are not."""
+        """Compression codec of the records; 0 without compression."""
         return self.attributes & _CODEC
 
     @property
     def is_transactional(self) -> bool:
-        """Whether the records belong to a transaction."""
+        """Whether the batch belongs to a transaction."""
         return bool(self.attributes & _TRANSACTIONAL)
 
     @property
     def is_control(self) -> bool:
-        """Whether it holds a transaction's marker instead of records."""
+        """Whether the batch holds a transaction marker instead of records."""
         return bool(self.attributes & _CONTROL)
 
     @property
     def is_dense(self) -> bool:
-        """Whether each offset from the first to the last has a record, so that records are numbered by their place."""
+        """Whether the batch has a record for each offset, so that the position of a record gives its offset."""
         return self.record_count == self.last_offset_delta + 1
 
     def uncompressed(self) -> bytes:
-        """The head of the same batch with its records decompressed; its length and checksum are those of before."""
+        """Return the head for the same batch with uncompressed records; length and checksum are unchanged."""
         return _HEAD.pack(*self[:5], self.attributes & ~_CODEC, *self[6:])
 
 
 class Record(NamedTuple):
-    """A record, with the attributes of aiokafka's that a message is made of."""
+    """A record, with those attributes of aiokafka's records that messages need."""
 
     offset: int
     timestamp: int
@@ -89,17 +89,17 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """So many records follow that cannot be read."""
+    """A number of consecutive records that cannot be parsed."""
 
     count: int
     reason: str
 
 
 def split(data: bytes | memoryview) -> Iterator[memoryview]:
-    """The batches of a fetch; a broker may cut the last one short, which comes whole with the next fetch.
+    """Yield the batches of a fetch, without an incomplete last batch, which the next fetch returns completely.
 
     Raises:
-        FramingError: a length cannot be true.
+        FramingError: a batch length is invalid.
     """
     view = memoryview(data)
     at = 0
@@ -115,25 +115,25 @@ def split(data: bytes | memoryview) -> Iterator[memoryview]:
 
 
 def read_head(batch: memoryview) -> Head | None:
-    """The head of a batch; ``None`` if it is of the formats 0 and 1, which have none."""
+    """Return the head of a batch; ``None`` for the formats 0 and 1."""
     return Head(*_HEAD.unpack_from(batch)) if batch[_MAGIC_AT] >= 2 else None
 
 
 def base_offset(batch: memoryview) -> int:
-    """The first field of a batch: the offset of its first record, in the formats 0 and 1 of its last one."""
+    """Return the base offset of a batch: the offset of its first record; in the formats 0 and 1, of its last record."""
     return int(_FRAME.unpack_from(batch)[0])
 
 
 def magic(batch: memoryview) -> int:
-    """The version of a batch's format."""
+    """Return the format version of a batch."""
     return batch[_MAGIC_AT]
 
 
 class AbortedTransactions:
-    """Which batches of a fetch belong to transactions that were aborted (KIP-98).
+    """Tells which batches of a fetch belong to aborted transactions (KIP-98).
 
     Args:
-        aborted: producer id and first offset of each that the broker named.
+        aborted: producer id and first offset of each aborted transaction, from the fetch response.
     """
 
     def __init__(self, aborted: Iterable[tuple[int, int]]) -> None:
@@ -141,7 +141,7 @@ class AbortedTransactions:
         self._open: set[int] = set()
 
     def has(self, head: Head, records: memoryview) -> bool:
-        """Whether the batch belongs to one; batches are asked for in the order of their offsets."""
+        """Return whether a batch belongs to an aborted transaction; call in the order of offsets."""
         while self._aborted and self._aborted[-1][1] <= head.base_offset:
             self._open.add(self._aborted.pop()[0])
         if head.is_control:
@@ -159,10 +159,15 @@ def _is_abort_marker(records: memoryview, head: Head) -> bool:
 
 
 def read_records(data: bytes | memoryview, head: Head, skip: int = 0) -> Iterator[Record | Unreadable]:
-    """The records of a batch's decompressed ``data`` behind the first ``skip``, as tolerantly as Kafka's own clients.
+    """Yield the records of a batch, as tolerantly as Kafka's Java clients parse them.
 
-    Text that is not UTF-8 is kept by surrogateescape. A record that cannot be read is passed over by its length; if that
-    is not true either, so is the rest of the batch.
+    Text that is not UTF-8 is decoded with surrogateescape. A record that cannot be parsed is skipped by its length; if its length
+    is invalid, the rest of the batch is skipped.
+
+    Args:
+        data: the records, decompressed.
+        head: the head of the batch.
+        skip: number of records at the start to leave out.
     """
     at, last = 0, head.base_offset - 1
     for index in range(head.record_count):
@@ -173,7 +178,7 @@ def read_records(data: bytes | memoryview, head: Head, skip: int = 0) -> Iterato
             start = at
         if not 0 <= length <= len(data) - start:
             if head.record_count > max(index, skip):
-                yield Unreadable(head.record_count - max(index, skip), "the length of a record is wrong")
+                yield Unreadable(head.record_count - max(index, skip), "a record has an invalid length")
             return
         at = start + length
         try:
@@ -186,7 +191,7 @@ def read_records(data: bytes | memoryview, head: Head, skip: int = 0) -> Iterato
             record = record._replace(offset=head.base_offset + index)
         elif not last < record.offset < head.next_offset:
             if index >= skip:
-                yield Unreadable(1, f"offset {record.offset} is none of its batch's")
+                yield Unreadable(1, f"offset {record.offset} is outside its batch")
             continue
         last = record.offset
         if index >= skip:
@@ -196,14 +201,14 @@ def read_records(data: bytes | memoryview, head: Head, skip: int = 0) -> Iterato
 def _read(data: bytes | memoryview, head: Head) -> Record:
     if not data:
         raise ValueError("a record is empty")
-    timestamp_delta, at = _varint(data, 1)  # behind the attributes, which mean nothing
+    timestamp_delta, at = _varint(data, 1)  # after the attributes, which are unused
     offset_delta, at = _varint(data, at)
     key, at = _bytes(data, at)
     value, at = _bytes(data, at)
     count, at = _varint(data, at)
     headers: list[tuple[str, bytes | None]] = []
     if not 0 <= count <= len(data) - at:
-        raise ValueError(f"a record claims {count} headers")
+        raise ValueError(f"a record announces {count} headers")
     for _ in range(count):
         name, at = _bytes(data, at)
         content, at = _bytes(data, at)
@@ -217,12 +222,12 @@ def _bytes(data: bytes | memoryview, at: int) -> tuple[bytes | None, int]:
     if size < 0:
         return None, at
     if size > len(data) - at:
-        raise ValueError(f"a field claims {size} bytes of {len(data) - at}")
+        raise ValueError(f"a field announces {size} bytes, and {len(data) - at} are left")
     return bytes(data[at : at + size]), at + size
 
 
 def _varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
-    """A number in zigzag encoding, and where the next field begins."""
+    """Return a zigzag-encoded number and the position after it."""
     value = shift = 0
     for position in range(at, min(len(data), at + _MAX_VARINT_BYTES)):
         byte = data[position]

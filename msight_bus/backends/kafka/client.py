@@ -1,4 +1,4 @@
-"""The options of aiokafka's clients, and a probe that tells why Kafka cannot be reached."""
+"""Arguments of aiokafka's clients, and a probe that reports why Kafka cannot be reached."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from msight_bus.settings.discretion import hide_secrets
 
 
 def client_options(settings: BusSettings, credentials: Credentials | None = None) -> dict[str, Any]:
-    """Keyword arguments that all clients share."""
+    """Return the keyword arguments that all clients share.
+
+    Raises:
+        ConfigError: a file of a secret or a certificate cannot be used.
+    """
     kafka = settings.kafka
     protocol = ("SASL_" if kafka.sasl_mechanism else "") + ("SSL" if kafka.tls.enabled else "PLAINTEXT")
     options: dict[str, Any] = {
@@ -31,7 +35,10 @@ def client_options(settings: BusSettings, credentials: Credentials | None = None
 
 
 async def probe(options: dict[str, Any]) -> None:
-    """Open and close one connection, because aiokafka's own bootstrap hides why it failed.
+    """Connect to one server and close the connection: aiokafka's bootstrap does not report why it failed.
+
+    Args:
+        options: see `client_options`.
 
     Raises:
         AuthenticationError: credentials or certificate were refused.

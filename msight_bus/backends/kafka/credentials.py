@@ -1,4 +1,4 @@
-"""What Kafka asks of each new connection. Files are read anew when they have changed, so that they can be rotated."""
+"""TLS and SASL credentials of new connections. Changed files are read again, so they can be rotated."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Token(AbstractTokenProvider):
 
 
 class Credentials:
-    """The TLS context and the SASL credentials of the settings, as their files are now.
+    """The TLS context and SASL credentials of the settings, from the current files.
 
     Attributes:
-        can_change: whether some come from files; else a refusal can only mean wrong settings.
+        can_change: whether credentials or certificates can change, because they come from files; otherwise a refusal is final.
     """
 
     def __init__(self, settings: KafkaSettings) -> None:
@@ -46,10 +46,10 @@ class Credentials:
             self._context = self._tls.context()
 
     def __call__(self) -> dict[str, Any]:
-        """The current values of aiokafka's arguments ``ssl_context``, ``sasl_...``.
+        """Return the current values of aiokafka's arguments ``ssl_context`` and ``sasl_...``.
 
         Raises:
-            ConfigError: a file cannot be used; only at the first call, later the former values are kept.
+            ConfigError: a file cannot be used, at the first call; later calls keep the previous values.
         """
         self._refresh_context()
         try:
@@ -57,7 +57,7 @@ class Credentials:
         except ConfigError as error:
             if self._former is None:
                 raise
-            logger.warning("A changed secret cannot be used yet, keeping the former: %s", error)
+            logger.warning("Changed secret cannot be used; keeping the previous one: %s", error)
         return {"ssl_context": self._context} | self._former
 
     def _sasl(self) -> dict[str, Any]:
@@ -81,14 +81,14 @@ class Credentials:
         except ConfigError as error:  # a certificate is there before its key, for instance
             logger.warning("The changed TLS files cannot be used yet, keeping the former: %s", error)
         else:
-            logger.info("Read the changed TLS files anew: %s", ", ".join(self._files))
+            logger.info("Reloaded changed TLS files: %s", ", ".join(self._files))
 
     def _look(self) -> list[tuple[int, int, int]]:
         return [_identity(path) for path in self._files]
 
 
 def _identity(path: str) -> tuple[int, int, int]:
-    """What differs when a file was written or replaced; zeros if it is not there."""
+    """Return modification time, size and inode, which change when a file is written or replaced; zeros for a missing file."""
     try:
         found = Path(path).stat()
     except OSError:

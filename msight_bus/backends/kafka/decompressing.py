@@ -1,4 +1,4 @@
-"""Bounds a compressed batch before its memory is taken: aiokafka decompresses a megabyte to as many gigabytes as it holds."""
+"""Decompresses record batches with a size limit; aiokafka has none, and a megabyte can decompress to gigabytes."""
 
 from __future__ import annotations
 
@@ -10,35 +10,36 @@ from typing import Any
 import cramjam
 
 MAX_BYTES = 64 * 1024 * 1024
-"""A batch may always take this much decompressed."""
+"""Decompressed size that is always accepted."""
 
 MAX_RATIO = 16
-"""And this many times of what it takes compressed: a broker that allows large batches gets room for them."""
+"""Accepted ratio of decompressed to compressed size above `MAX_BYTES`, for brokers that allow large batches."""
 
 _XERIAL = b"\x82SNAPPY\0"
 _XERIAL_HEAD = 16
 
 
 class UnreadableBatchError(Exception):
-    """It is too large decompressed, or damaged."""
+    """The decompressed batch exceeds the limit, or the batch is damaged."""
 
 
 def decompress(codec: int, data: bytes) -> bytes:
-    """The records of a batch.
+    """Decompress the records of a batch.
 
     Args:
-        codec: how they are compressed, as the batch's head says.
+        codec: `Head.codec` of the batch.
+        data: the compressed records.
 
     Raises:
-        UnreadableBatchError: they would take too much memory, or are damaged.
+        UnreadableBatchError: the decompressed size exceeds the limit, the data are damaged or the codec is unknown.
     """
     decode = _CODECS.get(codec)
     if decode is None:
-        raise UnreadableBatchError(f"compression {codec} is unknown")
+        raise UnreadableBatchError(f"unknown compression codec {codec}")
     try:
         return decode(data)
-    except Exception as error:  # whatever a codec says of bytes that others chose
-        raise UnreadableBatchError(f"it is damaged or too large decompressed: {error}") from error
+    except Exception as error:  # codecs raise anything for invalid bytes
+        raise UnreadableBatchError(f"damaged, or too large decompressed: {error}") from error
 
 
 def _limit(data: bytes) -> int:
@@ -49,7 +50,7 @@ def _gzip(data: bytes) -> bytes:
     stream = zlib.decompressobj(16 + zlib.MAX_WBITS)
     out = stream.decompress(data, _limit(data))
     if not stream.eof:
-        raise ValueError("the stream does not end")
+        raise ValueError("the stream is incomplete or exceeds the limit")
     return out
 
 
@@ -62,13 +63,13 @@ def _snappy(data: bytes) -> bytes:
             blocks.append(data[at + 4 : at + 4 + size])
             at += 4 + size
     if sum(cramjam.snappy.decompress_raw_len(block) for block in blocks) > _limit(data):
-        raise ValueError("the claimed size is over the limit")
+        raise ValueError("the announced size exceeds the limit")
     return b"".join(bytes(cramjam.snappy.decompress_raw(block)) for block in blocks)
 
 
 def _into(codec: Any) -> Callable[[bytes], bytes]:
     def decode(data: bytes) -> bytes:
-        room = bytearray(_limit(data))  # pages are taken as they are written
+        room = bytearray(_limit(data))  # the operating system allocates pages as they are written
         return bytes(memoryview(room)[: codec.decompress_into(data, room)])
 
     return decode

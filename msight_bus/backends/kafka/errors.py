@@ -1,4 +1,4 @@
-"""aiokafka's errors as the bus's own."""
+"""Translates aiokafka's errors to those of the bus."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from msight_bus.errors import (
 from msight_bus.settings.tls import find_refused_certificate
 
 Operation = Literal["connect", "publish", "subscribe", "administer"]
-"""What failed: only a publish that times out has an outcome that nobody knows."""
+"""The operation that failed: only a publish that times out has an unknown outcome."""
 
 
 class InvalidRecordError(kafka_errors.BrokerResponseError):
-    """INVALID_RECORD, which aiokafka does not know: a record without a key on a compacted topic, for instance."""
+    """INVALID_RECORD, which aiokafka does not define; for example, a record without a key on a compacted topic."""
 
     errno = 87
     message = "INVALID_RECORD"
 
 
 class UnreachableBrokerError(kafka_errors.NodeNotReadyError):
-    """A broker cannot be reached at the address that the cluster gives for it; its text names the address and the reason."""
+    """A broker cannot be reached at its advertised address; the text has the address and the reason."""
 
 
 _UNKNOWN_TO_AIOKAFKA: dict[int, type[kafka_errors.KafkaError]] = {InvalidRecordError.errno: InvalidRecordError}
 
 
 def error_for(code: int) -> type[kafka_errors.KafkaError]:
-    """The error of a code in an answer."""
+    """Return the exception class of an error code."""
     return _UNKNOWN_TO_AIOKAFKA.get(code) or kafka_errors.for_code(code)
 
 
@@ -49,7 +49,7 @@ REFUSED = (
     kafka_errors.SaslAuthenticationFailed,
     kafka_errors.UnsupportedSaslMechanismError,
 )
-"""What no retry can change: credentials or permissions are wrong."""
+"""Errors that no retry resolves: wrong credentials or missing permissions."""
 
 _NOT_PERMITTED = (
     kafka_errors.TopicAuthorizationFailedError,
@@ -62,12 +62,12 @@ _UNREACHABLE = (kafka_errors.KafkaConnectionError, kafka_errors.NodeNotReadyErro
 
 
 def translate(error: BaseException, operation: Operation, where: str = "") -> BusError:
-    """The bus's error for one of a client's.
+    """Return the bus's error for an error of aiokafka.
 
     Args:
-        error: what was raised; a ``BusError`` is returned as it is.
-        operation: what failed.
-        where: which broker or topic, as ``"at localhost:9092"`` or ``"on 'site.cam'"``.
+        error: the error; a ``BusError`` is returned unchanged.
+        operation: the operation that failed.
+        where: broker or topic, for example ``"at localhost:9092"`` or ``"on 'site.cam'"``.
     """
     if isinstance(error, BusError):
         return error
@@ -86,7 +86,7 @@ def translate(error: BaseException, operation: Operation, where: str = "") -> Bu
     if operation == "publish" and (problem := _refused_record(error, kafka, text)) is not None:
         return problem
     if isinstance(error, kafka_errors.CommitFailedError):
-        return BusError(f"{kafka}: not committed, because the group has rebalanced; the records are delivered again.")
+        return BusError(f"{kafka}: commit failed because the group has rebalanced; the records are redelivered.")
     if isinstance(error, kafka_errors.InvalidTopicError):
         return TopicError(f"{kafka} refused the topic: {text}")
     if isinstance(error, _TIMEOUTS):
@@ -95,8 +95,8 @@ def translate(error: BaseException, operation: Operation, where: str = "") -> Bu
         return ConnectionLostError(f"{kafka} did not answer in time: {text}")
     if isinstance(error, UnreachableBrokerError):
         return ConnectionLostError(
-            f"{kafka} leads to a broker that cannot be reached: {text}. The address is what that broker tells its clients: "
-            "check its advertised.listeners, and that this machine can resolve and reach it."
+            f"{kafka}: a broker of the cluster cannot be reached: {text}. Check the broker's advertised.listeners, and that this "
+            "machine can resolve and reach the address."
         )
     if isinstance(error, _UNREACHABLE):
         return ConnectionLostError(
@@ -104,12 +104,14 @@ def translate(error: BaseException, operation: Operation, where: str = "") -> Bu
             "`msight-bus up kafka`."
         )
     if not isinstance(error, kafka_errors.KafkaError):
-        return ConnectionLostError(f"{kafka} does not answer as Kafka does ({type(error).__name__}: {text}).")
+        return ConnectionLostError(
+            f"{kafka}: the peer does not speak the Kafka protocol ({type(error).__name__}: {text})."
+        )
     return BusError(f"{kafka}: {text}")
 
 
 def _refused_record(error: BaseException, kafka: str, text: str) -> BusError | None:
-    """The error of a record that Kafka does not take, if that is what it is."""
+    """Return the error of a refused record; ``None`` for other errors."""
     match error:
         case kafka_errors.MessageSizeTooLargeError() | kafka_errors.RecordTooLargeError():
             return MessageTooLargeError(
@@ -117,18 +119,18 @@ def _refused_record(error: BaseException, kafka: str, text: str) -> BusError | N
             )
         case kafka_errors.RecordListTooLargeError():
             return MessageTooLargeError(
-                f"{kafka} refused a message as larger than a segment of the log (segment.bytes of the topic)."
+                f"{kafka} refused a message as larger than a log segment (segment.bytes of the topic)."
             )
         case InvalidRecordError():
             return BusError(
-                f"{kafka} refused a record (INVALID_RECORD, code 87): a topic with cleanup.policy=compact takes none without "
-                "a key; publish with key=..."
+                f"{kafka} refused a record (INVALID_RECORD, code 87): a topic with cleanup.policy=compact accepts only records "
+                "with a key; publish with key=..."
             )
         case kafka_errors.InvalidTimestampError():
             return BusError(
-                f"{kafka} refused the time of a record (INVALID_TIMESTAMP): the clocks of this machine and of the broker "
+                f"{kafka} refused the timestamp of a record (INVALID_TIMESTAMP): the clocks of this machine and of the broker "
                 "differ by more than the topic's message.timestamp.after.max.ms or message.timestamp.before.max.ms "
-                "permits; set the clocks right."
+                "permits; synchronize the clocks."
             )
         case (
             kafka_errors.UnknownTopicOrPartitionError()
@@ -136,7 +138,7 @@ def _refused_record(error: BaseException, kafka: str, text: str) -> BusError | N
             | kafka_errors.LeaderNotAvailableError()
         ):
             return PublishTimeoutError(
-                f"{kafka}: the partition of a message has no leader, or does not exist any more because the topic was made "
-                f"anew ({type(error).__name__}); publish the message again."
+                f"{kafka}: the partition of a message has no leader or no longer exists, for example because the topic was "
+                f"created again ({type(error).__name__}); publish the message again."
             )
     return None

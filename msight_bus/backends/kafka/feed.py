@@ -1,4 +1,4 @@
-"""One subscription's stream from Kafka. How partitions come and go is in `group.py` and `live_view.py`."""
+"""The consumer of one subscription. `group.py` and `live_view.py` assign its partitions."""
 
 from __future__ import annotations
 
@@ -32,23 +32,25 @@ from msight_bus.settings import BusSettings
 logger = logging.getLogger("msight_bus")
 
 _CHECK_EVERY = 0.5
+"""Seconds between two checks of aiokafka's tasks and of open transactions."""
 
 _LOOK_EVERY = 5.0
-"""Seconds after which the topic is asked for its identity and its partitions."""
+"""Seconds between two checks of the topic's identity and partitions."""
 
 _IDENTIFY_WITHIN = 3.0
-"""Seconds for that; a member of a group waits for it in each rebalance."""
+"""Maximum seconds of one check; a group member waits for it in each rebalance."""
 
 _LOOK_AGAIN = 0.1
-"""Seconds until then where a broker does not know the topic any more."""
+"""Seconds until the next check after a broker reported the topic as unknown."""
 
 _LOOK_FOR = 0.5
-"""Seconds until then while no broker knows it."""
+"""Seconds between two checks while the topic does not exist."""
 
 _GONE_AFTER = 2
-"""Looks in succession that find no topic; one broker can be behind the others."""
+"""Consecutive checks without the topic after which it counts as deleted; the metadata of one broker can be out of date."""
 
 _LEAVE_WITHIN = 1.0
+"""Maximum seconds for leaving the group."""
 
 
 class KafkaFeed:
@@ -79,21 +81,25 @@ class KafkaFeed:
         self._identity: TopicIdentity | None = None
         self._exists = True
         self._missing = asyncio.Event()
-        self._looks_missing = 0
+        self._missing_checks = 0
         self._failure: BusError | None = None
         self._problem = ""
         self._tasks: list[asyncio.Task[None]] = []
         self.on_closed: Callable[[], None] = lambda: None
 
     async def start(self) -> None:
-        """Begin to deliver; returns when the positions of all that is published from now on are certain."""
+        """Start to deliver and return once the start offsets are fixed: records published afterwards are delivered.
+
+        Raises:
+            KafkaError, BusError: the topic cannot be read.
+        """
         raise NotImplementedError
 
     async def _connect(self) -> None:
-        """Connect, and learn which partitions the topic has.
+        """Connect and get the partitions of the topic.
 
         Raises:
-            KafkaError: no broker told it within the request timeout.
+            KafkaError: no broker reported the partitions within the request timeout.
         """
         await self.client.bootstrap()
         self.client.track(self.topic)
@@ -102,11 +108,11 @@ class KafkaFeed:
                 while not (await self.client.update_metadata() and self.client.partitions(self.topic)):
                     await asyncio.sleep(_LOOK_AGAIN)
         except TimeoutError as error:
-            raise KafkaTimeoutError(f"no broker told the partitions of {self.topic!r}") from error
+            raise KafkaTimeoutError(f"no broker reported the partitions of {self.topic!r}") from error
 
     @property
     def partitions(self) -> dict[TopicPartition, Partition]:
-        """What this subscription owns."""
+        """The partitions that are assigned to this subscription."""
         return self._fetcher.partitions
 
     def _all_partitions(self) -> list[TopicPartition]:
@@ -140,17 +146,17 @@ class KafkaFeed:
         error = None if task.cancelled() else task.exception()
         if isinstance(error, REFUSED):
             self._fail(translate(error, "subscribe"))
-        elif error is not None:  # nobody awaits the task, and its subscription must not stand still in silence
-            logger.error("Reading %s failed.", self.topic, exc_info=error)
+        elif error is not None:  # no caller awaits the task: end the subscription with the error
+            logger.error("Consuming %s failed.", self.topic, exc_info=error)
             self._fail(translate(error, "subscribe"))
 
     def _fail(self, error: BusError) -> None:
-        """End the subscription with an error."""
+        """End the subscription with an error; the first error counts."""
         self._failure = self._failure or error
         self._inbox.fail(self._failure)
 
     def _begin_fetching(self, *client_tasks: asyncio.Task[None]) -> asyncio.Task[None]:
-        """Fetch, and fail when one of aiokafka's own tasks has ended."""
+        """Start fetching; the subscription fails when one of aiokafka's ``client_tasks`` ends."""
         self._run(self._watch(client_tasks), "watch")
         return self._run(self._fetcher.run(), "fetcher")
 
@@ -160,17 +166,19 @@ class KafkaFeed:
             done, _ = await asyncio.wait(client_tasks, timeout=_CHECK_EVERY, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 error = None if task.cancelled() else task.exception()
-                raise BusError(f"Kafka: the client stopped reading {self.topic!r}: {error!r}") from error
+                raise BusError(
+                    f"Kafka: consuming {self.topic!r} stopped because a task of aiokafka ended: {error!r}"
+                ) from error
             self._check_client()
             for partition in self.partitions.values():
                 partition.warn_if_held_back(clock())
 
     def _check_client(self) -> None:
-        """Take what aiokafka tells only to whoever fetches."""
+        """Report the errors that aiokafka raises only in a fetch; does nothing without a group."""
 
-    # -- the topic, which may be deleted and created again
+    # -- deletion and re-creation of the topic
 
-    async def _look_at_topic(self) -> None:
+    async def _watch_topic(self) -> None:
         while True:
             try:
                 async with asyncio.timeout(_LOOK_EVERY if self._exists else _LOOK_FOR):
@@ -180,72 +188,72 @@ class KafkaFeed:
                 pass
             self._missing.clear()
             try:
-                await self._look()
+                await self._check_topic()
             except REFUSED:
-                raise  # and the subscription fails
+                raise  # fails the subscription
             except (KafkaError, OSError) as error:
                 self.failed(error)
 
-    async def _look(self) -> None:
-        """See whether the topic was created again, and begin at its beginning if it was.
+    async def _check_topic(self) -> None:
+        """Check whether the topic was created again; if so, consume the new topic from its start.
 
         Raises:
-            KafkaError: not known.
+            KafkaError: no broker responded.
         """
         raise NotImplementedError
 
     async def _identify(self) -> bool:
-        """Learn the topic's identity; returns whether it is certainly another one than before.
+        """Get the topic's identity and return whether it is known to have changed.
 
         Raises:
-            KafkaError: the topic may not be described.
+            KafkaError: the user may not describe the topic.
         """
         try:
             answer = await self.client.ask(TopicIdentityRequest(self.topic), within=_IDENTIFY_WITHIN, shared=True)
             found = read_identity(answer, self.topic)
-        except NotImplementedError:  # the brokers are older than Kafka 2.8 and have no ids
+        except NotImplementedError:  # brokers before Kafka 2.8 have no topic ids
             return False
         except REFUSED:
             raise
         except (KafkaError, OSError) as error:
-            logger.debug("No broker tells the identity of topic %s: %s", self.topic, error)
+            logger.debug("No identity of topic %s: %s", self.topic, error)
             return False
-        self._looks_missing = self._looks_missing + 1 if found is None else 0
+        self._missing_checks = self._missing_checks + 1 if found is None else 0
         self._exists = found is not None
         if found is None:
-            if self._looks_missing == _GONE_AFTER:
-                logger.warning("Topic %s was deleted: nothing is received until it is created again.", self.topic)
+            if self._missing_checks == _GONE_AFTER:
+                logger.warning("Topic %s was deleted; no messages until it is created again.", self.topic)
             return False
         before, self._identity = self._identity, found
         if before is None or before.id == found.id:
             return False
-        logger.warning("Topic %s was deleted and created again: it is read from its beginning.", self.topic)
+        logger.warning("Topic %s was deleted and created again; consuming from its start.", self.topic)
         self._stream.gap(None, "retention")
         return True
 
-    # -- what the fetcher reports
+    # -- fetcher.FetchListener
 
     def fetched(self, messages: list[Message]) -> None:
-        """Deliver new messages."""
+        """Deliver new messages to the subscription."""
         self._problem = ""
         self._stream.deliver(messages)
 
     def failed(self, error: Exception) -> None:
-        """Log a problem that passes, once."""
+        """Log a retriable error, once until the next successful fetch."""
         text = str(translate(error, "subscribe"))
         if text != self._problem:
             self._problem = text
-            logger.warning("Fetching %s: %s", self.topic, text)
+            logger.warning("Fetch from %s failed; retrying: %s", self.topic, text)
 
     def topic_missing(self) -> None:
-        """Look soon whether the topic is still the same."""
+        """Check the topic's identity soon."""
         self._missing.set()
 
     async def out_of_range(self, partition: Partition) -> None:
-        """Retention has deleted what comes next: report how much, and go on with the oldest that is left.
+        """Continue at the oldest record, because the next offset was deleted by retention, and report a gap.
 
         Raises:
-            KafkaError: the broker does not say.
+            KafkaError: the broker did not report its offsets.
         """
         where = partition.where
         oldest = (await list_offsets(self.client, [where], EARLIEST, self._isolation))[where]
@@ -256,11 +264,11 @@ class KafkaFeed:
         if partition.owned and newest < partition.ledger.expected:
             partition.truncated(oldest)
 
-    # -- flow control and the end (backends.base.Consumer)
+    # -- flow control and closing (backends.base.Consumer)
 
     @property
     def lag(self) -> int | None:
-        """Records from the positions to the ends of the partitions; ``None`` before each has been fetched from."""
+        """Records between the positions and the ends of the partitions; ``None`` until each partition was fetched once."""
         behind = 0
         for partition in self.partitions.values():
             if partition.end is None:
@@ -269,36 +277,36 @@ class KafkaFeed:
         return behind
 
     def pause(self) -> None:
-        """Fetch no more; the log waits."""
+        """Stop fetching; records stay in the log."""
         self._fetcher.room.clear()
 
     def resume(self) -> None:
-        """Fetch again."""
+        """Resume fetching."""
         self._fetcher.room.set()
 
     async def stop(self) -> None:
-        """End the fetching; what was delivered can still be settled."""
+        """Stop fetching for good; delivered messages can still be acknowledged."""
         for task in self._tasks:
             if task.get_name().startswith("msight_bus fetcher"):
                 task.cancel()
                 await asyncio.wait((task,))
 
     async def commit(self) -> None:
-        """Nothing is committed outside a group."""
+        """Do nothing: only a group commits."""
 
     async def close(self) -> None:
-        """Stop, commit, leave the group."""
+        """Stop fetching, commit, leave the group and close the connections."""
         await self.stop()
         try:
             await self.commit()
         except BusError as error:
-            logger.warning("Not committed on leaving %s, so it is delivered again: %s", self.topic, error)
+            logger.warning("Commit of %s failed at close; its records are redelivered: %s", self.topic, error)
         finally:
             self.on_closed()
             await self._end(_LEAVE_WITHIN)
 
     async def give_up(self, error: BusError) -> None:
-        """End at once, because Kafka will answer no more; what was not committed comes again, to somebody."""
+        """End at once with an error, without a commit; the group redelivers uncommitted records."""
         self._fail(error)
         await self._end(leave_within=0)
 
@@ -312,4 +320,4 @@ class KafkaFeed:
         await self.client.aclose()
 
     async def _leave(self, within: float) -> None:
-        """Leave the group, within so many seconds."""
+        """Leave the group, within ``within`` seconds."""

@@ -1,4 +1,4 @@
-"""Fetches the partitions that a subscription owns, from the broker that leads each."""
+"""Fetches the partitions of a subscription from their leaders."""
 
 from __future__ import annotations
 
@@ -17,48 +17,47 @@ from msight_bus.message import Message
 logger = logging.getLogger("msight_bus")
 
 _AGAIN_AFTER = 0.1
-"""Seconds until a broker that is not a partition's leader any more is asked again."""
+"""Seconds until the next fetch from a broker that no longer leads a partition."""
 
 
 class FetchListener(Protocol):
-    """What a subscription does with what was fetched."""
+    """Receives the results of a `Fetcher`."""
 
     def fetched(self, messages: list[Message]) -> None:
-        """New messages of one partition."""
+        """Handle new messages of one partition."""
 
     def failed(self, error: Exception) -> None:
-        """A fetch failed and will be repeated."""
+        """Handle a failed fetch, which will be repeated."""
 
     def topic_missing(self) -> None:
-        """The broker does not know the topic: it may have been deleted."""
+        """Handle that a broker does not know the topic, which may have been deleted."""
 
     async def out_of_range(self, partition: Partition) -> None:
-        """The log has no record at the partition's position: find another position.
+        """Set another position, because the log has no record at the current one.
 
         Raises:
-            KafkaError: not now.
+            KafkaError: the broker did not report its offsets.
         """
 
 
 class Fetcher:
-    """One request to each leader at a time.
+    """Fetches with at most one request to each leader at a time.
 
     Attributes:
-        partitions: what the subscription owns; replaced by `assign`.
-        room: set while messages are accepted.
+        partitions: the assigned partitions; replaced by `assign`.
+        room: set while the subscription accepts messages.
     """
 
     def __init__(
         self, client: Client, listener: FetchListener, isolation: int, partition_bytes: int, retry_after: float
     ) -> None:
-        """Fetch nothing yet.
-
+        """
         Args:
-            client: of this subscription only.
-            listener: gets what was fetched.
+            client: the connections of this subscription; not shared.
+            listener: receives the results.
             isolation: `READ_COMMITTED` or `READ_UNCOMMITTED`.
-            partition_bytes: of one partition in one fetch; a larger batch comes all the same.
-            retry_after: seconds until a fetch that failed is repeated.
+            partition_bytes: maximum number of bytes of one partition in one fetch; a larger first batch arrives complete.
+            retry_after: seconds until a failed fetch is repeated.
         """
         self.partitions: dict[TopicPartition, Partition] = {}
         self.room = asyncio.Event()
@@ -72,7 +71,7 @@ class Fetcher:
         client.on_update = self._wake
 
     def assign(self, partitions: dict[TopicPartition, Partition]) -> None:
-        """Fetch these partitions from now on, and no other."""
+        """Replace the partitions to fetch."""
         for where, former in self.partitions.items():
             if partitions.get(where) is not former:
                 former.owned = False
@@ -87,7 +86,7 @@ class Fetcher:
         """Fetch until cancelled.
 
         Raises:
-            KafkaError: records may not be fetched.
+            KafkaError: the user may not read the topic.
             Exception: a bug.
         """
         fetching: dict[int, asyncio.Task[None]] = {}
@@ -116,7 +115,7 @@ class Fetcher:
                 await asyncio.wait(fetching.values())
 
     async def _fetch(self, node: int) -> None:
-        """Fetch from a broker while it leads a partition."""
+        """Fetch from a broker while it leads an assigned partition."""
         while True:
             await self.room.wait()
             wanted = {where: each for where, each in self.partitions.items() if self._client.leader(where) == node}
@@ -143,12 +142,12 @@ class Fetcher:
         for where, code, end, stable, aborted, data in fetched:
             partition = wanted[where]
             if not partition.owned or partition.ledger.expected != positions[where]:
-                continue  # of before a rebalance
+                continue  # the response to a fetch before a rebalance
             if code:
                 errors.append((partition, error_for(code)(where.topic)))
                 continue
             partition.end, partition.stable = end, stable
-            # Nothing is awaited between the test of what is owned and the queue.
+            # No await between the check of `owned` and the queue.
             for messages in partition.read(data, aborted):
                 self._listener.fetched(messages)
                 await asyncio.sleep(0)

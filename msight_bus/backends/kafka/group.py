@@ -1,11 +1,11 @@
-"""A member of a consumer group: partitions come and go, and what is done is committed.
+"""The consumer of a subscription with a group: rebalances and commits.
 
-Which member decides where an uncommitted partition starts has to be one rule, or what is published between two members'
-decisions is skipped: of the members of this make, the owner of the lowest partition decides for all of them, in one commit.
-Members of another make are not waited for, and their partitions are left to them. A partition that is not committed while
-others are is new, and starts at its beginning; its owner commits that.
+One member must decide the start offsets of all uncommitted partitions; otherwise records published between the decisions of two
+members are skipped. Of the members that run this library (the peers), the owner of the lowest partition decides for all peers,
+in one commit. Members that run another client decide for their own partitions, and no peer waits for them. A partition without
+a committed offset in a group that has others is new: its owner commits its first offset.
 
-An assignment can name partitions that are newer than this member's metadata, because the leader of the group made it.
+An assignment can contain partitions that are missing from this member's metadata, because the group leader computes it.
 """
 
 from __future__ import annotations
@@ -28,24 +28,30 @@ from msight_bus.errors import BusError, ConnectionLostError, fresh
 logger = logging.getLogger("msight_bus")
 
 _POLL = 0.05
+"""Seconds between two checks of the membership or the committed offsets."""
+
 _DECIDES_WITHIN = 5.0
-"""Seconds that another member of this make may take to decide."""
+"""Seconds to wait for the start offsets of another peer."""
 
 _JOIN_WITHIN = 60.0
-"""Seconds to be accepted by a group that can be reached. A member that left without saying so is waited for until its session
-has expired, which takes 45 s with the defaults of Kafka's own clients."""
+"""Minimum deadline, in seconds, for joining. The coordinator waits for a crashed member until its session expires: 45 s with the
+defaults of Kafka's Java clients."""
 
 _TELL_EVERY = 5.0
+"""Seconds between two WARNINGs while joining."""
 
 _COMMIT_WITHIN = 3.0
+"""Deadline of a commit, in seconds."""
 
 _COMPARE_EVERY = 10.0
+"""Seconds between two comparisons of own and other partitions."""
+
 _MANY = 100
-"""Records after which a member whose own partitions received none is told; fewer can be chance."""
+"""Number of records in other partitions at which a member without records logs a WARNING; fewer can be chance."""
 
 
 class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
-    """A subscription with ``group_id``."""
+    """The consumer of a subscription with ``group_id``."""
 
     def __init__(self, group_id: str, *arguments: Any) -> None:
         """``arguments`` are those of `KafkaFeed`."""
@@ -54,29 +60,34 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
         self._member: Member | None = None
         self._joined = asyncio.Event()
         self._start = self._selection.start
-        self._begins_anew = False
-        # where this member would have begun in each partition when it joined: another make's may hold it and commit nothing
-        self._foreseen: dict[TopicPartition, int] = {}
+        self._was_recreated = False
+        # start offsets when this member joined, also of partitions whose owner runs another client and commits nothing
+        self._initial_starts: dict[TopicPartition, int] = {}
 
     async def start(self) -> None:
-        """Join the group and wait until every partition's start is committed."""
+        """Join the group and wait until the start offset of every partition is committed.
+
+        Raises:
+            ConnectionLostError: the coordinator did not respond, or the group did not accept the member, in time.
+            KafkaError, BusError: the user may not read the topic or join the group.
+        """
         await self._connect()
         self._member = Member(self.client, self.topic, self._group_id, self._settings.kafka.session_timeout, self)
         fetching = self._begin_fetching(self.client.background_task, self._member.background_task)
         await self._join(fetching)
-        await self._wait_for_mates()
+        await self._wait_for_peers()
         self._run(self._commit_regularly(), "committer")
-        self._run(self._look_at_topic(), "topic")
+        self._run(self._watch_topic(), "topic")
         self._run(self._compare_partitions(), "comparison")
 
     @property
     def member(self) -> Member:
-        """The membership."""
+        """The membership of the group, between `start` and `close`."""
         assert self._member is not None
         return self._member
 
     async def _compare_partitions(self) -> None:
-        """Warn once if only partitions of other members receive records."""
+        """Log a WARNING, once, if only partitions of other members receive records."""
         first: dict[TopicPartition, int] = {}
         own: set[TopicPartition] = set()
         while True:
@@ -96,10 +107,10 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
 
     def _warn_of_idle_partitions(self, own: set[TopicPartition], others: dict[TopicPartition, int]) -> None:
         logger.warning(
-            "Group %s: this member owns only partitions of %s that receive nothing (%s), while others do (%s). Messages of one "
-            "key go to one partition, and so do those of one publisher without a key. To share them, publish with more keys, or "
-            "spread those without one: "
-            "publisher(spread=True), NodeConfig(spread=True), or MSIGHT_KAFKA_UNKEYED=spread at the publisher.",
+            "Group %s: this member's partitions of %s receive nothing (%s); other partitions do (%s). Messages of one "
+            "key, and one publisher's messages without a key, go to one partition. To share them, publish with more keys, or "
+            "spread messages without a key at the publisher: "
+            "publisher(spread=True), NodeConfig(spread=True) or MSIGHT_KAFKA_UNKEYED=spread.",
             self._group_id,
             self.topic,
             ", ".join(str(where.partition) for where in sorted(own)),
@@ -107,11 +118,11 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
         )
 
     async def _join(self, fetching: asyncio.Task[None]) -> None:
-        """Wait until partitions are assigned.
+        """Wait for the first assignment.
 
         Raises:
-            ConnectionLostError: the group's coordinator is not reached within ``connect_timeout``, or does not accept a member.
-            BusError: it refuses.
+            ConnectionLostError: the coordinator did not respond within ``connect_timeout`` seconds, or did not accept the member.
+            BusError: the coordinator refused.
         """
         limits, clock = self._settings.limits, asyncio.get_running_loop().time
         begun = reached = clock()
@@ -139,8 +150,8 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
                 if now >= told:
                     told = now + _TELL_EVERY
                     logger.warning(
-                        "Joining the group %s for %s: waiting for %.0f s, at most %g s. A member that left without saying so is "
-                        "waited for until its session expires.",
+                        "Joining the group %s for %s: waiting for %.0f s, at most %g s. The coordinator waits for a crashed "
+                        "member until its session expires.",
                         self._group_id,
                         self.topic,
                         now - begun,
@@ -149,8 +160,8 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
         finally:
             joined.cancel()
 
-    async def _wait_for_mates(self) -> None:
-        """Wait until the members of this make have committed where their partitions start."""
+    async def _wait_for_peers(self) -> None:
+        """Wait until the peers have committed the start offsets of their partitions, at most 5 s."""
         waited = 0.0
         while waited < _DECIDES_WITHIN:
             everything = self._all_partitions()
@@ -161,12 +172,12 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
             waited += _POLL
 
     async def _has_decided(self, missing: set[TopicPartition]) -> bool:
-        """Whether none of these partitions belongs to a member of this make."""
+        """Return whether no peer owns one of the partitions without a committed offset."""
         try:
-            mates = await self.member.partitions_of_mates()
+            peers = await self.member.partitions_of_peers()
         except RebalanceInProgressError:
             return False
-        return mates is None or not missing & mates
+        return peers is None or not missing & peers
 
     def _check_client(self) -> None:
         try:
@@ -174,41 +185,39 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
         except REFUSED as error:
             self._fail(translate(error, "subscribe"))
         except KafkaError as error:
-            self.failed(error)  # aiokafka tries again once the error has been taken
+            self.failed(error)  # aiokafka retries once the error was raised
 
-    # -- rebalances: aiokafka awaits these, and sends no heartbeat while the second one runs
+    # -- rebalances: aiokafka awaits both methods, and sends no heartbeat during the second
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
-        """Commit the finished prefix and let go; no handler is waited for."""
+        """Commit the finished prefixes and discard queued records, without waiting for handlers."""
         await self._guard(self._revoke())
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
-        """Find where each partition goes on, commit what is decided here, and fetch from there."""
+        """Determine the position of each partition, commit the start offsets that this member decides, and fetch."""
         await self._guard(self._assign(list(assigned)))
 
     async def _guard(self, listening: Awaitable[None]) -> None:
-        """aiokafka logs what a listener raises, and keeps a member that would read nothing."""
+        """Rejoin or fail on an error of a listener: aiokafka only logs the error, and the member would consume nothing."""
         try:
             await listening
-        except RebalanceInProgressError:  # whatever was to be found out, the next assignment does
+        except RebalanceInProgressError:  # the next assignment repeats this step
             self.member.request_rejoin()
         except REFUSED as error:
             self._fail(translate(error, "subscribe"))
         except (KafkaError, OSError) as error:
-            logger.warning(
-                "A rebalance of %s failed, rejoining the group: %s", self.topic, translate(error, "subscribe")
-            )
+            logger.warning("Rebalance of %s failed; rejoining the group: %s", self.topic, translate(error, "subscribe"))
             await asyncio.sleep(self._settings.limits.reconnect_min)
             self.member.request_rejoin()
         except Exception as error:
-            logger.exception("A rebalance of %s failed.", self.topic)
+            logger.exception("Rebalance of %s failed.", self.topic)
             self._fail(translate(error, "subscribe"))
 
     async def _revoke(self) -> None:
         try:
             await self._commit_finished()
         except BusError as error:
-            logger.warning("Not committed before a rebalance, so it is delivered again: %s", error)
+            logger.warning("Commit failed at a rebalance; records are redelivered: %s", error)
         finally:
             gone = set(self.partitions.values())
             self._fetcher.assign({})
@@ -217,7 +226,7 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
     async def _assign(self, own: list[TopicPartition]) -> None:
         async with loop_timeout(self._settings.kafka.session_timeout * 0.6):
             if await self._identify():
-                self._begin_anew()
+                self._reset()
             starts = await self._starts(sorted(own))
         partitions = {
             where: self._partition(where, start.offset, Moment.noted(start.metadata)) for where, start in starts.items()
@@ -227,61 +236,61 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
         self._fetcher.assign(partitions)
         self._joined.set()
 
-    async def _look(self) -> None:
+    async def _check_topic(self) -> None:
         if await self._identify():
-            self._begin_anew()
+            self._reset()
             self.member.request_rejoin()
         elif self._identity is not None and self._identity.partitions != len(self._all_partitions()):
-            await self.client.update_metadata()  # from which the leader of the group assigns
+            await self.client.update_metadata()  # a group leader computes the assignment from it
 
-    def _begin_anew(self) -> None:
-        """What was read of a topic that is gone settles nothing, and partitions of the new one start at their beginning."""
+    def _reset(self) -> None:
+        """Drop the partitions of the deleted topic; those of the new topic start at their first offset."""
         self._fetcher.assign({})
-        self._foreseen = {}
+        self._initial_starts = {}
         self._start = "earliest"
-        self._begins_anew = True
+        self._was_recreated = True
 
     async def _starts(self, own: list[TopicPartition]) -> dict[TopicPartition, OffsetAndMetadata]:
-        if self._begins_anew:  # what is committed may be of the topic that is gone
+        if self._was_recreated:  # committed offsets may belong to the deleted topic
             committed = await self._decide(own)
-            self._begins_anew = not self._all_partitions()  # nobody was given any, as the metadata are of before
+            self._was_recreated = not self._all_partitions()  # the metadata were out of date, so none were assigned
             return committed
         everything = sorted({*self._all_partitions(), *own})
         committed = await self.member.committed(everything)
         if not committed:
             committed = await self._first_starts(everything, own)
         missing = [where for where in own if where not in committed]
-        if missing:  # they are new, or another make's member had them
+        if missing:  # new, or owned before by a member with another client
             committed |= await self._decide(missing)
         return {where: committed[where] for where in own}
 
     async def _first_starts(
         self, everything: list[TopicPartition], own: list[TopicPartition]
     ) -> dict[TopicPartition, OffsetAndMetadata]:
-        """What one member decides where nothing is committed yet."""
-        mates = await self._mates(own)
-        found = await self._resolve(sorted({*everything, *mates}), self._start)
-        self._foreseen = found | self._foreseen
+        """Return the start offsets of the own partitions in a group without committed offsets."""
+        peers = await self._peer_partitions(own)
+        found = await self._resolve(sorted({*everything, *peers}), self._start)
+        self._initial_starts = found | self._initial_starts
         if not own:
             return {}
-        if mates[0] in own:
-            return await self._decide(mates)
+        if peers[0] in own:
+            return await self._decide(peers)
         return await self._decided_elsewhere(own)
 
     async def _decide(self, partitions: list[TopicPartition]) -> dict[TopicPartition, OffsetAndMetadata]:
-        """Commit where partitions start: where they were when this member joined, and new ones at their beginning."""
-        new = [where for where in partitions if where not in self._foreseen]
-        starts = self._foreseen | await self._resolve(new, "earliest")
+        """Commit start offsets: those resolved when this member joined; for new partitions, the first offset."""
+        new = [where for where in partitions if where not in self._initial_starts]
+        starts = self._initial_starts | await self._resolve(new, "earliest")
         moment = moment_of(self._start)
         decided = {where: OffsetAndMetadata(starts[where], moment.note if moment else "") for where in partitions}
         if decided:
             await self.member.commit(decided)
         return decided
 
-    async def _mates(self, own: list[TopicPartition]) -> list[TopicPartition]:
-        """The partitions of the topic that members of this make own, in order."""
-        mates = await self.member.partitions_of_mates() or set()
-        return sorted({*own, *(where for where in mates if where.topic == self.topic)})
+    async def _peer_partitions(self, own: list[TopicPartition]) -> list[TopicPartition]:
+        """Return the peers' partitions of the topic, in order."""
+        peers = await self.member.partitions_of_peers() or set()
+        return sorted({*own, *(where for where in peers if where.topic == self.topic)})
 
     async def _decided_elsewhere(self, own: list[TopicPartition]) -> dict[TopicPartition, OffsetAndMetadata]:
         waited = 0.0
@@ -306,15 +315,15 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
         """Commit the finished prefixes.
 
         Raises:
-            BusError: not committed; the records come again.
+            BusError: the commit failed; the records are redelivered.
         """
         await self._commit_finished()
 
     async def _commit_finished(self) -> None:
-        """Commit the finished prefixes, forwards only, within a deadline.
+        """Commit the finished prefixes, never backwards, within 3 s.
 
         Raises:
-            BusError: not committed; the records come again.
+            BusError: the commit failed; the records are redelivered.
         """
         if self._member is None or not self._member.is_joined:
             return

@@ -1,4 +1,4 @@
-"""A subscription without a group: every record of every partition, from its start on. Nothing is committed."""
+"""The consumer of a subscription without a group: all partitions, from the start offsets on, without commits."""
 
 from __future__ import annotations
 
@@ -9,24 +9,28 @@ from msight_bus.backends.kafka.start import moment_of
 
 
 class LiveViewFeed(KafkaFeed):
-    """A subscription without ``group_id``."""
+    """The consumer of a subscription without ``group_id``."""
 
     async def start(self) -> None:
-        """Take all partitions, each from where the selection says."""
+        """Assign all partitions, with the start offsets of the selection, and start to fetch.
+
+        Raises:
+            KafkaError: the topic cannot be read.
+        """
         await self._connect()
         await self._identify()
         starts = await self._resolve(self._existing(), self._selection.start)
         moment = moment_of(self._selection.start)
         self._fetcher.assign({where: self._partition(where, at, moment) for where, at in starts.items()})
         self._begin_fetching(self.client.background_task)
-        self._run(self._look_at_topic(), "topic")
+        self._run(self._watch_topic(), "topic")
 
     def _existing(self) -> list[TopicPartition]:
         if self._identity is None:
             return self._all_partitions()
         return [TopicPartition(self.topic, number) for number in range(self._identity.partitions)]
 
-    async def _look(self) -> None:
+    async def _check_topic(self) -> None:
         if await self._identify():
             self._fetcher.assign({})
         new = {where: self._partition(where, 0) for where in self._existing() if where not in self.partitions}

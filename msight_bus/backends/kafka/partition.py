@@ -1,4 +1,4 @@
-"""One partition that a subscription owns: what was delivered of it, what is done, and what is no message."""
+"""One assigned partition: position, delivered and finished offsets, and skipped records."""
 
 from __future__ import annotations
 
@@ -20,26 +20,28 @@ from msight_bus.offset_tracker import PartitionLedger
 logger = logging.getLogger("msight_bus")
 
 _LIST = 2000
-"""Messages that are made without letting others run."""
+"""Maximum number of messages that are created without yielding to the event loop."""
 
 _FETCHES_OF_DAMAGED = 3
+"""Number of fetches of damaged bytes before they are skipped."""
 
 _HELD_BACK_AFTER = 10.0
-"""Seconds after which a transaction that stays open is logged."""
+"""Seconds after which an open transaction is logged."""
 
 DeadLetter = Callable[[Message], Awaitable[bool]]
+"""Publishes a message as a dead letter and returns whether that succeeded."""
 
 
 class Partition:
-    """A partition between two rebalances (message.Settlement, partition_reader.MessageMaker).
+    """A partition from its assignment to the next rebalance (message.Settlement, partition_reader.MessageMaker).
 
     Attributes:
-        where: topic and number.
-        partition: the number.
-        ledger: what was delivered and what is done; ``ledger.expected`` is the offset to fetch next.
-        owned: whether it still belongs to the subscription.
-        end: the offset behind the last record of the log, ``None`` before the first fetch.
-        stable: where the records of an open transaction begin; ``end`` without one.
+        where: topic and partition.
+        partition: the partition's number.
+        ledger: delivered and finished offsets; ``ledger.expected`` is the offset of the next fetch.
+        owned: whether the partition is still assigned to the subscription.
+        end: offset after the last record of the log; ``None`` before the first fetch.
+        stable: last stable offset: the first record of an open transaction; ``end`` without one.
     """
 
     __slots__ = (
@@ -60,13 +62,17 @@ class Partition:
         waits: bool = False,
         reads_committed: bool = True,
     ) -> None:
-        """Begin at an offset.
-
+        """
         Args:
-            moment: messages from before it are left out.
-            latest: number of messages before the end from which a partition that comes, or comes back, is read; 0 for all.
-            waits: whether no more messages are made than fit into the inbox.
-            reads_committed: whether records of an open transaction are waited for.
+            where: topic and partition.
+            start: first offset to fetch.
+            inbox: receives messages and gaps.
+            max_redeliveries: number of redeliveries after which a message is dead-lettered.
+            dead_letter: publishes a dead letter.
+            moment: messages published before it are left out.
+            latest: on assignment and after an outage, continue at most this many records before the end; 0: read all records.
+            waits: whether a list has at most as many messages as the inbox has room for.
+            reads_committed: whether records are delivered only once their transaction is committed.
         """
         self.where = where
         self.partition: int = where.partition
@@ -83,53 +89,61 @@ class Partition:
         self._latest = latest
         self._waits = waits
         self._reads_committed = reads_committed
-        self._damaged = (start, 0)  # the last place with damaged bytes, and how often it was fetched
-        self._held_back = (-1, math.inf)  # where it stands still, and when to log it
+        self._damaged = (start, 0)  # offset of damaged bytes, number of its fetches
+        self._held_back = (-1, math.inf)  # offset of an open transaction, when to log it
 
     # -- reading a fetch
 
     def read(self, data: bytes | memoryview, aborted: Sequence[tuple[int, int]]) -> Iterator[list[Message]]:
-        """The new messages of a fetch, which count as delivered when they are handed out."""
+        """Yield the new messages of a fetch in lists; a list counts as delivered when it is yielded.
+
+        Args:
+            data: record batches.
+            aborted: producer id and first offset of each aborted transaction.
+
+        Raises:
+            CorruptRecordException: the batches are damaged and to be fetched again.
+        """
         if not self._reads_committed:
             aborted = ()
         for messages in PartitionReader(data, self.ledger.expected, aborted, self):
             wanted = self._skip(messages) if self._arrives else messages
             if not wanted:
-                return  # the next fetch begins further on
+                return  # continue with a fetch from the new position
             if new := self.deliver(wanted):
                 yield new
 
     @property
     def limit(self) -> int:
-        """Messages of the next list at most."""
+        """Maximum number of messages in the next list."""
         return max(1, min(_LIST, self._inbox.room)) if self._waits else _LIST
 
     def make(self, records: Iterator[Any], first: int | None) -> list[Message]:
-        """The messages of records."""
+        """Convert records to messages (partition_reader.MessageMaker)."""
         return to_messages(self.where.topic, records, time.time(), self, first)
 
     def passed(self, offset: int) -> None:
-        """What was not handed out below ``offset`` is no message."""
+        """Move the position to ``offset``: no message below it is left."""
         if self.owned:
             self.ledger.expected = max(self.ledger.expected, offset)
 
     def unreadable(self, count: int, reason: str, *, at_most: bool) -> None:
-        """Report records that are passed over: they must not stop their partition."""
-        logger.warning("%d records of %s, partition %d, are passed over: %s", count, *self.where, reason)
+        """Report skipped records as a gap."""
+        logger.warning("Skipped %d records of %s, partition %d: %s", count, *self.where, reason)
         self._stream.gap(count, "unreadable", at_most=at_most)
 
     def fetch_again(self, offset: int) -> bool:
-        """Whether damaged bytes are worth another fetch."""
+        """Return whether to fetch damaged bytes at ``offset`` again; true for the first two fetches."""
         fetches = self._damaged[1] + 1 if self._damaged[0] == offset else 1
         self._damaged = (offset, fetches)
         return fetches < _FETCHES_OF_DAMAGED
 
     def came_back(self) -> None:
-        """A broker did not answer for a while: a consumer of the latest messages skips what lies further back."""
+        """Note an outage of the broker: a subscription to the latest messages skips older ones."""
         self._arrives = bool(self._latest)
 
     def _skip(self, messages: list[Message]) -> list[Message]:
-        """Go on ``latest`` records before the end of a partition that comes, or comes back, with more."""
+        """Continue ``latest`` records before the end; return the messages that are left."""
         self._arrives = False
         first = self._readable_end - self._latest
         if first <= self.ledger.expected:
@@ -143,12 +157,12 @@ class Partition:
         return self.stable if self._reads_committed else self.end or 0
 
     def deliver(self, messages: list[Message]) -> list[Message]:
-        """Note messages, in ascending order, as delivered; returns those that are new: a fetch begins with whole batches."""
+        """Mark messages, in ascending order, as delivered and return the new ones: a fetch can begin before the position."""
         ledger = self.ledger
         if offset_of(messages[0]) < ledger.expected:
             messages = [message for message in messages if offset_of(message) >= ledger.expected]
         end = offset_of(messages[-1]) + 1 if messages else 0
-        if (moment := self._moment) is not None:  # what it leaves out counts as done
+        if (moment := self._moment) is not None:  # messages before it count as finished
             messages = [message for message in messages if not moment.leaves_out(message)]
         if messages and offset_of(messages[-1]) - offset_of(messages[0]) == len(messages) - 1:
             ledger.deliver(offset_of(messages[0]), offset_of(messages[-1]) + 1)
@@ -162,7 +176,7 @@ class Partition:
     # -- retention and transactions
 
     def deleted_before(self, oldest: int) -> bool:
-        """Go on with the oldest record that is left; returns whether records before it were missing."""
+        """Continue at the oldest record of the log and report a gap; return whether the position was before it."""
         ledger = self.ledger
         if oldest <= ledger.expected:
             return False
@@ -171,12 +185,12 @@ class Partition:
         return True
 
     def truncated(self, oldest: int) -> None:
-        """Begin again with the oldest record: the log ends before what was read of it, and what is missing is not known."""
+        """Restart at the oldest record, because the log ends before the position; report a gap of unknown size."""
         self._stream.gap(None, "retention")
         self.ledger = PartitionLedger(oldest)
 
     def warn_if_held_back(self, now: float) -> None:
-        """Log once that an open transaction holds the partition back; ``now`` is the loop's time."""
+        """Log a WARNING, once, if an open transaction blocks the partition; ``now`` is the loop's time."""
         end, stable = self.end or 0, self.stable
         if not stable <= self.ledger.expected < end or not self._reads_committed:
             stable = -1
@@ -185,8 +199,8 @@ class Partition:
         elif now >= self._held_back[1]:
             self._held_back = (stable, math.inf)
             logger.warning(
-                "%s, partition %d: a transaction that is open for %g s holds back %d records behind offset %d. Commit or "
-                "abort it at its producer; MSIGHT_KAFKA_ISOLATION=read_uncommitted does not wait for it.",
+                "%s, partition %d: a transaction open for %g s holds back %d records from offset %d on. Commit or abort the "
+                "transaction at its producer, or set MSIGHT_KAFKA_ISOLATION=read_uncommitted.",
                 *self.where,
                 _HELD_BACK_AFTER,
                 end - stable,
@@ -196,14 +210,14 @@ class Partition:
     # -- acknowledgements
 
     def settle(self, message: Message) -> None:
-        """Mark a record as done; late ones, of partitions that were taken away, are ignored."""
+        """Mark a record as finished; does nothing if the partition was revoked."""
         if self.owned and not message._settled:
             message._settled = True
             assert message.offset is not None
             self.ledger.settle(message.offset)
 
     async def release(self, message: Message) -> None:
-        """Deliver a record again, or dead-letter it when it has come back too often."""
+        """Redeliver a record; after ``max_redeliveries``, dead-letter it."""
         if not self.owned or message._settled:
             return
         if message.redeliveries < self._max_redeliveries:

@@ -1,4 +1,4 @@
-"""One partition's part of a fetch, as lists of messages. No record stops its partition."""
+"""Converts the fetched batches of one partition to lists of messages. A damaged record never stops the partition."""
 
 from __future__ import annotations
 
@@ -27,32 +27,32 @@ from msight_bus.message import Message
 
 
 class MessageMaker(Protocol):
-    """Makes lists of messages of one partition, and is told what is no message."""
+    """Converts the records of one partition to messages, and is notified of skipped offsets."""
 
     @property
     def limit(self) -> int:
-        """Records of the next list at most."""
+        """Maximum number of records in the next list."""
 
     def make(self, records: Iterator[Any], first: int | None) -> list[Message]:
-        """One message for each record (offset, timestamp, key, value, headers); ``first`` as in `records.to_messages`."""
+        """Return one message for each record; arguments as in `records.to_messages`."""
 
     def passed(self, offset: int) -> None:
-        """Everything below ``offset`` was handed out or is no message: transaction markers, what compaction has removed."""
+        """Note that no message below ``offset`` is left: the rest are transaction markers or were removed by compaction."""
 
     def unreadable(self, count: int, reason: str, *, at_most: bool) -> None:
-        """So many records are passed over."""
+        """Note that up to (``at_most``) or exactly ``count`` records are skipped, because of ``reason``."""
 
     def fetch_again(self, offset: int) -> bool:
-        """Whether to fetch bytes again that are damaged; perhaps they are only here."""
+        """Return whether to fetch damaged bytes at ``offset`` again: they may be damaged only in this response."""
 
 
 class PartitionReader:
-    """Reads a partition's part of a fetch, from an offset on.
+    """Iterates lists of messages from fetched batches, from an offset on.
 
-    aiokafka's reader makes a ``ConsumerRecord`` of each record in several calls, which is more than half of what a fetch costs.
+    Replaces aiokafka's reader, which creates a ``ConsumerRecord`` for each record, more than half of the cost of a fetch.
 
     Attributes:
-        next_fetch_offset: where the next fetch begins, once the lists so far are delivered.
+        next_fetch_offset: offset for the next fetch, after the lists so far.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class PartitionReader:
                 yield from self._read_batch(head, batch)
 
     def _read_batch(self, head: Head, batch: memoryview) -> Iterator[list[Message]]:
-        # A batch comes whole, also if only its end was asked for.
+        # A fetch returns complete batches, so records before the requested offset are possible.
         missing = head.next_offset - max(head.base_offset, self.next_fetch_offset)
         if not DefaultRecordBatch(batch).validate_crc():
             self._damaged(missing, head.next_offset, "wrong checksum")
@@ -100,7 +100,7 @@ class PartitionReader:
         self._pass(head.next_offset)
 
     def _read_records(self, head: Head, batch: memoryview, records: bytes | memoryview) -> Iterator[list[Message]]:
-        # a chain, because a batch can be iterated once
+        # chain() gives one iterator: a batch can be iterated only once
         parsed = chain(DefaultRecordBatch(head.uncompressed() + records if head.codec else batch))
         taken, end = 0, head.base_offset
         while True:
@@ -109,7 +109,7 @@ class PartitionReader:
                 messages = self._make(islice(parsed, limit), head.base_offset + taken if head.is_dense else None)
                 if not head.is_dense:
                     _check_offsets(messages, end, head.next_offset)
-            except Exception:  # whatever a parser says of bytes that others chose
+            except Exception:  # parsers raise anything for invalid bytes
                 yield from self._read_tolerantly(head, records, taken)
                 return
             if messages:
@@ -137,12 +137,12 @@ class PartitionReader:
                 self._maker.unreadable(record.count, record.reason, at_most=not head.is_dense)
 
     def _read_old(self, batch: memoryview) -> Iterator[list[Message]]:
-        """A batch of the formats 0 and 1, which Kafka 4 does not have: its offset is that of its last record."""
+        """Read a batch of format 0 or 1, which Kafka 4 no longer has; the base offset is that of the last record."""
         end = base_offset(batch) + 1
         try:
             parsed = LegacyRecordBatch(batch, magic(batch))
             messages = self._make(iter(parsed), None) if parsed.validate_crc() else None
-        except Exception:  # whatever a parser says of bytes that others chose
+        except Exception:  # parsers raise anything for invalid bytes
             messages = None
         if messages is None:
             self._damaged(max(1, end - self.next_fetch_offset), end, "damaged")
@@ -156,10 +156,10 @@ class PartitionReader:
         return self._maker.make(records, first)
 
     def _damaged(self, missing: int, end: int, reason: str) -> None:
-        """Pass over damaged bytes, unless they are worth another fetch.
+        """Skip damaged bytes, unless they are to be fetched again.
 
         Raises:
-            CorruptRecordException: they are.
+            CorruptRecordException: the bytes are to be fetched again.
         """
         if self._maker.fetch_again(self.next_fetch_offset):
             raise CorruptRecordException(f"offset {self.next_fetch_offset}: {reason}")
@@ -175,13 +175,13 @@ class PartitionReader:
 
 
 def _check_offsets(messages: list[Message], first: int, end: int) -> None:
-    """Refuse offsets that a producer made up, which brokers do not check in uncompressed batches.
+    """Check the offsets of records, which brokers do not check in uncompressed batches.
 
     Raises:
-        ValueError: they do not ascend between ``first`` and ``end``.
+        ValueError: the offsets do not ascend from ``first`` to below ``end``.
     """
     before = first - 1
     for message in messages:
         if not before < offset_of(message) < end:
-            raise ValueError(f"offset {message.offset} is none of its batch's")
+            raise ValueError(f"offset {message.offset} is outside its batch")
         before = offset_of(message)

@@ -1,8 +1,8 @@
-"""Records of one partition, batched in order, with the sequence numbers that make publishing idempotent.
+"""Batches the records of one partition, in order, with the sequence numbers that make publishing idempotent.
 
-While a batch is on its way the next one fills, so batches grow with the rate and nothing waits on a timer. A partition has one
-batch in flight: a batch that certainly was not appended leaves its sequence numbers to the next one, and a batch whose outcome
-is unknown costs this partition, and no other, its producer id.
+While one batch is in flight the next one fills, so batches grow with the publish rate and no timer delays them. A partition has
+at most one batch in flight. A batch that was certainly not appended leaves its sequence numbers to the next one; after a batch
+with an unknown outcome, this partition needs another producer id.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from msight_bus.backends.kafka.producer import KafkaProducer
 
 _QUEUED_BATCHES = 2
-"""Full batches that may wait before their publisher waits too."""
+"""Number of full batches at which publishers wait."""
 
 _TURN_BYTES = 128 * 1024
-"""After so many bytes a publisher that never had to wait gives the loop a turn."""
+"""Bytes after which a publisher that never had to wait yields to the event loop."""
 
 _RETRY_AFTER = 0.1
 """Seconds until a batch is sent again."""
@@ -55,20 +55,20 @@ _NOT_APPENDED = (
 
 
 class ProducerId(NamedTuple):
-    """What the broker recognizes an idempotent producer by (KIP-98)."""
+    """Identifies an idempotent producer to the broker (KIP-98)."""
 
     id: int
     epoch: int
 
 
 class _Acknowledgement(asyncio.Future[None]):
-    """The acknowledgement of a batch. All its publishers share it, so that none can cancel it for the others."""
+    """The acknowledgement of a batch. Its publishers share the future, so cancelling one of them does not cancel it."""
 
     def __await__(self) -> Generator[Any, None, None]:
         return super().__await__() if self.done() else asyncio.shield(self).__await__()
 
     def cancel(self, msg: object = None) -> bool:
-        """Do nothing, and return false."""
+        """Ignore the cancellation and return false."""
         return False
 
 
@@ -76,9 +76,11 @@ class _Batch:
     """Records that are sent together.
 
     Attributes:
-        done: their acknowledgement.
-        attempts: how often the batch was written to a connection.
-        data: the encoded batch, from the first attempt on.
+        done: acknowledgement of the batch.
+        attempts: number of times that the batch was written to a connection.
+        data: the encoded batch; ``None`` before the first attempt.
+        begun: when the batch was created, by the loop's clock.
+        count: number of records.
     """
 
     __slots__ = ("append", "attempts", "begun", "builder", "count", "data", "done")
@@ -98,16 +100,23 @@ class PartitionWriter:
     """The batches of one partition.
 
     Attributes:
-        unfinished: acknowledgements that are still to come.
+        where: topic and partition.
+        unfinished: pending acknowledgements.
         congested: whether a publisher must wait for `room`.
-        used_at: when the last batch was begun, by the loop's clock.
-        producer_id: that of its batches; ``None`` until the next one needs one.
-        sequence: the sequence number of the next batch's first record.
-        spent: the producer id that an unknown outcome has cost.
+        used_at: when the last batch was created, by the loop's clock.
+        producer_id: producer id of the batches; ``None`` until the next batch is sent.
+        sequence: sequence number of the first record of the next batch.
+        spent: producer id that must not be used again, because the outcome of a batch is unknown.
     """
 
     def __init__(self, where: TopicPartition, owner: KafkaProducer, counter: TopicCounter, linger: float) -> None:
-        """``linger`` are seconds that a record waits for others."""
+        """
+        Args:
+            where: topic and partition.
+            owner: sends the batches.
+            counter: session and last sequence of the topic.
+            linger: seconds that a batch waits for further records.
+        """
         self.where = where
         self._owner = owner
         self._counter = counter
@@ -115,7 +124,7 @@ class PartitionWriter:
         self._filling: _Batch | None = None
         self._full: deque[_Batch] = deque()
         self._sending: _Batch | None = None
-        self._is_awake = False  # whether the owner sends, or has been asked to
+        self._is_awake = False  # whether the owner is sending or will send
         self._lingering: asyncio.TimerHandle | None = None
         self._retrying: asyncio.Task[None] | None = None
         self._room = asyncio.Event()
@@ -129,9 +138,12 @@ class PartitionWriter:
         self.used_at = 0.0
 
     def append(self, key: bytes | None, value: bytes | None, user: Sequence[RecordHeader] = ()) -> asyncio.Future[None]:
-        """Stamp a record and add it to the batch that is being filled; returns the batch's acknowledgement.
+        """Add a record, with the bus's header, to the current batch and return the acknowledgement of the batch.
 
-        ``user`` are the publisher's own headers.
+        Args:
+            key: the record's key.
+            value: the record's value.
+            user: the publisher's headers.
         """
         now = time_ns()
         counter = self._counter
@@ -169,7 +181,7 @@ class PartitionWriter:
     def _finished(self, done: asyncio.Future[None]) -> None:
         self.unfinished.discard(done)
         if not done.cancelled():
-            done.exception()  # known to whoever published; nobody waiting is no error
+            done.exception()  # marked as retrieved: the publisher may not wait for the outcome
 
     def _give_room(self) -> None:
         if len(self._full) < _QUEUED_BATCHES:
@@ -178,18 +190,18 @@ class PartitionWriter:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is queued or on its way."""
+        """Whether no record is queued or in flight."""
         return not self.unfinished and not self._is_awake
 
     async def room(self) -> None:
-        """Wait until the writer accepts more."""
+        """Wait until the writer is not congested."""
         while self.congested:
             await self._room.wait()
 
     # -- sending
 
     def take(self) -> bool:
-        """Take the batch to send next; returns whether there is one now. A writer without one asks again by `wake`."""
+        """Choose the batch to send next and return whether there is one. A writer without a batch calls `KafkaProducer.wake`."""
         if self._sending is None and self._full:
             self._sending = self._full.popleft()
             self._give_room()
@@ -215,7 +227,7 @@ class PartitionWriter:
         self._owner.wake(self)
 
     def encode(self) -> bytes | None:
-        """The batch to send, which counts as an attempt; ``None`` if it cannot be encoded, which is its outcome."""
+        """Return the encoded batch to send and count an attempt; ``None`` if encoding failed, which fails the batch."""
         batch, producer = self._sending, self.producer_id
         assert batch is not None
         assert producer is not None
@@ -223,14 +235,14 @@ class PartitionWriter:
             if batch.data is None:
                 batch.builder.set_producer_state(*producer, self.sequence)
                 batch.data = batch.builder.build()
-        except Exception as error:  # a codec's
+        except Exception as error:  # a compression codec can raise anything
             self._end(error)
             return None
         batch.attempts += 1
         return batch.data
 
     def answered(self, error: kafka_errors.KafkaError | None) -> None:
-        """Take the broker's answer."""
+        """Handle the broker's response to the batch; ``error`` is ``None`` if the batch was appended."""
         batch = self._sending
         if batch is None:  # the bus has closed
             return
@@ -243,10 +255,10 @@ class PartitionWriter:
             self._refuse(error)
 
     def retry(self, error: BaseException | None = None) -> None:
-        """Send the batch again, with the same sequence numbers: the broker recognizes what it has.
+        """Send the batch again with the same sequence numbers, by which the broker detects a duplicate.
 
         Args:
-            error: why the last attempt failed; ``None`` if there was none.
+            error: why the last attempt failed; ``None`` before the first attempt.
         """
         if self._sending is not None:
             name = f"msight_bus retry {self.where.topic}-{self.where.partition}"
@@ -277,7 +289,7 @@ class PartitionWriter:
         self._end(error)
 
     def _end(self, error: BaseException | None) -> None:
-        """Report the outcome of the batch that was sent, and go on with the next one."""
+        """Set the outcome of the current batch and continue with the next one."""
         batch, self._sending = self._sending, None
         if batch is None:  # the bus has closed
             return
@@ -295,7 +307,11 @@ class PartitionWriter:
         batch.done.set_exception(problem)
 
     def give_up(self, error: BusError) -> asyncio.Task[None] | None:
-        """End: every acknowledgement that is still to come raises ``error``. Returns a task that ends soon."""
+        """Stop: pending acknowledgements raise ``error``.
+
+        Returns:
+            The cancelled retry, for the caller to await, if there is one.
+        """
         self._sending = self._filling = None
         self._full.clear()
         if self._lingering is not None:
@@ -309,7 +325,7 @@ class PartitionWriter:
 
 
 def _is_passing(error: Exception) -> bool:
-    """Whether another attempt can succeed."""
+    """Return whether another attempt can succeed."""
     if isinstance(error, kafka_errors.KafkaError):
         return bool(error.retriable)
     return isinstance(error, ConnectionLostError | OSError)

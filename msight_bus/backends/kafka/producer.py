@@ -1,7 +1,7 @@
-"""Sends the batches of all partitions. What happens to one partition touches no batch of another.
+"""Sends the batches of all partitions. A failed batch affects its own partition only.
 
-aiokafka's own producer spends the sequence numbers of a refused batch, never takes another producer id, and ends with all topics
-at an error that it does not expect.
+aiokafka's producer consumes the sequence numbers of a refused batch, never requests another producer id, and stops publishing on
+all topics at an unexpected error.
 """
 
 from __future__ import annotations
@@ -41,28 +41,28 @@ from msight_bus.settings import BusSettings
 logger = logging.getLogger("msight_bus")
 
 _IN_FLIGHT = 5
-"""Requests at most that one broker has not answered yet. A partition has a batch in one of them."""
+"""Maximum number of unanswered requests to one broker. A partition has a batch in at most one of them."""
 
 _REQUEST_BYTES = 8 * 1024 * 1024
-"""After so many bytes a request takes no further batch."""
+"""A request that holds this many bytes takes no further batch."""
 
 _AGAIN_AFTER = 0.1
-"""Seconds until the cluster is asked again for a producer id."""
+"""Seconds between two requests for a producer id."""
 
 _LEFT_OFF = 10_000
-"""Forgotten partitions whose sequence numbers are remembered; with more of them the bus takes another producer id."""
+"""Maximum number of evicted partitions whose sequence numbers are kept; above it, the bus requests another producer id."""
 
 _LOOK_AT = 1000
-"""Topics that are looked at to find one that can be forgotten."""
+"""Maximum number of topics examined to find one to evict."""
 
 
 class _Topic:
-    """What is published on.
+    """A topic that the bus has published on.
 
     Attributes:
-        counter: its session and last sequence.
-        writers: of its partitions.
-        placed_at: when it took its place among the others, by the loop's clock.
+        counter: session and last sequence of the topic.
+        writers: the writers of the topic's partitions, by partition.
+        placed_at: when the topic was moved to its place in the eviction order, by the loop's clock.
     """
 
     __slots__ = ("counter", "placed_at", "writers")
@@ -85,7 +85,14 @@ class KafkaProducer:
         *,
         on_forgotten: Callable[[str], None],
     ) -> None:
-        """``new_session`` gives ids of sessions, and ``on_forgotten`` is called with a topic whose writers are forgotten."""
+        """
+        Args:
+            settings: the settings of the bus.
+            client: the connections that batches are sent on.
+            topics: looks topics up and creates them.
+            new_session: returns a random session id.
+            on_forgotten: called with each topic whose writers are evicted.
+        """
         self._settings = settings
         self._client = client
         self._topics = topics
@@ -96,27 +103,27 @@ class KafkaProducer:
         self._written: dict[str, _Topic] = {}
         self._kept: Counter[str] = Counter()
         self._producer_id: ProducerId | None = None
-        self._left_off: dict[TopicPartition, int] = {}  # the next sequence numbers of forgotten writers
+        self._left_off: dict[TopicPartition, int] = {}  # next sequence numbers of evicted writers
         self._asking = asyncio.Lock()
         self._awake: dict[PartitionWriter, None] = {}
         self._will_send = False
         self._in_flight: Counter[int] = Counter()  # by broker
         self.patience = settings.limits.publish_timeout
-        """Seconds that a batch waits for a partition that has no leader or does not exist."""
+        """Seconds that a batch waits for a partition without a leader, or that does not exist."""
 
     # -- the producer id
 
     @property
     def is_open(self) -> bool:
-        """Whether there is a producer id."""
+        """Whether the producer has a producer id."""
         return self._producer_id is not None
 
     async def ensure_open(self) -> None:
-        """Get a producer id at the first message: whoever only subscribes may not be permitted to have one.
+        """Request a producer id, at the first message: a program that only subscribes may lack the permission.
 
         Raises:
-            ConnectionLostError: Kafka did not answer within ``connect_timeout``.
-            BusError: Kafka refuses.
+            ConnectionLostError: Kafka did not answer within ``connect_timeout`` seconds.
+            BusError: Kafka refused.
         """
         if self.is_open:
             return
@@ -132,10 +139,10 @@ class KafkaProducer:
             raise translate(error, "connect") from error
 
     async def _get_producer_id(self, spent: ProducerId | None) -> ProducerId:
-        """The producer id of the bus; another one if ``spent`` is that.
+        """Return the producer id of the bus; a new one if the current one is ``spent``.
 
         Raises:
-            KafkaError: Kafka refuses.
+            KafkaError: Kafka refused.
         """
         async with self._asking:
             while self._producer_id is None or self._producer_id == spent:
@@ -154,7 +161,7 @@ class KafkaProducer:
     # -- sending
 
     def wake(self, writer: PartitionWriter) -> None:
-        """Send a writer's next batch at the end of this turn of the loop, with those of others."""
+        """Send the writer's next batch at the end of this event loop iteration, together with the batches of other writers."""
         self._awake[writer] = None
         if not self._will_send:
             self._will_send = True
@@ -168,10 +175,10 @@ class KafkaProducer:
             try:
                 node = self._client.leader(writer.where)
                 if node is not None and self._in_flight[node] >= _IN_FLIGHT:
-                    continue  # until the broker answers
+                    continue  # sent when the broker answers a request
                 can_send = node is not None and writer.producer_id is not None and self._client.is_connected(node)
-            except Exception as error:  # a bug; the writers must not stand still for it
-                logger.exception("Publishing on %s failed unexpectedly, trying again.", writer.where)
+            except Exception as error:  # a bug must not stop the writers
+                logger.exception("Publish on %s failed unexpectedly; retrying.", writer.where)
                 node, can_send, problem = None, False, error
             del self._awake[writer]
             if not writer.take():
@@ -212,7 +219,7 @@ class KafkaProducer:
 
     def _finish(self, node: int, writers: dict[TopicPartition, PartitionWriter], answer: asyncio.Future[Any]) -> None:
         self._in_flight[node] -= 1
-        self._will_send = True  # below, in this turn of the loop
+        self._will_send = True  # by the call of `_send` below
         try:
             codes = produce_errors(answer.result())
             errors = {where: error_for(code)(where.topic) if (code := codes[where]) else None for where in writers}
@@ -225,24 +232,25 @@ class KafkaProducer:
 
     def _failed(self, writers: dict[TopicPartition, PartitionWriter], error: BaseException) -> None:
         if not isinstance(error, KafkaError | asyncio.CancelledError):
-            logger.warning("A request to Kafka failed unexpectedly, sending it again: %r", error)
+            logger.warning("Produce request failed unexpectedly; resending: %r", error)
         for writer in writers.values():
             writer.retry(error)
 
-    # -- what a batch needs before it can be sent
+    # -- producer id, leader and connection of a batch
 
     def is_located(self, where: TopicPartition) -> bool:
-        """Whether the partition has a leader."""
+        """Return whether the partition has a leader."""
         return self._client.leader(where) is not None
 
     async def prepare(self, writer: PartitionWriter, *, stale: bool) -> None:
-        """Get a producer id, the leader of a writer's partition, and a connection to it.
+        """Get a producer id, the leader of the writer's partition and a connection to the leader.
 
         Args:
-            stale: whether the last attempt has shown that the cluster's metadata are old.
+            writer: has a batch to send.
+            stale: whether the last attempt failed because the cluster's metadata are out of date.
 
         Raises:
-            KafkaError, BusError: not now; never, if it is not retriable.
+            KafkaError, BusError: one of them is not available; a retriable error can pass.
         """
         where = writer.where
         if writer.producer_id is None:
@@ -259,13 +267,13 @@ class KafkaProducer:
         await self._client.connect(node)
 
     async def _locate(self, where: TopicPartition) -> None:
-        for _ in range(2):  # the first answer may be that to a question that was asked before
+        for _ in range(2):  # an update in progress may have begun before this call
             if await self._client.update_metadata() and self.is_located(where):
                 return
         if where.topic in self._client.cluster.unauthorized_topics:
             raise TopicAuthorizationFailedError(where.topic)
         if where.partition in (self._client.cluster.partitions_for_topic(where.topic) or ()):
-            return  # without a leader
+            return  # exists, without a leader
         self._topics.forget(where.topic)
         info = await self._topics.ensure(where.topic)
         if where.partition >= info.partitions:
@@ -273,11 +281,11 @@ class KafkaProducer:
             raise translate(gone, "publish", f"on {where.topic!r}")
 
     def too_large(self, topic: str) -> None:
-        """A batch was refused for its size: the topic's limit has changed."""
+        """Look up the topic's limit again, because the broker refused a batch for its size."""
         self._topics.refresh_soon(topic)
 
     def new_builder(self, topic: str) -> Any:
-        """An empty batch, no larger than the topic accepts."""
+        """Return an empty batch, at most as large as the topic accepts."""
         info = self._topics.known(topic)
         batch_bytes = self._settings.kafka.tuning.batch_bytes
         return batch_builder(self._codec, batch_bytes if info is None else min(batch_bytes, info.max_message_bytes))
@@ -285,7 +293,7 @@ class KafkaProducer:
     # -- writers
 
     def writer(self, topic: str, partition: int) -> PartitionWriter:
-        """The queue of one partition."""
+        """Return the writer of a partition, created at the first call."""
         written = self._written.get(topic) or self._begin(topic)
         writer = written.writers.get(partition)
         if writer is None:
@@ -302,7 +310,7 @@ class KafkaProducer:
         return written
 
     def _forget_surplus(self, count: int) -> None:
-        """Forget so many idle topics, those that were used least recently; the first in place, unless used since."""
+        """Evict up to ``count`` idle topics, the least recently used first; topics with an open `publisher` stay."""
         for name, written in list(islice(self._written.items(), _LOOK_AT if count > 0 else 0)):
             if count <= 0:
                 return
@@ -311,41 +319,45 @@ class KafkaProducer:
             del self._written[name]
             if used_at > written.placed_at or not idle or self._kept[name]:
                 written.placed_at = max(used_at, written.placed_at)
-                self._written[name] = written  # behind all others
+                self._written[name] = written  # to the end of the eviction order
                 continue
             count -= 1
-            # a topic that comes back must not go on at sequence 1 of the same session
+            # a topic that is published on again must not restart at sequence 1 of the same session
             self._session = self._new_session() or 1
             self._leave_off(written.writers.values())
             self._client.untrack(name)
             self._on_forgotten(name)
 
     def _leave_off(self, writers: Iterable[PartitionWriter]) -> None:
-        """Remember the sequence numbers of forgotten writers: the broker does, for each producer id."""
+        """Keep the next sequence numbers of evicted writers, because the broker keeps them for each producer id."""
         self._left_off |= {one.where: one.sequence for one in writers if one.producer_id == self._producer_id}
         if len(self._left_off) > _LEFT_OFF:
             self._left_off.clear()
             self._producer_id = None
 
     def keep(self, topic: str) -> None:
-        """Do not forget the topic until `let_go` is called as often."""
+        """Do not evict the topic until `let_go` is called as often."""
         self._kept[topic] += 1
 
     def let_go(self, topic: str) -> None:
-        """The reverse of `keep`."""
+        """Undo one call of `keep`."""
         self._kept[topic] -= 1
         if not self._kept[topic]:
             del self._kept[topic]
 
     def _all_writers(self, topic: str | None = None) -> list[PartitionWriter]:
-        """The writers of a topic, or of all."""
+        """Return the writers of ``topic``; without one, of all topics."""
         if topic is not None:
             written = self._written.get(topic)
             return [] if written is None else list(written.writers.values())
         return [writer for written in self._written.values() for writer in written.writers.values()]
 
     async def flush(self, topic: str | None, within: float) -> bool:
-        """Wait until everything on ``topic`` (or on all) is acknowledged; returns whether it was in time."""
+        """Wait until every record on ``topic`` (``None``: on all topics) is acknowledged.
+
+        Returns:
+            Whether that took at most ``within`` seconds.
+        """
         waiting = [done for writer in self._all_writers(topic) for done in writer.unfinished]
         if waiting:
             _, late = await asyncio.wait(waiting, timeout=within)
@@ -353,7 +365,7 @@ class KafkaProducer:
         return True
 
     async def close(self, within: float) -> None:
-        """Flush within ``within`` seconds, then end."""
+        """Flush for at most ``within`` seconds, then stop."""
         await self.flush(None, within)
         await self.give_up(
             PublishTimeoutError("The bus closed before Kafka acknowledged a message; it may still arrive.")
@@ -367,10 +379,10 @@ class KafkaProducer:
 
 
 def choose_partition(key: bytes, partitions: int) -> int:
-    """The partition of a record with a key, as Kafka's own clients choose it (murmur2)."""
+    """Return the partition of a record with a key, chosen as Kafka's Java clients do (murmur2)."""
     return int((murmur2(key) & 0x7FFFFFFF) % partitions)
 
 
 def choose_unkeyed_partition(name: str, partitions: int) -> int:
-    """The partition of records without a key, by their publisher's stable name."""
+    """Return the partition of records without a key, chosen by the publisher's stable name."""
     return crc32(name.encode()) % partitions

@@ -1,4 +1,4 @@
-"""Messages of Kafka's records, as aiokafka's C parser gives them. Pure."""
+"""Converts the records of aiokafka's C parser to messages. Pure."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from msight_bus.message import NO_HEADERS, Headers, Message, Settlement, overhea
 from msight_bus.protocol import envelope
 
 RawHeaders = Sequence[tuple[str, bytes | None]]
-"""A record's headers, as they are in the log."""
+"""The headers of a record, in the order of the log."""
 
 _sequence = attrgetter("sequence")
 
 _EARLIEST_MS = 946_684_800_000
-"""The year 2000: an earlier timestamp is no moment at which something was published."""
+"""The year 2000: an earlier timestamp is not used as the time of publishing."""
 
 _AHEAD_S = 86_400.0
-"""Nor is one that lies further ahead than a day."""
+"""Seconds: a timestamp further in the future is not used either."""
 
 
 class RecordHeaders(Headers):
-    """A record's headers but the bus's own: the last value of a name that is repeated, as text.
+    """The headers of a record without the bus's own, as text; of a repeated name, the last value.
 
     Attributes:
-        raw: all of them as they came, in their order.
+        raw: all headers, unchanged and in order.
     """
 
     __slots__ = ("raw",)
@@ -39,17 +39,17 @@ class RecordHeaders(Headers):
 
 
 def to_text(value: bytes) -> str:
-    """Text of a key or header value. Bytes that are not UTF-8 become half surrogates (PEP 383), and `to_bytes` the same bytes."""
+    """Decode a key or header value. Bytes that are not UTF-8 become lone surrogates (PEP 383), which `to_bytes` reverses."""
     return value.decode("utf-8", "surrogateescape")
 
 
 def to_bytes(text: str) -> bytes:
-    """A key or header value for a record."""
+    """Encode a key or header value for a record."""
     return text.encode("utf-8", "surrogateescape")
 
 
 def raw_headers(message: Message) -> RawHeaders:
-    """The headers of a message but the bus's own, as they came."""
+    """Return the headers of a message without the bus's own, unchanged."""
     if isinstance(message.headers, RecordHeaders):
         return message.headers.raw
     return [(name, to_bytes(value)) for name, value in message.headers.items()]
@@ -58,13 +58,17 @@ def raw_headers(message: Message) -> RawHeaders:
 def to_messages(
     topic: str, records: Iterator[Any], received_at: float, settlement: Settlement | None, first: int | None = None
 ) -> list[Message]:
-    """The messages of records, in their order.
+    """Convert records to messages, in order.
 
-    What the bus publishes without a key or headers is taken in columns, because a call or an object for each record costs as
-    much as reading it; from the first record that is different on, each is taken by itself.
+    Records that the bus published without a key or headers are converted in columns, because a call or an object for each record
+    costs as much as parsing it. From the first other record on, records are converted one by one.
 
     Args:
-        first: the offset of the first, where the others follow it without holes; else each record's own is taken.
+        topic: the topic of the records.
+        records: as aiokafka's parser or `read_records` yields them.
+        received_at: POSIX seconds.
+        settlement: of the messages.
+        first: offset of the first record if offsets have no holes; ``None`` to use each record's own offset.
     """
     values: list[bytes] = []
     offsets: list[int] = []
@@ -99,13 +103,13 @@ def to_messages(
 
     try:
         stamps = envelope.iter_meta(unhexlify(b"".join(metas)))
-    except ValueError:  # one of them is no number
+    except ValueError:  # a header is not hexadecimal
         return one_by_one()
     messages = [
         Message(topic, value, NO_HEADERS, None, session, seq, published * 1e-9, received_at, offset, 0, settlement)
         for value, offset, (session, seq, published) in zip(values, places, stamps, strict=True)
     ]
-    if 0 in map(_sequence, messages):  # sequences begin at 1, so this header is none of ours
+    if 0 in map(_sequence, messages):  # sequences begin at 1: another program wrote this header
         return one_by_one()
     if other:
         first = None if first is None else first + len(values)
@@ -114,7 +118,7 @@ def to_messages(
 
 
 def offset_of(message: Message) -> int:
-    """The offset of a message that came from a log."""
+    """Return the offset of a message from Kafka."""
     assert message.offset is not None
     return message.offset
 
@@ -128,7 +132,7 @@ def _each(
 
 
 def _to_message(topic: str, record: Any, offset: int, received_at: float, settlement: Settlement | None) -> Message:
-    """The message of any record; the bus's metadata is taken out of the headers."""
+    """Convert one record; the bus's header becomes session, sequence and time of publishing."""
     meta = None
     user: list[tuple[str, bytes | None]] = []
     for name, value in record.headers:

@@ -1,4 +1,4 @@
-"""Where a subscription begins, as offsets."""
+"""Resolves the ``start`` of a subscription to offsets."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _EPOCH = datetime.fromtimestamp(0, UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 _SINCE = "since "
 _AGAIN_AFTER = 0.1
-"""Seconds until offsets are asked for again."""
+"""Seconds between two requests for offsets."""
 
 _CLOCK_STEP = 5e-7
-"""Seconds by which times of publishing and a moment are certainly apart, as floats of microseconds and nanoseconds."""
+"""Tolerance, in seconds, for comparing float times that have microseconds with times that have nanoseconds."""
 
 
 class Moment:
-    """A ``datetime`` start. Kafka finds its millisecond; of the records in that one, some are from before the moment.
+    """A ``datetime`` start. Kafka resolves it to a millisecond, so earlier records of that millisecond are left out here.
 
     Attributes:
         at: POSIX seconds.
-        milliseconds: the millisecond in which it lies, since 1970.
+        milliseconds: POSIX milliseconds, rounded down.
     """
 
     __slots__ = ("at", "milliseconds")
@@ -39,7 +39,7 @@ class Moment:
         self.at = start.timestamp()
 
     def leaves_out(self, message: Message) -> bool:
-        """Whether a message was published in the first millisecond, before the moment; of others' records nobody knows."""
+        """Return whether a message was published before the moment, in its millisecond; false without the bus's header."""
         published_at = message.published_at
         if message.session is None or published_at is None:
             return False
@@ -47,53 +47,53 @@ class Moment:
 
     @property
     def note(self) -> str:
-        """What a group commits with the offset: a member that takes the partition over starts at the same moment."""
+        """Metadata for a group's committed offset, so that another member starts at the same moment."""
         return f"{_SINCE}{self.at!r}"
 
     @classmethod
     def noted(cls, metadata: str) -> Moment | None:
-        """The moment of a committed offset, if one is noted there."""
+        """Return the moment from the metadata of a committed offset; ``None`` without one."""
         if not metadata.startswith(_SINCE):
             return None
         try:
             return cls(datetime.fromtimestamp(float(metadata.removeprefix(_SINCE)), UTC))
-        except (ValueError, OverflowError, OSError):  # what another make has committed
+        except (ValueError, OverflowError, OSError):  # metadata of another client
             return None
 
 
 def moment_of(start: Start) -> Moment | None:
-    """The moment of a ``datetime`` start."""
+    """Return the moment of a ``datetime`` start; ``None`` for other starts."""
     return Moment(start) if isinstance(start, datetime) else None
 
 
 def check_start(start: Start, topic: str, partitions: int) -> None:
-    """Check the partitions that a start names.
+    """Check the partitions of an offset mapping.
 
     Raises:
-        ValueError: the topic has no such partition.
+        ValueError: ``topic`` has no partition of that number.
     """
     if isinstance(start, Mapping):
         for partition in start:
             if partition >= partitions:
                 raise ValueError(
-                    f"start names partition {partition}, and topic {topic!r} has {partitions} partitions, 0 to {partitions - 1}."
+                    f"start names partition {partition}; topic {topic!r} has {partitions} partitions, 0 to {partitions - 1}."
                 )
 
 
 async def resolve(
     client: Client, partitions: list[TopicPartition], start: Start, isolation: int
 ) -> dict[TopicPartition, int]:
-    """The offset in each partition at which ``start`` begins.
+    """Return the start offset of each partition.
 
     Raises:
-        KafkaError: the broker did not say.
+        KafkaError: the brokers refused, or did not answer within the request timeout.
     """
     if start == "earliest":
         return await list_offsets(client, partitions, EARLIEST, isolation)
-    # The end is asked for first: what is published between two questions must lie behind the answer.
+    # Get the end first: records published between the two requests must be after the start offset.
     ends = await list_offsets(client, partitions, LATEST, isolation)
     if isinstance(start, datetime):
-        # Kafka has a meaning of its own for -1 and -2
+        # -1 and -2 are LATEST and EARLIEST
         found = await list_offsets(client, partitions, max(0, Moment(start).milliseconds), isolation)
         return {where: found[where] if found[where] >= 0 else ends[where] for where in partitions}
     if isinstance(start, Mapping):
@@ -104,16 +104,19 @@ async def resolve(
 async def list_offsets(
     client: Client, partitions: list[TopicPartition], at: int, isolation: int
 ) -> dict[TopicPartition, int]:
-    """The first offset of each partition at or behind a time.
+    """Return the first offset of each partition at or after a time.
 
     Args:
-        at: milliseconds since 1970, `EARLIEST` or `LATEST`; the end is that for readers of ``isolation``.
+        client: the connections to use.
+        partitions: the partitions to ask for.
+        at: milliseconds since 1970, `EARLIEST` or `LATEST`.
+        isolation: `READ_COMMITTED` or `READ_UNCOMMITTED`, which decides where `LATEST` is.
 
     Returns:
-        The offsets; -1 where no record is so young.
+        The offsets; -1 for partitions without a record at or after the time.
 
     Raises:
-        KafkaError: the brokers refuse, or did not answer within the request timeout.
+        KafkaError: the brokers refused, or did not answer within the request timeout.
     """
     found: dict[TopicPartition, int] = {}
     problem: KafkaError = LeaderNotAvailableError("no leader is known")

@@ -1,4 +1,4 @@
-"""Which topics exist, how many partitions they have and what they take; creating them on first use."""
+"""The topics of a cluster: partitions, size limits, and creation at first use."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ DEFAULT_MAX_MESSAGE_BYTES = 1_048_588
 
 
 _TOPIC = 2
-"""The kind of a resource that has options, as the protocol numbers them."""
+"""Resource type TOPIC of a DescribeConfigs request."""
 
 
 @dataclass(frozen=True, slots=True)
 class TopicMetadata:
-    """What the cluster says of one topic.
+    """A topic, from the cluster's metadata.
 
     Attributes:
         partitions: number of partitions, each with a leader; 0 if the topic does not exist or is being created.
-        replicas: of its least replicated partition.
-        brokers: in the cluster.
+        replicas: number of replicas of the least replicated partition.
+        brokers: number of brokers in the cluster.
     """
 
     partitions: int
@@ -49,8 +49,8 @@ class TopicInfo:
     """A topic that exists.
 
     Attributes:
-        partitions: how many it has.
-        max_message_bytes: its ``max.message.bytes``.
+        partitions: number of partitions.
+        max_message_bytes: the topic's ``max.message.bytes``.
     """
 
     partitions: int
@@ -58,18 +58,23 @@ class TopicInfo:
 
 
 _LOOK_ANEW_AFTER = 240.0
-"""Seconds after which a topic is looked up anew at the next answer of the cluster that names it."""
+"""Seconds after which the next metadata response that names a topic causes another look-up."""
 
 
 class TopicDirectory:
-    """Topics known to exist.
+    """Caches the topics that exist.
 
-    Each is looked up before it is used, and anew when an answer of the cluster shows another number of partitions, or is
-    so much younger that its limits may have changed.
+    A topic is looked up before its first use, and again when a metadata response reports another number of partitions or when
+    the last look-up is older than 4 minutes.
     """
 
     def __init__(self, settings: BusSettings, client: Client, changed: Callable[[str], None]) -> None:
-        """``changed`` is called with a topic that is known no longer, or has other partitions or limits than before."""
+        """
+        Args:
+            settings: the settings of the bus.
+            client: the connections to ask.
+            changed: called with each topic that is forgotten or whose partitions or limits have changed.
+        """
         self._settings = settings
         self._client = client
         self._changed = changed
@@ -80,25 +85,25 @@ class TopicDirectory:
         self.max_message_bytes = DEFAULT_MAX_MESSAGE_BYTES
 
     def known(self, topic: str) -> TopicInfo | None:
-        """What is known without asking."""
+        """Return a cached topic; ``None`` if it is not cached."""
         return self._known.get(topic)
 
     def forget(self, topic: str) -> None:
-        """Look a topic up anew before it is used again."""
+        """Remove a topic from the cache: it is looked up at its next use."""
         if self._known.pop(topic, None) is not None:
             self._changed(topic)
 
     def seen(self, topic: str, partitions: int) -> None:
-        """Take what an answer of the cluster says of a topic: how many partitions it has, 0 if it does not exist."""
+        """Look a topic up again if a metadata response differs from the cache; ``partitions`` is 0 for a missing topic."""
         info = self._known.get(topic)
         if info is not None and (
             partitions != info.partitions
             or asyncio.get_running_loop().time() - self._looked_up[topic] > _LOOK_ANEW_AFTER
         ):
-            self.refresh_soon(topic)  # the broker that answered may be behind the others
+            self.refresh_soon(topic)  # the metadata of this broker may be out of date
 
     def refresh_soon(self, topic: str) -> None:
-        """Look a known topic up anew, in a task of its own."""
+        """Look a cached topic up again, in a background task."""
         if topic in self._known and topic not in self._refreshing:
             self._looked_up[topic] = asyncio.get_running_loop().time()
             task = asyncio.create_task(self._refresh(topic), name=f"msight_bus topic {topic}")
@@ -110,12 +115,12 @@ class TopicDirectory:
             async with asyncio.timeout(self._settings.limits.connect_timeout), self._lock:
                 found = await self._metadata(topic)
                 if not found.partitions:
-                    logger.warning("Topic %s does not exist any more.", topic)
+                    logger.warning("Topic %s was deleted.", topic)
                     self.forget(topic)
                     return
                 info = await self._describe(topic, found)
-        except (KafkaError, OSError, BusError) as error:  # the next answer of the cluster brings it here again
-            logger.debug("Topic %s could not be looked up anew: %s", topic, error)
+        except (KafkaError, OSError, BusError) as error:  # the next metadata response starts another look-up
+            logger.debug("Topic %s could not be looked up again: %s", topic, error)
             return
         former = self._known.get(topic)
         if former is None or former == info:
@@ -123,15 +128,15 @@ class TopicDirectory:
         self._known[topic] = info
         if info.partitions != former.partitions:
             logger.warning(
-                "Topic %s has %d partitions now, %d before: what has a key, and publishers without one, may move to another "
-                "partition; order does not hold across the change.",
+                "Topic %s has %d partitions now, %d before: keys, and publishers without a key, may move to another partition. "
+                "Order does not hold across the change.",
                 topic,
                 info.partitions,
                 former.partitions,
             )
         if info.max_message_bytes != former.max_message_bytes:
             logger.warning(
-                "Topic %s takes messages of %d bytes now, %d before (max.message.bytes).",
+                "Topic %s accepts messages of at most %d bytes now, %d before (max.message.bytes).",
                 topic,
                 info.max_message_bytes,
                 former.max_message_bytes,
@@ -139,12 +144,12 @@ class TopicDirectory:
         self._changed(topic)
 
     async def ensure(self, topic: str) -> TopicInfo:
-        """The topic, created if it has to be.
+        """Return a topic, from the cache or the cluster; create it if it does not exist.
 
         Raises:
-            TopicError: it does not exist and must not be created, or its name collides with another's.
-            ConnectionLostError: Kafka did not answer within ``connect_timeout``.
-            AuthenticationError: not permitted.
+            TopicError: the topic is missing and MSIGHT_KAFKA_CREATE_TOPICS is false, or its name collides with another topic's.
+            ConnectionLostError: Kafka did not answer within ``connect_timeout`` seconds.
+            AuthenticationError: the user is not permitted to describe or create the topic.
         """
         info = self._known.get(topic)
         if info is not None:
@@ -161,14 +166,18 @@ class TopicDirectory:
             raise translate(error, "administer") from error
 
     async def partitions(self, topic: str) -> int:
-        """How many partitions the topic has now."""
+        """Ask the cluster for the topic's number of partitions; 0 if the topic does not exist.
+
+        Raises:
+            KafkaError: no broker responded, or the user may not describe the topic.
+        """
         return (await self._metadata(topic)).partitions
 
     async def _metadata(self, topic: str) -> TopicMetadata:
-        """What the cluster says of a topic. Asking does not create it, as it does by default.
+        """Ask the cluster for a topic's metadata, without creating the topic.
 
         Raises:
-            KafkaError: no answer, or the topic may not be described.
+            KafkaError: no broker responded, or the user may not describe the topic.
         """
         response = await self._client.ask(MetadataRequest([topic], allow_auto_topic_creation=False))
         brokers = len(response.brokers)
@@ -198,11 +207,11 @@ class TopicDirectory:
         return TopicInfo(found.partitions, int(options.get("max.message.bytes", DEFAULT_MAX_MESSAGE_BYTES)))
 
     def _warn_if_weak(self, topic: str, found: TopicMetadata, insync: int) -> None:
-        """On a cluster, what is acknowledged should outlive one broker."""
+        """Log a WARNING if the loss of one broker of a cluster can lose acknowledged messages."""
         if found.brokers > 1 and (found.replicas < 3 or insync < 2) and not topic.startswith("_"):
             logger.warning(
                 "Topic %s has %d replicas and min.insync.replicas=%d on a cluster of %d brokers: the loss of one broker can "
-                "lose what was acknowledged. 3 replicas and min.insync.replicas=2 are safe (MSIGHT_KAFKA_REPLICATION).",
+                "lose acknowledged messages. Use 3 replicas (MSIGHT_KAFKA_REPLICATION) and min.insync.replicas=2.",
                 topic,
                 found.replicas,
                 insync,
@@ -215,13 +224,13 @@ class TopicDirectory:
         for _, other, *_ in cluster.topics:
             if other != topic and other.replace(".", "_") == topic.replace(".", "_"):
                 raise TopicError(
-                    f"Kafka cannot tell the topics {topic!r} and {other!r} apart in its metrics, where '.' becomes '_', and "
-                    "accepts only one of them; choose another name.",
+                    f"The topic {topic!r} collides with the topic {other!r}: Kafka replaces '.' by '_' in metric names and "
+                    "accepts only one of the two. Choose another name.",
                     topic=topic,
                 )
         if not kafka.create_topics:
             raise TopicError(
-                f"The topic {topic!r} does not exist and MSIGHT_KAFKA_CREATE_TOPICS is false; create it, or set the "
+                f"The topic {topic!r} does not exist and MSIGHT_KAFKA_CREATE_TOPICS is false. Create the topic, or set the "
                 "variable to true.",
                 topic=topic,
             )
@@ -229,7 +238,7 @@ class TopicDirectory:
         replication = -1 if kafka.replication is None else kafka.replication
         timeout = int(self._settings.limits.connect_timeout * 1000)
         request = CreateTopicsRequest([(topic, count, replication, [], [])], timeout, False)
-        # The controller first. A broker of a KRaft cluster forwards the request to it (KIP-590).
+        # Begin with the controller; other brokers of a KRaft cluster forward the request (KIP-590).
         response = await self._client.ask(request, first=cluster.controller_id)
         for entry in response.topic_errors:
             error = error_for(entry[1])
@@ -239,13 +248,13 @@ class TopicDirectory:
         logger.info("Created topic %s with %d partitions.", topic, count)
 
     async def _options_of(self, topic: str) -> dict[str, str]:
-        """The topic's limits; empty where we may not ask, or the broker does not say."""
+        """Return the topic's limits; empty if the user may not describe them or the broker does not report them."""
         wanted = ["max.message.bytes", "min.insync.replicas"]
         response = await self._client.ask(DescribeConfigsRequest([(_TOPIC, topic, wanted)]))
         return {option[0]: option[1] for entry in response.resources for option in entry[4] if option[0] in wanted}
 
     async def close(self) -> None:
-        """End the look-ups."""
+        """Cancel the look-ups."""
         for task in list(self._refreshing.values()):
             task.cancel()
         if self._refreshing:

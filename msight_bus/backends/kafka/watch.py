@@ -1,4 +1,4 @@
-"""Noticing that Kafka is away: aiokafka retries in silence, and a frozen broker keeps its connections open."""
+"""Detects that Kafka is down: aiokafka retries without an error, and a frozen broker keeps its connections open."""
 
 from __future__ import annotations
 
@@ -22,16 +22,21 @@ async def watch(
     report: Callable[[BusEvent], None],
     on_refused: Callable[[AuthenticationError], None],
 ) -> None:
-    """Ask the cluster for a sign of life every ``ping_interval``, and report when answers stop and come again.
+    """Ping the cluster every ``ping_interval`` seconds and report disconnects and reconnects, until refused or cancelled.
 
-    ``probe`` opens a connection and tells why it cannot, which the client hides; a refusal ends the watch.
+    Args:
+        ask: sends a request; returns when a broker has responded.
+        probe: opens a new connection; raises the reason if it cannot.
+        limits: intervals and deadlines.
+        report: called with each event.
+        on_refused: called when ``probe`` raises a refusal.
     """
 
     def tell(event: BusEvent) -> None:
         try:
             report(event)
         except Exception:
-            logger.exception("The on_event callback has failed at %r.", event)
+            logger.exception("The on_event callback failed at %r.", event)
 
     failures = 0
     while True:
@@ -39,23 +44,23 @@ async def watch(
         try:
             async with loop_timeout(limits.pong_timeout):
                 await ask()
-        except Exception as error:  # also what the client stumbles over when a peer talks nonsense
+        except Exception as error:  # aiokafka raises anything if the peer sends invalid data
             failures += 1
             if failures == 1:
                 reason = str(translate(error, "connect"))
-                logger.warning("Kafka does not answer, reconnecting: %s", reason)
+                logger.warning("Kafka does not answer; reconnecting: %s", reason)
                 tell(Disconnected(reason))
             try:
                 async with loop_timeout(limits.pong_timeout):
                     await probe()
             except AuthenticationError as refusal:
-                logger.error("Not reconnecting: %s", refusal)  # noqa: TRY400 - the one who waits raises it
+                logger.error("Not reconnecting: %s", refusal)  # noqa: TRY400 - the pending calls raise it
                 on_refused(refusal)
                 return
             except (BusError, TimeoutError):
-                pass  # it is away, as was seen
+                pass  # still down, as logged above
             except Exception:
-                logger.exception("Probing Kafka has failed.")
+                logger.exception("Probe of Kafka failed unexpectedly.")
         else:
             if failures:
                 logger.warning("Kafka answers again after %d attempts.", failures)

@@ -1,4 +1,4 @@
-"""What is private in aiokafka is used in one module, which checks the version and what it needs."""
+"""Private names of aiokafka are used in one package, which checks the version and these names."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import ast
 import importlib.metadata
 import logging
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -23,7 +25,8 @@ from tests.support.servers import variables
 from tests.support.talking import settings_of
 
 PROJECT = Path(__file__).parents[3]
-MODULES = [path for path in Path(package.__file__).parent.glob("*.py") if path.name != "aiokafka_compat.py"]
+MODULES = list(Path(package.__file__).parent.glob("*.py"))
+"""Without those of ``aiokafka_compat/``."""
 DOCUMENTED = {"aiokafka", "aiokafka.abc", "aiokafka.errors"}
 OWN = {"_settled", "_settlement", "_replace"}
 """Of `Message`, which its settlement uses, and of named tuples."""
@@ -79,6 +82,13 @@ async def test_a_missing_attribute_is_an_error_before_anything_is_connected(owne
             async with msight_bus.connect(settings_of(variables("kafka", way.port))):
                 pass
         assert way.connections == 0
+
+
+def test_a_missing_name_is_an_error_at_import():
+    script = "import aiokafka.protocol.fetch as module; del module.FetchRequest; import msight_bus.backends.kafka.aiokafka_compat"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert re.search("BusError: aiokafka .*'FetchRequest'.*; install one of them", ended.stderr), ended.stderr
 
 
 def test_the_tested_range_is_that_of_the_project():

@@ -72,7 +72,7 @@ async def test_a_topic_that_is_gone_is_said_once(kafka, topic, group_id, monkeyp
             await admin.delete_topics([topic])
             await until(lambda: f"Topic {topic} was deleted" in caplog.text)
             await asyncio.sleep(1)
-            assert caplog.text.count("was deleted:") == 1
+            assert caplog.text.count("was deleted;") == 1
             await make_anew(admin, topic)
             await produce(topic, batch_of(Rec(b"1")))
             assert await numbers(messages, 1) == [1]

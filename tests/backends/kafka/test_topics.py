@@ -125,7 +125,7 @@ async def test_a_raised_limit_is_noticed(kafka, topic, monkeypatch, caplog):
         with pytest.raises(MessageTooLargeError):
             await bus.publish(topic, bytes(5000))
         await limit(kafka, topic, 10_000)
-        await until(lambda: f"{topic} takes messages of 10000 bytes now, 2000 before" in caplog.text)
+        await until(lambda: f"{topic} accepts messages of at most 10000 bytes now, 2000 before" in caplog.text)
         await bus.publish(topic, bytes(5000))
 
 

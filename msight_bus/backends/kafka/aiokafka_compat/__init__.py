@@ -1,0 +1,81 @@
+"""The only package that uses names outside aiokafka's documented API. Other modules import them from here.
+
+aiokafka can change these names in any release: the import fails if one is missing, and `check_aiokafka` checks the version.
+"""
+
+from __future__ import annotations
+
+from msight_bus.backends.client_library import ClientLibrary
+
+AIOKAFKA = ClientLibrary("aiokafka", oldest="0.14", newest="0.14.0")
+
+try:
+    from aiokafka.client import AIOKafkaClient
+    from aiokafka.conn import AIOKafkaConnection
+    from aiokafka.consumer.group_coordinator import GroupCoordinator
+    from aiokafka.partitioner import murmur2
+    from aiokafka.protocol.admin import CreateTopicsRequest, DescribeConfigsRequest
+    from aiokafka.protocol.metadata import MetadataRequest
+    from aiokafka.protocol.transaction import InitProducerIdRequest
+    from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
+    from aiokafka.record.legacy_records import LegacyRecordBatch
+
+    from msight_bus.backends.kafka.aiokafka_compat.client import Client
+    from msight_bus.backends.kafka.aiokafka_compat.connection import Connection
+    from msight_bus.backends.kafka.aiokafka_compat.log_filters import install_log_filters
+    from msight_bus.backends.kafka.aiokafka_compat.member import Member
+    from msight_bus.backends.kafka.aiokafka_compat.record_batches import (
+        CODECS,
+        RecordHeader,
+        batch_builder,
+        record_bytes,
+    )
+    from msight_bus.backends.kafka.aiokafka_compat.requests import (
+        EARLIEST,
+        LATEST,
+        READ_COMMITTED,
+        READ_UNCOMMITTED,
+        fetch_request,
+        offsets_request,
+        produce_errors,
+        produce_request,
+        read_offsets,
+    )
+    from msight_bus.backends.kafka.aiokafka_compat.topic_identity import (
+        TopicIdentity,
+        TopicIdentityRequest,
+        read_identity,
+    )
+except ImportError as error:
+    if (error.name or "").startswith("msight_bus"):
+        raise
+    raise AIOKAFKA.lacks(str(error)) from error
+
+__all__ = [
+    "AIOKAFKA", "CODECS", "EARLIEST", "LATEST", "READ_COMMITTED", "READ_UNCOMMITTED", "Client", "Connection",
+    "CreateTopicsRequest", "DefaultRecordBatch", "DescribeConfigsRequest", "InitProducerIdRequest", "LegacyRecordBatch",
+    "Member", "MetadataRequest", "RecordHeader", "TopicIdentity", "TopicIdentityRequest", "batch_builder",
+    "check_aiokafka", "fetch_request", "murmur2", "offsets_request", "produce_errors", "produce_request",
+    "read_identity", "read_offsets", "record_bytes",
+]  # fmt: skip
+
+install_log_filters()
+
+
+def check_aiokafka() -> None:
+    """Log a WARNING, once in a process, if the installed aiokafka is not a tested version.
+
+    Raises:
+        BusError: the installed aiokafka lacks an attribute that this package uses.
+    """
+    AIOKAFKA.check(
+        (AIOKafkaClient, ("_get_conn", "_metadata_update", "_md_synchronizer", "_on_connection_closed")),
+        (AIOKafkaClient, ("force_metadata_update", "hosts")),
+        (AIOKafkaClient(), ("cluster", "_conns", "_topics", "_sync_task", "_request_timeout_ms", "_retry_backoff")),
+        (AIOKafkaConnection, ("connected", "send", "close", "authenticator_oauth")),
+        (AIOKafkaConnection("", 0), ("_requests", "_writer", "_on_close_cb", "_request_timeout", "_loop")),
+        (GroupCoordinator, ("_send_req", "_maybe_leave_group", "request_rejoin", "check_errors", "commit_offsets")),
+        (GroupCoordinator, ("fetch_committed_offsets", "_do_commit_offsets")),
+        (DefaultRecordBatchBuilder, ("append", "build", "set_producer_state", "estimate_size_in_bytes")),
+        (DefaultRecordBatch, ("validate_crc",)),
+    )

@@ -1,0 +1,147 @@
+"""Membership of a consumer group, without aiokafka's consumer."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import aiokafka.errors as kafka_errors
+from aiokafka import ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
+from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.consumer.subscription_state import SubscriptionState
+from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from aiokafka.coordinator.protocol import ConsumerProtocol, ConsumerProtocolMemberMetadata
+from aiokafka.protocol.admin import DescribeGroupsRequest
+
+from msight_bus.backends.kafka.aiokafka_compat.client import Client, end_tasks
+
+_NEVER_MS = 2**31 - 1
+_MARK = b"msight_bus"
+
+
+class MarkingAssignor(RoundRobinPartitionAssignor):
+    """Round-robin assignor whose user data marks the members that run this library."""
+
+    @classmethod
+    def metadata(cls, topics: Iterable[str]) -> ConsumerProtocolMemberMetadata:
+        return ConsumerProtocolMemberMetadata(cls.version, list(topics), _MARK)
+
+
+class Member(GroupCoordinator):
+    """A member of a consumer group. Joins, and rejoins after each rebalance, until closed."""
+
+    def __init__(
+        self, client: Client, topic: str, group_id: str, session_timeout: float, listener: ConsumerRebalanceListener
+    ) -> None:
+        """
+        Args:
+            client: the connections of this member; not shared.
+            topic: the topic to subscribe to.
+            group_id: the group to join.
+            session_timeout: seconds without a heartbeat after which the coordinator removes the member.
+            listener: called at each rebalance.
+        """
+        subscription = SubscriptionState()
+        subscription.register_fetch_waiters(set())
+        subscription.subscribe({topic}, listener)
+        client.track(topic)
+        session_ms = int(session_timeout * 1000)
+        super().__init__(
+            client,
+            subscription,
+            group_id=group_id,
+            session_timeout_ms=session_ms,
+            rebalance_timeout_ms=session_ms,
+            heartbeat_interval_ms=min(2000, session_ms // 3),
+            max_poll_interval_ms=_NEVER_MS,  # a slow consumer stays a member; its records stay in the log
+            enable_auto_commit=False,
+            assignors=(MarkingAssignor,),
+        )
+
+    @property
+    def background_task(self) -> asyncio.Task[None]:
+        """The task that joins the group and rejoins. aiokafka does not restart it after an error."""
+        task: asyncio.Task[None] = self._coordination_task
+        return task
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether the member has a generation: a commit without one could rewind the commit of another member."""
+        return bool(self.generation > 0)
+
+    @property
+    def has_coordinator(self) -> bool:
+        """Whether the group's coordinator is known and connected."""
+        return self.coordinator_id is not None
+
+    def check(self) -> None:
+        """Raise the error of the last join, which aiokafka raises only in a fetch and retries afterwards.
+
+        Raises:
+            KafkaError: the member could not join, for example without permission.
+        """
+        if self._coordination_task.done():
+            return  # whoever watches `background_task` handles its error
+        # aiokafka restarts these tasks only at the next rebalance.
+        for task in (self._heartbeat_task, self._commit_refresh_task):
+            if task is not None and task.done() and not task.cancelled() and task.exception() is not None:
+                self.request_rejoin()
+        self.check_errors()
+
+    async def committed(self, partitions: list[TopicPartition]) -> dict[TopicPartition, OffsetAndMetadata]:
+        """Return the group's committed offsets of ``partitions``, without partitions that have none.
+
+        Raises:
+            KafkaError: the coordinator did not respond.
+        """
+        found = await self.fetch_committed_offsets(partitions)
+        return {partition: entry for partition, entry in found.items() if entry.offset >= 0}
+
+    async def commit(self, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
+        """Commit offsets, also for partitions of other members.
+
+        Raises:
+            KafkaError: the offsets were not committed.
+        """
+        await self.commit_offsets(None, offsets)
+
+    def _do_commit_offsets(self, assignment: Any, offsets: Any) -> asyncio.Task[None]:
+        """Retrieve the error of a commit that aiokafka shields from the caller's cancellation: nobody awaits it afterwards."""
+        task: asyncio.Task[None] = asyncio.create_task(super()._do_commit_offsets(assignment, offsets))
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return task
+
+    async def partitions_of_peers(self) -> set[TopicPartition] | None:
+        """Return the partitions of the group's members that run this library.
+
+        ``None`` if the broker does not report them, as for a group with members of the consumer protocol of KIP-848.
+
+        Raises:
+            RebalanceInProgressError: a rebalance is in progress.
+            KafkaError: the coordinator did not respond.
+        """
+        response = await self._send_req(DescribeGroupsRequest([self.group_id]))
+        ((code, _, state, _, _, members, *_),) = response.groups
+        if state in ("PreparingRebalance", "CompletingRebalance"):
+            raise kafka_errors.RebalanceInProgressError(state)
+        if code or state != "Stable":
+            return None
+        partitions: set[TopicPartition] = set()
+        for _, _, _, metadata, assignment in members:
+            try:
+                if ConsumerProtocol.METADATA.decode(metadata).user_data == _MARK:
+                    partitions.update(ConsumerProtocol.ASSIGNMENT.decode(assignment).partitions())
+            except (ValueError, struct.error):
+                continue  # a member of another client library
+        return partitions
+
+    async def aclose(self, leave_within: float) -> None:
+        """End the member's tasks and leave the group, waiting at most ``leave_within`` seconds for the coordinator."""
+        if not self._closing.done():
+            self._closing.set_result(None)
+        await end_tasks((self._coordination_task, self._heartbeat_task, self._commit_refresh_task))
+        leaving = asyncio.ensure_future(self._maybe_leave_group())
+        await asyncio.wait((leaving,), timeout=leave_within)
+        await end_tasks((leaving,))

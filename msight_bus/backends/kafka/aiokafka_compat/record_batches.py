@@ -1,0 +1,27 @@
+"""Encoding of record batches, by aiokafka's C extension."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+
+CODECS = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
+
+RecordHeader = tuple[str, bytes | None]
+
+
+def batch_builder(codec: int, max_bytes: int) -> Any:
+    """Return an empty batch; its ``append(number, timestamp, key, value, headers)`` returns ``None`` if a record does not fit.
+
+    Args:
+        codec: a value of `CODECS`.
+        max_bytes: maximum size of the batch, uncompressed.
+    """
+    return DefaultRecordBatchBuilder(2, codec, 0, -1, -1, 0, max_bytes)
+
+
+def record_bytes(key: bytes | None, value: bytes | None, headers: Sequence[RecordHeader]) -> int:
+    """Return the maximum size, in bytes, of a batch that holds only this record."""
+    return int(DefaultRecordBatchBuilder.estimate_size_in_bytes(key, value, headers)) + 64

@@ -1,0 +1,126 @@
+"""Produce, fetch and offset requests, and decoding of the responses."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from aiokafka import TopicPartition
+from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.protocol.offset import OffsetRequest
+from aiokafka.protocol.produce import ProduceRequest
+
+READ_UNCOMMITTED, READ_COMMITTED = 0, 1
+LATEST, EARLIEST = -1, -2
+
+FETCH_STRUCTS = tuple(each for each in FetchRequest._CLASSES if each.API_VERSION >= 4)
+"""The fetch versions that report aborted transactions."""
+
+_INT16, _INT32 = struct.Struct(">h"), struct.Struct(">i")
+_FETCHED = struct.Struct(">ihqq")
+_ABORTED = struct.Struct(">qq")
+
+_FETCH_WAIT_MS = 500
+_FETCH_MAX_BYTES = 50 * 1024 * 1024
+
+
+class Fetched(NamedTuple):
+    """One partition of a fetch response.
+
+    Attributes:
+        where: topic and partition.
+        code: error code; 0 without an error.
+        end: high watermark, the offset after the last record.
+        stable: last stable offset: the first record of an open transaction, ``end`` without one.
+        aborted: producer id and first offset of each aborted transaction.
+        data: record batches; the last one may be incomplete.
+    """
+
+    where: TopicPartition
+    code: int
+    end: int
+    stable: int
+    aborted: Sequence[tuple[int, int]]
+    data: bytes | memoryview
+
+
+def produce_request(batches: Mapping[TopicPartition, bytes], timeout: float) -> Any:
+    """Return a request that appends a batch to each partition, acknowledged by all in-sync replicas in ``timeout`` seconds."""
+    topics = _by_topic({where: (data,) for where, data in batches.items()})
+    return ProduceRequest(None, -1, int(timeout * 1000), topics)
+
+
+def produce_errors(response: Any) -> Mapping[TopicPartition, int]:
+    """Return the error code of each partition in the response to a `produce_request`; 0 without an error."""
+    return {
+        TopicPartition(topic, partition): code
+        for topic, partitions in response.topics
+        for partition, code, *_ in partitions
+    }
+
+
+def fetch_request(offsets: Mapping[TopicPartition, int], isolation: int, partition_bytes: int) -> Any:
+    """Return a request for records from these offsets on. The first batch arrives complete, however large it is (KIP-74).
+
+    Args:
+        offsets: first offset of each partition.
+        isolation: `READ_COMMITTED` or `READ_UNCOMMITTED`.
+        partition_bytes: maximum number of bytes of one partition.
+    """
+    wanted = {where: (offset, partition_bytes) for where, offset in offsets.items()}
+    return FetchRequest(_FETCH_WAIT_MS, 1, _FETCH_MAX_BYTES, isolation, _by_topic(wanted))
+
+
+def read_fetch(answer: memoryview, version: int) -> list[Fetched]:
+    """Decode the response to a `fetch_request` of a ``version``; ``Fetched.data`` are slices of ``answer``.
+
+    Raises:
+        struct.error: the response is incomplete.
+    """
+    at = 10 if version >= 7 else 4  # throttle time; error code and session id, unused
+    (topics,) = _INT32.unpack_from(answer, at)
+    at += 4
+    found: list[Fetched] = []
+    for _ in range(topics):
+        (size,) = _INT16.unpack_from(answer, at)
+        topic = str(answer[at + 2 : at + 2 + size], "utf-8")
+        (partitions,) = _INT32.unpack_from(answer, at + 2 + size)
+        at += 6 + size
+        for _ in range(partitions):
+            partition, code, end, stable = _FETCHED.unpack_from(answer, at)
+            at += _FETCHED.size + (8 if version >= 5 else 0)  # log start offset
+            (count,) = _INT32.unpack_from(answer, at)
+            at += 4
+            aborted = [_ABORTED.unpack_from(answer, at + number * _ABORTED.size) for number in range(max(0, count))]
+            at += len(aborted) * _ABORTED.size + (4 if version >= 11 else 0)  # preferred read replica
+            (size,) = _INT32.unpack_from(answer, at)
+            at += 4
+            data = answer[at : at + max(0, size)]
+            at += len(data)
+            found.append(Fetched(TopicPartition(topic, partition), code, end, stable, aborted, data))
+    return found
+
+
+def offsets_request(times: Mapping[TopicPartition, int], isolation: int) -> Any:
+    """Return a request for the first offset at or after a time of each partition.
+
+    Args:
+        times: milliseconds since 1970, `EARLIEST` or `LATEST`.
+        isolation: `READ_COMMITTED` or `READ_UNCOMMITTED`, which decides where `LATEST` is.
+    """
+    return OffsetRequest(-1, isolation, _by_topic({where: (at,) for where, at in times.items()}))
+
+
+def read_offsets(response: Any) -> Iterator[tuple[TopicPartition, int, int]]:
+    """Yield partition, error code and offset, -1 without one, from the response to an `offsets_request`."""
+    for topic, partitions in response.topics:
+        for partition, code, *_, offset in partitions:
+            yield TopicPartition(topic, partition), code, offset
+
+
+def _by_topic(values: Mapping[TopicPartition, Any]) -> list[tuple[str, list[Any]]]:
+    topics: dict[str, list[Any]] = {}
+    for where, value in values.items():
+        topics.setdefault(where.topic, []).append((where.partition, *value))
+    return list(topics.items())
