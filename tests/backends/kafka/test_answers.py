@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from msight_bus import AuthenticationError, MessageTooLargeError
+from msight_bus.backends.kafka import feed
 from msight_bus.events import Gap
 from tests.support.kafka_admin import make
 from tests.support.kafka_answers import FETCH, METADATA, OFFSETS, PRODUCE, changing_answers, of_partition, with_code
@@ -46,20 +47,21 @@ def failing_fetches(topic, code, over):
     """A change that answers each fetch of the topic with an error until ``over`` is set."""
 
     def change(request, answer):
-        if request.kind == METADATA and request.version < IDENTITY_VERSION:
-            change.asked_for_metadata.set()
+        if request.kind == METADATA and topic.encode() in answer:
+            (change.identified if request.version == IDENTITY_VERSION else change.located).set()
         if request.kind == FETCH and not over.is_set() and of_partition(answer, topic) >= 0:
             change.failed.set()
             return with_code(answer, topic, code)
         return answer
 
-    change.failed, change.asked_for_metadata = asyncio.Event(), asyncio.Event()
+    change.failed, change.located, change.identified = asyncio.Event(), asyncio.Event(), asyncio.Event()
     return change
 
 
 @pytest.mark.parametrize("code", [3, 6, 56])
-async def test_a_broker_that_does_not_lead_a_partition_lets_the_metadata_be_asked_for(kafka, topic, code):
-    """UNKNOWN_TOPIC_OR_PARTITION, NOT_LEADER_OR_FOLLOWER and KAFKA_STORAGE_ERROR."""
+async def test_a_broker_that_does_not_lead_a_partition_lets_its_leader_be_looked_for(kafka, topic, code, monkeypatch):
+    """UNKNOWN_TOPIC_OR_PARTITION, after which the topic is looked at too, NOT_LEADER_OR_FOLLOWER and KAFKA_STORAGE_ERROR."""
+    monkeypatch.setattr(feed, "_LOOK_EVERY", 3600.0)
     await make(kafka, topic)
     change = failing_fetches(topic, code, over=(leads := asyncio.Event()))
     async with changing_answers(kafka, change) as way, way.connect(**PATIENT) as bus:
@@ -67,8 +69,11 @@ async def test_a_broker_that_does_not_lead_a_partition_lets_the_metadata_be_aske
             await bus.publish(topic, b"0")
             async with asyncio.timeout(20):
                 await change.failed.wait()
-                change.asked_for_metadata.clear()
-                await change.asked_for_metadata.wait()
+                change.located.clear()
+                change.identified.clear()
+                await change.located.wait()
+                if code == 3:
+                    await change.identified.wait()
             leads.set()
             assert await numbers(messages, 1) == [0]
 
