@@ -6,6 +6,7 @@ import asyncio
 from contextlib import asynccontextmanager
 
 import pytest
+from aiokafka import TopicPartition
 from aiokafka.errors import KafkaConnectionError
 from aiokafka.protocol.admin import CreateAclsRequest
 
@@ -266,3 +267,48 @@ async def test_nobody_cancels_the_acknowledgement_that_others_wait_for(topic, ka
         await bus.publish(topic, b"y")
         await publisher.flush()
         assert await acknowledged is None
+
+
+async def test_more_than_one_request_carries_is_sent_in_several(kafka, topic):
+    """A message of a megabyte for each of 12 partitions, in one turn of the loop."""
+    await make(kafka, topic, 12)
+    async with kafka.connect() as bus, bus.publisher(topic, spread=True) as publisher:
+        for first in (0, 12, 24):
+            numbers = range(first, first + 12)
+            sent = await asyncio.gather(*(publisher.send(b"%08d" % number + bytes(1_000_000)) for number in numbers))
+            assert await outcomes(*sent) == [None] * 12
+        async with bus.subscribe(topic, start="earliest") as messages:
+            assert sorted([int(message.payload[:8]) for message in await take(messages, 36)]) == list(range(36))
+            await until(lambda: messages.stats.lag == 0)
+            assert messages.stats.received == 36
+
+
+async def test_sequence_numbers_begin_again_at_zero_behind_the_highest(kafka, topic):
+    await make(kafka, topic)
+    async with kafka.connect() as bus:
+        # A broker that knows nothing of a producer on a partition accepts any number.
+        bus.core.backend._producer._left_off[TopicPartition(topic, 0)] = 2**31 - 3
+        for first in range(0, 50, 10):
+            assert await outcomes(*publishing(bus, topic, range(first, first + 10), pad=b"")) == [None] * 10
+    assert await received(kafka, topic) == list(range(50))
+
+
+async def test_a_batch_that_cannot_be_encoded_fails_alone(kafka, topic, monkeypatch):
+    class Refusing:
+        def __init__(self, builder):
+            self.append = builder.append
+            self.set_producer_state = builder.set_producer_state
+
+        def build(self):
+            raise MemoryError
+
+    await make(kafka, topic)
+    batch_builder = producer.batch_builder
+    async with kafka.connect() as bus:
+        await bus.publish(topic, b"%08d" % 0)
+        monkeypatch.setattr(producer, "batch_builder", lambda *arguments: Refusing(batch_builder(*arguments)))
+        with pytest.raises(BusError, match="MemoryError"):
+            await bus.publish(topic, b"%08d" % 1)
+        monkeypatch.setattr(producer, "batch_builder", batch_builder)
+        await bus.publish(topic, b"%08d" % 2)
+    assert await received(kafka, topic) == [0, 2]
