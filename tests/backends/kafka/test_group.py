@@ -11,12 +11,13 @@ from aiokafka import TopicPartition
 from aiokafka.admin import NewPartitions
 from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.errors import GroupAuthorizationFailedError, KafkaError, KafkaTimeoutError
+from aiokafka.protocol.fetch import FetchRequest
 
-from msight_bus import AuthenticationError, BusError
+from msight_bus import AuthenticationError, BusError, QueuePolicy
 from msight_bus.backends.kafka import feed, group, partition
 from msight_bus.backends.kafka.watch import watch
 from msight_bus.events import Disconnected, Gap, Reconnected
-from tests.support.kafka_admin import administering
+from tests.support.kafka_admin import administering, make
 from tests.support.receiving import numbers, take
 from tests.support.rig import until
 
@@ -103,6 +104,56 @@ def coordinator(messages):
 
 def generations(members):
     return [coordinator(messages).generation for messages in members]
+
+
+# -- partitions are taken away while a fetch is under way
+
+
+async def read_by_both(one, two, count):
+    """What two members read, each until it is up to date; nothing was handed out before."""
+    read = []
+    for messages in (one, two):
+        while messages.stats.lag != 0 or messages.stats.queued:
+            read.append((await take(messages, 1))[0].payload)
+    assert len(read) >= count
+    return sorted(read)
+
+
+async def test_an_answer_that_comes_after_a_rebalance_delivers_nothing(kafka, topic):
+    await make(kafka, topic, 2)
+    held, released = asyncio.Event(), asyncio.Event()
+    async with kafka.connect() as bus, bus.subscribe(topic, group_id="g") as one:
+        client = one._at_broker.client
+        original = client.send
+
+        async def late(node, request, **options):
+            answer = await original(node, request, **options)
+            if isinstance(request, FetchRequest) and any(part.data for part in answer):
+                held.set()
+                await released.wait()
+            return answer
+
+        client.send = late
+        sent = [b"%d" % number for number in range(20)]
+        await asyncio.gather(*(bus.publish(topic, payload, key=payload.decode()) for payload in sent))
+        await held.wait()
+        async with bus.subscribe(topic, group_id="g") as two:
+            released.set()
+            await until(lambda: one.stats.lag is not None and two.stats.lag is not None)
+            assert await read_by_both(one, two, 20) == sorted(sent)
+
+
+async def test_a_fetch_that_is_read_in_parts_ends_with_a_rebalance(kafka, topic):
+    await make(kafka, topic, 2)
+    queue = QueuePolicy.block(10)
+    async with kafka.connect() as bus:
+        sent = [b"%d" % number for number in range(200)]
+        await asyncio.gather(*(bus.publish(topic, payload, key=payload.decode()) for payload in sent))
+        async with bus.subscribe(topic, group_id="g", start="earliest", queue=queue) as one:
+            await until(lambda: one.stats.queued)
+            async with bus.subscribe(topic, group_id="g", start="earliest", queue=queue) as two:
+                await until(lambda: one.stats.lag is not None and two.stats.lag is not None)
+                assert await read_by_both(one, two, 200) == sorted(sent)
 
 
 # -- partitions are added
