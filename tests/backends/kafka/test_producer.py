@@ -269,8 +269,16 @@ async def test_nobody_cancels_the_acknowledgement_that_others_wait_for(topic, ka
         assert await acknowledged is None
 
 
-async def test_more_than_one_request_carries_is_sent_in_several(kafka, topic):
+async def test_more_than_one_request_carries_is_sent_in_several(kafka, topic, monkeypatch):
     """A message of a megabyte for each of 12 partitions, in one turn of the loop."""
+    produce_request = producer.produce_request
+    requests = []
+
+    def note(batches, timeout):
+        requests.append(list(batches.values()))
+        return produce_request(batches, timeout)
+
+    monkeypatch.setattr(producer, "produce_request", note)
     await make(kafka, topic, 12)
     async with kafka.connect() as bus, bus.publisher(topic, spread=True) as publisher:
         for first in (0, 12, 24):
@@ -281,6 +289,8 @@ async def test_more_than_one_request_carries_is_sent_in_several(kafka, topic):
             assert sorted([int(message.payload[:8]) for message in await take(messages, 36)]) == list(range(36))
             await until(lambda: messages.stats.lag == 0)
             assert messages.stats.received == 36
+    assert sum(len(request) for request in requests) == 36
+    assert max(len(request) for request in requests) == 8
 
 
 async def test_sequence_numbers_begin_again_at_zero_behind_the_highest(kafka, topic):
