@@ -179,3 +179,27 @@ async def test_a_refusal_after_an_unknown_outcome_costs_the_next_message_nothing
         await bus.publish(topic, b"1")
         async with bus.subscribe(topic, start="earliest") as messages:
             assert await numbers(messages, 2) == [0, 1]
+
+
+async def test_a_permission_that_is_missing_after_an_unknown_outcome_costs_the_next_message_nothing(kafka, topic):
+    """The broker did not refuse the batch: its answer was lost, and the topic may not be described any more."""
+    lost, denied = [], asyncio.Event()
+    name = len(topic).to_bytes(2, "big") + topic.encode()
+
+    def change(request, answer):
+        if request.kind == PRODUCE and of_partition(answer, topic) >= 0 and not lost:
+            lost.append(answer)
+            denied.set()
+            return None
+        if request.kind == METADATA and denied.is_set():
+            return answer.replace(bytes(2) + name, (29).to_bytes(2, "big") + name)  # TOPIC_AUTHORIZATION_FAILED
+        return answer
+
+    await make(kafka, topic)
+    async with changing_answers(kafka, change) as way, way.connect() as bus:
+        with pytest.raises(AuthenticationError):
+            await bus.publish(topic, b"0")
+        denied.clear()
+        await bus.publish(topic, b"1")
+        async with bus.subscribe(topic, start="earliest") as messages:
+            assert await numbers(messages, 2) == [0, 1]
