@@ -11,6 +11,7 @@ from aiokafka.errors import KafkaConnectionError
 from aiokafka.protocol.admin import CreateAclsRequest
 
 from msight_bus import AuthenticationError, BusError, PublishTimeoutError
+from msight_bus.backends.base import BLOCKED
 from msight_bus.backends.kafka import producer
 from msight_bus.backends.kafka.aiokafka_compat import Client
 from tests.support.kafka_admin import administering, make
@@ -290,7 +291,7 @@ async def test_more_than_one_request_carries_is_sent_in_several(kafka, topic, mo
             await until(lambda: messages.stats.lag == 0)
             assert messages.stats.received == 36
     assert sum(len(request) for request in requests) == 36
-    assert max(len(request) for request in requests) == 8
+    assert max(sum(map(len, request)) for request in requests) <= 8 * 2**20
 
 
 async def test_sequence_numbers_begin_again_at_zero_behind_the_highest(kafka, topic):
@@ -322,3 +323,40 @@ async def test_a_batch_that_cannot_be_encoded_fails_alone(kafka, topic, monkeypa
         monkeypatch.setattr(producer, "batch_builder", batch_builder)
         await bus.publish(topic, b"%08d" % 2)
     assert await received(kafka, topic) == [0, 2]
+
+
+@pytest.mark.parametrize("size", [3_000, 40_000, 150_000])
+async def test_a_publisher_waits_while_nothing_is_acknowledged(kafka, topic, monkeypatch, size):
+    """One batch is on its way, two are full, and one is being filled; each of 200,000 bytes."""
+    send_now = Client.send_now
+    held, sent = [], []
+
+    def hold(client, node, request):
+        held.append(asyncio.get_running_loop().create_future())
+        return held[-1]
+
+    await make(kafka, topic)
+    options = {"MSIGHT_KAFKA_BATCH_BYTES": "200000", "MSIGHT_PUBLISH_TIMEOUT": "1"}
+    async with kafka.connect(**options) as bus, bus.publisher(topic, max_in_flight=1000) as publisher:
+        await bus.publish(topic, b"%08d" % 0)
+        monkeypatch.setattr(Client, "send_now", hold)
+        with pytest.raises(PublishTimeoutError):
+            while len(sent) * size < 2_000_000:
+                sent.append(await publisher.send(b"%08d" % (len(sent) + 1) + bytes(size)))
+        assert len(held) == 1
+        assert 400_000 < len(sent) * size <= 800_000
+        monkeypatch.setattr(Client, "send_now", send_now)
+        held[0].set_exception(KafkaConnectionError("closed"))
+        sent.append(await publisher.send(b"%08d" % (len(sent) + 1)))
+        assert await outcomes(*sent) == [None] * len(sent)
+    assert await received(kafka, topic) == list(range(len(sent) + 1))
+
+
+async def test_a_publisher_that_has_waited_does_not_wait_again(kafka, topic):
+    async with kafka.connect() as bus:
+        publisher = bus.core.backend.publisher(topic, None, keeps=False)
+        first = await publisher.send(b"%08d" % 0, "key", None)  # waits until the topic is created
+        second = publisher.try_send(b"%08d" % 1, "key", None)
+        assert second is not BLOCKED
+        assert await outcomes(first, second) == [None, None]
+    assert sorted(await received(kafka, topic)) == [0, 1]
