@@ -143,6 +143,18 @@ async def test_an_answer_that_comes_after_a_rebalance_delivers_nothing(kafka, to
             assert await read_by_both(one, two, 20) == sorted(sent)
 
 
+async def test_what_is_done_is_committed_before_its_partition_is_taken_away(kafka, topic):
+    await make(kafka, topic, 2)
+    async with kafka.connect(MSIGHT_KAFKA_COMMIT_INTERVAL="3600") as bus:
+        async with bus.subscribe(topic, group_id="g", ack="manual") as one:
+            await asyncio.gather(*(bus.publish(topic, b"", key=f"{number}") for number in range(20)))
+            for message in await take(one, 20):
+                await message.ack()
+            async with bus.subscribe(topic, group_id="g") as two:
+                await until(lambda: two.stats.lag == 0)
+                assert (one.stats.received, two.stats.received) == (20, 0)
+
+
 async def test_a_fetch_that_is_read_in_parts_ends_with_a_rebalance(kafka, topic):
     await make(kafka, topic, 2)
     queue = QueuePolicy.block(10)
