@@ -18,6 +18,7 @@ _FRAME = Struct(">qi")  # base offset, length of the rest
 _HEAD = Struct(">qiibIhiqqqhii")
 _MAGIC_AT = 16
 HEAD_BYTES = _HEAD.size
+_OLD_BYTES = 14  # of an empty message of format 0: checksum, magic, attributes, lengths of key and value
 
 _CODEC = 0x07
 _LOG_APPEND_TIME = 0x08
@@ -106,7 +107,7 @@ def split(data: bytes | memoryview) -> Iterator[memoryview]:
     while len(data) - at > _MAGIC_AT:
         _, length = _FRAME.unpack_from(data, at)
         end = at + _FRAME.size + length
-        if length < (HEAD_BYTES - _FRAME.size if data[at + _MAGIC_AT] >= 2 else _MAGIC_AT):
+        if length < (HEAD_BYTES - _FRAME.size if data[at + _MAGIC_AT] >= 2 else _OLD_BYTES):
             raise FramingError(f"a batch of {length} bytes is too short")
         if end > len(data):
             return

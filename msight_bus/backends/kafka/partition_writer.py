@@ -51,7 +51,7 @@ _NOT_APPENDED = (
     kafka_errors.UnsupportedForMessageFormatError,
     kafka_errors.UnsupportedVersionError,
 )
-"""A batch whose first attempt ends with one of these is not in the log."""
+"""A batch whose first attempt is answered with one of these is not in the log."""
 
 
 class ProducerId(NamedTuple):
@@ -252,7 +252,7 @@ class PartitionWriter:
         elif error.retriable:
             self.retry(error)
         else:
-            self._refuse(error)
+            self._refuse(error, is_unknown=batch.attempts > 1 or not isinstance(error, _NOT_APPENDED))
 
     def retry(self, error: BaseException | None = None) -> None:
         """Send the batch again with the same sequence numbers, by which the broker detects a duplicate.
@@ -275,16 +275,16 @@ class PartitionWriter:
             except Exception as problem:
                 missing = not self._owner.is_located(self.where) and loop.time() > give_up_at
                 if missing or not _is_passing(problem):
-                    self._refuse(problem)
+                    self._refuse(problem, is_unknown=self._sending is not None and self._sending.attempts > 0)
                     return
                 error = problem
             else:
                 self._owner.wake(self)
                 return
 
-    def _refuse(self, error: BaseException) -> None:
-        batch = self._sending
-        if batch is not None and batch.attempts and not (batch.attempts == 1 and isinstance(error, _NOT_APPENDED)):
+    def _refuse(self, error: BaseException, *, is_unknown: bool) -> None:
+        """End the batch that was sent; ``is_unknown`` is whether it can be in the log."""
+        if is_unknown:
             self.spent, self.producer_id = self.producer_id, None
         self._end(error)
 

@@ -160,7 +160,9 @@ def _to_message(topic: str, record: Any, offset: int, received_at: float, settle
     )
 
 
-def _moment(timestamp: int, now: float) -> float | None:
-    """A record's own timestamp in POSIX seconds; ``None`` if it can be no moment at which it was published."""
+def _moment(timestamp: int | None, now: float) -> float | None:
+    """A record's own timestamp in POSIX seconds; ``None`` if it has none, or it can be no moment of publishing."""
+    if timestamp is None or timestamp < _EARLIEST_MS:
+        return None
     at = timestamp / 1000
-    return at if timestamp >= _EARLIEST_MS and at <= now + _AHEAD_S else None
+    return at if at <= now + _AHEAD_S else None

@@ -5,14 +5,16 @@ from __future__ import annotations
 from itertools import count
 
 import pytest
+from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from hypothesis import given
 from hypothesis import strategies as st
 
 from msight_bus.backends.kafka import partition_reader
+from msight_bus.backends.kafka.aiokafka_compat import FETCH_STRUCTS, read_fetch
 from msight_bus.backends.kafka.batches import read_records, split
 from msight_bus.backends.kafka.partition_reader import PartitionReader
 from msight_bus.backends.kafka.records import offset_of, to_messages
-from tests.support.kafka_records import Rec, batch_of, varint
+from tests.support.kafka_records import NOW_MS, Rec, batch_of, varint
 
 
 class Maker:
@@ -175,6 +177,49 @@ def test_markers_and_aborted_transactions_are_passed_over():
     assert maker.read == [(0, b"a"), (3, b"c"), (6, b"a")]
     assert maker.passed_to[-1] == 8
     assert read(data).read == [(0, b"a"), (2, b"b"), (3, b"c"), (6, b"a")]
+
+
+@pytest.mark.parametrize("codec", [0, 1])
+@pytest.mark.parametrize("magic", [0, 1])
+def test_batches_of_the_formats_before_kafka_0_11_are_read(magic, codec):
+    """A compressed one has the offset of its last record."""
+    builder = LegacyRecordBatchBuilder(magic, codec, 10_000)
+    for number in range(3):
+        builder.append(number, NOW_MS, None, b"%d" % number)
+    data = bytearray(builder.build())
+    if codec:
+        data[:8] = (2).to_bytes(8, "big")
+    maker = read(bytes(data) + batch_of(A, base=3))
+    assert maker.read == [(0, b"0"), (1, b"1"), (2, b"2"), (3, b"a")]
+    assert maker.gaps == []
+    assert maker.passed_to[-2:] == [3, 4]
+    data[-1] ^= 0xFF
+    assert read(bytes(data) + batch_of(A, base=3)).read[-1] == (3, b"a")
+
+
+@pytest.mark.parametrize("struct", FETCH_STRUCTS, ids=lambda struct: f"version {struct.API_VERSION}")
+def test_an_answer_of_any_version_is_read(struct):
+    """Of two topics, with an error, with aborted transactions and without a list of them."""
+    version, schema = struct.API_VERSION, struct.RESPONSE_TYPE.SCHEMA
+    parts = [
+        ("one", 0, 0, 12, 9, [(7, 2), (8, 3)], b"abc"),
+        ("one", 1, 6, -1, -1, None, b""),
+        ("two", 2, 0, 5, 5, [], b"de"),
+    ]
+    topics = [
+        (
+            topic,
+            [
+                (number, code, end, stable, *([0] * (version >= 5)), aborted, *([-1] * (version >= 11)), data)
+                for name, number, code, end, stable, aborted, data in parts
+                if name == topic
+            ],
+        )
+        for topic in ("one", "two")
+    ]
+    answer = schema.encode((100, *((0, 0) if version >= 7 else ()), topics))
+    found = [(*each[0], *each[1:5], bytes(each.data)) for each in read_fetch(memoryview(answer), version)]
+    assert found == [(*part[:5], part[5] or [], part[6]) for part in parts]
 
 
 def sealed(data):

@@ -12,9 +12,10 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import NewTopic
 from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.errors import KafkaConnectionError
+from aiokafka.protocol.fetch import FetchRequest
 
 from msight_bus import HeaderError, QueuePolicy
-from msight_bus.backends.kafka import partition
+from msight_bus.backends.kafka import feed, partition
 from msight_bus.events import Gap
 from tests.support.kafka_admin import administering
 from tests.support.kafka_records import NOW_MS, Rec, batch_of, now_ms, raw_producer
@@ -223,6 +224,15 @@ async def test_the_latest_is_the_last_stable_offset(kafka, topic):
 
 async def test_a_transaction_that_stays_open_is_said_once(kafka, topic, monkeypatch, caplog):
     monkeypatch.setattr(partition, "_HELD_BACK_AFTER", 0.3)
+    warn_if_held_back = partition.Partition.warn_if_held_back
+    looks = []
+
+    def look(self, now):
+        warn_if_held_back(self, now)
+        looks.append(now)
+
+    monkeypatch.setattr(partition.Partition, "warn_if_held_back", look)
+    monkeypatch.setattr(feed, "_CHECK_EVERY", 0.05)
     await make_topic(kafka, topic)
     async with kafka.connect() as bus, transactions(kafka, topic) as transaction:
         async with bus.subscribe(topic) as messages:
@@ -231,8 +241,9 @@ async def test_a_transaction_that_stays_open_is_said_once(kafka, topic, monkeypa
             await bus.publish(topic, b"2")
             assert await numbers(messages, 1) == [0]
             with caplog.at_level(logging.WARNING, "msight_bus"):
-                await until(lambda: len(caplog.records) == 1)
-                await asyncio.sleep(1.2)
+                await until(lambda: caplog.records)
+                looks.clear()
+                await until(lambda: looks and looks[-1] - looks[0] > 3 * partition._HELD_BACK_AFTER)
             (warning,) = caplog.messages
             assert topic in warning
             assert "partition 0" in warning
@@ -316,13 +327,16 @@ async def test_a_consumer_of_the_latest_skips_what_is_older_when_a_broker_comes_
         await numbers(messages, 1)
         client = messages._at_broker.client
         original = client.send
+        failed = asyncio.Event()
 
-        async def unreachable(*_, **options):
+        async def unreachable(node, request, **options):
+            if isinstance(request, FetchRequest):
+                failed.set()
             raise KafkaConnectionError("away")
 
         client.send = unreachable
         await publish(bus, topic, range(1, 3000))
-        await asyncio.sleep(0.7)  # a fetch that was under way may have brought the first ones
+        await failed.wait()  # a fetch that was under way may have brought the first ones
         client.send = original
         await until(lambda: messages.stats.received == 3000)
         assert int((await anext(messages)).payload) >= 2990

@@ -6,10 +6,12 @@ import asyncio
 from contextlib import asynccontextmanager
 
 import pytest
+from aiokafka import TopicPartition
 from aiokafka.errors import KafkaConnectionError
 from aiokafka.protocol.admin import CreateAclsRequest
 
 from msight_bus import AuthenticationError, BusError, PublishTimeoutError
+from msight_bus.backends.base import BLOCKED
 from msight_bus.backends.kafka import producer
 from msight_bus.backends.kafka.aiokafka_compat import Client
 from tests.support.kafka_admin import administering, make
@@ -266,3 +268,96 @@ async def test_nobody_cancels_the_acknowledgement_that_others_wait_for(topic, ka
         await bus.publish(topic, b"y")
         await publisher.flush()
         assert await acknowledged is None
+
+
+async def test_more_than_one_request_carries_is_sent_in_several(kafka, topic, monkeypatch):
+    """A message of a megabyte for each of 12 partitions, in one turn of the loop."""
+    produce_request = producer.produce_request
+    requests = []
+
+    def note(batches, timeout):
+        requests.append(list(batches.values()))
+        return produce_request(batches, timeout)
+
+    monkeypatch.setattr(producer, "produce_request", note)
+    await make(kafka, topic, 12)
+    async with kafka.connect() as bus, bus.publisher(topic, spread=True) as publisher:
+        for first in (0, 12, 24):
+            numbers = range(first, first + 12)
+            sent = await asyncio.gather(*(publisher.send(b"%08d" % number + bytes(1_000_000)) for number in numbers))
+            assert await outcomes(*sent) == [None] * 12
+        async with bus.subscribe(topic, start="earliest") as messages:
+            assert sorted([int(message.payload[:8]) for message in await take(messages, 36)]) == list(range(36))
+            await until(lambda: messages.stats.lag == 0)
+            assert messages.stats.received == 36
+    assert sum(len(request) for request in requests) == 36
+    assert max(sum(map(len, request)) for request in requests) <= 8 * 2**20
+
+
+async def test_sequence_numbers_begin_again_at_zero_behind_the_highest(kafka, topic):
+    await make(kafka, topic)
+    async with kafka.connect() as bus:
+        # A broker that knows nothing of a producer on a partition accepts any number.
+        bus.core.backend._producer._left_off[TopicPartition(topic, 0)] = 2**31 - 3
+        for first in range(0, 50, 10):
+            assert await outcomes(*publishing(bus, topic, range(first, first + 10), pad=b"")) == [None] * 10
+    assert await received(kafka, topic) == list(range(50))
+
+
+async def test_a_batch_that_cannot_be_encoded_fails_alone(kafka, topic, monkeypatch):
+    class Refusing:
+        def __init__(self, builder):
+            self.append = builder.append
+            self.set_producer_state = builder.set_producer_state
+
+        def build(self):
+            raise MemoryError
+
+    await make(kafka, topic)
+    batch_builder = producer.batch_builder
+    async with kafka.connect() as bus:
+        await bus.publish(topic, b"%08d" % 0)
+        monkeypatch.setattr(producer, "batch_builder", lambda *arguments: Refusing(batch_builder(*arguments)))
+        with pytest.raises(BusError, match="MemoryError"):
+            await bus.publish(topic, b"%08d" % 1)
+        monkeypatch.setattr(producer, "batch_builder", batch_builder)
+        await bus.publish(topic, b"%08d" % 2)
+    assert await received(kafka, topic) == [0, 2]
+
+
+@pytest.mark.parametrize("size", [3_000, 40_000, 150_000])
+async def test_a_publisher_waits_while_nothing_is_acknowledged(kafka, topic, monkeypatch, size):
+    """One batch is on its way, two are full, and one is being filled; each of 200,000 bytes."""
+    send_now = Client.send_now
+    held, sent = [], []
+
+    def hold(client, node, request):
+        held.append(asyncio.get_running_loop().create_future())
+        return held[-1]
+
+    await make(kafka, topic)
+    options = {"MSIGHT_KAFKA_BATCH_BYTES": "200000", "MSIGHT_PUBLISH_TIMEOUT": "1"}
+    async with kafka.connect(**options) as bus, bus.publisher(topic, max_in_flight=1000) as publisher:
+        await bus.publish(topic, b"%08d" % 0)
+        monkeypatch.setattr(Client, "send_now", hold)
+        with pytest.raises(PublishTimeoutError):
+            while len(sent) * size < 2_000_000:
+                sent.append(await publisher.send(b"%08d" % (len(sent) + 1) + bytes(size)))
+        assert len(held) == 1
+        assert 400_000 < len(sent) * size <= 800_000
+        monkeypatch.setattr(Client, "send_now", send_now)
+        held[0].set_exception(KafkaConnectionError("closed"))
+        sent.append(await publisher.send(b"%08d" % (len(sent) + 1)))
+        assert await outcomes(*sent) == [None] * len(sent)
+    assert await received(kafka, topic) == list(range(len(sent) + 1))
+
+
+async def test_a_publisher_that_has_waited_does_not_wait_again(kafka, topic):
+    await make(kafka, topic)
+    async with kafka.connect() as bus:
+        publisher = bus.core.backend.publisher(topic, None, keeps=False)
+        first = await publisher.send(b"%08d" % 0, "key", None)  # waits until the topic is known
+        second = publisher.try_send(b"%08d" % 1, "key", None)
+        assert second is not BLOCKED
+        assert await outcomes(first, second) == [None, None]
+    assert await received(kafka, topic) == [0, 1]

@@ -66,6 +66,7 @@ def test_every_record_is_one_message_with_what_it_carries(names, first):
 @pytest.mark.parametrize(
     ("timestamp", "published_at"),
     [
+        (None, None),
         (-1, None),
         (0, None),
         (946_684_799_999, None),

@@ -1,0 +1,205 @@
+"""Answers as no sound broker gives them, and answers that are lost: what a bus makes of them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from msight_bus import AuthenticationError, MessageTooLargeError
+from msight_bus.backends.kafka import feed
+from msight_bus.events import Gap
+from tests.support.kafka_admin import make
+from tests.support.kafka_answers import FETCH, METADATA, OFFSETS, PRODUCE, changing_answers, of_partition, with_code
+from tests.support.receiving import numbers, take
+from tests.support.rig import until
+
+PATIENT = {"MSIGHT_CONNECT_TIMEOUT": "3600", "MSIGHT_PUBLISH_TIMEOUT": "3600"}
+"""What stands still is not ended by the deadline of a request."""
+
+IDENTITY_VERSION = 10
+"""Of the metadata request that asks for a topic's id."""
+
+
+# -- answers to a fetch
+
+
+@pytest.mark.parametrize("kept", [2, 20, -9])
+async def test_a_fetch_whose_answer_is_cut_short_is_sent_again(kafka, topic, kept):
+    """Cut within the number of the request, the topic's name or the records."""
+    cut = []
+
+    def change(request, answer):
+        if request.kind == FETCH and b"payload" in answer and not cut:
+            cut.append(answer)
+            return answer[:kept]
+        return answer
+
+    await make(kafka, topic)
+    async with changing_answers(kafka, change) as way, way.connect(**PATIENT) as bus:
+        async with bus.subscribe(topic) as messages:
+            await bus.publish(topic, b"payload")
+            assert [message.payload for message in await take(messages, 1)] == [b"payload"]
+    assert cut
+
+
+def failing_fetches(topic, code, over):
+    """A change that answers each fetch of the topic with an error until ``over`` is set."""
+
+    def change(request, answer):
+        if request.kind == METADATA and topic.encode() in answer:
+            (change.identified if request.version == IDENTITY_VERSION else change.located).set()
+        if request.kind == FETCH and not over.is_set() and of_partition(answer, topic) >= 0:
+            change.failed.set()
+            return with_code(answer, topic, code)
+        return answer
+
+    change.failed, change.located, change.identified = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    return change
+
+
+@pytest.mark.parametrize("code", [3, 6, 56])
+async def test_a_broker_that_does_not_lead_a_partition_lets_its_leader_be_looked_for(kafka, topic, code, monkeypatch):
+    """UNKNOWN_TOPIC_OR_PARTITION, after which the topic is looked at too, NOT_LEADER_OR_FOLLOWER and KAFKA_STORAGE_ERROR."""
+    monkeypatch.setattr(feed, "_LOOK_EVERY", 3600.0)
+    await make(kafka, topic)
+    change = failing_fetches(topic, code, over=(leads := asyncio.Event()))
+    async with changing_answers(kafka, change) as way, way.connect(**PATIENT) as bus:
+        async with bus.subscribe(topic) as messages:
+            await bus.publish(topic, b"0")
+            async with asyncio.timeout(20):
+                await change.failed.wait()
+                change.located.clear()
+                change.identified.clear()
+                await change.located.wait()
+                if code == 3:
+                    await change.identified.wait()
+            leads.set()
+            assert await numbers(messages, 1) == [0]
+
+
+async def test_an_error_of_a_fetch_is_logged_once_until_messages_come_again(kafka, topic, caplog):
+    """UNKNOWN_SERVER_ERROR."""
+
+    def told():
+        return len([line for line in caplog.messages if line.startswith(f"Fetching {topic}")])
+
+    await make(kafka, topic)
+    works = asyncio.Event()
+    change = failing_fetches(topic, -1, over=works)
+    async with changing_answers(kafka, change) as way, way.connect(**PATIENT) as bus:
+        async with bus.subscribe(topic) as messages:
+            for number in range(2):
+                works.clear()
+                await bus.publish(topic, b"%d" % number)
+                await until(lambda n=number: told() > n)
+                works.set()
+                assert await numbers(messages, 1) == [number]
+    assert told() == 2
+
+
+async def test_a_partition_that_may_not_be_fetched_ends_the_subscription(kafka, topic):
+    """TOPIC_AUTHORIZATION_FAILED."""
+    await make(kafka, topic)
+    change = failing_fetches(topic, 29, over=asyncio.Event())
+    async with changing_answers(kafka, change) as way, way.connect(**PATIENT) as bus:
+        async with bus.subscribe(topic) as messages:
+            with pytest.raises(AuthenticationError, match=topic):
+                await take(messages, 1)
+
+
+async def test_a_batch_that_always_comes_damaged_is_passed_over(kafka, topic):
+    events, damaged = [], []
+
+    def change(request, answer):
+        if request.kind == FETCH and b"second" in answer:
+            damaged.append(answer)
+            return answer.replace(b"second", b"sEcond")
+        return answer
+
+    await make(kafka, topic)
+    async with changing_answers(kafka, change) as way, way.connect(events=events) as bus:
+        async with bus.subscribe(topic) as messages:
+            for payload in (b"first", b"second", b"third"):
+                await bus.publish(topic, payload)
+            assert [message.payload for message in await take(messages, 2)] == [b"first", b"third"]
+    assert len(damaged) >= 3  # it could have been damaged on its way
+    assert events == [Gap(topic, 1, "unreadable", at_most=True)]
+
+
+@pytest.mark.parametrize("truncated", [False, True])
+async def test_an_offset_out_of_range_begins_the_partition_again_only_if_its_log_ends_before(kafka, topic, truncated):
+    """An unclean election truncates a log; a replica that lags behind answers so although nothing is lost."""
+    events, refused, ends = [], [], []
+
+    def change(request, answer):
+        at = of_partition(answer, topic)
+        if request.kind == FETCH and at >= 0 and refuse and not refused:
+            refused.append(answer)
+            return with_code(answer, topic, 1)
+        offset = answer[at + 10 : at + 18]
+        if request.kind == OFFSETS and at >= 0 and refused and offset == (2).to_bytes(8, "big"):
+            ends.append(offset)
+            return answer[: at + 17] + bytes([1 if truncated else 2]) + answer[at + 18 :]
+        return answer
+
+    await make(kafka, topic)
+    refuse = False
+    async with changing_answers(kafka, change) as way, way.connect(events=events) as bus:
+        async with bus.subscribe(topic) as messages:
+            for number in range(2):
+                await bus.publish(topic, b"%d" % number)
+            assert await numbers(messages, 2) == [0, 1]
+            refuse = True
+            await until(lambda: ends)
+            await bus.publish(topic, b"2")
+            assert await numbers(messages, 3 if truncated else 1) == ([0, 1, 2] if truncated else [2])
+    assert events == ([Gap(topic, None, "retention")] if truncated else [])
+
+
+# -- answers to what was published
+
+
+async def test_a_refusal_after_an_unknown_outcome_costs_the_next_message_nothing(kafka, topic):
+    """The log has the first batch. The next one under its sequence numbers would be taken for its repetition."""
+    answers = []
+
+    def change(request, answer):
+        if request.kind != PRODUCE or of_partition(answer, topic) < 0:
+            return answer
+        answers.append(answer)
+        if len(answers) == 1:
+            return None
+        return with_code(answer, topic, 10) if len(answers) == 2 else answer  # MESSAGE_TOO_LARGE
+
+    await make(kafka, topic)
+    async with changing_answers(kafka, change) as way, way.connect() as bus:
+        with pytest.raises(MessageTooLargeError):
+            await bus.publish(topic, b"0")
+        await bus.publish(topic, b"1")
+        async with bus.subscribe(topic, start="earliest") as messages:
+            assert await numbers(messages, 2) == [0, 1]
+
+
+async def test_a_permission_that_is_missing_after_an_unknown_outcome_costs_the_next_message_nothing(kafka, topic):
+    """The broker did not refuse the batch: its answer was lost, and the topic may not be described any more."""
+    lost, denied = [], asyncio.Event()
+    name = len(topic).to_bytes(2, "big") + topic.encode()
+
+    def change(request, answer):
+        if request.kind == PRODUCE and of_partition(answer, topic) >= 0 and not lost:
+            lost.append(answer)
+            denied.set()
+            return None
+        if request.kind == METADATA and denied.is_set():
+            return answer.replace(bytes(2) + name, (29).to_bytes(2, "big") + name)  # TOPIC_AUTHORIZATION_FAILED
+        return answer
+
+    await make(kafka, topic)
+    async with changing_answers(kafka, change) as way, way.connect() as bus:
+        with pytest.raises(AuthenticationError):
+            await bus.publish(topic, b"0")
+        denied.clear()
+        await bus.publish(topic, b"1")
+        async with bus.subscribe(topic, start="earliest") as messages:
+            assert await numbers(messages, 2) == [0, 1]

@@ -1,0 +1,76 @@
+"""A proxy before Kafka that hands each answer to a test, which may change it or lose it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from socket import socket
+from typing import NamedTuple
+
+from tests.support.brokers import Backend
+from tests.support.proxy import HOST, FaultProxy, port_of, through
+
+PRODUCE, FETCH, OFFSETS, METADATA = 0, 1, 2, 3
+
+
+class Request(NamedTuple):
+    """What was asked, as the protocol numbers it."""
+
+    kind: int
+    version: int
+
+
+Change = Callable[[Request, bytes], bytes | None]
+"""Called with a request and its answer; returns the answer to pass on, ``None`` to close the connection."""
+
+
+class _Answers(FaultProxy):
+    """Tells its own address in the broker's place, so that all connections go through it."""
+
+    def __init__(self, broker_port: int, change: Change) -> None:
+        super().__init__(broker_port)
+        self._change = change
+        self._asked: dict[object, deque[Request]] = {}  # by connection, whose requests are answered in order
+        self._there, self._here = (HOST.encode() + port.to_bytes(4, "big") for port in (broker_port, self.port))
+
+    async def _copy(self, pair, source: socket, target: socket) -> None:  # type: ignore[no-untyped-def]
+        loop = asyncio.get_running_loop()
+        asked = self._asked.setdefault(pair, deque())
+        data = b""
+        while new := await loop.sock_recv(source, 1 << 20):
+            data += new
+            while len(data) >= 4 and len(data) >= (end := 4 + int.from_bytes(data[:4], "big")):
+                frame: bytes | None = data[4:end]
+                data = data[end:]
+                assert frame is not None
+                if source is pair.sides[0]:
+                    asked.append(Request(int.from_bytes(frame[:2], "big"), int.from_bytes(frame[2:4], "big")))
+                else:
+                    frame = self._change(asked.popleft(), frame.replace(self._there, self._here))
+                if frame is None:
+                    return
+                await loop.sock_sendall(target, len(frame).to_bytes(4, "big") + frame)
+
+
+@asynccontextmanager
+async def changing_answers(kafka: Backend, change: Change) -> AsyncIterator[Backend]:
+    """The same broker, with answers as ``change`` returns them."""
+    async with _Answers(port_of(kafka), change) as proxy:
+        yield through(proxy, kafka)
+
+
+def of_partition(answer: bytes, topic: str) -> int:
+    """Where the error code of the topic's first partition is in an answer that names one partition of it; -1 if it names none."""
+    name = topic.encode()
+    place = len(name).to_bytes(2, "big") + name + (1).to_bytes(4, "big") + bytes(4)
+    at = answer.find(place)
+    return at if at < 0 else at + len(place)
+
+
+def with_code(answer: bytes, topic: str, code: int) -> bytes:
+    """The answer with another error code for the topic's first partition."""
+    at = of_partition(answer, topic)
+    assert at >= 0
+    return answer[:at] + code.to_bytes(2, "big", signed=True) + answer[at + 2 :]
