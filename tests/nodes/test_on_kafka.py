@@ -7,9 +7,11 @@ import asyncio
 import pytest
 
 from msight_bus import BytesData
-from msight_bus.nodes import NodeConfig, Outgoing
-from tests.support.kafka_admin import make
+from msight_bus.nodes import NodeConfig, Outgoing, SourceNode
+from tests.support.brokers import running_broker
+from tests.support.kafka_admin import committed, make
 from tests.support.nodes import DEADLINE, Apply, Collect, running, start
+from tests.support.receiving import take
 
 
 @pytest.fixture
@@ -124,3 +126,61 @@ async def test_a_refused_output_takes_no_other_with_it(kafka, topic, name, concu
                 await bus.publish(topic, b"%d" % number)
             assert sorted(map(int, await sink.until(16))) == [n for n in range(20) if n % 5 != 3]
         assert node.metrics().errors == 4
+
+
+async def test_an_input_is_not_done_before_its_outputs_although_the_last_is_too_large(kafka, topic, name):
+    """What was accepted before the error is on its way: a crash now must bring the input again."""
+    broker = running_broker("kafka")
+    waits, go_on = asyncio.Event(), asyncio.Event()
+
+    async def step(data):
+        if data == b"both":
+            while node.left < 2:  # the next input must be there before the broker is frozen
+                await asyncio.sleep(0.005)
+            broker.freeze()
+            return [b"small", bytes(3000)]
+        if data == b"next":
+            waits.set()
+            await go_on.wait()
+        return data
+
+    out = f"{topic}.out"
+    await make(kafka, topic)
+    node = Apply(
+        NodeConfig(name=name, subscribe_topic_name=topic, publish_topic_name=out, action_on_error="continue"), step
+    )
+    async with kafka.connect(MSIGHT_MAX_MESSAGE_BYTES="2000") as bus, bus.subscribe(out) as outputs:
+        async with running(bus, node), asyncio.timeout(DEADLINE):
+            await bus.publish(topic, b"first")  # after it, the publisher knows its topic
+            await take(outputs, 1)
+            async with bus.publisher(topic) as publisher:
+                await publisher.send(b"both")
+                await publisher.send(b"next")
+            try:
+                await waits.wait()
+                assert node.metrics().errors == 1
+                assert node.left == 2
+            finally:
+                broker.thaw()
+            go_on.set()
+            assert [message.payload for message in await take(outputs, 2)] == [b"small", b"next"]
+    assert await committed(kafka, topic, f"{name}_group") == 3
+
+
+@pytest.mark.parametrize("plain", [True, False])
+async def test_a_refused_output_of_a_source_takes_no_other_with_it(kafka, topic, plain):
+    await make(kafka, topic, **{"cleanup.policy": "compact"})
+
+    class Mixed(SourceNode):
+        async def stream(self):
+            for number in range(20):
+                data = b"%d" % number
+                yield (data if plain else [data]) if number % 5 == 3 else Outgoing(data, key="k")
+                await asyncio.sleep(0.02)
+
+    node = Mixed(NodeConfig(name="source", publish_topic_name=topic, action_on_error="continue"))
+    async with kafka.connect() as bus, bus.subscribe(topic) as messages:
+        await node.run(bus)
+        numbers = [int(message.payload) for message in await take(messages, 16)]
+    assert numbers == [number for number in range(20) if number % 5 != 3]
+    assert node.metrics().errors == 4
