@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from msight_bus import PublishTimeoutError
 from msight_bus.nodes import NodeConfig, SourceNode
 from tests.support.brokers import running_broker
 from tests.support.kafka_admin import committed, make
@@ -144,3 +145,23 @@ async def test_an_input_comes_again_that_could_not_be_dead_lettered_before_the_e
             broker.thaw()
         await task
     assert await committed(kafka, topic, f"{name}_group") == 1
+
+
+async def test_a_source_whose_last_output_a_log_did_not_confirm_ends_with_an_error(kafka, topic):
+    broker = running_broker("kafka")
+
+    class Last(SourceNode):
+        async def stream(self):
+            yield b"first"
+            await anext(messages)
+            broker.freeze()
+            yield b"last"
+
+    node = Last(NodeConfig(name="source", publish_topic_name=topic))
+    async with kafka.connect(MSIGHT_PUBLISH_TIMEOUT="0.5") as bus, bus.subscribe(topic) as messages:
+        try:
+            with pytest.raises(PublishTimeoutError):
+                await node.run(bus)
+        finally:
+            broker.thaw()
+    assert node.status == "ERROR"

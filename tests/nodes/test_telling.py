@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from msight_bus import QueuePolicy, connect
+from msight_bus import BusSettings, ConnectionLostError, QueuePolicy, connect
 from msight_bus.events import DeadlineMissed, Disconnected, Gap, Reconnected, Refused
 from msight_bus.nodes import NodeConfig
 from msight_bus.tally import Tally
@@ -344,6 +344,37 @@ async def test_a_source_drops_and_counts_while_the_broker_is_away(msight_simulat
     assert len(node.items) + dropped == 30
     assert source.metrics().messages_out == 30 - dropped
     assert "Outputs dropped, the broker is away: 1 on a" in caplog.text
+
+
+async def test_outputs_that_a_cut_may_have_lost_are_told_at_the_end_and_are_no_error(msight_simulation, caplog):
+    class Cut(Numbers):
+        async def get_data(self):
+            await asyncio.sleep(1)
+            if self.given == 1:  # this output is written before the connection is known to be lost
+                msight_simulation.disconnect(bus)
+                asyncio.get_running_loop().call_later(5, msight_simulation.reconnect, bus)
+            return await super().get_data()
+
+    source = Cut(NodeConfig(name="source", publish_topic_name="a"), count=3)
+    async with msight_simulation.connect() as bus:
+        await source.run(bus)
+    assert source.status == "STOPPED"
+    assert "Some outputs may be lost" in caplog.text
+
+
+async def test_a_node_ends_with_a_bus_that_has_given_up_reconnecting(msight_simulation):
+    settings = BusSettings(environ={"MSIGHT_RECONNECT_LIMIT": "3"}, backend="memory")
+    nodes = [
+        Numbers(NodeConfig(name="source", publish_topic_name="a")),
+        Collect(NodeConfig(name="sink", subscribe_topic_name="a")),
+    ]
+    async with msight_simulation.connect(settings) as bus, asyncio.timeout(100):
+        tasks = [await start(bus, node) for node in nodes]
+        msight_simulation.disconnect(bus)
+        for task in tasks:
+            with pytest.raises(ConnectionLostError):
+                await task
+    assert [node.status for node in nodes] == ["ERROR", "ERROR"]
 
 
 async def test_a_dead_letter_that_is_lost_with_the_broker_is_counted(msight_simulation, caplog):
