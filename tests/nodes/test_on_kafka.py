@@ -224,3 +224,23 @@ async def test_a_log_gets_no_topic_for_the_presence_of_a_node(kafka, topic, name
             await registry.wait_until(lambda nodes: name in nodes and nodes[name].status == "RUNNING")
             async with administering(kafka) as admin:
                 assert not [known for known in await admin.list_topics() if known.startswith(ALIVE_TOPIC)]
+
+
+async def test_outputs_without_a_key_go_where_the_name_of_the_node_says(kafka, topic):
+    names = [f"camera{number}" for number in range(6)]
+    await make(kafka, topic, 4)
+    partitions: dict[str, set[int]] = {name: set() for name in names}
+    async with kafka.connect() as bus, bus.subscribe(topic) as messages:
+        for name in names:
+            async with bus.publisher(topic, name=name) as publisher:
+                await publisher.send(name.encode())
+
+            class Camera(SourceNode):
+                async def stream(self):
+                    yield self.name.encode()
+
+            await Camera(NodeConfig(name=name, publish_topic_name=topic)).run(bus)
+        for message in await take(messages, 2 * len(names)):
+            partitions[message.payload.decode()].add(message.position[0])
+    assert [len(used) for used in partitions.values()] == [1] * len(names)
+    assert len(set.union(*partitions.values())) > 1

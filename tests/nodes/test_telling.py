@@ -344,6 +344,7 @@ async def test_a_source_drops_and_counts_while_the_broker_is_away(msight_simulat
     assert len(node.items) + dropped == 30
     assert source.metrics().messages_out == 30 - dropped
     assert "Outputs dropped, the broker is away: 1 on a" in caplog.text
+    assert "on_event raised" not in caplog.text
 
 
 async def test_outputs_that_a_cut_may_have_lost_are_told_at_the_end_and_are_no_error(msight_simulation, caplog):
