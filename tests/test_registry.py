@@ -30,6 +30,7 @@ def info(name="node", instance="1", **fields):
     made = {
         "type": "Sink",
         "device": "edge-1",
+        "host": "here",
         "status": NodeStatus.RUNNING,
         "started_at": 5.0,
         "heartbeat_interval": 10.0,
@@ -205,6 +206,40 @@ def test_it_is_bounded_and_the_longest_silent_goes_first():
     assert ("node", "0") not in registry._heard
 
 
+def test_the_next_run_on_a_host_takes_the_place_of_a_lost_one_and_of_no_other():
+    clock = Clock()
+    registry = Registry(None, clock=clock)
+
+    def hear(instance, host="here"):
+        registry._observe(Message(NODES_TOPIC, announcement(info(instance=instance, host=host))))
+
+    def known():
+        return {seen.instance: seen.status for seen in registry}
+
+    for instance, host in (("lost", "here"), ("neighbour", "here"), ("elsewhere", "there"), ("unknown", "")):
+        hear(instance, host)
+    clock.now += 40
+    hear("neighbour")
+    assert known() == {"lost": "LOST", "neighbour": "RUNNING", "elsewhere": "LOST", "unknown": "LOST"}
+    hear("next")
+    hear("next.unknown", "")
+    assert known() == {
+        "neighbour": "RUNNING",
+        "next": "RUNNING",
+        "elsewhere": "LOST",
+        "unknown": "LOST",
+        "next.unknown": "RUNNING",
+    }
+
+
+def test_heartbeats_are_by_the_observers_clock_and_the_latest_instance_is_the_node():
+    registry = Registry(None, clock=Clock())
+    for instance, received_at in (("1", 5.0), ("2", 6.0), ("1", 7.0)):
+        made = info(instance=instance, last_heartbeat=1e12)
+        registry._observe(Message(NODES_TOPIC, announcement(made), received_at=received_at))
+    assert (registry["node"].instance, registry["node"].last_heartbeat) == ("1", 7.0)
+
+
 async def test_the_end(memory):
     async with memory.connect() as bus:
         registry = await bus.nodes()
@@ -321,6 +356,40 @@ async def test_a_node_that_the_broker_says_is_gone_is_lost_and_a_heartbeat_bring
         assert registry["node"].status == "LOST"
         await announce(bus, info(present=True))
         await registry.wait_until(lambda nodes: nodes["node"].status == "RUNNING")
+
+
+async def test_the_broker_is_asked_twice_before_a_node_is_lost(msight_simulation):
+    async with msight_simulation.connect() as bus, asyncio.timeout(100):
+        registry = await bus.nodes()
+        await announce(bus, info(present=True))
+        await registry.wait_until(lambda nodes: "node" in nodes)
+        await asyncio.sleep(14)  # the first time is over, the second comes 2 s after it
+        async with bus.core.subscribe((f"{ALIVE_TOPIC}1",)):
+            await asyncio.sleep(4)
+            assert registry["node"].status == "RUNNING"
+        await registry.wait_until(lambda nodes: nodes["node"].status == "LOST")
+
+
+async def test_a_heartbeat_between_the_two_times_counts(msight_simulation):
+    async with msight_simulation.connect() as bus:
+        registry = await bus.nodes()
+        await announce(bus, info(present=True))
+        await registry.wait_until(lambda nodes: "node" in nodes)
+        await asyncio.sleep(14)
+        await announce(bus, info(present=True))
+        await asyncio.sleep(4)
+        assert registry["node"].status == "RUNNING"
+
+
+async def test_a_node_that_cannot_be_asked_for_is_lost_after_three_intervals(msight_simulation):
+    async with msight_simulation.connect() as bus:
+        registry = await bus.nodes()
+        await announce(bus, info(present=False))
+        await registry.wait_until(lambda nodes: "node" in nodes)
+        await asyncio.sleep(29)
+        assert registry["node"].status == "RUNNING"
+        await asyncio.sleep(2)
+        assert registry["node"].status == "LOST"
 
 
 async def test_a_node_that_is_there_and_silent_is_lost_after_three_intervals(msight_simulation):

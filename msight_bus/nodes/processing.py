@@ -145,9 +145,7 @@ class MessageProcessor:
         code = getattr(handler, "__qualname__", "The handler")
         self._share = LoopShare(code, run.logger, config.heartbeat_update_interval)
         run.meter.queued = lambda: subscription.queued
-        run.unfinished = lambda: (
-            len(run.busy_since) + len(self._pending) + sum(item[1] is not _RUNNING for item in self._window)
-        )
+        run.unfinished = lambda: len(self._window if self._ordered else run.busy_since) + len(self._pending)
 
     async def run(self) -> None:
         """Handle messages until the input ends.
@@ -254,7 +252,7 @@ class MessageProcessor:
                 except asyncio.CancelledError as error:
                     await self._code_failed(message, unrequested(error), place)
                     continue
-                is_next = place is None or (window[0] is place and not self._emitting)
+                is_next = place is None or window[0] is place
                 if send is not None and type(result) is bytes and is_next and not verbose:  # the usual case
                     self._emitting = True
                     try:
@@ -283,7 +281,7 @@ class MessageProcessor:
         except Exception as error:  # an error of the bus; errors of the node's code are handled above
             self._fail(error)
         except asyncio.CancelledError:
-            run.abandoned += number in busy_since
+            run.abandoned += not ordered and number in busy_since
             raise
         finally:
             busy_since.pop(number, None)

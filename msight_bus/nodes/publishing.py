@@ -70,6 +70,7 @@ class NodePublisher:
         self._key = run.config.key
         self._type = run.config.publish_topic_data_type
         self._drops = run.config.while_disconnected == "drop"
+        self._stops = run.config.action_on_error == "stop"
         self._waits = False
         self._sending: asyncio.Timeout | None = None
         self.plain = self._key is None and self._type is None and not self._drops
@@ -154,7 +155,7 @@ class NodePublisher:
 
     async def _deliver(self, output: Outgoing, error: BusError | None) -> Accepted | None:
         key = self._key if output.key is None else output.key
-        refused = False
+        refused: BusError | None = None
         while True:
             if error is None:
                 try:
@@ -162,16 +163,18 @@ class NodePublisher:
                 except BusError as found:
                     error = found
                 else:
+                    if refused is not None and not self._outcomes_known:
+                        self._run.code_failed(refused)  # of an earlier output
                     self._delivered(output)
                     return accepted
             if isinstance(error, ClosedError) or (isinstance(error, ConnectionLostError) and not self._keeps):
                 raise error
             if not isinstance(error, BROKER_AWAY):
-                # The publisher raises the refusal of an earlier output here, once. Where that is known by its own
-                # acknowledgement, only a second try tells whether this one is refused as well.
-                if refused or not self._outcomes_known:
+                # The publisher raises the refusal of an earlier output here, once: only a second try tells whether this
+                # one is refused as well.
+                if refused is not None or (self._stops and not self._outcomes_known):
                     raise error
-                refused = True
+                refused = error
             else:
                 self.broker_is_away(error)
                 if self._drops:

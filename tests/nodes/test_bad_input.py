@@ -124,6 +124,17 @@ async def test_a_class_that_refuses_to_be_made_is_undecodable_and_ends_nothing(m
     assert "AssertionError" in caplog.text
 
 
+@pytest.mark.parametrize("bound", [{"MSIGHT_MAX_NESTING": "3"}, {"MSIGHT_MAX_DECODED_BYTES": "200"}])
+async def test_the_bounds_of_the_settings_hold_for_the_inputs_of_a_node(memory, bound):
+    deep = msgpack.packb({"data_type": "tests.nodes.Scored", "score": 1.0, "note": [[[["x" * 300]]]]})
+    node = Collect(NodeConfig(name="n", subscribe_topic_name="in"))
+    async with memory.connect(**bound) as bus, running(bus, node):
+        await bus.publish("in", deep)
+        await bus.publish("in", b"fine")
+        assert await node.until(1) == [b"fine"]
+        assert node.metrics().undecodable == 1
+
+
 class Scored(SensorData, tag="tests.nodes.Scored"):
     score: float
     note: object = None

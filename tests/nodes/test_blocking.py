@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 
 import pytest
 
 from msight_bus import NodeConfig, SinkNode
 from msight_bus.backends.deadlines import loop_timeout
+from msight_bus.loop_share import LoopShare
 from tests.support.kafka_admin import administering, committed, make
 from tests.support.nodes import DEADLINE, eventually, running
 
@@ -124,3 +126,26 @@ async def test_a_deadline_swallows_no_cancellation():
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_code_that_holds_the_loop_is_named_at_most_once_an_interval(caplog):
+    share = LoopShare("Detector.process", logging.getLogger("test"), 10)
+    for began in (100.0, 105.0, 112.0):
+        share.begin(began)
+        await share.give(began, began + 1.5)
+    share.begin(130.0)
+    await asyncio.sleep(0)  # the code waited in between
+    await share.give(130.0, 131.5)
+    assert caplog.text.count("Detector.process held the event loop for 1.5 s") == 2
+
+
+async def test_after_a_long_turn_the_others_run_until_they_are_idle():
+    async def work():
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    share = LoopShare("Detector.process", logging.getLogger("test"), 10)
+    other = asyncio.create_task(work())
+    share.begin(100.0)
+    await share.give(100.0, 100.2)
+    assert other.done()

@@ -219,6 +219,78 @@ async def test_outputs_keep_the_order_of_their_inputs(memory, sink):
         assert await sink.until(4) == [b"0", b"2", b"4", b"6"]
 
 
+async def test_a_slow_input_holds_back_a_bounded_number_of_later_ones(memory, sink):
+    go_on = asyncio.Event()
+
+    async def handle(data):
+        if data == b"0":
+            await go_on.wait()
+        return data
+
+    node = Apply(config(concurrency=2), handle)
+    async with memory.connect() as bus, running(bus, sink, node):
+        await publish_numbers(bus, 20)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert node.metrics().messages_in == 4
+        assert node.left == 20
+        go_on.set()
+        assert await sink.until(20) == [b"%d" % i for i in range(20)]
+
+
+async def test_an_input_that_is_left_out_lets_the_later_ones_pass(memory, sink):
+    """Undecodable, failed, cancelled: each has a place before the last input."""
+
+    async def handle(data):
+        if data == b"fails":
+            raise ZeroDivisionError
+        if data == b"is cancelled":
+            raise asyncio.CancelledError
+        return data
+
+    damaged = Reading(value=3).serialize()[:-1]
+    async with (
+        memory.connect() as bus,
+        running(bus, sink, Apply(config(concurrency=8, action_on_error="continue"), handle)),
+    ):
+        for payload in (damaged, b"fails", b"is cancelled", b"fine"):
+            await bus.publish("in", payload)
+        assert await sink.until(1) == [b"fine"]
+
+
+async def test_the_first_of_two_failures_is_raised(memory):
+    first = asyncio.Event()
+
+    async def handle(data):
+        if data == b"1":
+            first.set()
+            raise ZeroDivisionError
+        await first.wait()
+        raise ValueError
+
+    async with memory.connect() as bus:
+        task = await start(bus, Apply(config(concurrency=2), handle))
+        await publish_numbers(bus, 2)
+        with pytest.raises(ZeroDivisionError):
+            await task
+
+
+async def test_an_input_that_comes_with_the_failure_is_not_handled(memory):
+    handled = []
+
+    async def handle(data):
+        handled.append(data)
+        await bus.publish("in", b"late")  # the other handler is waiting for it
+        raise ZeroDivisionError
+
+    async with memory.connect() as bus:
+        task = await start(bus, Apply(config(concurrency=2), handle))
+        await bus.publish("in", b"first")
+        with pytest.raises(ZeroDivisionError):
+            await task
+    assert handled == [b"first"]
+
+
 async def test_a_failure_lets_the_other_handlers_finish(memory, sink):
     second_in_hand = asyncio.Event()
     failed = asyncio.Event()
@@ -456,3 +528,19 @@ async def test_a_handler_that_leaves_its_task_cancelled_ends_the_node(memory, co
             await bus.publish("in", b"%d" % number)
         with pytest.raises(RuntimeError, match="cancelled the task in which it runs"):
             await task
+
+
+async def test_an_input_older_than_its_lifespan_is_not_handled(msight_simulation):
+    class Slow(Collect):
+        async def on_message(self, data):
+            await super().on_message(data)
+            await asyncio.sleep(5)
+
+    node = Slow(NodeConfig(name="slow", subscribe_topic_name="in", lifespan=3))
+    async with msight_simulation.connect() as bus, running(bus, node):
+        await publish_numbers(bus, 2)
+        await asyncio.sleep(4)
+        await bus.publish("in", b"fresh")
+        await asyncio.sleep(4)
+        assert node.items == [b"0", b"fresh"]
+        assert node.metrics().dropped == 1

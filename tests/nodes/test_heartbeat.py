@@ -199,3 +199,60 @@ async def test_a_node_works_though_it_cannot_announce_itself(memory, caplog, err
                 await eventually(news, lambda: asked >= 5)
     assert (asked > 1) is asked_again
     assert caplog.text.count(text) == 1
+
+
+async def test_one_stuck_handler_among_several_is_announced(msight_simulation):
+    class Stuck(Collect):
+        async def on_message(self, data):
+            if data == b"stuck":
+                await go_on.wait()
+            await asyncio.sleep(0.5)
+
+    go_on = asyncio.Event()
+    node = Stuck(
+        NodeConfig(
+            name="node", subscribe_topic_name="in", concurrency=2, heartbeat_tolerance=5, heartbeat_checking_duration=1
+        )
+    )
+    async with msight_simulation.connect() as bus, running(bus, node):
+        await bus.publish("in", b"stuck")
+        for _ in range(20):
+            await bus.publish("in", b"")
+            await asyncio.sleep(0.5)
+        assert node.status == "ERROR"
+        go_on.set()
+        await asyncio.sleep(2)
+        assert node.status == "RUNNING"
+
+
+async def test_a_broker_that_is_away_does_not_delay_the_end(msight_simulation, caplog):
+    async with msight_simulation.connect() as bus:
+        node = sink(heartbeat_update_interval=10)
+        async with running(bus, node):
+            msight_simulation.disconnect(bus)
+            await asyncio.sleep(1)
+        msight_simulation.reconnect(bus)
+    assert "The end could not be announced" in caplog.text
+
+
+async def test_a_change_during_an_announcement_is_announced_after_it(msight_simulation):
+    class Stuck(Collect):
+        async def on_message(self, data):
+            await go_on.wait()
+
+    go_on = asyncio.Event()
+    node = Stuck(
+        NodeConfig(name="node", subscribe_topic_name="in", heartbeat_tolerance=5, heartbeat_checking_duration=1)
+    )
+    async with msight_simulation.connect() as bus, msight_simulation.connect() as observer, running(bus, node):
+        registry = await observer.nodes()
+        await asyncio.sleep(6)
+        await observer.publish("in", b"")
+        await asyncio.sleep(2)
+        msight_simulation.disconnect(bus)
+        await asyncio.sleep(5)  # a heartbeat waits, with the status of before
+        assert node.status == "ERROR"
+        msight_simulation.reconnect(bus)
+        await asyncio.sleep(2)
+        assert registry["node"].status == "ERROR"
+        go_on.set()

@@ -27,8 +27,9 @@ def test_a_process():
 
 @pytest.mark.parametrize("process", [False, True])
 def test_its_error_is_the_callers(process):
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError) as caught:
         run(off_loop(divmod, 1, 0, process=process))
+    assert ["In a process of off_loop" in note for note in getattr(caught.value, "__notes__", [])] == [True] * process
 
 
 async def test_a_slow_node_does_not_hold_up_another(memory):
@@ -113,3 +114,19 @@ class UnreadableError(Exception):
 
     def __init__(self, one, two="two"):
         super().__init__(one, two, "three")
+
+
+async def test_a_process_is_used_again():
+    assert await off_loop(os.getpid, process=True) == await off_loop(os.getpid, process=True)
+
+
+async def test_a_process_that_ends_costs_only_its_own_call():
+    with pytest.raises(RuntimeError, match=r"The process of _exit ended before its result"):
+        await off_loop(os._exit, 3, process=True)
+    assert await off_loop(pow, 2, 3, process=True) == 8
+
+
+async def test_calls_that_wait_for_each_other_get_a_thread_each():
+    await off_loop(pow, 2, 3)  # leaves an idle thread
+    together = threading.Barrier(30, timeout=20)
+    await asyncio.gather(*(off_loop(together.wait) for _ in range(30)))

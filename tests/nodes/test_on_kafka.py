@@ -7,9 +7,12 @@ import asyncio
 import pytest
 
 from msight_bus import BytesData
-from msight_bus.nodes import NodeConfig, Outgoing
-from tests.support.kafka_admin import make
+from msight_bus.nodes import NodeConfig, Outgoing, SourceNode
+from msight_bus.topics import ALIVE_TOPIC
+from tests.support.brokers import running_broker
+from tests.support.kafka_admin import administering, committed, make
 from tests.support.nodes import DEADLINE, Apply, Collect, running, start
+from tests.support.receiving import take
 
 
 @pytest.fixture
@@ -102,6 +105,7 @@ async def test_a_failure_behind_handlers_that_are_done_brings_its_input_again(ka
 async def test_a_refused_output_takes_no_other_with_it(kafka, topic, name, concurrency):
     """A compacted topic refuses records without a key, each known only when it is acknowledged."""
     out = f"{topic}.out"
+    await make(kafka, topic)
     await make(kafka, out, **{"cleanup.policy": "compact"})
 
     async def step(data):
@@ -124,3 +128,119 @@ async def test_a_refused_output_takes_no_other_with_it(kafka, topic, name, concu
                 await bus.publish(topic, b"%d" % number)
             assert sorted(map(int, await sink.until(16))) == [n for n in range(20) if n % 5 != 3]
         assert node.metrics().errors == 4
+    assert await committed(kafka, topic, f"{name}_group") == 20
+
+
+async def test_an_input_is_not_done_before_its_outputs_although_the_last_is_too_large(kafka, topic, name):
+    """What was accepted before the error is on its way: a crash now must bring the input again."""
+    broker = running_broker("kafka")
+    waits, go_on = asyncio.Event(), asyncio.Event()
+
+    async def step(data):
+        if data == b"both":
+            while node.left < 2:  # the next input must be there before the broker is frozen
+                await asyncio.sleep(0.005)
+            broker.freeze()
+            return [b"small", bytes(3000)]
+        if data == b"next":
+            waits.set()
+            await go_on.wait()
+        return data
+
+    out = f"{topic}.out"
+    await make(kafka, topic)
+    node = Apply(
+        NodeConfig(name=name, subscribe_topic_name=topic, publish_topic_name=out, action_on_error="continue"), step
+    )
+    async with kafka.connect(MSIGHT_MAX_MESSAGE_BYTES="2000") as bus, bus.subscribe(out) as outputs:
+        async with running(bus, node), asyncio.timeout(DEADLINE):
+            await bus.publish(topic, b"first")  # after it, the publisher knows its topic
+            await take(outputs, 1)
+            async with bus.publisher(topic) as publisher:
+                await publisher.send(b"both")
+                await publisher.send(b"next")
+            try:
+                await waits.wait()
+                assert node.metrics().errors == 1
+                assert node.left == 2
+            finally:
+                broker.thaw()
+            go_on.set()
+            assert [message.payload for message in await take(outputs, 2)] == [b"small", b"next"]
+    assert await committed(kafka, topic, f"{name}_group") == 3
+
+
+@pytest.mark.parametrize("plain", [True, False])
+async def test_a_refused_output_of_a_source_takes_no_other_with_it(kafka, topic, plain):
+    await make(kafka, topic, **{"cleanup.policy": "compact"})
+
+    class Mixed(SourceNode):
+        async def stream(self):
+            for number in range(20):
+                data = b"%d" % number
+                yield (data if plain else [data]) if number % 5 == 3 else Outgoing(data, key="k")
+                await asyncio.sleep(0.02)
+
+    node = Mixed(NodeConfig(name="source", publish_topic_name=topic, action_on_error="continue"))
+    async with kafka.connect() as bus, bus.subscribe(topic) as messages:
+        await node.run(bus)
+        numbers = [int(message.payload) for message in await take(messages, 16)]
+    assert numbers == [number for number in range(20) if number % 5 != 3]
+    assert node.metrics().errors == 4
+
+
+async def test_what_another_worker_takes_over_is_not_dropped(kafka, topic, name):
+    """The queued inputs of a revoked partition come to the worker that joined."""
+    go_on = asyncio.Event()
+
+    class Slow(Collect):
+        async def on_message(self, data):
+            await go_on.wait()
+            await super().on_message(data)
+
+    await make(kafka, topic, 4)
+    first, second = (Slow(NodeConfig(name=name, subscribe_topic_name=topic)) for _ in range(2))
+    async with kafka.connect() as bus, kafka.connect() as other, running(bus, first):
+        for number in range(40):
+            await bus.publish(topic, b"%d" % number, key=str(number))
+        async with asyncio.timeout(DEADLINE):
+            while first.left < 40:
+                await asyncio.sleep(0.005)
+            async with running(other, second):
+                while not second.left:
+                    await asyncio.sleep(0.005)
+                assert first._node_run.subscription.stats.dropped["revoked"]
+                go_on.set()
+                while {*first.items, *second.items} != {b"%d" % number for number in range(40)}:
+                    await asyncio.sleep(0.005)
+                assert first.metrics().dropped == second.metrics().dropped == 0
+
+
+async def test_a_log_gets_no_topic_for_the_presence_of_a_node(kafka, topic, name):
+    node = Collect(NodeConfig(name=name, subscribe_topic_name=topic))
+    async with kafka.connect() as bus:
+        registry = await bus.nodes()
+        async with running(bus, node):
+            await registry.wait_until(lambda nodes: name in nodes and nodes[name].status == "RUNNING")
+            async with administering(kafka) as admin:
+                assert not [known for known in await admin.list_topics() if known.startswith(ALIVE_TOPIC)]
+
+
+async def test_outputs_without_a_key_go_where_the_name_of_the_node_says(kafka, topic):
+    names = [f"camera{number}" for number in range(6)]
+    await make(kafka, topic, 4)
+    partitions: dict[str, set[int]] = {name: set() for name in names}
+    async with kafka.connect() as bus, bus.subscribe(topic) as messages:
+        for name in names:
+            async with bus.publisher(topic, name=name) as publisher:
+                await publisher.send(name.encode())
+
+            class Camera(SourceNode):
+                async def stream(self):
+                    yield self.name.encode()
+
+            await Camera(NodeConfig(name=name, publish_topic_name=topic)).run(bus)
+        for message in await take(messages, 2 * len(names)):
+            partitions[message.payload.decode()].add(message.position[0])
+    assert [len(used) for used in partitions.values()] == [1] * len(names)
+    assert len(set.union(*partitions.values())) > 1

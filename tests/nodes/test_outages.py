@@ -6,9 +6,11 @@ import asyncio
 
 import pytest
 
+from msight_bus import PublishTimeoutError
 from msight_bus.nodes import NodeConfig, SourceNode
 from tests.support.brokers import running_broker
-from tests.support.nodes import DEADLINE, Collect, Numbers, running
+from tests.support.kafka_admin import committed, make
+from tests.support.nodes import DEADLINE, Collect, Numbers, running, start
 from tests.support.rig import own_broker
 
 
@@ -76,6 +78,19 @@ async def test_nodes_outlast_a_broker_that_is_restarted(kind):
                 await registry.wait_until(lambda nodes: nodes["source"].metrics.dropped >= counted)
 
 
+@pytest.mark.parametrize("kind", ["redis", "nats"])
+async def test_an_output_that_waits_when_the_broker_goes_away_is_dropped_at_once(kind):
+    node = Large(NodeConfig(name="node", publish_topic_name="out", while_disconnected="drop"))
+    with own_broker(kind) as (broker, backend):
+        async with backend.connect(MSIGHT_PUBLISH_TIMEOUT="600") as bus, running(bus, node):
+            await until(lambda: node.metrics().messages_out)
+            broker.freeze()
+            await until(lambda: node.left)  # the write buffer is full
+            broker.kill()
+            await until(lambda: node.metrics().dropped)
+            await asyncio.to_thread(broker.restart)
+
+
 async def test_a_log_gets_everything_when_it_is_back(kafka, topic, caplog):
     class Large(SourceNode):
         async def stream(self):
@@ -96,3 +111,57 @@ async def test_a_log_gets_everything_when_it_is_back(kafka, topic, caplog):
         numbers = [int(item.split(b":")[0]) for item in await sink.until(150)]
     assert list(dict.fromkeys(numbers)) == list(range(150))
     assert source._node_run.meter.unsent == 0
+
+
+async def test_an_input_comes_again_that_could_not_be_dead_lettered_before_the_end(kafka, topic, caplog):
+    broker = running_broker("kafka")
+    published = asyncio.Event()
+
+    class Fails(Collect):
+        async def on_message(self, data):
+            await super().on_message(data)
+            if data == b"second":
+                await published.wait()
+                broker.freeze()
+            raise ValueError(data)
+
+    name, dead = topic.replace(".", "-"), f"{topic}.dead"
+    node = Fails(
+        NodeConfig(name=name, subscribe_topic_name=topic, dead_letter_topic_name=dead, action_on_error="continue")
+    )
+    await make(kafka, topic)
+    async with kafka.connect(MSIGHT_PUBLISH_TIMEOUT="0.5") as bus:
+        task = await start(bus, node)
+        await bus.publish(topic, b"first")
+        await node.until(1)
+        await until(lambda: not node.left)
+        try:
+            await bus.publish(topic, b"second")
+            published.set()
+            await until(lambda: "A dead letter waits for the broker" in caplog.text)
+            node.stop()
+            await until(lambda: caplog.text.count("A dead letter waits for the broker") > 1)
+        finally:
+            broker.thaw()
+        await task
+    assert await committed(kafka, topic, f"{name}_group") == 1
+
+
+async def test_a_source_whose_last_output_a_log_did_not_confirm_ends_with_an_error(kafka, topic):
+    broker = running_broker("kafka")
+
+    class Last(SourceNode):
+        async def stream(self):
+            yield b"first"
+            await anext(messages)
+            broker.freeze()
+            yield b"last"
+
+    node = Last(NodeConfig(name="source", publish_topic_name=topic))
+    async with kafka.connect(MSIGHT_PUBLISH_TIMEOUT="0.5") as bus, bus.subscribe(topic) as messages:
+        try:
+            with pytest.raises(PublishTimeoutError):
+                await node.run(bus)
+        finally:
+            broker.thaw()
+    assert node.status == "ERROR"

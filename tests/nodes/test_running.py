@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 
 import pytest
@@ -186,3 +187,34 @@ def test_it_runs_in_another_thread_than_the_main_one():
     thread.join(DEADLINE)
     assert not failed
     assert len(nodes[2].items) == 3
+
+
+async def test_a_deadline_is_told_although_the_error_of_a_node_is_raised(memory, caplog):
+    class Broken(Collect):
+        async def on_start(self):
+            raise OSError("no model")
+
+    class Hangs(Collect):
+        async def on_message(self, data):
+            await asyncio.Event().wait()
+
+    stop = asyncio.Event()
+    broken = Broken(NodeConfig(name="broken", subscribe_topic_name="a"))
+    hangs = Hangs(NodeConfig(name="hangs", subscribe_topic_name="a"))
+    async with memory.connect(MSIGHT_DRAIN_TIMEOUT="0.1") as bus:
+        task = asyncio.create_task(run_until(bus, broken, hangs, stop=stop))
+        while hangs.status != "RUNNING":
+            await asyncio.sleep(0)
+        await bus.publish("a", b"")
+        while not hangs.metrics().messages_in:
+            await asyncio.sleep(0)
+        stop.set()
+        with pytest.raises(OSError, match="no model"):
+            await task
+    assert "1 messages at node hangs" in caplog.text
+
+
+def test_the_former_signal_handlers_are_back_after_a_run():
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    run_nodes(*pipeline(count=1), settings=MEMORY, end_with_sources=True)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before

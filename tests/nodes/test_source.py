@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from itertools import pairwise
 
 import pytest
 
@@ -208,3 +209,54 @@ async def test_an_output_that_cannot_be_published_does_not_begin_the_source_anew
         await node.run(bus)
         assert [message.payload for message in await take(messages, 5)] == [b"0", b"1", b"2", b"3", b"5"]
         assert (node.metrics().errors, node.metrics().messages_out) == (2, 5)
+
+
+async def test_a_source_that_goes_on_failing_is_asked_less_and_less_often(msight_simulation):
+    loop = asyncio.get_running_loop()
+    asked = []
+
+    class Broken(SourceNode):
+        async def get_data(self):
+            asked.append(loop.time())
+            if len(asked) != 11:
+                raise OSError("unplugged")
+
+    source = Broken(config(action_on_error="continue"))
+    async with msight_simulation.connect() as bus:
+        task = await start(bus, source)
+        await asyncio.sleep(60)
+        stopped_at = loop.time()
+        source.stop()  # in a pause of 10 s
+        await task
+        assert loop.time() - stopped_at < 1
+    pauses = [round(after - before, 1) for before, after in pairwise(asked)]
+    assert pauses[:11] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10, 10, 10, 0]
+    assert pauses[11:] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4]
+
+
+async def test_a_source_that_waits_for_its_sensor_for_a_minute_is_announced(msight_simulation):
+    class Silent(SourceNode):
+        async def get_data(self):
+            await asyncio.Event().wait()
+
+    source = Silent(config())
+    async with msight_simulation.connect() as bus, running(bus, source):
+        await asyncio.sleep(59)
+        assert source.status == "RUNNING"
+        await asyncio.sleep(30)
+        assert source.status == "ERROR"
+
+
+async def test_a_stop_takes_no_item_from_a_source_that_publishes_it(msight_simulation):
+    source = Numbers(config(), count=5)
+    sink = Collect(NodeConfig(name="sink", subscribe_topic_name="out"))
+    async with msight_simulation.connect() as other, running(other, sink):
+        async with msight_simulation.connect() as bus:
+            msight_simulation.disconnect(bus)
+            task = await start(bus, source)
+            await asyncio.sleep(1)
+            source.stop()
+            await asyncio.sleep(1)
+            msight_simulation.reconnect(bus)
+            await task
+        assert await sink.until(1) == [b"0"]

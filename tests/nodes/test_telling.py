@@ -8,8 +8,8 @@ import re
 
 import pytest
 
-from msight_bus import QueuePolicy, connect
-from msight_bus.events import DeadlineMissed, Disconnected, Gap, Reconnected
+from msight_bus import BusSettings, ConnectionLostError, QueuePolicy, connect
+from msight_bus.events import DeadlineMissed, Disconnected, Gap, Reconnected, Refused
 from msight_bus.nodes import NodeConfig
 from msight_bus.tally import Tally
 from tests.support.nodes import Apply, Collect, Numbers, eventually, running, start
@@ -136,24 +136,28 @@ async def test_the_last_line_sums_up(memory, caplog):
     )
 
 
-async def test_what_a_node_leaves_at_its_end_is_left_and_not_dropped(memory, caplog):
+@pytest.mark.parametrize("concurrency", [1, 3])
+async def test_what_a_node_leaves_at_its_end_is_left_and_not_dropped(memory, caplog, concurrency):
     caplog.set_level(logging.INFO)
 
-    class Hangs(Collect):
-        async def on_message(self, data):
+    async def hang(data):
+        if data != b"1":
             await asyncio.Event().wait()
 
-    node = Hangs(NodeConfig(name="hangs", subscribe_topic_name="in"))
+    node = Apply(
+        NodeConfig(name="hangs", subscribe_topic_name="in", publish_topic_name="out", concurrency=concurrency), hang
+    )
     async with memory.connect() as bus:
         task = await start(bus, node)
-        for i in range(4):
+        for i in range(8):
             await bus.publish("in", b"%d" % i)
-        while node.metrics().messages_in < 1:
+        taken = 1 if concurrency == 1 else 4
+        while node.metrics().messages_in < taken:
             await asyncio.sleep(0.001)
         task.cancel()
         await asyncio.wait((task,))
     (line,) = lines(caplog, "Ended with status ")
-    assert "In: 1, out: 0, dropped: 0, missing: 0, undecodable: 0, errors: 0, left: 4, " in line
+    assert f"In: {taken}, out: 0, dropped: 0, missing: 0, undecodable: 0, errors: 0, left: 8, " in line
     assert lines(caplog, "Inputs dropped") == []
 
 
@@ -225,7 +229,7 @@ async def test_a_node_gets_the_events_of_its_own_input(memory):
 
 
 async def test_every_node_gets_to_know_that_the_broker_is_away_and_says_so_once(msight_simulation, caplog):
-    caplog.set_level(logging.WARNING)
+    caplog.set_level(logging.INFO)
     nodes = [
         Watching(NodeConfig(name="sink", subscribe_topic_name="b")),
         Apply(NodeConfig(name="step", subscribe_topic_name="a", publish_topic_name="b"), echo),
@@ -241,6 +245,8 @@ async def test_every_node_gets_to_know_that_the_broker_is_away_and_says_so_once(
         said = [r.getMessage() for r in caplog.records if r.name == f"msight_bus.nodes.{name}"]
         assert sum("Disconnected; " in line for line in said) == 1
         assert sum("Reconnected after" in line for line in said) == 1
+        assert sum("Heartbeats are not published" in line for line in said) == 1
+        assert sum("Heartbeats are published again" in line for line in said) == 1
 
 
 async def test_an_error_in_on_event_harms_nothing(memory, caplog):
@@ -266,6 +272,36 @@ async def test_on_event_of_the_program_gets_the_gaps_too(memory):
     assert Gap("in", 2, "lost") in events
 
 
+async def test_a_second_run_gets_each_event_once(msight_simulation):
+    node = Watching(NodeConfig(name="sink", subscribe_topic_name="b"))
+    async with msight_simulation.connect() as bus:
+        for _ in range(2):
+            async with running(bus, node):
+                pass
+        async with running(bus, node):
+            msight_simulation.disconnect(bus)
+            await asyncio.sleep(1)
+            msight_simulation.reconnect(bus)
+            await asyncio.sleep(1)
+    assert [type(event) for event in node.events if not isinstance(event, Gap)] == [Disconnected, Reconnected]
+
+
+async def test_a_node_gets_the_refusals_of_its_own_output_topic(memory):
+    node = Watching(NodeConfig(name="n", subscribe_topic_name="a"))
+    own = Refused("b", "no permission")
+
+    class Step(Apply):
+        on_event = Watching.on_event
+        events, came = node.events, node.came
+
+    step = Step(NodeConfig(name="s", subscribe_topic_name="a", publish_topic_name="b"), echo)
+    async with memory.connect() as bus, running(bus, step):
+        for refused in (Refused("c", "no permission"), own):
+            bus.core.reporter.report(refused)
+        await eventually(node.came, lambda: node.events)
+    assert node.events == [own]
+
+
 # -- while disconnected
 
 
@@ -280,6 +316,7 @@ async def test_a_source_waits_for_the_broker_and_loses_nothing(msight_simulation
             await asyncio.sleep(300)
             assert source.left == 1
             assert source.given == 1
+            assert source.status == "RUNNING"  # it is the broker that takes long
             msight_simulation.reconnect(bus)
             await task
             await node.until(50)
@@ -307,6 +344,68 @@ async def test_a_source_drops_and_counts_while_the_broker_is_away(msight_simulat
     assert len(node.items) + dropped == 30
     assert source.metrics().messages_out == 30 - dropped
     assert "Outputs dropped: 1 on a" in caplog.text
+    assert "on_event raised" not in caplog.text
+
+
+async def test_outputs_that_a_cut_may_have_lost_are_told_at_the_end_and_are_no_error(msight_simulation, caplog):
+    class Cut(Numbers):
+        async def get_data(self):
+            await asyncio.sleep(1)
+            if self.given == 1:  # this output is written before the connection is known to be lost
+                msight_simulation.disconnect(bus)
+                asyncio.get_running_loop().call_later(5, msight_simulation.reconnect, bus)
+            return await super().get_data()
+
+    source = Cut(NodeConfig(name="source", publish_topic_name="a"), count=3)
+    async with msight_simulation.connect() as bus:
+        await source.run(bus)
+    assert source.status == "STOPPED"
+    assert "Some outputs may be lost" in caplog.text
+
+
+async def test_a_node_ends_with_a_bus_that_has_given_up_reconnecting(msight_simulation):
+    settings = BusSettings(environ={"MSIGHT_RECONNECT_LIMIT": "3"}, backend="memory")
+    nodes = [
+        Numbers(NodeConfig(name="source", publish_topic_name="a")),
+        Collect(NodeConfig(name="sink", subscribe_topic_name="a")),
+    ]
+    async with msight_simulation.connect(settings) as bus, asyncio.timeout(100):
+        tasks = [await start(bus, node) for node in nodes]
+        msight_simulation.disconnect(bus)
+        for task in tasks:
+            with pytest.raises(ConnectionLostError):
+                await task
+    assert [node.status for node in nodes] == ["ERROR", "ERROR"]
+
+
+async def test_a_dead_letter_that_is_lost_with_the_broker_is_counted(msight_simulation, caplog):
+    async def fail(data):
+        if data == b"poison":
+            msight_simulation.disconnect(bus)
+            await asyncio.sleep(1)
+            raise ValueError(data)
+        return data
+
+    node = Apply(
+        NodeConfig(
+            name="n",
+            subscribe_topic_name="in",
+            publish_topic_name="out",
+            dead_letter_topic_name="in.dead",
+            action_on_error="continue",
+        ),
+        fail,
+    )
+    async with msight_simulation.connect() as bus, msight_simulation.connect() as other, running(bus, node):
+        await other.publish("in", b"poison")
+        await asyncio.sleep(60)
+        assert node.metrics().dropped == 1
+        msight_simulation.reconnect(bus)
+        await asyncio.sleep(1)
+        await other.publish("in", b"fine")
+        await asyncio.sleep(1)
+        assert node.metrics().messages_out == 1
+    assert "no dead letter" in caplog.text
 
 
 # -- levels
@@ -349,3 +448,31 @@ async def test_a_gap_of_unknown_size_says_so(caplog):
     first, second = [record.getMessage() for record in caplog.records]
     assert first == "Messages missing: unknown number on t (reconnect)"
     assert second.startswith("Messages missing: unknown number, 2 times on t in 0 s")
+
+
+async def test_a_later_line_sums_up_its_own_interval(msight_simulation, caplog):
+    tally = Tally("Messages missing", logging.getLogger("test"), 10)
+    tally.add("t", 5)
+    await asyncio.sleep(4)
+    tally.add("t", 20)
+    tally.add("t", 10)
+    await asyncio.sleep(100)
+    tally.add("t", 40)
+    await asyncio.sleep(0)
+    tally.close()
+    assert [record.getMessage() for record in caplog.records] == [
+        "Messages missing: 5 on t",
+        "Messages missing: 30 on t in 10 s (3.0/s), 35 so far",
+        "Messages missing: 40 on t in 94 s (0.4/s), 75 so far",
+    ]
+
+
+async def test_a_line_counts_a_thousand_topics_apart(caplog):
+    tally = Tally("Messages missing", logging.getLogger("test"), 60)
+    for number in range(1500):
+        tally.add(f"t{number}", 2)
+    await asyncio.sleep(0.01)
+    tally.close()
+    assert [record.getMessage() for record in caplog.records] == [
+        "Messages missing: 3,000 on t0 (2), t1 (2), t2 (2) and 997 more"
+    ]

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from msight_bus import BytesData, ImageData, NodeConfig, ProcessingNode, SourceNode, off_loop
-from msight_bus.testing import Simulation
+from msight_bus.testing import Faults, Simulation, simulation
 from tests.support.nodes import Collect, running
 
 INTERVAL = 10.0
@@ -50,6 +50,28 @@ async def test_latencies_and_rates_are_in_virtual_time(msight_simulation):
     assert detector.rate_in == pytest.approx(10, rel=0.1)
     assert detector.latency_p50_ms == pytest.approx(50, abs=10)
     assert camera.latency_p50_ms < 1  # the handing over, and not the wait for the next frame
+
+
+async def test_a_latency_begins_when_the_input_was_published(msight_simulation):
+    msight_simulation.faults = Faults(seconds=1.0)
+    sink = Collect(NodeConfig(name="sink", subscribe_topic_name="frames"))
+    async with msight_simulation.connect() as bus, running(bus, sink):
+        msight_simulation.inject("delay", topic="frames")
+        await bus.publish("frames", b"late")
+        await asyncio.sleep(2)
+        assert sink.metrics().latency_p50_ms > 10
+
+
+async def test_an_input_of_a_clock_that_is_ahead_has_no_latency(msight_simulation, monkeypatch):
+    sink = Collect(NodeConfig(name="sink", subscribe_topic_name="frames"))
+    async with msight_simulation.connect() as bus, running(bus, sink):
+        now = simulation.clock_of(asyncio.get_running_loop())
+        monkeypatch.setattr(simulation, "clock_of", lambda loop: lambda: now() + 60)
+        async with msight_simulation.connect() as ahead:
+            await ahead.publish("frames", b"")
+            await sink.until(1)
+            await asyncio.sleep(1)
+        assert sink.metrics().latency_p50_ms is None
 
 
 async def test_a_node_that_is_silent_is_lost_and_comes_back(msight_simulation):
