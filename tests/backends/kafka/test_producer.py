@@ -276,7 +276,7 @@ async def test_more_than_one_request_carries_is_sent_in_several(kafka, topic, mo
     requests = []
 
     def note(batches, timeout):
-        requests.append(list(batches.values()))
+        requests.append([data for where, data in batches.items() if where.topic == topic])
         return produce_request(batches, timeout)
 
     monkeypatch.setattr(producer, "produce_request", note)
