@@ -337,3 +337,30 @@ async def test_a_publisher_that_has_waited_does_not_wait_again(kafka, topic):
         assert second is not BLOCKED
         assert await outcomes(first, second) == [None, None]
     assert await received(kafka, topic) == [0, 1]
+
+
+async def test_a_topic_with_a_batch_on_its_way_is_not_forgotten(kafka, topic, monkeypatch):
+    """The next batch would have the sequence number of that one, and be taken for its repetition."""
+    one, other = f"{topic}.one", f"{topic}.other"
+    send_now = Client.send_now
+    answers, held = [], []
+
+    def hold_first(client, node, request):
+        answers.append(send_now(client, node, request))
+        if held:
+            return answers[-1]
+        held.append(asyncio.get_running_loop().create_future())
+        return held[0]
+
+    for name in (one, other):
+        await make(kafka, name)
+    async with kafka.connect(MSIGHT_PUBLISHER_TOPICS="1") as bus:
+        await bus.publish(one, b"%08d" % 0)
+        monkeypatch.setattr(Client, "send_now", hold_first)
+        second = asyncio.ensure_future(bus.publish(one, b"%08d" % 1))
+        await until(lambda: held)
+        await bus.publish(other, b"")
+        third = asyncio.ensure_future(bus.publish(one, b"%08d" % 2))
+        held[0].set_result(await answers[0])
+        assert await outcomes(second, third) == [None, None]
+    assert await received(kafka, one) == [0, 1, 2]
