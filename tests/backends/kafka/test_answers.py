@@ -10,7 +10,16 @@ from msight_bus import AuthenticationError, MessageTooLargeError
 from msight_bus.backends.kafka import feed
 from msight_bus.events import Gap
 from tests.support.kafka_admin import make
-from tests.support.kafka_answers import FETCH, METADATA, OFFSETS, PRODUCE, changing_answers, of_partition, with_code
+from tests.support.kafka_answers import (
+    FETCH,
+    INIT_PRODUCER_ID,
+    METADATA,
+    OFFSETS,
+    PRODUCE,
+    changing_answers,
+    of_partition,
+    with_code,
+)
 from tests.support.receiving import numbers, take
 from tests.support.rig import until
 
@@ -203,3 +212,17 @@ async def test_a_permission_that_is_missing_after_an_unknown_outcome_costs_the_n
         await bus.publish(topic, b"1")
         async with bus.subscribe(topic, start="earliest") as messages:
             assert await numbers(messages, 2) == [0, 1]
+
+
+async def test_a_producer_id_is_asked_for_again_while_its_coordinator_is_being_loaded(kafka, topic):
+    refused = []
+
+    def change(request, answer):
+        if request.kind == INIT_PRODUCER_ID and not refused:
+            refused.append(answer)
+            return answer[:8] + (14).to_bytes(2, "big") + answer[10:]  # COORDINATOR_LOAD_IN_PROGRESS
+        return answer
+
+    async with changing_answers(kafka, change) as way, way.connect() as bus:
+        await bus.publish(topic, b"0")
+    assert refused

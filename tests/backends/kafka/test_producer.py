@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
 
 import pytest
 from aiokafka import TopicPartition
@@ -15,8 +14,8 @@ from msight_bus.backends.base import BLOCKED
 from msight_bus.backends.kafka import producer
 from msight_bus.backends.kafka.aiokafka_compat import Client
 from tests.support.kafka_admin import administering, make
+from tests.support.kafka_answers import PRODUCE, changing_answers, of_partition, with_code
 from tests.support.kafka_traffic import PAD, Traffic, outcomes, publishing
-from tests.support.proxy import HOST, FaultProxy, through
 from tests.support.receiving import take
 from tests.support.rig import own_broker, until
 
@@ -155,55 +154,32 @@ async def test_a_topic_that_may_not_be_written_harms_no_other_topic():
         assert await received(kafka, "good") == list(range(traffic.count))
 
 
-class Tampering(FaultProxy):
-    """Changes the error code in the answer to a publish on one topic, once."""
+async def test_an_unknown_outcome_is_reported_and_harms_no_other_topic(kafka, topic):
+    good, bad = f"{topic}.good", f"{topic}.bad"
+    codes = []
 
-    topic = b""
-    code: int | None = None
+    def change(request, answer):
+        if codes and request.kind == PRODUCE and of_partition(answer, bad) >= 0:
+            return with_code(answer, bad, codes.pop())
+        return answer
 
-    def _parts(self, data, step):
-        parts = super()._parts(data, step)
-        if self.code is None:
-            return parts
-        name = len(self.topic).to_bytes(2, "big") + self.topic
-        first = name + bytes(3) + b"\x01" + bytes(4)  # of one partition, the first
-        answer = first + bytes(2) + bytes(4)  # no error, a small offset
-        told = first + self.code.to_bytes(2, "big", signed=True) + bytes(4)
-        changed = [part.replace(answer, told) for part in parts]
-        if changed != parts:
-            self.code = None
-        return changed
-
-
-@asynccontextmanager
-async def behind(proxy):
-    """Kafka, which tells its clients the proxy's address."""
-    async with proxy:
-        with own_broker("kafka", [f"advertised.listeners=CLIENT://{HOST}:{proxy.port}"]) as (broker, backend):
-            proxy.broker_port = broker.port
-            yield through(proxy, backend)
-
-
-@pytest.mark.faults
-async def test_an_unknown_outcome_is_reported_and_harms_no_other_topic():
-    proxy = Tampering()
-    async with behind(proxy) as kafka, kafka.connect() as bus:
-        for name in ("good", "bad"):
-            await make(kafka, name)
-        async with Traffic(bus, "good") as traffic:
-            await bus.publish("bad", b"%08d" % 0)
+    for name in (good, bad):
+        await make(kafka, name)
+    async with changing_answers(kafka, change) as way, way.connect() as bus:
+        async with Traffic(bus, good) as traffic:
+            await bus.publish(bad, b"%08d" % 0)
             # UNKNOWN_SERVER_ERROR, OUT_OF_ORDER_SEQUENCE_NUMBER, INVALID_PRODUCER_EPOCH, UNKNOWN_PRODUCER_ID
             for at, code in enumerate((-1, 45, 47, 59)):
                 first = 1 + 200 * at
-                proxy.topic, proxy.code = b"bad", code
-                results = await outcomes(*publishing(bus, "bad", range(first, first + 200)))
-                assert proxy.code is None
+                codes.append(code)
+                results = await outcomes(*publishing(bus, bad, range(first, first + 200)))
+                assert not codes
                 lost = [i for i, result in enumerate(results) if result is not None]
                 assert lost == list(range(len(lost)))  # the first batch and no other
                 assert 0 < len(lost) < 100
                 await traffic.moves()
-        assert await received(kafka, "bad") == list(range(801))  # the broker had what it did not acknowledge
-        assert await received(kafka, "good") == list(range(traffic.count))
+    assert await received(kafka, bad) == list(range(801))  # the broker had what it did not acknowledge
+    assert await received(kafka, good) == list(range(traffic.count))
 
 
 @pytest.mark.parametrize("how", ["cancelled", "closed"])
@@ -276,7 +252,7 @@ async def test_more_than_one_request_carries_is_sent_in_several(kafka, topic, mo
     requests = []
 
     def note(batches, timeout):
-        requests.append(list(batches.values()))
+        requests.append([data for where, data in batches.items() if where.topic == topic])
         return produce_request(batches, timeout)
 
     monkeypatch.setattr(producer, "produce_request", note)
@@ -361,3 +337,30 @@ async def test_a_publisher_that_has_waited_does_not_wait_again(kafka, topic):
         assert second is not BLOCKED
         assert await outcomes(first, second) == [None, None]
     assert await received(kafka, topic) == [0, 1]
+
+
+async def test_a_topic_with_a_batch_on_its_way_is_not_forgotten(kafka, topic, monkeypatch):
+    """The next batch would have the sequence number of that one, and be taken for its repetition."""
+    one, other = f"{topic}.one", f"{topic}.other"
+    send_now = Client.send_now
+    answers, held = [], []
+
+    def hold_first(client, node, request):
+        answers.append(send_now(client, node, request))
+        if held:
+            return answers[-1]
+        held.append(asyncio.get_running_loop().create_future())
+        return held[0]
+
+    for name in (one, other):
+        await make(kafka, name)
+    async with kafka.connect(MSIGHT_PUBLISHER_TOPICS="1") as bus:
+        await bus.publish(one, b"%08d" % 0)
+        monkeypatch.setattr(Client, "send_now", hold_first)
+        second = asyncio.ensure_future(bus.publish(one, b"%08d" % 1))
+        await until(lambda: held)
+        await bus.publish(other, b"")
+        third = asyncio.ensure_future(bus.publish(one, b"%08d" % 2))
+        held[0].set_result(await answers[0])
+        assert await outcomes(second, third) == [None, None]
+    assert await received(kafka, one) == [0, 1, 2]
