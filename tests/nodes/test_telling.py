@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from msight_bus import BusSettings, ConnectionLostError, QueuePolicy, connect
+from msight_bus import BusSettings, BytesData, ConnectionLostError, QueuePolicy, connect
 from msight_bus.events import DeadlineMissed, Disconnected, Gap, Reconnected, Refused
 from msight_bus.nodes import NodeConfig
 from msight_bus.tally import Tally
@@ -111,6 +111,29 @@ async def test_drops_are_told_at_the_first_and_then_once_an_interval(memory, cap
             await asyncio.sleep(0.01)
         assert node.metrics().dropped == 8 or node.metrics().dropped == 9
         go_on.set()
+
+
+async def test_what_was_not_told_is_told_at_the_end(memory, caplog):
+    go_on = asyncio.Event()
+
+    class Slow(Collect):
+        async def on_message(self, data):
+            await go_on.wait()
+            await super().on_message(data)
+
+    damaged = BytesData(data=b"").serialize()[:-1]
+    drops = Slow(NodeConfig(name="drops", subscribe_topic_name="in", queue=QueuePolicy.latest(1)))
+    async with memory.connect() as bus, running(bus, drops, sink(heartbeat_update_interval=60)):
+        for _ in range(2):
+            for _ in range(3):
+                await bus.publish("in", damaged)
+            await bus.publish("in", b"x")
+            await asyncio.sleep(0.01)
+        assert [len(lines(caplog, what)) for what in ("Inputs dropped", "Inputs that cannot")] == [1, 1]
+        go_on.set()
+    for what, total in (("Inputs dropped", drops.metrics().dropped), ("Inputs that cannot", 6)):
+        _, last = lines(caplog, what)
+        assert f"{total} so far" in last
 
 
 async def test_the_last_line_sums_up(memory, caplog):
