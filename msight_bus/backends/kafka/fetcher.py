@@ -44,7 +44,7 @@ class Fetcher:
     """One request to each leader at a time.
 
     Attributes:
-        partitions: what the subscription owns; replaced by `assign`.
+        partitions: what the subscription owns, in the order in which it is asked for; replaced by `assign`.
         room: set while messages are accepted.
     """
 
@@ -148,6 +148,8 @@ class Fetcher:
                 errors.append((partition, error_for(code)(where.topic)))
                 continue
             partition.end, partition.stable = end, stable
+            if data:  # brokers fill an answer in the order of the request, and stop when it is full (KIP-74)
+                self.partitions[where] = self.partitions.pop(where)
             # Nothing is awaited between the test of what is owned and the queue.
             for messages in partition.read(data, aborted):
                 self._listener.fetched(messages)

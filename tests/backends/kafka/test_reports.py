@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from msight_bus import MessageTooLargeError
-from msight_bus.backends.kafka import feed
+from msight_bus.backends.kafka import aiokafka_compat, feed
 from msight_bus.events import Gap
 from tests.support.kafka_admin import committed, make
 from tests.support.kafka_traffic import outcomes
@@ -48,6 +48,20 @@ async def test_an_input_that_failed_comes_again_although_later_ones_are_done(kaf
         assert await committed(kafka, topic, "g") == 1
         async with bus.subscribe(topic, group_id="g") as messages:
             assert await numbers(messages, 3) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("group_id", [None, "g"])
+async def test_a_backlog_in_one_partition_does_not_hold_up_the_others(kafka, topic, monkeypatch, group_id):
+    """(librdkafka 1854, Dekaf 2256) An answer is full before a broker comes to the last partition of the request."""
+    monkeypatch.setattr(aiokafka_compat, "_FETCH_MAX_BYTES", 100_000)
+    await make(kafka, topic, 3)
+    async with kafka.connect(MSIGHT_KAFKA_BATCH_BYTES="20000") as bus:
+        for _ in range(30):  # 10 batches a partition, each answer has 5
+            async with bus.publisher(topic, spread=True) as publisher:
+                await publisher.send(bytes(19_000))
+        async with bus.subscribe(topic, group_id=group_id, start="earliest") as messages:
+            first = [message.position[0] for message in await take(messages, 20)]
+    assert set(first) == {0, 1, 2}
 
 
 async def test_an_idle_member_stays_one(kafka, topic):
