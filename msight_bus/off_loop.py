@@ -16,7 +16,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
+from multiprocessing.util import Finalize
 from queue import SimpleQueue
+from types import FrameType
 from typing import Any, ParamSpec, TypeVar, TypeVarTuple
 
 P = ParamSpec("P")
@@ -27,6 +29,9 @@ _THREADS = 40
 _GONE_WITHIN = 1.0
 """Seconds for a killed process to be gone."""
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""A terminal, supervisord or systemd gives them to the whole group, the processes of `off_loop` included."""
+
 
 async def off_loop(function: Callable[[*Ts], T], *args: *Ts, process: bool = False) -> T:
     """Run ``function(*args)`` beside the event loop: ``boxes = await off_loop(detect, frame)``.
@@ -36,10 +41,12 @@ async def off_loop(function: Callable[[*Ts], T], *args: *Ts, process: bool = Fal
     ``function`` must be importable, and it, its arguments and its result are pickled.
 
     At most 40 threads, and as many processes as there are processors, are in use at a time; more calls wait their turn. A thread
-    that hangs does not keep the program from ending. Ctrl-C does not interrupt the processes: the program decides when they end.
+    that hangs does not keep the program from ending. Ctrl-C, and a SIGTERM that goes to the whole group, do not interrupt the
+    processes: the program decides when they end, and they end with it.
 
     Raises:
-        Exception: whatever ``function`` raises. When this call is cancelled, a process is killed; a thread cannot be, so it
+        RuntimeError: the process of ``function`` ended, or it called `sys.exit`.
+        Exception: whatever else ``function`` raises. When this call is cancelled, a process is killed; a thread cannot be, so it
             runs to its end and its result is dropped.
     """
     loop = asyncio.get_running_loop()
@@ -84,8 +91,9 @@ class _Call:
         self.running.add(self)
         try:
             return run()
-        except StopIteration as error:  # a future cannot hold it, as a coroutine cannot raise it (PEP 479)
-            raise RuntimeError(f"{self.name} raised StopIteration.") from error
+        except (StopIteration, SystemExit, KeyboardInterrupt) as error:
+            # A future cannot hold the first, as a coroutine cannot raise it (PEP 479); the others end the loop.
+            raise RuntimeError(f"{self.name} raised {error!r}.") from error
         finally:
             self.running.discard(self)
 
@@ -105,15 +113,14 @@ class _ProcessCall(_Call):
         return super().__call__(partial(self._ask, request))
 
     def _ask(self, request: bytes) -> Any:
-        worker = self._worker = _idle.pop() if _idle else _Worker()
+        worker = self._worker = _idle_worker() or _Worker()
         if self._killed:
             worker.kill()
         try:
             succeeded, result, trace = worker.ask(request)
         except (EOFError, OSError):
-            worker.kill()
-            worker.join()
-            raise RuntimeError(f"The process of {self.name} ended before its result.") from None
+            status = worker.end()
+            raise RuntimeError(f"The process of {self.name} ended before its result, with exit code {status}.") from None
         except Exception:  # the result cannot be unpickled
             _idle.append(worker)
             raise
@@ -137,16 +144,21 @@ class _Worker:
         spawning = multiprocessing.get_context("spawn")  # a fork would copy the loop, its sockets and its locks
         self._connection, other = spawning.Pipe()
         self._process = spawning.Process(target=_serve, args=(other,), daemon=True, name="msight_bus off_loop")
-        # A process inherits the mask of the thread that starts it: Ctrl-C on a terminal goes to the whole group.
-        before = (
-            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,)) if hasattr(signal, "pthread_sigmask") else None
-        )
+        # A process inherits the mask of the thread that starts it, and has its handlers later.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS) if hasattr(signal, "pthread_sigmask") else None
         try:
             self._process.start()
         finally:
             if before is not None:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
         other.close()
+        # multiprocessing would terminate the process at the end of the program, which it ignores, and wait for it.
+        self._kill_at_exit = Finalize(None, self._process.kill, exitpriority=1)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process has not ended."""
+        return self._process.is_alive()
 
     def ask(self, request: bytes) -> Any:
         """Return ``(True, result, "")`` or ``(False, error, traceback)``."""
@@ -157,14 +169,31 @@ class _Worker:
         """End the process."""
         self._process.kill()
 
-    def join(self) -> None:
-        """Wait for the end of a process that was killed."""
+    def end(self) -> int | None:
+        """End the process, if it has not ended; returns its exit code."""
         self._process.join(_GONE_WITHIN)
+        self._kill_at_exit()
+        self._process.join(_GONE_WITHIN)
+        return self._process.exitcode
+
+
+def _idle_worker() -> _Worker | None:
+    """A process that waits for a call, if there is one. One that has ended meanwhile, as by the OOM killer, is none."""
+    while _idle:
+        worker = _idle.pop()
+        if worker.is_alive:
+            return worker
+        worker.end()
+    return None
 
 
 def _serve(connection: Connection) -> None:
     """Run in a process: call what comes, until the program is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in _SIGNALS:
+        signal.signal(number, _ignore)  # a handler, because what this process starts would inherit SIG_IGN
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with suppress(EOFError):
         while True:
             request = connection.recv_bytes()
@@ -174,6 +203,17 @@ def _serve(connection: Connection) -> None:
             except BaseException as error:
                 answer = _failure(error)
             connection.send_bytes(answer)
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    pass
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _failure(error: BaseException) -> bytes:
@@ -236,3 +276,6 @@ class DaemonThreads(ThreadPoolExecutor):
 _threads = DaemonThreads(_THREADS)
 _processes = DaemonThreads(os.cpu_count() or 1)
 _idle: list[_Worker] = []
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_idle.clear)  # they are the parent's
