@@ -21,6 +21,8 @@ from queue import SimpleQueue
 from types import FrameType
 from typing import Any, ParamSpec, TypeVar, TypeVarTuple
 
+from msight_bus.errors import described
+
 P = ParamSpec("P")
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -120,7 +122,9 @@ class _ProcessCall(_Call):
             succeeded, result, trace = worker.ask(request)
         except (EOFError, OSError):
             status = worker.end()
-            raise RuntimeError(f"The process of {self.name} ended before its result, with exit code {status}.") from None
+            raise RuntimeError(
+                f"The process of {self.name} ended before its result, with exit code {status}."
+            ) from None
         except Exception:  # the result cannot be unpickled
             _idle.append(worker)
             raise
@@ -222,7 +226,7 @@ def _failure(error: BaseException) -> bytes:
         answer = pickle.dumps((False, error, trace))
         pickle.loads(answer)  # noqa: S301 - it was made here
     except Exception:
-        return pickle.dumps((False, RuntimeError(f"{type(error).__name__}: {error}"), trace))
+        return pickle.dumps((False, RuntimeError(described(error)), trace))
     return answer
 
 
