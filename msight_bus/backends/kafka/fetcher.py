@@ -7,7 +7,7 @@ import logging
 from typing import Protocol
 
 from aiokafka import TopicPartition
-from aiokafka.errors import KafkaError, OffsetOutOfRangeError, UnknownTopicOrPartitionError
+from aiokafka.errors import KafkaConnectionError, KafkaError, OffsetOutOfRangeError, UnknownTopicOrPartitionError
 
 from msight_bus.backends.kafka.aiokafka_compat import Client, fetch_request
 from msight_bus.backends.kafka.errors import REFUSED, error_for
@@ -117,6 +117,7 @@ class Fetcher:
 
     async def _fetch(self, node: int) -> None:
         """Fetch from a broker while it leads a partition."""
+        failed = False
         while True:
             await self.room.wait()
             wanted = {where: each for where, each in self.partitions.items() if self._client.leader(where) == node}
@@ -124,10 +125,14 @@ class Fetcher:
                 return
             try:
                 await self._fetch_once(node, wanted)
+                failed = False
             except REFUSED:
                 raise
             except (KafkaError, OSError) as error:
-                self._listener.failed(error)
+                # Brokers close connections: with connections.max.reauth.ms all, at regular intervals.
+                if failed or not isinstance(error, KafkaConnectionError):
+                    self._listener.failed(error)
+                failed = True
                 await asyncio.sleep(self._retry_after)
 
     async def _fetch_once(self, node: int, wanted: dict[TopicPartition, Partition]) -> None:
