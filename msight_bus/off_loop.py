@@ -64,7 +64,10 @@ async def off_loop(function: Callable[[*Ts], T], *args: *Ts, process: bool = Fal
         await asyncio.wait((done,), timeout=_GONE_WITHIN)
         done.cancel()
         raise
-    return done.result()  # type: ignore[no-any-return]
+    try:
+        return done.result()  # type: ignore[no-any-return]
+    finally:
+        del done  # else an error and this frame keep each other, with the caller's data, until the garbage is collected
 
 
 def left_running() -> list[str]:
@@ -131,7 +134,10 @@ class _ProcessCall(_Call):
         _idle.append(worker)
         if not succeeded:
             result.add_note(f"In a process of off_loop:\n{trace}")
-            raise result
+            try:
+                raise result
+            finally:
+                del result  # as in `off_loop`
         return result
 
     def kill(self) -> None:

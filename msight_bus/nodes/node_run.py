@@ -45,6 +45,7 @@ class NodeRun:
         away: whether the bus is disconnected.
         on_away: called when the bus is disconnected.
         unfinished: returns the number of items that were taken and are not done.
+        hook: where the node's code is now, if it is none of its items: ``on_start`` or ``on_stop``.
         abandoned: inputs that were queued or in hand when the node ended.
         subscription: the node's input.
     """
@@ -79,6 +80,7 @@ class NodeRun:
         self.on_away: Callable[[], None] | None = None
         self.unfinished: Callable[[], int] = lambda: 0
         self.abandoned = 0
+        self.hook = ""
         self.subscription: Subscription | None = None
         self.kind = kind
         self.gap_lines = Tally("Messages missing", logger, interval)
@@ -109,12 +111,15 @@ class NodeRun:
     @contextmanager
     def code(self, where: str) -> Iterator[None]:
         """Log an error of the node's own code with its traceback, and raise it."""
+        self.hook = where
         try:
             yield
         except (Exception, SystemExit) as raised:
             error = error_of_code(raised)
             self.code_failed(error, f"in {where}")
             raise error  # noqa: B904 - error_of_code has set the cause
+        finally:
+            self.hook = ""
 
     def code_failed(self, error: BaseException, where: str = "") -> None:
         """Count an error of the node's own code; log the first with its traceback, then one an interval."""

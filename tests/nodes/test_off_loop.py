@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
+import weakref
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -108,6 +111,29 @@ async def test_a_function_that_exits_is_an_error_and_ends_nothing(process):
     """(celery 10667) A command line's code in a handler, for instance."""
     with pytest.raises(RuntimeError, match=r"exit raised SystemExit\(3\)"):
         await off_loop(sys.exit, 3, process=process)
+
+
+async def test_an_error_keeps_nothing_alive():
+    """(dramatiq 351, 878, celery 8882) A frame is some megabytes, and the garbage is collected late."""
+
+    class Frame:
+        pass
+
+    async def detect():
+        frame = Frame()
+        frames.add(frame)
+        await off_loop(divmod, 1, 0, process=True)
+
+    frames = weakref.WeakSet()
+    gc.disable()
+    try:
+        with suppress(ZeroDivisionError):
+            await detect()
+        async with asyncio.timeout(10):
+            while frames:  # the thread that asked the process lets go of them when it is free
+                await asyncio.sleep(0.01)
+    finally:
+        gc.enable()
 
 
 async def test_a_process_that_ended_while_it_was_idle_costs_no_call():
