@@ -27,6 +27,16 @@ from typing import Any
 _LONGEST_QUOTED = 300
 
 
+def described(error: BaseException) -> str:
+    """Return the class of an exception and its text; the text of somebody's class may not be to be had."""
+    name = type(error).__name__
+    try:
+        text = str(error)
+    except Exception:
+        return f"{name} (its __str__ fails)"
+    return f"{name}: {text}" if text else name
+
+
 def quoted(text: object, limit: int = _LONGEST_QUOTED) -> str:
     """Return what a peer said as printable text on one line, of at most ``limit`` characters.
 

@@ -16,8 +16,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
+from multiprocessing.util import Finalize
 from queue import SimpleQueue
+from types import FrameType
 from typing import Any, ParamSpec, TypeVar, TypeVarTuple
+
+from msight_bus.errors import described
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -27,6 +31,9 @@ _THREADS = 40
 _GONE_WITHIN = 1.0
 """Seconds to wait for the end of a killed process."""
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""A terminal, supervisord or systemd gives them to the whole group, the processes of `off_loop` included."""
+
 
 async def off_loop(function: Callable[[*Ts], T], *args: *Ts, process: bool = False) -> T:
     """Run ``function(*args)`` off the event loop: ``boxes = await off_loop(detect, frame)``.
@@ -35,7 +42,8 @@ async def off_loop(function: Callable[[*Ts], T], *args: *Ts, process: bool = Fal
     releases the GIL, as NumPy, OpenCV and most inference engines do, and ``process=True`` for pure Python.
 
     At most 40 threads and one process for each processor run at a time; further calls wait. A hanging thread does not delay the
-    end of the program. SIGINT (Ctrl-C) does not interrupt the processes; they end with the program.
+    end of the program. SIGINT (Ctrl-C) and a SIGTERM to the whole process group do not interrupt the processes; they end with the
+    program.
 
     Args:
         function: the function to run; with ``process=True``, it must be importable.
@@ -48,7 +56,7 @@ async def off_loop(function: Callable[[*Ts], T], *args: *Ts, process: bool = Fal
     Raises:
         Exception: as ``function`` raises.
         CancelledError: the call was cancelled. A process is killed; a thread runs to its end and its result is discarded.
-        RuntimeError: the process ended before its result.
+        RuntimeError: the process ended before its result, or ``function`` called `sys.exit`.
     """
     loop = asyncio.get_running_loop()
     if not process:
@@ -63,7 +71,10 @@ async def off_loop(function: Callable[[*Ts], T], *args: *Ts, process: bool = Fal
         await asyncio.wait((done,), timeout=_GONE_WITHIN)
         done.cancel()
         raise
-    return done.result()  # type: ignore[no-any-return]
+    try:
+        return done.result()  # type: ignore[no-any-return]
+    finally:
+        del done  # else an error and this frame keep each other, with the caller's data, until the garbage is collected
 
 
 def left_running() -> list[str]:
@@ -95,8 +106,9 @@ class _Call:
         self.running.add(self)
         try:
             return run()
-        except StopIteration as error:  # a future cannot carry StopIteration (PEP 479)
-            raise RuntimeError(f"{self.name} raised StopIteration.") from error
+        except (StopIteration, SystemExit, KeyboardInterrupt) as error:
+            # A future cannot carry StopIteration (PEP 479); the others end the event loop.
+            raise RuntimeError(f"{self.name} raised {error!r}.") from error
         finally:
             self.running.discard(self)
 
@@ -121,22 +133,26 @@ class _ProcessCall(_Call):
         return super().__call__(partial(self._ask, request))
 
     def _ask(self, request: bytes) -> Any:
-        worker = self._worker = _idle.pop() if _idle else _Worker()
+        worker = self._worker = _idle_worker() or _Worker()
         if self._killed:
             worker.kill()
         try:
             succeeded, result, trace = worker.ask(request)
         except (EOFError, OSError):
-            worker.kill()
-            worker.join()
-            raise RuntimeError(f"The process of {self.name} ended before its result.") from None
+            status = worker.end()
+            raise RuntimeError(
+                f"The process of {self.name} ended before its result, with exit code {status}."
+            ) from None
         except Exception:  # the result cannot be unpickled
             _idle.append(worker)
             raise
         _idle.append(worker)
         if not succeeded:
             result.add_note(f"Traceback in the process of off_loop:\n{trace}")
-            raise result
+            try:
+                raise result
+            finally:
+                del result  # as in `off_loop`
         return result
 
     def kill(self) -> None:
@@ -153,16 +169,21 @@ class _Worker:
         spawning = multiprocessing.get_context("spawn")  # a fork would copy the loop, its sockets and its locks
         self._connection, other = spawning.Pipe()
         self._process = spawning.Process(target=_serve, args=(other,), daemon=True, name="msight_bus off_loop")
-        # A terminal sends SIGINT to the whole process group; the process inherits the signal mask of the thread that starts it.
-        before = (
-            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,)) if hasattr(signal, "pthread_sigmask") else None
-        )
+        # The process inherits the signal mask of the thread that starts it; it installs its handlers later.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS) if hasattr(signal, "pthread_sigmask") else None
         try:
             self._process.start()
         finally:
             if before is not None:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
         other.close()
+        # multiprocessing would terminate the process at the end of the program, which it ignores, and wait for it.
+        self._kill_at_exit = Finalize(None, self._process.kill, exitpriority=1)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process has not ended."""
+        return self._process.is_alive()
 
     def ask(self, request: bytes) -> Any:
         """Return ``(True, result, "")`` or ``(False, error, traceback)``."""
@@ -173,14 +194,31 @@ class _Worker:
         """Kill the process."""
         self._process.kill()
 
-    def join(self) -> None:
-        """Wait for the end of a killed process, at most 1 s."""
+    def end(self) -> int | None:
+        """End the process, if it has not ended; returns its exit code."""
         self._process.join(_GONE_WITHIN)
+        self._kill_at_exit()
+        self._process.join(_GONE_WITHIN)
+        return self._process.exitcode
+
+
+def _idle_worker() -> _Worker | None:
+    """A process that waits for a call, if there is one. One that has ended meanwhile, as by the OOM killer, is none."""
+    while _idle:
+        worker = _idle.pop()
+        if worker.is_alive:
+            return worker
+        worker.end()
+    return None
 
 
 def _serve(connection: Connection) -> None:
     """Run the received calls, in the process, until the program has ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in _SIGNALS:
+        signal.signal(number, _ignore)  # a handler, because what this process starts would inherit SIG_IGN
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with suppress(EOFError):
         while True:
             request = connection.recv_bytes()
@@ -192,13 +230,24 @@ def _serve(connection: Connection) -> None:
             connection.send_bytes(answer)
 
 
+def _ignore(number: int, frame: FrameType | None) -> None:
+    pass
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
 def _failure(error: BaseException) -> bytes:
     trace = "".join(traceback.format_exception(error))
     try:
         answer = pickle.dumps((False, error, trace))
         pickle.loads(answer)  # noqa: S301 - pickled above
     except Exception:
-        return pickle.dumps((False, RuntimeError(f"{type(error).__name__}: {error}"), trace))
+        return pickle.dumps((False, RuntimeError(described(error)), trace))
     return answer
 
 
@@ -252,3 +301,6 @@ class DaemonThreads(ThreadPoolExecutor):
 _threads = DaemonThreads(_THREADS)
 _processes = DaemonThreads(os.cpu_count() or 1)
 _idle: list[_Worker] = []
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_idle.clear)  # they are the parent's

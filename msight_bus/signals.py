@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any
 
+from msight_bus.errors import described
+
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _PATIENCE = 0.25
@@ -146,7 +148,7 @@ def tell_once(error: BaseException) -> None:
 
         def hook(kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> None:
             if getattr(value, LOGGED, False):
-                print(f"{kind.__name__}: {value}", file=sys.stderr)  # noqa: T201
+                print(described(value), file=sys.stderr)  # noqa: T201
             else:
                 before(kind, value, trace)
 

@@ -128,13 +128,20 @@ async def reraise_swallowed(work: Coroutine[Any, Any, T]) -> T:
     return result
 
 
-def unrequested(error: asyncio.CancelledError) -> RuntimeError:
-    """Return the error of code that raises ``CancelledError`` though nobody cancelled its task.
+def error_of_code(raised: Exception | asyncio.CancelledError | SystemExit) -> Exception:
+    """Return what a node's code raised as an error of that node: `SystemExit` would end the loop, with all other nodes.
 
     Raises:
         CancelledError: the task was cancelled.
     """
-    task = asyncio.current_task()
-    if task is None or task.cancelling() > 0:
-        raise error
-    return RuntimeError("The node's code raised CancelledError, and nobody had cancelled it.")
+    if isinstance(raised, Exception):
+        return raised
+    if isinstance(raised, SystemExit):
+        error = RuntimeError(f"The node's code raised {raised!r}; a node ends itself with `self.stop()`.")
+    else:
+        task = asyncio.current_task()
+        if task is None or task.cancelling() > 0:
+            raise raised
+        error = RuntimeError("The node's code raised CancelledError, and nobody had cancelled it.")
+    error.__cause__ = raised
+    return error

@@ -12,7 +12,7 @@ import msgspec
 
 from msight_bus.data.bounds import check_bounds
 from msight_bus.data.tags import TAG_FIELD, class_of
-from msight_bus.errors import DecodeError
+from msight_bus.errors import DecodeError, described
 
 if TYPE_CHECKING:
     from msight_bus.data.base import Data
@@ -73,7 +73,7 @@ def decode(payload: bytes, *, max_bytes: int = DEFAULT_MAX_BYTES, max_nesting: i
 def _cause(error: Exception) -> str:
     """Return what an error of decoding says; with its type where that is not msgspec's."""
     known = isinstance(error, msgspec.DecodeError | UnicodeDecodeError | RecursionError | TypeError)
-    return str(error) if known else f"{type(error).__name__}: {error}"
+    return str(error) if known else described(error)
 
 
 def from_mapping(plain: Mapping[str, Any]) -> Data:

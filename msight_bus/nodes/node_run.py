@@ -14,6 +14,7 @@ from typing import Any
 
 from msight_bus.announcing import Announcer
 from msight_bus.bus import Bus
+from msight_bus.errors import described
 from msight_bus.events import BusEvent, Disconnected, Gap, Reconnected, Refused
 from msight_bus.message import Message
 from msight_bus.nodes.config import NodeConfig
@@ -23,6 +24,7 @@ from msight_bus.reporting import Reporter
 from msight_bus.signals import mark_logged
 from msight_bus.subscription import Subscription
 from msight_bus.tally import Tally
+from msight_bus.tasks import error_of_code
 
 LEFT_CANCELLED = "The node's code cancelled the task in which it runs, without a matching uncancel()."
 
@@ -44,6 +46,7 @@ class NodeRun:
         away: whether the bus is disconnected.
         on_away: called when the bus disconnects.
         unfinished: returns the number of items that were taken and are not finished.
+        hook: the hook that runs now, ``on_start`` or ``on_stop``; empty if none does.
         abandoned: number of inputs that were queued or being handled when the node ended.
         subscription: the node's input; ``None`` for a source.
     """
@@ -84,6 +87,7 @@ class NodeRun:
         self.on_away: Callable[[], None] | None = None
         self.unfinished: Callable[[], int] = lambda: 0
         self.abandoned = 0
+        self.hook = ""
         self.subscription: Subscription | None = None
         self.kind = kind
         self.gap_lines = Tally("Messages missing", logger, interval)
@@ -114,16 +118,20 @@ class NodeRun:
     @contextmanager
     def code(self, where: str) -> Iterator[None]:
         """Count and log an error of the node's code in ``where``, and raise it."""
+        self.hook = where
         try:
             yield
-        except Exception as error:
+        except (Exception, SystemExit) as raised:
+            error = error_of_code(raised)
             self.code_failed(error, f"in {where}")
-            raise
+            raise error  # noqa: B904 - error_of_code has set the cause
+        finally:
+            self.hook = ""
 
     def code_failed(self, error: BaseException, where: str = "") -> None:
         """Count an error of the node's own code; log the first with its traceback, then one an interval."""
         self.meter.errors += 1
-        detail = f"{where} {type(error).__name__}: {error}".strip()
+        detail = f"{where} {described(error)}".strip()
         self.error_lines.add(None, 1, detail, error)
         mark_logged(error)
 
@@ -195,7 +203,7 @@ class NodeRun:
         try:
             yield
         except Exception as error:
-            last, why = NodeStatus.ERROR, f" by {type(error).__name__}: {error}".rstrip(".")
+            last, why = NodeStatus.ERROR, f" by {described(error)}".rstrip(".")
             mark_logged(error)
             raise
         finally:

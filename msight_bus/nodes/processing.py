@@ -28,7 +28,7 @@ from msight_bus.nodes.publishing import (
     Result,
 )
 from msight_bus.subscription import SharedSubscription, Subscription, Terms
-from msight_bus.tasks import unrequested
+from msight_bus.tasks import error_of_code
 
 Handler = Callable[[Any], Awaitable[Result]]
 
@@ -246,11 +246,8 @@ class MessageProcessor:
                         continue
                 try:
                     result = await handler(data)
-                except Exception as error:
-                    await self._code_failed(message, error, place)
-                    continue
-                except asyncio.CancelledError as error:
-                    await self._code_failed(message, unrequested(error), place)
+                except (Exception, asyncio.CancelledError, SystemExit) as raised:
+                    await self._code_failed(message, error_of_code(raised), place)
                     continue
                 is_next = place is None or window[0] is place
                 if send is not None and type(result) is bytes and is_next and not verbose:  # the usual case

@@ -184,7 +184,10 @@ async def _drain(running: dict[asyncio.Task[None], Node], timeout: float) -> Dra
                 left = {task: node for task, node in left.items() if task not in ending}
     except TimeoutError:
         counts = {f"node {node.name}": node.left for task, node in left.items() if not task.done()}
-        what = ", ".join(f"{count} messages at {place}" for place, count in counts.items())
+        hooks = {
+            f"node {node.name}": f" (in {run.hook})" for node in left.values() if (run := node._node_run) and run.hook
+        }
+        what = ", ".join(f"{count} messages at {place}{hooks.get(place, '')}" for place, count in counts.items())
         return DrainTimeoutError(f"Not drained within {timeout:g} s (MSIGHT_DRAIN_TIMEOUT); left: {what}.", left=counts)
     return None
 

@@ -16,7 +16,7 @@ from msight_bus.nodes.metrics import BOUNDS
 from msight_bus.nodes.node import Node
 from msight_bus.nodes.node_run import LEFT_CANCELLED, NodeRun
 from msight_bus.nodes.publishing import BUS_IS_OVER, NodePublisher, Output, Result
-from msight_bus.tasks import unrequested
+from msight_bus.tasks import error_of_code
 
 _A_TURN = 250
 """Items after which a source that never waits yields to the event loop, so that nodes in the same process keep up."""
@@ -155,7 +155,9 @@ class Items:
                         result = await anext(self._items)
                     except asyncio.CancelledError as error:
                         self._check_stopped(error)
-                        raise unrequested(error) from error
+                        raise error_of_code(error) from error
+                    except SystemExit as error:
+                        raise error_of_code(error) from error
                     finally:
                         self._asking = False
                     number += 1
@@ -243,7 +245,8 @@ class Items:
             return
         try:
             await close()
-        except Exception as error:
+        except (Exception, SystemExit) as raised:
+            error = error_of_code(raised)
             self._run.code_failed(error)
             if self._run.config.action_on_error == "stop":
-                raise
+                raise error  # noqa: B904 - error_of_code has set the cause

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import sys
 import warnings
 
 import msgpack
@@ -229,14 +230,26 @@ async def test_an_error_in_a_hook_is_told_once_and_ends_the_node(memory, caplog,
     async def fail(self):
         raise OSError("my own")
 
+    await run_with_hook(memory, hook, fail, OSError, "my own")
+    assert len([record for record in caplog.records if record.exc_info]) == 1
+
+
+@pytest.mark.parametrize("hook", ["on_start", "on_stop"])
+async def test_a_hook_that_exits_is_an_error_and_ends_the_node(memory, hook):
+    async def fail(self):
+        sys.exit(3)
+
+    await run_with_hook(memory, hook, fail, RuntimeError, r"SystemExit\(3\)")
+
+
+async def run_with_hook(memory, hook, fail, kind, text):
     node = type("Mine", (Collect,), {hook: fail})(NodeConfig(name="n", subscribe_topic_name="in"))
     async with memory.connect() as bus:
         task = await start(bus, node)
         node.stop()
-        with pytest.raises(OSError, match="my own"):
+        with pytest.raises(kind, match=text):
             await task
     assert node.status == "ERROR"
-    assert len([record for record in caplog.records if record.exc_info]) == 1
 
 
 # -- programs

@@ -27,7 +27,7 @@ def hang():
     threading.Event().wait()
 
 def hang_in_a_process():
-    print("ready", flush=True)
+    print("ready", os.getpid(), sep="\\n", flush=True)
     time.sleep(600)
 
 def compute(data):
@@ -226,3 +226,36 @@ def test_ctrl_c_on_a_terminal_drains_what_a_process_computes(tmp_path):
     assert b"computed b'x'" in said
     assert b"drained" in said
     assert b"Traceback" not in said
+
+
+def test_sigterm_to_the_whole_group_drains_what_a_process_computes(tmp_path):
+    """(celery 2700, 3631, kombu 1836) systemd and supervisord give it to the worker processes too."""
+    script = tmp_path / "program.py"
+    script.write_text(PROGRAM)
+    with subprocess.Popen(
+        [sys.executable, str(script), "computes"],
+        env=environment("30"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            assert process.stdout.readline() == "ready\n"
+            os.killpg(process.pid, signal.SIGTERM)
+            said, errors = process.communicate(timeout=40)
+        finally:
+            process.kill()
+    assert said == "computed b'x'\ndrained\n", errors
+    assert process.returncode == 0
+
+
+def test_a_process_of_off_loop_ends_with_a_program_that_is_killed(tmp_path):
+    with program(tmp_path, "process") as process:
+        child = int(process.stdout.readline())
+        process.kill()
+        process.wait()
+        with pytest.raises(ProcessLookupError):
+            for _ in range(1000):
+                os.kill(child, 0)
+                time.sleep(0.02)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 
 import pytest
@@ -174,6 +175,51 @@ async def test_a_cancellation_that_nobody_asked_for_is_an_error(memory):
         await bus.publish("in", b"")
         with pytest.raises(RuntimeError, match="CancelledError"):
             await task
+
+
+async def test_a_handler_that_exits_is_an_error_and_the_next_input_is_handled(memory, sink):
+    """(celery 10667) `sys.exit` would end the loop at once, with every other node."""
+
+    async def odd(data):
+        return data if data == b"1" else sys.exit(3)
+
+    node = Apply(config(action_on_error="continue"), odd)
+    async with memory.connect() as bus, running(bus, sink, node):
+        await bus.publish("in", b"0")
+        await bus.publish("in", b"1")
+        assert await sink.until(1) == [b"1"]
+        assert node._node_run.meter.errors == 1
+
+
+class TextlessError(Exception):
+    """Has no text."""
+
+    def __str__(self):
+        raise ValueError("no text")
+
+
+@pytest.mark.parametrize("action", ["stop", "continue"])
+async def test_an_error_whose_text_cannot_be_made_is_an_error_as_any_other(memory, sink, action, caplog):
+    """(celery 6990, 8132) What an exception's own code does when it is looked at ends no worker."""
+
+    async def odd(data):
+        if data == b"0":
+            raise TextlessError
+        return data
+
+    node = Apply(config(action_on_error=action), odd)
+    async with memory.connect() as bus, running(bus, sink):
+        task = await start(bus, node)
+        await bus.publish("in", b"0")
+        await bus.publish("in", b"1")
+        if action == "stop":
+            with pytest.raises(TextlessError):
+                await task
+        else:
+            assert await sink.until(1) == [b"1"]
+            node.stop()
+            await task
+    assert "TextlessError" in caplog.text
 
 
 async def test_at_most_concurrency_handlers_at_a_time(memory, sink):

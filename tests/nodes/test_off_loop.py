@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import multiprocessing
 import os
+import signal
+import sys
 import threading
 import time
+import weakref
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -102,11 +107,74 @@ async def test_a_function_that_raises_stop_iteration_is_an_error(process):
             await off_loop(next, iter(()), process=process)
 
 
+@pytest.mark.parametrize("process", [False, True])
+async def test_a_function_that_exits_is_an_error_and_ends_nothing(process):
+    """(celery 10667) A command line's code in a handler, for instance."""
+    with pytest.raises(RuntimeError, match=r"exit raised SystemExit\(3\)"):
+        await off_loop(sys.exit, 3, process=process)
+
+
+async def test_an_error_keeps_nothing_alive():
+    """(dramatiq 351, 878, celery 8882) A frame is some megabytes, and the garbage is collected late."""
+
+    class Frame:
+        pass
+
+    async def detect():
+        frame = Frame()
+        frames.add(frame)
+        await off_loop(divmod, 1, 0, process=True)
+
+    frames = weakref.WeakSet()
+    gc.disable()
+    try:
+        with suppress(ZeroDivisionError):
+            await detect()
+        async with asyncio.timeout(10):
+            while frames:  # the thread that asked the process lets go of them when it is free
+                await asyncio.sleep(0.01)
+    finally:
+        gc.enable()
+
+
+async def test_a_process_that_ended_while_it_was_idle_costs_no_call():
+    """(deadpool 157) The OOM killer takes any process."""
+    worker = await off_loop(os.getpid, process=True)
+    os.kill(worker, signal.SIGKILL)
+    while worker in [process.pid for process in multiprocessing.active_children()]:
+        await asyncio.sleep(0.01)
+    assert await off_loop(pow, 2, 10, process=True) == 1024
+
+
+async def test_a_process_that_ends_in_a_call_is_an_error_with_its_exit_code_and_costs_no_other_call():
+    """(temporalio 245, celery 2700) A pool of the standard library is broken after that."""
+    others = [asyncio.create_task(off_loop(pow, 2, number, process=True)) for number in range(8)]
+    with pytest.raises(RuntimeError, match="_exit ended before its result, with exit code 7"):
+        await off_loop(os._exit, 7, process=True)
+    assert await asyncio.gather(*others) == [1, 2, 4, 8, 16, 32, 64, 128]
+
+
+async def test_a_forked_child_does_not_use_the_processes_of_its_parent():
+    """Two programs at one pipe take each other's results."""
+    worker = await off_loop(os.getpid, process=True)
+    child = multiprocessing.get_context("fork").Process(target=check_worker, args=(worker,))
+    child.start()
+    await asyncio.to_thread(child.join)
+    assert child.exitcode == 0
+    assert await off_loop(os.getpid, process=True) == worker
+
+
+def check_worker(worker):
+    """End with status 1 if `off_loop` uses the process ``worker``."""
+    sys.exit(run(off_loop(os.getpid, process=True)) == worker)
+
+
 async def test_a_result_that_cannot_be_read_here_costs_no_process():
+    worker = await off_loop(os.getpid, process=True)
     for _ in range(3):
         with pytest.raises(TypeError):
             await off_loop(UnreadableError, "one", process=True)
-    assert len(multiprocessing.active_children()) <= 1
+    assert await off_loop(os.getpid, process=True) == worker
 
 
 class UnreadableError(Exception):

@@ -130,6 +130,26 @@ async def test_a_deadline_for_the_drain(memory):
     assert caught.value.left == {"node first": 4, "node second": 0, "node sink": 0}
 
 
+@pytest.mark.parametrize("hook", ["on_start", "on_stop"])
+async def test_a_hook_that_hangs_is_named_at_the_deadline(memory, hook):
+    """(FastStream 965) What hangs is not a message."""
+    hanging = asyncio.Event()
+
+    async def hang(self):
+        hanging.set()
+        await asyncio.Event().wait()
+
+    node = type("Mine", (Collect,), {hook: hang})(NodeConfig(name="mine", subscribe_topic_name="a"))
+    stop = asyncio.Event()
+    async with memory.connect(MSIGHT_DRAIN_TIMEOUT="0.1") as bus:
+        task = asyncio.create_task(run_until(bus, node, stop=stop))
+        if hook == "on_start":
+            await hanging.wait()
+        stop.set()
+        with pytest.raises(DrainTimeoutError, match=rf"node mine \(in {hook}\)"):
+            await task
+
+
 async def test_a_stop_while_a_node_is_starting(memory):
     class Slow(Collect):
         async def on_start(self):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from itertools import pairwise
 
 import pytest
@@ -113,6 +114,17 @@ async def test_continue_asks_again_after_an_error(memory, sink, caplog):
         assert await sink.until(2) == [b"1", b"2"]
         assert source._node_run.meter.errors == 1
     assert "unplugged" in caplog.text
+
+
+async def test_a_source_that_exits_has_failed(memory, caplog):
+    class Exits(SourceNode):
+        async def stream(self):
+            yield b"0"
+            sys.exit(3)
+
+    async with memory.connect() as bus:
+        with pytest.raises(RuntimeError, match=r"SystemExit\(3\)"):
+            await Exits(config()).run(bus)
 
 
 async def test_what_cannot_be_published_is_an_error_of_the_source(memory):

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 import pytest
 
 from msight_bus import brokers
 from msight_bus.brokers import running
+from tests.support.brokers import Backend
 from tests.support.canaries import canary
 from tests.support.certificates import Certificates, Pair
 from tests.support.listeners import Recorder, proxy
@@ -197,6 +198,24 @@ def _kafka(made: Certificates) -> Secured:
         scram += ["--add-scram", f"SCRAM-SHA-{bits}=[name={USER},password={PASSWORD}]"]
     node = start("kafka", port=own, config=lines, arguments=scram, deadline=60.0)
     return Secured("kafka", ports | {"stable": stable}, [node])
+
+
+@contextmanager
+def kafka_with_passwords(*config: str) -> Iterator[Backend]:
+    """A Kafka broker of one's own that wants a password."""
+    own, controller, port = _free_ports(3)
+    lines = [
+        f"listeners=CLIENT://127.0.0.1:{{port}},CONTROLLER://127.0.0.1:{controller},{_listeners({'plain': port})}",
+        f"advertised.listeners=CLIENT://127.0.0.1:{{port}},{_listeners({'plain': port})}",
+        f"controller.quorum.bootstrap.servers=127.0.0.1:{controller}",
+        "listener.security.protocol.map=CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT,PLAIN:SASL_PLAINTEXT",
+        *_kafka_plain("plain", PASSWORD),
+    ]
+    broker = start("kafka", port=own, config=[*lines, *config], deadline=60.0)
+    try:
+        yield Backend("kafka", variables("kafka", port, **CREDENTIALS["kafka"]))
+    finally:
+        broker.stop()
 
 
 def _free_ports(count: int) -> list[int]:

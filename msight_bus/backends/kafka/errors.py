@@ -87,6 +87,11 @@ def translate(error: BaseException, operation: Operation, where: str = "") -> Bu
         return problem
     if isinstance(error, kafka_errors.CommitFailedError):
         return BusError(f"{kafka}: commit failed because the group has rebalanced; the records are redelivered.")
+    if isinstance(error, kafka_errors.InvalidSessionTimeoutError):
+        return BusError(
+            f"{kafka} refused the group's session timeout (MSIGHT_KAFKA_SESSION_TIMEOUT): the broker permits from "
+            "group.min.session.timeout.ms to group.max.session.timeout.ms."
+        )
     if isinstance(error, kafka_errors.InvalidTopicError):
         return TopicError(f"{kafka} refused the topic: {text}")
     if isinstance(error, _TIMEOUTS):
@@ -106,6 +111,11 @@ def translate(error: BaseException, operation: Operation, where: str = "") -> Bu
     if not isinstance(error, kafka_errors.KafkaError):
         return ConnectionLostError(
             f"{kafka}: the peer does not speak the Kafka protocol ({type(error).__name__}: {text})."
+        )
+    if kafka_errors.UnknownError.__name__ in text:
+        return BusError(
+            f"{kafka}: the broker refused with a code that aiokafka does not know, as where a group has group.max.size members; "
+            "the broker's log says why."
         )
     return BusError(f"{kafka}: {text}")
 

@@ -7,7 +7,7 @@ import logging
 from typing import Protocol
 
 from aiokafka import TopicPartition
-from aiokafka.errors import KafkaError, OffsetOutOfRangeError, UnknownTopicOrPartitionError
+from aiokafka.errors import KafkaConnectionError, KafkaError, OffsetOutOfRangeError, UnknownTopicOrPartitionError
 
 from msight_bus.backends.kafka.aiokafka_compat import Client, fetch_request
 from msight_bus.backends.kafka.errors import REFUSED, error_for
@@ -44,7 +44,7 @@ class Fetcher:
     """Fetches with at most one request to each leader at a time.
 
     Attributes:
-        partitions: the assigned partitions; replaced by `assign`.
+        partitions: the assigned partitions, in the order in which they are requested; replaced by `assign`.
         room: set while the subscription accepts messages.
     """
 
@@ -116,6 +116,7 @@ class Fetcher:
 
     async def _fetch(self, node: int) -> None:
         """Fetch from a broker while it leads an assigned partition."""
+        failed = False
         while True:
             await self.room.wait()
             wanted = {where: each for where, each in self.partitions.items() if self._client.leader(where) == node}
@@ -123,10 +124,14 @@ class Fetcher:
                 return
             try:
                 await self._fetch_once(node, wanted)
+                failed = False
             except REFUSED:
                 raise
             except (KafkaError, OSError) as error:
-                self._listener.failed(error)
+                # Brokers close connections: with connections.max.reauth.ms all, at regular intervals.
+                if failed or not isinstance(error, KafkaConnectionError):
+                    self._listener.failed(error)
+                failed = True
                 await asyncio.sleep(self._retry_after)
 
     async def _fetch_once(self, node: int, wanted: dict[TopicPartition, Partition]) -> None:
@@ -147,6 +152,8 @@ class Fetcher:
                 errors.append((partition, error_for(code)(where.topic)))
                 continue
             partition.end, partition.stable = end, stable
+            if data:  # brokers fill an answer in the order of the request, and stop when it is full (KIP-74)
+                self.partitions[where] = self.partitions.pop(where)
             # No await between the check of `owned` and the queue.
             for messages in partition.read(data, aborted):
                 self._listener.fetched(messages)

@@ -8,6 +8,7 @@ with an unknown outcome, this partition needs another producer id.
 from __future__ import annotations
 
 import asyncio
+import logging
 from binascii import hexlify
 from collections import deque
 from collections.abc import Generator, Sequence
@@ -25,6 +26,8 @@ from msight_bus.protocol.envelope import HEADER, TopicCounter, pack_meta
 if TYPE_CHECKING:
     from msight_bus.backends.kafka.producer import KafkaProducer
 
+logger = logging.getLogger("msight_bus")
+
 _QUEUED_BATCHES = 2
 """Number of full batches at which publishers wait."""
 
@@ -33,6 +36,9 @@ _TURN_BYTES = 128 * 1024
 
 _RETRY_AFTER = 0.1
 """Seconds until a batch is sent again."""
+
+_TOLD_AT = 10
+"""Attempts after which the reason is logged, once for each batch: an election of a leader takes fewer."""
 
 _MAX_SEQUENCE = 2**31 - 1
 
@@ -250,6 +256,8 @@ class PartitionWriter:
             self.sequence = (self.sequence + batch.count) & _MAX_SEQUENCE
             self._end(None)
         elif error.retriable:
+            if batch.attempts == _TOLD_AT:
+                logger.warning("Publishing on %s, partition %d, is refused again and again: %r", *self.where, error)
             self.retry(error)
         else:
             self._refuse(error, is_unknown=batch.attempts > 1 or not isinstance(error, _NOT_APPENDED))

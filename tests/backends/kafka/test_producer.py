@@ -6,17 +6,17 @@ import asyncio
 
 import pytest
 from aiokafka import TopicPartition
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.errors import KafkaConnectionError, NotEnoughReplicasAfterAppendError
 from aiokafka.protocol.admin import CreateAclsRequest
 
 from msight_bus import AuthenticationError, BusError, PublishTimeoutError
 from msight_bus.backends.base import BLOCKED
 from msight_bus.backends.kafka import producer
-from msight_bus.backends.kafka.aiokafka_compat import Client
+from msight_bus.backends.kafka.aiokafka_compat import Client, produce_errors
 from tests.support.kafka_admin import administering, make
 from tests.support.kafka_answers import PRODUCE, changing_answers, of_partition, with_code
 from tests.support.kafka_traffic import PAD, Traffic, outcomes, publishing
-from tests.support.receiving import take
+from tests.support.receiving import numbers, take
 from tests.support.rig import own_broker, until
 
 
@@ -24,10 +24,10 @@ async def received(kafka, topic):
     """The numbers on a topic, in order, up to the one that is published now."""
     async with kafka.connect() as bus, bus.subscribe(topic, start="earliest") as messages:
         await bus.publish(topic, b"end", key="end")
-        numbers = []
+        found = []
         while (payload := (await take(messages, 1))[0].payload) != b"end":
-            numbers.append(int(payload[:8]))
-        return numbers
+            found.append(int(payload[:8]))
+        return found
 
 
 async def test_a_refused_batch_harms_no_other_topic(kafka, topic):
@@ -104,6 +104,27 @@ async def test_a_request_that_fails_unexpectedly_is_sent_again(kafka, topic, mon
         assert set(await outcomes(*publishing(bus, topic, range(200)))) == {None}
         assert len(failing) == 3
     assert await received(kafka, topic) == list(range(200))
+
+
+async def test_what_a_broker_refuses_for_a_while_is_told_once_and_sent_once(kafka, topic, monkeypatch, caplog):
+    """(librdkafka 1421, kafka-python 1580) NOT_ENOUGH_REPLICAS_AFTER_APPEND: the broker has the batch all the same."""
+    refusals = 15
+
+    def refuse(response):
+        nonlocal refusals
+        refusals -= 1
+        codes = produce_errors(response)
+        return dict.fromkeys(codes, NotEnoughReplicasAfterAppendError.errno) if refusals >= 0 else codes
+
+    monkeypatch.setattr(producer, "produce_errors", refuse)
+    await make(kafka, topic)
+    async with kafka.connect() as bus, bus.subscribe(topic) as messages:
+        await bus.publish(topic, b"0")
+        await bus.publish(topic, b"1")
+        assert await numbers(messages, 2) == [0, 1]
+    told = [record.getMessage() for record in caplog.records if "again and again" in record.getMessage()]
+    assert len(told) == 1
+    assert "NotEnoughReplicasAfterAppend" in told[0]
 
 
 async def test_publishing_goes_on_after_an_error_nobody_thought_of(kafka, topic, monkeypatch):

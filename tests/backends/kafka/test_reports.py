@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 import pytest
 
 from msight_bus import MessageTooLargeError
-from msight_bus.backends.kafka import feed
+from msight_bus.backends.kafka import aiokafka_compat, feed
 from msight_bus.events import Gap
 from tests.support.kafka_admin import committed, make
 from tests.support.kafka_traffic import outcomes
 from tests.support.operators import Operator
 from tests.support.receiving import numbers, take
 from tests.support.rig import QUICKLY, own_broker
+from tests.support.servers import kafka_with_passwords
 
 
 async def test_what_retention_deletes_while_a_group_is_away_is_a_gap_and_the_rest_is_read(kafka, topic):
@@ -48,6 +50,23 @@ async def test_an_input_that_failed_comes_again_although_later_ones_are_done(kaf
         assert await committed(kafka, topic, "g") == 1
         async with bus.subscribe(topic, group_id="g") as messages:
             assert await numbers(messages, 3) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("group_id", [None, "g"])
+@pytest.mark.parametrize("limits", [(100_000, 100_000), (10_000_000, 10_000)], ids=["full answer", "large batches"])
+async def test_a_backlog_in_one_partition_does_not_hold_up_the_others(kafka, topic, monkeypatch, group_id, limits):
+    """(librdkafka 1854, Dekaf 2256) An answer is full before a broker comes to the last partition of the request, and only the
+    first partition with records gives a batch that is larger than ``MSIGHT_KAFKA_FETCH_BYTES``."""
+    of_answer, of_partition = limits
+    monkeypatch.setattr(aiokafka_compat, "_FETCH_MAX_BYTES", of_answer)
+    await make(kafka, topic, 3)
+    async with kafka.connect(MSIGHT_KAFKA_BATCH_BYTES="20000", MSIGHT_KAFKA_FETCH_BYTES=str(of_partition)) as bus:
+        for _ in range(30):
+            async with bus.publisher(topic, spread=True) as publisher:
+                await publisher.send(bytes(19_000))
+        async with bus.subscribe(topic, group_id=group_id, start="earliest") as messages:
+            first = [message.position[0] for message in await take(messages, 20)]
+    assert set(first) == {0, 1, 2}
 
 
 async def test_an_idle_member_stays_one(kafka, topic):
@@ -136,3 +155,22 @@ async def test_subscriptions_that_are_idle_over_a_restart_receive_what_is_publis
             while received != b"1":
                 received = (await take(subscriptions[1], 1))[0].payload
             assert all(messages.stats.delivered == 1 for messages in (subscriptions[0], subscriptions[2]))
+
+
+@pytest.mark.faults
+async def test_connections_whose_authentication_expires_are_replaced_without_a_warning(caplog):
+    """(aiokafka 1105, librdkafka 3293, kafkajs 492) The broker closes each at its next request, hourly on Amazon MSK."""
+    with kafka_with_passwords("connections.max.reauth.ms=1500") as kafka:
+        events: list = []
+        async with (
+            kafka.connect(events=events) as bus,
+            bus.subscribe("t", group_id="g") as grouped,
+            bus.subscribe("t") as live,
+        ):
+            for number in range(60):
+                await bus.publish("t", b"%d" % number)
+                await asyncio.sleep(0.1)
+            for messages in (grouped, live):
+                assert await numbers(messages, 60) == list(range(60))
+        assert events == []
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []

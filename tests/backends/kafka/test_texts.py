@@ -64,6 +64,19 @@ async def test_a_clock_that_jumps_ahead_and_back_stops_nothing(kafka, topic, mon
             assert await numbers(messages, 2) == [0, 4]
 
 
+async def test_a_group_that_does_not_take_a_member():
+    limits = ["group.max.session.timeout.ms=5000", "group.max.size=1"]
+    with own_broker("kafka", limits) as (_, kafka):
+        async with kafka.connect() as bus:
+            with pytest.raises(BusError, match=r"MSIGHT_KAFKA_SESSION_TIMEOUT.*group\.max\.session\.timeout\.ms"):
+                await bus.subscribe("t", group_id="g").__aenter__()
+        async with kafka.connect(MSIGHT_KAFKA_SESSION_TIMEOUT="5") as bus, bus.subscribe("t", group_id="g") as messages:
+            with pytest.raises(BusError, match=r"group\.max\.size"):
+                await bus.subscribe("t", group_id="g").__aenter__()
+            await bus.publish("t", b"0")
+            assert await numbers(messages, 1) == [0]
+
+
 @GROUPS
 async def test_a_start_before_1970_is_the_beginning(kafka, topic, group_id):
     async with kafka.connect() as bus:
