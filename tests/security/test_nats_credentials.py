@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from urllib.parse import quote
 
@@ -149,6 +150,14 @@ async def test_a_text_that_is_no_seed_is_an_error_before_anything_is_connected(u
     async with proxy(users.port) as way:
         settings = settings_of(variables("nats", way.port, NKEY_SEED=seed))
         await refused(ConfigError, settings, watch, "MSIGHT_NATS_NKEY_SEED")
+        assert way.connections == 0
+
+
+async def test_without_the_package_that_signs_a_seed_is_an_error_before_anything_is_connected(users, watch, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nkeys", None)  # as if it were not installed
+    async with proxy(users.port) as way:
+        settings = settings_of(variables("nats", way.port, NKEY_SEED=KEY.seed))
+        await refused(ConfigError, settings, watch, "pip install 'msight-bus[nkeys]'")
         assert way.connections == 0
 
 

@@ -12,7 +12,6 @@ from typing import Any
 from urllib.parse import unquote
 
 import nats.errors
-import nkeys  # type: ignore[import-untyped]
 from nats.aio.client import RawCredentials
 
 from msight_bus.backends.failover import (
@@ -302,22 +301,22 @@ def _checked(seed: str, name: str) -> str:
     """Return the seed without surrounding white space.
 
     Raises:
-        ConfigError: ``seed`` is not the seed of an NKey.
+        ConfigError: ``seed`` is not the seed of an NKey, or the package that signs with it is not installed.
     """
     seed = seed.strip()
-    if not _is_seed(seed):
+    try:
+        import nkeys  # type: ignore[import-untyped]  # noqa: PLC0415 - an extra: it is built where it is installed
+    except ImportError:
+        raise ConfigError(
+            f"MSIGHT_NATS_{name} needs the package nkeys, which is not installed: pip install 'msight-bus[nkeys]'."
+        ) from None
+    try:
+        nkeys.from_seed(bytearray(seed.encode())).wipe()
+    except Exception:  # as its base32 decoder and its cryptography raise
         raise ConfigError(
             f"MSIGHT_NATS_{name} must contain the seed of an NKey: 58 letters and digits that begin with SU."
-        )
+        ) from None
     return seed
-
-
-def _is_seed(text: str) -> bool:
-    try:
-        nkeys.from_seed(bytearray(text.encode())).wipe()
-    except Exception:  # whatever its base32 and its cryptography raise
-        return False
-    return True
 
 
 def _secrets(user: str = "", user_credentials: object = "", **others: str) -> Iterator[str]:
