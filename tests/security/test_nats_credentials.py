@@ -153,11 +153,13 @@ async def test_a_text_that_is_no_seed_is_an_error_before_anything_is_connected(u
         assert way.connections == 0
 
 
-async def test_without_the_package_that_signs_a_seed_is_an_error_before_anything_is_connected(users, watch, monkeypatch):
+async def test_without_the_package_that_signs_a_seed_is_an_error_before_anything_is_connected(
+    users, watch, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "nkeys", None)  # as if it were not installed
     async with proxy(users.port) as way:
         settings = settings_of(variables("nats", way.port, NKEY_SEED=KEY.seed))
-        await refused(ConfigError, settings, watch, "pip install 'msight-bus[nkeys]'")
+        await refused(ConfigError, settings, watch, "needs the package nkeys")
         assert way.connections == 0
 
 
