@@ -362,7 +362,7 @@ async def test_a_publisher_that_has_waited_does_not_wait_again(kafka, topic):
 
 async def test_a_topic_with_a_batch_on_its_way_is_not_forgotten(kafka, topic, monkeypatch):
     """The next batch would have the sequence number of that one, and be taken for its repetition."""
-    one, other = f"{topic}.one", f"{topic}.other"
+    one, *others = (f"{topic}.{number}" for number in range(4))
     send_now = Client.send_now
     answers, held = [], []
 
@@ -373,14 +373,15 @@ async def test_a_topic_with_a_batch_on_its_way_is_not_forgotten(kafka, topic, mo
         held.append(asyncio.get_running_loop().create_future())
         return held[0]
 
-    for name in (one, other):
+    for name in (one, *others):
         await make(kafka, name)
     async with kafka.connect(MSIGHT_PUBLISHER_TOPICS="1") as bus:
         await bus.publish(one, b"%08d" % 0)
         monkeypatch.setattr(Client, "send_now", hold_first)
         second = asyncio.ensure_future(bus.publish(one, b"%08d" % 1))
         await until(lambda: held)
-        await bus.publish(other, b"")
+        for other in others:
+            await bus.publish(other, b"")
         third = asyncio.ensure_future(bus.publish(one, b"%08d" % 2))
         held[0].set_result(await answers[0])
         assert await outcomes(second, third) == [None, None]
