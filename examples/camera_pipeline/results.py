@@ -45,13 +45,17 @@ class _Camera:
 
     table: Path
     jpeg: bytes = b""
+    began: float = 0.0
+    ended: float = 0.0
     captured: float = 0.0
+    """When the frame was captured that is shown."""
     tracks: list[Track] = field(default_factory=list)
     road_users: dict[int, list[_Moment]] = field(default_factory=dict)
     total: int = 0
 
     def add(self, frame: Frame, tracks: list[Track], total: int) -> None:
         self.total = total
+        self.ended = frame.captured
         if tracks or not self.tracks:  # the last frame that shows something
             self.jpeg, self.captured, self.tracks = frame.jpeg, frame.captured, tracks
         if not tracks:
@@ -63,7 +67,8 @@ class _Camera:
                 csv.writer(table).writerow([f"{frame.captured:.6f}", track.id, *box])
         for track in tracks:
             moments = self.road_users.setdefault(track.id, [])
-            moments.append(_Moment(frame.captured, track.center, _tile(picture, track, frame.captured)))
+            centers = [*(moment.center for moment in moments), track.center]
+            moments.append(_Moment(frame.captured, track.center, _tile(picture, track, centers, frame.captured)))
             if len(moments) > _KEPT:
                 del moments[1::2]
         while len(self.road_users) > _KEPT:
@@ -76,10 +81,10 @@ class _Camera:
         picture = cv2.resize(picture, (_PANEL, round(scale * picture.shape[0])), interpolation=cv2.INTER_AREA)
         shown = dict(sorted(self.road_users.items(), key=lambda one: one[1][0].captured - one[1][-1].captured)[:_SHOWN])
         for number, moments in shown.items():
-            points = np.array([moment.center for moment in moments]) * scale
-            cv2.polylines(picture, [np.round(points).astype(np.int32)], False, _color(number), 2, cv2.LINE_AA)
+            _draw_trail(picture, [moment.center for moment in moments], scale, (0, 0), _color(number))
         for track in self.tracks:
-            _draw_box(picture, track, scale, (0, 0))
+            left, bottom = _draw_box(picture, track, scale, (0, 0))
+            _write(picture, str(track.id), (left, bottom + 14), 0.5, _color(track.id))
         _write(picture, f"{name}  {clock(self.captured)}", (10, 24), 0.6, (255, 255, 255))
         rows = [picture]
         for number, moments in sorted(shown.items()):
@@ -104,7 +109,7 @@ class Results:
         if frame.camera not in self._cameras:
             table = self._out / f"{frame.camera}.csv"
             table.write_text("time,id,x,y,width,height\r\n", newline="")
-            self._cameras[frame.camera] = _Camera(table)
+            self._cameras[frame.camera] = _Camera(table, began=frame.captured)
         self._cameras[frame.camera].add(frame, tracks, total)
 
     @property
@@ -116,6 +121,10 @@ class Results:
         """Write the picture; ``facts`` are names and values for its head."""
         if not self._cameras:
             raise FootageError("No frame reached the end, so there is nothing to draw.")
+        began = datetime.fromtimestamp(min(camera.began for camera in self._cameras.values()), UTC)
+        ended = max(camera.ended for camera in self._cameras.values())
+        captured = f"{began:%Y-%m-%d} {clock(began.timestamp())} to {clock(ended)}"
+        facts = [*facts, ("footage", captured if began.year > 1970 else f"{clock(ended)} long")]
         panels = [camera.draw(name) for name, camera in sorted(self._cameras.items())]
         rows = [panels[i : i + _COLUMNS] for i in range(0, len(panels), _COLUMNS)]
         width = _MARGIN + len(rows[0]) * (_PANEL + _MARGIN)
@@ -157,24 +166,37 @@ def _row(moments: list[_Moment]) -> MatLike:
     return row
 
 
-def _tile(picture: MatLike, track: Track, captured: float) -> MatLike:
-    """The road user and what is around it, enlarged."""
+def _tile(picture: MatLike, track: Track, centers: list[tuple[float, float]], captured: float) -> MatLike:
+    """The road user with its box, its trail and what is around it, enlarged."""
     side = round(max(_ZOOM * max(track.width, track.height), 40))
     x, y = (round(middle - side / 2) for middle in track.center)
     padded = cv2.copyMakeBorder(picture, side, side, side, side, cv2.BORDER_REPLICATE)
     tile = padded[y + side : y + 2 * side, x + side : x + 2 * side]
     tile = cv2.resize(tile, (_TILE, _TILE), interpolation=cv2.INTER_CUBIC)
+    _draw_trail(tile, centers, _TILE / side, (x, y), _color(track.id))
     _draw_box(tile, track, _TILE / side, (x, y))
     cv2.rectangle(tile, (0, _TILE - 18), (_TILE, _TILE), _PAPER, cv2.FILLED)
     _write(tile, clock(captured), (6, _TILE - 5), 0.42)
     return tile
 
 
-def _draw_box(picture: MatLike, track: Track, scale: float, origin: tuple[int, int]) -> None:
-    left, top = round((track.x - origin[0]) * scale), round((track.y - origin[1]) * scale)
-    right, bottom = left + round(track.width * scale), top + round(track.height * scale)
-    cv2.rectangle(picture, (left - 2, top - 2), (right + 2, bottom + 2), _color(track.id), 1, cv2.LINE_AA)
-    _write(picture, str(track.id), (right + 5, top + 6), 0.5, _color(track.id))
+def _draw_trail(
+    picture: MatLike,
+    centers: list[tuple[float, float]],
+    scale: float,
+    origin: tuple[int, int],
+    ink: tuple[int, int, int],
+) -> None:
+    points = np.round((np.array(centers) - origin) * scale).astype(np.int32)
+    cv2.polylines(picture, [points], False, ink, 1, cv2.LINE_AA)
+
+
+def _draw_box(picture: MatLike, track: Track, scale: float, origin: tuple[int, int]) -> tuple[int, int]:
+    """Return the lower left corner."""
+    left, top = round((track.x - origin[0]) * scale) - 2, round((track.y - origin[1]) * scale) - 2
+    right, bottom = left + round(track.width * scale) + 4, top + round(track.height * scale) + 4
+    cv2.rectangle(picture, (left, top), (right, bottom), _color(track.id), 1, cv2.LINE_AA)
+    return left, bottom
 
 
 def _color(number: int) -> tuple[int, int, int]:

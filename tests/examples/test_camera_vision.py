@@ -300,15 +300,15 @@ def test_the_table_and_the_picture_show_each_track_where_it_was(tmp_path):
     assert rows[299] == {
         "time": "1697215642.900000", "id": "7", "x": "399.0", "y": "100.0", "width": "80.0", "height": "50.0",
     }  # fmt: skip
-    panel = picture[picture.shape[0] - 12 - 128 - 30 - 394 :][:394, 12:712]
+    panel = picture[picture.shape[0] - 12 - 118 - 30 - 394 :][:394, 12:712]
     panel[:40] = 128  # the name of the camera
     touched = np.argwhere((np.abs(panel.astype(int) - 128) > 40).any(axis=2))
     scale = 700 / WIDTH
     (top, left), (bottom, right) = touched.min(axis=0), touched.max(axis=0)
     assert left == pytest.approx(140 * scale, abs=3)  # where the trail begins
-    assert right == pytest.approx(479 * scale + 16, abs=4)  # the number beside the last box
+    assert right == pytest.approx(479 * scale, abs=4)  # where the last box ends
     assert top == pytest.approx(100 * scale, abs=5)
-    assert bottom == pytest.approx(150 * scale, abs=15)
+    assert bottom == pytest.approx(150 * scale + 16, abs=4)  # the number below the box
 
 
 def test_memory_is_bounded(tmp_path):
