@@ -105,6 +105,15 @@ def test_a_car_that_has_stopped_is_not_moving_and_is_found_again_when_it_drives_
     assert [overlap(car(129)[0][0], plain(box)) > 0.7 for box in found[129]] == [True]
 
 
+def test_a_slow_lorry_of_one_colour_is_one_box():
+    def lorry(i):
+        return [((3 * i - 200, 150, 200, 60), DARK)]  # covers a place for longer than it takes to become background
+
+    for i, boxes in enumerate(detect(frames(lorry, 130))):
+        if i >= 75:
+            assert [overlap(lorry(i)[0][0], plain(box)) > 0.9 for box in boxes] == [True], (i, boxes)
+
+
 def test_slow_changes_of_the_light_are_no_movement():
     ground = street()
     clouds = (np.clip(ground.astype(np.int16) - i // 2, 0, 255).astype(np.uint8) for i in range(120))
@@ -162,7 +171,7 @@ def test_a_new_object_counts_once_it_has_gone_half_its_size():
 def test_a_traffic_light_and_noise_are_never_counted():
     tracker = Tracker()
     for i in range(60):
-        assert follow(tracker, (100, 100), (400 + (-12, 12)[i % 2], 200), at=i) == {}
+        assert follow(tracker, (100, 100), (400 + (0, 11, 22, 11)[i % 4], 200), at=i) == {}
     assert tracker.total == 0
 
 
@@ -183,7 +192,7 @@ def test_an_object_of_another_size_is_another_object():
     for i in range(10):
         follow(tracker, (100 + 10 * i, 100), at=i)
     assert follow(tracker, (200, 100), at=10, size=(100, 80)) == {1: (200, 100)}  # expected there, and not found
-    assert follow(tracker, at=12) == {}
+    assert follow(tracker, at=11) == {}
 
 
 # --- footage
@@ -239,6 +248,15 @@ def test_a_video_plays_at_its_own_rate(tmp_path):
     found = list(cameras(video(tmp_path / "north.mp4", 25), 4)["north"])
     assert [frame.captured for frame in found] == pytest.approx([i / 25 for i in range(5)], abs=1e-3)
     assert [round(pictures.decode(frame.jpeg).mean(), -1) for frame in found] == [0, 40, 80, 120, 160]
+
+
+def test_the_mcity_cameras_play_at_their_capture_times():
+    times = {name: [frame.captured for frame in found] for name, found in cameras().items()}
+    assert {name: len(found) for name, found in times.items()} == {"ne": 60, "sw": 60}
+    assert [times["ne"][i] for i in (0, 4, 59)] == pytest.approx(
+        [1697215613.100580, 1697215613.488568, 1697215618.999541], abs=1e-3
+    )
+    assert times["sw"][44] - times["sw"][43] == pytest.approx(0.168466, abs=1e-3)  # one came late
 
 
 def test_a_folder_of_folders_and_videos_has_a_camera_in_each(tmp_path):
