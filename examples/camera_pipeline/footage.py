@@ -4,6 +4,7 @@ Frames travel as JPEG, not as decoded pictures. The files of a folder are passed
 """
 
 import asyncio
+import math
 import re
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
@@ -41,8 +42,10 @@ def cameras(path: Path | None = None, rate: float = RATE) -> dict[str, Iterator[
         rate: frames a second, for JPEGs of which not every name is a capture time.
 
     Raises:
-        FootageError: there is no footage at ``path``.
+        FootageError: there is no footage at ``path``, or ``rate`` is not above 0.
     """
+    if not 0 < rate < math.inf:
+        raise FootageError(f"The rate is a number of frames a second above 0, for example RATE=10, not {rate}.")
     if path is None:
         return {name: _video(name, _MCITY / f"{name}.webm", _time(start)) for name, start in _MCITY_STARTS.items()}
     if path.is_dir() and not _jpegs(path):

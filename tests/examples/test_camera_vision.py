@@ -275,6 +275,12 @@ def test_what_is_no_footage_is_said_at_once(tmp_path, what):
         cameras(tmp_path / what)
 
 
+@pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf")])
+def test_a_rate_is_above_0(tmp_path, rate):
+    with pytest.raises(FootageError, match=f"RATE=10, not {rate}"):
+        cameras(folder(tmp_path / "north", ["a.jpg"]), rate)
+
+
 def test_a_file_that_is_no_jpeg_is_named(tmp_path):
     (tmp_path / TIMES[0]).write_bytes(b"GIF89a")
     with pytest.raises(FootageError, match=rf"{TIMES[0]} is no JPEG \(6 bytes\)"):
