@@ -21,6 +21,8 @@ _SETTLED = 1.0
 """Seconds without a change, after which a pixel is background."""
 _DRIFT = 0.1
 """Share of the picture by which the background follows slow changes of the light in each frame."""
+_SCENE = 0.5
+"""When more than this share of the picture differs, the camera was moved, or another scene begins."""
 _NEAR = np.ones((7, 7), np.uint8)
 """Pixels that belong together."""
 _SMALLEST = 12
@@ -59,6 +61,9 @@ class Detector:
         self._changed_at[changed > 0] = now
         background = self._background.astype(np.uint8)
         differs = _differing(grey, background)
+        if cv2.countNonZero(differs) > _SCENE * differs.size:
+            self._begin(grey, frame.captured)
+            return []
         boxes, moving = _find(grey, background, differs, changed)
         self._changed_at[moving > 0] = now  # also where it is of one colour
         self._learn(grey, differs, now)

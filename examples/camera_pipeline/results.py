@@ -137,7 +137,7 @@ class Results:
 
 def clock(captured: float) -> str:
     """The time of day, in UTC, to a tenth of a second."""
-    return datetime.fromtimestamp(captured, UTC).strftime("%H:%M:%S.%f")[:-5]
+    return datetime.fromtimestamp(round(captured, 1), UTC).strftime("%H:%M:%S.%f")[:-5]
 
 
 def _head(width: int, title: str, facts: list[tuple[str, str]]) -> MatLike:
@@ -169,7 +169,8 @@ def _row(moments: list[_Moment]) -> MatLike:
 def _tile(picture: MatLike, track: Track, centers: list[tuple[float, float]], captured: float) -> MatLike:
     """The road user with its box, its trail and what is around it, enlarged."""
     side = round(max(_ZOOM * max(track.width, track.height), 40))
-    x, y = (round(middle - side / 2) for middle in track.center)
+    height, width = picture.shape[:2]
+    x, y = (round(middle - side / 2) for middle in np.clip(track.center, 0, (width, height)))
     padded = cv2.copyMakeBorder(picture, side, side, side, side, cv2.BORDER_REPLICATE)
     tile = padded[y + side : y + 2 * side, x + side : x + 2 * side]
     tile = cv2.resize(tile, (_TILE, _TILE), interpolation=cv2.INTER_CUBIC)

@@ -13,7 +13,7 @@ from examples.camera_pipeline import footage, offline, pictures
 from examples.camera_pipeline.detection import Box, Detector
 from examples.camera_pipeline.footage import Frame, cameras
 from examples.camera_pipeline.pictures import FootageError
-from examples.camera_pipeline.results import Results
+from examples.camera_pipeline.results import Results, clock
 from examples.camera_pipeline.tracking import Track, Tracker
 
 WIDTH, HEIGHT, RATE = 640, 360, 25
@@ -128,6 +128,11 @@ def test_boxes_are_in_pixels_of_the_frame_as_captured():
         paint(picture, (200 + 24 * i, 450, 240, 150))
         boxes = detector.detect(Frame("north", i, i / RATE, pictures.encode(picture, 90)))
     assert [overlap((200 + 24 * 29, 450, 240, 150), plain(box)) > 0.8 for box in boxes] == [True]
+
+
+def test_another_scene_starts_afresh():
+    night, day = pictures.encode(street() // 2, 95), pictures.encode(street(), 95)
+    assert not any(detect(Frame("north", i, i / RATE, night if i < 30 else day) for i in range(60)))
 
 
 def test_frames_of_another_size_start_afresh():
@@ -333,6 +338,17 @@ def test_the_table_and_the_picture_show_each_track_where_it_was(tmp_path):
     assert right == pytest.approx(479 * scale, abs=4)  # where the last box ends
     assert top == pytest.approx(100 * scale, abs=5)
     assert bottom == pytest.approx(150 * scale + 16, abs=4)  # the number below the box
+
+
+def test_a_road_user_that_leaves_the_frame_is_drawn_at_its_rim(tmp_path):
+    results = Results(tmp_path)
+    for center in (-300, 0, WIDTH, WIDTH + 300):
+        results.add(*seen(center, Track(1, center, center, 20, 20)))
+    assert cv2.imread(str(results.write("outside", []))) is not None
+
+
+def test_the_clock_rounds():
+    assert clock(1697215618.999541) == "16:46:59.0"
 
 
 def test_memory_is_bounded(tmp_path):
