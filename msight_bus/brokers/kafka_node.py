@@ -28,6 +28,10 @@ _PROPERTIES = {
     "share.coordinator.state.topic.replication.factor": "1",
     "share.coordinator.state.topic.min.isr": "1",
     "group.initial.rebalance.delay.ms": "0",
+    # A log must not fill the disk of a development machine: about 640 MB a partition.
+    "log.retention.bytes": "536870912",
+    "log.segment.bytes": "134217728",
+    "log.retention.check.interval.ms": "30000",
     "broker.session.timeout.ms": "3000",
     "broker.heartbeat.interval.ms": "500",
 }
