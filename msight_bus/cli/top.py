@@ -31,7 +31,9 @@ Examples:
 
 - `msight-bus top cam`: the nodes whose name, topics, host or status contain "cam"
 
-- `msight-bus top --seconds 12`: the same as `top`, for long enough to have heard of every node
+- `msight-bus top --seconds 12`: for long enough to have heard of every node
+
+- `msight-bus top | grep LOST`: the same, in a pipe
 """
 
 _STYLES = {
@@ -55,6 +57,9 @@ _COLUMNS = (
     Column("heard", 8),
 )
 _MEANING = "ms: since an input was published until its outputs were; of a source: the publishing alone"
+_HEARD_OF_ALL = 12.0
+"""Seconds after which every node has announced itself, at the default heartbeat interval."""
+
 _NOBODY = "None heard of yet; each one announces itself once a heartbeat interval (10 s by default)."
 
 
@@ -222,13 +227,22 @@ def top(
         str, typer.Argument(help="Show only nodes whose name, topics, host or status contain this.")
     ] = "",
     refresh: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds between two drawings.")] = 1.0,
-    seconds: Annotated[float | None, typer.Option(min=0.0, help="End after so many seconds; unset, at Ctrl-C.")] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=86400 * 365,
+            help="End after so many seconds; unset, at Ctrl-C, and without a terminal after 12.",
+        ),
+    ] = None,
     backend: Annotated[str | None, typer.Option(help="redis, nats or kafka; unset, as in the environment.")] = None,
 ) -> None:
     """Show every node on the broker: rate, queue, losses, drops, latency, status, age of its heartbeat.
 
     The worst nodes come first: failed and lost ones, then those that lose messages or have errors.
     """
+    if seconds is None and not Console().is_terminal:
+        seconds = _HEARD_OF_ALL
     with exit_status():
         run(_top(containing, refresh, seconds, backend))
 

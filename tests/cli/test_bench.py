@@ -127,7 +127,7 @@ def test_no_process_stays_when_it_is_ended_in_a_run(nats, number):
         while len(_in_session(process.pid)) < 4:  # itself, the fork server, publisher, subscriber
             assert process.poll() is None
             time.sleep(0.02)
-        process.send_signal(number)
+        os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)  # as a terminal does
         assert process.wait(20) == (-9 if number == signal.SIGKILL else 130)
         said = process.stderr.read()
     assert "Traceback" not in said
