@@ -12,7 +12,7 @@ from benchmarks.catalog import CEILING, FRAMEWORK, FROZEN, MSIGHT, Catalog, cata
 from benchmarks.interleaving import DisturbedError, Interleaver, Measurement, Say
 from benchmarks.logs import Logs
 from benchmarks.many_topics import topic_of
-from benchmarks.runner import Runner
+from benchmarks.runner import PUBLISH, SUBSCRIBE, Runner
 from benchmarks.scale import ALWAYS, MIDDLE, SMALL, Scale
 from msight_bus.bench.figures import Figures, is_disturbed, of_latency, of_publisher, of_subscriber
 from msight_bus.bench.jobs import Plan, VoidError, window_of
@@ -74,8 +74,8 @@ class Rounds:
     def _latency(self) -> None:
         pairs = {name: pair for name, pair in self._catalog.latency.items() if name not in self._scale.without}
         for publisher, subscriber in pairs.values():
-            self._runner.prepare("subscribe", subscriber)  # they import while others do
-            self._runner.prepare("publish", publisher)
+            self._runner.prepare(SUBSCRIBE, subscriber)  # they import while others do
+            self._runner.prepare(PUBLISH, publisher)
 
         def once(name: str) -> Figures:
             seconds, warm_up = self._scale.latency_seconds, self._scale.warm_up

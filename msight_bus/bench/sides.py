@@ -52,35 +52,25 @@ class Target:
 
 
 class Subscriber(Protocol):
-    """A receiving side."""
+    """A receiving side: ``open`` returns when the broker has confirmed, ``receive`` counts messages until it is cancelled."""
 
-    async def open(self, target: Target) -> None:
-        """Connect and subscribe; return when the broker has confirmed."""
-
-    async def receive(self, tally: Tally) -> None:
-        """Receive messages until cancelled, and count each."""
-
-    async def close(self) -> None:
-        """Disconnect."""
+    async def open(self, target: Target) -> None: ...
+    async def receive(self, tally: Tally) -> None: ...
+    async def close(self) -> None: ...
 
 
 class Publisher(Protocol):
-    """A sending side."""
+    """A sending side.
 
-    async def open(self, target: Target) -> None:
-        """Connect."""
+    ``send`` sends one message of a live stream at once, without waiting to fill a batch; ``send_many`` sends as fast as possible,
+    and need not wait for confirmations; ``flush`` waits until the broker has confirmed everything.
+    """
 
-    async def send(self, payload: bytes) -> None:
-        """Send one message of a live stream at once, without waiting to fill a batch."""
-
-    async def send_many(self, payload: bytes, count: int) -> None:
-        """Send ``count`` messages as fast as possible; they need not be confirmed on return."""
-
-    async def flush(self) -> None:
-        """Wait until the broker has confirmed what was sent."""
-
-    async def close(self) -> None:
-        """Disconnect."""
+    async def open(self, target: Target) -> None: ...
+    async def send(self, payload: bytes) -> None: ...
+    async def send_many(self, payload: bytes, count: int) -> None: ...
+    async def flush(self) -> None: ...
+    async def close(self) -> None: ...
 
 
 def load(path: str) -> Any:

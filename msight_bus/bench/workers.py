@@ -107,6 +107,7 @@ class Worker:
     """The parent's handle of a worker process."""
 
     def __init__(self, side: Side, job: str, env: Mapping[str, str], counters: SharedCounters) -> None:
+        load(job)  # a wrong name is an error of the parent
         context = _context()
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(side, job, dict(env), counters, theirs), daemon=True)
