@@ -18,9 +18,10 @@ from msight_bus.errors import AuthenticationError, BusError, ConfigError, Connec
 
 COMMANDS = ["up", "top", "settings", "bench"]
 MODULE = [sys.executable, "-m", "msight_bus"]
+SCRIPT = [str(Path(sys.executable).with_name("msight-bus"))]
 
 
-@pytest.mark.parametrize("program", [MODULE, [str(Path(sys.executable).with_name("msight-bus"))]], ids=["-m", "script"])
+@pytest.mark.parametrize("program", [MODULE, SCRIPT], ids=["-m", "script"])
 def test_the_version(program):
     done = subprocess.run([*program, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"msight-bus {__version__}\n"
@@ -74,8 +75,15 @@ def test_a_terminal_without_utf_8_gets_another_character():
     assert (done.returncode, done.stdout) == (0, "? and 3 more\n"), done.stderr
 
 
-def test_ctrl_c_while_commands_are_imported_is_no_traceback(tmp_path):
-    (tmp_path / "typer.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+@pytest.mark.parametrize("module", ["msgspec", "typer"])
+@pytest.mark.parametrize("program", [MODULE, SCRIPT], ids=["-m", "script"])
+def test_ctrl_c_while_modules_are_imported_is_no_traceback(program, module, tmp_path):
+    (tmp_path / f"{module}.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run([*MODULE, "top"], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run([*program, "top"], env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_ctrl_c_in_another_program_that_imports_the_package_is_a_keyboard_interrupt():
+    program = "import signal, msight_bus; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+    subprocess.run([sys.executable, "-c", program], check=True)
