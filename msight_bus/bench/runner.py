@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from typing import Any, Self
 
 from msight_bus.bench.jobs import GIVE_UP, GO, Plan, Received, Sent, VoidError
@@ -21,24 +20,23 @@ class Runner:
         self._env = env
         self.counters = SharedCounters()
         self._workers: dict[tuple[str, str, str, str], Worker] = {}
-        self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self._stack.__exit__(*error)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.dismiss(kill=kind is not None)
 
-    def dismiss(self) -> None:
+    def dismiss(self, *, kill: bool = False) -> None:
         """End all workers, and release what they hold."""
-        self._stack.close()
-        self._workers.clear()
+        while self._workers:
+            self._workers.popitem()[1].close(kill=kill)
 
     def prepare(self, job: str, side: Side) -> Worker:
         """Return the worker of a side, started if necessary."""
         key = (job, side.path, repr(sorted(side.options.items())), side.loop)
         if key not in self._workers:
-            self._workers[key] = self._stack.enter_context(Worker(side, job, self._env, self.counters))
+            self._workers[key] = Worker(side, job, self._env, self.counters)
         return self._workers[key]
 
     def run(self, publisher: Side, subscriber: Side, plan: Plan) -> tuple[Sent, Received]:

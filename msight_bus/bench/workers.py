@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from functools import cache
 from multiprocessing.connection import Connection
 from multiprocessing.sharedctypes import RawArray
-from typing import Any, Self
+from typing import Any
 
 from msight_bus.bench.jobs import GIVE_UP, Plan, VoidError
 from msight_bus.bench.sides import Side, Target, load
@@ -32,22 +32,15 @@ class SharedCounters:
 
     def __init__(self) -> None:
         self._shared: Any = RawArray("Q", GIVE_UP + 1)
-        self.view = self._view()
 
-    def __getstate__(self) -> Any:
-        return self._shared
-
-    def __setstate__(self, shared: Any) -> None:
-        self._shared = shared
-        self.view = self._view()
-
-    def _view(self) -> memoryview:
-        return memoryview(self._shared).cast("B").cast("Q")  # faster than ctypes
+    @property
+    def view(self) -> memoryview:
+        """The fields; faster to read than through ctypes."""
+        return memoryview(self._shared).cast("B").cast("Q")
 
     def clear(self) -> None:
         """Set every field to 0, for the next run."""
-        for field in range(GIVE_UP + 1):
-            self.view[field] = 0
+        self.view[:] = memoryview(bytes(8 * (GIVE_UP + 1))).cast("Q")
 
 
 def serve(side: Side, job: str, env: Mapping[str, str], counters: SharedCounters, connection: Connection) -> None:
@@ -142,16 +135,10 @@ class Worker:
             raise WorkerError(f"{self.name}: {value}")
         return value
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self._process.kill()  # in the middle of a run, which nobody waits for
-        self.close()
-
-    def close(self) -> None:
-        """End the process. May be called again."""
+    def close(self, *, kill: bool = False) -> None:
+        """End the process, with ``kill`` also in the middle of a run. May be called again."""
+        if kill:
+            self._process.kill()
         with contextlib.suppress(OSError):
             self._connection.send(None)
         self._process.join(_END_WITHIN)
