@@ -15,7 +15,6 @@ from rich.console import Console
 from benchmarks import against, nodes
 from benchmarks.catalog import BACKENDS
 from benchmarks.core import PRESENT
-from benchmarks.html import page
 from benchmarks.measuring import measure, save
 from benchmarks.readme import put, section
 from benchmarks.report import show
@@ -26,11 +25,6 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
 Backends = Annotated[list[str] | None, typer.Option("--backend", help="redis, nats or kafka; may be repeated; all.")]
 JsonPath = Annotated[Path | None, typer.Option("--json", help="Where the result goes, with every run in it.")]
-
-
-def _console() -> Console:
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=150)
 
 
 def _measure(backends: list[str] | None, scale: Scale) -> dict[str, Any]:
@@ -44,7 +38,7 @@ def _measure(backends: list[str] | None, scale: Scale) -> dict[str, Any]:
         console.print(f"{time.monotonic() - begun:6.1f} s  {line}", markup=False, soft_wrap=True)
 
     result = measure(cast(list[KindName], backends or list(BACKENDS)), scale, say)
-    show(result, _console())
+    show(result, Console(highlight=False))
     return result
 
 
@@ -87,7 +81,7 @@ def core(
 @app.command(name="show")
 def show_(path: Path) -> None:
     """Print the tables of a result file."""
-    show(json.loads(path.read_text()), _console())
+    show(json.loads(path.read_text()), Console(highlight=False))
 
 
 @app.command()
@@ -109,9 +103,11 @@ def readme(
 
 @app.command()
 def html(path: Path, to: Annotated[Path | None, typer.Argument(help="Unset, beside the result file.")] = None) -> None:
-    """A result file as a self-contained HTML page with plots."""
+    """A result file as a self-contained HTML page with charts."""
+    from benchmarks.html import page  # noqa: PLC0415 - imports matplotlib
+
     to = to or path.with_suffix(".html")
-    to.write_text(page(json.loads(path.read_text())))
+    to.write_text(page(json.loads(path.read_text())), encoding="utf-8")
     typer.echo(f"written to {to}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from msight_bus.bench.candidates import Side
+from msight_bus.bench.sides import Side
 
 BACKENDS = ("redis", "nats", "kafka")
 CEILING, CLIENT, FRAMEWORK, BUS = "ceiling", "client", "FastStream", "bus"
@@ -24,8 +24,8 @@ ONE_TOPIC, ROUND_ROBIN, RUNS_OF_64 = "one topic", "round-robin", "runs of 64"
 
 DROPPING, BLOCKING, FROZEN = "stalled subscriber, drop_oldest", "stalled subscriber, block", "publisher, frozen broker"
 
-_BUS_SUBSCRIBER = Side("msight_bus.bench.bus_sides:BusSubscriber")
-_BUS_PUBLISHER = Side("msight_bus.bench.bus_sides:BusPublisher")
+_BUS_SUBSCRIBER = Side("msight_bus.bench.sides:BusSubscriber")
+_BUS_PUBLISHER = Side("msight_bus.bench.sides:BusPublisher")
 _MSIGHT_IN, _MSIGHT_OUT = "benchmarks.peers.msight:ListenSubscriber", "benchmarks.peers.msight:PublishPublisher"
 _ON_ASYNCIO = Side(_BUS_PUBLISHER.path, loop="asyncio"), Side(_BUS_SUBSCRIBER.path, loop="asyncio")
 
@@ -117,7 +117,7 @@ def _live(backend: str, topics: int) -> Catalog:
         topics={
             name: (
                 Side(feeder, {"topics": many, "run": run}),
-                Side("msight_bus.bench.bus_sides:BusTopicsSubscriber", {"topics": many}),
+                Side("benchmarks.many_topics:BusTopicsSubscriber", {"topics": many}),
             )
             for name, many, run in ((ONE_TOPIC, 1, 1), (ROUND_ROBIN, topics, 1), (RUNS_OF_64, topics, 64))
         },

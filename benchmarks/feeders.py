@@ -12,8 +12,9 @@ from functools import cache
 from typing import NamedTuple
 
 from benchmarks.ceilings import nats, redis
-from msight_bus.bench.candidates import Target, topic_of
+from benchmarks.many_topics import topic_of
 from msight_bus.bench.jobs import chunk_of
+from msight_bus.bench.sides import Target
 
 _AHEAD_BYTES = 300_000_000
 _AHEAD_RATE = 1_200_000

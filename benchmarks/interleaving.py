@@ -5,16 +5,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 from benchmarks.catalog import AGAIN
-from msight_bus.bench.figures import Figures, record
+from msight_bus.bench.figures import Figures
 from msight_bus.bench.jobs import VoidError
-from msight_bus.bench.worker import WorkerError
+from msight_bus.bench.workers import WorkerError
 
 Say = Callable[[str], None]
 Once = Callable[[str], Figures]
 """One run of a candidate."""
+
+
+def summary(runs: Sequence[Figures]) -> dict[str, Any]:
+    """Return the median of each figure over runs, with the lowest and the highest."""
+    return {
+        name: {"median": median(values), "min": min(values), "max": max(values)}
+        for name in runs[0]
+        for values in [[run[name] for run in runs]]
+    }
 
 
 class DisturbedError(Exception):
@@ -47,8 +57,16 @@ class Measurement:
 
     def as_dict(self) -> Any:
         """For a result file."""
-        labels = {"what": self.what, "size": self.size, "candidate": self.candidate}
-        return record(labels, self.runs, self.voids, self.disturbed)
+        good = [run for run in self.runs if run is not None]
+        return {
+            "what": self.what,
+            "size": self.size,
+            "candidate": self.candidate,
+            "summary": summary(good) if good else None,
+            "runs": self.runs,
+            "voids": self.voids,
+            "disturbed": self.disturbed,
+        }
 
 
 class Interleaver:

@@ -16,10 +16,10 @@ from benchmarks.catalog import catalog
 from benchmarks.curves import curves
 from benchmarks.interleaving import Say
 from benchmarks.rounds import Rounds
+from benchmarks.runner import Runner
 from benchmarks.scale import Scale
 from msight_bus import brokers
 from msight_bus.bench.machine import describe, versions
-from msight_bus.bench.stage import Stage
 
 FORMAT = 1
 _CURVES_SHARE = 1 / 8
@@ -56,11 +56,11 @@ def measure(backends: Sequence[brokers.KindName], scale: Scale, say: Say) -> dic
 
 def on(broker: brokers.RunningBroker, scale: Scale, say: Say) -> dict[str, Any]:
     """Measure on a running broker."""
-    with Stage(broker.env) as stage:
+    with Runner(broker.env) as runner:
         for_curves = scale.budget * _CURVES_SHARE if scale.rates else 0.0
-        measured = Rounds(broker, stage, replace(scale, budget=scale.budget - for_curves), say).run()
-        stage.dismiss()
-        drawn = {"curves": curves(broker, stage, scale, say, for_curves)} if scale.rates else {}
+        measured = Rounds(broker, runner, replace(scale, budget=scale.budget - for_curves), say).run()
+        runner.dismiss()
+        drawn = {"curves": curves(broker, runner, scale, say, for_curves)} if scale.rates else {}
     return {
         "broker": broker.name,
         "version": broker.version,

@@ -11,11 +11,12 @@ from contextlib import AsyncExitStack
 from aiokafka.protocol.metadata import MetadataRequest
 
 import msight_bus
+from benchmarks.many_topics import topic_of
 from msight_bus import BusError, QueuePolicy
 from msight_bus.backends.kafka.aiokafka_compat import Connection
-from msight_bus.bench.candidates import Target, topic_of
 from msight_bus.bench.figures import Figures
 from msight_bus.bench.jobs import Plan
+from msight_bus.bench.sides import Target
 
 _OPENING_AT_ONCE = 16
 

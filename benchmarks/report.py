@@ -2,168 +2,192 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from math import isnan
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.targets import Verdict, comparisons, verdicts
 from msight_bus.bench.machine import in_words
+from msight_bus.cli.tables import Column, print_table
 
-_STYLES = {"pass": "green", "FAIL": "bold red", "disturbed": "yellow", "no result": "yellow", "no target": "dim"}
+Rows = list[Sequence[str]]
+Measured = list[Any]
+"""The measurements of a backend in a result file."""
+
+_LATE = "* in some rounds the sender was late by more than a tenth of the latency; see `disturbed`"
+_PERCENTILES = ("p50", "p90", "p99", "p99.9", "max")
+_THROUGHPUT = ("msg/s", "spread", "MB/s", "CPU us/msg", "peak MB", "rounds", "void")
+_IDLE = ("topics", "opened in s", "connections", "requests/s", "for metadata", "its bytes/s", "CPU", "peak MB")
+_CURVES = {
+    "rate": ("latency by rate, us, 1 KiB", ("p50", "p99")),
+    "size": ("messages a second by size, B", ("rate",)),
+}
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
     """Figures of each backend, then the table of targets."""
-    console.print(in_words(result["machine"]), markup=False)
-    console.print(", ".join(f"{name} {number}" for name, number in result["versions"].items()), markup=False)
+    say(console, in_words(result["machine"]))
+    say(console, ", ".join(f"{name} {number}" for name, number in result["versions"].items()))
     for backend, measured in result["backends"].items():
         stand_in = " - a stand-in, not Apache Kafka" if measured["is_stand_in"] else ""
         title = f"{backend}: {measured['broker']} {measured['version']}{stand_in}"
         if "problem" in measured:
-            console.print(f"{title}: {measured['problem']}", style="red", markup=False)
+            say(console, f"{backend}: {measured['problem']}")
         rows = measured["measurements"]
-        if rows:
-            for make in (latencies, throughputs, memory, idle):
-                if (table := make(title, rows)).rows:
-                    console.print(table)
-    console.print(ratios("Targets: bus / reference, medians of rounds", verdicts(result)))
-    console.print(ratios("Comparisons without a target", comparisons(result)))
+        latency_titles = (*_PERCENTILES, "rounds", "p50 spread", "slip p50", "slip p99", "CPU us")
+        table(console, f"{title}: latency, us, 1 KiB at 1,000/s", latency_titles, latencies(rows))
+        if any(row["disturbed"] for row in rows):
+            say(console, _LATE)
+        table(console, f"{title}: throughput", _THROUGHPUT, throughputs(rows))
+        memory_titles = ("idle", "peak above idle", "queue's bound", "messages", "dropped")
+        table(console, f"{title}: memory, MB, 128 KiB", memory_titles, memory(rows))
+        table(console, f"{title}: many idle topics on one bus", _IDLE, idle(rows))
+        for row in rows:
+            for why, number in Counter(row["voids"]).items():
+                say(console, f"void, {number} x: {row['what']} {row['size']:,} B {row['candidate']}: {why}")
+        for what, found in measured.get("curves", {}).items():
+            curves(console, title, what, found)
+    ratios(console, "Targets: bus / reference, medians of rounds", verdicts(result))
+    ratios(console, "Comparisons without a target", comparisons(result))
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(
-        title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
-    )
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if not number else "right", no_wrap=True)
-    return table
+def say(console: Console, text: str) -> None:
+    """Print a line."""
+    console.print(text, markup=False, soft_wrap=True)
 
 
-def latencies(title: str, rows: list[Any]) -> Table:
+def table(console: Console, title: str, titles: Sequence[str], rows: Rows) -> None:
+    """Print a table whose first column has no title, if it has rows; the last columns go first where there is no room."""
+    if rows:
+        console.print(f"\n{title}", style="bold", markup=False, soft_wrap=True)
+        columns = [Column("", folds_at=20, left=True), *(Column(name, rank) for rank, name in enumerate(titles, 1))]
+        print_table(columns, rows, console)
+
+
+def latencies(rows: Measured) -> Rows:
     """One-way latency by candidate, in microseconds: medians over rounds."""
-    names = ("p50", "p90", "p99", "p99.9", "max")
-    table = _table(
-        f"{title}: latency, us, 1 KiB at 1 000/s", "", *names, "p50 spread", "slip p50", "slip p99", "cpu", "rounds"
-    )
+    made: Rows = []
     for row in rows:
         found = row["summary"]
         if row["what"] != "latency":
             continue
         if found is None:
-            table.add_row(row["candidate"], *["-"] * 9, "void")
+            made.append([row["candidate"], *["-"] * 5, "void", *["-"] * 4])
             continue
-        table.add_row(
-            row["candidate"] + (" *" if row["disturbed"] else ""),
-            *(f"{found[name]['median']:,.0f}" for name in names),
-            f"{found['p50']['min']:,.0f}-{found['p50']['max']:,.0f}",
-            f"{found['slip_p50']['median']:,.0f}",
-            f"{found['slip_p99']['median']:,.0f}",
-            f"{found['cpu_us']['median']:.0f}",
-            f"{len(row['runs'])}",
+        made.append(
+            [
+                row["candidate"] + (" *" if row["disturbed"] else ""),
+                *(f"{found[name]['median']:,.0f}" for name in _PERCENTILES),
+                f"{len(row['runs'])}",
+                f"{found['p50']['min']:,.0f}-{found['p50']['max']:,.0f}",
+                *(
+                    f"{found[name]['median']:,.0f}" if name in found else ""
+                    for name in ("slip_p50", "slip_p99", "cpu_us")
+                ),
+            ]
         )
-    if any(row["disturbed"] for row in rows):
-        table.caption = "* in some rounds the sender was late by more than a tenth of the latency; see `disturbed`"
-    return table
+    return made
 
 
-def throughputs(title: str, rows: list[Any]) -> Table:
+def throughputs(rows: Measured) -> Rows:
     """Messages a second by candidate: medians and spread over rounds."""
-    table = _table(f"{title}: throughput", "", "msg/s", "spread", "MB/s", "cpu us/msg", "peak MB", "rounds", "void")
+    made: Rows = []
     for row in rows:
         found = row["summary"]
         if row["what"] not in ("subscribe", "publish", "topics"):
             continue
         name = f"{row['what']} {row['size']:,} B {row['candidate']}"
         if found is None:
-            table.add_row(name, *["-"] * 5, "0", f"{len(row['voids'])}")
+            made.append([name, *["-"] * 5, "0", f"{len(row['voids'])}"])
             continue
-        table.add_row(
-            name,
-            f"{found['rate']['median']:,.0f}",
-            f"{found['rate']['min']:,.0f}-{found['rate']['max']:,.0f}",
-            f"{found['bytes_rate']['median'] / 1e6:,.0f}",
-            f"{found['cpu_us']['median']:,.2f}",
-            f"{found['peak_bytes']['median'] / 1e6:,.0f}",
-            f"{sum(run is not None for run in row['runs'])}",
-            f"{len(row['voids'])}" if row["voids"] else "",
+        scaled = (("bytes_rate", 1e-6, 0), ("cpu_us", 1.0, 2), ("peak_bytes", 1e-6, 0))
+        made.append(
+            [
+                name,
+                f"{found['rate']['median']:,.0f}",
+                f"{found['rate']['min']:,.0f}-{found['rate']['max']:,.0f}",
+                *(f"{found[key]['median'] * factor:,.{n}f}" if key in found else "" for key, factor, n in scaled),
+                f"{sum(run is not None for run in row['runs'])}",
+                f"{len(row['voids'])}" if row["voids"] else "",
+            ]
         )
-    return table
+    return made
 
 
-def memory(title: str, rows: list[Any]) -> Table:
-    """Resident memory of a process whose other side does not keep up: the most, above what it had when idle."""
-    names = ("idle_bytes", "above_bytes", "bound_bytes")
-    table = _table(
-        f"{title}: memory, MB, 128 KiB", "", "idle", "peak above idle", "queue's bound", "messages", "dropped"
-    )
+def memory(rows: Measured) -> Rows:
+    """Resident memory of a process whose other side does not keep up: the peak above the memory when idle."""
+    made: Rows = []
     for row in rows:
         found = row["summary"]
         if row["what"] != "memory":
             continue
         if found is None:
-            table.add_row(row["candidate"], *["-"] * 4, "void")
+            made.append([row["candidate"], *["-"] * 4, "void"])
             continue
-        sizes = (f"{found[name]['median'] / 1e6:,.1f}" if name in found else "" for name in names)
+        sizes = (
+            f"{found[name]['median'] / 1e6:,.1f}" if name in found else ""
+            for name in ("idle_bytes", "above_bytes", "bound_bytes")
+        )
         messages = found["received" if "received" in found else "accepted"]["median"]
         dropped = f"{found['dropped']['median']:,.0f}" if "dropped" in found else ""
-        table.add_row(row["candidate"], *sizes, f"{messages:,.0f}", dropped)
-    return table
+        made.append([row["candidate"], *sizes, f"{messages:,.0f}", dropped])
+    return made
 
 
-def idle(title: str, rows: list[Any]) -> Table:
+def idle(rows: Measured) -> Rows:
     """What many topics cost on one bus while nothing is published."""
-    table = _table(
-        f"{title}: many idle topics on one bus",
-        "",
-        "topics",
-        "opened in s",
-        "connections",
-        "requests/s",
-        "for metadata",
-        "its bytes/s",
-        "cpu",
-        "peak MB",
-    )
     names = ("topics", "open_seconds", "connections", "requests_rate", "metadata_rate", "metadata_bytes_rate")
+    made: Rows = []
     for row in rows:
         found = row["summary"]
         if row["what"] != "idle":
             continue
         if found is None:
-            table.add_row(row["candidate"], *["-"] * 7, "void")
+            made.append([row["candidate"], *["-"] * 7, "void"])
             continue
         figures = (f"{found[name]['median']:,.0f}" for name in names)
         peak = (found["idle_bytes"]["median"] + found["above_bytes"]["median"]) / 1e6
-        table.add_row(row["candidate"], *figures, f"{found['cpu_share']['median']:.0%}", f"{peak:,.0f}")
-    return table
+        made.append([row["candidate"], *figures, f"{found['cpu_share']['median']:.0%}", f"{peak:,.0f}"])
+    return made
 
 
-def ratios(title: str, found: Iterable[Verdict]) -> Table:
+def curves(console: Console, title: str, what: str, found: Mapping[str, Any]) -> None:
+    """Latency by rate or throughput by size, and why the curve of a candidate ends."""
+    places = sorted({point[what] for curve in found.values() for point in curve["points"]})
+    name_of, figures = _CURVES[what]
+    rows: Rows = []
+    for name, curve in found.items():
+        for figure in figures:
+            at = {point[what]: f"{point[figure]:,.0f}" for point in curve["points"]}
+            rows.append([f"{name} {figure}" if len(figures) > 1 else name, *(at.get(place, "") for place in places)])
+    table(console, f"{title}: {name_of}", [f"{place:,.0f}" for place in places], rows)
+    for name, curve in found.items():
+        if curve["end"]:
+            say(console, f"the curve of {name} ends: {curve['end']}")
+
+
+def ratios(console: Console, title: str, found: Iterable[Verdict]) -> None:
     """A row for each ratio; for a target, whether it was reached."""
-    table = _table(title, "", "bus", "reference", "ratio", "spread", "A/A", "target", "rounds", "")
-    for verdict in found:
-        table.add_row(f"{verdict.backend} {verdict.title}", *cells(verdict))
-    return table
+    titles = ("ratio", "target", "verdict", "spread", "A/A", "bus", "reference", "rounds")
+    table(console, title, titles, [[f"{verdict.backend} {verdict.title}", *cells(verdict)] for verdict in found])
 
 
 def cells(verdict: Verdict) -> list[str]:
     """The columns of a row behind its title."""
-    target = "" if isnan(verdict.bound) else ("≥ " if verdict.at_least else "≤ ") + f"{verdict.bound:.2f}"
+    target = "" if isnan(verdict.bound) else (">= " if verdict.at_least else "<= ") + f"{verdict.bound:.2f}"
     band = f"{verdict.band[0]:.2f}-{verdict.band[1]:.2f}" if verdict.band else ""
-    state = f"[{_STYLES[verdict.state]}]{verdict.state}[/]"
     if not verdict.rounds:
-        return ["-", "-", "-", "-", band, target, "0", state]
+        return ["-", target, verdict.state, "-", band, "-", "-", "0"]
     return [
-        f"{verdict.bus:,.0f}",
-        f"{verdict.reference:,.0f}",
         f"{verdict.ratio:.2f}",
+        target,
+        verdict.state,
         f"{verdict.low:.2f}-{verdict.high:.2f}",
         band,
-        target,
+        f"{verdict.bus:,.0f}",
+        f"{verdict.reference:,.0f}",
         f"{verdict.rounds}",
-        state,
     ]

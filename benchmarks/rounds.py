@@ -11,12 +11,12 @@ from functools import partial
 from benchmarks.catalog import CEILING, FRAMEWORK, FROZEN, MSIGHT, Catalog, catalog
 from benchmarks.interleaving import DisturbedError, Interleaver, Measurement, Say
 from benchmarks.logs import Logs
+from benchmarks.many_topics import topic_of
+from benchmarks.runner import PUBLISH, SUBSCRIBE, Runner
 from benchmarks.scale import ALWAYS, MIDDLE, SMALL, Scale
-from msight_bus.bench.candidates import Side, topic_of
-from msight_bus.bench.curves import room
 from msight_bus.bench.figures import Figures, is_disturbed, of_latency, of_publisher, of_subscriber
-from msight_bus.bench.jobs import Plan, VoidError
-from msight_bus.bench.stage import Stage
+from msight_bus.bench.jobs import Plan, VoidError, window_of
+from msight_bus.bench.sides import Side
 from msight_bus.brokers import RunningBroker
 
 LATENCY_SIZE, LATENCY_RATE = 1024, 1000.0
@@ -34,8 +34,8 @@ _SLOW_CHUNK = 8
 class Rounds:
     """All measurements of one backend."""
 
-    def __init__(self, broker: RunningBroker, stage: Stage, scale: Scale, say: Say) -> None:
-        self._broker, self._stage, self._scale = broker, stage, scale
+    def __init__(self, broker: RunningBroker, runner: Runner, scale: Scale, say: Say) -> None:
+        self._broker, self._runner, self._scale = broker, runner, scale
         self._catalog: Catalog = catalog(broker.kind, scale.topics)
         self._logs = Logs(broker.env["MSIGHT_KAFKA_SERVERS"]) if broker.kind == "kafka" else None
         self._rounds = Interleaver(broker.kind, say)
@@ -74,8 +74,8 @@ class Rounds:
     def _latency(self) -> None:
         pairs = {name: pair for name, pair in self._catalog.latency.items() if name not in self._scale.without}
         for publisher, subscriber in pairs.values():
-            self._stage.prepare("subscribe", subscriber)  # they import while others do
-            self._stage.prepare("publish", publisher)
+            self._runner.prepare(SUBSCRIBE, subscriber)  # they import while others do
+            self._runner.prepare(PUBLISH, publisher)
 
         def once(name: str) -> Figures:
             seconds, warm_up = self._scale.latency_seconds, self._scale.warm_up
@@ -84,7 +84,7 @@ class Rounds:
             ):  # a flush a message: it falls behind for as long as one lets it
                 seconds, warm_up = seconds / (2 * _SLOW_SHARE), 0.0
             plan = Plan(self._topic("latency"), LATENCY_SIZE, seconds, warm_up, rate=LATENCY_RATE)
-            figures = of_latency(*self._stage.run(*pairs[name], plan), LATENCY_SIZE)
+            figures = of_latency(*self._runner.run(*pairs[name], plan), LATENCY_SIZE)
             if is_disturbed(figures):
                 raise DisturbedError(figures)
             return figures
@@ -108,7 +108,7 @@ class Rounds:
         return figures
 
     def _plan(self, size: int, topic: str) -> Plan:
-        return Plan(topic, size, self._scale.seconds, self._scale.warm_up, room(size, _MOST_IN_FLIGHT))
+        return Plan(topic, size, self._scale.seconds, self._scale.warm_up, window_of(size, _MOST_IN_FLIGHT))
 
     def _subscribe(self, name: str, side: Side, size: int) -> Figures:
         slow = name == FRAMEWORK and size == SMALL
@@ -116,37 +116,37 @@ class Rounds:
             plan = self._plan(size, f"bench.s{size}")
             if slow:
                 plan = replace(plan, window=max(4, plan.window // _SLOW_SHARE))
-            _, received = self._stage.run(self._catalog.feeder, side, plan)
+            _, received = self._runner.run(self._catalog.feeder, side, plan)
             return of_subscriber(received, size)
         count = self._scale.logged[size] // (_SLOW_SHARE if slow else 1)
         topic = f"bench.log{size}.{count}"
         if self._logs is not None and self._logs.make(topic):
-            self._stage.run_publisher(self._catalog.publishers[CEILING], Plan(topic, size, messages=count))
+            self._runner.run_publisher(self._catalog.publishers[CEILING], Plan(topic, size, messages=count))
         plan = Plan(topic, size, warm_up=min(0.02, self._scale.warm_up), messages=count, from_start=True)
-        return of_subscriber(self._stage.run_subscriber(side, plan), size)
+        return of_subscriber(self._runner.run_subscriber(side, plan), size)
 
     def _publish(self, name: str, side: Side, size: int) -> Figures:
         chunk = _SLOW_CHUNK if name == MSIGHT else 0
         if self._catalog.sink is not None:
             plan = replace(self._plan(size, f"bench.p{size}"), chunk=chunk)
-            sent, _ = self._stage.run(side, self._catalog.sink, plan)
+            sent, _ = self._runner.run(side, self._catalog.sink, plan)
             return of_publisher(sent, size)
         topic = f"bench.in{size}"
         if self._logs is not None:
             self._logs.make(topic)
         plan = Plan(topic, size, self._scale.seconds, self._scale.warm_up, chunk=chunk)
-        return of_publisher(self._stage.run_publisher(side, plan), size)
+        return of_publisher(self._runner.run_publisher(side, plan), size)
 
     def _topics(self) -> None:
         pairs = self._catalog.topics
-        self._stage.dismiss()  # feeders hold their frames in memory
+        self._runner.dismiss()  # feeders hold their frames in memory
 
         def once(name: str) -> Figures:
-            _, received = self._stage.run(*pairs[name], self._plan(SMALL, "bench.many"))
+            _, received = self._runner.run(*pairs[name], self._plan(SMALL, "bench.many"))
             return self._enough(of_subscriber(received, SMALL))
 
         self._rounds.measure("topics", SMALL, list(pairs), self._scale.topics_rounds, once)
-        self._stage.dismiss()
+        self._runner.dismiss()
 
     def _memory(self) -> None:
         """Peaks under what no consumer keeps up with."""
@@ -156,8 +156,8 @@ class Rounds:
             plan = Plan(self._topic("flood"), MIDDLE, seconds, warm_up=0.0, rate=FLOOD_RATE)
             observer = self._catalog.memory[name]
             if name == FROZEN:
-                return self._stage.observe(observer, plan, meanwhile=self._frozen())
-            return self._stage.observe(observer, plan, self._catalog.flooder)
+                return self._runner.observe(observer, plan, meanwhile=self._frozen())
+            return self._runner.observe(observer, plan, self._catalog.flooder)
 
         self._rounds.measure("memory", MIDDLE, list(self._catalog.memory), self._scale.flood_rounds, once)
 
@@ -174,6 +174,6 @@ class Rounds:
             topic = self._topic("idle")
             if self._logs is not None:
                 self._logs.make(*(topic_of(topic, number) for number in range(self._scale.topics)))
-            return self._stage.observe(self._catalog.idle[name], Plan(topic, 0, self._scale.idle_seconds, warm_up=0.0))
+            return self._runner.observe(self._catalog.idle[name], Plan(topic, 0, self._scale.idle_seconds, warm_up=0.0))
 
         self._rounds.measure("idle", 0, list(self._catalog.idle), self._scale.idle_rounds, once)

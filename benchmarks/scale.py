@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from benchmarks.catalog import ASYNCIO, CONFLUENT_TUNED, MSIGHT, RUNS
-from msight_bus.bench.curves import RATES, SIZES
 
 SMALL, MIDDLE, LARGE = 128, 128 * 1024, 1_000_000
 ALWAYS = ("ceiling", "bus", "ceiling again")
+RATES = (1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000)
+"""Messages a second, each about twice the one before."""
+
+SIZES = (64, 512, 4096, 32 * 1024, 256 * 1024, 1_000_000)
 
 
 @dataclass(frozen=True, slots=True)

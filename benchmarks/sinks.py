@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from benchmarks.ceilings import nats, redis
-from msight_bus.bench.candidates import Tally, Target
+from msight_bus.bench.sides import Tally, Target
 
 
 class _Counter(asyncio.BufferedProtocol):

@@ -8,7 +8,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from msight_bus.bench.candidates import Tally, Target
+from msight_bus.bench.sides import Tally, Target
 
 SESSION = 0x1234_5678_9ABC_DEF0
 FETCH_BYTES = 2_000_000

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from benchmarks.ceilings.stream import RUN_BELOW, RawStream, RawWriter
-from msight_bus.bench.candidates import Tally, Target
+from msight_bus.bench.sides import Tally, Target
 
 SESSION = 0x1234_5678_9ABC_DEF0
 CONNECT = (

@@ -10,7 +10,7 @@ from typing import Any
 import hiredis
 
 from benchmarks.ceilings.stream import RawStream, RawWriter
-from msight_bus.bench.candidates import Tally, Target
+from msight_bus.bench.sides import Tally, Target
 
 PREFIX = struct.Struct(">4sIQQQ")
 MAGIC = b"\xc1MB\x01"

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from typing import Any, Self
 
-from msight_bus.bench.candidates import Tally
+from msight_bus.bench.sides import Tally
 
 Item = tuple[bytes, bytes]
 """Payload, and session, sequence and publish time as they came: who asks for them decodes them, as in the bus."""

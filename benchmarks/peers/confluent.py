@@ -9,7 +9,7 @@ from typing import Any
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Producer, TopicPartition
 
 from benchmarks.ceilings.kafka import FETCH_BYTES, SESSION, servers
-from msight_bus.bench.candidates import Tally, Target
+from msight_bus.bench.sides import Tally, Target
 
 _LIST = 2000
 _WITHIN = 30.0

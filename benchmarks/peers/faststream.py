@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from benchmarks.ceilings.kafka import servers
-from msight_bus.bench.candidates import Tally, Target
+from msight_bus.bench.sides import Tally, Target
 
 _YIELD_EVERY = 64
 

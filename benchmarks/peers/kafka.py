@@ -7,7 +7,7 @@ import time
 from aiokafka import AIOKafkaProducer
 
 from benchmarks.ceilings.kafka import SESSION, GetManySubscriber, servers
-from msight_bus.bench.candidates import Tally, Target
+from msight_bus.bench.sides import Tally, Target
 
 _ROOM = 1024
 """Bytes beside the payload that a batch needs."""

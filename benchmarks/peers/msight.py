@@ -14,7 +14,7 @@ from typing import Any
 
 import redis
 
-from msight_bus.bench.candidates import Tally, Target
+from msight_bus.bench.sides import Tally, Target
 
 os.environ.setdefault("MSIGHT_EDGE_DEVICE_NAME", "benchmark")  # the package cannot be imported without
 Topic = SimpleNamespace

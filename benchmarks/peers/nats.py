@@ -7,7 +7,7 @@ import time
 import nats
 
 from benchmarks.ceilings.nats import SESSION
-from msight_bus.bench.candidates import Tally, Target
+from msight_bus.bench.sides import Tally, Target
 
 _LIMIT_MESSAGES = 1_000_000
 _LIMIT_BYTES = 512 * 1024 * 1024

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from benchmarks.ceilings.redis import MAGIC, PREFIX, SESSION
-from msight_bus.bench.candidates import Tally, Target
+from msight_bus.bench.sides import Tally, Target
 
 _PIPELINE = 64
 

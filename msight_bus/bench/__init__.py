@@ -1,5 +1,4 @@
-"""Measuring buses and what they are compared with: honest figures from separate processes.
+"""Measures a publisher and a subscriber in separate processes; `msight-bus bench` measures the bus on the user's broker.
 
-A `Candidate` names a subscriber and a publisher; `Stage` runs them against a broker, in rounds, and gives back what each
-side saw. Everything that is compared goes through the same code, with the same payloads and the same flow control.
+A `Side` names a publisher or a subscriber. `Runner` runs one of each against a broker and returns what each of them recorded.
 """

@@ -1,10 +1,8 @@
-"""What a run comes to: rates, shares of a processor, percentiles."""
+"""The figures of a run: rates, processor time, percentiles."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from statistics import median
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from msight_bus.bench.jobs import Received, Sent
 from msight_bus.bench.usage import Mark
@@ -15,15 +13,15 @@ PERCENTILES = {
 }  # fmt: skip
 """Share of the messages by the name of a percentile."""
 
-TOLD = ("p50", "p90", "p99", "p99.9", "max")
-"""Those that tables show; plots show all."""
+SHOWN = ("p50", "p90", "p99", "p99.9", "max")
+"""Percentiles in tables."""
 
 Figures = dict[str, float]
 """Figures of one run by name; times in microseconds."""
 
 
 def between(first: Mark, last: Mark, peak: int, size: int) -> Figures:
-    """Throughput between two marks of one process."""
+    """Return the throughput between two marks of one process."""
     count = last.messages - first.messages
     seconds = max(1, last.at - first.at) / 1e9
     return {
@@ -36,28 +34,28 @@ def between(first: Mark, last: Mark, peak: int, size: int) -> Figures:
 
 
 def of_subscriber(received: Received, size: int) -> Figures:
-    """What a subscriber counted."""
+    """Return the throughput that a subscriber counted."""
     return between(received.first, received.last, received.peak, size)
 
 
 def of_publisher(sent: Sent, size: int) -> Figures:
-    """What a publisher had confirmed."""
+    """Return the throughput that the broker confirmed to a publisher."""
     return between(sent.first, sent.confirmed, sent.peak, size)
 
 
 def percentiles(nanoseconds: Sequence[int], names: Iterable[str] = PERCENTILES, prefix: str = "") -> Figures:
-    """Percentiles in microseconds; the nearest rank, so each is a value that was seen."""
+    """Return percentiles in microseconds by nearest rank, so that each is a measured value."""
     ordered = sorted(nanoseconds)
     last = len(ordered) - 1
     return {prefix + name: ordered[min(last, int(len(ordered) * PERCENTILES[name]))] / 1e3 for name in names}
 
 
 def of_latency(sent: Sent, received: Received, size: int) -> Figures:
-    """One-way latency from the intended time of sending, and the sender's own slip."""
+    """Return the one-way latency from the intended time of sending, and the delay of the sender itself (slip)."""
     spent = of_subscriber(received, size)
     return {
         **percentiles(received.latencies),
-        **percentiles(sent.slips, TOLD, "slip_"),
+        **percentiles(sent.slips, SHOWN, "slip_"),
         "samples": float(len(received.latencies)),
         "cpu_us": spent["cpu_us"],
         "peak_bytes": spent["peak_bytes"],
@@ -65,21 +63,5 @@ def of_latency(sent: Sent, received: Received, size: int) -> Figures:
 
 
 def is_disturbed(latency: Figures) -> bool:
-    """Whether the sender's slip is above a tenth of the latency: then the machine was measured, not the bus."""
+    """Whether the sender's slip exceeds a tenth of the latency: then the machine was too busy for the measurement."""
     return latency["slip_p50"] > latency["p50"] / 10
-
-
-def summary(runs: Sequence[Figures]) -> dict[str, Any]:
-    """The median of each figure over runs, with the lowest and the highest."""
-    return {
-        name: {"median": median(values), "min": min(values), "max": max(values)}
-        for name in runs[0]
-        for values in [[run[name] for run in runs]]
-    }
-
-
-def record(labels: Mapping[str, Any], runs: Sequence[Figures | None], voids: list[str], disturbed: list[int]) -> Any:
-    """A row of a result file: what was measured, the figures of each round, and what is to be doubted."""
-    good = [run for run in runs if run is not None]
-    found = summary(good) if good else None
-    return {**labels, "summary": found, "runs": runs, "voids": voids, "disturbed": disturbed}

@@ -1,4 +1,4 @@
-"""What one side does in one run. A job runs in a worker process, and its outcome goes back to the parent."""
+"""What one side does in one run. A job runs in a worker process, and its outcome is sent to the parent."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ from dataclasses import dataclass, field
 from time import perf_counter_ns
 from typing import Any
 
-from msight_bus.bench.board import GIVE_UP, GO, RECEIVED, SENT
-from msight_bus.bench.candidates import Publisher, Subscriber, Tally, Target
 from msight_bus.bench.clock import SPIN_NS, PreciseClock
+from msight_bus.bench.sides import Publisher, Subscriber, Tally, Target
 from msight_bus.bench.usage import Mark, forget_peak, mark, peak_bytes
+
+RECEIVED, SENT, GO, GIVE_UP = range(4)
+"""Fields of the shared counters.
+
+``RECEIVED``: messages that the subscriber has received, which are credits for the publisher. ``SENT``: messages that the
+publisher has sent, 0 until it has ended. ``GO``: both sides are ready. ``GIVE_UP``: the run is void; both sides end.
+"""
 
 STAMP = struct.Struct("<qq")
 """In front of each payload of a latency run: intended send time and number."""
@@ -20,11 +26,13 @@ STAMP = struct.Struct("<qq")
 _TICK = 0.001
 _READY = "ready"
 _BEHIND_CHUNK = 32
-"""Messages that a late sender of an open loop sends in one turn of the event loop."""
+"""Messages that a late sender of an open loop sends in one iteration of the event loop."""
+
+_WINDOW_BYTES = 7_500_000
 
 
 class VoidError(Exception):
-    """The run counts for nothing."""
+    """The run has no result; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +40,16 @@ class Plan:
     """One run.
 
     Attributes:
-        topic: where.
+        topic: the topic.
         size: payload bytes.
-        seconds: how long the sender sends.
-        warm_up: seconds at the beginning that count for nothing.
-        window: messages that may be on their way at most; 0 for a broker that keeps them.
-        rate: messages a second of an open loop; 0 for as fast as it goes.
-        messages: send exactly so many, instead of for ``seconds``.
-        from_start: read a log from its beginning.
-        patience: seconds without a message after which the rest is lost.
-        chunk: messages between two looks at the clock; 0 for as many as suit the size.
+        seconds: how long the publisher sends.
+        warm_up: seconds at the beginning that are not measured.
+        window: maximum number of messages in flight; 0 for a broker that keeps them.
+        rate: messages a second of an open loop; 0 for as fast as possible.
+        messages: number of messages to send, instead of for ``seconds``.
+        from_start: whether to read a log from its beginning.
+        patience: seconds without a message after which the rest counts as lost.
+        chunk: messages between two reads of the clock; 0 for a number that suits the size.
     """
 
     topic: str
@@ -58,7 +66,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Received:
-    """What a subscriber saw: marks after warm-up and at the end, latencies in ns."""
+    """What a subscriber recorded: marks after the warm-up and at the end, latencies in ns."""
 
     first: Mark
     last: Mark
@@ -68,29 +76,28 @@ class Received:
 
 @dataclass(slots=True)
 class Sent:
-    """What a publisher did: marks after warm-up, when all was handed over and when all was confirmed.
+    """What a publisher recorded: marks after the warm-up and when all was confirmed.
 
-    ``slips`` (ns) are those of the clock: from the intended time, or from when the side was done with the message
-    before if that was later, until the message was sent. A side that is slow itself pays for it in its latency.
+    ``slips`` (ns) are the delays of the clock: from the intended time, or from the end of the send before if that was
+    later, until the message was sent. The delay of a slow side is part of its latency.
     """
 
     first: Mark
-    handed: Mark
     confirmed: Mark
     peak: int
     slips: array[int] = field(default_factory=lambda: array("q"))
 
 
-async def wait_for_go(board: memoryview) -> None:
-    """Until both sides are ready."""
-    while not board[GO]:
-        if board[GIVE_UP]:
+async def wait_for_go(counters: memoryview) -> None:
+    """Wait until both sides are ready."""
+    while not counters[GO]:
+        if counters[GIVE_UP]:
             raise VoidError("The other side has failed.")
         await asyncio.sleep(_TICK)
 
 
-async def subscribe(side: Subscriber, plan: Plan, target: Target, board: memoryview, tell: Any) -> Received:
-    """Count until as many have come as were sent."""
+async def subscribe(side: Subscriber, plan: Plan, target: Target, counters: memoryview, tell: Any) -> Received:
+    """Receive and count until as many messages have arrived as were sent."""
     latencies = array("q")
     skip = int(plan.rate * plan.warm_up)
     clock, unpack = perf_counter_ns, STAMP.unpack_from
@@ -107,70 +114,75 @@ async def subscribe(side: Subscriber, plan: Plan, target: Target, board: memoryv
     tell(_READY)
     receiving = asyncio.ensure_future(side.receive(tally))
     try:
-        first, last = await _watch(tally, receiving, plan, board)
+        first, last = await _watch(tally, receiving, plan, counters)
     finally:
         receiving.cancel()
         await asyncio.wait((receiving,))
         peak = peak_bytes()
         await side.close()
     if tally.size != tally.received * plan.size:
-        raise VoidError(f"{tally.received} messages of {plan.size} bytes came as {tally.size} bytes.")
+        raise VoidError(f"{tally.received} messages of {plan.size} bytes arrived as {tally.size} bytes.")
     return Received(first, last, peak, latencies)
 
 
-async def _watch(tally: Tally, receiving: asyncio.Future[None], plan: Plan, board: memoryview) -> tuple[Mark, Mark]:
+async def _watch(tally: Tally, receiving: asyncio.Future[None], plan: Plan, counters: memoryview) -> tuple[Mark, Mark]:
     begun = 0
     first: Mark | None = None
     seen, seen_at = 0, perf_counter_ns()
     while True:
         await asyncio.sleep(_TICK)
         received = tally.received
-        board[RECEIVED] = received
+        counters[RECEIVED] = received
         now = perf_counter_ns()
         if received != seen:
             begun = begun or now
             seen, seen_at = received, now
             if first is None and now - begun >= plan.warm_up * 1e9:
                 first = mark(received)
-        sent = board[SENT]
+        sent = counters[SENT]
         if sent and received >= sent:
             if received > sent:
-                raise VoidError(f"{received} messages came and {sent} were sent.")
+                raise VoidError(f"{sent} messages were sent and {received} arrived.")
             if first is None:
-                raise VoidError(f"All {sent} messages came before the warm-up of {plan.warm_up} s was over; send more.")
+                raise VoidError(f"All {sent} messages arrived within the warm-up of {plan.warm_up} s; send more.")
             return first, mark(received)
         if receiving.done():
             receiving.result()
-            raise VoidError("The subscriber ended by itself.")
-        if board[GIVE_UP]:
+            raise VoidError("The subscriber ended before the publisher.")
+        if counters[GIVE_UP]:
             raise VoidError("The other side has failed.")
         if sent and now - seen_at > plan.patience * 1e9:
-            raise VoidError(f"{sent} messages were sent and {received} came.")
+            raise VoidError(f"{sent} messages were sent and {received} arrived.")
 
 
-async def publish(side: Publisher, plan: Plan, target: Target, board: memoryview, tell: Any) -> Sent:
-    """Send by the plan."""
+async def publish(side: Publisher, plan: Plan, target: Target, counters: memoryview, tell: Any) -> Sent:
+    """Send as planned."""
     forget_peak()
     await side.open(target)
     try:
         tell(_READY)
-        await wait_for_go(board)
+        await wait_for_go(counters)
         slips = array("q")
-        first, handed = await (_send_timed(side, plan, slips) if plan.rate else _send_fast(side, plan, board))
+        first, count = await (_send_timed(side, plan, slips) if plan.rate else _send_fast(side, plan, counters))
         await side.flush()
-        confirmed = mark(handed.messages)
-        board[SENT] = handed.messages
-        return Sent(first, handed, confirmed, peak_bytes(), slips)
+        confirmed = mark(count)
+        counters[SENT] = count
+        return Sent(first, confirmed, peak_bytes(), slips)
     finally:
         await side.close()
 
 
 def chunk_of(size: int) -> int:
-    """Messages that are sent between two looks at the credits."""
+    """Return the number of messages that are sent between two reads of the credits."""
     return max(1, min(256, 256 * 1024 // size))
 
 
-async def _send_fast(side: Publisher, plan: Plan, board: memoryview) -> tuple[Mark, Mark]:
+def window_of(size: int, most: int = 8192) -> int:
+    """Return the maximum number of messages in flight: far below the 32 MB at which Redis disconnects a subscriber."""
+    return max(4, min(most, _WINDOW_BYTES // (size + 150)))
+
+
+async def _send_fast(side: Publisher, plan: Plan, counters: memoryview) -> tuple[Mark, int]:
     payload = bytes(range(256)) * (plan.size // 256 + 1)
     payload = payload[: plan.size].replace(b"\n", b" ")
     chunk = plan.chunk or chunk_of(plan.size)
@@ -184,21 +196,21 @@ async def _send_fast(side: Publisher, plan: Plan, board: memoryview) -> tuple[Ma
     while sent < total and (now := perf_counter_ns()) < end:
         if first is None and now >= warm:
             first = mark(sent)
-        if plan.window and sent - board[RECEIVED] + chunk > plan.window:
+        if plan.window and sent - counters[RECEIVED] + chunk > plan.window:
             await asyncio.sleep(0)
-            if board[GIVE_UP]:
+            if counters[GIVE_UP]:
                 raise VoidError("The other side has failed.")
             continue
         count = min(chunk, total - sent)
         await side.send_many(payload, count)
         sent += count
     if first is None:
-        raise VoidError("The warm-up was never over.")
-    return first, mark(sent)
+        raise VoidError("Nothing was sent after the warm-up.")
+    return first, sent
 
 
-async def _send_timed(side: Publisher, plan: Plan, slips: array[int]) -> tuple[Mark, Mark]:
-    """An open loop: each message has its intended time, whether the one before it was slow or not."""
+async def _send_timed(side: Publisher, plan: Plan, slips: array[int]) -> tuple[Mark, int]:
+    """Send in an open loop: each message has its intended time, however slow the one before was."""
     filling = bytes(max(0, plan.size - STAMP.size))
     total = plan.messages or int(plan.rate * (plan.warm_up + plan.seconds))
     skip = int(plan.rate * plan.warm_up)
@@ -218,13 +230,13 @@ async def _send_timed(side: Publisher, plan: Plan, slips: array[int]) -> tuple[M
             if number >= skip:
                 slips.append(perf_counter_ns() - due)
             await side.send(STAMP.pack(intended, number) + filling)
-    return first, mark(total)
+    return first, total
 
 
 async def _let_loop_run(intended: int, number: int, yielded: int) -> int:
-    """Let the loop write and read while messages follow each other so closely that the clock only spins.
+    """Let the loop read and write while the clock only spins between messages.
 
-    Returns the number of the message at which the loop ran last. A sender that is late sends a few before the next turn.
+    Return the number of the message before which the loop ran last: a late sender sends a few an iteration.
     """
     if perf_counter_ns() >= intended and number - yielded < _BEHIND_CHUNK:
         return yielded

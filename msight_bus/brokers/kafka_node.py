@@ -28,6 +28,12 @@ _PROPERTIES = {
     "share.coordinator.state.topic.replication.factor": "1",
     "share.coordinator.state.topic.min.isr": "1",
     "group.initial.rebalance.delay.ms": "0",
+    # A log must not fill the disk of a development machine: about 640 MB a partition, of any age.
+    "log.retention.ms": "-1",
+    "log.retention.bytes": "536870912",
+    "log.segment.bytes": "134217728",
+    "log.retention.check.interval.ms": "30000",
+    "log.segment.delete.delay.ms": "5000",
     "broker.session.timeout.ms": "3000",
     "broker.heartbeat.interval.ms": "500",
 }

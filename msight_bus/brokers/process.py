@@ -15,6 +15,7 @@ import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from weakref import WeakSet
 
 # Reads which process group to kill, a line each time that changes (empty: none), until the pipe closes.
 # What was killed may write for a moment more, hence the repetition.
@@ -29,6 +30,15 @@ tries=0; until rm -rf -- "$1" || [ "$tries" -ge 20 ]; do tries=$((tries + 1)); s
 _SERVE = 'echo "$$"; exec "$@" >&2'
 
 _GRACE = 20.0  # seconds for an orderly end
+
+
+_guarded: WeakSet[GuardedProcess] = WeakSet()
+
+
+def kill_all() -> None:
+    """Kill every guarded process that this interpreter runs now; whoever waits for one finds that it has ended."""
+    for guarded in list(_guarded):
+        guarded.signal(signal.SIGKILL)
 
 
 class GuardedProcess:
@@ -46,6 +56,7 @@ class GuardedProcess:
         self._folder = folder
         self._log_path = log_path
         self._container = container
+        _guarded.add(self)
         self._process: subprocess.Popen[bytes] | None = None
         read_end, self._pipe = os.pipe()
         try:
@@ -66,6 +77,11 @@ class GuardedProcess:
     def pid(self) -> int | None:
         """Process id; ``None`` before ``start``."""
         return self._process.pid if self._process else None
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._pipe < 0
 
     @property
     def is_running(self) -> bool:
@@ -128,7 +144,7 @@ class GuardedProcess:
 
     def close(self) -> None:
         """Kill the process and remove its folder. With the data gone, an orderly end would serve nobody."""
-        if self._pipe < 0:
+        if self.is_closed:
             return
         self.kill()
         os.close(self._pipe)

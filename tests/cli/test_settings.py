@@ -6,6 +6,7 @@ from typer.testing import CliRunner
 
 from msight_bus.cli import app
 from msight_bus.settings import BusSettings
+from tests.support.terminal import on_a_terminal
 
 WIDE = {"COLUMNS": "200"}
 
@@ -24,24 +25,30 @@ def test_it_can_be_narrowed():
     assert "MSIGHT_KAFKA_SERVERS" not in result.output
 
 
-def test_a_wrong_environment_is_exit_status_1_with_every_problem(monkeypatch):
+def test_a_wrong_environment_is_exit_status_2_with_every_problem(monkeypatch):
     monkeypatch.setenv("MSIGHT_REDIS_MESSAGE_BROKER_PORT", "0")
     monkeypatch.setenv("MSIGHT_STRICT", "perhaps")
     monkeypatch.setenv("MSIGHT_REDIS_MESSAGE_BROKER_PASSWORD", "canary")
     result = CliRunner().invoke(app, ["settings", "--check"], env=WIDE)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "MSIGHT_REDIS_MESSAGE_BROKER_PORT" in result.output
     assert "MSIGHT_STRICT" in result.output
     assert "canary" not in result.output
 
 
+def test_in_a_pipe_each_variable_is_a_line_with_its_default():
+    result = CliRunner().invoke(app, ["settings"], env={"COLUMNS": "20"})
+    assert result.stdout.splitlines() == [f"{one.name}={one.default or ''}" for one in BusSettings.variables()]
+    assert "Environment OK" in result.stderr
+
+
 def test_no_name_is_broken_on_a_narrow_terminal():
-    result = CliRunner().invoke(app, ["settings"], env={"COLUMNS": "60"})
-    assert result.exit_code == 0
-    assert max(map(len, result.output.splitlines())) <= 60
+    status, text = on_a_terminal("settings", columns=60)
+    assert status == 0
+    assert max(map(len, text.splitlines())) <= 60
     for variable in BusSettings.variables():
-        assert variable.name in result.output
-        assert not variable.secret or f"{variable.name}_FILE" in result.output
+        assert variable.name in text
+        assert not variable.secret or f"{variable.name}_FILE" in text
 
 
 def test_a_name_that_no_variable_contains():

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
+import pty
 import re
+import signal
+import sys
 import time
 
 import msgspec
@@ -13,7 +17,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from msight_bus.cli import app
-from msight_bus.cli.top import render, watch
+from msight_bus.cli.top import NodeTable, render, watch
 from msight_bus.message import Message
 from msight_bus.nodes import NodeConfig
 from msight_bus.registry import NodeInfo, NodeMetrics, NodeStatus, Registry
@@ -22,9 +26,9 @@ from tests.support.brokers import make_backend
 from tests.support.nodes import DEADLINE, Collect, running
 
 
-def shown(registry, width=160):
+def shown(registry, width=160, **options):
     console = Console(file=io.StringIO(), width=width)
-    console.print(render(registry))
+    console.print(render(registry, **options))
     return console.file.getvalue()
 
 
@@ -58,7 +62,7 @@ def test_a_row_for_each_node_with_its_topics():
         )
     )
     assert "Nodes (2)" in text
-    first, second, third = [line for line in text.splitlines() if "<-" in line or "->" in line]
+    third, first, second = [line for line in text.splitlines() if "<-" in line or "->" in line]
     for part in ("detector", "<- cam (no node)", "30.0", " 7 ", " 34 ", " 12 ", " 1 ", "8.2", "RUNNING"):
         assert part in first
     assert "-> objects " in second
@@ -167,9 +171,95 @@ def test_the_command(monkeypatch):
     assert "Nodes on memory (0)" in result.output
 
 
-@pytest.mark.parametrize("arguments", [["--backend", "carrier-pigeon"], ["--backend", "nats"]])
-def test_the_command_without_a_broker(monkeypatch, arguments):
+@pytest.mark.parametrize(("backend", "status"), [("carrier-pigeon", 2), ("nats", 3)])
+def test_the_command_without_a_broker(monkeypatch, backend, status):
     monkeypatch.setenv("MSIGHT_NATS_SERVERS", "['nats://127.0.0.1:1']")
-    result = CliRunner().invoke(app, ["top", *arguments])
-    assert result.exit_code == 1
+    result = CliRunner().invoke(app, ["top", "--backend", backend])
+    assert result.exit_code == status
     assert "Traceback" not in result.output
+
+
+def listed(text):
+    return [line.split()[0] for line in text.splitlines() if line.startswith("n")]
+
+
+FINE = NodeMetrics(messages_in=10)
+LOSES = NodeMetrics(missing=1)
+
+
+def test_the_worst_come_first():
+    text = shown(
+        registry_of(
+            info(name="n-stopped", status=NodeStatus.STOPPED, ended=True),
+            info(name="n-fine", metrics=FINE),
+            info(name="n-starting", status=NodeStatus.REGISTERED),
+            info(name="n-loses", metrics=LOSES),
+            info(name="n-failed", status=NodeStatus.ERROR),
+        )
+    )
+    assert listed(text)[1:] == ["n-failed", "n-loses", "n-starting", "n-fine", "n-stopped"]
+
+
+@pytest.mark.parametrize("height", range(1, 60))
+def test_what_does_not_fit_is_counted(height):
+    infos = [info(name=f"n{number}", subscribe_topic="cam", publish_topic="out") for number in range(20)]
+    lines = shown(registry_of(*infos), width=100, height=height).splitlines()
+    shown_nodes = len(listed("\n".join(lines))) - 1
+    more = [line for line in lines if line.startswith("…")]
+    assert 1 <= shown_nodes <= 20
+    assert more == ([] if shown_nodes == 20 else [f"… and {20 - shown_nodes} more"])
+    assert len(lines) <= max(height, 8)  # title, heading, one node, the rest, the legend
+
+
+def test_a_filter_shows_whom_it_concerns():
+    registry = registry_of(
+        info(name="n1", subscribe_topic="site.CAM_ne"), info(name="n2", host="cam-box"), info(name="n3", status="ERROR")
+    )
+    text = shown(registry, containing="cam")
+    assert listed(text)[1:] == ["n1", "n2"]
+    assert "Nodes (2 of 3)" in text
+    assert listed(shown(registry, containing="error"))[1:] == ["n3"]
+    assert "No node contains 'truck'." in shown(registry, containing="truck")
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_on_a_narrow_terminal_columns_are_left_out_and_named(width):
+    metrics = NodeMetrics(rate_in=1234.4, queued=10_000, missing=123_456, dropped=12_345, latency_p50_ms=54321)
+    name, topic = "a-rather-long-name-of-a-node", "intersection.huron-plymouth.objects_ne"
+    lines = shown(registry_of(info(name=name, subscribe_topic=topic, metrics=metrics)), width=width).splitlines()
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    for part in ("1,234", "123,456", "RUNNING"):
+        assert part in text
+    assert (f"Not shown on {width} columns" in text) == ("heard" not in lines[2])
+
+
+def test_drawing_costs_as_much_as_fits_the_terminal(monkeypatch):
+    drawn = []
+    cells = NodeTable._cells
+    monkeypatch.setattr(NodeTable, "_cells", lambda self, *rest: drawn.append(1) or cells(self, *rest))
+    text = shown(registry_of(*(info(name=f"n{number:04}") for number in range(3000))), height=30)
+    assert "… and 2,97" in text
+    assert len(drawn) <= 30
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_cursor_comes_back_when_it_is_ended(nats, number):
+    environment = {**os.environ, **nats.env, "MSIGHT_PUBSUB_BACKEND": "nats", "TERM": "xterm"}
+    pid, terminal = pty.fork()
+    if not pid:
+        os.execve(sys.executable, [sys.executable, "-m", "msight_bus", "top"], environment)
+    said = b""
+    while b"\x1b[?25l" not in said or b"None heard" not in said:
+        said += os.read(terminal, 4096)
+    os.kill(pid, number)
+    try:
+        while more := os.read(terminal, 4096):
+            said += more
+    except OSError:  # it has closed the terminal
+        pass
+    _, status = os.waitpid(pid, 0)
+    os.close(terminal)
+    assert said.rindex(b"\x1b[?25h") > said.rindex(b"\x1b[?25l")
+    assert b"Traceback" not in said
+    assert os.waitstatus_to_exitcode(status) == 130

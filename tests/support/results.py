@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from msight_bus.bench.figures import summary
+from benchmarks.interleaving import summary
 
 
 def make_row(what: str, size: int, candidate: str, run: dict[str, float]) -> dict[str, Any]:

@@ -1,0 +1,11 @@
+"""Ends ``msight-bus`` without a traceback when Ctrl-C comes while the package is imported. Other programs are not affected."""
+
+import os
+import signal
+import sys
+
+_program = os.path.basename(sys.argv[0]) if sys.argv else ""  # noqa: PTH119 - before anything else is imported
+_is_command = _program == "msight-bus" or (_program == "-m" and "msight_bus" in sys.orig_argv)
+
+if _is_command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))

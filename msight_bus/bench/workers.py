@@ -1,0 +1,147 @@
+"""Processes that run one side each, and the counters that these processes share."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Mapping
+from functools import cache
+from multiprocessing.connection import Connection
+from multiprocessing.sharedctypes import RawArray
+from typing import Any
+
+from msight_bus.bench.jobs import GIVE_UP, Plan, VoidError
+from msight_bus.bench.sides import Side, Target, load
+from msight_bus.settings import BusSettings
+
+_ANSWER_WITHIN = 120
+_END_WITHIN = 2
+
+
+class WorkerError(Exception):
+    """A side failed in its process; the text has its traceback."""
+
+
+class SharedCounters:
+    """Shared memory with the fields that `jobs` names; one process writes each field and the others read it."""
+
+    def __init__(self) -> None:
+        self._shared: Any = RawArray("Q", GIVE_UP + 1)
+
+    @property
+    def view(self) -> memoryview:
+        """The fields; faster to read than through ctypes."""
+        return memoryview(self._shared).cast("B").cast("Q")
+
+    def clear(self) -> None:
+        """Set every field to 0, for the next run."""
+        self.view[:] = memoryview(bytes(8 * (GIVE_UP + 1))).cast("Q")
+
+
+def serve(side: Side, job: str, env: Mapping[str, str], counters: SharedCounters, connection: Connection) -> None:
+    """Run the worker's main function: receive a plan, send an outcome, until ``None`` comes or the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    settings = BusSettings(environ=env)
+    run = load(job)
+    try:
+        side.make()  # imports now, not in a run
+    except BaseException:
+        connection.send(("unavailable", traceback.format_exc(limit=-1)))
+        return
+    connection.send(("up", None))
+    while (plan := connection.recv()) is not None:
+        target = Target(settings, plan.topic, plan.size, plan.from_start, plan.seconds + plan.warm_up)
+
+        def tell(what: str) -> None:
+            connection.send((what, None))
+
+        try:
+            with asyncio.Runner(loop_factory=_loop_factory(side)) as runner:
+                outcome = runner.run(run(side.make(), plan, target, counters.view, tell))
+            connection.send(("done", outcome))
+        except VoidError as error:
+            connection.send(("void", str(error)))
+        except BaseException:
+            connection.send(("failed", traceback.format_exc()))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _loop_factory(side: Side) -> Any:
+    if side.loop == "asyncio":
+        return asyncio.SelectorEventLoop
+    import uvloop  # noqa: PLC0415 - not available on Windows
+
+    return uvloop.new_event_loop
+
+
+@cache
+def _context() -> Any:
+    """Fork workers from a clean process that has imported the bus; without fork, each worker imports it."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+class Worker:
+    """The parent's handle of a worker process."""
+
+    def __init__(self, side: Side, job: str, env: Mapping[str, str], counters: SharedCounters) -> None:
+        load(job)  # a wrong name is an error of the parent
+        context = _context()
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=serve, args=(side, job, dict(env), counters, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+        self.name = f"{job.rpartition(':')[2]} {side.path} {dict(side.options) or ''}"
+        self._up = False
+
+    def begin(self, plan: Plan) -> None:
+        """Start a run."""
+        if not self._up:
+            self.expect("up")
+            self._up = True
+        self._connection.send(plan)
+
+    def expect(self, what: str) -> Any:
+        """Return the value that comes with the message ``what``; ``"done"`` brings the outcome of the run.
+
+        Raises:
+            VoidError: the run is void.
+            WorkerError: the side failed, ended or did not answer.
+        """
+        if not self._connection.poll(_ANSWER_WITHIN):
+            raise WorkerError(f"{self.name}: no answer within {_ANSWER_WITHIN} s.")
+        try:
+            said, value = self._connection.recv()
+        except EOFError:
+            raise WorkerError(f"{self.name}: the process ended.") from None
+        if said == "void":
+            raise VoidError(value)
+        if said != what:
+            raise WorkerError(f"{self.name}: {value}")
+        return value
+
+    def close(self, *, kill: bool = False) -> None:
+        """End the process, with ``kill`` also in the middle of a run. May be called again."""
+        if kill:
+            self._process.kill()
+        with contextlib.suppress(OSError):
+            self._connection.send(None)
+        self._process.join(_END_WITHIN)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()

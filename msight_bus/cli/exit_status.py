@@ -1,0 +1,57 @@
+"""The exit status of a command: the same for every command, and in the help of each."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+import typer
+from rich.console import Console
+
+from msight_bus.errors import AuthenticationError, BusError, ConfigError, ConnectionLostError
+
+FAILED, USAGE, NOT_REACHED, INTERRUPTED = 1, 2, 3, 130
+
+HELP = """
+Exit status: 0 done or healthy; 1 a fault was found or the operation failed; 2 wrong usage or configuration; 3 the broker was
+not reached or refused the connection; 130 interrupted.
+"""
+
+
+@contextmanager
+def exit_status() -> Iterator[None]:
+    """Turn a `BusError` into its text on standard error and an exit status, and SIGTERM or Ctrl-C into `INTERRUPTED`.
+
+    SIGTERM interrupts as Ctrl-C does, so that a command restores the terminal and ends what it started.
+    """
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    except BusError as error:
+        fail(error)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Do what Ctrl-C does now: in `asyncio.run`, cancel the main task at its next suspension, else raise."""
+    handler = signal.getsignal(signal.SIGINT)
+    (handler if callable(handler) else signal.default_int_handler)(number, frame)
+
+
+def fail(error: BusError) -> NoReturn:
+    """Print ``error`` and end the command with its exit status."""
+    Console(stderr=True, highlight=False).print(str(error).strip(), style="red", markup=False, soft_wrap=True)
+    raise typer.Exit(status_of(error)) from error
+
+
+def status_of(error: BusError) -> int:
+    """Return the exit status of an error."""
+    if isinstance(error, ConfigError):
+        return USAGE
+    return NOT_REACHED if isinstance(error, ConnectionLostError | AuthenticationError) else FAILED

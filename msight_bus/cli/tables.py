@@ -1,0 +1,117 @@
+"""Tables of plain lines that fit a terminal: text is folded, then whole columns are left out; a number is never cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.cells import cell_len, chop_cells
+from rich.console import Console
+from rich.text import Text
+
+Cells = Sequence[str]
+"""The cells of a row; a cell may have several lines."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        title: the heading, of one line or several.
+        rank: columns with the highest rank are left out first; those with 0 never are.
+        folds_at: width in characters to which a text column may be folded; 0 for numbers, which are never folded.
+        left: whether cells are aligned to the left.
+    """
+
+    title: str
+    rank: int = 0
+    folds_at: int = 0
+    left: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The columns of a table that fit a width.
+
+    Attributes:
+        columns: all columns.
+        widths: the width of each column that is shown, by its index.
+        gap: spaces between two columns.
+    """
+
+    columns: Sequence[Column]
+    widths: Mapping[int, int]
+    gap: int
+
+    @property
+    def hidden(self) -> list[str]:
+        """Headings of the columns that are left out."""
+        return [column.title.replace("\n", " ") for n, column in enumerate(self.columns) if n not in self.widths]
+
+    def heading(self) -> list[str]:
+        """Return the lines of the headings, the last line of each at the bottom."""
+        titles = [column.title.split("\n") for column in self.columns]
+        height = max(len(titles[n]) for n in self.widths)
+        return self.row(["\n".join([""] * (height - len(title)) + title) for title in titles])
+
+    def row(self, cells: Cells) -> list[str]:
+        """Return the lines of a row."""
+        folded = {n: self._fold(cells[n], n) for n in self.widths}
+        height = max(map(len, folded.values()))
+        return [
+            self._line({n: lines[at] if at < len(lines) else "" for n, lines in folded.items()}) for at in range(height)
+        ]
+
+    def _fold(self, cell: str, number: int) -> list[str]:
+        width = self.widths[number]
+        return [part for line in cell.split("\n") for part in (chop_cells(line, width) if line else [""])]
+
+    def _line(self, cells: Mapping[int, str]) -> str:
+        padded = []
+        for number, cell in cells.items():
+            space = " " * (self.widths[number] - cell_len(cell))
+            padded.append(cell + space if self.columns[number].left else space + cell)
+        return (" " * self.gap).join(padded).rstrip()
+
+
+def fit(columns: Sequence[Column], rows: Sequence[Cells], width: int | None) -> Layout:
+    """Choose the columns and widths that fit ``width`` characters; ``None`` for all of them, unfolded."""
+    full = {
+        number: max(
+            cell_len(line) for cell in (column.title, *(row[number] for row in rows)) for line in cell.split("\n")
+        )
+        for number, column in enumerate(columns)
+    }
+    shown = dict(full)
+    while width is not None:
+        for gap in (2, 1):
+            over = sum(shown.values()) + gap * (len(shown) - 1) - width
+            spare = {n: max(0, full[n] - columns[n].folds_at) if columns[n].folds_at else 0 for n in shown}
+            if over <= sum(spare.values()):
+                for number in sorted(spare, key=lambda n: -spare[n]):
+                    cut = min(max(0, over), spare[number])
+                    shown[number], over = shown[number] - cut, over - cut
+                return Layout(columns, shown, gap)
+        last = max(shown, key=lambda n: (columns[n].rank, n))
+        if columns[last].rank == 0:  # too narrow for what is always shown: the terminal wraps the lines
+            shown = {n: min(full[n], columns[n].folds_at or full[n]) for n in shown}
+            break
+        del shown[last]
+    return Layout(columns, shown, 2 if width is None else 1)
+
+
+def width_of(out: Console) -> int | None:
+    """Return the width of a terminal, and ``None`` for a file or pipe, where nothing has to fit."""
+    return out.width if out.is_terminal else None
+
+
+def print_table(columns: Sequence[Column], rows: Sequence[Cells], out: Console) -> None:
+    """Print a table, and the headings of the columns for which the terminal is too narrow."""
+    layout = fit(columns, rows, width_of(out))
+    lines = [Text(line, style="bold") for line in layout.heading()]
+    lines += [Text(line) for row in rows for line in layout.row(row)]
+    for line in lines:
+        out.print(line, soft_wrap=True)
+    if layout.hidden:
+        out.print(Text(f"Not shown on {out.width} columns: {', '.join(layout.hidden)}.", style="dim"), soft_wrap=True)

@@ -1,0 +1,89 @@
+"""What all commands have in common: version, help, exit status, terminals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from msight_bus import __version__
+from msight_bus.cli import app
+from msight_bus.cli.exit_status import exit_status
+from msight_bus.errors import AuthenticationError, BusError, ConfigError, ConnectionLostError, UnsupportedError
+
+COMMANDS = ["up", "top", "settings", "bench"]
+MODULE = [sys.executable, "-m", "msight_bus"]
+SCRIPT = [str(Path(sys.executable).with_name("msight-bus"))]
+
+
+@pytest.mark.parametrize("program", [MODULE, SCRIPT], ids=["-m", "script"])
+def test_the_version(program):
+    done = subprocess.run([*program, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"msight-bus {__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_examples_and_the_exit_status(command):
+    result = CliRunner().invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    words = " ".join(result.output.split())
+    assert f"msight-bus {command}" in words
+    assert "Exit status: 0 done or healthy; 1 a fault was found or the operation failed; 2 wrong usage" in words
+    assert "╭" not in result.output  # no boxes without a terminal
+
+
+def test_help_lists_the_commands():
+    output = CliRunner().invoke(app, ["--help"]).output
+    assert all(command in output for command in [*COMMANDS, "--version", "Exit status"])
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (BusError("it failed"), 1),
+        (UnsupportedError("not here"), 1),
+        (ConfigError("MSIGHT_X is wrong"), 2),
+        (ConnectionLostError("nobody there"), 3),
+        (AuthenticationError("refused"), 3),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_an_error_is_its_text_and_an_exit_status(error, status, capsys):
+    with pytest.raises(BaseException) as caught, exit_status():  # noqa: PT011 - a click Exit, which is no public name
+        raise error
+    assert caught.value.exit_code == status
+    assert capsys.readouterr().err == (f"{error}\n" if str(error) else "")
+
+
+def test_sigterm_interrupts_as_ctrl_c_does_and_its_handler_comes_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(BaseException) as caught, exit_status():  # noqa: PT011
+        signal.raise_signal(signal.SIGTERM)
+    assert caught.value.exit_code == 130
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_terminal_without_utf_8_gets_another_character():
+    program = "from msight_bus import __main__, cli; cli.app = lambda **_: print('… and 3 more'); __main__.main()"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "? and 3 more\n"), done.stderr
+
+
+@pytest.mark.parametrize("module", ["msgspec", "typer"])
+@pytest.mark.parametrize("program", [MODULE, SCRIPT], ids=["-m", "script"])
+def test_ctrl_c_while_modules_are_imported_is_no_traceback(program, module, tmp_path):
+    (tmp_path / f"{module}.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([*program, "top"], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_ctrl_c_in_another_program_that_imports_the_package_is_a_keyboard_interrupt():
+    program = "import signal, msight_bus; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+    subprocess.run([sys.executable, "-c", program], check=True)
