@@ -35,6 +35,22 @@ def test_a_wrong_environment_is_exit_status_1_with_every_problem(monkeypatch):
     assert "canary" not in result.output
 
 
+def test_each_variable_says_whether_it_is_set(monkeypatch, tmp_path):
+    (tmp_path / "token").write_text("x")
+    monkeypatch.setenv("MSIGHT_NATS_TOKEN_FILE", str(tmp_path / "token"))
+    monkeypatch.setenv("MSIGHT_NATS_USERNAME", "")
+    monkeypatch.setenv("MSIGHT_NATS_TLS_FIRST", "no")
+    monkeypatch.setenv("MSIGHT_NATS_SERVERS_FILE", "/none")  # means nothing: no secret
+    lines = CliRunner().invoke(app, ["settings", "nats"], env=WIDE).output.splitlines()
+    assert {
+        "MSIGHT_NATS_TOKEN (MSIGHT_NATS_TOKEN_FILE is set; unset by default)",
+        "MSIGHT_NATS_USERNAME (empty, which counts as unset; unset by default)",
+        "MSIGHT_NATS_TLS_FIRST (set; default: false)",
+        "MSIGHT_NATS_PASSWORD (unset by default)",
+        "MSIGHT_NATS_SERVERS (default: ['nats://localhost:4222'])",
+    } <= set(lines)
+
+
 def test_no_name_is_broken_on_a_narrow_terminal():
     result = CliRunner().invoke(app, ["settings"], env={"COLUMNS": "60"})
     assert result.exit_code == 0

@@ -126,7 +126,7 @@ ENVIRONMENTS: list[dict[str, str]] = [
 
 def dumped(settings: BusSettings) -> BusSettings:
     """Settings made from the dump of others."""
-    return BusSettings(environ={}, **settings.model_dump())
+    return BusSettings(environ={}, **settings.dump())
 
 
 def assign(settings: BusSettings) -> BusSettings:

@@ -10,7 +10,7 @@ from typing import Any
 from aiokafka.abc import AbstractTokenProvider
 
 from msight_bus.errors import ConfigError
-from msight_bus.settings.kafka import KafkaSettings
+from msight_bus.settings import KafkaSettings
 
 logger = logging.getLogger("msight_bus")
 
