@@ -10,6 +10,7 @@ import pytest
 
 import msight_bus
 from msight_bus import AuthenticationError
+from msight_bus.backends.kafka.client import client_options, probe
 from msight_bus.events import Reconnected
 from tests.support.brokers import running_broker
 from tests.support.listeners import proxy
@@ -126,3 +127,12 @@ def test_a_trailing_dot_is_no_part_of_the_name_in_a_certificate(kind, secured, m
     environ = environment(kind, port, host=f"{NAME}.", **tls)
     assert f"{NAME}." in environ[PREFIX[kind] + ("HOST" if kind == "redis" else "SERVERS")]
     run_where(["127.0.0.1"], lambda: talk(settings_of(environ, **quick())))
+
+
+def test_nor_on_kafka(secured, made):
+    """Of the bootstrap server, which is configured; the brokers' own names are those that Kafka advertises."""
+    port = secured("kafka").ports["elsewhere"]
+    tls = {**CREDENTIALS["kafka"], "USE_TLS": "true", "TLS_CA_CERT_FILE": made.ca}
+    for host in (NAME, f"{NAME}."):
+        settings = settings_of(environment("kafka", port, host=host, **tls), **quick(MSIGHT_CONNECT_TIMEOUT="10"))
+        run_where(["127.0.0.1"], lambda settings=settings: probe(client_options(settings)))
