@@ -7,7 +7,6 @@ from msight_bus.settings.bus import BusSettings
 from msight_bus.settings.secret import Secret
 from msight_bus.settings.section import ConfigWarning, InsecureWarning, Variable
 from msight_bus.settings.sections import KafkaSettings, Limits, NatsSettings, RedisSettings
-from msight_bus.settings.tls import TlsSettings
 
 __all__ = [
     "BusSettings",
@@ -20,6 +19,5 @@ __all__ = [
     "NatsSettings",
     "RedisSettings",
     "Secret",
-    "TlsSettings",
     "Variable",
 ]

@@ -56,8 +56,8 @@ class BusSettings(Section):
             overrides: by field; for a section, a mapping of some of its fields, or an instance. None overrides nothing.
 
         Raises:
-            ConfigError: variables of the chosen backend, or common ones, are wrong; all of them are named. Wrong ones of other
-                backends are a ``ConfigWarning`` each; so are misspelt ones, which are errors with ``strict``.
+            ConfigError: variables of the chosen backend, or common ones, are wrong; all of them are named. Those of other
+                backends, and misspelt ones without ``strict``, are a ``ConfigWarning`` each.
         """
         sentences, notices = self._read(os.environ if environ is None else environ, overrides)
         del environ, overrides  # a traceback with local variables would show the secrets in them
@@ -71,31 +71,25 @@ class BusSettings(Section):
     def _read(self, environ: object, overrides: Mapping[str, Any]) -> tuple[list[str], list[Warning]]:
         """Set every field; return the sentences of an error, and the warnings."""
         given = {name: value for name, value in overrides.items() if value is not None}
-        found = read_environment(environ, self.variables(), [self.prefix, *(kind.prefix for kind in _SECTIONS)])
-        chosen = [
-            "",
-            "limits",
-            *(kind.section for kind in _SECTIONS if kind.section in given),
-        ]  # the program itself asked
+        asked = [kind.section for kind in _SECTIONS if kind.section in given]
         sections = {kind: given.pop(kind.section, {}) for kind in _SECTIONS}
+        found = read_environment(environ, self.variables(), [self.prefix, *(kind.prefix for kind in _SECTIONS)])
         wrong = {"": [*self._fill(found.values[""] | given), *found.problems[""]]}
         for kind, override in sections.items():
-            section, wrong[kind.section] = _read_section(kind, override, found)
-            vars(self)[kind.section] = section
-        if not any("backend" in problem.fields for problem in wrong[""]):
-            chosen.append(self.backend)
-        sentences = [problem.sentence for name in dict.fromkeys(chosen) for problem in wrong.get(name, ())]
-        sentences += found.misspelt if self.strict else ()
-        notices: list[Warning] = [ConfigWarning(sentence) for sentence in found.misspelt if not self.strict]
-        notices += [
-            ConfigWarning(f"{problem.sentence} It would be an error if the backend were {name}.")
-            for name, problems in wrong.items()
-            for problem in problems
-            if name not in chosen
-        ]
-        if not sentences and self.backend != "memory":  # which has no settings
-            notices += getattr(self, self.backend).notices()
-        return sentences, notices
+            vars(self)[kind.section], wrong[kind.section] = _read_section(kind, override, found)
+
+        backend = [] if any("backend" in problem.fields for problem in wrong[""]) else [self.backend]
+        chosen = dict.fromkeys(["", "limits", *asked, *backend])
+        sentences = [problem.sentence for name in chosen for problem in wrong.get(name, ())]
+        elsewhere = [(name, problem) for name in wrong if name not in chosen for problem in wrong[name]]
+        warned = [f"{problem.sentence} It would be an error if the backend were {name}." for name, problem in elsewhere]
+        if self.strict:
+            sentences += found.misspelt
+        else:
+            warned = found.misspelt + warned
+        section = vars(self).get(self.backend)  # memory has none
+        notices = section.notices() if section is not None and not sentences else ()
+        return sentences, [*map(ConfigWarning, warned), *notices]
 
     @classmethod
     def variables(cls) -> tuple[Variable, ...]:
@@ -112,18 +106,17 @@ class BusSettings(Section):
         return f"kafka://{','.join(map(str, self.kafka.servers))}" if self.backend == "kafka" else "memory"
 
 
-def _read_section(kind: type[Section], override: object, found: Reading) -> tuple[Section, list[Problem]]:
+def _read_section(kind: type[Section], override: Any, found: Reading) -> tuple[Section, list[Problem]]:
     """A section of what the environment sets and ``override`` replaces, and what is wrong in either."""
     problems: list[Problem] = []
     if not isinstance(override, Mapping | kind):
         given = type(override).__name__
         problems = [Problem((), f"BusSettings({kind.section}=...) must be a mapping or {kind.__name__}, not {given}.")]
         override = {}
+    section = override
     if isinstance(override, Mapping):
         section, wrong = kind.read({**found.values[kind.section], **override})
-        twice = [problem for problem in found.problems[kind.section] if override.keys().isdisjoint(problem.fields)]
-        problems += wrong + twice
-    else:
-        section = override
+        problems += wrong
+        problems += [problem for problem in found.problems[kind.section] if override.keys().isdisjoint(problem.fields)]
     named = {field for problem in problems for field in problem.fields}
     return section, problems + [one for one in section.contradictions() if named.isdisjoint(one.fields)]

@@ -92,6 +92,6 @@ def _read(path: str) -> tuple[str, str]:
         text = content.decode().removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError:
         return "", "the file is not UTF-8"
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         return "", f"the file cannot be read ({getattr(error, 'strerror', None) or 'no valid path'})"
     return text, "the file is empty"

@@ -213,6 +213,4 @@ def _written(default: Any) -> str | None:
         return None
     if isinstance(default, bool):
         return str(default).lower()
-    if isinstance(default, tuple):
-        return str([str(entry) for entry in default])
-    return f"{default:g}" if isinstance(default, float) else str(default)
+    return f"{default:g}" if isinstance(default, float) else str(_plain(default))

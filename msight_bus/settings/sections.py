@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from msight_bus.errors import ConfigError
 from msight_bus.settings.addresses import HostPort, NatsServer, is_loopback
 from msight_bus.settings.secret import Secret
 from msight_bus.settings.section import ConfigWarning, InsecureWarning, Problem, Section, variable
-from msight_bus.settings.tls import TlsSettings
+from msight_bus.settings.tls import make_context
 from msight_bus.settings.value_types import (
     BYTES,
     COUNT,
@@ -85,9 +86,9 @@ class TlsSection(Section, ABC):
     tls_ca_cert_file: str | None = variable(PEM_FILE, None, "Authorities to trust (PEM) instead of the system's.")
 
     @property
-    @abstractmethod
-    def tls(self) -> TlsSettings:
-        """How to encrypt connections."""
+    def encrypted(self) -> bool:
+        """Whether connections are encrypted."""
+        return self.use_tls
 
     @abstractmethod
     def _credentials(self) -> Sequence[str]:
@@ -97,38 +98,46 @@ class TlsSection(Section, ABC):
     def _hosts(self) -> Sequence[str]:
         """The hosts that are connected to over a network."""
 
-    def _tls(self, *, enabled: bool, verify: bool = True, check_hostname: bool = True) -> TlsSettings:
-        files = (self.tls_ca_cert_file, self.tls_cert_file, self.tls_key_file)
-        return TlsSettings(self.prefix, enabled, *files, verify=verify, check_hostname=check_hostname)
+    def ssl_context(self) -> ssl.SSLContext | None:
+        """A new context, for which the files are read anew, or None without TLS.
+
+        Raises:
+            ConfigError: a file is no certificate or key, or the two do not belong together.
+        """
+        if not self.encrypted:
+            return None
+        unverified, files = self._unverified(), (self.tls_ca_cert_file, self.tls_cert_file, self.tls_key_file)
+        verify, check_hostname = "tls_verify" not in unverified, "tls_check_hostname" not in unverified
+        return make_context(self.prefix, *files, verify=verify, check_hostname=check_hostname)
+
+    def _unverified(self) -> list[str]:
+        return [field for field in ("tls_verify", "tls_check_hostname") if not getattr(self, field, True)]
+
+    def _together(self, one: str, other: str) -> Iterator[Problem]:
+        if getattr(self, one) is not None and getattr(self, other) is None:
+            yield Problem((one, other), f"{self._name(one)} needs {self._name(other)} as well.")
 
     def _needs_tls(self, field: str, value: str) -> Problem:
         remedy = f"unset it, or set {self._name('use_tls')}=true"
         return Problem((field, "use_tls"), f"{self._name(field)}={value} means nothing without TLS; {remedy}.")
 
-    def _unverified(self) -> list[str]:
-        tls = self.tls
-        return [f"tls_{name}" for name in ("verify", "check_hostname") if not getattr(tls, name)]
-
     def contradictions(self) -> Iterator[Problem]:
         """A certificate without its key, files that are none, and less verification of nothing."""
-        tls = self.tls
-        if (tls.cert_file is None) != (tls.key_file is None):
-            given, missing = ("cert", "key") if tls.cert_file else ("key", "cert")
-            sentence = f"{self._name(f'tls_{given}_file')} needs {self._name(f'tls_{missing}_file')} as well."
-            yield Problem(("tls_cert_file", "tls_key_file"), sentence)
-        elif tls.enabled:
-            failures: tuple[str, ...] = ()
+        unpaired = [*self._together("tls_cert_file", "tls_key_file"), *self._together("tls_key_file", "tls_cert_file")]
+        yield from unpaired
+        failures: Sequence[str] = ()
+        if not unpaired:
             try:
-                tls.context()
+                self.ssl_context()
             except ConfigError as error:
                 failures = error.problems
-            yield from (Problem(("tls_ca_cert_file",), failure) for failure in failures)
-        if not tls.enabled:
+        yield from (Problem(("tls_ca_cert_file",), failure) for failure in failures)
+        if not self.encrypted:
             yield from (self._needs_tls(field, "false") for field in self._unverified())
 
     def notices(self) -> Iterator[Warning]:
         """Files without effect, verification that is off, credentials in clear text."""
-        if self.tls.enabled:
+        if self.encrypted:
             for field in self._unverified():
                 yield InsecureWarning(
                     f"{self._name(field)}=false: anybody on the way to the broker can pretend to be it."
@@ -172,9 +181,9 @@ class RedisSettings(TlsSection):
         return (self.use_cluster and self.cluster_nodes) or (HostPort(self.host, self.port),)
 
     @property
-    def tls(self) -> TlsSettings:
-        """How to encrypt connections; a Unix socket needs no encryption."""
-        return self._tls(enabled=self.use_tls and self.unix_socket_path is None)
+    def encrypted(self) -> bool:
+        """Whether connections are encrypted; a Unix socket needs no encryption."""
+        return self.use_tls and self.unix_socket_path is None
 
     def contradictions(self) -> Iterator[Problem]:
         """What a cluster cannot be combined with, besides those of TLS."""
@@ -222,17 +231,16 @@ class NatsSettings(TlsSection):
     tls_first: bool = variable(FLAG, False, "Begin with the TLS handshake, for servers with handshake_first.")
 
     @property
-    def tls(self) -> TlsSettings:
-        """How to encrypt connections. One ``tls://`` server turns it on for all: credentials are for any of them."""
-        return self._tls(enabled=self.use_tls or any(server.tls for server in self.servers), verify=self.tls_verify)
+    def encrypted(self) -> bool:
+        """Whether connections are encrypted. One ``tls://`` server turns TLS on for all: credentials are for any of them."""
+        return self.use_tls or any(server.tls for server in self.servers)
 
     def contradictions(self) -> Iterator[Problem]:
         """More than one way to authenticate, or half of one, besides those of TLS."""
         yield from super().contradictions()
         for one, other in (("username", "password"), ("password", "username"), ("user_jwt", "nkey_seed")):
-            if getattr(self, one) is not None and getattr(self, other) is None:
-                yield Problem((one, other), f"{self._name(one)} needs {self._name(other)} as well.")
-        if self.tls_first and not self.tls.enabled:
+            yield from self._together(one, other)
+        if self.tls_first and not self.encrypted:
             yield self._needs_tls("tls_first", "true")
         ways = self._credentials()
         if len(ways) > 1:
@@ -333,11 +341,6 @@ class KafkaSettings(TlsSection):
         """The profile, with what is set by itself instead."""
         given = {"linger_ms": self.linger_ms, "batch_bytes": self.batch_bytes, "fetch_bytes": self.fetch_bytes}
         return replace(_PROFILES[self.profile], **{name: value for name, value in given.items() if value is not None})
-
-    @property
-    def tls(self) -> TlsSettings:
-        """How to encrypt connections."""
-        return self._tls(enabled=self.use_tls, verify=self.tls_verify, check_hostname=self.tls_check_hostname)
 
     def contradictions(self) -> Iterator[Problem]:
         """A SASL mechanism without what it needs, or with what it does not take, besides those of TLS."""

@@ -1,10 +1,9 @@
-"""TLS as all three backends configure it."""
+"""TLS contexts, and refused certificates."""
 
 from __future__ import annotations
 
 import re
 import ssl
-from dataclasses import dataclass
 
 from msight_bus.errors import ConfigError
 from msight_bus.settings.redaction import chain
@@ -14,59 +13,44 @@ from msight_bus.settings.redaction import chain
 _ALERTS = re.compile(r"ALERT_.*(CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED|HANDSHAKE_FAILURE)")
 
 
-@dataclass(frozen=True, slots=True)
-class TlsSettings:
-    """How to encrypt a connection.
+def make_context(
+    prefix: str, ca_file: str | None, cert_file: str | None, key_file: str | None, *, verify: bool, check_hostname: bool
+) -> ssl.SSLContext:
+    """A context of PEM files. TLS 1.2 is the least.
 
-    Attributes:
-        prefix: what the names of its variables begin with.
-        enabled: whether to encrypt at all.
-        ca_cert_file: PEM file of the authorities to trust, instead of those of the system.
-        cert_file: PEM file of the client's own certificate.
-        key_file: PEM file of its key, without a passphrase.
+    Args:
+        prefix: what the names of the variables begin with.
+        ca_file: the authorities to trust, instead of those of the system.
+        cert_file: the client's own certificate.
+        key_file: its key, without a passphrase.
         verify: whether the server's certificate is verified.
         check_hostname: whether it must be for the host that is connected to.
+
+    Raises:
+        ConfigError: a file is no certificate or key, or the two do not belong together.
     """
-
-    prefix: str
-    enabled: bool
-    ca_cert_file: str | None = None
-    cert_file: str | None = None
-    key_file: str | None = None
-    verify: bool = True
-    check_hostname: bool = True
-
-    def context(self) -> ssl.SSLContext | None:
-        """A new context that reads the files anew, or None if TLS is off. TLS 1.2 is the least.
-
-        Raises:
-            ConfigError: a file is no certificate or key, or the two do not belong together.
-        """
-        if not self.enabled:
-            return None
+    try:
+        context = ssl.create_default_context(cafile=ca_file)
+    except (OSError, ValueError) as error:
+        raise ConfigError(_unusable(f"{prefix}TLS_CA_CERT_FILE", "a file of certificates", error)) from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.check_hostname = verify and check_hostname
+    if not verify:
+        context.verify_mode = ssl.CERT_NONE
+    if cert_file is not None:
         try:
-            context = ssl.create_default_context(cafile=self.ca_cert_file)
+            # A passphrase is never asked for: a service has no terminal to answer at.
+            context.load_cert_chain(cert_file, key_file, password="")
         except (OSError, ValueError) as error:
-            raise ConfigError(self._unusable("TLS_CA_CERT_FILE", "a file of certificates", error)) from error
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.check_hostname = self.verify and self.check_hostname
-        if not self.verify:
-            context.verify_mode = ssl.CERT_NONE
-        if self.cert_file is not None:
-            try:
-                # A passphrase is never asked for: a service has no terminal to answer at.
-                context.load_cert_chain(self.cert_file, self.key_file, password="")
-            except (OSError, ValueError) as error:
-                names = f"TLS_CERT_FILE and {self.prefix}TLS_KEY_FILE"
-                raise ConfigError(
-                    self._unusable(names, "a certificate and its key, without a passphrase,", error)
-                ) from error
-        return context
+            names = f"{prefix}TLS_CERT_FILE and {prefix}TLS_KEY_FILE"
+            raise ConfigError(_unusable(names, "a certificate and its key, without a passphrase,", error)) from error
+    return context
 
-    def _unusable(self, names: str, content: str, error: Exception) -> str:
-        other = "none was found there" if isinstance(error, ssl.SSLError) else getattr(error, "strerror", None)
-        reason = getattr(error, "reason", None) or other or "unreadable"
-        return f"{self.prefix}{names} must name {content} in PEM form, such as /etc/msight/tls.pem; {reason}."
+
+def _unusable(names: str, content: str, error: Exception) -> str:
+    other = "none was found there" if isinstance(error, ssl.SSLError) else getattr(error, "strerror", None)
+    reason = getattr(error, "reason", None) or other or "unreadable"
+    return f"{names} must name {content} in PEM form, such as /etc/msight/tls.pem; {reason}."
 
 
 def find_refused_certificate(error: BaseException) -> ssl.SSLError | None:

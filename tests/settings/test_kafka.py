@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import ssl
+
 import pytest
 
 from msight_bus.errors import ConfigError
@@ -98,8 +100,10 @@ def test_credentials_in_clear_text_are_loud_unless_they_stay_here():
 @pytest.mark.parametrize("name", ["TLS_VERIFY", "TLS_CHECK_HOSTNAME"])
 def test_turning_verification_off_is_loud(name):
     with pytest.warns(InsecureWarning, match=f"{KAFKA}{name}=false"):
-        tls = kafka(USE_TLS="1", **{name: "no"}).tls
-    assert (tls.verify, tls.check_hostname) == (name != "TLS_VERIFY", name != "TLS_CHECK_HOSTNAME")
+        context = kafka(USE_TLS="1", **{name: "no"}).ssl_context()
+    assert context is not None
+    assert not context.check_hostname
+    assert context.verify_mode is (ssl.CERT_NONE if name == "TLS_VERIFY" else ssl.CERT_REQUIRED)
     with pytest.raises(ConfigError, match=f"{KAFKA}{name}=false means nothing without TLS"):
         kafka(**{name: "no"})
 

@@ -17,7 +17,7 @@ from msight_bus.settings.redaction import hide_secrets
 def client_options(settings: BusSettings, credentials: Credentials | None = None) -> dict[str, Any]:
     """Keyword arguments that all clients share."""
     kafka = settings.kafka
-    protocol = ("SASL_" if kafka.sasl_mechanism else "") + ("SSL" if kafka.tls.enabled else "PLAINTEXT")
+    protocol = ("SASL_" if kafka.sasl_mechanism else "") + ("SSL" if kafka.encrypted else "PLAINTEXT")
     options: dict[str, Any] = {
         "bootstrap_servers": [str(server) for server in kafka.servers],
         "client_id": settings.edge_device_name or "msight_bus",
