@@ -12,7 +12,7 @@ from msight_bus.errors import ConfigError
 from msight_bus.settings.environment import Reading, read_environment
 from msight_bus.settings.section import ConfigWarning, Problem, Section, Variable, variable
 from msight_bus.settings.sections import KafkaSettings, Limits, NatsSettings, RedisSettings
-from msight_bus.settings.value_types import FLAG, LOG_LEVEL, NAME, choice
+from msight_bus.settings.value_types import FLAG, LOG_LEVEL, NAME, TOPIC_SUFFIX, choice
 
 _SECTIONS: tuple[type[Section], ...] = (Limits, RedisSettings, NatsSettings, KafkaSettings)
 
@@ -43,6 +43,7 @@ class BusSettings(Section):
     logging_level: Literal["CRITICAL", "FATAL", "ERROR", "WARN", "WARNING", "INFO", "DEBUG", "NOTSET"] | None = (
         variable(LOG_LEVEL, None, "What nodes log; unset, the levels of the program's own logging hold.")
     )
+    dead_letter_suffix: str = variable(TOPIC_SUFFIX, ".dead", "Appended to a topic's name for its dead letters.")
     limits: Limits = field(default=Limits())
     redis: RedisSettings = field(default=RedisSettings())
     nats: NatsSettings = field(default=NatsSettings())

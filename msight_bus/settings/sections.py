@@ -30,7 +30,6 @@ from msight_bus.settings.value_types import (
     SECONDS,
     SECRET,
     SOCKET_PATH,
-    TOPIC_SUFFIX,
     choice,
     whole,
 )
@@ -334,7 +333,6 @@ class KafkaSettings(TlsSection):
     max_redeliveries: int = variable(
         COUNT_OR_ZERO, 3, "How often nack() delivers again before a record is dead-lettered."
     )
-    dead_letter_suffix: str = variable(TOPIC_SUFFIX, ".dead", "Appended to a topic's name for its dead letters.")
 
     @property
     def tuning(self) -> Tuning:

@@ -40,6 +40,7 @@ def test_common_variables():
     settings = BusSettings(environ=environ)
     assert (settings.strict, settings.edge_device_name, settings.logging_level) == (True, "edge", "DEBUG")
     assert not BusSettings(environ={}).strict
+    assert BusSettings(environ={"MSIGHT_DEAD_LETTER_SUFFIX": "-dead"}).dead_letter_suffix == "-dead"
 
 
 @hypothesis_settings(deadline=None)
@@ -216,3 +217,9 @@ def test_config_errors_are_bus_errors_and_survive_a_pickle():
     assert isinstance(error, ValueError)
     assert error.problems == caught.value.problems
     assert len(error.problems) == 2
+
+
+@pytest.mark.parametrize("suffix", ["dead letters", "ä", ".", "..dead", "dead.", "x" * 51, "a/b"])
+def test_a_dead_letter_suffix_keeps_the_name_a_topic(suffix):
+    with pytest.raises(ConfigError, match="DEAD_LETTER_SUFFIX must be"):
+        BusSettings(environ={"MSIGHT_DEAD_LETTER_SUFFIX": suffix})

@@ -75,7 +75,7 @@ ENVIRONMENTS: list[dict[str, str]] = [
     {"MSIGHT_PUBSUB_BACKEND": "kafka", f"{K}REPLICATION": "101"},
     {"MSIGHT_PUBSUB_BACKEND": "kafka", f"{K}LINGER_MS": "fast"},
     {"MSIGHT_PUBSUB_BACKEND": "kafka", f"{K}PROFILE": "both"},
-    {"MSIGHT_PUBSUB_BACKEND": "kafka", f"{K}DEAD_LETTER_SUFFIX": "a/b"},
+    {"MSIGHT_DEAD_LETTER_SUFFIX": "a/b"},
     # -- values that contradict each other
     {"MSIGHT_RECONNECT_MIN": "3"},
     {f"{R}USE_CLUSTER": "1", f"{R}UNIX_SOCKET_PATH": "/s"},

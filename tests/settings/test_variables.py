@@ -50,7 +50,7 @@ NEW = {
             "MAX_REDELIVERIES",
         )
     ),
-    KAFKA + "DEAD_LETTER_SUFFIX",
+    "MSIGHT_DEAD_LETTER_SUFFIX",
     NATS + "TLS_FIRST",
     "MSIGHT_PUBLISHER_TOPICS",
 }
