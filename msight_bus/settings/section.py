@@ -17,6 +17,7 @@ FILE_SUFFIX = "_FILE"
 """``MSIGHT_NATS_PASSWORD_FILE`` names a file that holds ``MSIGHT_NATS_PASSWORD``; so for each secret."""
 
 _LONGEST_SHOWN = 60
+_LARGEST_SHOWN = 10**_LONGEST_SHOWN  # Python refuses to write numbers of thousands of digits
 
 
 class ConfigWarning(UserWarning):
@@ -158,7 +159,7 @@ class Section:
                 problems.append(Problem((name,), row.describe(str(error), values[name])))
         for name in values:
             if name not in known:
-                near = difflib.get_close_matches(str(name), known, n=1)
+                near = difflib.get_close_matches(name, known, n=1) if isinstance(name, str) else []
                 hint = f"; did you mean {near[0]!r}?" if near else "."
                 problems.append(Problem((), f"{type(self).__name__} has no setting {_show(name) or '...'}{hint}"))
         return problems
@@ -189,7 +190,9 @@ class Section:
 
 def _show(value: object) -> str:
     """A value as an error shows it: short, or empty if it is None or may be a secret in the wrong place."""
-    if not isinstance(value, str | int | float) or any(mark in str(value) for mark in ("@", "://", "-----", "\n")):
+    if isinstance(value, str) and any(mark in value for mark in ("@", "://", "-----", "\n")):
+        return ""
+    if not isinstance(value, str | int | float) or (isinstance(value, int) and abs(value) > _LARGEST_SHOWN):
         return ""
     shown = repr(value)
     return shown if len(shown) <= _LONGEST_SHOWN else shown[:_LONGEST_SHOWN] + "..."

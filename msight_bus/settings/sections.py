@@ -346,14 +346,14 @@ class KafkaSettings(TlsSection):
         mechanism, name = self.sasl_mechanism, self._name("sasl_mechanism")
         takes = {"sasl_oauth_token"} if mechanism == "OAUTHBEARER" else {"sasl_username", "sasl_password"}
         for field in ("sasl_oauth_token", "sasl_password", "sasl_username"):
-            given, variable = getattr(self, field) is not None, self._name(field)
+            given, named = getattr(self, field) is not None, self._name(field)
             if mechanism is None and given:
                 usable = "OAUTHBEARER" if field == "sasl_oauth_token" else "PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"
-                yield Problem((field, "sasl_mechanism"), f"{variable} needs {name}={usable}.")
+                yield Problem((field, "sasl_mechanism"), f"{named} needs {name}={usable}.")
             elif mechanism is not None and field in takes and not given:
-                yield Problem((field, "sasl_mechanism"), f"{name}={mechanism} needs {variable}.")
+                yield Problem((field, "sasl_mechanism"), f"{name}={mechanism} needs {named}.")
             elif mechanism is not None and given and field not in takes:
-                yield Problem((field, "sasl_mechanism"), f"{name}={mechanism} does not take {variable}; unset it.")
+                yield Problem((field, "sasl_mechanism"), f"{name}={mechanism} does not take {named}; unset it.")
 
     def _credentials(self) -> Sequence[str]:
         return [field for field in ("sasl_password", "sasl_oauth_token") if getattr(self, field) is not None]

@@ -219,6 +219,39 @@ def test_config_errors_are_bus_errors_and_survive_a_pickle():
     assert len(error.problems) == 2
 
 
+FIELDS = sorted({variable.field for variable in VARIABLES})
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.just(object()),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text() | st.integers(), inner, max_size=3),
+    max_leaves=5,
+)
+JUNK_SECTION = JUNK | st.dictionaries(
+    st.sampled_from(FIELDS) | JUNK.filter(lambda name: type(name) in (str, int)), JUNK
+)
+
+
+@hypothesis_settings(deadline=None)
+@given(
+    st.dictionaries(st.sampled_from(["limits", *BACKENDS[:3], *FIELDS]) | st.text(), JUNK_SECTION),
+    JUNK | st.dictionaries(st.sampled_from([variable.name for variable in VARIABLES]) | st.integers(), JUNK),
+)
+def test_whatever_is_given_in_code_is_settings_or_one_config_error(keywords, environ):
+    keywords.pop("environ", None)
+    keywords.pop("self", None)
+    with warnings.catch_warnings(action="ignore"):
+        try:
+            settings = BusSettings(environ=environ, **keywords)
+        except ConfigError:
+            return
+        assert settings == BusSettings(environ={}, **asdict(settings))
+
+
+def test_a_number_too_long_to_be_written_is_not_shown():
+    with pytest.raises(ConfigError) as caught:
+        BusSettings(environ={}, limits={"queue_bytes": 10**5000, 10**5000: 1}, nats={"servers": [10**5000]})
+    assert len(caught.value.problems) == 3
+
+
 @pytest.mark.parametrize("suffix", ["dead letters", "ä", ".", "..dead", "dead.", "x" * 51, "a/b"])
 def test_a_dead_letter_suffix_keeps_the_name_a_topic(suffix):
     with pytest.raises(ConfigError, match="DEAD_LETTER_SUFFIX must be"):
