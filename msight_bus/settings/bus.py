@@ -12,7 +12,10 @@ from msight_bus.errors import ConfigError
 from msight_bus.settings.environment import Reading, read_environment
 from msight_bus.settings.section import ConfigWarning, Problem, Section, Variable, variable
 from msight_bus.settings.sections import KafkaSettings, Limits, NatsSettings, RedisSettings
-from msight_bus.settings.value_types import FLAG, LOG_LEVEL, NAME, TOPIC_SUFFIX, choice
+from msight_bus.settings.value_types import FLAG, NAME, TOPIC_SUFFIX, choice
+
+Backend = Literal["redis", "nats", "kafka", "memory"]
+LogLevel = Literal["CRITICAL", "FATAL", "ERROR", "WARN", "WARNING", "INFO", "DEBUG", "NOTSET"]
 
 _SECTIONS: tuple[type[Section], ...] = (Limits, RedisSettings, NatsSettings, KafkaSettings)
 
@@ -30,18 +33,13 @@ class BusSettings(Section):
 
     prefix: ClassVar[str] = "MSIGHT_"
 
-    backend: Literal["redis", "nats", "kafka", "memory"] = variable(
-        choice("redis", "nats", "kafka", "memory", example="nats"),
-        "redis",
-        "Which broker to use.",
-        name="MSIGHT_PUBSUB_BACKEND",
-    )
+    backend: Backend = variable(choice(Backend, "nats"), "redis", "Which broker to use.", name="MSIGHT_PUBSUB_BACKEND")
     strict: bool = variable(
         FLAG, False, "Refuse misspelt variables and what the backend can do in a weaker way only, instead of warning."
     )
     edge_device_name: str | None = variable(NAME, None, "Name of this device in the data that it sends.")
-    logging_level: Literal["CRITICAL", "FATAL", "ERROR", "WARN", "WARNING", "INFO", "DEBUG", "NOTSET"] | None = (
-        variable(LOG_LEVEL, None, "What nodes log; unset, the levels of the program's own logging hold.")
+    logging_level: LogLevel | None = variable(
+        choice(LogLevel, "INFO"), None, "What nodes log; unset, the levels of the program's own logging hold."
     )
     dead_letter_suffix: str = variable(TOPIC_SUFFIX, ".dead", "Appended to a topic's name for its dead letters.")
     limits: Limits = field(default=Limits())

@@ -34,6 +34,13 @@ from msight_bus.settings.value_types import (
     whole,
 )
 
+Wire = Literal["framed", "raw"]
+Mechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"]
+Profile = Literal["latency", "throughput"]
+Compression = Literal["none", "gzip", "snappy", "lz4", "zstd"]
+Unkeyed = Literal["ordered", "spread"]
+Isolation = Literal["read_committed", "read_uncommitted"]
+
 _KIB, _MIB = 1024, 1024 * 1024
 
 
@@ -167,10 +174,10 @@ class RedisSettings(TlsSection):
     use_cluster: bool = variable(FLAG, False, "Whether the servers are a Redis Cluster.")
     cluster_nodes: tuple[HostPort, ...] = variable(HOST_PORTS, (), "Nodes to try; host and port if there are none.")
     unix_socket_path: str | None = variable(SOCKET_PATH, None, "Unix socket; takes precedence over host and port.")
-    wire: Literal["framed", "raw"] = variable(
-        choice("framed", "raw", example="raw"),
+    wire: Wire = variable(
+        choice(Wire, "raw"),
         "framed",
-        "framed: a prefix of each payload carries headers; raw: there is none, for other makes.",
+        "framed: a prefix of each payload carries headers; raw: no prefix.",
         name="MSIGHT_WIRE",
     )
 
@@ -280,7 +287,7 @@ class Tuning:
 
 # At 10 000 messages of 128 B a second, lingering for 5 ms took the produce requests from 669 to 185 a second and the
 # publisher's CPU from 25 to 16 us a message; a stream without pauses fills its batches in either profile, equally fast.
-_PROFILES: Mapping[str, Tuning] = {
+_PROFILES: Mapping[Profile, Tuning] = {
     "latency": Tuning(linger_ms=0, batch_bytes=256 * _KIB, fetch_bytes=2 * _MIB),
     "throughput": Tuning(linger_ms=5, batch_bytes=_MIB, fetch_bytes=4 * _MIB),
 }
@@ -294,11 +301,7 @@ class KafkaSettings(TlsSection):
     section: ClassVar[str] = "kafka"
 
     servers: tuple[HostPort, ...] = variable(HOST_PORTS, (HostPort("localhost", 9092),), "Brokers to begin with.")
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] | None = variable(
-        choice("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER", example="SCRAM-SHA-512"),
-        None,
-        "How to authenticate.",
-    )
+    sasl_mechanism: Mechanism | None = variable(choice(Mechanism, "SCRAM-SHA-512"), None, "How to authenticate.")
     sasl_username: str | None = variable(NAME, None, "User, for PLAIN and SCRAM.")
     sasl_password: Secret | None = variable(SECRET, None, "Password of that user.")
     sasl_oauth_token: Secret | None = variable(SECRET, None, "Token, for OAUTHBEARER.")
@@ -307,32 +310,24 @@ class KafkaSettings(TlsSection):
     partitions: int = variable(whole(1, 10_000, "4"), 4, "Partitions of a topic that is created.")
     replication: int | None = variable(whole(1, 100, "3"), None, "Replicas of it; the broker's default if unset.")
     create_topics: bool = variable(FLAG, True, "Create topics that do not exist.")
-    profile: Literal["latency", "throughput"] = variable(
-        choice("latency", "throughput", example="throughput"),
-        "latency",
-        "Defaults of linger, batch and fetch size (latency; throughput).",
+    profile: Profile = variable(
+        choice(Profile, "throughput"), "latency", "Defaults of the next three: (latency; throughput)."
     )
     linger_ms: int | None = variable(LINGER, None, "How long a record waits for others of its batch (0; 5).")
     batch_bytes: int | None = variable(BYTES, None, "Size of a batch of one partition (256 KiB; 1 MiB).")
     fetch_bytes: int | None = variable(BYTES, None, "How much of a partition is fetched at once (2 MiB; 4 MiB).")
-    compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = variable(
-        choice("none", "gzip", "snappy", "lz4", "zstd", example="lz4"), "none", "How batches are compressed."
-    )
-    unkeyed: Literal["ordered", "spread"] = variable(
-        choice("ordered", "spread", example="spread"),
-        "ordered",
-        "Whether messages without a key keep their publisher's order in one partition, or spread over all.",
+    compression: Compression = variable(choice(Compression, "lz4"), "none", "How batches are compressed.")
+    unkeyed: Unkeyed = variable(
+        choice(Unkeyed, "spread"), "ordered", "Messages without a key: in order in one partition, or spread over all."
     )
     commit_interval: float = variable(SECONDS, 1.0, "How often finished positions are committed.")
     session_timeout: float = variable(SECONDS, 10.0, "Silence after which a member's partitions go to others.")
-    isolation: Literal["read_committed", "read_uncommitted"] = variable(
-        choice("read_committed", "read_uncommitted", example="read_uncommitted"),
+    isolation: Isolation = variable(
+        choice(Isolation, "read_uncommitted"),
         "read_committed",
-        "Whether records of transactions are read once these are committed, or all of them at once.",
+        "Whether open and aborted transactions are read as well.",
     )
-    max_redeliveries: int = variable(
-        COUNT_OR_ZERO, 3, "How often nack() delivers again before a record is dead-lettered."
-    )
+    max_redeliveries: int = variable(COUNT_OR_ZERO, 3, "Redeliveries after nack() until a record is dead-lettered.")
 
     @property
     def tuning(self) -> Tuning:

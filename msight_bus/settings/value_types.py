@@ -6,14 +6,13 @@ empty where the phrase says enough; it never quotes the value.
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from msight_bus.settings.addresses import HostPort, NatsServer, parse_host, parse_host_port, parse_nats_server
 from msight_bus.settings.secret import MASK, MAX_TEXT, Secret, SecretFile
@@ -53,9 +52,9 @@ def whole(lowest: int, highest: int, example: str, of: str = "") -> ValueType:
     return ValueType(f"a whole number{of} from {lowest} to {highest}", example, parse)
 
 
-def choice(*words: str, example: str) -> ValueType:
-    """One of some words, in any case."""
-    canonical = {word.lower(): word for word in words}
+def choice(literal: object, example: str) -> ValueType:
+    """One of the words of a ``Literal``, in any case."""
+    canonical: dict[str, str] = {word.lower(): word for word in get_args(literal)}
 
     def parse(value: Any) -> str:
         found = canonical.get(value.strip().lower()) if isinstance(value, str) else None
@@ -63,7 +62,7 @@ def choice(*words: str, example: str) -> ValueType:
             raise ValueError
         return found
 
-    return ValueType(f"one of {', '.join(words)}", example, parse)
+    return ValueType(f"one of {', '.join(canonical.values())}", example, parse)
 
 
 _TOPIC_SUFFIX = re.compile(r"\.?[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
@@ -87,10 +86,8 @@ def _parse_seconds(value: Any) -> float:
 
 
 def _parse_patience(value: Any) -> float:
-    infinite = (
-        value.strip().lower() == "inf" if isinstance(value, str) else isinstance(value, float) and value == math.inf
-    )
-    return math.inf if infinite else _parse_seconds(value)
+    text = value.strip().lower() if isinstance(value, str) else repr(value) if isinstance(value, float) else ""
+    return math.inf if text == "inf" else _parse_seconds(value)
 
 
 def _parse_text(value: Any) -> str:
@@ -173,7 +170,6 @@ LINGER = whole(0, 60_000, "5", " of milliseconds")
 SECONDS = ValueType("a number of seconds from 0.001 to 86400", "2.5", _parse_seconds)
 PATIENCE = ValueType("a number of seconds from 0.001 to 86400, or inf", "60", _parse_patience)
 NAME = ValueType("a name of printable characters", "edge_ne", _parse_name)
-LOG_LEVEL = choice(*logging.getLevelNamesMapping(), example="INFO")
 HOST = ValueType("a host name or an IP address", "localhost", lambda value: parse_host(_parse_text(value)))
 PEM_FILE = ValueType("the path of a file", "/etc/msight/tls.pem", _parse_file)
 CREDS_FILE = ValueType("the path of a file", "/etc/msight/user.creds", _parse_file)
@@ -181,9 +177,5 @@ TOPIC_SUFFIX = ValueType("the end of a topic name, of letters, digits, '_', '-' 
 SOCKET_PATH = ValueType("a path of at most 107 bytes", "/run/redis.sock", _parse_socket_path)
 SECRET = ValueType(f"a text of 1 to {MAX_TEXT} characters", "s3cret", _parse_secret, secret=True, shown=False)
 HOST_PORTS = ValueType("a list of host:port", "a:9092,b:9092", _list_of(parse_host_port), shown=False)
-NATS_SERVERS = ValueType(
-    "a list of nats://host:port or tls://host:port",
-    "nats://a:4222,nats://b:4222",
-    _list_of(parse_nats_server),
-    shown=False,
-)
+_NATS_URLS = "a list of nats://host:port or tls://host:port"
+NATS_SERVERS = ValueType(_NATS_URLS, "nats://a:4222,nats://b:4222", _list_of(parse_nats_server), shown=False)
