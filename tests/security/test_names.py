@@ -10,7 +10,8 @@ import pytest
 
 import msight_bus
 from msight_bus import AuthenticationError
-from msight_bus.backends.kafka.client import client_options, probe
+from msight_bus.backends.kafka.aiokafka_compat import Connection
+from msight_bus.backends.kafka.client import client_options
 from msight_bus.events import Reconnected
 from tests.support.brokers import running_broker
 from tests.support.listeners import proxy
@@ -133,6 +134,12 @@ def test_nor_on_kafka(secured, made):
     """Of the bootstrap server, which is configured; the brokers' own names are those that Kafka advertises."""
     port = secured("kafka").ports["elsewhere"]
     tls = {**CREDENTIALS["kafka"], "USE_TLS": "true", "TLS_CA_CERT_FILE": made.ca}
-    for host in (NAME, f"{NAME}."):
-        settings = settings_of(environment("kafka", port, host=host, **tls), **quick(MSIGHT_CONNECT_TIMEOUT="10"))
-        run_where(["127.0.0.1"], lambda settings=settings: probe(client_options(settings)))
+    options = client_options(settings_of(environment("kafka", port, **tls), MSIGHT_CONNECT_TIMEOUT="10"))
+    del options["bootstrap_servers"]
+
+    async def scenario():
+        connection = Connection(f"{NAME}.", port, **options)
+        await connection.connect()
+        await connection.close()
+
+    run_where(["127.0.0.1"], scenario)
