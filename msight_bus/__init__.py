@@ -26,7 +26,7 @@ from msight_bus.nodes import NodeConfig, Outgoing, ProcessingNode, SinkNode, Sou
 from msight_bus.publisher import Publisher
 from msight_bus.queues import QueuePolicy
 from msight_bus.runtime import run
-from msight_bus.settings import BusSettings
+from msight_bus.settings import BusSettings, ConfigWarning
 from msight_bus.subscription import Subscription, SubscriptionStats
 
 __version__ = "0.1.0"
@@ -42,6 +42,7 @@ __all__ = [
     "CapabilityWarning",
     "ClosedError",
     "ConfigError",
+    "ConfigWarning",
     "ConnectionLostError",
     "Data",
     "DecodeError",

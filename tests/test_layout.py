@@ -12,7 +12,15 @@ PROJECT = TESTS.parent
 ACROSS = {"cancellation", "clusters", "contract", "faults", "security", "support"}
 """Folders whose story is no package's."""
 
-OF_THE_PROJECT = {"test_constraints", "test_install", "test_layout", "test_promises", "test_readme", "test_traces"}
+OF_THE_PROJECT = {
+    "test_constraints",
+    "test_imports",
+    "test_install",
+    "test_layout",
+    "test_promises",
+    "test_readme",
+    "test_traces",
+}
 MODULES = sorted(TESTS.rglob("*.py"))
 
 

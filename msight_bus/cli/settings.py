@@ -13,8 +13,7 @@ from rich.text import Text
 
 from msight_bus.cli.exit_status import USAGE
 from msight_bus.errors import ConfigError
-from msight_bus.settings import BusSettings
-from msight_bus.settings.variables import FILE_SUFFIX, Variable
+from msight_bus.settings import BusSettings, Variable
 
 EXAMPLES = """
 Examples:
@@ -70,10 +69,12 @@ def settings(
 
 def _show(variable: Variable, out: Console) -> None:
     """Two paragraphs, for a table would break the names on 80 columns."""
-    is_set = any(os.environ.get(name) for name in (variable.name, f"{variable.name}{FILE_SUFFIX}"))
+    present = {name: os.environ[name] for name in variable.names if name in os.environ}
+    states = [f"{name} is {'set' if value else 'empty, which counts as unset'}" for name, value in present.items()]
+    states = [state.removeprefix(f"{variable.name} is ") for state in states]
     default = f"default: {variable.default}" if variable.default else "unset by default"
-    out.print(Text.assemble((variable.name, "bold"), f" ({'set; ' if is_set else ''}{default})"))
-    meaning = f"{variable.meaning} Takes {variable.type}."
-    if variable.secret:
-        meaning += f" Or {variable.name}{FILE_SUFFIX} names a file that holds it."
+    out.print(Text.assemble((variable.name, "bold"), f" ({'; '.join([*states, default])})"))
+    meaning = f"{variable.meaning} Takes {variable.value_type.accepts}."
+    for name in variable.names[1:]:
+        meaning += f" Or {name} names a file that holds it."
     out.print(Padding(Text(meaning, overflow="fold"), (0, 0, 0, 4), expand=False))

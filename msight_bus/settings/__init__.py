@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from msight_bus.settings.addresses import HostPort, NatsServer
 from msight_bus.settings.bus import BusSettings
-from msight_bus.settings.kafka import KafkaSettings
-from msight_bus.settings.limits import Limits
-from msight_bus.settings.nats import NatsSettings
-from msight_bus.settings.problems import ConfigWarning, InsecureWarning
-from msight_bus.settings.redis import RedisSettings
-from msight_bus.settings.tls import TlsSettings
-from msight_bus.settings.variables import Variable
+from msight_bus.settings.secret import Secret
+from msight_bus.settings.section import ConfigWarning, InsecureWarning, Variable
+from msight_bus.settings.sections import KafkaSettings, Limits, NatsSettings, RedisSettings
 
 __all__ = [
     "BusSettings",
@@ -22,6 +18,6 @@ __all__ = [
     "NatsServer",
     "NatsSettings",
     "RedisSettings",
-    "TlsSettings",
+    "Secret",
     "Variable",
 ]

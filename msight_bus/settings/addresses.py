@@ -6,7 +6,7 @@ import ipaddress
 import re
 from typing import NamedTuple
 
-from pydantic import SecretStr
+from msight_bus.settings.secret import MASK, Secret
 
 _LABEL = r"[A-Za-z0-9_-]{1,63}"
 _HOST_NAME = re.compile(rf"(?:{_LABEL}\.)*{_LABEL}\.?")
@@ -38,15 +38,22 @@ class NatsServer(NamedTuple):
     host: str
     port: int
     tls: bool = False
-    user_info: SecretStr | None = None
+    user_info: Secret | None = None
 
     def __str__(self) -> str:
-        return f"{'tls' if self.tls else 'nats'}://{HostPort(self.host, self.port)}"
+        return self._url(None)
 
     def get_secret_url(self) -> str:
         """The URL with its user info, for the client library: not to be logged."""
-        scheme, address = str(self).split("://")
-        return f"{scheme}://{self.user_info.get_secret_value()}@{address}" if self.user_info else str(self)
+        return self._url(self.user_info and self.user_info.get_secret_value())
+
+    def masked_url(self) -> str:
+        """The URL with a mask in the place of its user info, for a dump."""
+        return self._url(self.user_info)
+
+    def _url(self, user_info: object) -> str:
+        user = "" if user_info is None else f"{user_info}@"
+        return f"{'tls' if self.tls else 'nats'}://{user}{HostPort(self.host, self.port)}"
 
 
 def parse_host(text: str) -> str:
@@ -86,12 +93,13 @@ def parse_host_port(text: str, default_port: int | None = None) -> HostPort:
 
 
 def parse_nats_server(text: str) -> NatsServer:
-    """``nats://`` or ``tls://``, then ``[user:password@]host[:port]``.
+    """``nats://``, ``tls://`` or neither, which means ``nats://``, then ``[user:password@]host[:port]``.
 
     Raises:
         ValueError: it is something else, a WebSocket for instance.
     """
-    match = _NATS_URL.fullmatch(text.strip())
+    text = text.strip()
+    match = _NATS_URL.fullmatch(text if "://" in text else f"nats://{text}")
     if match is None:
         raise ValueError("it is not nats://host:port")
     scheme = match[1].lower()
@@ -99,8 +107,10 @@ def parse_nats_server(text: str) -> NatsServer:
         raise ValueError("it is a WebSocket (ws, wss), which this bus does not speak; servers have a nats:// port")
     if scheme not in ("nats", "tls"):
         raise ValueError("it begins with neither nats:// nor tls://")
+    if match[2] and MASK in match[2]:
+        raise ValueError("it has what a dump shows in the place of a secret")
     host, port = parse_host_port(match[3], _NATS_PORT)
-    return NatsServer(host, port, scheme == "tls", SecretStr(match[2]) if match[2] else None)
+    return NatsServer(host, port, scheme == "tls", Secret(match[2]) if match[2] else None)
 
 
 def is_loopback(host: str) -> bool:

@@ -4,123 +4,96 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
-
-from pydantic import Field
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 from msight_bus.errors import ConfigError
 from msight_bus.settings.environment import Reading, read_environment
-from msight_bus.settings.kafka import KafkaSettings
-from msight_bus.settings.kinds import Flag, LogLevel, Name, choice
-from msight_bus.settings.limits import Limits
-from msight_bus.settings.nats import NatsSettings
-from msight_bus.settings.problems import ConfigWarning, Problem, fill
-from msight_bus.settings.redis import RedisSettings
-from msight_bus.settings.section import Section
-from msight_bus.settings.variables import Variable, list_variables
+from msight_bus.settings.section import ConfigWarning, Problem, Section, Variable, variable
+from msight_bus.settings.sections import KafkaSettings, Limits, NatsSettings, RedisSettings
+from msight_bus.settings.value_types import FLAG, NAME, TOPIC_SUFFIX, choice
 
 Backend = Literal["redis", "nats", "kafka", "memory"]
+LogLevel = Literal["CRITICAL", "FATAL", "ERROR", "WARN", "WARNING", "INFO", "DEBUG", "NOTSET"]
 
-_SECTIONS: dict[str, type[Section]] = {
-    "limits": Limits,
-    "redis": RedisSettings,
-    "nats": NatsSettings,
-    "kafka": KafkaSettings,
-}
+_SECTIONS: tuple[type[Section], ...] = (Limits, RedisSettings, NatsSettings, KafkaSettings)
 
 
-class BusSettings(BaseSettings):
+@dataclass(frozen=True, init=False)
+class BusSettings(Section):
     """Typed, frozen settings, read from the environment when an instance is made.
 
-    ``BusSettings()`` reads ``os.environ``. Keywords override it: ``BusSettings(backend="nats")``, or part of
-    a section, ``BusSettings(nats={"servers": ["nats://a:4222"]})``, or a whole one,
-    ``nats=NatsSettings(...)``. Tests
-    give an environment of their own: ``BusSettings(environ={})``.
+    ``BusSettings()`` reads ``os.environ``. Keywords override it: ``BusSettings(backend="nats")``, or part of a section,
+    ``BusSettings(nats={"servers": ["nats://a:4222"]})``, or a whole one, ``nats=NatsSettings(...)``. Tests give an environment
+    of their own: ``BusSettings(environ={})``. Values of all of these are checked alike.
 
-    Secrets are ``SecretStr``. Neither they nor what a URL carries are ever part of a text made here.
+    Secrets are `Secret`. Neither they nor what a URL carries are ever part of a text made here.
     """
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
     prefix: ClassVar[str] = "MSIGHT_"
 
-    backend: Annotated[Backend, choice("redis", "nats", "kafka", "memory", example="nats")] = Field(
-        default="redis",
-        description="Which broker to use.",
-        json_schema_extra={"variable": "MSIGHT_PUBSUB_BACKEND"},
+    backend: Backend = variable(choice(Backend, "nats"), "redis", "Which broker to use.", name="MSIGHT_PUBSUB_BACKEND")
+    strict: bool = variable(
+        FLAG, False, "Refuse misspelt variables and what the backend can do in a weaker way only, instead of warning."
     )
-    strict: Flag = Field(
-        default=False, description="Refuse what the backend can do in a weaker way only, instead of warning."
+    edge_device_name: str | None = variable(NAME, None, "Name of this device in the data that it sends.")
+    logging_level: LogLevel | None = variable(
+        choice(LogLevel, "INFO"), None, "What nodes log; unset, the levels of the program's own logging hold."
     )
-    edge_device_name: Name | None = Field(default=None, description="Name of this device in the data that it sends.")
-    logging_level: LogLevel | None = Field(
-        default=None, description="What nodes log; unset, the levels of the program's own logging hold."
-    )
-    limits: Limits = Field(default=Limits(), description="Deadlines and limits.")
-    redis: RedisSettings = Field(default=RedisSettings(), description="Used by the redis backend.")
-    nats: NatsSettings = Field(default=NatsSettings(), description="Used by the nats backend.")
-    kafka: KafkaSettings = Field(default=KafkaSettings(), description="Used by the kafka backend.")
+    dead_letter_suffix: str = variable(TOPIC_SUFFIX, ".dead", "Appended to a topic's name for its dead letters.")
+    limits: Limits = field(default=Limits())
+    redis: RedisSettings = field(default=RedisSettings())
+    nats: NatsSettings = field(default=NatsSettings())
+    kafka: KafkaSettings = field(default=KafkaSettings())
 
     def __init__(self, *, environ: Mapping[str, str] | None = None, **overrides: Any) -> None:
         """Read and check the settings.
 
         Args:
             environ: variables to read, instead of ``os.environ``.
-            overrides: by field; for a section, a mapping of some of its fields, or an instance. None
-                overrides nothing.
+            overrides: by field; for a section, a mapping of some of its fields, or an instance. None overrides nothing.
 
         Raises:
-            ConfigError: variables of the chosen backend, or common ones, are wrong; all of them are named.
-                Wrong ones of other backends are a ``ConfigWarning`` each.
+            ConfigError: variables of the chosen backend, or common ones, are wrong; all of them are named. Those of other
+                backends, and misspelt ones without ``strict``, are a ``ConfigWarning`` each.
         """
-        found = read_environment(os.environ if environ is None else environ, self.variables(), _PREFIXES)
-        common: dict[str, Any] = {**found.values.get("", {})}
-        wrong: dict[str, list[Problem]] = {}
-        chosen = ["", "limits"]
-        for name, kind in _SECTIONS.items():
-            override = overrides.pop(name, None)
-            if isinstance(override, kind):
-                common[name], wrong[name] = override, []
-            else:
-                common[name], wrong[name] = _make_section(kind, found, name, override)
-            named = {field for problem in wrong[name] for field in problem.fields}
-            wrong[name] += [p for p in common[name].contradictions() if named.isdisjoint(p.fields)]
-            if override is not None:
-                chosen.append(name)  # the program itself asked for it
-        common.update((field, value) for field, value in overrides.items() if value is not None)
-        wrong[""] = fill(super().__init__, type(self), common)
-
-        if not any("backend" in problem.fields for problem in wrong[""]):
-            chosen.append(self.backend)
-        sentences = [problem.sentence for name in dict.fromkeys(chosen) for problem in wrong.get(name, ())]
-        notices = () if sentences else self._notices()
+        sentences, notices = self._read(os.environ if environ is None else environ, overrides)
+        del environ, overrides  # a traceback with local variables would show the secrets in them
         try:
-            for warning in (*found.hints, *_elsewhere(wrong, chosen), *notices):
-                warnings.warn(warning, stacklevel=2)
+            for notice in notices:
+                warnings.warn(notice, stacklevel=2)
         finally:
             if sentences:  # they come first even where a warning is an error
                 raise ConfigError(sentences) from None
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """pydantic's hook: keywords only. ``__init__`` reads the environment, where ``NATS`` means nothing."""
-        return (init_settings,)
+    def _read(self, environ: object, overrides: Mapping[str, Any]) -> tuple[list[str], list[Warning]]:
+        """Set every field; return the sentences of an error, and the warnings."""
+        given = {name: value for name, value in overrides.items() if value is not None}
+        asked = [kind.section for kind in _SECTIONS if kind.section in given]
+        sections = {kind: given.pop(kind.section, {}) for kind in _SECTIONS}
+        found = read_environment(environ, self.variables(), [self.prefix, *(kind.prefix for kind in _SECTIONS)])
+        wrong = {"": [*self._fill(found.values[""] | given), *found.problems[""]]}
+        for kind, override in sections.items():
+            vars(self)[kind.section], wrong[kind.section] = _read_section(kind, override, found)
+
+        backend = [] if any("backend" in problem.fields for problem in wrong[""]) else [self.backend]
+        chosen = dict.fromkeys(["", "limits", *asked, *backend])
+        sentences = [problem.sentence for name in chosen for problem in wrong.get(name, ())]
+        elsewhere = [(name, problem) for name in wrong if name not in chosen for problem in wrong[name]]
+        warned = [f"{problem.sentence} It would be an error if the backend were {name}." for name, problem in elsewhere]
+        if self.strict:
+            sentences += found.misspelt
+        else:
+            warned = found.misspelt + warned
+        section = vars(self).get(self.backend)  # memory has none
+        notices = section.notices() if section is not None and not sentences else ()
+        return sentences, [*map(ConfigWarning, warned), *notices]
 
     @classmethod
     def variables(cls) -> tuple[Variable, ...]:
         """Every variable with its type, default and meaning, for documentation and ``msight-bus settings``."""
-        return (
-            *list_variables(cls, ""),
-            *(variable for name, kind in _SECTIONS.items() for variable in list_variables(kind, name)),
-        )
+        return tuple(row for kind in (cls, *_SECTIONS) for row in kind.table().values())
 
     @property
     def address(self) -> str:
@@ -131,27 +104,18 @@ class BusSettings(BaseSettings):
             return ",".join(map(str, self.nats.servers))
         return f"kafka://{','.join(map(str, self.kafka.servers))}" if self.backend == "kafka" else "memory"
 
-    def _notices(self) -> Iterable[Warning]:
-        section = getattr(self, self.backend, None)  # memory has no settings
-        return section.notices() if isinstance(section, Section) else ()
 
-
-_PREFIXES = [BusSettings.prefix, *(kind.prefix for kind in _SECTIONS.values())]
-
-
-def _make_section(kind: type[Section], found: Reading, name: str, override: object) -> tuple[Section, list[Problem]]:
+def _read_section(kind: type[Section], override: Any, found: Reading) -> tuple[Section, list[Problem]]:
     """A section of what the environment sets and ``override`` replaces, and what is wrong in either."""
-    if override is not None and not isinstance(override, Mapping):
-        sentence = f"BusSettings({name}=...) must be a mapping or {kind.__name__}, not {type(override).__name__}."
-        return kind(), [Problem((), sentence)]
-    replaced = dict(override or {})
-    unread = [p for p in found.problems.get(name, ()) if replaced.keys().isdisjoint(p.fields)]
-    section, problems = kind.of({**found.values.get(name, {}), **replaced})
-    return section, [*unread, *problems]
-
-
-def _elsewhere(wrong: Mapping[str, list[Problem]], chosen: Sequence[str]) -> Iterator[Warning]:
-    for name, problems in wrong.items():
-        if name not in chosen:
-            for problem in problems:
-                yield ConfigWarning(f"{problem.sentence} It would be an error if the backend were {name}.")
+    problems: list[Problem] = []
+    if not isinstance(override, Mapping | kind):
+        given = type(override).__name__
+        problems = [Problem((), f"BusSettings({kind.section}=...) must be a mapping or {kind.__name__}, not {given}.")]
+        override = {}
+    section = override
+    if isinstance(override, Mapping):
+        section, wrong = kind.read({**found.values[kind.section], **override})
+        problems += wrong
+        problems += [problem for problem in found.problems[kind.section] if override.keys().isdisjoint(problem.fields)]
+    named = {field for problem in problems for field in problem.fields}
+    return section, problems + [one for one in section.contradictions() if named.isdisjoint(one.fields)]

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import difflib
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from pydantic import SecretStr
-
-from msight_bus.errors import ConfigError
-from msight_bus.settings.problems import ConfigWarning, Problem
-from msight_bus.settings.secret_file import SecretFile
-from msight_bus.settings.variables import FILE_SUFFIX, Variable
+from msight_bus.settings.secret import SecretFile
+from msight_bus.settings.section import Problem, Variable
 
 _ROOT = "MSIGHT_"
+_FILLERS = {"PUBSUB", "MESSAGE", "BROKER", "USE"}
 
 
 class Reading(NamedTuple):
@@ -21,50 +19,39 @@ class Reading(NamedTuple):
 
     Attributes:
         values: what is set, by section and field.
-        problems: what could not be read, by section.
-        hints: names that are nearly those of variables.
+        problems: variables that are set twice, by section.
+        misspelt: a sentence for each name that is nearly that of a variable.
     """
 
-    values: dict[str, dict[str, SecretStr]]
-    problems: dict[str, list[Problem]]
-    hints: list[ConfigWarning]
+    values: defaultdict[str, dict[str, Any]]
+    problems: defaultdict[str, list[Problem]]
+    misspelt: list[str]
 
 
-def read_environment(environ: Mapping[str, str], variables: Sequence[Variable], prefixes: Sequence[str]) -> Reading:
+def read_environment(environ: Any, variables: Sequence[Variable], prefixes: Sequence[str]) -> Reading:
     """Read the variables that are set. An empty one counts as unset.
 
-    Every value is wrapped at once, so that no frame above this one has a secret in a local variable: it may
-    stand in the wrong place.
-
     Args:
-        environ: where to look. Other ``MSIGHT_`` names in it are none of our business.
+        environ: where to look; anything but a mapping is a problem. Other ``MSIGHT_`` names in it are none of our business.
         variables: all that there are.
         prefixes: ``MSIGHT_NATS_`` and so on; see ``_misspelt``.
     """
-    reading = Reading({}, {}, [ConfigWarning(hint) for hint in _misspelt(environ, variables, prefixes)])
+    reading = Reading(defaultdict(dict), defaultdict(list), [])
+    if not isinstance(environ, Mapping):
+        sentence = f"BusSettings(environ=...) must be a mapping, not {type(environ).__name__}."
+        reading.problems[""].append(Problem((), sentence))
+        return reading
+    reading.misspelt.extend(_misspelt(environ, variables, prefixes))
     for variable in variables:
-        values = reading.values.setdefault(variable.section, {})
-        problems = reading.problems.setdefault(variable.section, [])
-        given = bool(environ.get(variable.name))
-        if variable.secret and environ.get(variable.name + FILE_SUFFIX):
-            file_name = variable.name + FILE_SUFFIX
-            if given:
-                sentence = f"{variable.name} and {file_name} are both set; set one of them."
-                problems.append(Problem((variable.field,), sentence))
-                continue
-            secret = SecretFile(file_name, environ[file_name])
-            try:
-                secret.get_secret_value()
-            except ConfigError as error:
-                problems.append(Problem((variable.field,), str(error)))
-            else:
-                values[variable.field] = secret
-        elif given:
-            values[variable.field] = SecretStr(environ[variable.name])
+        given = {name: environ[name] for name in variable.names if environ.get(name, "") not in ("", None)}
+        if len(given) > 1:
+            sentence = f"{' and '.join(given)} are both set; set one of them."
+            reading.problems[variable.section].append(Problem((variable.field,), sentence))
+            continue
+        for name, value in given.items():
+            secret = value if name == variable.name else SecretFile(name, value)
+            reading.values[variable.section][variable.field] = secret
     return reading
-
-
-_FILLERS = {"PUBSUB", "MESSAGE", "BROKER", "USE"}
 
 
 def _essence(name: str) -> list[str]:
@@ -73,21 +60,17 @@ def _essence(name: str) -> list[str]:
 
 
 def _misspelt(environ: Mapping[str, str], variables: Sequence[Variable], prefixes: Sequence[str]) -> Iterator[str]:
-    # Behind a common prefix only the rest of a name is compared: all names that share a long prefix are
-    # alike.
-    known = [name for one in variables for name in (one.name, one.name + FILE_SUFFIX)[: 1 + one.secret]]
-    for name in sorted(environ):
-        if not name.startswith(_ROOT) or name in known or not environ[name]:
-            continue
-        essence = _essence(name)
-        alike = next((one for one in known if _essence(one) == essence), None)
-        if alike is not None:
-            yield f"{name} is no variable of msight_bus and has no effect; did you mean {alike}?"
+    # Behind a common prefix only the rest of a name is compared: all names that share a long prefix are alike.
+    known = [name for variable in variables for name in variable.names]
+    for name in sorted(name for name in environ if isinstance(name, str) and name.startswith(_ROOT) and environ[name]):
+        if name in known:
             continue
         prefix = max((p for p in prefixes if name.startswith(p)), key=len, default=_ROOT)
         rests = [one.removeprefix(prefix) for one in known if one.startswith(prefix)]
-        near = difflib.get_close_matches(
-            name.removeprefix(prefix), rests, n=1, cutoff=0.85 if prefix == _ROOT else 0.75
-        )
+        cutoff = 0.85 if prefix == _ROOT else 0.75
+        near = [one for one in known if _essence(one) == _essence(name)]
+        near += [
+            prefix + rest for rest in difflib.get_close_matches(name.removeprefix(prefix), rests, n=1, cutoff=cutoff)
+        ]
         if near:
-            yield f"{name} is no variable of msight_bus and has no effect; did you mean {prefix}{near[0]}?"
+            yield f"{name} is no variable of msight_bus and has no effect; did you mean {near[0]}?"

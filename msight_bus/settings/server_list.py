@@ -9,6 +9,7 @@ MAX_ENTRIES = 256
 MAX_ENTRY_CHARACTERS = 512
 
 _QUOTED = re.compile(r"""\s*(?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)")\s*(?:,|\Z)\s*""", re.DOTALL)
+_IPV6 = re.compile(r"\[[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*\]")
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 
 
@@ -16,7 +17,7 @@ def split_list(text: str) -> list[str]:
     """The entries of a list.
 
     Args:
-        text: ``['a', "b"]``, or ``a, b``.
+        text: ``['a', "b"]``, or ``a, b``, whose first entry may be an IPv6 address in brackets.
 
     Raises:
         ValueError: it is neither, or empty, or over a bound. The message quotes nothing of it: an entry may
@@ -25,7 +26,7 @@ def split_list(text: str) -> list[str]:
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"it has more than {MAX_CHARACTERS} characters")
     text = text.strip()
-    if text.startswith("["):
+    if text.startswith("[") and not _IPV6.match(text):
         if not text.endswith("]"):
             raise ValueError("its bracket is not closed")
         entries = _split_quoted(text[1:-1])

@@ -42,6 +42,22 @@ def test_in_a_pipe_each_variable_is_a_line_with_its_default():
     assert "Environment OK" in result.stderr
 
 
+def test_each_variable_says_whether_it_is_set(monkeypatch, tmp_path):
+    (tmp_path / "token").write_text("x")
+    monkeypatch.setenv("MSIGHT_NATS_TOKEN_FILE", str(tmp_path / "token"))
+    monkeypatch.setenv("MSIGHT_NATS_USERNAME", "")
+    monkeypatch.setenv("MSIGHT_NATS_TLS_FIRST", "no")
+    monkeypatch.setenv("MSIGHT_NATS_SERVERS_FILE", "/none")  # means nothing: no secret
+    lines = on_a_terminal("settings", "nats", columns=200)[1].splitlines()
+    assert {
+        "MSIGHT_NATS_TOKEN (MSIGHT_NATS_TOKEN_FILE is set; unset by default)",
+        "MSIGHT_NATS_USERNAME (empty, which counts as unset; unset by default)",
+        "MSIGHT_NATS_TLS_FIRST (set; default: false)",
+        "MSIGHT_NATS_PASSWORD (unset by default)",
+        "MSIGHT_NATS_SERVERS (default: ['nats://localhost:4222'])",
+    } <= set(lines)
+
+
 def test_no_name_is_broken_on_a_narrow_terminal():
     status, text = on_a_terminal("settings", columns=60)
     assert status == 0

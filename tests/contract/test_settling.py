@@ -119,7 +119,7 @@ async def test_manual_acknowledgements_commit_the_finished_prefix_only(kafka, to
 
 async def test_nack_delivers_again_and_then_dead_letters(kafka, topic):
     async with kafka.connect(MSIGHT_KAFKA_MAX_REDELIVERIES="2") as bus:
-        suffix = bus.settings.kafka.dead_letter_suffix
+        suffix = bus.settings.dead_letter_suffix
         async with bus.subscribe(topic + suffix) as dead, bus.subscribe(topic, group_id="g", ack="manual") as messages:
             await bus.publish(topic, b"poison", headers={"a": "b"}, key="k")
             await bus.publish(topic, b"fine", key="k")

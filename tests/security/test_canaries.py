@@ -168,7 +168,7 @@ async def test_every_secret_is_read_from_a_file_as_discreetly(tmp_path, watch):
         settings = settings_of(environ)
         section = getattr(settings, variable.section)
         assert getattr(section, variable.field).get_secret_value() == SECRET
-        watch.show(settings, section, settings.model_dump(), settings.model_dump_json(), vars(section))
+        watch.show(settings, section, settings.dump(), vars(section))
 
 
 async def test_credentials_of_a_file_are_no_part_of_an_error(tmp_path, watch):

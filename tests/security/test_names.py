@@ -10,6 +10,8 @@ import pytest
 
 import msight_bus
 from msight_bus import AuthenticationError
+from msight_bus.backends.kafka.aiokafka_compat import Connection
+from msight_bus.backends.kafka.client import client_options
 from msight_bus.events import Reconnected
 from tests.support.brokers import running_broker
 from tests.support.listeners import proxy
@@ -126,3 +128,18 @@ def test_a_trailing_dot_is_no_part_of_the_name_in_a_certificate(kind, secured, m
     environ = environment(kind, port, host=f"{NAME}.", **tls)
     assert f"{NAME}." in environ[PREFIX[kind] + ("HOST" if kind == "redis" else "SERVERS")]
     run_where(["127.0.0.1"], lambda: talk(settings_of(environ, **quick())))
+
+
+def test_nor_on_kafka(secured, made):
+    """Of the bootstrap server, which is configured; the brokers' own names are those that Kafka advertises."""
+    port = secured("kafka").ports["elsewhere"]
+    tls = {**CREDENTIALS["kafka"], "USE_TLS": "true", "TLS_CA_CERT_FILE": made.ca}
+    options = client_options(settings_of(environment("kafka", port, **tls), MSIGHT_CONNECT_TIMEOUT="10"))
+    del options["bootstrap_servers"]
+
+    async def scenario():
+        connection = Connection(f"{NAME}.", port, **options)
+        await connection.connect()
+        await connection.close()
+
+    run_where(["127.0.0.1"], scenario)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from msight_bus.errors import ConfigError
-from msight_bus.settings import BusSettings, HostPort, NatsServer
+from msight_bus.settings import BusSettings, HostPort, NatsServer, Secret
 from msight_bus.settings.addresses import is_loopback, parse_host, parse_host_port, parse_nats_server
 
 LABELS = st.from_regex(r"[A-Za-z0-9_-]{1,20}", fullmatch=True)
@@ -52,6 +52,10 @@ def test_anything_else_is_an_address_or_a_value_error_without_context(text):
         (" TLS://a.example:4443 ", NatsServer("a.example", 4443, tls=True)),
         ("nats://[2001:db8::1]:4222", NatsServer("2001:db8::1", 4222)),
         ("nats://[::1]", NatsServer("::1", 4222)),
+        ("a:4333", NatsServer("a", 4333)),
+        ("a", NatsServer("a", 4222)),
+        ("[::1]:4333", NatsServer("::1", 4333)),
+        ("u:p@a", NatsServer("a", 4222, user_info=Secret("u:p"))),
     ],
 )
 def test_nats_urls(text, expected):
@@ -64,7 +68,9 @@ def test_nats_urls(text, expected):
         ("ws://a:80", "WebSocket"),
         ("wss://a", "WebSocket"),
         ("http://a", "neither nats:// nor tls://"),
-        ("a:4222", "not nats://host:port"),
+        ("u:CANARY@", "no valid host"),
+        ("a:port", "not host:port"),
+        ("nats://u:**********@a", "what a dump shows"),
         ("nats://", "no valid host"),
         ("nats://@a", "not nats://host:port"),
         ("nats://a/path", "not nats://host:port"),

@@ -85,7 +85,7 @@ def test_a_file_that_holds_no_secret(make, reason, tmp_path):
     assert "CANARY" not in str(caught.value)  # somebody may have set the secret itself
 
 
-@pytest.mark.parametrize("path", ["CANARY" * 1000, "CANARY\0", "\ud800CANARY"])
+@pytest.mark.parametrize("path", ["CANARY" * 1000, "CANARY\0", "\ud800CANARY", 5, ["CANARY"]])
 def test_a_path_that_is_none(path):
     with pytest.raises(ConfigError, match=f"{REDIS_PASSWORD}_FILE must be the path of a file") as caught:
         BusSettings(environ={f"{REDIS_PASSWORD}_FILE": path})

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import ssl
+
 import pytest
 
 from msight_bus.errors import ConfigError
@@ -35,14 +37,13 @@ def test_every_variable_arrives():
         COMMIT_INTERVAL="0.5",
         SESSION_TIMEOUT="30",
         MAX_REDELIVERIES="0",
-        DEAD_LETTER_SUFFIX="-dead",
     )
     assert [str(server) for server in settings.servers] == ["localhost:9093", "[::1]:9094"]
     assert (settings.partitions, settings.replication, settings.create_topics) == (8, 3, False)
     assert (settings.linger_ms, settings.batch_bytes, settings.compression) == (0, 1000, "zstd")
     assert (settings.fetch_bytes, settings.profile) == (2000, "throughput")
     assert (settings.commit_interval, settings.session_timeout) == (0.5, 30.0)
-    assert (settings.max_redeliveries, settings.dead_letter_suffix) == (0, "-dead")
+    assert settings.max_redeliveries == 0
 
 
 def test_a_profile_fills_in_what_is_not_set_by_itself():
@@ -98,13 +99,9 @@ def test_credentials_in_clear_text_are_loud_unless_they_stay_here():
 @pytest.mark.parametrize("name", ["TLS_VERIFY", "TLS_CHECK_HOSTNAME"])
 def test_turning_verification_off_is_loud(name):
     with pytest.warns(InsecureWarning, match=f"{KAFKA}{name}=false"):
-        tls = kafka(USE_TLS="1", **{name: "no"}).tls
-    assert (tls.verify, tls.check_hostname) == (name != "TLS_VERIFY", name != "TLS_CHECK_HOSTNAME")
+        context = kafka(USE_TLS="1", **{name: "no"}).ssl_context()
+    assert context is not None
+    assert not context.check_hostname
+    assert context.verify_mode is (ssl.CERT_NONE if name == "TLS_VERIFY" else ssl.CERT_REQUIRED)
     with pytest.raises(ConfigError, match=f"{KAFKA}{name}=false means nothing without TLS"):
         kafka(**{name: "no"})
-
-
-@pytest.mark.parametrize("suffix", ["dead letters", "ä", ".", "..dead", "dead.", "x" * 51, "a/b"])
-def test_a_dead_letter_suffix_keeps_the_name_a_topic(suffix):
-    with pytest.raises(ConfigError, match="DEAD_LETTER_SUFFIX must be"):
-        kafka(DEAD_LETTER_SUFFIX=suffix)

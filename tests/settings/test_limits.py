@@ -24,7 +24,7 @@ def test_defaults():
     assert limits.max_decoded_bytes == limits.max_message_bytes == 2 * limits.queue_bytes == 64 * 1024 * 1024
 
 
-@pytest.mark.parametrize("field", Limits.model_fields)
+@pytest.mark.parametrize("field", Limits.table())
 def test_each_limit_has_its_variable(field):
     wanted = 3 if field.startswith(("max_", "queue_", "publisher_", "reconnect_limit")) else 0.5
     settings = BusSettings(environ={f"MSIGHT_{field.upper()}": str(wanted)})

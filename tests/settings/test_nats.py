@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import ssl
+
 import pytest
 
 from msight_bus.errors import ConfigError
@@ -14,7 +16,7 @@ def nats(**variables: str) -> NatsSettings:
 
 def test_defaults():
     assert nats().servers == (NatsServer("localhost", 4222),)
-    assert nats().tls.context() is None
+    assert nats().ssl_context() is None
 
 
 def test_servers_in_all_syntaxes():
@@ -24,9 +26,9 @@ def test_servers_in_all_syntaxes():
 
 
 def test_a_tls_url_turns_tls_on_for_all_servers():
-    assert nats(SERVERS="nats://a,tls://b").tls.enabled
-    assert not nats(SERVERS="nats://a,nats://b").tls.enabled
-    assert nats(SERVERS="nats://a", USE_TLS="1").tls.enabled
+    assert nats(SERVERS="nats://a,tls://b").encrypted
+    assert not nats(SERVERS="nats://a,nats://b").encrypted
+    assert nats(SERVERS="nats://a", USE_TLS="1").encrypted
 
 
 @pytest.mark.parametrize(
@@ -82,10 +84,11 @@ def test_credentials_in_clear_text_are_loud_unless_they_stay_here(way):
 
 
 def test_turning_verification_off_is_loud():
-    with pytest.warns(InsecureWarning, match="TLS_VERIFY=false"):
-        assert not nats(USE_TLS="1", TLS_VERIFY="0").tls.verify
-    with pytest.warns(InsecureWarning, match="TLS_VERIFY=false"):
-        nats(SERVERS="tls://a", TLS_VERIFY="0")
+    for variables in ({"USE_TLS": "1"}, {"SERVERS": "tls://a"}):
+        with pytest.warns(InsecureWarning, match="TLS_VERIFY=false"):
+            context = nats(TLS_VERIFY="0", **variables).ssl_context()
+        assert context is not None
+        assert context.verify_mode is ssl.CERT_NONE
     with pytest.raises(ConfigError, match="TLS_VERIFY=false means nothing without TLS"):
         nats(TLS_VERIFY="0")
 

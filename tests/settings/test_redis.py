@@ -16,7 +16,7 @@ def test_no_variable_is_needed():
     settings = redis()
     assert (settings.host, settings.port, settings.db, settings.wire) == ("localhost", 6379, 0, "framed")
     assert settings.nodes == (("localhost", 6379),)
-    assert settings.tls.context() is None
+    assert settings.ssl_context() is None
 
 
 def test_every_variable_arrives(tmp_path):
@@ -62,4 +62,4 @@ def test_a_password_in_clear_text_is_loud_unless_it_stays_here():
 
 def test_a_unix_socket_is_not_encrypted():
     with pytest.warns(ConfigWarning, match="USE_TLS has no effect on .*UNIX_SOCKET_PATH"):
-        assert redis(USE_TLS="1", UNIX_SOCKET_PATH="/s").tls.context() is None
+        assert redis(USE_TLS="1", UNIX_SOCKET_PATH="/s").ssl_context() is None

@@ -6,17 +6,19 @@ import os
 import pickle
 import traceback
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from unittest import mock
 
+import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import msight_bus.settings
 from msight_bus.errors import ConfigError
-from msight_bus.settings import BusSettings
+from msight_bus.settings import BusSettings, RedisSettings
 
 CANARY = "c4n4ry"
 PACKAGE = str(Path(msight_bus.settings.__file__).parent)
@@ -90,7 +92,7 @@ def test_no_secret_is_ever_shown(data, backend):
         warnings.simplefilter("always")
         try:
             settings = BusSettings(backend=backend)
-            shown += [str(settings), repr(settings), str(settings.model_dump()), settings.model_dump_json()]
+            shown += [str(settings), repr(settings), str(settings.dump()), str(asdict(settings))]
         except ConfigError as error:
             shown += error.problems
             shown += traceback.format_exception(error)
@@ -99,3 +101,14 @@ def test_no_secret_is_ever_shown(data, backend):
                 shown += [str(link), repr(link), str(link.args), str(vars(link)), str(pickle.dumps(link))]
     shown += [f"{warning.message!r} {warning.message} {warning.source}" for warning in caught]
     assert all(CANARY not in text for text in shown)
+
+
+def test_a_traceback_with_local_variables_shows_no_secret_given_in_code():
+    secrets = {"password": CANARY, "port": "x"}
+    for make in (
+        lambda: RedisSettings(**secrets),
+        lambda: BusSettings(environ={"MSIGHT_NATS_TOKEN": CANARY}, redis=secrets),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            make()
+        assert CANARY not in "".join(local_values(caught.value.__traceback__))

@@ -64,6 +64,7 @@ def test_anything_else_is_a_list_of_text_or_a_value_error(text):
         "['a', '']",
         "['a',, 'b']",
         "[a, b]",
+        "[a:9092, b:9092]",
         "['a' 'b']",
         "['a'] + ['b']",
         "['a', 1]",
@@ -84,6 +85,13 @@ def test_what_is_refused(text):
 def test_the_bounds_themselves_are_allowed():
     assert len(split_list(",".join(["a"] * MAX_ENTRIES))) == MAX_ENTRIES
     assert split_list(str(["a" * MAX_ENTRY_CHARACTERS] * 2)) == ["a" * MAX_ENTRY_CHARACTERS] * 2
+
+
+@pytest.mark.parametrize(
+    "text", ["[::1]:7000, [::1]:7001", "[::1]", "[fe80::1],a", "[::ffff:10.0.0.1]:1,b", "['[::1]:7000', '[::1]:7001']"]
+)
+def test_a_list_may_begin_with_an_ipv6_address(text):
+    assert split_list(text) == [entry.strip(" '") for entry in text.removeprefix("['").removesuffix("']").split(",")]
 
 
 def test_quotes_and_trailing_commas_of_python():

@@ -8,7 +8,7 @@ import pytest
 import trustme
 
 from msight_bus.errors import ConfigError
-from msight_bus.settings import BusSettings, ConfigWarning, KafkaSettings, TlsSettings
+from msight_bus.settings import BusSettings, ConfigWarning, KafkaSettings
 
 KAFKA = "MSIGHT_KAFKA_"
 
@@ -50,13 +50,13 @@ def server_context(ca: trustme.CA, host: str) -> ssl.SSLContext:
 
 
 def client_context(**options) -> ssl.SSLContext:
-    context = TlsSettings(prefix=KAFKA, enabled=True, **options).context()
+    context = KafkaSettings(use_tls=True, **options).ssl_context()
     assert context is not None
     return context
 
 
 def test_off_is_no_context():
-    assert TlsSettings(prefix=KAFKA, enabled=False).context() is None
+    assert KafkaSettings(use_tls=False).ssl_context() is None
 
 
 def test_on_means_verified_with_the_host_name_and_tls_1_2():
@@ -67,26 +67,26 @@ def test_on_means_verified_with_the_host_name_and_tls_1_2():
 
 
 def test_a_server_of_the_given_authority_is_trusted(ca, files):
-    handshake(client_context(ca_cert_file=files["ca"]), server_context(ca, "broker.example"), "broker.example")
+    handshake(client_context(tls_ca_cert_file=files["ca"]), server_context(ca, "broker.example"), "broker.example")
 
 
 def test_the_wrong_host_the_wrong_authority_and_the_systems_own_are_refused(ca, files):
     server = server_context(ca, "broker.example")
     with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
-        handshake(client_context(ca_cert_file=files["ca"]), server, "other.example")
+        handshake(client_context(tls_ca_cert_file=files["ca"]), server, "other.example")
     foreign = server_context(trustme.CA(), "broker.example")
     with pytest.raises(ssl.SSLCertVerificationError, match=r"unable to get local issuer|self.signed"):
-        handshake(client_context(ca_cert_file=files["ca"]), foreign, "broker.example")
+        handshake(client_context(tls_ca_cert_file=files["ca"]), foreign, "broker.example")
     with pytest.raises(ssl.SSLCertVerificationError, match=r"unable to get local issuer|self.signed"):
         handshake(client_context(), server, "broker.example")
 
 
 def test_checking_can_be_turned_off_for_the_host_name_or_altogether(ca, files):
     server = server_context(ca, "broker.example")
-    handshake(client_context(ca_cert_file=files["ca"], check_hostname=False), server, "other.example")
+    handshake(client_context(tls_ca_cert_file=files["ca"], tls_check_hostname=False), server, "other.example")
     with pytest.raises(ssl.SSLCertVerificationError):
-        handshake(client_context(check_hostname=False), server, "broker.example")
-    handshake(client_context(verify=False), server, "other.example")
+        handshake(client_context(tls_check_hostname=False), server, "broker.example")
+    handshake(client_context(tls_verify=False), server, "other.example")
 
 
 def test_the_client_shows_its_certificate(ca, files):
@@ -95,17 +95,17 @@ def test_the_client_shows_its_certificate(ca, files):
     server.maximum_version = ssl.TLSVersion.TLSv1_2  # where the client's certificate is part of the handshake
     ca.configure_trust(server)
     handshake(
-        client_context(ca_cert_file=files["ca"], cert_file=files["cert"], key_file=files["key"]),
+        client_context(tls_ca_cert_file=files["ca"], tls_cert_file=files["cert"], tls_key_file=files["key"]),
         server,
         "broker.example",
     )
     with pytest.raises(ssl.SSLError):
-        handshake(client_context(ca_cert_file=files["ca"]), server, "broker.example")
+        handshake(client_context(tls_ca_cert_file=files["ca"]), server, "broker.example")
 
 
 def test_versions_before_1_2_are_refused(ca, files):
     """The server and the client's ciphers permit TLS 1.1, so that nothing but the client's own minimum refuses it."""
-    server, client = server_context(ca, "broker.example"), client_context(ca_cert_file=files["ca"])
+    server, client = server_context(ca, "broker.example"), client_context(tls_ca_cert_file=files["ca"])
     for context in (server, client):
         context.set_ciphers("DEFAULT:@SECLEVEL=0")
     with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
@@ -123,9 +123,10 @@ def kafka(**variables: str) -> KafkaSettings:
 
 
 def test_the_variables_lead_to_a_context(files):
-    tls = kafka(USE_TLS="yes", TLS_CA_CERT_FILE=files["ca"], TLS_CERT_FILE=files["cert"], TLS_KEY_FILE=files["key"]).tls
-    assert tls == TlsSettings(KAFKA, True, files["ca"], files["cert"], files["key"])
-    context = tls.context()
+    paths = {
+        f"TLS_{variable}_FILE": files[name] for variable, name in (("CA_CERT", "ca"), ("CERT", "cert"), ("KEY", "key"))
+    }
+    context = kafka(USE_TLS="yes", **paths).ssl_context()
     assert context is not None
     assert len(context.get_ca_certs()) == 1
 

@@ -50,7 +50,7 @@ NEW = {
             "MAX_REDELIVERIES",
         )
     ),
-    KAFKA + "DEAD_LETTER_SUFFIX",
+    "MSIGHT_DEAD_LETTER_SUFFIX",
     NATS + "TLS_FIRST",
     "MSIGHT_PUBLISHER_TOPICS",
 }
@@ -74,7 +74,7 @@ def test_secrets_are_marked():
 
 @pytest.mark.parametrize("variable", VARIABLES, ids=lambda variable: variable.name)
 def test_each_variable_is_documented_and_its_default_is_what_it_says(variable):
-    assert variable.type
+    assert variable.value_type.accepts
     assert variable.meaning.endswith(".")
     assert len(variable.meaning) < 110
     environ = {} if variable.default is None else {variable.name: variable.default}

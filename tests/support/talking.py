@@ -48,7 +48,7 @@ async def refused(kind: type[BusError], settings: BusSettings, watch: Watch, mat
         async with msight_bus.connect(settings):
             pass
     took = loop.time() - start
-    watch.show(caught.value, settings, settings.model_dump(), settings.model_dump_json())
+    watch.show(caught.value, settings, settings.dump())
     assert type(caught.value) is kind, f"{caught.value!r}"
     assert took < settings.limits.connect_timeout + 1.0
     return caught.value

@@ -413,7 +413,7 @@ class KafkaBackend:
     async def _dead_letter(self, message: Message) -> bool:
         partition, offset = message.position or (0, 0)
         why = {"msight-dead-topic": message.topic, "msight-dead-position": f"{partition}:{offset}"}
-        return await self.dead_letter(message, message.topic + self._settings.kafka.dead_letter_suffix, why)
+        return await self.dead_letter(message, message.topic + self._settings.dead_letter_suffix, why)
 
     async def dead_letter(self, message: Message, topic: str, why: Mapping[str, str]) -> bool:
         """Publish a record unchanged, with the headers ``why`` (backends.base.DeadLetterBackend)."""

@@ -11,7 +11,7 @@ from msight_bus.backends.kafka.credentials import Credentials
 from msight_bus.backends.kafka.errors import translate
 from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError
 from msight_bus.settings import BusSettings
-from msight_bus.settings.discretion import hide_secrets
+from msight_bus.settings.redaction import hide_secrets
 
 
 def client_options(settings: BusSettings, credentials: Credentials | None = None) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def client_options(settings: BusSettings, credentials: Credentials | None = None
         ConfigError: a file of a secret or a certificate cannot be used.
     """
     kafka = settings.kafka
-    protocol = ("SASL_" if kafka.sasl_mechanism else "") + ("SSL" if kafka.tls.enabled else "PLAINTEXT")
+    protocol = ("SASL_" if kafka.sasl_mechanism else "") + ("SSL" if kafka.encrypted else "PLAINTEXT")
     options: dict[str, Any] = {
         "bootstrap_servers": [str(server) for server in kafka.servers],
         "client_id": settings.edge_device_name or "msight_bus",

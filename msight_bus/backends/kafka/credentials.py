@@ -10,7 +10,7 @@ from typing import Any
 from aiokafka.abc import AbstractTokenProvider
 
 from msight_bus.errors import ConfigError
-from msight_bus.settings.kafka import KafkaSettings
+from msight_bus.settings import KafkaSettings
 
 logger = logging.getLogger("msight_bus")
 
@@ -34,16 +34,15 @@ class Credentials:
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
-        self._tls = settings.tls
-        paths = (self._tls.ca_cert_file, self._tls.cert_file, self._tls.key_file)
-        self._files = [path for path in paths if path is not None] if self._tls.enabled else []
-        self.can_change = settings.has_secret_files or self._tls.enabled
+        paths = (settings.tls_ca_cert_file, settings.tls_cert_file, settings.tls_key_file)
+        self._files = [path for path in paths if path is not None] if settings.encrypted else []
+        self.can_change = settings.has_secret_files or settings.encrypted
         self._former: dict[str, Any] | None = None
         self._seen: list[tuple[int, int, int]] = []
         self._context: ssl.SSLContext | None = None
-        if self._tls.enabled:
+        if settings.encrypted:
             self._seen = self._look()
-            self._context = self._tls.context()
+            self._context = self._settings.ssl_context()
 
     def __call__(self) -> dict[str, Any]:
         """Return the current values of aiokafka's arguments ``ssl_context`` and ``sasl_...``.
@@ -77,7 +76,7 @@ class Credentials:
             return
         self._seen = found
         try:
-            self._context = self._tls.context()
+            self._context = self._settings.ssl_context()
         except ConfigError as error:  # a certificate is there before its key, for instance
             logger.warning("The changed TLS files cannot be used yet, keeping the former: %s", error)
         else:

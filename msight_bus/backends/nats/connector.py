@@ -32,7 +32,7 @@ from msight_bus.backends.pubsub.reconnecting import LeavingCallback, LostCallbac
 from msight_bus.capabilities import Capabilities
 from msight_bus.errors import AuthenticationError, BusError, ConfigError, ConnectionLostError, quoted
 from msight_bus.settings import BusSettings, HostPort, NatsServer
-from msight_bus.settings.discretion import chain, hide_secrets, quote_texts
+from msight_bus.settings.redaction import chain, hide_secrets, quote_texts
 from msight_bus.settings.tls import find_refused_certificate
 
 DEFAULT_MAX_PAYLOAD = 1024 * 1024
@@ -63,7 +63,7 @@ class NatsConnector:
     def refusal_patience(self) -> float:
         """Seconds for which a refusal on reconnecting is retried; 0 where credentials and certificates cannot change."""
         settings = self._nats
-        changes = settings.has_secret_files or settings.user_credentials is not None or settings.tls.enabled
+        changes = settings.has_secret_files or settings.user_credentials is not None or settings.encrypted
         return self._settings.limits.refusal_patience if changes else 0.0
 
     @property
@@ -110,7 +110,7 @@ class NatsConnector:
         self, on_lost: LostCallback, *, publishes: bool, on_refused: RefusedCallback, on_leaving: LeavingCallback
     ) -> NatsConnection:
         """Open a connection, which publishes and subscribes (`Connector.connect`)."""
-        context = self._nats.tls.context()
+        context = self._nats.ssl_context()
         credentials = {server.user_info: self._credentials(server) for server in self._nats.servers}
         secrets = [secret for options in credentials.values() for secret in _secrets(**options)]
 
@@ -270,7 +270,7 @@ class NatsConnector:
     def _hint_of_tls_first(self) -> str:
         if self._nats.tls_first:
             return "MSIGHT_NATS_TLS_FIRST=true is for servers that begin with the TLS handshake (handshake_first)"
-        more = "" if self._nats.tls.enabled else " and MSIGHT_NATS_USE_TLS=true"
+        more = "" if self._nats.encrypted else " and MSIGHT_NATS_USE_TLS=true"
         return f"If it begins with the TLS handshake (handshake_first), set MSIGHT_NATS_TLS_FIRST=true{more}"
 
 

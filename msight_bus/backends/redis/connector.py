@@ -32,7 +32,7 @@ from msight_bus.backends.redis.takeover import BoundedParser, EncryptedConnectio
 from msight_bus.capabilities import Capabilities
 from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError, quoted
 from msight_bus.settings import BusSettings, HostPort
-from msight_bus.settings.discretion import hide_secrets, quote_texts
+from msight_bus.settings.redaction import hide_secrets, quote_texts
 from msight_bus.settings.tls import find_refused_certificate
 
 DEFAULT_OUTPUT_LIMIT = 32 * 1024 * 1024
@@ -83,7 +83,7 @@ class RedisConnector:
     @property
     def refusal_patience(self) -> float:
         """Seconds for which a refusal on reconnecting is retried; 0 where credentials and certificates cannot change."""
-        changes = self._redis.has_secret_files or self._redis.tls.enabled
+        changes = self._redis.has_secret_files or self._redis.encrypted
         return self._settings.limits.refusal_patience if changes else 0.0
 
     @property
@@ -226,7 +226,7 @@ class RedisConnector:
         redis = self._redis
         within = self._settings.limits.connect_timeout
         password = redis.password.get_secret_value() if redis.password else None
-        context = redis.tls.context()
+        context = redis.ssl_context()
         options: dict[str, Any] = {
             "db": redis.db,
             "username": redis.username,

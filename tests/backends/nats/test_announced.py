@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from pydantic import SecretStr
 
 from msight_bus.backends.nats.announced import MAX_ANNOUNCED, Candidate, read_announced
-from msight_bus.settings import NatsServer
+from msight_bus.settings import NatsServer, Secret
 
-SECRET = SecretStr("cam:word")
+SECRET = Secret("cam:word")
 SEED = Candidate(NatsServer("nats.example", 4222, tls=True, user_info=SECRET), "nats.example")
 
 

@@ -111,8 +111,11 @@ class Connection(AIOKafkaConnection):
         self._closed_fut = loop.create_future()
         frames = _Frames(self, self._closed_fut)
         ssl = self._ssl_context if self._security_protocol in ("SSL", "SASL_SSL") else None
+        name = self.host.rstrip(".") if ssl else None  # names in certificates have no trailing dot
         async with asyncio.timeout(self._request_timeout):
-            transport, _ = await loop.create_connection(lambda: frames, self.host, self.port, ssl=ssl)
+            transport, _ = await loop.create_connection(
+                lambda: frames, self.host, self.port, ssl=ssl, server_hostname=name
+            )
         self._reader, self._writer = frames, asyncio.StreamWriter(transport, frames, None, loop)
         self._read_task = loop.create_future()  # aiokafka expects a reader task; there is none
         self._read_task.set_result(None)
