@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from asyncio import _get_running_loop
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -42,6 +42,7 @@ class Publisher:
         self._room: asyncio.Future[None] | None = None
         self._gate = Gate()
         self._error: BusError | None = None
+        self._on_refused: Callable[[BusError, int], None] | None = None
 
     async def __aenter__(self) -> Self:
         self._check()
@@ -67,6 +68,11 @@ class Publisher:
     def in_flight(self) -> int:
         """Messages sent and not yet acknowledged; always 0 on a backend without acknowledgements."""
         return self._count
+
+    def report_refusals(self, to: Callable[[BusError, int], None]) -> None:
+        """Call ``to`` with the error and the number of refused messages instead of raising the error. Call it after entering."""
+        assert self._to is not None
+        self._on_refused = self._to.on_refused = to
 
     async def send(
         self, data: Payload, key: str | bytes | None = None, headers: Mapping[str, str] | None = None
@@ -170,12 +176,16 @@ class Publisher:
         await asyncio.shield(self._room)
 
     def _acknowledged(self, outcome: asyncio.Future[None]) -> None:
-        self._count -= self._in_flight.pop(outcome)[0]
+        count = self._in_flight.pop(outcome)[0]
+        self._count -= count
         if outcome is self._last:
             self._last = None
         error = None if outcome.cancelled() else outcome.exception()
-        if isinstance(error, BusError) and self._error is None:
-            self._error = error
+        if isinstance(error, BusError):
+            if self._on_refused is not None:
+                self._on_refused(error, count)
+            elif self._error is None:
+                self._error = error
         room, self._room = self._room, None
         if room is not None and not room.done():
             room.set_result(None)

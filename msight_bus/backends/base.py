@@ -136,7 +136,14 @@ class Consumer(Protocol):
 
 
 class TopicPublisher(Protocol):
-    """One publisher on one topic. All publishers of a bus on a topic share the topic's sequence counter."""
+    """One publisher on one topic. All publishers of a bus on a topic share the topic's sequence counter.
+
+    Attributes:
+        on_refused: called with the error and the number of messages that were refused without an `Outcome` of their own;
+            ``None``: the next call raises the error.
+    """
+
+    on_refused: Callable[[BusError, int], None] | None
 
     def try_send(self, payload: bytes, key: str | None, headers: Mapping[str, str] | None) -> Outcome | Blocked:
         """Send one message without waiting.

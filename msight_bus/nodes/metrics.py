@@ -17,7 +17,7 @@ class Meter:
 
     Attributes:
         messages_in: inputs taken.
-        messages_out: outputs handed over.
+        messages_out: outputs handed over, without those that were refused later.
         errors: errors in the node's own code.
         undecodable: inputs that could not be decoded.
         unsent: outputs dropped while the broker was away, and inputs of which there is no dead letter.
@@ -56,7 +56,7 @@ class Meter:
         # An announcement between two heartbeats, at a change of status, must not show the rate of a few milliseconds.
         if elapsed >= self._interval / 2:
             before, self._before = self._before, (self.messages_in, self.messages_out)
-            self._rates = (self.messages_in - before[0]) / elapsed, (self.messages_out - before[1]) / elapsed
+            self._rates = (self.messages_in - before[0]) / elapsed, max(0, self.messages_out - before[1]) / elapsed
             self._since = now
             buckets[:] = [0] * len(buckets)  # the node's code has the list
         return NodeMetrics(

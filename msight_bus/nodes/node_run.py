@@ -113,11 +113,11 @@ class NodeRun:
             self.code_failed(error, f"in {where}")
             raise
 
-    def code_failed(self, error: BaseException, where: str = "") -> None:
-        """Count an error of the node's own code; log the first with its traceback, then one an interval."""
-        self.meter.errors += 1
+    def code_failed(self, error: BaseException, where: str = "", count: int = 1) -> None:
+        """Count errors of the node's own code; log the first with its traceback, then one an interval."""
+        self.meter.errors += count
         detail = f"{where} {type(error).__name__}: {error}".strip()
-        self.error_lines.add(None, 1, detail, error)
+        self.error_lines.add(None, count, detail, error)
         mark_logged(error)
 
     # -- what happens to its input and output

@@ -78,9 +78,7 @@ async def _consume(run: NodeRun, handler: Handler) -> None:
     async with AsyncExitStack() as stack:
         publisher: NodePublisher | None = None
         if config.publish_topic_name is not None:
-            publisher = await stack.enter_async_context(
-                NodePublisher.open(run, config.publish_topic_name, outcomes_known=True)
-            )
+            publisher = await stack.enter_async_context(NodePublisher.open(run, config.publish_topic_name))
         run.subscription = subscription = bus.core.subscribe(
             (config.subscribe_topic_name,),
             group_id=group,
@@ -135,6 +133,8 @@ class MessageProcessor:
         self._tasks = asyncio.TaskGroup()
         code = getattr(handler, "__qualname__", "The handler")
         self._share = LoopShare(code, run.logger, config.heartbeat_update_interval)
+        if publisher is not None:
+            publisher.on_failure = self._fail
         run.meter.queued = lambda: subscription.queued
         run.unfinished = lambda: (
             len(run.busy_since) + len(self._pending) + sum(item[1] is not _RUNNING for item in self._window)
@@ -362,11 +362,12 @@ class MessageProcessor:
         self._changed.set()
 
     async def _refused(self, message: Message, error: BaseException) -> None:
-        """An output of ``message`` was not accepted, which is known only now."""
+        """An output of ``message`` was not accepted, which is known only now; the publisher has counted it."""
         if isinstance(error, ClosedError) or self._publisher is None:
             return
         if not isinstance(error, BROKER_AWAY):
-            await self._code_failed(message, error if isinstance(error, Exception) else BusError(str(error)))
+            if self._config.action_on_error == "continue":
+                await self._give_up(message, error, None)
             return
         self._publisher.broker_is_away(error)
         try:
@@ -393,7 +394,7 @@ class MessageProcessor:
             await self._give_up(message, error, place, accepted)
 
     async def _give_up(
-        self, message: Message, error: Exception, place: Place | None, accepted: Sequence[Accepted] = ()
+        self, message: Message, error: BaseException, place: Place | None, accepted: Sequence[Accepted] = ()
     ) -> None:
         """An input that cannot be handled is done, and before that on the dead-letter topic if there is one."""
         if await self._dead_letter(message, error):
@@ -406,7 +407,7 @@ class MessageProcessor:
             place[0] = None
             await self._made(place, None)
 
-    async def _dead_letter(self, message: Message, error: Exception) -> bool:
+    async def _dead_letter(self, message: Message, error: BaseException) -> bool:
         """Dead-letter an input, if there is a topic for that; returns whether the input is done."""
         topic, bus = self._config.dead_letter_topic_name, self._run.bus
         if topic is None:

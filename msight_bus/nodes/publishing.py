@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -15,6 +15,7 @@ from msight_bus.errors import (
     ConnectionLostError,
     PayloadError,
     PublishTimeoutError,
+    fresh,
 )
 from msight_bus.nodes.node_run import NodeRun
 from msight_bus.payload import Payload
@@ -57,11 +58,11 @@ class NodePublisher:
     Attributes:
         plain: whether outputs of type ``bytes`` can be given to `send_plain`.
         send_plain: sends one payload of type ``bytes`` without a key; what it raises is given to `send`.
+        on_failure: called with the refusal of an output that was handed over, where that ends the node.
     """
 
-    def __init__(self, publisher: Publisher, run: NodeRun, *, outcomes_known: bool) -> None:
+    def __init__(self, publisher: Publisher, run: NodeRun) -> None:
         self._keeps = run.bus.capabilities.acknowledgement
-        self._outcomes_known = outcomes_known and self._keeps
         self._publisher = publisher
         self._topic = publisher.topic
         self._run = run
@@ -73,28 +74,33 @@ class NodePublisher:
         self._sending: asyncio.Timeout | None = None
         self.plain = self._key is None and self._type is None and not self._drops
         self.send_plain = publisher.send
+        self.on_failure: Callable[[Exception], None] = lambda _: run.stopping.set()
+        self._failure: BusError | None = None
         run.on_away = self._away
+        publisher.report_refusals(self._refused)
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, run: NodeRun, topic: str, *, outcomes_known: bool) -> AsyncIterator[NodePublisher]:
+    async def open(cls, run: NodeRun, topic: str) -> AsyncIterator[NodePublisher]:
         """The publisher of a node; leaving it flushes.
 
-        ``outcomes_known``: what `send` returns is looked at, so that a refused output is known by that.
-
         Raises:
-            BusError: on leaving, something was refused, or not accepted in time by a broker that acknowledges.
+            BusError: on leaving, an output was refused where that ends the node, or not accepted in time by a broker that
+                acknowledges.
         """
         harmless = False
         try:
             async with run.bus.publisher(topic, name=run.config.name, spread=run.config.spread) as publisher:
-                yield cls(publisher, run, outcomes_known=outcomes_known)
+                made = cls(publisher, run)
+                yield made
                 harmless = not run.bus.capabilities.acknowledgement
         except BROKER_AWAY as error:
             if not harmless:
                 raise
             # A node that has run for weeks must not fail at its end because a connection was cut once.
             run.logger.warning("Some outputs may be lost: %s", error)
+        if made._failure is not None:
+            raise fresh(made._failure)
 
     @property
     def in_flight(self) -> int:
@@ -128,7 +134,7 @@ class NodePublisher:
             error: what `send_plain` raised for it.
 
         Raises:
-            BusError: the output cannot be sent, or it was refused.
+            BusError: the output cannot be sent.
         """
         if not self._drops:
             return await self._deliver(output, error)
@@ -153,7 +159,6 @@ class NodePublisher:
 
     async def _deliver(self, output: Outgoing, error: BusError | None) -> Accepted | None:
         key = self._key if output.key is None else output.key
-        refused = False
         while True:
             if error is None:
                 try:
@@ -163,21 +168,26 @@ class NodePublisher:
                 else:
                     self._delivered(output)
                     return accepted
-            if isinstance(error, ClosedError) or (isinstance(error, ConnectionLostError) and not self._keeps):
+            if not isinstance(error, BROKER_AWAY) or (isinstance(error, ConnectionLostError) and not self._keeps):
                 raise error
-            if not isinstance(error, BROKER_AWAY):
-                # The publisher raises the refusal of an earlier output here, once. Where that is known by its own
-                # acknowledgement, only a second try tells whether this one is refused as well.
-                if refused or not self._outcomes_known:
-                    raise error
-                refused = True
-            else:
-                self.broker_is_away(error)
-                if self._drops:
-                    self._drop()
-                    return None
-                await asyncio.sleep(RETRY_AFTER)
+            self.broker_is_away(error)
+            if self._drops:
+                self._drop()
+                return None
+            await asyncio.sleep(RETRY_AFTER)
             error = None
+
+    def _refused(self, error: BusError, count: int) -> None:
+        """Count outputs that were not accepted after they had been handed over."""
+        count = min(count, self._meter.messages_out)  # NATS names the topic of a refusal only, not the publisher
+        self._meter.messages_out -= count
+        if not isinstance(error, BROKER_AWAY):
+            self._run.code_failed(error, count=count)
+            if self._run.config.action_on_error == "stop":
+                self._failure = error
+                self.on_failure(error)
+        elif self._run.config.subscribe_topic_name is None:  # else its input comes again
+            self._run.unsent(self._topic, count, str(error))
 
     def _delivered(self, output: Outgoing) -> None:
         self._meter.messages_out += 1
@@ -195,12 +205,7 @@ class NodePublisher:
             PublishTimeoutError: it did not in time.
         """
         if self._keeps:
-            try:
-                await self._publisher.flush()
-            except (*BROKER_AWAY, ClosedError):
-                raise
-            except BusError:  # as in `_deliver`: that refusal is known already
-                await self._publisher.flush()
+            await self._publisher.flush()
 
     def broker_is_away(self, error: BusError) -> None:
         """Say so, once until it is back."""

@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from msight_bus import BytesData
+from msight_bus import BusError, BytesData
 from msight_bus.nodes import NodeConfig, Outgoing
 from tests.support.kafka_admin import make
-from tests.support.nodes import DEADLINE, Apply, Collect, running, start
+from tests.support.nodes import DEADLINE, Apply, Collect, Numbers, running, start
 
 
 @pytest.fixture
@@ -124,3 +124,38 @@ async def test_a_refused_output_takes_no_other_with_it(kafka, topic, name, concu
                 await bus.publish(topic, b"%d" % number)
             assert sorted(map(int, await sink.until(16))) == [n for n in range(20) if n % 5 != 3]
         assert node.metrics().errors == 4
+
+
+class Mixed(Numbers):
+    """Publishes numbers; a compacted topic refuses each fifth, which has no key, and what shares its batch."""
+
+    async def get_data(self):
+        payload = await super().get_data()
+        await asyncio.sleep(0)
+        return payload if int(payload) % 5 == 3 else Outgoing(payload, key="k")
+
+
+async def test_each_output_of_a_source_is_counted_once_as_published_or_refused(kafka, topic, name):
+    await make(kafka, topic, **{"cleanup.policy": "compact"})
+    node = Mixed(NodeConfig(name=name, publish_topic_name=topic, action_on_error="continue"), count=600)
+    async with kafka.connect() as bus, asyncio.timeout(DEADLINE * 2):
+        await node.run(bus)
+        metrics = node.metrics()
+        assert node.status == "STOPPED"
+        assert 0 < metrics.messages_out < 600
+        assert metrics.messages_out + metrics.errors == 600
+        async with bus.subscribe(topic, start="earliest") as messages:
+            for _ in range(metrics.messages_out):
+                await anext(messages)
+            assert messages.stats.lag == 0
+            assert messages.stats.queued == 0
+
+
+async def test_a_refused_output_that_is_the_last_one_ends_a_source(kafka, topic, name):
+    await make(kafka, topic, **{"cleanup.policy": "compact"})
+    node = Numbers(NodeConfig(name=name, publish_topic_name=topic), count=1)
+    async with kafka.connect() as bus, asyncio.timeout(DEADLINE * 2):
+        with pytest.raises(BusError, match=topic):
+            await node.run(bus)
+    metrics = node.metrics()
+    assert (metrics.messages_out, metrics.errors, node.status) == (0, 1, "ERROR")

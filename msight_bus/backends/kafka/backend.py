@@ -93,6 +93,7 @@ class KafkaPublisher:
         self._within = within
         self._on_closed = on_closed
         self._gates: dict[str | None, Gate] = {}
+        self.on_refused: Callable[[BusError, int], None] | None = None  # not called: each message has an outcome
 
     def try_send(
         self, payload: bytes, key: str | None, headers: Mapping[str, str] | None

@@ -211,6 +211,7 @@ class PubSubPublisher:
         "_topic",
         "_topics",
         "_waiting",
+        "on_refused",
         "unconfirmed",
     )
 
@@ -233,6 +234,7 @@ class PubSubPublisher:
         self._limits = limits
         self._report = report
         self._refused: BusError | None = None
+        self.on_refused: Callable[[BusError, int], None] | None = None
         self._cut = 0
         self._reason: BusError | None = None
         self.unconfirmed: UnconfirmedRun | None = None
@@ -324,9 +326,11 @@ class PubSubPublisher:
     # -- called by the connection (in_flight.Sender)
 
     def refused(self, error: BusError) -> None:
-        """Keep the error of a refused message for the next call, log and report the refusal."""
+        """Log and report the refusal of a message; pass the error on, or keep it for the next call."""
         name = self._topic.counter.topic
-        if self._refused is None:
+        if self.on_refused is not None:
+            self.on_refused(error, 1)
+        elif self._refused is None:
             logger.warning("Message refused on %s: %s", name, error)
             self._refused = error
         self._report(Refused(name, str(error)))
