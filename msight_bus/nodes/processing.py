@@ -131,6 +131,7 @@ class MessageProcessor:
         self._shared = SharedSubscription(subscription)
         self._failure: Exception | None = None
         self._tasks = asyncio.TaskGroup()
+        self._over = False  # whatever is pending comes again
         code = getattr(handler, "__qualname__", "The handler")
         self._share = LoopShare(code, run.logger, config.heartbeat_update_interval)
         if publisher is not None:
@@ -148,24 +149,27 @@ class MessageProcessor:
         """
         name = self._config.name
         async with self._tasks as tasks:
-            intake = tasks.create_task(self._end_intake(), name=f"msight_bus intake {name}")
-            workers = [
-                tasks.create_task(self._work(number), name=f"msight_bus handler {name} {number}")
-                for number in range(self._config.concurrency)
-            ]
-            self._run.tasks.update(workers)
-            left: set[asyncio.Task[None]] = set(workers)
-            while left:
-                ended, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
-                if any(worker.cancelled() for worker in ended):
-                    self._fail(RuntimeError(LEFT_CANCELLED))
             try:
-                if self._publisher is not None:
-                    await self._publisher.all_accepted()
-                while self._pending:
-                    await self._change()
-            except BusError as error:
-                self._fail(error)
+                intake = tasks.create_task(self._end_intake(), name=f"msight_bus intake {name}")
+                workers = [
+                    tasks.create_task(self._work(number), name=f"msight_bus handler {name} {number}")
+                    for number in range(self._config.concurrency)
+                ]
+                self._run.tasks.update(workers)
+                left: set[asyncio.Task[None]] = set(workers)
+                while left:
+                    ended, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+                    if any(worker.cancelled() for worker in ended):
+                        self._fail(RuntimeError(LEFT_CANCELLED))
+                try:
+                    if self._publisher is not None:
+                        await self._publisher.all_accepted()
+                    while self._pending:
+                        await self._change()
+                except BusError as error:
+                    self._fail(error)
+            finally:
+                self._over = True
             intake.cancel()
         if self._failure is not None:
             raise self._failure
@@ -351,7 +355,7 @@ class MessageProcessor:
 
     def _accepted(self, _: Accepted | None = None) -> None:
         """Acknowledge the pending inputs from the head on, as far as their outputs are accepted."""
-        while self._pending and all(one.done() for one in self._pending[0][1]):
+        while self._pending and not self._over and all(one.done() for one in self._pending[0][1]):
             message, accepted = self._pending.popleft()
             self._pending_bytes -= len(message.payload)
             errors = [CLOSED if one.cancelled() else one.exception() for one in accepted]
@@ -365,13 +369,12 @@ class MessageProcessor:
         """An output of ``message`` was not accepted, which is known only now; the publisher has counted it."""
         if isinstance(error, ClosedError) or self._publisher is None:
             return
-        if not isinstance(error, BROKER_AWAY):
-            if self._config.action_on_error == "continue":
-                await self._give_up(message, error, None)
-            return
-        self._publisher.broker_is_away(error)
         try:
-            await message.nack()
+            if isinstance(error, BROKER_AWAY):
+                self._publisher.broker_is_away(error)
+                await message.nack()
+            elif self._config.action_on_error == "continue":
+                await self._give_up(message, error, None)
         except BusError as problem:
             self._run.logger.warning("An input stays unacknowledged and comes again at the next start: %s", problem)
 
