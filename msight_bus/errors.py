@@ -143,6 +143,13 @@ def late_publish(topic: str, within: float) -> PublishTimeoutError:
     )
 
 
+def aborted() -> ConnectionLostError:
+    """The error of what the broker had not confirmed at the deadline of a stop."""
+    return ConnectionLostError(
+        "The broker did not confirm before the deadline for closing the bus; it may have arrived."
+    )
+
+
 class DrainTimeoutError(BusError, TimeoutError):
     """The drain deadline passed and the bus was closed.
 

@@ -216,6 +216,12 @@ class Backend(Protocol):
             PublishTimeoutError: not confirmed in time.
         """
 
+    def abort_at(self, when: float | None) -> None:
+        """Wait for the broker no longer from ``when`` on, in seconds of the event loop; ``None`` revokes that.
+
+        Then everything that is unconfirmed fails with `ConnectionLostError`, and the backend does not reconnect.
+        """
+
     async def close(self) -> None:
         """Release all resources within a deadline, also if the broker does not answer."""
 

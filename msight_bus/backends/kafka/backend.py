@@ -30,13 +30,14 @@ from msight_bus.errors import (
     ConnectionLostError,
     MessageTooLargeError,
     PublishTimeoutError,
+    aborted,
     fresh,
 )
 from msight_bus.events import BusEvent, Disconnected
 from msight_bus.message import Message
 from msight_bus.protocol import envelope
 from msight_bus.settings import BusSettings
-from msight_bus.tasks import Gate, run_shielded
+from msight_bus.tasks import Alarm, Gate, run_shielded
 
 logger = logging.getLogger("msight_bus")
 
@@ -152,8 +153,9 @@ class KafkaBackend:
         self._is_away = False
         self._routes: dict[str, dict[str | None, _Route]] = {}  # of each topic, by publisher
         self._feeds: set[KafkaFeed] = set()
+        self._alarm = Alarm(self._abort)
         self._ending: asyncio.Task[None] | None = None
-        self._refused: AuthenticationError | None = None
+        self._refused: BusError | None = None  # what every call raises from now on
         self._refused_since: float | None = None
 
     def _heard(self, event: BusEvent) -> None:
@@ -351,6 +353,7 @@ class KafkaBackend:
         feed = LiveViewFeed(*arguments) if group_id is None else GroupFeed(group_id, *arguments)
         self._feeds.add(feed)
         feed.on_closed = lambda: self._feeds.discard(feed)
+        feed.left = self._alarm.left
         try:
             await feed.start()
         except KafkaError as error:
@@ -413,6 +416,15 @@ class KafkaBackend:
             raise PublishTimeoutError(f"Kafka did not acknowledge a dead letter on {topic!r} in time.")
         done.result()
 
+    def abort_at(self, when: float | None) -> None:
+        """Give up what is not acknowledged at ``when`` (`Backend.abort_at`); feeds that close wait no longer either."""
+        self._alarm.set(when)
+
+    def _abort(self) -> None:
+        self._refused = aborted()
+        self._routes.clear()
+        self._producer.abort(self._refused)
+
     async def close(self) -> None:
         """Flush within the drain deadline and end every client."""
         if self._watching is not None:
@@ -423,6 +435,8 @@ class KafkaBackend:
         if self._client is None:
             return
         # Whoever drained has already waited for a broker that is away.
-        await self._producer.close(self._limits.pong_timeout if self._is_away else self._limits.drain_timeout)
+        within = self._limits.pong_timeout if self._is_away else self._limits.drain_timeout
+        await self._producer.close(self._alarm.left(within))
         await self._directory.close()
         await self._client.aclose()
+        self._alarm.set(None)

@@ -52,7 +52,12 @@ _LEAVE_WITHIN = 1.0
 
 
 class KafkaFeed:
-    """Fetches a topic's records into a subscription (backends.base.Consumer, fetcher.FetchListener)."""
+    """Fetches a topic's records into a subscription (backends.base.Consumer, fetcher.FetchListener).
+
+    Attributes:
+        on_closed: called when the subscription is closed.
+        left: returns how many of so many seconds are left to wait for the broker.
+    """
 
     def __init__(
         self, selection: Selection, inbox: Inbox, settings: BusSettings, client: Client, dead_letter: DeadLetter
@@ -84,6 +89,7 @@ class KafkaFeed:
         self._problem = ""
         self._tasks: list[asyncio.Task[None]] = []
         self.on_closed: Callable[[], None] = lambda: None
+        self.left: Callable[[float], float] = lambda most: most
 
     async def start(self) -> None:
         """Begin to deliver; returns when the positions of all that is published from now on are certain."""
@@ -295,7 +301,7 @@ class KafkaFeed:
             logger.warning("Not committed on leaving %s, so it is delivered again: %s", self.topic, error)
         finally:
             self.on_closed()
-            await self._end(_LEAVE_WITHIN)
+            await self._end(self.left(_LEAVE_WITHIN))
 
     async def give_up(self, error: BusError) -> None:
         """End at once, because Kafka will answer no more; what was not committed comes again, to somebody."""

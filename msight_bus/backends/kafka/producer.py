@@ -361,9 +361,12 @@ class KafkaProducer:
 
     async def give_up(self, error: BusError) -> None:
         """End at once; whoever still waits for an acknowledgement gets ``error``."""
-        retries = [retry for writer in self._all_writers() if (retry := writer.give_up(error)) is not None]
-        if retries:
+        if retries := self.abort(error):
             await asyncio.wait(retries)
+
+    def abort(self, error: BusError) -> list[asyncio.Task[None]]:
+        """Fail every acknowledgement that is still to come with ``error``; return tasks that end soon."""
+        return [retry for writer in self._all_writers() if (retry := writer.give_up(error)) is not None]
 
 
 def choose_partition(key: bytes, partitions: int) -> int:
