@@ -105,7 +105,7 @@ class _ProcessCall(_Call):
         return super().__call__(partial(self._ask, request))
 
     def _ask(self, request: bytes) -> Any:
-        worker = self._worker = _idle.pop() if _idle else _Worker()
+        worker = self._worker = _idle_worker() or _Worker()
         if self._killed:
             worker.kill()
         try:
@@ -152,6 +152,11 @@ class _Worker:
         """Return ``(True, result, "")`` or ``(False, error, traceback)``."""
         self._connection.send_bytes(request)
         return pickle.loads(self._connection.recv_bytes())  # noqa: S301 - from our own process
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process is there: somebody may have killed it."""
+        return self._process.is_alive()
 
     def kill(self) -> None:
         """End the process."""
@@ -236,3 +241,13 @@ class DaemonThreads(ThreadPoolExecutor):
 _threads = DaemonThreads(_THREADS)
 _processes = DaemonThreads(os.cpu_count() or 1)
 _idle: list[_Worker] = []
+
+
+def _idle_worker() -> _Worker | None:
+    """Take a process that waits for a call, if there is one."""
+    with suppress(IndexError):
+        while True:
+            worker = _idle.pop()
+            if worker.is_alive:
+                return worker
+    return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -113,3 +114,10 @@ class UnreadableError(Exception):
 
     def __init__(self, one, two="two"):
         super().__init__(one, two, "three")
+
+
+async def test_a_process_that_was_killed_while_it_waited_is_replaced():
+    killed = await off_loop(os.getpid, process=True)
+    os.kill(killed, signal.SIGKILL)
+    os.waitid(os.P_PID, killed, os.WEXITED | os.WNOWAIT)
+    assert await off_loop(os.getpid, process=True) != killed
