@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import msgspec
 import pytest
@@ -199,3 +200,17 @@ async def test_a_node_works_though_it_cannot_announce_itself(memory, caplog, err
                 await eventually(news, lambda: asked >= 5)
     assert (asked > 1) is asked_again
     assert caplog.text.count(text) == 1
+
+
+async def test_an_observer_whose_own_loop_was_held_does_not_call_others_lost(backend):
+    statuses = set()
+    async with backend.connect() as bus:
+        registry = await bus.nodes()
+        async with running(bus, sink(subscribe_topic_name="held.in", heartbeat_update_interval=0.2)):
+            await registry.wait_until(lambda nodes: "sink" in nodes and nodes["sink"].status == "RUNNING")
+            before = registry["sink"].last_heartbeat
+            time.sleep(2)
+            while registry["sink"].last_heartbeat == before:
+                statuses.add(registry["sink"].status)
+                await asyncio.sleep(0)
+    assert statuses == {"RUNNING"}
