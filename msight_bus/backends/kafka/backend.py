@@ -352,7 +352,7 @@ class KafkaBackend:
         group_id = selection.group_id
         feed = LiveViewFeed(*arguments) if group_id is None else GroupFeed(group_id, *arguments)
         self._feeds.add(feed)
-        feed.on_closed = lambda: self._feeds.discard(feed)
+        feed.on_closed = lambda: self._feed_closed(feed)
         feed.left = self._alarm.left
         try:
             await feed.start()
@@ -363,6 +363,11 @@ class KafkaBackend:
             await run_shielded(feed.close())
             raise
         return feed
+
+    def _feed_closed(self, feed: KafkaFeed) -> None:
+        self._feeds.discard(feed)
+        if not self._producer.writes(feed.topic):
+            self._directory.forget(feed.topic)
 
     async def _dead_letter(self, message: Message) -> bool:
         partition, offset = message.position or (0, 0)

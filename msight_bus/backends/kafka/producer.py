@@ -327,6 +327,10 @@ class KafkaProducer:
             self._left_off.clear()
             self._producer_id = None
 
+    def writes(self, topic: str) -> bool:
+        """Whether the topic has writers."""
+        return topic in self._written
+
     def keep(self, topic: str) -> None:
         """Do not forget the topic until `let_go` is called as often."""
         self._kept[topic] += 1

@@ -86,6 +86,7 @@ class TopicDirectory:
     def forget(self, topic: str) -> None:
         """Look a topic up anew before it is used again."""
         if self._known.pop(topic, None) is not None:
+            del self._looked_up[topic]
             self._changed(topic)
 
     def seen(self, topic: str, partitions: int) -> None:
@@ -187,8 +188,9 @@ class TopicDirectory:
             await self._create(topic)
             while not (found := await self._metadata(topic)).partitions:
                 await asyncio.sleep(0.02)  # its leaders are being elected; the caller's deadline ends this
-        self._looked_up[topic] = asyncio.get_running_loop().time()
+        looked_up = asyncio.get_running_loop().time()
         info = self._known[topic] = await self._describe(topic, found, warn=True)
+        self._looked_up[topic] = looked_up
         return info
 
     async def _describe(self, topic: str, found: TopicMetadata, *, warn: bool = False) -> TopicInfo:
