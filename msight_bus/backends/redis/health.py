@@ -72,6 +72,18 @@ class Health:
         return None
 
 
+    def is_alone(self, replies: Sequence[object]) -> bool:
+        """Whether no other server has subscribers, so that the number of subscribers at this one says everything.
+
+        Args:
+            replies: as for `problem`.
+        """
+        clustered, state = _cluster(replies[-1])
+        if clustered:
+            return state.get("cluster_known_nodes") == "1"
+        return clustered is False or not self.use_cluster
+
+
 def _cluster(reply: object) -> tuple[bool | None, dict[str, str]]:
     """Return whether cluster mode is on (None: unknown), and the fields of CLUSTER INFO."""
     if isinstance(reply, Exception):
