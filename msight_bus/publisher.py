@@ -13,6 +13,7 @@ from msight_bus.backends.base import BLOCKED, Blocked, Outcome, TopicPublisher
 from msight_bus.core import Core
 from msight_bus.errors import BusError, ClosedError, PublishTimeoutError, fresh
 from msight_bus.payload import Payload, check_headers, check_key, to_bytes
+from msight_bus.protocol.envelope import TopicCounter
 from msight_bus.tasks import Gate
 
 
@@ -68,6 +69,11 @@ class Publisher:
     def in_flight(self) -> int:
         """Messages sent and not yet acknowledged; always 0 on a backend without acknowledgements."""
         return self._count
+
+    @property
+    def counter(self) -> TopicCounter | None:
+        """Session and sequence of the last message on the topic; ``None`` before the first."""
+        return None if self._to is None else self._to.counter
 
     def report_refusals(self, to: Callable[[BusError, int], None]) -> None:
         """Call ``to`` with the error and the number of refused messages instead of raising the error. Call it after entering."""

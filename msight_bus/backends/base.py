@@ -17,6 +17,7 @@ from msight_bus.capabilities import Capabilities
 from msight_bus.errors import BusError
 from msight_bus.events import BusEvent
 from msight_bus.message import Message
+from msight_bus.protocol.envelope import TopicCounter
 from msight_bus.queues import QueuePolicy
 from msight_bus.settings import BusSettings
 
@@ -144,6 +145,10 @@ class TopicPublisher(Protocol):
     """
 
     on_refused: Callable[[BusError, int], None] | None
+
+    @property
+    def counter(self) -> TopicCounter | None:
+        """Session and sequence of the topic's last message; ``None`` before the first."""
 
     def try_send(self, payload: bytes, key: str | None, headers: Mapping[str, str] | None) -> Outcome | Blocked:
         """Send one message without waiting.

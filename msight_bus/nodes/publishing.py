@@ -195,8 +195,10 @@ class NodePublisher:
             self._waits = False
             self._run.logger.info("Publishing goes on.")
         if self._run.logger.isEnabledFor(logging.DEBUG):
-            size = len(output.data) if isinstance(output.data, bytes) else type(output.data).__name__
-            self._run.logger.debug("Published on %s: %s.", self._topic, size)
+            what = f"{len(output.data)} bytes" if isinstance(output.data, bytes) else type(output.data).__name__
+            line = "Published on %s: %s, sequence %d of session %d."
+            if (last := self._publisher.counter) is not None:
+                self._run.logger.debug(line, self._topic, what, last.sequence, last.session)
 
     async def all_accepted(self) -> None:
         """Wait until the broker has acknowledged everything, if it does that at all.

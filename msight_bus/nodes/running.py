@@ -9,14 +9,14 @@ from typing import Any
 
 from msight_bus.bus import Bus, connect
 from msight_bus.draining import CLOSE_WITHIN
-from msight_bus.errors import ConfigError, DrainTimeoutError
+from msight_bus.errors import BusError, ConfigError, DrainTimeoutError
 from msight_bus.events import BusEvent
 from msight_bus.nodes.node import Node
 from msight_bus.nodes.source import SourceNode
 from msight_bus.off_loop import left_running
 from msight_bus.runtime import UNWIND_WITHIN, nothing_keeps_the_loop, run, running_loop
 from msight_bus.settings import BusSettings
-from msight_bus.signals import StopSignals, tell_once
+from msight_bus.signals import StopSignals, mark_logged, tell_once
 
 logger = logging.getLogger("msight_bus.nodes")
 
@@ -68,6 +68,8 @@ def run_nodes(
         signals.raise_second()
         raise
     except Exception as error:
+        if isinstance(error, BusError):
+            mark_logged(error)  # its sentence says everything
         tell_once(error)
         raise
 

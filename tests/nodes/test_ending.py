@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -226,3 +227,22 @@ def test_ctrl_c_on_a_terminal_drains_what_a_process_computes(tmp_path):
     assert b"computed b'x'" in said
     assert b"drained" in said
     assert b"Traceback" not in said
+
+
+def test_without_a_broker_a_program_says_one_sentence_and_ends_with_status_1(tmp_path):
+    script = tmp_path / "program.py"
+    script.write_text(PROGRAM)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    variables = {"MSIGHT_PUBSUB_BACKEND": "redis", "MSIGHT_REDIS_MESSAGE_BROKER_PORT": f"{port}"}
+    done = subprocess.run(
+        [sys.executable, str(script), "ends"],
+        env=environment() | variables,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("ConnectionLostError: Redis at localhost:"), line

@@ -96,6 +96,11 @@ class KafkaPublisher:
         self._gates: dict[str | None, Gate] = {}
         self.on_refused: Callable[[BusError, int], None] | None = None  # not called: each message has an outcome
 
+    @property
+    def counter(self) -> envelope.TopicCounter | None:
+        """Session and sequence of the topic's last message; ``None`` before the first."""
+        return self._backend.counter(self._topic)
+
     def try_send(
         self, payload: bytes, key: str | None, headers: Mapping[str, str] | None
     ) -> asyncio.Future[None] | Blocked:
@@ -327,6 +332,10 @@ class KafkaBackend:
             self, topic, name, self._limits.publish_timeout, on_closed=self._producer.let_go if keeps else None
         )
 
+    def counter(self, topic: str) -> envelope.TopicCounter | None:
+        """Session and last sequence of a topic, ``None`` if nothing was published on it."""
+        return self._producer.counter(topic)
+
     async def flush(self) -> None:
         """Wait until everything is acknowledged; whoever published holds the outcome."""
         if not await self._producer.flush(None, self._limits.publish_timeout):
@@ -366,7 +375,7 @@ class KafkaBackend:
 
     def _feed_closed(self, feed: KafkaFeed) -> None:
         self._feeds.discard(feed)
-        if not self._producer.writes(feed.topic):
+        if self._producer.counter(feed.topic) is None:
             self._directory.forget(feed.topic)
 
     async def _dead_letter(self, message: Message) -> bool:

@@ -327,9 +327,10 @@ class KafkaProducer:
             self._left_off.clear()
             self._producer_id = None
 
-    def writes(self, topic: str) -> bool:
-        """Whether the topic has writers."""
-        return topic in self._written
+    def counter(self, topic: str) -> TopicCounter | None:
+        """Session and last sequence of a topic, ``None`` if it has no writers."""
+        written = self._written.get(topic)
+        return None if written is None else written.counter
 
     def keep(self, topic: str) -> None:
         """Do not forget the topic until `let_go` is called as often."""

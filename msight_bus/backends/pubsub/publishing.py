@@ -240,6 +240,11 @@ class PubSubPublisher:
         self.unconfirmed: UnconfirmedRun | None = None
         self._waiting = 0
 
+    @property
+    def counter(self) -> TopicCounter:
+        """Session and sequence of the topic's last message."""
+        return self._topic.counter
+
     def try_send(self, payload: bytes, key: str | None, headers: Mapping[str, str] | None) -> Blocked | None:
         """Write one message, if the connection is open and not congested, and no other message comes first."""
         if self._refused is not None:

@@ -71,7 +71,6 @@ class Health:
             return f"it is a replica of {master}, and messages published here do not reach the master; {_INSTEAD}"
         return None
 
-
     def is_alone(self, replies: Sequence[object]) -> bool:
         """Whether no other server has subscribers, so that the number of subscribers at this one says everything.
 
