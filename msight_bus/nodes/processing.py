@@ -138,7 +138,8 @@ class MessageProcessor:
             publisher.on_failure = self._fail
         run.meter.queued = lambda: subscription.queued
         run.unfinished = lambda: (
-            len(run.busy_since) + len(self._pending) + sum(item[1] is not _RUNNING for item in self._window)
+            len(self._pending)
+            + (sum(item[0] is not None for item in self._window) if self._ordered else len(run.busy_since))
         )
 
     async def run(self) -> None:
@@ -278,7 +279,7 @@ class MessageProcessor:
         except Exception as error:  # the bus's; errors in the node's code are dealt with where they happen
             self._fail(error)
         except asyncio.CancelledError:
-            run.abandoned += number in busy_since
+            run.abandoned += number in busy_since and not ordered  # else it stays in the window
             raise
         finally:
             busy_since.pop(number, None)
