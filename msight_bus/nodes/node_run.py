@@ -218,6 +218,13 @@ class NodeRun:
         task = asyncio.current_task()
         assert task is not None
         self.tasks.add(task)
+        for other in self.bus.core.drainables:
+            if isinstance(other, NodeRun) and other.name == self.name and not self._shares_input(other):
+                self.logger.warning(
+                    "Two nodes of this process are named %s and are no workers of one group: their log lines, heartbeats and "
+                    "positions cannot be told apart. Name each node by what it does.",
+                    self.name,
+                )
         self.bus.core.drainables.add(self)
         try:
             yield
@@ -226,11 +233,21 @@ class NodeRun:
             self.ready.set()
             self.over.set()
 
+    def _shares_input(self, other: NodeRun) -> bool:
+        topic = self.config.subscribe_topic_name
+        return topic is not None and topic == other.config.subscribe_topic_name
+
     async def _watch(self, tolerance: float) -> None:
         loop = asyncio.get_running_loop()
+        out, since, told = 0, loop.time(), self.config.subscribe_topic_name is not None
         while True:
             await asyncio.sleep(self.config.heartbeat_checking_duration)
             now = loop.time()
+            if self.meter.messages_out != out or self.away:
+                out, since = self.meter.messages_out, now
+            elif now - since > tolerance and not told:
+                told = True
+                self.logger.warning("No output for %.0f s: get_data or stream has given nothing.", now - since)
             busy = now - min(self.busy_since.values(), default=now)
             if busy > tolerance and self.status is NodeStatus.RUNNING:
                 self.logger.error("Busy with one item for %.1f s; heartbeat_tolerance is %g s.", busy, tolerance)

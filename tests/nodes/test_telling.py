@@ -349,3 +349,28 @@ async def test_a_gap_of_unknown_size_says_so(caplog):
     first, second = [record.getMessage() for record in caplog.records]
     assert first == "Messages missing: unknown number on t (reconnect)"
     assert second.startswith("Messages missing: unknown number, 2 times on t in 0 s")
+
+
+async def test_a_source_that_gives_nothing_for_long_is_told_once(memory, caplog):
+    class Idle(Numbers):
+        async def get_data(self):
+            await asyncio.sleep(0.001)
+
+    node = Idle(
+        NodeConfig(
+            name="idle", publish_topic_name="out", heartbeat_tolerance=0.02, heartbeat_checking_duration=INTERVAL / 20
+        )
+    )
+    async with memory.connect() as bus, running(bus, node):
+        while not lines(caplog, "No output for "):
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(INTERVAL)
+    assert len(lines(caplog, "No output for ")) == 1
+
+
+@pytest.mark.parametrize(("topics", "told"), [(("in", "other"), 1), (("in", "in"), 0)])
+async def test_two_nodes_of_one_name_are_told_unless_they_share_their_input(memory, caplog, topics, told):
+    nodes = [sink(name="twin", subscribe_topic_name=topic) for topic in topics]
+    async with memory.connect() as bus, running(bus, *nodes):
+        pass
+    assert len(lines(caplog, "Two nodes of this process are named twin")) == told
