@@ -81,7 +81,7 @@ class NodeRun:
         self.kind = kind
         self.gap_lines = Tally("Messages missing", logger, interval)
         self.drop_lines = Tally("Inputs dropped, slower than the stream", logger, interval)
-        self.unsent_lines = Tally("Outputs dropped, the broker is away", logger, interval)
+        self.unsent_lines = Tally("Outputs dropped", logger, interval)
         self.undecodable_lines = Tally("Inputs that cannot be decoded", logger, interval)
         self.error_lines = Tally(f"Errors in {kind}", logger, interval, logging.ERROR)
         self._reporter = Reporter(on_event)
