@@ -218,13 +218,14 @@ class NodeRun:
         task = asyncio.current_task()
         assert task is not None
         self.tasks.add(task)
-        for other in self.bus.core.drainables:
-            if isinstance(other, NodeRun) and other.name == self.name and not self._shares_input(other):
-                self.logger.warning(
-                    "Two nodes of this process are named %s and are no workers of one group: their log lines, heartbeats and "
-                    "positions cannot be told apart. Name each node by what it does.",
-                    self.name,
-                )
+        others = (other for other in self.bus.core.drainables if isinstance(other, NodeRun) and other.name == self.name)
+        source = self.config.subscribe_topic_name
+        if any(source is None or other.config.subscribe_topic_name != source for other in others):
+            self.logger.warning(
+                "Two nodes of this process are named %s and do not take one topic, as workers of a group do: their log lines "
+                "and heartbeats cannot be told apart.",
+                self.name,
+            )
         self.bus.core.drainables.add(self)
         try:
             yield
@@ -232,10 +233,6 @@ class NodeRun:
             self.bus.core.drainables.discard(self)
             self.ready.set()
             self.over.set()
-
-    def _shares_input(self, other: NodeRun) -> bool:
-        topic = self.config.subscribe_topic_name
-        return topic is not None and topic == other.config.subscribe_topic_name
 
     async def _watch(self, tolerance: float) -> None:
         loop = asyncio.get_running_loop()

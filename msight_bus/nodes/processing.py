@@ -162,13 +162,12 @@ class MessageProcessor:
                     ended, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
                     if any(worker.cancelled() for worker in ended):
                         self._fail(RuntimeError(LEFT_CANCELLED))
-                try:
-                    if self._publisher is not None:
-                        await self._publisher.all_accepted()
-                    while self._pending:
-                        await self._change()
-                except BusError as error:
-                    self._fail(error)
+                if self._publisher is not None:
+                    await self._publisher.all_accepted()
+                while self._pending:
+                    await self._change()
+            except BusError as error:
+                self._fail(error)
             finally:
                 self._over = True
             intake.cancel()
