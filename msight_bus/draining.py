@@ -46,7 +46,7 @@ async def drain(
 
     Args:
         first: the first step.
-        subscriptions: those of the bus.
+        subscriptions: the subscriptions of the bus.
         drainables: the nodes that run on the bus.
         backend: flushed once the iterators and nodes have ended.
         timeout: deadline of all steps together, in seconds.

@@ -178,7 +178,7 @@ class Registry:
         self._heard: OrderedDict[Key, Heard] = OrderedDict()
         self._gone: set[Key] = set()  # nodes without a liveness subscription, by the broker
         self._quiet_until = 0.0
-        self._held = 0.0  # seconds in which the event loop was held
+        self._held = 0.0  # seconds for which the event loop was blocked
         self._held_now = _not_held
         self._decoder = msgspec.json.Decoder(NodeInfo)
         self._tasks = BackgroundTasks()
@@ -323,7 +323,7 @@ class Registry:
             self._bus.reporter.listeners.remove(self._on_event)
 
     def _late(self) -> list[Key]:
-        """Return the nodes to ask for; none shortly after this observer has reconnected, because it missed heartbeats."""
+        """Return the nodes whose heartbeat is late; none shortly after a reconnect of this observer, which missed heartbeats."""
         now = self._time()
         late: list[Key] = []
         for key, (info, _, heard_at) in self._heard.items():

@@ -16,9 +16,9 @@ class Meter:
     """Counters of one run of a node.
 
     Attributes:
-        messages_in: inputs taken.
+        messages_in: inputs received.
         messages_out: outputs sent, without those that the broker refused later.
-        errors: errors in the node's own code.
+        errors: errors in the node's code.
         undecodable: inputs that could not be decoded.
         unsent: outputs dropped while disconnected, and inputs whose dead letter could not be published.
         dropped: inputs dropped by the queue.

@@ -129,7 +129,7 @@ class NodeRun:
             self.hook = ""
 
     def code_failed(self, error: BaseException, where: str = "", count: int = 1) -> None:
-        """Count errors of the node's own code; log the first with its traceback, then one an interval."""
+        """Count errors of the node's code; log the first with its traceback, then at most one each heartbeat interval."""
         self.meter.errors += count
         detail = f"{where} {described(error)}".strip()
         self.error_lines.add(None, count, detail, error)

@@ -256,7 +256,7 @@ class MessageProcessor:
                     await self._code_failed(message, error_of_code(raised), place)
                     continue
                 is_next = place is None or window[0] is place
-                if send is not None and type(result) is bytes and is_next and not verbose:  # the usual case
+                if send is not None and type(result) is bytes and is_next and not verbose:  # the common case
                     self._emitting = True
                     try:
                         accepted = await send(result)
@@ -284,7 +284,7 @@ class MessageProcessor:
         except Exception as error:  # an error of the bus; errors of the node's code are handled above
             self._fail(error)
         except asyncio.CancelledError:
-            run.abandoned += not ordered and number in busy_since  # else it stays in the window
+            run.abandoned += not ordered and number in busy_since  # otherwise the window still has the input
             raise
         finally:
             busy_since.pop(number, None)
@@ -363,7 +363,7 @@ class MessageProcessor:
                 one.add_done_callback(self._accepted)
 
     def _accepted(self, _: Accepted | None = None) -> None:
-        """Acknowledge the pending inputs from the head on, as far as their outputs are accepted."""
+        """Acknowledge pending inputs from the head on, up to the first with an unacknowledged output."""
         while self._pending and not self._over and all(one.done() for one in self._pending[0][1]):
             message, accepted = self._pending.popleft()
             self._pending_bytes -= len(message.payload)
@@ -420,7 +420,7 @@ class MessageProcessor:
             await self._made(place, None)
 
     async def _dead_letter(self, message: Message, error: BaseException) -> bool:
-        """Dead-letter an input, if there is a topic for that; returns whether the input is done."""
+        """Publish an input on the dead-letter topic, if there is one; return whether to acknowledge the input."""
         topic, bus = self._config.dead_letter_topic_name, self._run.bus
         if topic is None:
             return True

@@ -84,7 +84,7 @@ class NodePublisher:
     @classmethod
     @asynccontextmanager
     async def open(cls, run: NodeRun, topic: str) -> AsyncIterator[NodePublisher]:
-        """The publisher of a node; leaving it flushes.
+        """Open the publisher of a node; leaving the context flushes.
 
         Raises:
             BusError: on leaving, an output was refused and that ends the node, or an output was not acknowledged in time on a
@@ -99,8 +99,8 @@ class NodePublisher:
         except BROKER_AWAY as error:
             if not harmless:
                 raise
-            # A node that has run for weeks must not fail at its end because a connection was cut once.
-            run.logger.warning("Some outputs may be lost: %s", error)
+            # Without acknowledgements, a disconnect during the run must not fail the node at its end.
+            run.logger.warning("Outputs may be lost: %s", error)
         if made._failure is not None:
             raise fresh(made._failure)
 
@@ -181,7 +181,7 @@ class NodePublisher:
 
     def _refused(self, error: BusError, count: int) -> None:
         """Count outputs that were refused after they were sent."""
-        count = min(count, self._meter.messages_out)  # NATS names the topic of a refusal only, not the publisher
+        count = min(count, self._meter.messages_out)  # a refusal by NATS names only the topic
         self._meter.messages_out -= count
         if not isinstance(error, BROKER_AWAY):
             self._run.code_failed(error, count=count)

@@ -102,7 +102,7 @@ async def run_until(bus: Bus, *nodes: Node, stop: asyncio.Event, end_with_source
     Raises:
         ConfigError, DrainTimeoutError, Exception: as `run_nodes`.
     """
-    await _run_until(bus, nodes, stop, end_with_sources, abort_at=lambda _: None)  # the bus is the caller's
+    await _run_until(bus, nodes, stop, end_with_sources, abort_at=lambda _: None)  # the caller closes the bus
 
 
 async def _run_until(

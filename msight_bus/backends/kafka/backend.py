@@ -102,7 +102,7 @@ class KafkaPublisher:
         self._within = within
         self._on_closed = on_closed
         self._gates: dict[str | None, Gate] = {}
-        self.on_refused: Callable[[BusError, int], None] | None = None  # not called: each message has an outcome
+        self.on_refused: Callable[[BusError, int], None] | None = None  # never called: each message has its own outcome
 
     @property
     def counter(self) -> envelope.TopicCounter | None:
@@ -500,7 +500,7 @@ class KafkaBackend:
             await asyncio.wait((self._ending,))
         if self._client is None:
             return
-        # Whoever drained has already waited for a broker that is away.
+        # While the broker is down, `Bus.drain` has already waited.
         within = self._limits.pong_timeout if self._is_away else self._limits.drain_timeout
         await self._producer.close(self._alarm.left(within))
         await self._directory.close()

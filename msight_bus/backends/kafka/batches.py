@@ -18,7 +18,7 @@ _FRAME = Struct(">qi")  # base offset, length of the rest
 _HEAD = Struct(">qiibIhiqqqhii")
 _MAGIC_AT = 16
 HEAD_BYTES = _HEAD.size
-_OLD_BYTES = 14  # of an empty message of format 0: checksum, magic, attributes, lengths of key and value
+_OLD_BYTES = 14  # size of an empty message of format 0: checksum, magic, attributes, lengths of key and value
 
 _CODEC = 0x07
 _LOG_APPEND_TIME = 0x08

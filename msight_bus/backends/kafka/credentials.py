@@ -77,8 +77,8 @@ class Credentials:
         self._seen = found
         try:
             self._context = self._settings.ssl_context()
-        except ConfigError as error:  # a certificate is there before its key, for instance
-            logger.warning("The changed TLS files cannot be used yet, keeping the former: %s", error)
+        except ConfigError as error:  # for example, the new certificate exists before its key
+            logger.warning("Changed TLS files cannot be used; keeping the previous ones: %s", error)
         else:
             logger.info("Reloaded changed TLS files: %s", ", ".join(self._files))
 

@@ -57,7 +57,7 @@ _NOT_APPENDED = (
     kafka_errors.UnsupportedForMessageFormatError,
     kafka_errors.UnsupportedVersionError,
 )
-"""A batch whose first attempt is answered with one of these is not in the log."""
+"""Responses to a first attempt after which the batch is certainly not in the log."""
 
 
 class ProducerId(NamedTuple):
@@ -291,7 +291,7 @@ class PartitionWriter:
                 return
 
     def _refuse(self, error: BaseException, *, is_unknown: bool) -> None:
-        """End the batch that was sent; ``is_unknown`` is whether it can be in the log."""
+        """Fail the current batch; ``is_unknown``: whether the batch can be in the log."""
         if is_unknown:
             self.spent, self.producer_id = self.producer_id, None
         self._end(error)
@@ -336,5 +336,5 @@ def _is_passing(error: Exception) -> bool:
     """Return whether another attempt can succeed."""
     if isinstance(error, kafka_errors.KafkaError):
         return bool(error.retriable)
-    # a PublishTimeoutError, which is an OSError too, is the outcome: the partition is gone
+    # PublishTimeoutError, also an OSError, is final: the partition was deleted
     return isinstance(error, ConnectionLostError | OSError) and not isinstance(error, PublishTimeoutError)

@@ -377,7 +377,7 @@ class KafkaProducer:
         )
 
     async def give_up(self, error: BusError) -> None:
-        """End at once; whoever still waits for an acknowledgement gets ``error``."""
+        """Stop at once; pending acknowledgements raise ``error``."""
         if retries := self.abort(error):
             await asyncio.wait(retries)
 

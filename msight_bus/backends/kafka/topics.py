@@ -196,7 +196,7 @@ class TopicDirectory:
         if not found.partitions:
             await self._create(topic)
             while not (found := await self._metadata(topic)).partitions:
-                await asyncio.sleep(0.02)  # its leaders are being elected; the caller's deadline ends this
+                await asyncio.sleep(0.02)  # leaders are being elected; bounded by the caller's deadline
         looked_up = asyncio.get_running_loop().time()
         info = self._known[topic] = await self._describe(topic, found, warn=True)
         self._looked_up[topic] = looked_up
