@@ -15,19 +15,9 @@ from msight_bus.backends.kafka import producer
 from msight_bus.backends.kafka.aiokafka_compat import Client
 from tests.support.kafka_admin import administering, make
 from tests.support.kafka_answers import PRODUCE, changing_answers, of_partition, with_code
-from tests.support.kafka_traffic import PAD, Traffic, outcomes, publishing
+from tests.support.kafka_traffic import PAD, Traffic, outcomes, publishing, received
 from tests.support.receiving import take
 from tests.support.rig import own_broker, until
-
-
-async def received(kafka, topic):
-    """The numbers on a topic, in order, up to the one that is published now."""
-    async with kafka.connect() as bus, bus.subscribe(topic, start="earliest") as messages:
-        await bus.publish(topic, b"end", key="end")
-        numbers = []
-        while (payload := (await take(messages, 1))[0].payload) != b"end":
-            numbers.append(int(payload[:8]))
-        return numbers
 
 
 async def test_a_refused_batch_harms_no_other_topic(kafka, topic):
