@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from msight_bus import BusError
+from tests.support.receiving import take
 
 PAD = bytes(20_000)  # so that a partition has several batches
 
@@ -20,6 +21,16 @@ async def outcomes(*publishes):
 
 def publishing(bus, topic, numbers, pad=PAD, **how):
     return [bus.publish(topic, b"%08d" % i + pad, **how) for i in numbers]
+
+
+async def received(kafka, topic):
+    """The numbers on a topic, in order, up to the one that is published now."""
+    async with kafka.connect() as bus, bus.subscribe(topic, start="earliest") as messages:
+        await bus.publish(topic, b"end", key="end")
+        numbers = []
+        while (payload := (await take(messages, 1))[0].payload) != b"end":
+            numbers.append(int(payload[:8]))
+        return numbers
 
 
 class Traffic:
