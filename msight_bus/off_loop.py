@@ -32,7 +32,7 @@ _GONE_WITHIN = 1.0
 """Seconds to wait for the end of a killed process."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""A terminal, supervisord or systemd gives them to the whole group, the processes of `off_loop` included."""
+"""Signals that a terminal, supervisord or systemd sends to the whole process group, including the processes of `off_loop`."""
 
 
 async def off_loop(function: Callable[[*Ts], T], *args: *Ts, process: bool = False) -> T:
@@ -74,7 +74,7 @@ async def off_loop(function: Callable[[*Ts], T], *args: *Ts, process: bool = Fal
     try:
         return done.result()  # type: ignore[no-any-return]
     finally:
-        del done  # else an error and this frame keep each other, with the caller's data, until the garbage is collected
+        del done  # breaks the reference cycle of the error and this frame, which would keep the caller's data in memory
 
 
 def left_running() -> list[str]:
@@ -152,7 +152,7 @@ class _ProcessCall(_Call):
             try:
                 raise result
             finally:
-                del result  # as in `off_loop`
+                del result  # as in `off_loop`: breaks a reference cycle
         return result
 
     def kill(self) -> None:

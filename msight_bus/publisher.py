@@ -136,7 +136,7 @@ class Publisher:
             async with self._gate.turn(within) as deadline:
                 while self._count >= self._max_in_flight:
                     await self._wait_for_room()
-                deadline.reschedule(None)  # the backend has its own deadline, and an error that says what was awaited
+                deadline.reschedule(None)  # the backend has a deadline of its own, with a more specific error
                 return await to.send(payload, key, headers)
         except TimeoutError as error:
             if isinstance(error, BusError):

@@ -316,7 +316,7 @@ class Registry:
                         await asyncio.sleep(_ASKED_TWICE)
                         late = self._late()
                         self._gone |= await self._absent([key for key in absent if key in late])
-                        self._tell()
+                        self._notify()
                 shortest = min((info.heartbeat_interval for info, _, _ in self._heard.values()), default=1.0)
                 await asyncio.sleep(min(1.0, shortest / 4))
         finally:
@@ -356,7 +356,7 @@ class Registry:
                     async for batch in announcements.batches(256):
                         for message in batch:
                             self._observe(message)
-                        self._tell()
+                        self._notify()
                 finally:
                     for task in tasks:
                         task.cancel()
@@ -367,7 +367,7 @@ class Registry:
             _fail(confirmed, error)
         finally:
             _fail(confirmed, ClosedError("The registry is closed."))
-            self._tell()
+            self._notify()
 
     def _observe(self, message: Message) -> None:
         if len(message.payload) > MAX_ANNOUNCEMENT_BYTES:
@@ -389,7 +389,7 @@ class Registry:
         if len(self._heard) > MAX_NODES:
             self._gone.discard(self._heard.popitem(last=False)[0])
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         news, self._news = self._news, None
         if news is not None and not news.done():
             news.set_result(None)
@@ -414,4 +414,4 @@ def _not_held() -> float:
 def _fail(confirmed: asyncio.Future[None], error: BusError) -> None:
     if not confirmed.done():
         confirmed.set_exception(error)
-        confirmed.exception()  # marks the exception as retrieved: there may be no waiter
+        confirmed.exception()  # marks the exception as retrieved: no task may be waiting

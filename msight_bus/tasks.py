@@ -162,6 +162,6 @@ def error_of_code(raised: Exception | asyncio.CancelledError | SystemExit) -> Ex
         task = asyncio.current_task()
         if task is None or task.cancelling() > 0:
             raise raised
-        error = RuntimeError("The node's code raised CancelledError, and nobody had cancelled it.")
+        error = RuntimeError("The node's code raised CancelledError, but its task was not cancelled.")
     error.__cause__ = raised
     return error

@@ -320,7 +320,7 @@ async def test_closing_closes_everything_in_order_although_a_part_fails(caplog):
 
 @pytest.mark.parametrize("wrong", ["redis", {"backend": "redis"}])
 def test_other_settings_than_bus_settings_are_refused_with_what_chooses_the_backend(wrong):
-    with pytest.raises(TypeError, match=rf"not {type(wrong).__name__}\. The backend is chosen by connect\(backend="):
+    with pytest.raises(TypeError, match=rf"not {type(wrong).__name__}\. Select the backend with connect\(backend="):
         connect(wrong)
 
 

@@ -44,7 +44,13 @@ class ClientLibrary:
         tested = _numbers(self.oldest) <= _numbers(version) <= _numbers(self.newest)
         if not tested and (self.name, version) not in _reported:
             _reported.add((self.name, version))
-            logger.warning("%s %s is not a tested version: %s to %s.", self.name, version, self.oldest, self.newest)
+            logger.warning(
+                "Untested version of %s: %s; tested versions: %s to %s.",
+                self.name,
+                version,
+                self.oldest,
+                self.newest,
+            )
 
     def lacks(self, problem: str) -> BusError:
         """Return the error for an installed version that cannot be used because of ``problem``."""

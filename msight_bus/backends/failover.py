@@ -23,7 +23,7 @@ T = TypeVar("T")
 _MAX_ADDRESSES = 8
 """Maximum number of addresses tried for one name; more would leave too little time for each."""
 
-_MAX_TOLD = 5
+_MAX_LISTED = 5
 """Maximum number of failures listed in one error."""
 
 
@@ -172,7 +172,9 @@ def _decide(failures: Sequence[Failure]) -> BusError:
     others = [failure.brief for failure in failures if failure is not decisive]
     if not others:
         return decisive.error
-    told = "; ".join(others[:_MAX_TOLD]) + (f"; and {len(others) - _MAX_TOLD} more" if len(others) > _MAX_TOLD else "")
-    error = type(decisive.error)(f"{decisive.error} Also tried: {told}.")
+    listed = "; ".join(others[:_MAX_LISTED]) + (
+        f"; and {len(others) - _MAX_LISTED} more" if len(others) > _MAX_LISTED else ""
+    )
+    error = type(decisive.error)(f"{decisive.error} Also tried: {listed}.")
     error.__cause__ = decisive.error.__cause__
     return error

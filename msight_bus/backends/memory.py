@@ -1,4 +1,4 @@
-"""The in-process backend, for unit tests and single-process pipelines: same contract, no server.
+"""The in-process backend, for unit tests and single-process pipelines, without a server.
 
 All buses on one event loop share an `Exchange`, which has the role of the server. Messages that a bus publishes in one event loop
 iteration are delivered at its end, in one list for each topic and subscription. The members of a group take turns.
@@ -30,11 +30,11 @@ Sent = tuple[bytes, Mapping[str, str], str | None, int, int, float]
 """A message in transit: payload, headers, key, session, sequence, publish time in POSIX seconds."""
 
 _BURST = 1000
-"""Messages after which a publisher has to yield to the event loop."""
+"""Number of messages after which a publisher has to yield to the event loop."""
 
 _BACKLOG_MESSAGES = 100_000
 _BACKLOG_BYTES = 64 * 1024 * 1024
-"""Limits for what a connection that does not read has pending; beyond them it is closed, as Redis and NATS do."""
+"""Maximum pending messages and bytes of a connection that does not read; above, it is closed, as by Redis and NATS."""
 
 
 class Filter(Protocol):
@@ -217,7 +217,7 @@ class MemoryConnection(Connection):
         return request
 
     def ping(self) -> Request:
-        """Round trip after everything written before."""
+        """Send a PING, which is answered after everything written before was processed."""
         return self._command(lambda: None)
 
     def subscribe(self, route: Route) -> Request:

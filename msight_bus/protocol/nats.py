@@ -34,7 +34,7 @@ META_BYTES = _START_BYTES + envelope.HEADER_DIGITS
 _BLOCK_END = b"\r\n\r\n"
 _OURS_BYTES = META_BYTES + len(_BLOCK_END)
 _META = struct.Struct(">QQQ")
-_pack_place = struct.Struct(">QQ").pack
+_pack_sequence_and_time = struct.Struct(">QQ").pack
 
 # -- sending
 
@@ -78,7 +78,7 @@ def publish(  # noqa: PLR0917 - once a message, and keywords cost time
         )
         counter.head_for = sizes
     counter.sequence = sequence = counter.sequence + 1
-    digits = hexlify(_pack_place(sequence, now))  # twice as fast as "%016x%016x"
+    digits = hexlify(_pack_sequence_and_time(sequence, now))  # twice as fast as "%016x%016x"
     return (counter.head, digits, extension, payload, b"\r\n"), size
 
 
@@ -235,7 +235,7 @@ class _Grammar:
             if eol < 0:
                 if end - position >= _LINE_AND_END:
                     raise ProtocolError(
-                        f"A control line exceeds {MAX_CONTROL_LINE} bytes; the peer does not speak NATS."
+                        f"Control line from NATS exceeds {MAX_CONTROL_LINE} bytes; the peer does not speak NATS."
                     )
                 break
             start = eol + 2
@@ -263,7 +263,9 @@ class _Grammar:
             body = start + block_bytes
             after = start + total + 2
             if body > after - 2:
-                raise ProtocolError("Invalid HMSG from NATS: the header is longer than the message.")
+                raise ProtocolError(
+                    f"Invalid HMSG from NATS: a header of {block_bytes} bytes in a message of {total} bytes."
+                )
             if body > end:
                 buffer.needed = body - position
                 break
@@ -282,7 +284,7 @@ class _Grammar:
                             opened.pop(address, None)
                         items.append((address, None, found))
                     found.append((block, data[body : after - 2]))
-                    if total == before and not block_bytes:  # a foreign stream of equal sizes repeats the line
+                    if total == before and not block_bytes:  # foreign messages of equal size repeat the line
                         line, size = data[position:start], after - position
                         while startswith(line, after) and after + size <= end and taken + 1 < limit:
                             found.append((b"", data[after + len(line) : after + size - 2]))
@@ -316,7 +318,7 @@ class _Grammar:
         kind, *words = line.split()
         sizes = 2 if kind == b"HMSG" else 1
         if kind not in (b"MSG", b"HMSG") or not 2 <= len(words) - sizes <= 3:
-            raise ProtocolError("Invalid MSG or HMSG line from NATS.")
+            raise ProtocolError("Invalid MSG or HMSG line from NATS: subject, subscription id and sizes are expected.")
         address, block_bytes = words[0] + b" " + words[1], _parse_size(words[-2]) if sizes == 2 else 0
         head = line.rpartition(b" ")[0]
         if len(words) - sizes == 2 and len(head) <= _LONGEST_HEAD:
@@ -335,7 +337,7 @@ _H, _M = b"HM"
 
 def _parse_size(digits: bytes) -> int:
     if not digits.isdigit() or len(digits) >= 20:
-        raise ProtocolError("Invalid message size from NATS.")
+        raise ProtocolError("Invalid message size from NATS: a number of at most 19 digits is expected.")
     return int(digits)
 
 
@@ -347,4 +349,4 @@ def _reply(line: bytes) -> Reply:
         return Reply("INFO", line[5:])
     if line.startswith(b"-ERR"):
         return Reply("error", line[4:].strip().strip(b"'"))
-    raise ProtocolError("The peer does not speak NATS.")
+    raise ProtocolError("Unknown control line from NATS; the peer does not speak NATS.")

@@ -35,6 +35,8 @@ MAX_DEPTH = 4
 MAX_NAME = 64 * 1024
 """Maximum bytes of a channel or pattern."""
 
+_INVALID_LENGTH = "Invalid length from Redis: a number of at most 10 digits is expected."
+
 # -- sending
 
 PING: Final = b"*1\r\n$4\r\nPING\r\n"
@@ -68,7 +70,7 @@ def _publish_extended(
 ) -> tuple[tuple[bytes, ...], int]:
     if len(extension) > envelope.MAX_EXTENSION_BYTES:
         raise HeaderError(
-            f"Key and headers take {len(extension)} bytes together; on Redis at most {envelope.MAX_EXTENSION_BYTES} travel."
+            f"Key and headers take {len(extension)} bytes together; at most {envelope.MAX_EXTENSION_BYTES} are accepted on Redis."
         )
     size = PREFIX_BYTES + len(extension) + len(payload)
     if size > limit:
@@ -90,7 +92,7 @@ def publish_raw(  # noqa: PLR0917 - once a message, and keywords cost time
     """
     if headers or key is not None:
         raise HeaderError(
-            "MSIGHT_WIRE=raw carries the payload only: publish without headers and key, or unset MSIGHT_WIRE."
+            "Headers and keys cannot be sent with MSIGHT_WIRE=raw: publish without them, or unset MSIGHT_WIRE."
         )
     size = len(payload)
     if size > limit:
@@ -187,7 +189,7 @@ def decode_metadata(metadata: bytes, payload: bytes) -> Decoded:
 
 CODEC: Final = Codec(publish, decoder, decode_metadata)
 RAW_CODEC: Final = Codec(publish_raw, decoder, decode_metadata)
-"""For payloads that are published without the envelope; either kind is received."""
+"""Publishes payloads without the envelope; receives messages with and without."""
 
 
 def _make_run(address: Address, head: bytes, payload_bytes: int) -> Run:
@@ -331,7 +333,9 @@ class _Grammar:
                 _PONG if text == b"PONG" and kind == _STRING else Reply("error" if kind == _ERROR else "status", text)
             )
         else:
-            raise ProtocolError("The peer does not speak RESP2.")
+            raise ProtocolError(
+                "Invalid reply type from Redis: one of + - : $ * is expected; the peer does not speak RESP2."
+            )
         if not after:
             return position, 0
         self._buffer.add_reply(reply)
@@ -341,7 +345,9 @@ class _Grammar:
         found = _INTEGERS.match(data, position)
         if found is None:
             if (after := _line_end(data, position)) or len(data) - position > _INTEGER_BYTES:
-                raise ProtocolError("Invalid integer reply from Redis.")
+                raise ProtocolError(
+                    "Invalid integer reply from Redis: ':' and a number of at most 64 bits are expected."
+                )
             return position, 0
         after = found.end()
         count = data.count(b"\n", position, after)
@@ -371,8 +377,8 @@ def _read_value(data: bytes, position: int, room: list[int], depth: int = 0) -> 
     Args:
         data: a chunk.
         position: where the value begins.
-        room: one number, the elements that the reply may still have.
-        depth: of the arrays around the value.
+        room: list of one number, the elements that the reply may still have.
+        depth: number of arrays around the value.
 
     Returns:
         The end position (0: incomplete), and the value.
@@ -386,7 +392,9 @@ def _read_value(data: bytes, position: int, room: list[int], depth: int = 0) -> 
     if kind == _INTEGER and len(text) <= 20 and text.removeprefix(b"-").isdigit():
         return after, int(text)
     if kind not in (_ARRAY, _BULK):
-        raise ProtocolError("Invalid reply from Redis.")
+        raise ProtocolError(
+            "Invalid element in an array reply from Redis: an integer, string, error or array is expected."
+        )
     if text == b"-1":
         return after, None
     size = _number(text)
@@ -400,7 +408,7 @@ def _read_value(data: bytes, position: int, room: list[int], depth: int = 0) -> 
     room[0] -= size
     if room[0] < 0 or depth == MAX_DEPTH:
         raise ProtocolError(
-            f"A reply has more than {MAX_ELEMENTS} elements, or arrays nested more than {MAX_DEPTH} deep."
+            f"Reply from Redis too large: at most {MAX_ELEMENTS} elements and {MAX_DEPTH} nested arrays are accepted."
         )
     values: list[object] = []
     for _ in range(size):
@@ -418,7 +426,7 @@ def _line_end(data: bytes, position: int) -> int:
         return eol + 2
     length = len(data) - position
     if length > MAX_LINE and not (length == MAX_LINE + 1 and data[-1] == _CR):
-        raise ProtocolError(f"A line exceeds {MAX_LINE} bytes; the peer does not speak RESP2.")
+        raise ProtocolError(f"Line from Redis exceeds {MAX_LINE} bytes; the peer does not speak RESP2.")
     return 0
 
 
@@ -427,16 +435,16 @@ def _read_length(data: bytes, position: int) -> tuple[int, int] | None:
     if position >= len(data):
         return None
     if data[position] != _BULK:
-        raise ProtocolError("Invalid message from Redis: a length is expected.")
+        raise ProtocolError("Invalid message from Redis: '$' and a length are expected.")
     eol = data.find(b"\r\n", position, position + 13)
     if eol < 0:
-        if len(data) - position >= 13:  # ten digits are the most
-            raise ProtocolError("Invalid length from Redis.")
+        if len(data) - position >= 13:  # at most ten digits
+            raise ProtocolError(_INVALID_LENGTH)
         return None
     return _number(data[position + 1 : eol]), eol + 2
 
 
 def _number(digits: bytes) -> int:
     if not digits.isdigit() or len(digits) > 10:
-        raise ProtocolError("Invalid length from Redis.")
+        raise ProtocolError(_INVALID_LENGTH)
     return int(digits)

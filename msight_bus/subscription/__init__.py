@@ -2,6 +2,14 @@
 
 from msight_bus.subscription.sharing import SharedSubscription
 from msight_bus.subscription.stats import SubscriptionStats
-from msight_bus.subscription.subscription import AckMode, Batches, Subscription, Terms, check_seconds
+from msight_bus.subscription.subscription import AckMode, Batches, Subscription, SubscriptionOptions, check_seconds
 
-__all__ = ["AckMode", "Batches", "SharedSubscription", "Subscription", "SubscriptionStats", "Terms", "check_seconds"]
+__all__ = [
+    "AckMode",
+    "Batches",
+    "SharedSubscription",
+    "Subscription",
+    "SubscriptionOptions",
+    "SubscriptionStats",
+    "check_seconds",
+]

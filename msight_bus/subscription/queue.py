@@ -49,8 +49,8 @@ class MessageQueue:
         "_on_room",
         "_over",
         "_policy",
+        "_raised",
         "_shedding",
-        "_told",
         "_waiter",
         "_wanted",
         "dropped",
@@ -85,7 +85,7 @@ class MessageQueue:
         self._over = False
         self._error: BusError | None = None
         self._closed = False
-        self._told = False  # the error was raised once
+        self._raised = False  # the error was raised once
         self._waiter: asyncio.Future[None] | None = None
         self._wanted = 1
 
@@ -93,7 +93,7 @@ class MessageQueue:
 
     @property
     def room(self) -> int:
-        """Number of messages that still fit; a stream that can choose how much to read requests at most this many."""
+        """Number of messages that still fit; a backend that fetches requests at most this number."""
         if self.size >= self._max_bytes and self.messages:
             return 0
         return max(0, self._max_messages - len(self.messages))
@@ -279,9 +279,9 @@ class MessageQueue:
         if self.messages:
             return True
         if self._error is not None or self._closed:
-            if self._told:
+            if self._raised:
                 await asyncio.sleep(0)  # a consumer that retries in a loop must not block the event loop
-            self._told = True
+            self._raised = True
         if self._closed:
             raise ClosedError("The subscription is closed.")
         if self._error is not None:

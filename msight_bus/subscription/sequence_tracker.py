@@ -53,8 +53,8 @@ class Finding(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         missing: number of messages; ``None`` if unknown.
-        cause: ``"lost"``; ``"implausible"``: a jump that no publisher can have made; ``"evicted"``: a session was forgotten, so
-            that later losses of that session are unknown.
+        cause: ``"lost"``; ``"implausible"``: a jump that no publisher can have made; ``"evicted"``: a session was evicted, and
+            its later losses are unknown.
     """
 
     missing: int | None
@@ -240,7 +240,7 @@ class SequenceTracker:
             if sequence == position.highest + 1 and not session.beside:
                 position.highest = sequence
             else:
-                self._place(session, sequence, now, found)
+                self._account(session, sequence, now, found)
             session.heard = now
         return found
 
@@ -278,7 +278,7 @@ class SequenceTracker:
         first = [session for _, session in zip(range(_LOOKED_AT), self._sessions.values(), strict=False)]
         return max((now - session.heard for session in first if not session.announced), default=0.0)
 
-    def _place(self, session: _Session, sequence: int, now: float, found: list[Finding]) -> None:
+    def _account(self, session: _Session, sequence: int, now: float, found: list[Finding]) -> None:
         """Account for a message that is not the next one of its session's only position."""
         position = session.position_of(sequence, now)
         if position is None:
@@ -301,7 +301,7 @@ class SequenceTracker:
 
     def _begin(self, session_id: int, sequence: int, now: float, found: list[Finding]) -> _Session:
         """Track a new session; messages before the first one received are not missing."""
-        hides_loss = self.evicted > 0 and sequence > 1  # can be an evicted session that continues
+        hides_loss = self.evicted > 0 and sequence > 1  # may be an evicted session that continues
         if len(self._sessions) >= self._max_sessions:
             _, oldest = self._sessions.popitem(last=False)
             self.evicted += 1

@@ -1,7 +1,7 @@
 """Hand subscriptions over from a server that announced its shutdown (lame duck mode) to another server, without a gap.
 
 For a moment both servers deliver. Messages from the old server are delivered and recorded. Messages from the new server are
-buffered until the old server has delivered everything, then delivered without those that were recorded. Messages of other
+buffered until the old server has delivered everything, then delivered without those that were recorded. Messages of foreign
 publishers have no sequence and can be delivered twice.
 """
 
@@ -71,16 +71,16 @@ class DeliveryBuffer:
 
 
 class CopyFilter:
-    """Passes over what the old connection has brought already: copies reach the new server a moment later, over other routes."""
+    """Drops messages that the old connection has delivered: other servers can pass their copies to the new server later."""
 
     def __init__(self, seen: set[_Key], connection: Connection) -> None:
-        """It takes itself away from the connection in the end."""
+        """Removes itself from ``connection`` after some time."""
         self._seen = seen
         self._connection = connection
         connection.loop.call_later(_COPIES_WITHIN, self._end)
 
     def deliver(self, route: Route, batch: list[Message]) -> None:
-        """Hand out what is new."""
+        """Deliver the messages that were not delivered before."""
         unseen = [message for message in batch if _key(message) not in self._seen]
         if unseen:
             route.stream.deliver(unseen)

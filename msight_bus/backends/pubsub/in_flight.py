@@ -67,7 +67,7 @@ class Request:
             self.answer.set_result(None)
         else:
             self.answer.set_exception(fresh(error))
-            self.answer.exception()  # marks the exception as retrieved: there may be no waiter
+            self.answer.exception()  # marks the exception as retrieved: no task may be waiting
 
 
 class InFlight:

@@ -96,7 +96,7 @@ class ReconnectingConnection:
         connection: the current connection, ``None`` while reconnecting.
         gate: publishers wait here, in order, for the connection and for room in its write buffer.
         turn: the publisher that passed the gate last.
-        reason: why the last connection was lost, or the last attempt failed.
+        reason: the error of the last lost connection or failed attempt.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class ReconnectingConnection:
         *,
         publishes: bool,
         on_lost: Callable[[ReconnectingConnection, BusError], None],
-        on_back: Callable[[ReconnectingConnection, int], None],
+        on_reconnected: Callable[[ReconnectingConnection, int], None],
         on_refused: RefusedCallback,
     ) -> None:
         """
@@ -115,7 +115,7 @@ class ReconnectingConnection:
             limits: deadlines, intervals and the backoff.
             publishes: whether messages are published on the connection.
             on_lost: called with this object and the reason when a connection is lost.
-            on_back: called with this object and the number of attempts once reconnected and resubscribed.
+            on_reconnected: called with this object and the number of attempts once reconnected and resubscribed.
             on_refused: see `Connector.connect`.
         """
         self.connection: Connection | None = None
@@ -126,11 +126,11 @@ class ReconnectingConnection:
         self._limits = limits
         self._publishes = publishes
         self._on_lost = on_lost
-        self._on_back = on_back
+        self._on_back = on_reconnected
         self._on_refused = on_refused
         self._restoring: Connection | None = None
         self._moving_from: Connection | None = None
-        self._subscribers: dict[Subscriber, None] = {}  # in the order in which they came
+        self._subscribers: dict[Subscriber, None] = {}  # in the order of their calls of `join`
         self._streams: dict[str, list[TopicStream]] = {}
         self._changed = asyncio.Event()
         self._failed: BusError | None = None

@@ -310,7 +310,7 @@ class SocketConnection(Connection, asyncio.Protocol):
                 self.interceptor.deliver(route, batch)
 
     def _message(self, topic: str, metadata: bytes, payload: bytes, received_at: float) -> Message:
-        """Make a `Message` of one with a key or headers, or of another publisher's."""
+        """Make a `Message` of an `Undecoded` message: one with a key or headers, or of a foreign publisher."""
         meta, key, headers, payload = self._decode_metadata(metadata, payload)
         if not headers and key is None and meta is None:
             return Message(topic, payload, received_at=received_at)
@@ -334,7 +334,7 @@ class SocketConnection(Connection, asyncio.Protocol):
         if self.reading_paused and not self.transport.is_closing():
             self.reading_paused = False
             self.received_at = self.loop.time()
-            if not self._stalled:  # else the next turn resumes it
+            if not self._stalled:  # else `_next_turn` resumes reading
                 self.transport.resume_reading()
             if self._stalled or self._held_bytes:
                 self._next_turn()
@@ -368,7 +368,7 @@ class SocketConnection(Connection, asyncio.Protocol):
             if not (self._more or self._unread):
                 return
             self._decode(b"" if self._more else self._unread.pop(0))
-            self._deliver()  # which makes room for as many again
+            self._deliver()  # makes room for as many again
         self._deliver()
 
     async def close(self, within: float) -> None:

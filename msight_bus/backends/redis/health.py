@@ -48,7 +48,7 @@ class Health:
     nodes: int
 
     def problem(self, replies: Sequence[object]) -> str | None:
-        """Return why messages published at this server do not reach the others; None if they do, or if that is unknown.
+        """Return why messages published at this server do not reach the others; None if they do, or if unknown.
 
         Args:
             replies: to `health_question`, in order; an error reply as an exception, a string as bytes.

@@ -72,8 +72,8 @@ def check_redis_py() -> None:
     )
 
 
-def last_words(connection: AbstractConnection) -> str:
-    """An error reply that arrived and was not read, because writing failed first: the server hung up behind it."""
+def unread_error(connection: AbstractConnection) -> str:
+    """Return the error reply that was received and not read, because a write failed first; ``""`` without one."""
     parser: Any = connection._parser
     reader = parser._stream
     unread = bytes(reader._buffer) if reader is not None else b""

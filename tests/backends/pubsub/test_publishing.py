@@ -132,7 +132,7 @@ async def test_a_topic_goes_when_its_last_sequence_was_announced():
     gone = topics.get("a")
     topics.trim()
     assert names(topics) == list("bcde")  # the oldest one waits for its announcement
-    assert gone.forgotten
+    assert gone.evicted
     announcer.announce_now([topics.get("b")])
     topics.trim()
     assert names(topics) == list("cde")
