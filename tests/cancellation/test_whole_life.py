@@ -9,7 +9,7 @@ from tests.cancellation.sweep import CASES, Leftovers, sweep
 
 
 @pytest.mark.parametrize(("backend", "when"), CASES, indirect=["backend"])
-async def test_a_whole_life(backend, topic, when):
+async def test_a_bus_from_connect_to_close(backend, topic, when):
     async def live():
         async with backend.connect() as bus:
             await bus.nodes()

@@ -43,7 +43,7 @@ async def test_a_primary_becomes_a_replica_and_a_primary_again(book):
     assert whole(book.account())
 
 
-async def test_nodes_are_taken_out_of_a_redis_cluster_while_messages_flow(book):
+async def test_nodes_are_removed_from_a_redis_cluster_while_messages_flow(book):
     """``CLUSTER FORGET`` at the others and ``CLUSTER RESET`` at the node, as ``--cluster del-node`` does it."""
     events = Events(book.ledgers)
     with redis_cluster() as cluster:
@@ -68,7 +68,7 @@ def take_out(cluster, port):
         leaving.execute_command("CLUSTER", "RESET", "SOFT")
 
 
-async def test_nats_is_restarted_server_by_server_and_nothing_is_lost(book):
+async def test_a_rolling_restart_of_nats_loses_no_message(book):
     """Each server is told to leave (lame duck), ends, and comes back before the next one is told: an upgrade of a cluster."""
     events = Events(book.ledgers)
     lines = ['lame_duck_grace_period: "3s"', 'lame_duck_duration: "30s"']

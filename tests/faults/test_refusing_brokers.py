@@ -53,7 +53,7 @@ def is_back(events):
 
 
 @live
-async def test_a_peer_that_hangs_up_after_each_handshake_is_not_hammered(kind, book):
+async def test_a_peer_that_disconnects_after_each_handshake_is_retried_with_backoff(kind, book):
     async with streaming(kind, book) as (_, proxy, flow, events, _):
         accepted, began = proxy.accepted, time.monotonic()
         while time.monotonic() < began + 5:
@@ -70,7 +70,7 @@ async def test_a_peer_that_hangs_up_after_each_handshake_is_not_hammered(kind, b
 
 
 @live
-async def test_a_login_that_takes_5_seconds_is_waited_for(kind, book):
+async def test_an_authentication_of_5_seconds_is_waited_for(kind, book):
     async with streaming(kind, book, config=DOORS[kind]) as (_, proxy, flow, events, _):
         proxy.weather.login = 5
         await proxy.reset()
@@ -81,7 +81,7 @@ async def test_a_login_that_takes_5_seconds_is_waited_for(kind, book):
     assert whole(book.account())
 
 
-async def test_a_login_that_nats_finds_too_slow_is_no_wrong_password(book):
+async def test_an_authentication_timeout_of_nats_is_retried(book):
     """The server allows 2 s by default, and then says "Authentication Timeout"."""
     config = [f'authorization {{ user: {USER}, password: "{PASSWORD}" }}']
     async with streaming("nats", book, config=config) as (_, proxy, flow, events, _):
@@ -100,7 +100,7 @@ async def test_a_login_that_nats_finds_too_slow_is_no_wrong_password(book):
 
 
 @live
-async def test_a_server_that_is_full_is_tried_until_there_is_room(kind, book):
+async def test_a_full_server_is_retried_until_it_accepts(kind, book):
     """Redis ``maxclients``, NATS ``max_connections``: others took the places of connections that were cut."""
     most = 12
     config = {"redis": [f"maxclients {most}"], "nats": [f"max_connections: {most}"]}[kind]
@@ -139,7 +139,7 @@ async def stranger(kind, port):
         writer.transport.abort()
 
 
-async def test_a_redis_that_is_busy_with_a_script_loses_nothing_in_silence(book):
+async def test_a_redis_that_runs_a_script_causes_no_unreported_loss(book):
     """It answers ``BUSY`` to everything until the script is killed; what it refused is announced, and the publisher told."""
     async with streaming("redis", book) as (broker, _, flow, events, _):
         with redis.Redis(port=broker.port, socket_timeout=60) as client, redis.Redis(port=broker.port) as killer:
@@ -175,7 +175,7 @@ def is_busy(client):
 
 
 @live
-async def test_one_of_three_servers_that_refuses_ends_nothing(kind, book):
+async def test_one_of_three_servers_that_refuses_does_not_end_the_bus(kind, book):
     """A node that wants another password: whoever falls off his node goes on at the one that takes him."""
     events = Events(book.ledgers)
     with nats_cluster("# door") if kind == "nats" else redis_cluster() as cluster:

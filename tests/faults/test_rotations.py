@@ -59,7 +59,7 @@ async def read_to_the_end(messages, taken):
 
 
 @live
-async def test_permissions_are_taken_away_and_given_back_while_messages_flow(kind, book):
+async def test_permissions_are_revoked_and_granted_while_messages_flow(kind, book):
     """The publisher is told; what was refused is announced to the subscriber; the refused subscription ends, a new one works."""
     with own_broker(kind, PERMISSIONS[kind]) as (broker, backend):
 
@@ -122,7 +122,7 @@ async def change_password(kind, broker, old, new):
 
 
 @live
-async def test_a_password_that_is_changed_again_and_again_is_read_from_its_file(kind, book, tmp_path):
+async def test_a_rotated_password_is_read_from_its_file(kind, book, tmp_path):
     """The server first, this machine a moment later, as such things go."""
     file, events = tmp_path / "password", Events(book.ledgers)
     file.write_text("word0")

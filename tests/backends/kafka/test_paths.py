@@ -50,7 +50,7 @@ async def behind(proxy):
 
 
 @pytest.mark.faults
-async def test_connections_that_fall_silent_are_replaced():
+async def test_silent_connections_are_replaced():
     """(H3)"""
     path, events = Path(), []
     settings = {**QUICKLY, "MSIGHT_CONNECT_TIMEOUT": "2"}
@@ -67,7 +67,7 @@ async def test_connections_that_fall_silent_are_replaced():
 
 
 @pytest.mark.faults
-async def test_a_connection_that_is_silent_at_a_question_is_replaced_at_its_deadline():
+async def test_a_connection_without_an_answer_to_a_request_is_replaced_at_the_deadline():
     """(H3) The deadlines of the question and of who asks it are the same, and nobody else asks."""
     path = Path()
     settings = {"MSIGHT_PING_INTERVAL": "3600", "MSIGHT_CONNECT_TIMEOUT": "1"}
@@ -80,7 +80,7 @@ async def test_a_connection_that_is_silent_at_a_question_is_replaced_at_its_dead
 
 
 @pytest.mark.faults
-async def test_a_commit_that_is_not_confirmed_is_told_in_our_words_only(caplog):
+async def test_an_unconfirmed_commit_is_logged_by_the_bus_only(caplog):
     """(E12) aiokafka goes on with it after our deadline, and nobody takes its error."""
     path = Path()
     settings = {**QUICKLY, "MSIGHT_CONNECT_TIMEOUT": "4", "MSIGHT_KAFKA_SESSION_TIMEOUT": "2"}
@@ -99,7 +99,7 @@ async def test_a_commit_that_is_not_confirmed_is_told_in_our_words_only(caplog):
 
 
 @pytest.mark.faults
-async def test_brokers_that_come_back_at_another_address_are_found_through_the_bootstrap_servers():
+async def test_brokers_that_restart_at_other_addresses_are_found_through_the_bootstrap_servers():
     """(H6)"""
     events = []
     settings = {**QUICKLY, "MSIGHT_CONNECT_TIMEOUT": "2", "MSIGHT_PUBLISH_TIMEOUT": "30"}
@@ -159,7 +159,7 @@ def other_authority(folder):
 
 
 @pytest.mark.faults
-async def test_an_authority_that_is_rotated_in_the_right_order_disturbs_nobody(tmp_path):
+async def test_rotating_the_certificate_authority_in_order_interrupts_no_client(tmp_path):
     """(H4) First the clients' bundle gets the new authority, then the broker its new certificate."""
     events = []
     second = other_authority(tmp_path / "second")
@@ -177,7 +177,7 @@ async def test_an_authority_that_is_rotated_in_the_right_order_disturbs_nobody(t
 
 @pytest.mark.faults
 @pytest.mark.parametrize("comes", [True, False])
-async def test_a_refused_certificate_is_believed_when_the_files_stay_as_they_are(tmp_path, comes):
+async def test_a_refused_certificate_is_final_while_the_files_do_not_change(tmp_path, comes):
     """(H4) The broker is the first to be rotated; the clients' file follows, or it does not."""
     events = []
     second = other_authority(tmp_path / "second")
@@ -237,7 +237,7 @@ async def test_certificates_of_both_sides_are_rotated(tmp_path):
 
 
 @pytest.mark.faults
-async def test_a_broker_that_advertises_a_wrong_address_for_a_while_is_found_again():
+async def test_a_broker_that_temporarily_advertises_a_wrong_address_is_found_again():
     """(E12) By a mistake that the operator takes back."""
     nowhere = brokers.free_port()
     events = []
@@ -266,7 +266,7 @@ async def test_a_broker_that_advertises_a_wrong_address_for_a_while_is_found_aga
                 payload = (await take(messages, 1))[0].payload
 
 
-async def test_a_broker_that_advertises_an_address_nobody_reaches_is_named():
+async def test_the_error_names_an_advertised_address_that_cannot_be_reached():
     """(E12)"""
     nowhere = brokers.free_port()
     with own_broker("kafka", [f"advertised.listeners=CLIENT://{HOST}:{nowhere}"]) as (_, kafka):

@@ -64,7 +64,7 @@ async def test_a_topic_that_must_not_be_created_stays_deleted(kafka, topic):
         assert await partitions(kafka, topic) == 2
 
 
-async def test_a_topic_that_was_deleted_is_created_again_as_it_should_be(kafka, topic):
+async def test_a_deleted_topic_is_recreated_with_the_configured_partitions(kafka, topic):
     """(E5) With ``MSIGHT_KAFKA_PARTITIONS`` partitions, whatever it had and whatever the broker's default is."""
     await make(kafka, topic, 8)
     async with kafka.connect(**SOON) as bus:
@@ -78,7 +78,7 @@ async def test_a_topic_that_was_deleted_is_created_again_as_it_should_be(kafka, 
             await publisher.send(b"x")
 
 
-async def test_a_topic_made_anew_by_somebody_else_with_fewer_partitions_is_published_on(kafka, topic):
+async def test_publishing_continues_on_a_topic_recreated_with_fewer_partitions(kafka, topic):
     """(E5) And no other topic notices; what was on its way to a partition that is gone does not wait for its deadline."""
     await make(kafka, topic, 8)
     async with kafka.connect(**SOON, MSIGHT_PUBLISH_TIMEOUT="600") as bus:
@@ -115,7 +115,7 @@ async def limit(kafka, topic, size):
         await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": f"{size}"})])
 
 
-async def test_a_raised_limit_is_noticed(kafka, topic, monkeypatch, caplog):
+async def test_a_raised_limit_is_used(kafka, topic, monkeypatch, caplog):
     """(H14)"""
     monkeypatch.setattr(backend, "_METADATA_AGE_MS", 200)
     monkeypatch.setattr(topics, "_LOOK_ANEW_AFTER", 0.1)
@@ -146,7 +146,7 @@ async def test_a_lowered_limit_is_known_after_the_first_refusal(kafka, topic):
         assert error.size > 5000
 
 
-async def test_messages_that_fit_are_not_refused_for_travelling_together(kafka, topic):
+async def test_messages_that_fit_alone_are_not_refused_in_a_batch(kafka, topic):
     await make(kafka, topic, 1, **{"max.message.bytes": "2000"})
     async with kafka.connect() as bus:
         results = await outcomes(*publishing(bus, topic, range(100), pad=bytes(200)))
@@ -155,7 +155,7 @@ async def test_messages_that_fit_are_not_refused_for_travelling_together(kafka, 
 
 @pytest.mark.faults
 @pytest.mark.timeout(100)
-async def test_deleting_topics_again_and_again_ends_no_publisher(kafka, topic):
+async def test_deleting_topics_repeatedly_ends_no_publisher(kafka, topic):
     """(E5) Under a stream every message has an outcome, and the last ones are accepted."""
     async with kafka.connect(**SOON) as bus:
         await bus.publish(topic, b"x")
