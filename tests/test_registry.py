@@ -1,4 +1,4 @@
-"""Who is on the broker: by announcements alone, on every backend."""
+"""The registry of nodes, built from announcements, on every backend."""
 
 from __future__ import annotations
 
@@ -296,7 +296,7 @@ run_nodes(Sink(NodeConfig(name="killed", subscribe_topic_name=sys.argv[1], heart
 
 @pytest.mark.parametrize("kind", ["redis", "nats"])
 async def test_a_killed_node_is_lost_once_the_broker_reports_no_subscription(request, kind, topic):
-    """After one missed interval, not three; its neighbour of the same name on the same machine stays."""
+    """After one missed interval, not three; another node of the same name on the same machine stays RUNNING."""
     backend = request.getfixturevalue(kind)
 
     async def started():

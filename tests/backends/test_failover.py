@@ -1,4 +1,4 @@
-"""Several servers: a refusal counts when each one that can be reached has refused (D3). On scripted peers."""
+"""Several servers: a refusal is final when every server that can be reached has refused. On scripted peers."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ async def test_a_server_with_a_temporary_error_is_waited_for(kind):
 
 @live
 async def test_a_temporary_error_on_reconnecting_is_retried(kind):
-    """As of NATS after a restart with many clients: CONNECT was not taken in time."""
+    """For example an authentication timeout of NATS after a restart with many clients."""
     told: list[bytes | None] = []
     events: list = []
     async with servers(kind, saying(kind, lambda: told.pop() if told else None)) as (backend, ways):

@@ -1,4 +1,4 @@
-"""A consumer of a log, cancelled at each suspension: nothing is committed that was not processed, and nothing is skipped."""
+"""A consumer of a log is cancelled at each suspension: only processed messages are committed, and none is skipped."""
 
 from __future__ import annotations
 

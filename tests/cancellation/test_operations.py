@@ -1,4 +1,4 @@
-"""Every public coroutine, cancelled at each of its suspensions, on a bus that has to go on working."""
+"""Every public coroutine is cancelled at each of its suspensions: the bus keeps working."""
 
 from __future__ import annotations
 

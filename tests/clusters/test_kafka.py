@@ -1,4 +1,4 @@
-"""Three Kafka brokers: one dies, nothing acknowledged is lost, and group and publishers go on."""
+"""A cluster of three Kafka brokers loses one: no acknowledged message is lost, and groups and publishers continue."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def test_no_acknowledged_message_is_lost_when_a_leader_is_killed(cluster):
 @pytest.mark.timeout(170)
 @pytest.mark.parametrize("end", ["kill", "freeze"])
 async def test_a_publish_waits_for_a_new_leader_until_its_deadline(end):
-    """Longer than one request may take (MSIGHT_CONNECT_TIMEOUT)."""
+    """Longer than the deadline of one request (MSIGHT_CONNECT_TIMEOUT)."""
     with kafka_cluster(session_seconds=15) as cluster:
         async with cluster.connect(**PATIENT) as bus, cluster.connect() as other:
             await assert_nothing_is_lost(cluster, bus, other, lambda node: getattr(node, end)())

@@ -1,4 +1,4 @@
-"""Redis Cluster and a NATS cluster: when the node dies or hangs that a bus is connected to, the bus goes on at another."""
+"""Redis Cluster and a NATS cluster: the bus fails over when the node that it is connected to is killed or hangs."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def test_a_bus_connects_while_a_node_hangs(cluster, monkeypatch):
 
 
 async def test_a_publisher_at_another_node_is_not_affected(cluster):
-    """What it publishes meanwhile reaches the subscriber again once that one has moved."""
+    """Its messages reach the subscriber again once the subscriber has failed over."""
     events: list = []
     arrived = asyncio.Event()
     async with cluster.connect(**QUICK) as bus, bus.subscribe("a") as messages:
@@ -92,7 +92,7 @@ async def test_a_publisher_at_another_node_is_not_affected(cluster):
 
 
 async def test_no_message_is_missing_across_nodes_after_the_first(cluster):
-    """Another NATS server hears of a subscription a moment after it is confirmed, so the first message need not be number 1."""
+    """Another NATS server learns of a subscription after it was confirmed, so the first message need not have sequence 1."""
     here, there = (Backend(cluster.name, dict(node.env)) for node in cluster.nodes[:2])
     async with here.connect() as bus, there.connect() as publishing, bus.subscribe("a") as messages:
 

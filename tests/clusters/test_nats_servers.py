@@ -1,4 +1,4 @@
-"""What a NATS server tells of itself and of others: further servers of its cluster, and that it is about to leave."""
+"""The servers that a NATS server announces, and its announcement of a shutdown (lame duck mode)."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ async def test_configured_servers_come_before_announced_ones():
     "nonsense", [["", "a", ":1", "127.0.0.1:0", "127.0.0.1:99999", "\x1b[2J:1", 5, None], {"a": 1}]
 )
 async def test_invalid_announced_servers_are_ignored(nonsense):
-    """The last one of the list is real."""
+    """The last announced server exists."""
     events: list = []
     async with fake(Peer("nats")) as there, AsyncExitStack() as first:
         said = [*nonsense, *urls(there.port)] if isinstance(nonsense, list) else nonsense

@@ -1,4 +1,4 @@
-"""A Redis that no longer reaches the others is left, or said: a replica, a node outside of its cluster, a cluster that failed."""
+"""The bus does not use a Redis server that does not reach the others: a replica, a node outside its cluster, a failed cluster."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ async def test_a_replica_is_refused_by_its_role_and_its_master(master, replica):
 
 @pytest.mark.faults
 async def test_the_bus_leaves_a_master_that_becomes_a_replica(master):
-    """Both connections: a bus that only publishes asks too."""
+    """On both connections: a bus that only publishes checks its server, too."""
     with start_broker("redis") as other, client_of(other) as client:
         backend = make_backend("redis", other)
         listening: list = []
@@ -103,7 +103,7 @@ async def test_the_bus_leaves_a_master_that_becomes_a_replica(master):
 
 @pytest.mark.faults
 async def test_a_busy_publisher_detects_a_demotion(master):
-    """A connection that is never idle is asked as well."""
+    """A connection that is never idle is checked, too."""
     with start_broker("redis") as other, client_of(other) as client:
         events: list = []
         async with make_backend("redis", other).connect(events=events, **QUICK) as bus:
@@ -184,7 +184,7 @@ async def test_a_standalone_server_among_the_nodes_is_skipped(cluster, master):
 
 @pytest.mark.faults
 async def test_the_bus_leaves_a_node_that_was_removed_from_the_cluster(cluster):
-    """As ``--cluster del-node`` does it."""
+    """With the commands of ``redis-cli --cluster del-node``."""
     events: list = []
     async with cluster.connect(events=events, **QUICK) as bus, bus.subscribe("a") as messages:
         (node,) = [node for node in cluster.nodes if serves_a_subscriber(node)]

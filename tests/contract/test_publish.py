@@ -1,4 +1,4 @@
-"""Publishing: what arrives is what was published, and what cannot be sent is refused before a byte leaves."""
+"""Publishing: messages arrive as they were published, and an invalid message is refused before anything is sent."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ async def test_tasks_that_share_a_publisher_all_make_progress(backend, topic):
 
 
 async def test_messages_of_concurrent_tasks_keep_the_order_in_which_they_were_published(backend, topic):
-    """Also where some have to wait, as all do at a topic's first use on Kafka."""
+    """Also if some have to wait, as all do at the first use of a topic on Kafka."""
     payloads = [b"%d" % i + bytes(30_000) for i in range(60)]
     async with backend.connect() as bus, bus.subscribe(topic, queue=QueuePolicy.drop_oldest(200)) as messages:
         async with bus.publisher(topic, max_in_flight=7) as publisher:
@@ -236,7 +236,7 @@ async def test_messages_of_concurrent_tasks_on_a_new_topic(backend, topic):
 
 @pytest.mark.parametrize("way", ["publish", "publisher"])
 async def test_a_message_does_not_overtake_waiting_messages(backend, topic, way):
-    """Two publishes start in each turn of the loop: some start when those in front can continue and have not continued yet."""
+    """Two calls of publish start in each iteration, some of them when earlier calls can continue and have not run yet."""
     payloads = [b"%d" % i + bytes(150_000) for i in range(60)]
     async with (
         backend.connect() as bus,

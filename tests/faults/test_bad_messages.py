@@ -1,5 +1,4 @@
-"""Promises: a message that is too large is refused before it is sent; one that cannot be decoded is counted, and the stream
-goes on."""
+"""A message that is too large is refused before it is sent; an undecodable message is counted, and the stream continues."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Promise: the broker is killed and restarted. Real SIGKILLs under traffic, and a ledger of every message."""
+"""The broker is killed with SIGKILL under traffic and restarted; a ledger accounts for every message."""
 
 from __future__ import annotations
 

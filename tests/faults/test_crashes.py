@@ -1,4 +1,4 @@
-"""Promise: a subscriber's process is killed in the middle."""
+"""A subscriber's process is killed while processing a message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Promise: members come and go under load. On NATS what was in flight is counted, on Kafka nothing is lost."""
+"""Members join and leave under load. On NATS, messages in flight are counted; on Kafka, no message is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ledger finds what it should: it is given streams whose holes, copies and swaps are known."""
+"""The ledger on streams with known holes, duplicates and swaps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Promises: a link that is half-open, reset, cut anywhere, slow or sliced into single bytes. Real brokers behind a proxy."""
+"""Connections that are half-open, reset, cut at any byte, slow or split into single bytes: real brokers behind a proxy."""
 
 from __future__ import annotations
 

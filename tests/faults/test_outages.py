@@ -1,4 +1,4 @@
-"""Brokers that die, come back or freeze, under a running bus. Each test has a broker of its own."""
+"""Brokers are killed, restarted or frozen while a bus runs. Each test has a broker of its own."""
 
 from __future__ import annotations
 

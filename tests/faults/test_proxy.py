@@ -1,4 +1,4 @@
-"""The proxy harms connections as it says: what a fault test found is the bus's doing, not the proxy's."""
+"""The fault proxy injects exactly the faults that a test requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Promise: a broker that hangs up, is slow to let in, is full or busy is tried again, and every message is accounted for."""
+"""A broker that disconnects, authenticates slowly, is full or busy is retried; a ledger accounts for every message."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ async def test_an_authentication_of_5_seconds_is_waited_for(kind, book):
 
 
 async def test_an_authentication_timeout_of_nats_is_retried(book):
-    """The server allows 2 s by default, and then says "Authentication Timeout"."""
+    """The server allows 2 s by default, then sends "Authentication Timeout"."""
     config = [f'authorization {{ user: {USER}, password: "{PASSWORD}" }}']
     async with streaming("nats", book, config=config) as (_, proxy, flow, events, _):
         proxy.weather.login = 5
@@ -101,7 +101,7 @@ async def test_an_authentication_timeout_of_nats_is_retried(book):
 
 @live
 async def test_a_full_server_is_retried_until_it_accepts(kind, book):
-    """Redis ``maxclients``, NATS ``max_connections``: others took the places of connections that were cut."""
+    """Redis ``maxclients``, NATS ``max_connections``: other clients connected after a disconnect of the bus."""
     most = 12
     config = {"redis": [f"maxclients {most}"], "nats": [f"max_connections: {most}"]}[kind]
     with own_broker(kind, config) as (broker, backend):
@@ -140,7 +140,7 @@ async def stranger(kind, port):
 
 
 async def test_a_redis_that_runs_a_script_causes_no_unreported_loss(book):
-    """It answers ``BUSY`` to everything until the script is killed; what it refused is announced, and the publisher told."""
+    """Redis answers ``BUSY`` to every command until the script is killed; the loss is reported, and the publisher raises."""
     async with streaming("redis", book) as (broker, _, flow, events, _):
         with redis.Redis(port=broker.port, socket_timeout=60) as client, redis.Redis(port=broker.port) as killer:
             client.config_set("lua-time-limit", 50)
@@ -176,7 +176,7 @@ def is_busy(client):
 
 @live
 async def test_one_of_three_servers_that_refuses_does_not_end_the_bus(kind, book):
-    """A node that wants another password: whoever falls off his node goes on at the one that takes him."""
+    """One node requires another password: a bus that is disconnected from its node connects to another that accepts it."""
     events = Events(book.ledgers)
     with nats_cluster("# door") if kind == "nats" else redis_cluster() as cluster:
         async with cluster.connect(events=events, **QUICKLY) as receiving, cluster.connect(**QUICKLY) as sending:

@@ -1,7 +1,6 @@
-"""Promise: what operators, networks and other members do to Kafka loses no acknowledged message, and stops no other topic.
+"""Faults of operators, networks and other group members on Kafka lose no acknowledged message and stop no other topic.
 
-``python -m tests.faults.rounds --rounds 30`` runs more of the same and writes a record.
-"""
+``python -m tests.faults.rounds --rounds 30`` runs more rounds and writes a record."""
 
 from __future__ import annotations
 

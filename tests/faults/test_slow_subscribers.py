@@ -1,4 +1,4 @@
-"""Promise: a subscriber that is too slow drops by its declared policy, counted; others are untouched; memory is bounded."""
+"""A slow subscriber drops by its policy, and drops are counted; other subscribers are not affected; memory is bounded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A soak's verdict sees what it should, and a short soak of each backend passes."""
+"""The verdict of a soak detects each broken promise, and a short soak of each backend passes."""
 
 from __future__ import annotations
 

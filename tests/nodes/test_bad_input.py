@@ -1,4 +1,4 @@
-"""What users get wrong: each is a clear error, or an effect that is counted."""
+"""Mistakes in the code of users: each is a clear error, or is counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A node's code that holds the event loop for long: what shares the loop with it goes on in between (E6)."""
+"""A node's code blocks the event loop: heartbeats, commits and other tasks run in between."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inputs that nobody could handle: they go to the dead-letter topic as they came, and none blocks the rest (E4)."""
+"""Failed inputs are published unchanged on the dead-letter topic and do not block later inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a program of nodes ends: within its deadline, with the exit status that its README names, and with what was left."""
+"""A program of nodes ends within its deadline, with the documented exit status, and logs what was left."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_a_forked_child_has_the_previous_signal_handlers(tmp_path):
 
 
 def test_ctrl_c_on_a_terminal_drains_calls_in_processes(tmp_path):
-    """The terminal gives SIGINT to the whole group: to the worker process too."""
+    """The terminal sends SIGINT to the whole process group, including the worker process."""
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
     pid, terminal = pty.fork()
@@ -230,7 +230,7 @@ def test_ctrl_c_on_a_terminal_drains_calls_in_processes(tmp_path):
 
 
 def test_sigterm_to_the_whole_group_drains_calls_in_processes(tmp_path):
-    """(celery 2700, 3631, kombu 1836) systemd and supervisord give it to the worker processes too."""
+    """(celery 2700, 3631, kombu 1836) systemd and supervisord send SIGTERM to the worker processes, too."""
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
     with subprocess.Popen(

@@ -1,4 +1,4 @@
-"""What a log makes possible: a node goes on where it was, and nothing that it took is lost."""
+"""Nodes on a log: a restarted node continues at its position, and no input is lost."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def test_a_restarted_node_continues_at_its_position(kafka, topic, name):
 
 
 async def test_undecodable_and_skipped_inputs_are_done(kafka, topic, name):
-    """Neither what cannot be decoded nor what a gap skips may hold the position back."""
+    """Neither undecodable inputs nor inputs skipped by ``gap`` delay the committed position."""
     damaged = BytesData(data=b"x").serialize()[:-1]
     node = Collect(NodeConfig(name=name, subscribe_topic_name=topic, gap=1))
     async with kafka.connect() as bus, asyncio.timeout(DEADLINE * 2):
@@ -72,7 +72,7 @@ async def test_the_next_input_does_not_wait_for_the_acknowledgement(kafka, topic
 
 
 async def test_a_failed_input_is_redelivered_although_later_ones_are_done(kafka, topic, name):
-    """Later inputs may be done before an earlier one: the position must not pass it."""
+    """Later inputs can be done before an earlier one: the position must not pass the earlier one."""
     handled = []
     fail = True
 
@@ -103,7 +103,7 @@ async def test_a_failed_input_is_redelivered_although_later_ones_are_done(kafka,
 
 @pytest.mark.parametrize("concurrency", [1, 8])
 async def test_a_refused_output_affects_no_other_output(kafka, topic, name, concurrency):
-    """A compacted topic refuses records without a key, each known only when it is acknowledged."""
+    """A compacted topic refuses records without a key; the refusal arrives instead of the acknowledgement."""
     out = f"{topic}.out"
     await make(kafka, topic)
     await make(kafka, out, **{"cleanup.policy": "compact"})
@@ -134,7 +134,7 @@ async def test_a_refused_output_affects_no_other_output(kafka, topic, name, conc
 
 
 async def test_an_input_is_done_after_its_outputs_although_the_last_is_too_large(kafka, topic, name):
-    """What was accepted before the error is on its way: a crash now must bring the input again."""
+    """Outputs accepted before the error are in flight: after a crash, the input must be redelivered."""
     broker = running_broker("kafka")
     waits, go_on = asyncio.Event(), asyncio.Event()
 
@@ -193,7 +193,7 @@ async def test_a_refused_output_of_a_source_affects_no_other_output(kafka, topic
 
 
 async def test_inputs_that_another_worker_takes_over_are_not_dropped(kafka, topic, name):
-    """The queued inputs of a revoked partition come to the worker that joined."""
+    """The queued inputs of a revoked partition are delivered to the worker that joined."""
     go_on = asyncio.Event()
 
     class Slow(Collect):

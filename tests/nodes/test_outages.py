@@ -1,4 +1,4 @@
-"""A broker that is away is no error of a node's code: the node outlasts it."""
+"""A broker outage is no error of a node's code: the node continues afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SIGTERM at the worst moment, on real brokers: the process ends by its deadline and says last what it left."""
+"""SIGTERM under load and during outages, on real brokers: the process ends by its deadline and logs what was left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Servers that a NATS server announces are held to the same rules of TLS as the configured ones."""
+"""The TLS rules of the configured servers apply to the servers that a NATS server announces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A peer that announces absurd sizes, or talks without end, is refused before its memory is ours."""
+"""A peer that announces excessive sizes or sends unbounded data is disconnected before the data is buffered."""
 
 from __future__ import annotations
 

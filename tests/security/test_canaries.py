@@ -1,8 +1,7 @@
-"""No secret comes to light, whatever fails: in logs at DEBUG, warnings, texts and tracebacks of errors and of their causes.
+"""No secret appears in logs at DEBUG, warnings, or the texts and tracebacks of errors and of their causes.
 
-Every other test of this folder is watched in the same way (conftest.watch); here are the failures that belong to no other
-subject, a peer that repeats what it was told, and the proof that the watch finds what it should.
-"""
+Every other test of this folder is watched in the same way (conftest.watch). This module has the failures that belong to no
+other subject, peers that quote received data, and the proof that the watch finds a secret."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever a topic, a group, a header, a key, a payload or a secret holds: no command more than was meant is on the wire."""
+"""No topic, group, header, key, payload or secret can inject a protocol command."""
 
 from __future__ import annotations
 

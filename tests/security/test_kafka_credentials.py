@@ -1,4 +1,4 @@
-"""Kafka: each SASL mechanism passes or is refused at once; what a user may not do is said; less verification is loud."""
+"""Kafka: each SASL mechanism is accepted or refused at once; missing permissions are raised; less verification is a warning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of servers: each address of a name is a candidate, and TLS is for the name."""
+"""Server names: each address of a name is tried, and the certificate must match the name."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_every_address_is_verified_against_the_name(kind, secured, made):
 
 @both
 def test_a_certificate_for_the_address_is_refused_for_the_name(kind, secured, made):
-    """``server`` is for 127.0.0.1, which is where the name leads to."""
+    """The certificate ``server`` is for 127.0.0.1, the address of the name."""
     port = secured(kind).ports["server"]
     tls = {**CREDENTIALS[kind], "USE_TLS": "true", "TLS_CA_CERT_FILE": made.ca}
 
@@ -99,7 +99,7 @@ def test_a_certificate_for_the_address_is_refused_for_the_name(kind, secured, ma
 
 @both
 def test_on_reconnecting_the_name_is_resolved_and_each_address_tried(kind):
-    """The address that served hangs now; another one serves."""
+    """The address that was connected hangs now; another one accepts."""
     port = running_broker(kind).port
 
     async def scenario():
@@ -131,7 +131,7 @@ def test_a_trailing_dot_of_the_name_is_ignored_in_certificates(kind, secured, ma
 
 
 def test_a_trailing_dot_of_the_name_is_ignored_on_kafka(secured, made):
-    """Of the bootstrap server, which is configured; the brokers' own names are those that Kafka advertises."""
+    """For the configured bootstrap server; Kafka advertises the names of the brokers."""
     port = secured("kafka").ports["elsewhere"]
     tls = {**CREDENTIALS["kafka"], "USE_TLS": "true", "TLS_CA_CERT_FILE": made.ca}
     options = client_options(settings_of(environment("kafka", port, **tls), MSIGHT_CONNECT_TIMEOUT="10"))

@@ -1,4 +1,4 @@
-"""NATS: each way to authenticate passes or is refused at once, and what a user may not do is said."""
+"""NATS: each way to authenticate is accepted or refused at once, and missing permissions are raised."""
 
 from __future__ import annotations
 

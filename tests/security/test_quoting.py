@@ -1,4 +1,4 @@
-"""What a broker or another program says reaches errors, events, logs and terminals as printable text on one line."""
+"""The text of brokers and other programs reaches errors, events, logs and terminals as printable text on one line."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ async def test_an_announcement_with_control_characters_is_ignored():
 
 
 async def test_bidirectional_formatting_characters_are_escaped():
-    """They are no control characters, and reverse what a terminal shows behind them: ignored or escaped, both will do."""
+    """They are not control characters and reverse the text after them on a terminal: ignoring or escaping them passes."""
     made = {"name": "camera", "instance": "1", "status": "RUNNING", "started_at": 0.0, "heartbeat_interval": 10.0}
     payload = msgspec.json.encode({**made, "type": "a\u202eb", "device": "a\u2066b"})
     environ = dict(running_broker("nats").env)

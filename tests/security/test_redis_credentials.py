@@ -1,4 +1,4 @@
-"""Redis: passwords and users pass or are refused at once, and what a user may not do is said."""
+"""Redis: passwords and users are accepted or refused at once, and missing permissions are raised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""With secrets or certificates from files a refusal on reconnecting may pass, for rotation takes a moment."""
+"""With secrets or certificates from files, a refusal on reconnecting is retried, because a rotation takes time."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def test_a_temporarily_wrong_server_certificate_is_retried(kind, secured, 
 
 @both
 async def test_a_replaced_certificate_authority_is_read_again(kind, secured, made, tmp_path):
-    """The server shows its new certificate before this machine has the new authority."""
+    """The server uses its new certificate before this machine has the new authority."""
     ca = tmp_path / "ca.pem"
     shutil.copy(made.ca, ca)
     servers = secured(kind)
@@ -88,7 +88,7 @@ def door(kind, password):
 
 @both
 async def test_a_replaced_password_file_is_read_again(kind, tmp_path):
-    """The server has the new password before this machine has."""
+    """The server has the new password before this machine."""
     old, new = canary("patience old"), canary("patience new")
     file = tmp_path / "password"
     file.write_text(old)
@@ -127,7 +127,7 @@ async def test_a_lasting_refusal_is_raised_after_the_refusal_patience(kind, secu
 
 @both
 async def test_a_refused_password_from_a_variable_is_raised_at_once(kind):
-    """It cannot change."""
+    """A password in a variable cannot change."""
     old, new = canary("patience old"), canary("patience new")
     port = brokers.free_port()
     user = {"USERNAME": USER} if kind == "nats" else {}

@@ -1,4 +1,4 @@
-"""A refusal on reconnecting is raised at once, by iterators and by publishers that wait, and ends the reconnecting."""
+"""A refusal on reconnecting is raised at once, by iterators and by waiting publishers, and ends the reconnecting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A secret in a file is read anew at each connect, so that it can be changed while programs run."""
+"""A secret in a file is read again at each connect, so that it can be changed while programs run."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ async def test_a_new_bus_with_the_same_settings_reads_the_file_again(way, tmp_pa
 @ways
 @pytest.mark.parametrize("patience", ["0.001", "inf"])
 async def test_a_temporarily_missing_file_is_waited_for(way, patience, tmp_path):
-    """Not every tool replaces a file in one step."""
+    """Not every tool replaces a file atomically."""
     events, file = Seen(), tmp_path / "secret"
     file.write_text(FIRST)
     with await way.start(brokers.free_port(), FIRST) as broker:

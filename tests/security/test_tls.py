@@ -1,4 +1,4 @@
-"""TLS on every backend: what is right passes, what is wrong is refused with one typed error before a secret is sent."""
+"""TLS on every backend: valid certificates are accepted; all others are refused with one typed error before a secret is sent."""
 
 from __future__ import annotations
 

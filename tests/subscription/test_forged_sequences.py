@@ -1,4 +1,4 @@
-"""Whoever may publish on a topic can forge sequences there: what subscribers still count, on real brokers (A3, A4, A5)."""
+"""A client with permission to publish forges sequences: losses that subscribers still count, on real brokers."""
 
 from __future__ import annotations
 

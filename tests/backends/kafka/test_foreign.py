@@ -1,4 +1,4 @@
-"""What others leave in a topic: odd records (E3), timestamps (E9), bytes that are no text (E10), transactions (E8, E10)."""
+"""Records of other programs: malformed records, timestamps, keys and values that are not text, transactions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MSIGHT_PUBLISHER_TOPICS on Kafka (D17): what a bus remembers of the topics that it published on is bounded."""
+"""MSIGHT_PUBLISHER_TOPICS bounds the topics that a bus keeps on Kafka."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Joining a group beside members of another make (E2), after members that left without a word (A10), and from a moment (A11)."""
+"""Joining a group with members of other clients, after members that were killed, and with a start time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What other programs publish, as the README's table has it line by line: confluent-kafka against the real broker."""
+"""Records of other programs, row by row of the README's table: confluent-kafka on a real broker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What changes between a bus and its brokers: paths that fall silent, brokers that move, certificates that are rotated."""
+"""Changes between a bus and its brokers: silent network paths, brokers at other addresses, rotated certificates."""
 
 from __future__ import annotations
 
@@ -51,7 +51,6 @@ async def behind(proxy):
 
 @pytest.mark.faults
 async def test_silent_connections_are_replaced():
-    """(H3)"""
     path, events = Path(), []
     settings = {**QUICKLY, "MSIGHT_CONNECT_TIMEOUT": "2"}
     async with behind(path) as (_, kafka), kafka.connect(events=events, **settings) as bus:
@@ -68,7 +67,7 @@ async def test_silent_connections_are_replaced():
 
 @pytest.mark.faults
 async def test_a_connection_without_an_answer_to_a_request_is_replaced_at_the_deadline():
-    """(H3) The deadlines of the question and of who asks it are the same, and nobody else asks."""
+    """The request and its caller have the same deadline, and no other task requests."""
     path = Path()
     settings = {"MSIGHT_PING_INTERVAL": "3600", "MSIGHT_CONNECT_TIMEOUT": "1"}
     async with behind(path) as (_, kafka), kafka.connect(**settings) as bus:
@@ -81,7 +80,7 @@ async def test_a_connection_without_an_answer_to_a_request_is_replaced_at_the_de
 
 @pytest.mark.faults
 async def test_an_unconfirmed_commit_is_logged_by_the_bus_only(caplog):
-    """(E12) aiokafka goes on with it after our deadline, and nobody takes its error."""
+    """aiokafka continues the commit after the deadline, and no task retrieves its error."""
     path = Path()
     settings = {**QUICKLY, "MSIGHT_CONNECT_TIMEOUT": "4", "MSIGHT_KAFKA_SESSION_TIMEOUT": "2"}
     async with behind(path) as (_, kafka), kafka.connect(**settings) as bus:
@@ -100,7 +99,6 @@ async def test_an_unconfirmed_commit_is_logged_by_the_bus_only(caplog):
 
 @pytest.mark.faults
 async def test_brokers_that_restart_at_other_addresses_are_found_through_the_bootstrap_servers():
-    """(H6)"""
     events = []
     settings = {**QUICKLY, "MSIGHT_CONNECT_TIMEOUT": "2", "MSIGHT_PUBLISH_TIMEOUT": "30"}
     with own_broker("kafka") as (broker, backend):
@@ -160,7 +158,7 @@ def other_authority(folder):
 
 @pytest.mark.faults
 async def test_rotating_the_certificate_authority_in_order_interrupts_no_client(tmp_path):
-    """(H4) First the clients' bundle gets the new authority, then the broker its new certificate."""
+    """The clients' bundle gets the new authority first, then the broker its new certificate."""
     events = []
     second = other_authority(tmp_path / "second")
     async with with_tls(tmp_path) as (broker, kafka, keystore, trusted):
@@ -178,7 +176,7 @@ async def test_rotating_the_certificate_authority_in_order_interrupts_no_client(
 @pytest.mark.faults
 @pytest.mark.parametrize("comes", [True, False])
 async def test_a_refused_certificate_is_final_while_the_files_do_not_change(tmp_path, comes):
-    """(H4) The broker is the first to be rotated; the clients' file follows, or it does not."""
+    """The broker's certificate is rotated first; the clients' file is changed later or not at all."""
     events = []
     second = other_authority(tmp_path / "second")
     async with with_tls(tmp_path) as (broker, kafka, keystore, trusted):
@@ -203,7 +201,7 @@ async def test_a_refused_certificate_is_final_while_the_files_do_not_change(tmp_
 
 @pytest.mark.faults
 async def test_certificates_of_both_sides_are_rotated(tmp_path):
-    """(H4) Broker and clients get certificates of another authority; the broker accepts both for a while."""
+    """Broker and clients get certificates of another authority; the broker temporarily accepts both."""
     second = other_authority(tmp_path / "second")
     clients = tmp_path / "clients.pem"
     certificate, key = tmp_path / "own.pem", tmp_path / "own.key"
@@ -238,7 +236,7 @@ async def test_certificates_of_both_sides_are_rotated(tmp_path):
 
 @pytest.mark.faults
 async def test_a_broker_that_temporarily_advertises_a_wrong_address_is_found_again():
-    """(E12) By a mistake that the operator takes back."""
+    """The operator corrects the address later."""
     nowhere = brokers.free_port()
     events = []
     settings = {**QUICKLY, "MSIGHT_CONNECT_TIMEOUT": "2", "MSIGHT_PUBLISH_TIMEOUT": "30"}
@@ -267,7 +265,6 @@ async def test_a_broker_that_temporarily_advertises_a_wrong_address_is_found_aga
 
 
 async def test_the_error_names_an_advertised_address_that_cannot_be_reached():
-    """(E12)"""
     nowhere = brokers.free_port()
     with own_broker("kafka", [f"advertised.listeners=CLIENT://{HOST}:{nowhere}"]) as (_, kafka):
         with pytest.raises(ConnectionLostError) as caught:

@@ -1,4 +1,4 @@
-"""Subscriptions whose topic is deleted and made anew (E5): the new one is read from its beginning, and the gap is told."""
+"""Subscriptions whose topic is deleted and recreated: the new topic is read from its beginning, and the gap is reported."""
 
 from __future__ import annotations
 

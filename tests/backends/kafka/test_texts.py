@@ -1,4 +1,4 @@
-"""What a person reads when something is wrong with Kafka: our words, with what to do, and none of the client's (E12)."""
+"""The texts of Kafka errors: in the bus's own words, with the remedy, and without those of aiokafka."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a bus has given up is not sent any more: it would arrive behind newer messages, seconds or minutes late."""
+"""Unsent data of an abandoned connection is discarded: it would arrive late, after newer messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The counters of the topics that a bus publishes on: shared, bounded, and forgotten only after their last announcement."""
+"""The sequence counters of published topics: shared, bounded, and evicted only after their last announcement."""
 
 from __future__ import annotations
 
@@ -247,7 +247,7 @@ async def test_publishers_on_one_topic_share_its_counter(msight_simulation):
 
 
 async def test_waiting_publishers_send_more_than_one_message_a_turn(msight_simulation):
-    """A turn for each message would cost each one an iteration of the event loop, for as long as several publish."""
+    """One message a turn would cost one event loop iteration for each message while several publishers send."""
     made = Publishers()
     owner, count, burst = made.owner, 500, 50
 

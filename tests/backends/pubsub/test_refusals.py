@@ -1,4 +1,4 @@
-"""Whose error a refusal is: the publisher's whose message the broker refused, and nobody else's. On scripted peers."""
+"""A refusal is raised by the publisher of the refused message and by no other. On scripted peers."""
 
 from __future__ import annotations
 

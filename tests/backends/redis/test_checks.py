@@ -1,4 +1,4 @@
-"""A bus asks again and again whether its Redis still reaches the others (H1). On scripted peers."""
+"""The periodic check that messages published at a Redis server reach the other servers. On scripted peers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def test_messages_published_beside_a_health_check_are_confirmed():
 
 
 async def test_a_user_without_permission_stops_the_health_checks():
-    """Each refused command is an entry of the server's ACL LOG."""
+    """Each refused command adds an entry to the server's ACL LOG."""
     peer = ScriptedPeer("redis", lambda command: DENIED if command.verb in ("ROLE", "INFO", "CLUSTER") else None)
     async with fake(peer) as way:
         async with Backend("redis", variables("redis", way.port)).connect(**QUICK) as bus:
@@ -58,7 +58,7 @@ async def test_a_user_without_permission_stops_the_health_checks():
 
 
 async def test_subscribing_connections_follow_the_publishing_connection():
-    """Where nothing is published nobody asks how the node fares."""
+    """A subscribing connection does not check the health of its node."""
     left: list[ScriptedPeer] = []
 
     def peer_of_two():

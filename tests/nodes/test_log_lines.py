@@ -1,4 +1,4 @@
-"""What a node says: its first line, what it loses, its errors, and its last line."""
+"""The log lines of a node: its first line, losses and drops, errors, and its last line."""
 
 from __future__ import annotations
 

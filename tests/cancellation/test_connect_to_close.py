@@ -1,4 +1,4 @@
-"""A bus from connecting to its end, cancelled at each suspension on the way: nothing is left behind."""
+"""A bus is cancelled at each suspension from connect to close: no task and no connection is left behind."""
 
 from __future__ import annotations
 
