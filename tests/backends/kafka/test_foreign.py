@@ -15,7 +15,7 @@ from aiokafka.errors import KafkaConnectionError
 from aiokafka.protocol.fetch import FetchRequest
 
 from msight_bus import HeaderError, QueuePolicy
-from msight_bus.backends.kafka import feed, partition
+from msight_bus.backends.kafka import consumer, partition
 from msight_bus.events import Gap
 from tests.support.kafka_admin import administering
 from tests.support.kafka_records import NOW_MS, Rec, batch_of, now_ms, raw_producer
@@ -232,7 +232,7 @@ async def test_a_transaction_that_stays_open_is_said_once(kafka, topic, monkeypa
         looks.append(now)
 
     monkeypatch.setattr(partition.Partition, "warn_if_held_back", look)
-    monkeypatch.setattr(feed, "_CHECK_EVERY", 0.05)
+    monkeypatch.setattr(consumer, "_CHECK_EVERY", 0.05)
     await make_topic(kafka, topic)
     async with kafka.connect() as bus, transactions(kafka, topic) as transaction:
         async with bus.subscribe(topic) as messages:

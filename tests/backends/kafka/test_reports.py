@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from msight_bus import MessageTooLargeError
-from msight_bus.backends.kafka import feed
+from msight_bus.backends.kafka import consumer
 from msight_bus.backends.kafka.aiokafka_compat import requests
 from msight_bus.events import Gap
 from tests.support.kafka_admin import committed, make
@@ -102,7 +102,7 @@ async def test_a_message_that_is_larger_than_a_segment_is_an_error_of_its_own(ka
 
 async def test_records_of_a_partition_that_is_new_to_a_group_are_read_from_its_beginning(kafka, topic, monkeypatch):
     """(sarama 1739, librdkafka 461) They were published before the group knew of the partition; its start is latest."""
-    monkeypatch.setattr(feed, "_LOOK_EVERY", 1.0)
+    monkeypatch.setattr(consumer, "_LOOK_EVERY", 1.0)
     await make(kafka, topic)
     async with kafka.connect() as bus, kafka.connect() as other, bus.subscribe(topic, group_id="g") as messages:
         await Operator(kafka).add_partitions(topic, 3)
