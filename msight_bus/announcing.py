@@ -19,7 +19,7 @@ _END_WITHIN = 1.0  # deadline of the last announcement, in seconds, so that a no
 
 
 class Announcer:
-    """Announces one run of a node. Failures to announce are logged and never raised.
+    """The announcements of one run of a node. Failures to announce are logged and never raised.
 
     Attributes:
         instance: random id of this run.

@@ -1,4 +1,4 @@
-"""Divides the event loop between a node's code and the other tasks: a node yields after 2 ms, and longer after a long item."""
+"""Divide the event loop between a node's code and the other tasks: a node yields after 2 ms, and longer after a long item."""
 
 from __future__ import annotations
 

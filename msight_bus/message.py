@@ -48,7 +48,7 @@ _DEFAULTS = Limits()
 
 
 class Settlement(Protocol):
-    """Tracks the acknowledgements of one partition of a log.
+    """The acknowledgements of one partition of a log.
 
     Attributes:
         partition: number of the partition.

@@ -1,4 +1,4 @@
-"""Runs functions off the event loop, in threads and processes that do not delay the end of the program."""
+"""Run functions off the event loop, in threads and processes that do not delay the end of the program."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ class _Worker:
         self._process.kill()
 
     def end(self) -> int | None:
-        """End the process, if it has not ended; returns its exit code."""
+        """End the process, if it has not ended, and return its exit code."""
         self._process.join(_GONE_WITHIN)
         self._kill_at_exit()
         self._process.join(_GONE_WITHIN)

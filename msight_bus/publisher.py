@@ -18,7 +18,7 @@ from msight_bus.tasks import Gate
 
 
 class Publisher:
-    """Sends messages on one topic without waiting for each acknowledgement. Made by `Bus.publisher`.
+    """A publisher on one topic that does not wait for each acknowledgement. Made by `Bus.publisher`.
 
     Leaving the context flushes (`flush`), which raises if a message was refused or never confirmed.
 

@@ -18,7 +18,7 @@ _WAITING = 10_000
 
 
 class Reporter:
-    """Calls ``on_event`` with each event, in order, in a later event loop iteration. Exceptions are logged and counted.
+    """A queue of events for ``on_event``, which is called in a later event loop iteration. Exceptions are logged and counted.
 
     Attributes:
         listeners: functions that are called with each event; ``on_event`` is one of them.

@@ -1,4 +1,4 @@
-"""Runs a program on uvloop or asyncio."""
+"""Run a program on uvloop or asyncio."""
 
 from __future__ import annotations
 

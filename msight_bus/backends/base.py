@@ -257,7 +257,7 @@ class DeadLetterBackend(Protocol):
 
 
 class Opener(Protocol):
-    """Makes a backend; nothing is connected yet. See `msight_bus.backends.make_backend`."""
+    """A function that makes a backend without connecting it, as `msight_bus.backends.make_backend`."""
 
     def __call__(
         self, settings: BusSettings, report: Callable[[BusEvent], None], new_session: Callable[[], int]

@@ -38,7 +38,7 @@ _BACKLOG_BYTES = 64 * 1024 * 1024
 
 
 class Filter(Protocol):
-    """Injects faults between the exchange and its subscriptions (msight_bus.testing)."""
+    """A source of faults between the exchange and its subscriptions (msight_bus.testing)."""
 
     def pass_on(self, delivery: Delivery, messages: list[Sent]) -> None:
         """Call ``delivery.arrive``, now or later, with the messages that arrive."""
@@ -378,7 +378,7 @@ def now() -> float:
 
 
 class MemoryConnector:
-    """Opens connections to the exchange of this event loop, or to a given one (pubsub.reconnecting.Connector)."""
+    """The connector to the exchange of this event loop, or to a given one (pubsub.reconnecting.Connector)."""
 
     where = "the memory broker"
     shares_connection = True

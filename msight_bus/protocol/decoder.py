@@ -140,7 +140,7 @@ class DecodeBuffer:
         self._parts.append(data[start:] if len(data) - start < _COPY_BELOW else memoryview(data)[start:])
 
     def fill(self, data: bytes) -> tuple[Address, Meta | None, bytes, bytes] | None:
-        """Continue the begun payload.
+        """Continue an incomplete payload.
 
         Returns:
             Address, metadata, header block and payload if the message is complete, else None. The message ends at the offset that
@@ -164,7 +164,7 @@ class DecodeBuffer:
 
 
 class Grammar(Protocol):
-    """Parses the frames of one protocol."""
+    """The parser of the frames of one protocol."""
 
     def read(self, data: bytes, position: int, limit: int, heads: HeadCache | None) -> tuple[int, int]:
         """Parse at most ``limit`` frames and replies from ``position`` on, and add them to the `DecodeBuffer`.

@@ -175,7 +175,7 @@ def parse_info(reply: Reply) -> dict[str, Any]:
 
 
 def _make_run(address: Address, head: bytes, payload_bytes: int) -> Run:
-    """Frames of one head. Behind it come the digits of the metadata, the end of the block and the payload."""
+    """Make the `Run` of a head, after which the metadata, the end of the header block and the payload follow."""
     block_end_at = len(head) + envelope.HEADER_DIGITS
     layout = struct.Struct(f">{len(head)}s48s4x{payload_bytes}s2x")
     size = layout.size
@@ -214,7 +214,7 @@ def _make_run(address: Address, head: bytes, payload_bytes: int) -> Run:
 
 
 class _Grammar:
-    """Parses MSG, HMSG and control lines."""
+    """The parser of MSG, HMSG and control lines."""
 
     __slots__ = ("_buffer", "_heads", "_limit")
 

@@ -193,7 +193,7 @@ RAW_CODEC: Final = Codec(publish_raw, decoder, decode_metadata)
 
 
 def _make_run(address: Address, head: bytes, payload_bytes: int) -> Run:
-    """Frames of one head; the row that `struct` unpacks is a `Frame`."""
+    """Make the `Run` of a head; the tuple that `struct` unpacks is a `Frame`."""
     layout = struct.Struct(f">{len(head)}sQQQ{payload_bytes}s2x")
     unpack_all: Any = layout.iter_unpack
     unpack: Any = layout.unpack_from
@@ -207,7 +207,7 @@ def _make_run(address: Address, head: bytes, payload_bytes: int) -> Run:
 
 
 class _Grammar:
-    """Parses RESP2."""
+    """The parser of RESP2."""
 
     __slots__ = ("_buffer", "_limit")
 

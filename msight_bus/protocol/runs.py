@@ -134,7 +134,7 @@ def leading(frames: list[Frame], head: bytes, lowest: bytes) -> list[Frame]:
 
     Args:
         frames: of one size, not empty.
-        head: the head that all should have.
+        head: the expected head of all frames.
         lowest: the lowest byte of each sequence; only sequences whose lowest byte is 0 are examined.
     """
     if [frame[0] for frame in frames].count(head) < len(frames):

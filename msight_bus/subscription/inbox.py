@@ -17,7 +17,7 @@ logger = logging.getLogger("msight_bus")
 
 
 class Deadline:
-    """Reports a `DeadlineMissed` when no message arrives for some seconds, once until the next message. Uses one timer.
+    """A timer that reports `DeadlineMissed` when no message arrives for some seconds, once until the next message.
 
     Time in which the queue is full, so that the stream is paused, does not count.
 
@@ -137,7 +137,7 @@ class TopicStream:
 
 
 class Inbox:
-    """Receives the messages of one subscription from its backend (backends.base.Inbox).
+    """The receiving side of one subscription (backends.base.Inbox).
 
     Attributes:
         queue: messages that wait for the consumer.

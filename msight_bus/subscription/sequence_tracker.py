@@ -142,7 +142,7 @@ class _Session:
 
 
 class SequenceTracker:
-    """Tracks the sequences of every publisher of one topic.
+    """The sequences of every publisher of one topic.
 
     Attributes:
         gaps: number of findings; a late message does not lower this number.

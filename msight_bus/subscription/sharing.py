@@ -10,7 +10,7 @@ from msight_bus.subscription.subscription import Subscription
 
 
 class SharedSubscription:
-    """Lets several tasks wait for the messages of one subscription: one task waits at the queue, the others in a list.
+    """A subscription shared by several tasks: one idle task waits at the queue, the others in a list.
 
     A task takes a message with `Subscription.take` and, if `idle` is not empty, calls `wake_one`, because more messages may be
     queued. Without a message, the task awaits `next`.

@@ -30,7 +30,7 @@ _PING_EVERY = 8192
 
 
 class _Answers:
-    """Receives the answer of the server to a request without receivers (pubsub.connection.Route.stream)."""
+    """The receiver of the server's answer to a request without subscribers (pubsub.connection.Route.stream)."""
 
     def __init__(self) -> None:
         self.came = False
@@ -48,7 +48,7 @@ class _Answers:
         """Do nothing."""
 
     def silence(self) -> float:
-        """0.0: there is no publisher."""
+        """Return 0.0: there is no publisher."""
         return 0.0
 
     def gap(self, missing: int | None, cause: str, *, at_most: bool = False) -> None:
@@ -114,7 +114,7 @@ class NatsConnection(SocketConnection):
         return request
 
     async def has_subscribers(self, topic: str) -> bool:
-        """Ask whether a subject has a subscriber: NATS answers a request without receivers at once.
+        """Ask whether a subject has a subscriber: NATS answers a request without subscribers at once.
 
         Raises:
             BusError: the server refused, or the connection was lost.

@@ -46,7 +46,7 @@ _CREDENTIALS = re.compile(r"-BEGIN NATS USER JWT-+\s+(\S+)\s+-.*-BEGIN USER NKEY
 
 
 class NatsConnector:
-    """Opens connections to a NATS server, or to any server of a cluster."""
+    """The connector to a NATS server, or to any server of a cluster."""
 
     shares_connection = True
     announces = True

@@ -105,7 +105,7 @@ class PubSubConsumer:
 
 
 class PubSubBackend:
-    """Publishes and subscribes on a broker without persistence (backends.base.Backend)."""
+    """A backend for a broker without persistence (backends.base.Backend)."""
 
     def __init__(
         self,

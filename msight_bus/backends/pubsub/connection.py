@@ -39,7 +39,7 @@ class Route:
 
 
 class Interceptor(Protocol):
-    """Receives messages instead of their streams (see handover.py)."""
+    """A receiver of messages in place of their streams (see handover.py)."""
 
     def deliver(self, route: Route, batch: list[Message]) -> None:
         """Receive a list of messages of one route."""

@@ -29,7 +29,7 @@ def _key(message: Message) -> _Key:
 
 
 class DeliveryRecorder:
-    """Delivers the messages of the old connection, and records them.
+    """An interceptor that delivers and records the messages of the old connection.
 
     Attributes:
         seen: topic, session and sequence of each message delivered.
@@ -46,7 +46,7 @@ class DeliveryRecorder:
 
 
 class DeliveryBuffer:
-    """Buffers the messages of the new connection."""
+    """An interceptor that buffers the messages of the new connection."""
 
     def __init__(self, on_full: Callable[[], None]) -> None:
         """``on_full`` is called when the buffer is full."""
@@ -71,10 +71,10 @@ class DeliveryBuffer:
 
 
 class CopyFilter:
-    """Drops messages that the old connection has delivered: other servers can pass their copies to the new server later."""
+    """An interceptor that drops duplicates: other servers can pass messages to the new server after the old one."""
 
     def __init__(self, seen: set[_Key], connection: Connection) -> None:
-        """Removes itself from ``connection`` after some time."""
+        """``connection`` loses this interceptor after some seconds."""
         self._seen = seen
         self._connection = connection
         connection.loop.call_later(_COPIES_WITHIN, self._end)

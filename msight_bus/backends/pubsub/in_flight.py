@@ -19,10 +19,10 @@ class Sender(Protocol):
     unconfirmed: UnconfirmedRun | None
 
     def refused(self, error: BusError) -> None:
-        """Called when the broker refused a message of this sender."""
+        """Handle the refusal of a message of this sender."""
 
     def cut(self, count: int, reason: BusError) -> None:
-        """Called when the connection was lost with ``count`` unconfirmed messages of this sender."""
+        """Handle a lost connection with ``count`` unconfirmed messages of this sender."""
 
 
 class UnconfirmedRun:

@@ -28,7 +28,7 @@ _LOOKED_AT = 64
 
 
 class Connector(Protocol):
-    """Opens connections to one broker."""
+    """A factory of connections to one broker."""
 
     shares_connection: bool
     """Whether one connection can publish and subscribe."""
@@ -90,7 +90,7 @@ class Subscriber(Protocol):
 
 
 class ReconnectingConnection:
-    """Owns the current connection, and opens another one when that is lost.
+    """The owner of the current connection, which opens another one when that is lost.
 
     Attributes:
         connection: the current connection, ``None`` while reconnecting.
@@ -327,7 +327,7 @@ class ReconnectingConnection:
             self._leave_server(connection)
 
     def _lost(self, connection: Connection, reason: BusError) -> None:
-        """Called by a connection when it is lost."""
+        """Handle the loss of a connection."""
         if connection is not self.connection:
             return
         self.connection = None

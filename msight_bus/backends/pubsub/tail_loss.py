@@ -45,7 +45,7 @@ _decode = msgspec.msgpack.Decoder(_Announcement).decode
 
 
 class SequenceAnnouncer:
-    """Announces the last sequences of idle topics (publishing.Announces, in_flight.Sender).
+    """The announcer of the last sequences of idle topics (publishing.Announces, in_flight.Sender).
 
     Topics are scanned once each ``announce_interval``.
 
@@ -179,7 +179,7 @@ class SequenceAnnouncer:
 
 
 class AnnouncementSubscriber:
-    """Subscribes to announcements on one connection (reconnecting.Subscriber), and receives them (backends.base.TopicStream)."""
+    """The subscription to announcements on one connection (reconnecting.Subscriber, backends.base.TopicStream)."""
 
     paused = False
 
@@ -218,7 +218,7 @@ class AnnouncementSubscriber:
         """Do nothing: announcements are not announced."""
 
     def silence(self) -> float:
-        """0.0: the publishers of announcements are not tracked."""
+        """Return 0.0: the publishers of announcements are not tracked."""
         return 0.0
 
     def gap(self, missing: int | None, cause: str, *, at_most: bool = False) -> None:

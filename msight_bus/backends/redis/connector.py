@@ -64,7 +64,7 @@ class _Opened(NamedTuple):
 
 
 class RedisConnector:
-    """Opens connections to a Redis server, or to a node of a Redis Cluster, which distributes every message to all nodes.
+    """The connector to a Redis server, or to a node of a Redis Cluster, which distributes every message to all nodes.
 
     A bus begins with a random node, so that buses spread over the nodes, and later prefers the node that accepted last.
     """
@@ -186,7 +186,7 @@ class RedisConnector:
         return connection
 
     async def _check_health(self, connection: AbstractConnection) -> None:
-        """Check that the server can be used. A command that the user may not run gives no information.
+        """Check that the server can be used. A command that the user is not permitted to run gives no information.
 
         Raises:
             ResponseError: the server refused the credentials.

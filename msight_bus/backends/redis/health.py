@@ -37,7 +37,7 @@ def subscribers_question(channel: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Health:
-    """The expectations of the settings.
+    """The expected role of a server, from the settings.
 
     Attributes:
         use_cluster: whether the servers are nodes of a cluster.
