@@ -150,7 +150,7 @@ class Bus:
             deadline: seconds without a message after which one `DeadlineMissed` event is reported; the next message arms the
                 deadline again. Time in which a full queue pauses the stream does not count.
             lifespan: seconds after which a message is dropped, counted as ``"too old"`` and done: since the message was
-                received or, by the publisher's clock, since it was published. Synchronize the clocks of your machines.
+                received or, by the publisher's clock, since it was published. Requires synchronized clocks.
 
         Raises:
             TopicError: the topic name or group name is not valid.

@@ -33,7 +33,7 @@ def described(error: BaseException) -> str:
     try:
         text = str(error)
     except Exception:
-        return f"{name} (its __str__ fails)"
+        return f"{name} (no text: __str__ failed)"
     return f"{name}: {text}" if text else name
 
 
@@ -154,8 +154,8 @@ class PublishTimeoutError(BusError, TimeoutError):
 def late_publish(topic: str, within: float) -> PublishTimeoutError:
     """Return the error of a message that was sent and not acknowledged within ``within`` seconds."""
     return PublishTimeoutError(
-        f"The message on {topic!r} was not acknowledged within {within:g} s (MSIGHT_PUBLISH_TIMEOUT); it may still arrive, "
-        "so a retry may duplicate it."
+        f"The message on {topic!r} was not acknowledged within {within:g} s (MSIGHT_PUBLISH_TIMEOUT); a retry may duplicate the "
+        "message, because it may still arrive."
     )
 
 

@@ -65,7 +65,7 @@ class LoopShare:
         if self.held_since is not None and now - began >= _WARN_AFTER and now >= self._tell_at:
             self._tell_at = now + self._interval
             self._logger.warning(
-                "%s held the event loop for %.1f s; no other task of this process ran meanwhile. Run the computation with "
+                "%s blocked the event loop for %.1f s; no other task of this process ran in that time. Run the computation with "
                 "`await off_loop(function, ...)`.",
                 self._code,
                 now - began,

@@ -216,7 +216,7 @@ def _idle_worker() -> _Worker | None:
 def _serve(connection: Connection) -> None:
     """Run the received calls, in the process, until the program has ended."""
     for number in _SIGNALS:
-        signal.signal(number, _ignore)  # a handler, because what this process starts would inherit SIG_IGN
+        signal.signal(number, _ignore)  # a handler, because child processes would inherit SIG_IGN
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -304,4 +304,4 @@ _processes = DaemonThreads(os.cpu_count() or 1)
 _idle: list[_Worker] = []
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_idle.clear)  # they are the parent's
+    os.register_at_fork(after_in_child=_idle.clear)  # the processes belong to the parent

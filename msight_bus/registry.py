@@ -2,7 +2,7 @@
 
 Every node publishes its description, status and metrics on the reserved topic ``_msight.nodes``, once each heartbeat interval.
 No server keeps a list, so the registry works on every backend, and is complete after one interval. Any client may publish
-there: an announcement is decoded into one bounded type, and nothing of it is imported or evaluated.
+there: an announcement is decoded into one bounded type, and nothing in an announcement is imported or evaluated.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _ASKED_TWICE = 2.0
 """Seconds between the two requests about one node."""
 
 _TICK = 0.25
-"""Seconds between two checks whether the event loop was held."""
+"""Seconds between two checks whether the event loop was blocked."""
 
 _ASKED_AT_ONCE = 64
 """Maximum number of nodes for which the broker is asked at a time."""
@@ -241,7 +241,7 @@ class Registry:
         return self._now()
 
     def _time(self) -> float:
-        """Return the observer's time without the time in which its event loop was held: heartbeats wait in the socket."""
+        """Return the observer's time without the time in which its event loop was blocked: heartbeats wait in the socket."""
         return self._clock() - self._held - self._held_now()
 
     async def _notice_holds(self) -> None:

@@ -26,7 +26,7 @@ Start = Literal["latest", "earliest"] | datetime | Mapping[int, int]
 
 
 class Blocked(Enum):
-    """What `TopicPublisher.try_send` returns when the message was not accepted."""
+    """The result of `TopicPublisher.try_send` if the message was not accepted."""
 
     BLOCKED = "blocked"
 
@@ -187,7 +187,7 @@ class Backend(Protocol):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the backend can do; final once `open` has returned."""
+        """The capabilities of the backend; final once `open` has returned."""
 
     async def open(self) -> None:
         """Connect: one attempt, within ``connect_timeout``.

@@ -1,4 +1,4 @@
-"""Check the version of a client library, and that it has the private attributes that the bus uses."""
+"""Check the version of a client library, and the presence of the private attributes that the bus uses."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ClientLibrary:
         """
         missing = [_describe(owner, name) for owner, names in required for name in names if not hasattr(owner, name)]
         if missing:
-            raise self.lacks(f"it has no {', '.join(missing)}")
+            raise self.lacks(f"{', '.join(missing)} missing")
         version = self._version()
         tested = _numbers(self.oldest) <= _numbers(version) <= _numbers(self.newest)
         if not tested and (self.name, version) not in _reported:

@@ -98,7 +98,7 @@ async def connect_first(
 
 
 def in_turn(candidates: Sequence[T], within: float) -> Iterator[tuple[T, float]]:
-    """Yield each candidate with its share of the time, in seconds: what is left of ``within``, divided by the candidates left.
+    """Yield each candidate with its share of the time, in seconds: the rest of ``within`` divided by the candidates left.
 
     A candidate that hangs uses only its share; the unused time of one that fails early goes to the others.
     """
@@ -144,7 +144,7 @@ def is_unreachable(error: BaseException) -> bool:
 
 
 def raise_warning(error: BaseException, broker: str) -> None:
-    """Report a warning that the program's warning filters turned into an error; no server caused it.
+    """Raise a warning that the program's warning filters turned into an error as such: no server caused it.
 
     Raises:
         BusError: a `Warning` is among the causes of ``error``.

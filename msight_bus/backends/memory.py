@@ -34,7 +34,7 @@ _BURST = 1000
 
 _BACKLOG_MESSAGES = 100_000
 _BACKLOG_BYTES = 64 * 1024 * 1024
-"""Maximum pending messages and bytes of a connection that does not read; above, it is closed, as by Redis and NATS."""
+"""Maximum pending messages and bytes of a connection that does not read; the exchange then closes it, as Redis and NATS do."""
 
 
 class Filter(Protocol):
@@ -363,7 +363,7 @@ class MemoryConnection(Connection):
         self.loop.call_soon(self._end, error)
 
     async def close(self, within: float) -> None:
-        """Send what was written, and close within ``within`` seconds."""
+        """Send the written messages, and close within ``within`` seconds."""
         self._send()
         self.fail(ClosedError("The connection was closed."))
         await asyncio.wait((self.gone,), timeout=within)

@@ -6,8 +6,8 @@ time in nanoseconds since 1970, 16 digits each. Redis has no headers, so the env
     0xC1 'M' 'B' version:u8  extension:u32  session:u64  sequence:u64  published_at:u64     (big-endian)
 
 followed by ``extension`` bytes of MessagePack: ``[key or nil, {header: value}]``, absent when there is neither. 0xC1 is the one
-byte that MessagePack never uses (its specification calls it "never used"), so no MSight payload begins with it. A payload without
-a valid prefix is a raw payload. Sequences begin at 1: a header or prefix with sequence 0 is not valid.
+byte that MessagePack never uses ("never used" in its specification), so no MSight payload begins with 0xC1. A payload without a
+valid prefix is a raw payload. Sequences begin at 1: a header or prefix with sequence 0 is not valid.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ _SIZES = {b"%d" % size: size for size in range(4096)}
 _LINE_AND_END = MAX_CONTROL_LINE + 2
 _HEADS = 4096
 _LONGEST_HEAD = 512
-"""Maximum number of remembered heads, and bytes of one. A head is a MSG or HMSG line without its last word, the total bytes."""
+"""Maximum number of cached heads, and of bytes of a head: a MSG or HMSG line without the last word, the total bytes."""
 
 _KINDS = {b"PING": Reply("PING"), b"PONG": Reply("PONG"), b"+OK": Reply("OK")}
 

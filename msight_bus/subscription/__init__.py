@@ -1,4 +1,4 @@
-"""Subscriptions: the public iterator, the queue behind it, and the detection of missing messages."""
+"""Subscriptions: the public iterator, its queue, and the detection of missing messages."""
 
 from msight_bus.subscription.sharing import SharedSubscription
 from msight_bus.subscription.stats import SubscriptionStats

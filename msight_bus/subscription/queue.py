@@ -118,7 +118,7 @@ class MessageQueue:
             waiter.set_result(None)
 
     def _put_at_bound(self, batch: list[Message]) -> None:
-        """As `put`, where the queue is near a bound, full or over."""
+        """As `put`, if the queue is near a bound, full, or has ended."""
         self.received += len(batch)
         if self._closed or self.ended:
             self.drop(batch, "closed", done=False)
@@ -262,7 +262,7 @@ class MessageQueue:
         return batch
 
     async def wait(self) -> bool:
-        """Wait until a message is queued or the queue is over.
+        """Wait until a message is queued or the queue has ended.
 
         Nothing is removed from the queue, so a cancellation loses no message.
 
@@ -289,7 +289,7 @@ class MessageQueue:
         return False
 
     async def wait_for_more(self, wanted: int, within: float) -> None:
-        """Wait until ``wanted`` messages are queued, the queue is at its bound or over, or ``within`` seconds have passed.
+        """Wait until ``wanted`` messages are queued, the queue is at its bound or has ended, or ``within`` seconds have passed.
 
         Raises:
             BusyError: another task is waiting.

@@ -196,7 +196,7 @@ class SequenceTracker:
         self.evicted = 0
 
     def observe(self, batch: list[Message]) -> list[Finding]:
-        """Account for a list of at least one message, and return what is missing.
+        """Account for a list of at least one message, and return the findings.
 
         Messages without a session, and messages with sequence 0, which is never valid, are ignored.
         """
@@ -250,7 +250,7 @@ class SequenceTracker:
         The announcement of an unknown session is ignored: the session was silent since the subscription began.
 
         Returns:
-            What is missing, or ``None``.
+            The finding; ``None`` if no message is missing.
         """
         session = self._sessions.get(session_id)
         if session is None or highest < 1:
@@ -279,7 +279,7 @@ class SequenceTracker:
         return max((now - session.heard for session in first if not session.announced), default=0.0)
 
     def _account(self, session: _Session, sequence: int, now: float, found: list[Finding]) -> None:
-        """Account for a message that is not the next one of its session's only position."""
+        """Account for a message, except for the next one of a session with a single position."""
         position = session.position_of(sequence, now)
         if position is None:
             self._follow(session, _Position(sequence, sequence, continued=False))

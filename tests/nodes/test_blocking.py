@@ -136,7 +136,7 @@ async def test_code_that_blocks_the_loop_is_named_at_most_once_an_interval(caplo
     share.begin(130.0)
     await asyncio.sleep(0)  # the code waited in between
     await share.give(130.0, 131.5)
-    assert caplog.text.count("Detector.process held the event loop for 1.5 s") == 2
+    assert caplog.text.count("Detector.process blocked the event loop for 1.5 s") == 2
 
 
 async def test_after_a_long_turn_other_tasks_run_until_idle():

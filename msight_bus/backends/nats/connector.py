@@ -292,7 +292,7 @@ def _read_credentials(path: str) -> tuple[str, str]:
         raise ConfigError(f"MSIGHT_NATS_USER_CREDENTIALS cannot be read: {error.strerror}.") from error
     if found is None:
         raise ConfigError(
-            "MSIGHT_NATS_USER_CREDENTIALS must name a file with a user's JWT and NKey seed, as `nsc generate creds` writes it."
+            "MSIGHT_NATS_USER_CREDENTIALS must name a file with a user's JWT and NKey seed, as written by `nsc generate creds`."
         )
     return found[1], found[2]
 

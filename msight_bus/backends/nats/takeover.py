@@ -53,7 +53,7 @@ class ConnectingClient(Client):
 
     Attributes:
         requires_tls: whether the connection must be encrypted.
-        begins_with_tls: whether it was encrypted before INFO.
+        begins_with_tls: whether the connection was encrypted before INFO.
         info: the INFO of the server; empty before it has arrived.
     """
 
@@ -112,7 +112,7 @@ class ConnectingClient(Client):
         return found[1].decode("ascii", "replace") if found else ""
 
     def abandon(self, failure: BaseException) -> None:
-        """Close what a failed connect has left open, and add the reason to ``failure`` where nats-py hides it.
+        """Close the transport that a failed connect has left open, and add the reason to ``failure`` if nats-py hides the reason.
 
         nats-py reports only the end of the connection; with TLS 1.3, a server refuses a certificate after the handshake.
         """

@@ -68,7 +68,7 @@ class PubSubConsumer:
                 self._shed_timer = asyncio.get_running_loop().call_later(self._limits.block_timeout, self._shed)
 
     def resume(self) -> None:
-        """Read again."""
+        """Resume reading."""
         if self._shed_timer is not None:
             self._shed_timer.cancel()
             self._shed_timer = None
@@ -206,7 +206,8 @@ class PubSubBackend:
         within = self._limits.publish_timeout
         if not await self._publishing.confirm(within):
             raise PublishTimeoutError(
-                f"The broker did not confirm the published messages within {within:g} s; they may still arrive."
+                f"The broker did not confirm the published messages within {within:g} s (MSIGHT_PUBLISH_TIMEOUT); they may still "
+                "arrive."
             )
 
     async def subscribe(self, selection: Selection, inbox: Inbox) -> PubSubConsumer:

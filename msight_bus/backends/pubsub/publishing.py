@@ -30,10 +30,10 @@ _A_TURN = 2000
 """Maximum number of topics examined, announced or evicted at once."""
 
 _WAITING = 10_000
-"""Topics above the limit that may wait for their announcement before they are evicted."""
+"""Maximum number of topics above the limit that wait for their announcement before the eviction."""
 
 _SESSIONS = 1000
-"""Own session ids that a bus remembers."""
+"""Maximum number of own session ids that a bus remembers."""
 
 
 class PublishedTopic:
@@ -47,7 +47,7 @@ class PublishedTopic:
         used_at: time of the first such message, in seconds of the loop's clock.
         announced: the last sequence that was announced.
         due: number of the scan that announces the topic next.
-        pause: scans between that announcement and the one after.
+        pause: number of scans between the next announcement and the one after.
         evicted: whether the counter was evicted.
     """
 
@@ -295,7 +295,8 @@ class PubSubPublisher:
         within = self._limits.publish_timeout
         if not await self._connection.confirm(within):
             raise PublishTimeoutError(
-                f"The broker did not confirm the published messages within {within:g} s; they may still arrive."
+                f"The broker did not confirm the published messages within {within:g} s (MSIGHT_PUBLISH_TIMEOUT); they may still "
+                "arrive."
             )
         if self._refused is not None:
             self._raise_refused()

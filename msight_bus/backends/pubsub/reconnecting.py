@@ -252,7 +252,7 @@ class ReconnectingConnection:
                 if connection.carries(route):
                     connection.unsubscribe(route)
             raise
-        if connection is not self.connection:  # the bus has moved to another server meanwhile
+        if connection is not self.connection:  # the bus has moved to another server in the meantime
             for route in subscriber.routes:
                 connection.forget_route(route)
             return False
@@ -323,7 +323,7 @@ class ReconnectingConnection:
         self._changed.set()
         if connection.gone.done():
             self._lost(connection, ConnectionLostError("The connection was lost immediately after connecting."))
-        if connection.leaving:  # announced while the connection was being opened
+        if connection.leaving:  # announced while the connection was opening
             self._leave_server(connection)
 
     def _lost(self, connection: Connection, reason: BusError) -> None:
@@ -354,7 +354,7 @@ class ReconnectingConnection:
             raise
 
     def _end_unwatched(self) -> None:
-        """Fail the connection, because nothing watches its liveness or reconnects any more; its users must not wait for ever."""
+        """Fail the connection, because its liveness is no longer checked; its users must not wait without end."""
         error = ConnectionLostError(
             f"The task that watches the connection to {self._connector.where} was cancelled: the event loop ends before the bus "
             "is closed, or the program cancels all of asyncio.all_tasks() instead of its own tasks."
@@ -411,7 +411,7 @@ class ReconnectingConnection:
             self._on_back(self, self._attempts)
 
     async def _restore(self, connection: Connection) -> None:
-        """Resubscribe on ``connection``, including subscriptions that are added meanwhile.
+        """Resubscribe on ``connection``, including subscriptions that are added in the meantime.
 
         Raises:
             TimeoutError: nothing arrived for ``connect_timeout``.
@@ -508,9 +508,9 @@ class ReconnectingConnection:
 
     def _check_hand_over(self, old: Connection, new: Connection) -> None:
         if self.connection is not old or self._closed:
-            raise ConnectionLostError("The old connection was lost meanwhile.")
+            raise ConnectionLostError("The old connection was lost during the hand-over.")
         if new.leaving:
-            raise ConnectionLostError("The other server has announced its shutdown too.")
+            raise ConnectionLostError("The other server has announced its shutdown, too.")
 
     def _consider_refusal(self, error: AuthenticationError) -> None:
         """Give up at once or, where credentials and certificates can change, after ``refusal_patience``."""

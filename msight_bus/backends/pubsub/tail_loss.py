@@ -147,7 +147,7 @@ class SequenceAnnouncer:
         return True
 
     async def announce_last(self, topics: list[PublishedTopic], within: float) -> None:
-        """Announce topics a last time, within ``within`` seconds; first those not announced yet."""
+        """Announce topics a last time, within ``within`` seconds; beginning with topics that were never announced."""
         left = sorted(topics, key=lambda topic: topic.announced == topic.counter.sequence)
         loop = asyncio.get_running_loop()
         end = loop.time() + within
@@ -160,7 +160,7 @@ class SequenceAnnouncer:
         unannounced = sum(topic.announced != topic.counter.sequence for topic in left)
         if unannounced and self.works:
             logger.warning(
-                "Closed before the last sequences of %d topics were announced; a loss of their last messages is not detected.",
+                "Last sequences of %d topics not announced before closing; a loss of their last messages is not detected.",
                 unannounced,
             )
 

@@ -84,7 +84,7 @@ class RedisConnection(SocketConnection):
         self.loop.call_later(every, ask)
 
     async def has_subscribers(self, topic: str) -> bool | None:
-        """Ask whether a channel has a subscriber; ``None`` in a cluster, where each server knows its own only.
+        """Ask whether a channel has a subscriber; ``None`` in a cluster, where each server knows only its own subscribers.
 
         Raises:
             BusError: the user is not permitted to ask, or the connection was lost.

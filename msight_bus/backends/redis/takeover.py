@@ -14,7 +14,7 @@ from msight_bus.backends.client_library import ClientLibrary
 REDIS_PY = ClientLibrary("redis", oldest="8.0", newest="8.1.0")
 
 _LONGEST_REPLY = 1024 * 1024
-"""Maximum bytes of a reply while connecting; the longest expected reply, to CONFIG GET, has some hundred bytes."""
+"""Maximum bytes of a reply while connecting; the longest expected reply, to CONFIG GET, has a few hundred bytes."""
 
 _LONG_ARRAY = re.compile(rb"(?:^|\n)[*%~>]\d{4}")
 
