@@ -214,12 +214,11 @@ class Core:
     async def _close(self) -> None:
         try:
             await self._run_before_closing()
-            closed = await asyncio.gather(
-                *(subscription.close() for subscription in list(self._subscriptions)), return_exceptions=True
-            )
-            for error in closed:
+            subscriptions = list(self._subscriptions)
+            closed = await asyncio.gather(*(one.close() for one in subscriptions), return_exceptions=True)
+            for subscription, error in zip(subscriptions, closed, strict=True):
                 if isinstance(error, BaseException):
-                    logger.error("Closing a subscription failed.", exc_info=error)
+                    logger.error("Closing the subscription to %s failed.", subscription.topic, exc_info=error)
         finally:
             for publisher in self.publishers.values():
                 publisher.close()

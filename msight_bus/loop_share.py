@@ -76,7 +76,7 @@ class LoopShare:
 async def run_until_idle(held: float) -> None:
     """Wait until the event loop is idle for a hundredth of ``held`` seconds, at most 1 s.
 
-    A hundredth is long enough for the responses to requests that other tasks send now.
+    A hundredth suffices for the responses to requests that other tasks send in this time.
 
     Args:
         held: seconds for which the event loop was blocked.

@@ -74,8 +74,8 @@ class Message(msgspec.Struct, eq=False, gc=False):
         headers: user headers; empty without headers.
         key: ordering key; ``None`` without a key.
         sequence: number of the message among its publisher's messages on this topic, from 1; ``None`` from a foreign publisher.
-        published_at: POSIX seconds by the publisher's clock. From a foreign publisher on Kafka, the timestamp of the record (by
-            the broker's clock if the topic uses LogAppendTime), ``None`` if implausible; from one elsewhere, ``None``.
+        published_at: POSIX seconds by the publisher's clock. From a foreign publisher: on Kafka, the timestamp of the record (by
+            the broker's clock if the topic uses LogAppendTime), ``None`` if implausible; elsewhere ``None``.
         received_at: POSIX seconds by this machine's clock.
         session: random id of the publisher, new at each start; ``None`` from a foreign publisher.
         offset: offset in the partition of a log; ``None`` without a log.
@@ -112,7 +112,7 @@ class Message(msgspec.Struct, eq=False, gc=False):
         """The payload as a ``Data`` value, decoded on first use.
 
         Raises:
-            DecodeError: the payload is not a known ``Data`` value, or is over ``MSIGHT_MAX_DECODED_BYTES`` or
+            DecodeError: the payload is not a known ``Data`` value, or exceeds ``MSIGHT_MAX_DECODED_BYTES`` or
                 ``MSIGHT_MAX_NESTING``.
         """
         if self._data is None:

@@ -188,7 +188,7 @@ class _Worker:
     def ask(self, request: bytes) -> Any:
         """Return ``(True, result, "")`` or ``(False, error, traceback)``."""
         self._connection.send_bytes(request)
-        return pickle.loads(self._connection.recv_bytes())  # noqa: S301 - from our own process
+        return pickle.loads(self._connection.recv_bytes())  # noqa: S301 - from a process of this program
 
     def kill(self) -> None:
         """Kill the process."""
@@ -224,7 +224,7 @@ def _serve(connection: Connection) -> None:
         while True:
             request = connection.recv_bytes()
             try:
-                function, args = pickle.loads(request)  # noqa: S301 - from our own program
+                function, args = pickle.loads(request)  # noqa: S301 - from this program
                 answer = pickle.dumps((True, function(*args), ""))
             except BaseException as error:
                 answer = _failure(error)

@@ -1,8 +1,8 @@
 """The registry of nodes on a broker, from the announcements of the nodes.
 
 Every node publishes its description, status and metrics on the reserved topic ``_msight.nodes``, once each heartbeat interval.
-No server keeps a list, so the registry works on every backend, and is complete after one interval. Any client may publish
-there: an announcement is decoded into one bounded type, and nothing in an announcement is imported or evaluated.
+No server keeps a list, so the registry works on every backend, and is complete after one interval. Any client can
+publish on the topic, so an announcement is decoded into one bounded type, and nothing in it is imported or evaluated.
 """
 
 from __future__ import annotations

@@ -184,7 +184,7 @@ class MemoryConnection(Connection):
         """Write one message.
 
         Raises:
-            MessageTooLargeError: payload and headers are over ``MSIGHT_MAX_MESSAGE_BYTES``.
+            MessageTooLargeError: payload and headers exceed ``MSIGHT_MAX_MESSAGE_BYTES``.
         """
         size = len(payload)
         if headers:

@@ -245,7 +245,7 @@ class Decoder:
             Whether the limit was reached with bytes left over: call again with ``b""``.
 
         Raises:
-            ProtocolError: the peer does not speak the protocol; `FrameTooLargeError` if a message is over the limit.
+            ProtocolError: the peer does not speak the protocol; `FrameTooLargeError` if a message exceeds the limit.
         """
         position = 0
         if self._rest:

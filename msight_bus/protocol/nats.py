@@ -18,7 +18,7 @@ from msight_bus.protocol import envelope
 from msight_bus.protocol.codec import Codec, Decoded
 from msight_bus.protocol.decoder import NO_UNDECODED, DecodeBuffer, Decoder, FrameTooLargeError, ProtocolError, Reply
 from msight_bus.protocol.envelope import TopicCounter
-from msight_bus.protocol.runs import NOT_OURS, Address, Frame, HeadCache, Meta, Run, leading
+from msight_bus.protocol.runs import FOREIGN, Address, Frame, HeadCache, Meta, Run, leading
 
 OVERHEAD = 64 * 1024
 """Bytes that a received message may have in addition to ``max_message_bytes``."""
@@ -32,7 +32,7 @@ META_BYTES = _START_BYTES + envelope.HEADER_DIGITS
 """Bytes of the header block up to the end of the metadata."""
 
 _BLOCK_END = b"\r\n\r\n"
-_OURS_BYTES = META_BYTES + len(_BLOCK_END)
+_BLOCK_BYTES = META_BYTES + len(_BLOCK_END)
 _META = struct.Struct(">QQQ")
 _pack_sequence_and_time = struct.Struct(">QQ").pack
 
@@ -61,7 +61,7 @@ def publish(  # noqa: PLR0917 - once a message, and keywords cost time
     """Encode an HPUB of the topic's next message (`codec.Publish`).
 
     Raises:
-        MessageTooLargeError: headers and payload are over ``max_payload``; the server would close the connection.
+        MessageTooLargeError: headers and payload exceed ``max_payload``; the server would close the connection.
     """
     extension = pack_extension(key, headers) if headers or key is not None else NO_EXTENSION
     block_bytes = META_BYTES + len(extension)
@@ -185,12 +185,12 @@ def _make_run(address: Address, head: bytes, payload_bytes: int) -> Run:
 
     def frame(data: bytes, position: int) -> Frame:
         if not data.startswith(_BLOCK_END, position + block_end_at):
-            return NOT_OURS
+            return FOREIGN
         _, digits, payload = unpack(data, position)
         try:
             session, sequence, published = unpack_meta(unhexlify(digits))
         except ValueError:  # not an envelope of the bus
-            return NOT_OURS
+            return FOREIGN
         return head, session, sequence, published, payload
 
     def unpack_run(data: bytes, start: int, stop: int) -> list[Frame]:
@@ -270,7 +270,7 @@ class _Grammar:
                 buffer.needed = body - position
                 break
             meta = None
-            if block_bytes == _OURS_BYTES and startswith(_START, start) and startswith(_BLOCK_END, body - 4):
+            if block_bytes == _BLOCK_BYTES and startswith(_START, start) and startswith(_BLOCK_END, body - 4):
                 meta = envelope.unpack_header(data[start + _START_BYTES : body - 4])
             if meta is None:
                 block = data[start:body] if block_bytes else b""

@@ -52,7 +52,7 @@ def publish(  # noqa: PLR0917 - once a message, and keywords cost time
 
     Raises:
         MessageTooLargeError: Redis would close the connections of the subscribers that receive the message.
-        HeaderError: key and headers are over `envelope.MAX_EXTENSION_BYTES`.
+        HeaderError: key and headers exceed `envelope.MAX_EXTENSION_BYTES`.
     """
     if headers or key is not None:
         return _publish_extended(counter, payload, envelope.pack_extension(key, headers), now, limit)
@@ -141,7 +141,7 @@ _INTEGERS = re.compile(rb"(?::-?\d{1,19}+\r\n){1,4096}+")
 _INTEGER_BYTES = 23
 """Bytes of the longest integer reply."""
 
-_OURS = MAGIC + bytes(4)
+_PREFIX_START = MAGIC + bytes(4)
 """The beginning of a prefix without an extension; the metadata follows."""
 
 _unpack_meta = struct.Struct(">QQQ").unpack_from
@@ -225,16 +225,16 @@ class _Grammar:
         while taken < limit and position < end:
             usual = match(data, position)
             if usual is not None and _SIZES.get((parts := usual.groups())[0]) == len(parts[1]):
-                _, address, digits, ours = parts
+                _, address, digits, has_prefix = parts
                 if (size := _SIZES.get(digits, -1)) < 0:
                     size = int(digits)
-                body = usual.end() - 8 if ours else usual.end()
+                body = usual.end() - 8 if has_prefix else usual.end()
             elif startswith((_MESSAGE, _PMESSAGE), position):
                 found = self._read_head(data, position)
                 if found is None:
                     break
                 address, body, size = found
-                ours = startswith(_OURS, body)
+                has_prefix = startswith(_PREFIX_START, body)
             else:
                 after, count = self._read_reply(data, position, limit - taken)
                 if not count:
@@ -252,7 +252,7 @@ class _Grammar:
             after = body + size + 2
             if after > end and body + min(size, PREFIX_BYTES) > end:
                 break
-            if ours and size >= PREFIX_BYTES and (meta := _unpack_meta(data, body + 8))[1]:
+            if has_prefix and size >= PREFIX_BYTES and (meta := _unpack_meta(data, body + 8))[1]:
                 if heads is not None:
                     heads.learn(address, data[position : body + 8], size - PREFIX_BYTES)
                 if after > end:

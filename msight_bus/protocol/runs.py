@@ -19,7 +19,7 @@ Meta = tuple[int, int, int]
 Frame = tuple[bytes, int, int, int, bytes]
 """A message of the bus without key and headers: its head (or ``b""``), its `Meta`, its payload. The sequence is never 0."""
 
-NOT_OURS: Frame = b"", 0, 0, 0, b""
+FOREIGN: Frame = b"", 0, 0, 0, b""
 """The result for a frame that has the layout of the bus but is foreign."""
 
 Address = bytes | tuple[bytes, bytes]

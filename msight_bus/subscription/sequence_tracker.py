@@ -103,7 +103,7 @@ class _Position:
         return index if index >= 0 and sequence < self.holes[index].end else None
 
     def distance(self, sequence: int) -> tuple[int, int]:
-        """Return the distance of ``sequence`` from this position, comparable: a message continues the nearest position."""
+        """Return the distance of ``sequence`` from this position, as a tuple to compare; the nearest position is continued."""
         step = sequence - self.highest
         if 0 <= step <= 1:
             return 0, 0

@@ -28,7 +28,7 @@ def check_nats_py() -> None:
     """Log a WARNING if the installed nats-py is not a tested version.
 
     Raises:
-        BusError: it lacks a private attribute that this module uses.
+        BusError: nats-py lacks a private attribute that this module uses.
     """
     NATS_PY.check(
         (Client(), ("_process_info", "_reading_task", "_ping_interval_task", "_flusher_task", "_transport", "_ps")),

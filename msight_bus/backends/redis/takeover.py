@@ -64,7 +64,7 @@ def check_redis_py() -> None:
     """Log a WARNING if the installed redis-py is not a tested version.
 
     Raises:
-        BusError: it lacks a private attribute that this module uses.
+        BusError: redis-py lacks a private attribute that this module uses.
     """
     REDIS_PY.check(
         (Connection(), ("_reader", "_writer", "_connection_arguments")),
