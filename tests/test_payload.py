@@ -173,7 +173,7 @@ def test_a_name_has_token_characters_only(name):
 
 @pytest.mark.parametrize("name", ["", "ａ", "é", "a\n", "traceparent\r\nEvil: 1", 5, None, b"a"], ids=ascii)
 def test_what_is_no_name(name):
-    accepted = "ASCII letters" if isinstance(name, str) else f"a str is accepted, not {type(name).__name__}"
+    accepted = "ASCII letters" if isinstance(name, str) else f"a name must be a str, not {type(name).__name__}"
     with pytest.raises(HeaderError, match=f"is not a valid header name: {accepted}"):
         check_headers({name: "value"}, LIMITS)
 

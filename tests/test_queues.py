@@ -35,8 +35,7 @@ def test_a_queue_without_room_is_refused(bound, wrong):
 @pytest.mark.parametrize("bound", ["max_messages", "max_bytes"])
 @pytest.mark.parametrize("wrong", [1.5, "10", None, True])
 def test_a_bound_is_a_whole_number(bound, wrong):
-    what = bound.removeprefix("max_")
-    with pytest.raises(TypeError, match=rf"{bound} is a number of {what} \(int\), not {type(wrong).__name__}"):
+    with pytest.raises(TypeError, match=f"{bound} must be an int, not {type(wrong).__name__}"):
         QueuePolicy("block", **{bound: wrong})
 
 

@@ -104,7 +104,7 @@ def test_two_hundred_bytes_and_no_more():
 @pytest.mark.parametrize(
     ("topic", "reason"),
     [
-        ("", "it is empty"),
+        ("", "the name is empty"),
         ("_a", "reserved"),
         ("a..b", "part between dots is empty"),
         ("a.", "part between dots is empty"),
