@@ -71,7 +71,7 @@ ODD = {
 
 @GROUPS
 @pytest.mark.parametrize("odd", ODD)
-async def test_an_odd_record_stops_nothing(kafka, topic, odd, group_id):
+async def test_a_malformed_record_does_not_stop_the_partition(kafka, topic, odd, group_id):
     await make_topic(kafka, topic, **{"message.timestamp.after.max.ms": str(2**63 - 1)})
     codec, bad = ODD[odd]
     async with kafka.connect() as bus, raw_producer(kafka) as produce:
@@ -193,7 +193,7 @@ async def test_what_was_aborted_is_not_delivered(kafka, topic, group_id, isolati
 
 
 @pytest.mark.parametrize("end", ["commit", "abort"])
-async def test_a_position_passes_over_the_markers_of_transactions(kafka, topic, end):
+async def test_a_position_skips_the_markers_of_transactions(kafka, topic, end):
     """Else a group lags behind for ever, and its position falls to retention."""
     await make_topic(kafka, topic)
     events: list = []

@@ -196,7 +196,7 @@ async def test_partitions_that_only_the_leader_knows_of_are_read_and_nothing_is_
             await until(lambda: not members.missing)
 
 
-async def test_added_partitions_are_found_when_the_topic_is_looked_at(kafka, topic, monkeypatch):
+async def test_added_partitions_are_found_at_the_next_check_of_the_topic(kafka, topic, monkeypatch):
     """Metadata is renewed every 30 s only."""
     monkeypatch.setattr(consumer, "_LOOK_EVERY", 0.3)
     async with kafka.connect(MSIGHT_KAFKA_PARTITIONS="1") as bus, bus.subscribe(topic, group_id="g") as messages:

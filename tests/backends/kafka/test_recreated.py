@@ -61,7 +61,7 @@ async def test_a_topic_that_is_made_anew_is_read_from_its_beginning(kafka, topic
 
 
 @GROUPS
-async def test_a_topic_that_is_gone_is_said_once(kafka, topic, group_id, monkeypatch, caplog):
+async def test_a_deleted_topic_is_logged_once(kafka, topic, group_id, monkeypatch, caplog):
     """(librdkafka 4836) And received from again when it is there again."""
     monkeypatch.setattr(consumer, "_LOOK_EVERY", 0.3)
     async with administering(kafka) as admin, raw_producer(kafka) as produce, kafka.connect() as bus:
@@ -118,7 +118,7 @@ async def test_a_topic_that_grew_as_long_meanwhile_is_noticed(kafka, topic, grou
     assert [event for event in events if isinstance(event, Gap)] == [Gap(topic, None, NO_SIZE)]
 
 
-async def test_what_is_acknowledged_late_settles_nothing_of_the_new_topic(kafka, topic):
+async def test_a_late_acknowledgement_settles_no_record_of_the_recreated_topic(kafka, topic):
     async with administering(kafka) as admin, raw_producer(kafka) as produce, kafka.connect() as bus:
         await admin.create_topics([NewTopic(topic, 1, 1)])
         async with bus.subscribe(topic, group_id="g", ack="manual") as messages:

@@ -18,7 +18,7 @@ async def client_of(nats):
     return await nats_py.connect(nats.env["MSIGHT_NATS_SERVERS"].strip("[]'\""))
 
 
-async def test_other_makes_read_our_headers_and_payload(nats, topic):
+async def test_other_clients_read_headers_and_payload(nats, topic):
     client = await client_of(nats)
     subscription = await client.subscribe(topic)
     await client.flush()
