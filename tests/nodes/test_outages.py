@@ -60,7 +60,7 @@ async def test_outputs_are_dropped_and_counted_while_the_broker_is_frozen(kind, 
 
 
 @pytest.mark.parametrize("kind", ["redis", "nats"])
-async def test_nodes_outlast_a_broker_that_is_restarted(kind):
+async def test_nodes_continue_after_a_restart_of_the_broker(kind):
     source = Paced(
         NodeConfig(name="source", publish_topic_name="a", heartbeat_update_interval=0.05, while_disconnected="drop")
     )

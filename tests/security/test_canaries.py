@@ -104,7 +104,7 @@ async def test_a_peer_that_disconnects_during_the_handshake_reveals_no_secret(ki
     assert peer.told(verb)
 
 
-async def test_a_redis_that_quotes_its_password_is_not_quoted(watch):
+async def test_a_password_quoted_by_redis_is_not_revealed(watch):
     # Redis says so itself: "ERR unknown command 'AUTH', with args beginning with: '<password>'".
     with await asyncio.to_thread(start, "redis", config=['rename-command AUTH ""']) as broker:
         settings = settings_of(variables("redis", broker.port, PASSWORD=PASSWORD))
@@ -112,7 +112,7 @@ async def test_a_redis_that_quotes_its_password_is_not_quoted(watch):
 
 
 @pytest.mark.parametrize("quoted", ["-ERR 'Authorization Violation: {}'\r\n", "-ERR '{}'\r\n", "{}\r\n"])
-async def test_a_nats_server_that_quotes_what_it_was_told_is_not_quoted(quoted, watch):
+async def test_credentials_quoted_by_a_nats_server_are_not_revealed(quoted, watch):
     def quote(command):
         return quoted.format(command.words[0].decode()).encode() if command.verb == "CONNECT" else None
 
@@ -145,7 +145,7 @@ class KafkaThatQuotes:
 
 
 @pytest.mark.parametrize("way", ["plain", "oauth"])
-async def test_a_kafka_that_quotes_what_it_was_told_is_not_quoted(way, watch):
+async def test_credentials_quoted_by_kafka_are_not_revealed(way, watch):
     async with fake(KafkaThatQuotes()) as there:
         await refused(AuthenticationError, settings_of(environment(way, there.port)), watch, "withheld")
 
