@@ -178,8 +178,8 @@ class Registry:
         self._heard: OrderedDict[Key, Heard] = OrderedDict()
         self._gone: set[Key] = set()  # nodes without a liveness subscription, by the broker
         self._quiet_until = 0.0
-        self._held = 0.0  # seconds for which the event loop was blocked
-        self._held_now = _not_held
+        self._blocked = 0.0  # seconds for which the event loop was blocked
+        self._blocked_now = _not_blocked
         self._decoder = msgspec.json.Decoder(NodeInfo)
         self._tasks = BackgroundTasks()
         self._task: asyncio.Task[None] | None = None
@@ -242,19 +242,19 @@ class Registry:
 
     def _time(self) -> float:
         """Return the observer's time without the time in which its event loop was blocked: heartbeats wait in the socket."""
-        return self._clock() - self._held - self._held_now()
+        return self._clock() - self._blocked - self._blocked_now()
 
-    async def _notice_holds(self) -> None:
+    async def _measure_blocking(self) -> None:
         loop = asyncio.get_running_loop()
         due = 0.0
-        self._held_now = lambda: max(0.0, loop.time() - due)
+        self._blocked_now = lambda: max(0.0, loop.time() - due)
         try:
             while True:
                 due = loop.time() + _TICK
                 await asyncio.sleep(_TICK)
-                self._held += self._held_now()
+                self._blocked += self._blocked_now()
         finally:
-            self._held_now = _not_held
+            self._blocked_now = _not_blocked
 
     def _now(self) -> list[NodeInfo]:
         now = self._time()
@@ -350,7 +350,7 @@ class Registry:
                     confirmed.set_result(None)
                 tasks = [
                     asyncio.create_task(self._ask(), name="msight_bus registry presence"),
-                    asyncio.create_task(self._notice_holds(), name="msight_bus registry time"),
+                    asyncio.create_task(self._measure_blocking(), name="msight_bus registry time"),
                 ]
                 try:
                     async for batch in announcements.batches(256):
@@ -407,7 +407,7 @@ def _loop_clock() -> Callable[[], float]:
         return time.monotonic
 
 
-def _not_held() -> float:
+def _not_blocked() -> float:
     return 0.0
 
 

@@ -283,7 +283,7 @@ class MessageQueue:
                 await asyncio.sleep(0)  # a consumer that retries in a loop must not block the event loop
             self._raised = True
         if self._closed:
-            raise ClosedError("The subscription is closed.")
+            raise ClosedError("The subscription is closed; call bus.subscribe() again.")
         if self._error is not None:
             raise fresh(self._error)
         return False

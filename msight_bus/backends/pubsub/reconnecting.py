@@ -23,8 +23,10 @@ logger = logging.getLogger("msight_bus")
 _LASTING = 2.0
 """A connection that is lost sooner than this many times ``reconnect_max`` counts as a failed attempt: the backoff continues."""
 
-_LOOKED_AT = 64
+_EXAMINED_TOPICS = 64
 """Maximum number of topics examined for silent publishers."""
+
+_CLOSED = "The bus is closed; use it inside `async with msight_bus.connect() as bus:`."
 
 
 class Connector(Protocol):
@@ -155,7 +157,7 @@ class ReconnectingConnection:
         """
         async with self._opening:
             if self._closed:
-                raise ClosedError("The bus is closed.")
+                raise ClosedError(_CLOSED)
             if not self._supervised:
                 self._take(await self._connect())
                 self._supervised = True
@@ -195,7 +197,7 @@ class ReconnectingConnection:
         if self._failed is not None:
             raise fresh(self._failed)
         if self._closed:
-            raise ClosedError("The bus is closed.")
+            raise ClosedError(_CLOSED)
 
     async def confirm(self, within: float) -> bool:
         """Wait for a round trip, so that everything written before has an outcome; return false after ``within`` seconds."""
@@ -212,7 +214,7 @@ class ReconnectingConnection:
 
     def silences(self) -> Iterable[tuple[str, float]]:
         """Return some topics, each with the seconds since a publisher without an announcement was last heard."""
-        some = [streams for _, streams in zip(range(_LOOKED_AT), self._streams.values(), strict=False)]
+        some = [streams for _, streams in zip(range(_EXAMINED_TOPICS), self._streams.values(), strict=False)]
         return [(topic, streams[0].silence()) for topic, streams in zip(list(self._streams), some, strict=False)]
 
     # -- subscriptions
