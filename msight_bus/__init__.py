@@ -1,6 +1,6 @@
 """msight_bus: live sensor streams between async Python programs, over Redis, NATS or Kafka."""
 
-from msight_bus import _ctrl_c as _ctrl_c  # first: the other imports take time
+from msight_bus import _ctrl_c as _ctrl_c  # first: handles Ctrl-C during the other imports, which take time
 from msight_bus.bus import Bus, connect
 from msight_bus.capabilities import Capabilities
 from msight_bus.data import BytesData, Data, ImageData, SensorData

@@ -1,4 +1,4 @@
-"""Ends ``msight-bus`` without a traceback when Ctrl-C comes while the package is imported. Other programs are not affected."""
+"""End ``msight-bus`` without a traceback when Ctrl-C arrives while the package is imported. Other programs are not affected."""
 
 import os
 import signal

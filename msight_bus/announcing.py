@@ -19,7 +19,7 @@ _END_WITHIN = 1.0  # deadline of the last announcement, in seconds, so that a no
 
 
 class Announcer:
-    """Announces one run of a node. Failures to announce are logged and never raised.
+    """The announcements of one run of a node. Failures to announce are logged and never raised.
 
     Attributes:
         instance: random id of this run.
@@ -83,7 +83,7 @@ class Announcer:
                 # Do not compare with the current time: uvloop's timers fire up to a millisecond early.
                 due += self._interval
                 if due < loop.time():
-                    due = loop.time() + self._interval  # missed announcements are left out
+                    due = loop.time() + self._interval  # missed announcements are skipped
 
     async def announce_end(self) -> None:
         """Publish the last announcement, within 1 s."""
@@ -92,7 +92,7 @@ class Announcer:
                 await self._announce()
         except TimeoutError:
             self._logger.warning(
-                "The end could not be announced: the broker did not accept the announcement within %g s.", _END_WITHIN
+                "Last announcement not published: the broker did not accept the announcement within %g s.", _END_WITHIN
             )
 
     async def _announce(self) -> None:

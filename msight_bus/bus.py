@@ -18,7 +18,7 @@ from msight_bus.publisher import Publisher
 from msight_bus.queues import QueuePolicy
 from msight_bus.registry import Registry
 from msight_bus.settings import BusSettings
-from msight_bus.subscription import AckMode, Subscription, Terms, check_seconds
+from msight_bus.subscription import AckMode, Subscription, SubscriptionOptions, check_seconds
 from msight_bus.topics import check_group, check_topic
 
 
@@ -116,7 +116,7 @@ class Bus:
         check_topic(topic)
         in_flight = self.core.limits.max_in_flight if max_in_flight is None else max_in_flight
         if in_flight < 1:
-            raise ValueError(f"max_in_flight is at least 1, not {in_flight}.")
+            raise ValueError(f"max_in_flight must be at least 1, not {in_flight}.")
         spreads = self.core.publisher_name is None if spread is None else spread
         return Publisher(self.core, topic, max_in_flight=in_flight, name=None if spreads else name or self.core.name)
 
@@ -150,7 +150,7 @@ class Bus:
             deadline: seconds without a message after which one `DeadlineMissed` event is reported; the next message arms the
                 deadline again. Time in which a full queue pauses the stream does not count.
             lifespan: seconds after which a message is dropped, counted as ``"too old"`` and done: since the message was
-                received or, by the publisher's clock, since it was published. Synchronize the clocks of your machines.
+                received or, by the publisher's clock, since it was published. Requires synchronized clocks.
 
         Raises:
             TopicError: the topic name or group name is not valid.
@@ -167,15 +167,17 @@ class Bus:
         if lifespan is not None:
             check_seconds("lifespan", lifespan)
         if queue is not None and not isinstance(queue, QueuePolicy):
-            raise TypeError(f"queue is a QueuePolicy, for example QueuePolicy.latest(5), not {type(queue).__name__}.")
+            raise TypeError(
+                f"queue must be a QueuePolicy, for example QueuePolicy.latest(5), not {type(queue).__name__}."
+            )
         if ack not in ("auto", "manual"):
-            raise ValueError(f"ack is 'auto' or 'manual', not {ack!r}.")
+            raise ValueError(f"ack must be 'auto' or 'manual', not {ack!r}.")
         if start is None:
             start = "latest"
         else:
             _check_start(start)
-        terms = Terms(ack, deadline, lifespan)
-        return self.core.subscribe((topic,), group_id=group_id, queue=queue, start=start, terms=terms)
+        options = SubscriptionOptions(ack, deadline, lifespan)
+        return self.core.subscribe((topic,), group_id=group_id, queue=queue, start=start, options=options)
 
     def nodes(self) -> Registry:
         """Return the registry of nodes that announce themselves on this broker.
@@ -191,7 +193,7 @@ class Bus:
     # -- closing
 
     async def drain(self, timeout: float | None = None) -> None:
-        """Drain and close: stop the intake, deliver queued messages, end the iterators, flush publishes, commit.
+        """Drain and close: stop the intake, deliver queued messages, end the iterators, flush published messages, commit.
 
         Publishing is allowed until the iterators have ended. Called from a task that consumes one of the subscriptions, `drain`
         only stops the intake and returns, because the queue cannot empty before that task continues.
@@ -265,13 +267,13 @@ def connect(
         AuthenticationError: on entering: the broker refused the credentials, or a certificate was refused.
     """
     if settings is not None and backend is not None:
-        raise ConfigError("Give connect() either settings or backend, not both.")
+        raise ConfigError("connect() accepts either settings or backend, not both.")
     if settings is None:
         settings = BusSettings() if backend is None else BusSettings(backend=backend)
     if not isinstance(settings, BusSettings):
         raise TypeError(
-            f"settings is a BusSettings, not {type(settings).__name__}. The backend is chosen by connect(backend='redis') or "
-            "MSIGHT_PUBSUB_BACKEND, the broker's address by the variables that `msight-bus settings` lists."
+            f"settings must be a BusSettings, not {type(settings).__name__}. Select the backend with connect(backend='redis') or "
+            "MSIGHT_PUBSUB_BACKEND. `msight-bus settings` lists the variables for the broker's address."
         )
     return Connecting(Core(settings, on_event))
 
@@ -285,4 +287,4 @@ def _check_start(start: object) -> None:
         and all(isinstance(n, int) and n >= 0 for pair in start.items() for n in pair)
     ):
         return
-    raise ValueError(f"start is 'latest', 'earliest', a datetime or {{partition: offset}}, not {start!r}.")
+    raise ValueError(f"start must be 'latest', 'earliest', a datetime or {{partition: offset}}, not {start!r}.")

@@ -1,4 +1,4 @@
-"""What a backend truly does, as data. Tests and users read this instead of asking which backend it is."""
+"""`Capabilities`: the properties of a backend as data, so that programs and tests need not compare backend names."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What the connected backend does.
+    """The properties of the connected backend.
 
     Attributes:
-        persistence: messages outlive the broker's memory of a subscriber, and the subscriber itself.
-        delivery: ``"best-effort"`` may lose, and counts what it lost; ``"at-least-once"`` may repeat.
-        routing: who gets a message: every subscriber, or one member of each group.
-        load_balancing: members of a group share a topic's messages.
-        replay: a subscription may start in the past.
-        acknowledgement: ``ack`` and ``nack`` mean something.
-        native_headers: headers are the broker's own and any other client can read them.
-        tail_loss: the loss of a publisher's last messages before a silence is noticed.
-        max_message_bytes: what the broker accepts for one message, in bytes, headers included.
+        persistence: whether the broker keeps messages for subscribers that are not connected.
+        delivery: ``"best-effort"``: messages can be lost, and losses are counted; ``"at-least-once"``: messages can be
+            redelivered.
+        routing: which subscribers receive a message: ``"broadcast"``: all; ``"queue group"``: one member of each group.
+        load_balancing: whether the members of a group share the messages of a topic.
+        replay: whether a subscription can start in the past.
+        acknowledgement: whether ``ack`` and ``nack`` have an effect.
+        native_headers: whether headers are native headers of the broker, which other clients can read.
+        tail_loss: whether the loss of a publisher's last messages before a silence is detected.
+        max_message_bytes: maximum bytes of a message, headers included.
     """
 
     persistence: bool

@@ -45,7 +45,7 @@ from msight_bus.payload import check_headers, check_key
 from msight_bus.queues import QueuePolicy
 from msight_bus.reporting import Reporter
 from msight_bus.settings import BusSettings
-from msight_bus.subscription import Subscription, Terms
+from msight_bus.subscription import Subscription, SubscriptionOptions
 from msight_bus.tasks import reraise_swallowed, run_shielded
 
 logger = logging.getLogger("msight_bus")
@@ -56,7 +56,7 @@ _PUBLISHERS = 10_000
 _CLOSED = object()
 
 
-def _level_of_the_user() -> int:
+def _user_stacklevel() -> int:
     """Return the ``stacklevel`` of a warning that shows the user's line, also where a task runs the caller."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _OURS:
@@ -72,7 +72,7 @@ def _session() -> int:
 
 
 class Core:
-    """The state and the internal methods of one bus. Topics, keys, headers and payloads given to them are checked already.
+    """The state and the internal methods of one bus. The methods do not check topics, keys, headers and payloads again.
 
     Attributes:
         settings: the settings of the bus.
@@ -172,7 +172,7 @@ class Core:
             BusError: as `check`.
         """
         if not self.is_open:
-            await self._closed_by_another()
+            await self._wait_until_closed()
             return
         self.check()
         self.backend.abort_at(asyncio.get_running_loop().time() + timeout + CLOSE_WITHIN)
@@ -194,7 +194,7 @@ class Core:
             BusError: called from another thread, event loop or process, where the bus cannot be closed.
         """
         if not self.is_open:
-            await self._closed_by_another()
+            await self._wait_until_closed()
             return
         self.check()
         self.loop = _CLOSED
@@ -203,8 +203,8 @@ class Core:
         self._closing = asyncio.create_task(self._close(), name="msight_bus closing")
         await run_shielded(self._closing)
 
-    async def _closed_by_another(self) -> None:
-        """Wait until everything is closed, where another task of this loop is at it."""
+    async def _wait_until_closed(self) -> None:
+        """Wait until another task of this event loop has closed everything."""
         closing = self._closing
         if closing is None or closing.done() or closing is asyncio.current_task():
             return
@@ -214,12 +214,11 @@ class Core:
     async def _close(self) -> None:
         try:
             await self._run_before_closing()
-            closed = await asyncio.gather(
-                *(subscription.close() for subscription in list(self._subscriptions)), return_exceptions=True
-            )
-            for error in closed:
+            subscriptions = list(self._subscriptions)
+            closed = await asyncio.gather(*(one.close() for one in subscriptions), return_exceptions=True)
+            for subscription, error in zip(subscriptions, closed, strict=True):
                 if isinstance(error, BaseException):
-                    logger.error("Closing a subscription failed.", exc_info=error)
+                    logger.error("Closing the subscription to %s failed.", subscription.topic, exc_info=error)
         finally:
             for publisher in self.publishers.values():
                 publisher.close()
@@ -311,7 +310,7 @@ class Core:
         return False
 
     async def has_subscribers(self, topic: str) -> bool | None:
-        """Ask the broker whether anybody subscribes to ``topic``; ``None`` if that is not known."""
+        """Ask the broker whether ``topic`` has subscribers; ``None`` if unknown."""
         if not self.is_open or not isinstance(self.backend, PresenceBackend):
             return None
         return await self.backend.has_subscribers(topic)
@@ -325,25 +324,25 @@ class Core:
         group_id: str | None = None,
         queue: QueuePolicy | None = None,
         start: Start = "latest",
-        terms: Terms = Terms(),  # noqa: B008 - it is frozen
+        options: SubscriptionOptions = SubscriptionOptions(),  # noqa: B008 - it is frozen
         report: Callable[[BusEvent], None] | None = None,
         on_drop: Callable[[Sequence[Message], str], None] | None = None,
     ) -> Subscription:
         """Make a subscription to ``topics``, which may be reserved topics (`Bus.subscribe`).
 
-        ``report`` is called with the events of the subscription, and passes them on to `reporter`; ``on_drop`` is called with
+        ``report`` is called with the events of the subscription and passes them to `reporter`; ``on_drop`` is called with
         messages that are dropped and the cause.
 
         Raises:
             UnsupportedError: the backend cannot replay; or, with ``MSIGHT_STRICT``, cannot share a topic among a group.
             BusError: as `check`.
         """
-        if self.loop is _CLOSED or _get_running_loop() not in (self.loop, None):  # None: made before the loop runs
+        if self.loop is _CLOSED or _get_running_loop() not in (self.loop, None):  # None: called before the loop runs
             raise self._misuse()
         capabilities = self.backend.capabilities
         if start != "latest" and not capabilities.replay:
             raise UnsupportedError(
-                f"{self.settings.backend} keeps no messages, so start must be 'latest', not {start!r}. "
+                f"{self.settings.backend} does not keep messages, so start must be 'latest', not {start!r}. "
                 "To replay set MSIGHT_PUBSUB_BACKEND=kafka."
             )
         if group_id is not None and not capabilities.load_balancing:
@@ -351,7 +350,7 @@ class Core:
         return Subscription(
             self.backend,
             Selection(topics, group_id, queue or self._default_queue, start),
-            terms,
+            options,
             limits=self.limits,
             clock=self.clock,
             check=self.check,
@@ -370,4 +369,4 @@ class Core:
             raise UnsupportedError(text)
         if not self._warned_of_groups:
             self._warned_of_groups = True
-            warnings.warn(CapabilityWarning(text), stacklevel=_level_of_the_user())
+            warnings.warn(CapabilityWarning(text), stacklevel=_user_stacklevel())

@@ -11,8 +11,8 @@ from msight_bus.errors import DrainTimeoutError
 from msight_bus.subscription import Subscription
 
 CLOSE_WITHIN = 1.0
-"""Seconds after the deadline of a drain, or after a stop without a deadline, in which everything is closed in order; then
-connections are aborted."""
+"""Seconds for closing in order after the deadline of a drain, or after a stop without a deadline; then connections are
+aborted."""
 
 
 class Drainable(Protocol):
@@ -42,7 +42,7 @@ async def drain(
     backend: Backend,
     timeout: float,
 ) -> bool:
-    """Stop the intake, wait until the iterators and nodes have ended, flush publishes and commit.
+    """Stop the intake, wait until the iterators and nodes have ended, flush published messages and commit.
 
     Args:
         first: the first step.

@@ -1,21 +1,21 @@
 """Every error that msight_bus raises.
 
     BusError
-    ├── ConfigError             a setting, or several at once, is wrong; nothing was connected
-    ├── TopicError              a topic name cannot be used
-    ├── UnsupportedError        this backend cannot do what was asked
-    ├── MessageTooLargeError    over the broker's or the bus's limit; nothing was sent
-    ├── DecodeError             a payload is not the data it should be
-    ├── ConnectionLostError     the broker cannot be reached, refused the connection, or went away
-    ├── AuthenticationError     credentials, certificate or permission were refused
+    ├── ConfigError             one or more settings are invalid; nothing was connected
+    ├── TopicError              a topic name is not valid
+    ├── UnsupportedError        the backend does not support the operation
+    ├── MessageTooLargeError    a message exceeds a limit of the broker or the bus; nothing was sent
+    ├── DecodeError             a payload cannot be decoded
+    ├── ConnectionLostError     the broker cannot be reached, refused the connection, or the connection was lost
+    ├── AuthenticationError     credentials, a certificate or a permission was refused
     ├── PublishTimeoutError     the outcome of a publish is unknown; a retry may duplicate
     ├── DrainTimeoutError       the bus closed before everything was delivered
     ├── ClosedError             the bus, publisher or subscription is closed
-    ├── BusyError               a subscription has one consumer at a time
-    ├── PayloadError            what was to be published is neither bytes nor Data
-    └── HeaderError             a header or key cannot travel on every backend
+    ├── BusyError               a second task iterates a subscription
+    ├── PayloadError            a payload to publish is neither bytes-like nor Data
+    └── HeaderError             a header or key is not valid on every backend
 
-A client library's own error arrives as one of these, raised ``from`` the original.
+An error of a client library is raised as one of these, ``from`` the original.
 """
 
 from __future__ import annotations
@@ -28,32 +28,34 @@ _LONGEST_QUOTED = 300
 
 
 def described(error: BaseException) -> str:
-    """Return the class of an exception and its text; the text of somebody's class may not be to be had."""
+    """Return the class name and text of an exception; the text is replaced if ``__str__`` fails."""
     name = type(error).__name__
     try:
         text = str(error)
     except Exception:
-        return f"{name} (its __str__ fails)"
+        return f"{name} (no text: __str__ failed)"
     return f"{name}: {text}" if text else name
 
 
 def quoted(text: object, limit: int = _LONGEST_QUOTED) -> str:
-    """Return what a peer said as printable text on one line, of at most ``limit`` characters.
+    """Return the text of a peer as printable text on one line.
 
-    Control characters, line ends and marks that turn the direction of text are escaped as in a Python literal: what a
-    broker says reaches terminals and logs.
+    Control characters, line ends and bidirectional formatting characters are escaped as in a Python literal, because the
+    text of a broker is printed on terminals and written to logs.
 
     Args:
-        text: bytes are read as UTF-8; of anything else its ``str``.
-        limit: characters; a longer text ends in ``...``.
+        text: text; bytes are decoded as UTF-8, any other object is converted with ``str``.
+        limit: maximum number of characters; a longer text is cut and ends in ``...``.
     """
-    told = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
-    shown = "".join([one if one.isprintable() else one.encode("unicode_escape").decode() for one in told[: limit + 1]])
+    decoded = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
+    shown = "".join(
+        [char if char.isprintable() else char.encode("unicode_escape").decode() for char in decoded[: limit + 1]]
+    )
     return shown if len(shown) <= limit else shown[: limit - 3] + "..."
 
 
 class BusError(Exception):
-    """Root of everything that msight_bus raises. Every error can be pickled and copied, with its fields and notes."""
+    """The base class of all errors of msight_bus. Every error can be pickled and copied, with its fields and notes."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Rebuild without ``__init__``, whose keyword arguments ``args`` does not hold."""
@@ -62,12 +64,12 @@ class BusError(Exception):
 
 def _rebuild(kind: type[BusError], args: tuple[object, ...]) -> BusError:
     error = kind.__new__(kind, *args)
-    error.args = args  # OSError leaves them to its __init__
+    error.args = args  # OSError sets them in __init__ only
     return error
 
 
 def fresh(error: BusError) -> BusError:
-    """A copy of a stored error, to be raised: one object that is raised again and again would gather every traceback."""
+    """Return a copy of a stored error to raise: an error that is raised repeatedly would collect every traceback."""
     copied = copy.copy(error)
     copied.__cause__ = error.__cause__
     copied.__suppress_context__ = error.__suppress_context__
@@ -75,11 +77,11 @@ def fresh(error: BusError) -> BusError:
 
 
 class ConfigError(BusError, ValueError):
-    """One or several settings are wrong.
+    """One or more settings are invalid; nothing was connected.
 
     Attributes:
-        problems: one sentence for each wrong variable; each names the variable, says what is accepted and shows
-            an example. No value of a secret is ever part of it.
+        problems: one sentence for each invalid variable: its name, the accepted values and an example. Never contains the
+            value of a secret.
     """
 
     def __init__(self, problems: Sequence[str] | str) -> None:
@@ -88,7 +90,11 @@ class ConfigError(BusError, ValueError):
 
 
 class TopicError(BusError, ValueError):
-    """A topic name cannot be used; ``topic`` is the name as it was given."""
+    """A topic or group name is not valid; nothing was sent.
+
+    Attributes:
+        topic: the rejected name.
+    """
 
     def __init__(self, message: str, *, topic: object = None) -> None:
         super().__init__(message)
@@ -96,15 +102,15 @@ class TopicError(BusError, ValueError):
 
 
 class UnsupportedError(BusError):
-    """The chosen backend cannot do what was asked; the message names the backends that can."""
+    """The backend does not support the operation; the text names the backends that do."""
 
 
 class MessageTooLargeError(BusError, ValueError):
-    """A message is over a limit; it was not sent.
+    """A message exceeds a limit; the message was not sent.
 
     Attributes:
-        size: bytes that the message takes, headers included; ``None`` if the broker refused it without saying.
-        limit: bytes that are allowed; ``None`` if the broker did not say.
+        size: bytes of the message, headers included; ``None`` if the broker did not report the size.
+        limit: maximum in bytes; ``None`` if the broker did not report the limit.
     """
 
     def __init__(self, message: str, *, size: int | None = None, limit: int | None = None) -> None:
@@ -114,10 +120,10 @@ class MessageTooLargeError(BusError, ValueError):
 
 
 def too_large(broker: str, size: int, limit: int, where: str) -> MessageTooLargeError:
-    """Make the error of a message over a limit.
+    """Return the error of a message that exceeds a limit.
 
     Args:
-        broker: its name.
+        broker: name of the broker.
         size: bytes of the message with its metadata.
         limit: maximum in bytes.
         where: the setting that defines the limit.
@@ -130,41 +136,41 @@ def too_large(broker: str, size: int, limit: int, where: str) -> MessageTooLarge
 
 
 class DecodeError(BusError, ValueError):
-    """A payload is not the data it was expected to be."""
+    """A payload cannot be decoded."""
 
 
 class ConnectionLostError(BusError, ConnectionError):
-    """The broker cannot be reached, or the connection to it was cut."""
+    """The broker cannot be reached, or the connection was lost."""
 
 
 class AuthenticationError(BusError, PermissionError):
-    """The broker refused credentials, a certificate or a permission, or its own certificate was refused."""
+    """The broker refused credentials, a certificate or a permission, or the broker's certificate is not trusted."""
 
 
 class PublishTimeoutError(BusError, TimeoutError):
-    """A publish was not confirmed in time. Its outcome is unknown: publishing again may duplicate it."""
+    """A publish was not confirmed in time. The outcome is unknown: publishing again may duplicate the message."""
 
 
 def late_publish(topic: str, within: float) -> PublishTimeoutError:
-    """The error of a message that was handed over and not acknowledged within ``within`` seconds."""
+    """Return the error of a message that was sent and not acknowledged within ``within`` seconds."""
     return PublishTimeoutError(
-        f"The message on {topic!r} was not acknowledged within {within:g} s (MSIGHT_PUBLISH_TIMEOUT); it may still arrive, "
-        "so a retry may duplicate it."
+        f"The message on {topic!r} was not acknowledged within {within:g} s (MSIGHT_PUBLISH_TIMEOUT); a retry may duplicate the "
+        "message, because it may still arrive."
     )
 
 
 def aborted() -> ConnectionLostError:
-    """Return the error of everything that the broker had not confirmed at the deadline of a stop."""
+    """Return the error of operations that the broker did not confirm before the deadline for closing the bus."""
     return ConnectionLostError(
         "The broker did not confirm before the deadline for closing the bus; messages in flight may have been delivered."
     )
 
 
 class DrainTimeoutError(BusError, TimeoutError):
-    """The drain deadline passed and the bus was closed.
+    """The drain deadline passed; the bus is closed.
 
     Attributes:
-        left: what was not delivered or confirmed, by place (``"subscription a.b"``, ``"publishes"``), in messages.
+        left: number of messages not delivered or not finished, by place: ``"subscription a.b"``, ``"node detector"``.
     """
 
     def __init__(self, message: str, *, left: Mapping[str, int]) -> None:
@@ -177,16 +183,16 @@ class ClosedError(BusError):
 
 
 class BusyError(BusError, RuntimeError):
-    """A second task iterates a subscription that another task is waiting on."""
+    """A second task iterates a subscription; a subscription has one consumer at a time."""
 
 
 class PayloadError(BusError, TypeError):
-    """What was to be published is neither bytes-like nor a ``Data`` value."""
+    """A payload to publish is neither bytes-like nor a ``Data`` value."""
 
 
 class HeaderError(BusError, ValueError):
-    """A header or key cannot be carried unchanged by every backend."""
+    """A header or key is not valid: not every backend would deliver the value unchanged."""
 
 
 class CapabilityWarning(UserWarning):
-    """The backend does something weaker than what was asked; the text names what to switch to."""
+    """The backend provides a weaker guarantee than requested; the text names the alternatives."""

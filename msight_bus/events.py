@@ -1,4 +1,4 @@
-"""What happens to a bus besides messages; given to the ``on_event`` callback of `msight_bus.connect`."""
+"""The events of a bus, passed to the ``on_event`` callback of `msight_bus.connect`."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Disconnected:
-    """The connection to the broker was lost; the bus is reconnecting. ``reason`` is for people."""
+    """The connection to the broker was lost; the bus is reconnecting.
+
+    Attributes:
+        reason: cause of the disconnect, as text for logs.
+    """
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Reconnected:
-    """The connection is back and every subscription is confirmed again.
+    """The bus has reconnected, and the broker has confirmed every subscription again.
 
     Attributes:
-        attempts: how many tries it took.
+        attempts: number of attempts to connect.
     """
 
     attempts: int
@@ -25,15 +29,16 @@ class Reconnected:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """A subscription has missed messages.
+    """Messages of a subscription are missing.
 
     Attributes:
-        topic: the subscription's topic.
-        missing: how many messages; ``None`` if that cannot be known.
-        cause: ``"lost"`` on the way, ``"reconnect"``, ``"retention"`` of a log, ``"unreadable"``: records that are damaged, or
-            too large decompressed, ``"implausible"``: a sequence jumped farther than its publisher can have, or ``"evicted"``: a
-            publisher's session was forgotten, for there were too many, and its losses since are not known.
-        at_most: ``missing`` is an upper bound: some of a log's offsets never held a message.
+        topic: the topic of the missing messages.
+        missing: number of messages; ``None`` if unknown.
+        cause: ``"lost"``: not delivered by the broker; ``"reconnect"``: published during a disconnect; ``"retention"``: deleted
+            from the log before they were read; ``"unreadable"``: damaged records, or records too large when decompressed;
+            ``"implausible"``: the sequence jumped farther than a publisher can publish; ``"evicted"``: the session of a
+            publisher was evicted, so that its later losses are unknown.
+        at_most: whether ``missing`` is an upper bound, because some offsets of the log can be without a message.
     """
 
     topic: str
@@ -44,7 +49,12 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The broker refused a message after it was handed over; the next publish on the topic raises this too."""
+    """The broker refused a message after it was sent. The next call of the message's publisher raises the error, too.
+
+    Attributes:
+        topic: the topic of the refused message.
+        reason: the broker's reason, as text for logs.
+    """
 
     topic: str
     reason: str
@@ -52,11 +62,11 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class DeadlineMissed:
-    """A subscription's stream has gone quiet; said once, until a message comes again.
+    """No message arrived within the deadline of a subscription. Reported once until the next message.
 
     Attributes:
         topic: the subscription's topic.
-        seconds: its deadline, for which nothing has come.
+        seconds: the deadline.
     """
 
     topic: str

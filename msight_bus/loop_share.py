@@ -1,4 +1,4 @@
-"""Divides the event loop between a node's code and the other tasks: a node yields after 2 ms, and longer after a long item."""
+"""Divide the event loop between a node's code and the other tasks: a node yields after 2 ms, and longer after a long item."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class LoopShare:
         if self.held_since is not None and now - began >= _WARN_AFTER and now >= self._tell_at:
             self._tell_at = now + self._interval
             self._logger.warning(
-                "%s held the event loop for %.1f s; no other task of this process ran meanwhile. Run the computation with "
+                "%s blocked the event loop for %.1f s; no other task of this process ran in that time. Run the computation with "
                 "`await off_loop(function, ...)`.",
                 self._code,
                 now - began,
@@ -76,7 +76,7 @@ class LoopShare:
 async def run_until_idle(held: float) -> None:
     """Wait until the event loop is idle for a hundredth of ``held`` seconds, at most 1 s.
 
-    A hundredth is long enough for the responses to requests that other tasks send now.
+    A hundredth suffices for the responses to requests that other tasks send in this time.
 
     Args:
         held: seconds for which the event loop was blocked.

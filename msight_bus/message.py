@@ -1,4 +1,4 @@
-"""The message that a subscription hands out."""
+"""`Message`: a received message, and its headers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from msight_bus.settings import Limits
 
 
 class Headers(Mapping[str, str]):
-    """The headers of a message; ``dict(message.headers)`` gives a copy that can be changed."""
+    """The read-only headers of a message; ``dict(message.headers)`` returns a mutable copy."""
 
     __slots__ = ("_pairs",)
 
@@ -35,11 +35,11 @@ class Headers(Mapping[str, str]):
 
 NO_HEADERS: Mapping[str, str] = Headers({})
 _ENTRY_BYTES = 100
-"""Memory of one header beside its characters, roughly."""
+"""Approximate bytes of memory that one header takes besides its characters."""
 
 
 def overhead(headers: Mapping[str, str], key: str | None) -> int:
-    """Bytes that headers and a key take in memory, by estimate, so that a queue can bound them too."""
+    """Return the approximate bytes of memory that headers and a key take; a queue bounds them too."""
     size = 0 if key is None else len(key)
     return size + sum([len(name) + len(value) + _ENTRY_BYTES for name, value in headers.items()])
 
@@ -48,10 +48,10 @@ _DEFAULTS = Limits()
 
 
 class Settlement(Protocol):
-    """Who keeps the acknowledgements of one partition of a log.
+    """The acknowledgements of one partition of a log.
 
     Attributes:
-        partition: its number.
+        partition: number of the partition.
     """
 
     partition: int
@@ -60,27 +60,27 @@ class Settlement(Protocol):
         """Mark the message as done."""
 
     async def release(self, message: Message) -> None:
-        """Ask for the message to be delivered again."""
+        """Request a redelivery of the message."""
 
 
 class Message(msgspec.Struct, eq=False, gc=False):
-    """One message, as it was received.
+    """A received message.
 
-    A C-level struct: building it is part of the hot path.
+    A `msgspec.Struct`, because creating messages is part of the hot path.
 
     Attributes:
-        topic: where it was published.
-        payload: exactly what was published.
-        headers: the publisher's own headers; empty if there are none.
-        key: the ordering key, ``None`` if the publisher gave none.
-        sequence: position in its publisher's stream on this topic, from 1; ``None`` from a foreign publisher.
-        published_at: POSIX seconds by the publisher's clock. From a foreign publisher the timestamp of its record on Kafka (the
-            broker's clock where the topic has LogAppendTime), ``None`` elsewhere or if that can be no such moment.
+        topic: the topic that the message was published on.
+        payload: the published bytes, unchanged.
+        headers: user headers; empty without headers.
+        key: ordering key; ``None`` without a key.
+        sequence: number of the message among its publisher's messages on this topic, from 1; ``None`` from a foreign publisher.
+        published_at: POSIX seconds by the publisher's clock. From a foreign publisher: on Kafka, the timestamp of the record (by
+            the broker's clock if the topic uses LogAppendTime), ``None`` if implausible; elsewhere ``None``.
         received_at: POSIX seconds by this machine's clock.
-        session: the publisher's random id, new at each start; ``None`` from a foreign publisher.
-        offset: place in its partition where the backend has a log, else ``None``.
-        redeliveries: how often ``nack`` or a repeated iteration has brought it again.
-        tombstone: whether a record of a log had no value, which in a compacted topic deletes its key; the payload is ``b""``.
+        session: random id of the publisher, new at each start; ``None`` from a foreign publisher.
+        offset: offset in the partition of a log; ``None`` without a log.
+        redeliveries: number of redeliveries, caused by ``nack`` or by iterating again.
+        tombstone: whether the record has no value, which deletes its key in a compacted topic; the payload is then ``b""``.
     """
 
     topic: str
@@ -102,7 +102,7 @@ class Message(msgspec.Struct, eq=False, gc=False):
 
     @property
     def position(self) -> tuple[int, int] | None:
-        """``(partition, offset)`` where the backend has a log, else ``None``."""
+        """``(partition, offset)`` of a record of a log; ``None`` without a log. Hashable."""
         if self._settlement is None or self.offset is None:
             return None
         return self._settlement.partition, self.offset
@@ -112,7 +112,7 @@ class Message(msgspec.Struct, eq=False, gc=False):
         """The payload as a ``Data`` value, decoded on first use.
 
         Raises:
-            DecodeError: the payload is not a known ``Data`` value, or is over ``MSIGHT_MAX_DECODED_BYTES`` or
+            DecodeError: the payload is not a known ``Data`` value, or exceeds ``MSIGHT_MAX_DECODED_BYTES`` or
                 ``MSIGHT_MAX_NESTING``.
         """
         if self._data is None:
@@ -121,18 +121,18 @@ class Message(msgspec.Struct, eq=False, gc=False):
         return self._data
 
     async def ack(self) -> None:
-        """Mark this message as done. Where nothing is acknowledged it does nothing."""
+        """Mark the message as done. Does nothing on a backend without acknowledgements."""
         if self._settlement is not None:
             self._settlement.settle(self)
 
     async def nack(self) -> None:
-        """Ask for this message again; after ``max_redeliveries`` it goes to the dead-letter topic.
+        """Request a redelivery; after ``max_redeliveries``, the message is dead-lettered.
 
         Raises:
-            UnsupportedError: the backend keeps no message to deliver again.
+            UnsupportedError: the backend does not keep messages.
         """
         if self._settlement is None:
-            raise UnsupportedError("nack() needs a backend that keeps messages: set MSIGHT_PUBSUB_BACKEND=kafka.")
+            raise UnsupportedError("nack() needs a backend that keeps messages; set MSIGHT_PUBSUB_BACKEND=kafka.")
         await self._settlement.release(self)
 
     def __repr__(self) -> str:

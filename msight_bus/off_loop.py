@@ -1,4 +1,4 @@
-"""Runs functions off the event loop, in threads and processes that do not delay the end of the program."""
+"""Run functions off the event loop, in threads and processes that do not delay the end of the program."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _GONE_WITHIN = 1.0
 """Seconds to wait for the end of a killed process."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""A terminal, supervisord or systemd gives them to the whole group, the processes of `off_loop` included."""
+"""Signals that a terminal, supervisord or systemd sends to the whole process group, including the processes of `off_loop`."""
 
 
 async def off_loop(function: Callable[[*Ts], T], *args: *Ts, process: bool = False) -> T:
@@ -74,7 +74,7 @@ async def off_loop(function: Callable[[*Ts], T], *args: *Ts, process: bool = Fal
     try:
         return done.result()  # type: ignore[no-any-return]
     finally:
-        del done  # else an error and this frame keep each other, with the caller's data, until the garbage is collected
+        del done  # breaks the reference cycle of the error and this frame, which would keep the caller's data in memory
 
 
 def left_running() -> list[str]:
@@ -152,7 +152,7 @@ class _ProcessCall(_Call):
             try:
                 raise result
             finally:
-                del result  # as in `off_loop`
+                del result  # as in `off_loop`: breaks a reference cycle
         return result
 
     def kill(self) -> None:
@@ -188,14 +188,14 @@ class _Worker:
     def ask(self, request: bytes) -> Any:
         """Return ``(True, result, "")`` or ``(False, error, traceback)``."""
         self._connection.send_bytes(request)
-        return pickle.loads(self._connection.recv_bytes())  # noqa: S301 - from our own process
+        return pickle.loads(self._connection.recv_bytes())  # noqa: S301 - from a process of this program
 
     def kill(self) -> None:
         """Kill the process."""
         self._process.kill()
 
     def end(self) -> int | None:
-        """End the process, if it has not ended; returns its exit code."""
+        """End the process, if it has not ended, and return its exit code."""
         self._process.join(_GONE_WITHIN)
         self._kill_at_exit()
         self._process.join(_GONE_WITHIN)
@@ -216,7 +216,7 @@ def _idle_worker() -> _Worker | None:
 def _serve(connection: Connection) -> None:
     """Run the received calls, in the process, until the program has ended."""
     for number in _SIGNALS:
-        signal.signal(number, _ignore)  # a handler, because what this process starts would inherit SIG_IGN
+        signal.signal(number, _ignore)  # a handler, because child processes would inherit SIG_IGN
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -224,7 +224,7 @@ def _serve(connection: Connection) -> None:
         while True:
             request = connection.recv_bytes()
             try:
-                function, args = pickle.loads(request)  # noqa: S301 - from our own program
+                function, args = pickle.loads(request)  # noqa: S301 - from this program
                 answer = pickle.dumps((True, function(*args), ""))
             except BaseException as error:
                 answer = _failure(error)
@@ -304,4 +304,4 @@ _processes = DaemonThreads(os.cpu_count() or 1)
 _idle: list[_Worker] = []
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_idle.clear)  # they are the parent's
+    os.register_at_fork(after_in_child=_idle.clear)  # the processes belong to the parent

@@ -1,4 +1,4 @@
-"""Which records of a partition are done: the finished prefix is all that may be committed. Pure."""
+"""Track the records of a partition that are done. Only the finished prefix may be committed. Pure."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _NONE = -1
 class PartitionLedger:
     """Deliveries and acknowledgements of one partition during one assignment.
 
-    Offsets follow each other but for a few holes, so what was delivered is kept as runs: records that are settled in their
-    order, as nearly all are, cost one comparison each.
+    Offsets are consecutive except for a few holes, so delivered offsets are kept as runs: settling a record in order, the usual
+    case, costs one comparison.
 
     Attributes:
-        expected: the offset that the next record has at least; one below it was delivered before.
-        committed: the offset committed last, ``None`` if none was by this ledger.
+        expected: the lowest possible offset of the next record; a record below this offset was delivered before.
+        committed: the last committed offset; ``None`` before the first commit of this ledger.
     """
 
     __slots__ = ("_done", "_first", "_runs", "_skipped", "committed", "expected")
@@ -27,14 +27,14 @@ class PartitionLedger:
         self.expected = start
         self._skipped: tuple[int, int] | None = None
         self.committed: int | None = None
-        self._runs: deque[tuple[int, int]] = deque()  # delivered, from start to before end, the first one not all done
+        self._runs: deque[tuple[int, int]] = deque()  # delivered: from start to before end; the first is not done
         self._first = _NONE  # the first offset that is not done
-        self._done: set[int] = set()  # behind it
+        self._done: set[int] = set()  # offsets after _first that are done
 
     def deliver(self, first: int, end: int) -> None:
-        """The records from ``first`` to before ``end`` were read, all of them new (not below ``expected``).
+        """Record the delivery of the records from ``first`` to before ``end``, none below ``expected``.
 
-        Offsets that are skipped (control records, compaction) are done.
+        Offsets without a record (control records, compaction) are done.
         """
         runs = self._runs
         if not runs:
@@ -46,7 +46,7 @@ class PartitionLedger:
         self.expected = end
 
     def settle(self, offset: int) -> None:
-        """The record is done. Settling it again, or one that was never delivered, does nothing."""
+        """Mark a record as done. Does nothing if the record is done already or was never delivered."""
         if offset == self._first:
             self._first = end = offset + 1
             if self._done or end == self._runs[0][1]:
@@ -73,13 +73,13 @@ class PartitionLedger:
         self._first = _NONE
 
     def skip_to(self, offset: int) -> None:
-        """Pass over all records below ``offset``; that is finished with the first one behind it, not before."""
+        """Skip all records below ``offset``. The skip can be committed once the first record from ``offset`` on is done."""
         self._skipped = (self.finished, offset)
         self.expected = offset
 
     @property
     def finished(self) -> int:
-        """The offset to commit: every record before it is done (Kafka commits the next offset to read)."""
+        """The offset to commit, which on Kafka is the next offset to read: every record below this offset is done."""
         finished = self._first if self._runs else self.expected
         if self._skipped is not None and finished <= self._skipped[1]:
             return min(finished, self._skipped[0])

@@ -1,4 +1,4 @@
-"""What may be published: payloads, headers and keys, checked before anything is handed to a connection."""
+"""Check payloads, headers and keys before they are passed to a connection."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class BytesLike(Protocol):
     """Anything with the buffer protocol (PEP 688): bytes, bytearray, memoryview, array.array, a NumPy array."""
 
     def __buffer__(self, flags: int, /) -> memoryview:
-        """A view of its memory."""
+        """Return a view of the memory."""
 
 
 Payload = BytesLike | Data
@@ -32,18 +32,19 @@ _BINARY = re.compile(
 
 
 def to_bytes(data: object) -> bytes:
-    """The payload of ``data``.
+    """Return the payload of ``data``.
 
-    A mutable buffer is copied, because it leaves with the loop's next tick and its owner may have changed it by then.
+    A mutable buffer is copied, because the caller may change the buffer before the payload is written at the end of the event
+    loop iteration.
 
     Raises:
-        PayloadError: it is neither bytes-like nor a ``Data`` value.
+        PayloadError: ``data`` is neither bytes-like nor a ``Data`` value.
     """
     if type(data) is bytes:
         return data
     if isinstance(data, Data):
         return data.serialize()
-    if not isinstance(data, str | Number):  # NumPy's have the buffer protocol too
+    if not isinstance(data, str | Number):  # scalars of NumPy have the buffer protocol, too
         try:
             return bytes(_view(data))
         except TypeError:
@@ -51,87 +52,92 @@ def to_bytes(data: object) -> bytes:
         except (ValueError, BufferError) as error:
             raise PayloadError(f"The bytes of this {type(data).__name__} cannot be read: {error}.") from error
     raise PayloadError(
-        f"A payload is bytes-like or a Data value, not {type(data).__name__}. "
-        "For example publish(topic, text.encode()) or publish(topic, BytesData(data=...))."
+        f"A payload must be bytes-like or a Data value, not {type(data).__name__}. "
+        "For example, publish(topic, text.encode()) or publish(topic, BytesData(data=...))."
     )
 
 
 def _view(data: object) -> memoryview:
     view = memoryview(data)  # type: ignore[arg-type]
     if "O" in _FIELD_NAME.sub("", view.format):
-        raise ValueError("its dtype is object, so that it holds addresses")
+        raise ValueError("a buffer of dtype object holds addresses")
     return view
 
 
 def check_key(key: str | bytes | None, *, binary: bool = False) -> str | None:
-    """The ordering key as text.
+    """Return the ordering key as text; ``None`` without a key.
 
     Args:
-        binary: the backend also carries bytes that are not UTF-8, as text by surrogateescape.
+        key: text, or UTF-8 bytes.
+        binary: whether the backend accepts bytes that are not UTF-8, which become text with ``surrogateescape``.
 
     Raises:
-        HeaderError: it is no text.
+        HeaderError: ``key`` is not text.
     """
     errors = "surrogateescape" if binary else "strict"
     if isinstance(key, bytes):
         try:
             return key.decode("utf-8", errors)
         except UnicodeDecodeError as error:
-            raise HeaderError("A key is text (str, or UTF-8 bytes).") from error
+            raise HeaderError("A key must be a str or UTF-8 bytes; these bytes are not valid UTF-8.") from error
     if key is None:
         return None
     if not isinstance(key, str):
-        raise HeaderError(f"A key is a str or UTF-8 bytes, not {type(key).__name__}.")
+        raise HeaderError(f"A key must be a str or UTF-8 bytes, not {type(key).__name__}.")
     try:
         key.encode("utf-8", errors)
     except UnicodeEncodeError as error:
-        raise HeaderError("A key is text that UTF-8 can carry; it has half of a surrogate pair.") from error
+        raise HeaderError("A key must be encodable as UTF-8; this one contains half of a surrogate pair.") from error
     return str.__str__(key)
 
 
 def check_headers(headers: Mapping[str, str], limits: Limits, *, binary: bool = False) -> Mapping[str, str]:
-    """Return ``headers`` if every backend carries them unchanged; a copy with plain strings if one is of a subclass of str.
+    """Return ``headers`` if they are valid on every backend; instances of subclasses of ``str`` are converted.
 
     Args:
-        binary: the backend also carries values that are not UTF-8, as text by surrogateescape.
+        headers: user headers.
+        limits: maximum number and bytes of the headers.
+        binary: whether the backend accepts values that are not UTF-8, which are text with ``surrogateescape``.
 
     Raises:
-        HeaderError: a name or value does not travel, or there are too many.
-        MessageTooLargeError: together they are over ``MSIGHT_MAX_HEADER_BYTES``.
+        HeaderError: a name or value is not valid, or there are too many headers.
+        MessageTooLargeError: the headers exceed ``MSIGHT_MAX_HEADER_BYTES``.
     """
     if not isinstance(headers, Mapping):
         raise HeaderError(
-            f"Headers are a mapping of str to str, not {type(headers).__name__}: for example headers={{'camera': 'ne'}}."
+            f"Headers must be a mapping of str to str, not {type(headers).__name__}; for example headers={{'camera': 'ne'}}."
         )
     if len(headers) > limits.max_header_count:
         raise HeaderError(
-            f"{len(headers)} headers are over the limit of {limits.max_header_count} (MSIGHT_MAX_HEADER_COUNT)."
+            f"Too many headers: {len(headers)}; at most {limits.max_header_count} are accepted (MSIGHT_MAX_HEADER_COUNT)."
         )
     size = 0
     plain = True
     for name, value in headers.items():
         if not isinstance(name, str):
-            raise HeaderError(f"{name!r:.80} is not a header name: a str is accepted, not {type(name).__name__}.")
+            raise HeaderError(
+                f"{name!r:.80} is not a valid header name: a name must be a str, not {type(name).__name__}."
+            )
         if not _NAME.fullmatch(name):
             raise HeaderError(
-                f"{name!r:.80} is not a header name: ASCII letters, digits and !#$%&'*+.^_`|~- are accepted."
+                f"{name!r:.80} is not a valid header name: ASCII letters, digits and !#$%&'*+.^_`|~- are accepted."
             )
         if name.lower() == HEADER:
-            raise HeaderError(f"The header {HEADER!r} is reserved for the bus's own metadata.")
+            raise HeaderError(f"The header {HEADER!r} is reserved for the metadata of the bus; use another name.")
         if not isinstance(value, str):
             raise HeaderError(
-                f"The value of header {name!r} is a str, not {type(value).__name__}; convert it, for example with str()."
+                f"The value of header {name!r} must be a str, not {type(value).__name__}; convert it, for example with str()."
             )
         if (not _VALUE.fullmatch(value) or value != value.strip()) and not (binary and _BINARY.fullmatch(value)):
             raise HeaderError(
-                f"The value of header {name!r} cannot travel: text without control characters and without white space "
-                "at its ends is accepted."
+                f"The value of header {name!r} is not valid: text without control characters and without leading or trailing "
+                "white space is accepted."
             )
         size += len(name) + len(value.encode("utf-8", "surrogateescape")) + 4
         plain = plain and type(name) is type(value) is str
     if size > limits.max_header_bytes:
         raise MessageTooLargeError(
-            f"The headers take {size} bytes and {limits.max_header_bytes} are accepted (MSIGHT_MAX_HEADER_BYTES).",
+            f"Headers too large: {size} bytes; at most {limits.max_header_bytes} are accepted (MSIGHT_MAX_HEADER_BYTES).",
             size=size,
             limit=limits.max_header_bytes,
         )

@@ -18,7 +18,7 @@ from msight_bus.tasks import Gate
 
 
 class Publisher:
-    """Sends messages on one topic without waiting for each acknowledgement. Made by `Bus.publisher`.
+    """A publisher on one topic that does not wait for each acknowledgement. Made by `Bus.publisher`.
 
     Leaving the context flushes (`flush`), which raises if a message was refused or never confirmed.
 
@@ -136,7 +136,7 @@ class Publisher:
             async with self._gate.turn(within) as deadline:
                 while self._count >= self._max_in_flight:
                     await self._wait_for_room()
-                deadline.reschedule(None)  # the backend has its own deadline, and an error that says what was awaited
+                deadline.reschedule(None)  # the backend has a deadline of its own, with a more specific error
                 return await to.send(payload, key, headers)
         except TimeoutError as error:
             if isinstance(error, BusError):

@@ -1,8 +1,8 @@
 """The registry of nodes on a broker, from the announcements of the nodes.
 
 Every node publishes its description, status and metrics on the reserved topic ``_msight.nodes``, once each heartbeat interval.
-No server keeps a list, so the registry works on every backend, and is complete after one interval. Any client may publish
-there: an announcement is decoded into one bounded type, and nothing of it is imported or evaluated.
+No server keeps a list, so the registry works on every backend, and is complete after one interval. Any client can
+publish on the topic, so an announcement is decoded into one bounded type, and nothing in it is imported or evaluated.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _ASKED_TWICE = 2.0
 """Seconds between the two requests about one node."""
 
 _TICK = 0.25
-"""Seconds between two checks whether the event loop was held."""
+"""Seconds between two checks whether the event loop was blocked."""
 
 _ASKED_AT_ONCE = 64
 """Maximum number of nodes for which the broker is asked at a time."""
@@ -178,8 +178,8 @@ class Registry:
         self._heard: OrderedDict[Key, Heard] = OrderedDict()
         self._gone: set[Key] = set()  # nodes without a liveness subscription, by the broker
         self._quiet_until = 0.0
-        self._held = 0.0  # seconds for which the event loop was blocked
-        self._held_now = _not_held
+        self._blocked = 0.0  # seconds for which the event loop was blocked
+        self._blocked_now = _not_blocked
         self._decoder = msgspec.json.Decoder(NodeInfo)
         self._tasks = BackgroundTasks()
         self._task: asyncio.Task[None] | None = None
@@ -241,20 +241,20 @@ class Registry:
         return self._now()
 
     def _time(self) -> float:
-        """Return the observer's time without the time in which its event loop was held: heartbeats wait in the socket."""
-        return self._clock() - self._held - self._held_now()
+        """Return the observer's time without the time in which its event loop was blocked: heartbeats wait in the socket."""
+        return self._clock() - self._blocked - self._blocked_now()
 
-    async def _notice_holds(self) -> None:
+    async def _measure_blocking(self) -> None:
         loop = asyncio.get_running_loop()
         due = 0.0
-        self._held_now = lambda: max(0.0, loop.time() - due)
+        self._blocked_now = lambda: max(0.0, loop.time() - due)
         try:
             while True:
                 due = loop.time() + _TICK
                 await asyncio.sleep(_TICK)
-                self._held += self._held_now()
+                self._blocked += self._blocked_now()
         finally:
-            self._held_now = _not_held
+            self._blocked_now = _not_blocked
 
     def _now(self) -> list[NodeInfo]:
         now = self._time()
@@ -316,7 +316,7 @@ class Registry:
                         await asyncio.sleep(_ASKED_TWICE)
                         late = self._late()
                         self._gone |= await self._absent([key for key in absent if key in late])
-                        self._tell()
+                        self._notify()
                 shortest = min((info.heartbeat_interval for info, _, _ in self._heard.values()), default=1.0)
                 await asyncio.sleep(min(1.0, shortest / 4))
         finally:
@@ -350,13 +350,13 @@ class Registry:
                     confirmed.set_result(None)
                 tasks = [
                     asyncio.create_task(self._ask(), name="msight_bus registry presence"),
-                    asyncio.create_task(self._notice_holds(), name="msight_bus registry time"),
+                    asyncio.create_task(self._measure_blocking(), name="msight_bus registry time"),
                 ]
                 try:
                     async for batch in announcements.batches(256):
                         for message in batch:
                             self._observe(message)
-                        self._tell()
+                        self._notify()
                 finally:
                     for task in tasks:
                         task.cancel()
@@ -367,7 +367,7 @@ class Registry:
             _fail(confirmed, error)
         finally:
             _fail(confirmed, ClosedError("The registry is closed."))
-            self._tell()
+            self._notify()
 
     def _observe(self, message: Message) -> None:
         if len(message.payload) > MAX_ANNOUNCEMENT_BYTES:
@@ -389,7 +389,7 @@ class Registry:
         if len(self._heard) > MAX_NODES:
             self._gone.discard(self._heard.popitem(last=False)[0])
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         news, self._news = self._news, None
         if news is not None and not news.done():
             news.set_result(None)
@@ -407,11 +407,11 @@ def _loop_clock() -> Callable[[], float]:
         return time.monotonic
 
 
-def _not_held() -> float:
+def _not_blocked() -> float:
     return 0.0
 
 
 def _fail(confirmed: asyncio.Future[None], error: BusError) -> None:
     if not confirmed.done():
         confirmed.set_exception(error)
-        confirmed.exception()  # marks the exception as retrieved: there may be no waiter
+        confirmed.exception()  # marks the exception as retrieved: no task may be waiting

@@ -18,12 +18,12 @@ _WAITING = 10_000
 
 
 class Reporter:
-    """Calls ``on_event`` with each event, in order, in a later event loop iteration. Exceptions are logged and counted.
+    """A queue of events for ``on_event``, which is called in a later event loop iteration. Exceptions are logged and counted.
 
     Attributes:
-        listeners: what is called with each event; ``on_event`` is one of them.
-        errors: number of times that ``on_event`` raised or returned a coroutine.
-        untold: events that were dropped because the queue was full.
+        listeners: functions that are called with each event; ``on_event`` is one of them.
+        errors: number of calls of ``on_event`` that raised or returned a coroutine.
+        dropped: events that were dropped because the queue was full.
     """
 
     def __init__(self, on_event: Callable[[BusEvent], None] | None) -> None:
@@ -37,41 +37,44 @@ class Reporter:
         self._waiting: deque[BusEvent] = deque()
         self._scheduled = False
         self.errors = 0
-        self.untold = 0
+        self.dropped = 0
 
     def report(self, event: BusEvent) -> None:
         """Queue ``event``; the event is dropped and counted if the queue is full."""
         if not self.listeners:
             return
         if len(self._waiting) >= _WAITING:
-            self.untold += 1
+            self.dropped += 1
             _log_rarely(
-                self.untold, "Events dropped: %d, because more than %d were queued for on_event.", self.untold, _WAITING
+                self.dropped,
+                "Events dropped: %d, because more than %d were queued for on_event.",
+                self.dropped,
+                _WAITING,
             )
             return
         self._waiting.append(event)
         if not self._scheduled:
             self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._tell_some)
+            asyncio.get_running_loop().call_soon(self._call_some)
 
-    def _tell_some(self) -> None:
+    def _call_some(self) -> None:
         self._scheduled = bool(self._waiting)
         for _ in range(min(_A_TURN, len(self._waiting))):
             event = self._waiting.popleft()
             for listener in tuple(self.listeners):
-                self._tell(listener, event)
+                self._call(listener, event)
         self._scheduled = bool(self._waiting)
         if self._scheduled:
-            asyncio.get_running_loop().call_soon(self._tell_some)
+            asyncio.get_running_loop().call_soon(self._call_some)
 
     def flush(self) -> None:
         """Report the queued events now, when the bus closes."""
         for _ in range(len(self._waiting)):
             event = self._waiting.popleft()
             for listener in tuple(self.listeners):
-                self._tell(listener, event)
+                self._call(listener, event)
 
-    def _tell(self, listener: Callable[[BusEvent], object], event: BusEvent) -> None:
+    def _call(self, listener: Callable[[BusEvent], object], event: BusEvent) -> None:
         try:
             result = listener(event)
         except (Exception, asyncio.CancelledError):
@@ -96,7 +99,7 @@ _ADVICE = "give a plain function, which can start a task with asyncio.create_tas
 def _check(on_event: object) -> None:
     called = on_event if inspect.isroutine(on_event) else getattr(on_event, "__call__", None)  # noqa: B004
     if not callable(on_event):
-        raise TypeError(f"on_event must be a function of one event, not {type(on_event).__name__}.")
+        raise TypeError(f"on_event must be a function that takes one event, not {type(on_event).__name__}.")
     if inspect.iscoroutinefunction(on_event) or inspect.iscoroutinefunction(called):
         raise TypeError(f"on_event must not be a coroutine function: {_ADVICE}")
 

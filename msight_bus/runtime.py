@@ -1,4 +1,4 @@
-"""Runs a program on uvloop or asyncio."""
+"""Run a program on uvloop or asyncio."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def run(coroutine: Coroutine[object, object, T]) -> T:
     if running_loop() is not None:
         name = getattr(coroutine, "__name__", "main")
         coroutine.close()
-        raise RuntimeError(f"An event loop is already running in this thread, as in a notebook; use `await {name}()`.")
+        raise RuntimeError(
+            f"An event loop is already running in this thread, as in a notebook; use `await {name}()` instead."
+        )
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(coroutine)
 
@@ -52,7 +54,7 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 @asynccontextmanager
-async def nothing_keeps_the_loop() -> AsyncIterator[None]:
+async def bounded_shutdown() -> AsyncIterator[None]:
     """End the event loop soon after the block, without waiting for hanging threads of ``asyncio.to_thread`` or for tasks that
     ignore their cancellation. A WARNING names each such task."""
     asyncio.get_running_loop().set_default_executor(DaemonThreads(_THREADS))

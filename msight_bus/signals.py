@@ -139,7 +139,7 @@ LOGGED = "_msight_logged"
 """Name of the attribute that marks a logged exception."""
 
 
-def tell_once(error: BaseException) -> None:
+def print_logged_briefly(error: BaseException) -> None:
     """If ``error`` was logged and ends the program, print one line instead of its traceback."""
     global _hooked  # noqa: PLW0603
     if getattr(error, LOGGED, False) and not _hooked:

@@ -15,7 +15,7 @@ _TOPICS = 1000
 
 
 class Tally:
-    """Counts one kind of event of a node and logs it, outside the message path.
+    """The counter of one kind of event of a node, with log lines outside the message path.
 
     Attributes:
         total: number of messages so far.

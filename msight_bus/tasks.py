@@ -54,10 +54,10 @@ async def _keep_running(run: Callable[[], Coroutine[Any, Any, None]], name: str)
 
 
 class Gate:
-    """Lets one task pass at a time, first come, first served.
+    """A gate that one task passes at a time, first come, first served.
 
     Attributes:
-        waiting: number of tasks that wait or are inside.
+        waiting: number of tasks that wait for a turn or have one.
     """
 
     __slots__ = ("_lock", "waiting")
@@ -85,7 +85,7 @@ class Gate:
 
 
 class Alarm:
-    """Calls a function once, at a time that can be changed."""
+    """A timer that calls a function once, at a time that can be changed."""
 
     def __init__(self, call: Callable[[], None]) -> None:
         self._call = call
@@ -162,6 +162,6 @@ def error_of_code(raised: Exception | asyncio.CancelledError | SystemExit) -> Ex
         task = asyncio.current_task()
         if task is None or task.cancelling() > 0:
             raise raised
-        error = RuntimeError("The node's code raised CancelledError, and nobody had cancelled it.")
+        error = RuntimeError("The node's code raised CancelledError, but its task was not cancelled.")
     error.__cause__ = raised
     return error

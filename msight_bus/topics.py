@@ -1,7 +1,7 @@
 """Topic names: one grammar for every backend.
 
-Dotted names whose parts use only ``[A-Za-z0-9_-]``: the common ground of a Redis channel, a NATS subject and a Kafka
-topic, and too narrow to carry protocol (a NATS subject with a space or CR LF would inject a command).
+A topic is a dotted name whose parts consist of ``[A-Za-z0-9_-]``. Such a name is valid as a Redis channel, a NATS subject and
+a Kafka topic, and cannot inject a protocol command, as a NATS subject with a space or CR LF could.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import re
 from msight_bus.errors import TopicError
 
 MAX_TOPIC_BYTES = 200
-"""Kafka allows 249 bytes for a topic; the rest is left for suffixes such as the dead-letter topic's."""
+"""Maximum bytes of a topic. Kafka accepts 249; the difference leaves room for suffixes, as of dead-letter topics."""
 
 NODES_TOPIC = "_msight.nodes"
-"""Reserved: nodes announce themselves here."""
+"""The reserved topic on which nodes announce themselves."""
 
 ALIVE_TOPIC = "_msight.alive."
-"""Reserved: the start of a topic that one node subscribes to while it runs, so that others can ask the broker for it."""
+"""Prefix of the reserved topics to which running nodes subscribe, so that observers can ask the broker for the node."""
 
 SEQUENCE_TOPIC = "_msight.seq"
-"""Reserved: a quiet publisher's last sequences are announced here."""
+"""The reserved topic on which the last sequences of idle publishers are announced."""
 
 _GRAMMAR = re.compile(r"[A-Za-z0-9-][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)*", re.ASCII)
 _ACCEPTED = "ASCII letters, digits, '_' and '-' are accepted, in parts joined by dots"
@@ -29,10 +29,10 @@ _CHECKED_LIMIT = 4096
 
 
 def check_topic(topic: str) -> str:
-    """Return ``topic`` if it can be used on every backend.
+    """Return ``topic`` if the name is valid on every backend.
 
     Raises:
-        TopicError: it cannot; the message says what is accepted.
+        TopicError: ``topic`` is not valid; the text names the accepted characters.
     """
     try:
         if topic in _checked:
@@ -41,11 +41,11 @@ def check_topic(topic: str) -> str:
         pass
     if not isinstance(topic, str):
         raise TopicError(
-            f"A topic is a str, not {type(topic).__name__}; for example 'intersection.cam_ne'.", topic=topic
+            f"A topic must be a str, not {type(topic).__name__}; for example 'intersection.cam_ne'.", topic=topic
         )
     if not _GRAMMAR.fullmatch(topic) or len(topic) > MAX_TOPIC_BYTES:
         raise TopicError(
-            f"{_shown(topic)} is not a topic: {_reason(topic)} For example 'intersection.cam_ne'.", topic=topic
+            f"{_shown(topic)} is not a valid topic: {_reason(topic)} For example 'intersection.cam_ne'.", topic=topic
         )
     if len(_checked) >= _CHECKED_LIMIT:
         _checked.clear()
@@ -59,29 +59,31 @@ def _shown(topic: str) -> str:
 
 def _reason(topic: str) -> str:
     if not topic:
-        return "it is empty."
+        return "the name is empty."
     if len(topic.encode(errors="replace")) > MAX_TOPIC_BYTES:
-        return f"it has {len(topic.encode(errors='replace'))} bytes, and at most {MAX_TOPIC_BYTES} are accepted."
+        return f"the name has {len(topic.encode(errors='replace'))} bytes, and at most {MAX_TOPIC_BYTES} are accepted."
     if topic.startswith("_"):
-        return "names that begin with '_' are reserved."
+        return "names that begin with '_' are reserved for the bus."
     if "" in topic.split("."):
         return "a part between dots is empty."
     if "*" in topic or topic.endswith(">"):
-        return f"there are no wildcards, so subscribe to each topic; {_ACCEPTED}."
+        return f"wildcards are not supported, subscribe to each topic; {_ACCEPTED}."
     return f"{_ACCEPTED}."
 
 
 def check_group(group: str) -> str:
-    """Return ``group`` (a consumer group or queue group) if it can be used on every backend.
+    """Return ``group``, the name of a consumer group or queue group, if the name is valid on every backend.
 
     Raises:
-        TopicError: it cannot; group names follow the same grammar as topics.
+        TopicError: ``group`` is not valid; group names have the grammar of topics.
     """
     if not isinstance(group, str):
-        raise TopicError(f"A group name is a str, not {type(group).__name__}; for example 'detectors'.", topic=group)
+        raise TopicError(
+            f"A group name must be a str, not {type(group).__name__}; for example 'detectors'.", topic=group
+        )
     if not _GRAMMAR.fullmatch(group) or len(group) > MAX_TOPIC_BYTES:
         raise TopicError(
-            f"{group!r:.80} is not a group name: {_ACCEPTED}, at most {MAX_TOPIC_BYTES} bytes. For example 'detectors'.",
+            f"{group!r:.80} is not a valid group name: {_ACCEPTED}, at most {MAX_TOPIC_BYTES} bytes. For example 'detectors'.",
             topic=group,
         )
     return group

@@ -116,7 +116,7 @@ def test_no_key_is_no_key():
 
 @pytest.mark.parametrize("wrong", [b"\xff", "\ud800", "a\udfff"], ids=ascii)
 def test_a_key_that_is_no_text_is_refused(wrong):
-    with pytest.raises(HeaderError, match="A key is text"):
+    with pytest.raises(HeaderError, match="A key must be "):
         check_key(wrong)
 
 
@@ -132,7 +132,7 @@ def test_a_key_that_is_more_than_a_str_becomes_one(text):
 
 @pytest.mark.parametrize("wrong", [5, bytearray(b"a"), ["a"]], ids=repr)
 def test_a_key_of_another_type_is_refused(wrong):
-    with pytest.raises(HeaderError, match=f"A key is a str or UTF-8 bytes, not {type(wrong).__name__}"):
+    with pytest.raises(HeaderError, match=f"A key must be a str or UTF-8 bytes, not {type(wrong).__name__}"):
         check_key(wrong)
 
 
@@ -167,26 +167,26 @@ def test_a_value_travels_or_is_refused(value):
 @pytest.mark.parametrize("name", [chr(c) for c in range(256) if chr(c) not in TOKEN], ids=ascii)
 def test_a_name_has_token_characters_only(name):
     for wrong in (name, f"a{name}", f"{name}a", f"a{name}b"):
-        with pytest.raises(HeaderError, match="is not a header name"):
+        with pytest.raises(HeaderError, match="is not a valid header name"):
             check_headers({wrong: "value"}, LIMITS)
 
 
 @pytest.mark.parametrize("name", ["", "ａ", "é", "a\n", "traceparent\r\nEvil: 1", 5, None, b"a"], ids=ascii)
 def test_what_is_no_name(name):
-    accepted = "ASCII letters" if isinstance(name, str) else f"a str is accepted, not {type(name).__name__}"
-    with pytest.raises(HeaderError, match=f"is not a header name: {accepted}"):
+    accepted = "ASCII letters" if isinstance(name, str) else f"a name must be a str, not {type(name).__name__}"
+    with pytest.raises(HeaderError, match=f"is not a valid header name: {accepted}"):
         check_headers({name: "value"}, LIMITS)
 
 
 @pytest.mark.parametrize("value", ["a\r\nEvil: 1", "a\n", "a\x00", "\x7f", " a", "a ", "\ta", "a\u3000", "\ud800"])
 def test_a_value_that_cannot_travel_is_refused(value):
-    with pytest.raises(HeaderError, match="The value of header 'name' cannot travel"):
+    with pytest.raises(HeaderError, match="The value of header 'name' is not valid"):
         check_headers({"name": value}, LIMITS)
 
 
 @pytest.mark.parametrize("value", [5, None, b"value", ["a"]], ids=repr)
 def test_a_value_is_text(value):
-    with pytest.raises(HeaderError, match=rf"The value of header 'name' is a str, not {type(value).__name__}"):
+    with pytest.raises(HeaderError, match=rf"The value of header 'name' must be a str, not {type(value).__name__}"):
         check_headers({"name": value}, LIMITS)
 
 
@@ -200,7 +200,7 @@ def test_names_and_values_that_are_more_than_a_str_become_one(text):
 
 @pytest.mark.parametrize("wrong", [[("a", "b")], "a: b", {"a"}, 5, np.array([1, 2])], ids=repr)
 async def test_headers_are_a_mapping(wrong):
-    why = f"Headers are a mapping of str to str, not {type(wrong).__name__}"
+    why = f"Headers must be a mapping of str to str, not {type(wrong).__name__}"
     async with make_backend("memory").connect() as bus, bus.publisher("a") as publisher:
         with pytest.raises(HeaderError, match=why):
             await bus.publish("a", b"", headers=wrong)
@@ -224,7 +224,9 @@ def test_a_wrong_name_is_shown_shortened():
 def test_as_many_headers_as_the_limit_and_no_more():
     limits = Limits(max_header_count=2)
     assert len(check_headers({"a": "1", "b": "2"}, limits)) == 2
-    with pytest.raises(HeaderError, match=re.escape("3 headers are over the limit of 2 (MSIGHT_MAX_HEADER_COUNT)")):
+    with pytest.raises(
+        HeaderError, match=re.escape("Too many headers: 3; at most 2 are accepted (MSIGHT_MAX_HEADER_COUNT)")
+    ):
         check_headers({"a": "1", "b": "2", "c": "3"}, limits)
 
 

@@ -28,21 +28,20 @@ def test_the_defaults_are_those_of_the_settings():
 @pytest.mark.parametrize("bound", ["max_messages", "max_bytes"])
 @pytest.mark.parametrize("wrong", [0, -1])
 def test_a_queue_without_room_is_refused(bound, wrong):
-    with pytest.raises(ValueError, match=f"{bound} is at least 1, not {wrong}"):
+    with pytest.raises(ValueError, match=f"{bound} must be at least 1, not {wrong}"):
         QueuePolicy("block", **{bound: wrong})
 
 
 @pytest.mark.parametrize("bound", ["max_messages", "max_bytes"])
 @pytest.mark.parametrize("wrong", [1.5, "10", None, True])
 def test_a_bound_is_a_whole_number(bound, wrong):
-    what = bound.removeprefix("max_")
-    with pytest.raises(TypeError, match=rf"{bound} is a number of {what} \(int\), not {type(wrong).__name__}"):
+    with pytest.raises(TypeError, match=f"{bound} must be an int, not {type(wrong).__name__}"):
         QueuePolicy("block", **{bound: wrong})
 
 
 @pytest.mark.parametrize("wrong", ["lastest", "", None])
 def test_the_policies_are_these_four(wrong):
-    with pytest.raises(ValueError, match=f"when_full is one of 'block', 'drop_oldest', .* not {wrong!r}"):
+    with pytest.raises(ValueError, match=f"when_full must be one of 'block', 'drop_oldest', .* not {wrong!r}"):
         QueuePolicy(wrong)
 
 

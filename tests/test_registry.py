@@ -1,4 +1,4 @@
-"""Who is on the broker: by announcements alone, on every backend."""
+"""The registry of nodes, built from announcements, on every backend."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Clock:
         return self.now
 
 
-async def test_a_node_is_seen_with_what_it_does(backend, topic):
+async def test_a_node_is_listed_with_its_configuration_and_metrics(backend, topic):
     config = NodeConfig(name="counter", subscribe_topic_name=topic, heartbeat_update_interval=0.05)
     async with backend.connect() as bus, backend.connect() as observer:
         registry = await observer.nodes()
@@ -73,7 +73,7 @@ async def test_a_node_is_seen_with_what_it_does(backend, topic):
         assert registry["counter"].ended
 
 
-async def test_a_late_observer_knows_all_after_one_interval(memory):
+async def test_a_late_observer_lists_all_nodes_after_one_interval(memory):
     nodes = [
         Numbers(NodeConfig(name=f"n{i}", publish_topic_name="out", heartbeat_update_interval=0.02)) for i in range(3)
     ]
@@ -84,7 +84,7 @@ async def test_a_late_observer_knows_all_after_one_interval(memory):
         assert [node.name for node in registry] == ["n0", "n1", "n2"]
 
 
-async def test_two_workers_of_one_name_are_both_seen(memory):
+async def test_two_workers_of_one_name_are_both_listed(memory):
     workers = [Collect(NodeConfig(name="worker", subscribe_topic_name="in", group_id="workers")) for _ in range(2)]
     async with memory.connect() as bus:
         registry = await bus.nodes()
@@ -95,7 +95,7 @@ async def test_two_workers_of_one_name_are_both_seen(memory):
             assert registry["worker"] in (one, other)
 
 
-async def test_an_error_is_the_nodes_last_word(memory):
+async def test_the_last_status_of_a_failed_node_is_error(memory):
     class Broken(Collect):
         async def on_message(self, data):
             raise ZeroDivisionError
@@ -110,7 +110,7 @@ async def test_an_error_is_the_nodes_last_word(memory):
         assert registry["broken"].ended
 
 
-async def test_the_first_look_starts_listening_in_the_background(memory):
+async def test_the_first_read_subscribes_in_the_background(memory):
     async with memory.connect() as bus:
         registry = bus.nodes()
         assert list(registry) == []
@@ -122,7 +122,7 @@ async def test_the_first_look_starts_listening_in_the_background(memory):
         assert "node RUNNING" in repr(registry)
 
 
-def test_a_look_from_outside_a_loop_is_harmless(memory):
+def test_reading_without_an_event_loop_is_possible(memory):
     async def make():
         async with memory.connect() as bus:
             return bus.nodes()
@@ -133,7 +133,7 @@ def test_a_look_from_outside_a_loop_is_harmless(memory):
         registry["node"]
 
 
-async def test_silence_for_three_intervals_is_a_loss(memory):
+async def test_a_node_without_heartbeats_for_three_intervals_is_lost(memory):
     clock = Clock()
     async with memory.connect() as bus:
         registry = await Registry(bus.core, clock=clock)
@@ -150,7 +150,7 @@ async def test_silence_for_three_intervals_is_a_loss(memory):
         await registry.close()
 
 
-async def test_garbage_is_ignored_and_counted(memory):
+async def test_invalid_announcements_are_ignored_and_counted(memory):
     deep = b'{"name":' + b"[" * 5000
     right = json.loads(announcement(info()))
     garbage = [
@@ -177,7 +177,7 @@ async def test_garbage_is_ignored_and_counted(memory):
         assert len(registry) == 1
 
 
-async def test_fields_of_a_newer_version_are_left_out(memory):
+async def test_fields_of_a_newer_version_are_ignored(memory):
     async with memory.connect() as bus:
         registry = await bus.nodes()
         newer = {**json.loads(announcement(info())), "mood": {"class": "os.system"}}
@@ -186,14 +186,14 @@ async def test_fields_of_a_newer_version_are_left_out(memory):
 
 
 @given(st.binary(max_size=200))
-def test_no_payload_breaks_it(payload):
+def test_no_payload_breaks_the_registry(payload):
     registry = Registry(None)
     registry._observe(Message(NODES_TOPIC, payload))
     registry._observe(Message(NODES_TOPIC, announcement(info())[: len(payload)] + payload))
     assert registry.ignored >= 1
 
 
-def test_it_is_bounded_and_the_longest_silent_goes_first():
+def test_the_registry_is_bounded_and_evicts_the_longest_silent_node_first():
     clock = Clock()
     registry = Registry(None, clock=clock)
     registry._observe(Message(NODES_TOPIC, announcement(info("lasting"))))
@@ -206,7 +206,7 @@ def test_it_is_bounded_and_the_longest_silent_goes_first():
     assert ("node", "0") not in registry._heard
 
 
-def test_the_next_run_on_a_host_takes_the_place_of_a_lost_one_and_of_no_other():
+def test_the_next_run_on_a_host_replaces_a_lost_run_only():
     clock = Clock()
     registry = Registry(None, clock=clock)
 
@@ -232,7 +232,7 @@ def test_the_next_run_on_a_host_takes_the_place_of_a_lost_one_and_of_no_other():
     }
 
 
-def test_heartbeats_are_by_the_observers_clock_and_the_latest_instance_is_the_node():
+def test_heartbeats_are_by_the_observers_clock_and_the_latest_instance_is_returned():
     registry = Registry(None, clock=Clock())
     for instance, received_at in (("1", 5.0), ("2", 6.0), ("1", 7.0)):
         made = info(instance=instance, last_heartbeat=1e12)
@@ -240,7 +240,7 @@ def test_heartbeats_are_by_the_observers_clock_and_the_latest_instance_is_the_no
     assert (registry["node"].instance, registry["node"].last_heartbeat) == ("1", 7.0)
 
 
-async def test_the_end(memory):
+async def test_a_closed_registry_keeps_its_nodes_and_raises_closed_error(memory):
     async with memory.connect() as bus:
         registry = await bus.nodes()
         await announce(bus, info())
@@ -257,13 +257,13 @@ async def test_the_end(memory):
         await Registry(bus.core)
 
 
-async def test_a_drain_ends_it(memory):
+async def test_a_drain_closes_the_registry(memory):
     async with memory.connect() as bus:
         await bus.nodes()
         await bus.drain(DEADLINE)
 
 
-async def test_a_refusal_is_raised_to_whoever_awaits_and_logged_else(memory, monkeypatch, caplog):
+async def test_a_refusal_is_raised_by_await_and_otherwise_logged(memory, monkeypatch, caplog):
     async with memory.connect() as bus:
 
         async def refuse(selection, inbox):
@@ -295,8 +295,8 @@ run_nodes(Sink(NodeConfig(name="killed", subscribe_topic_name=sys.argv[1], heart
 
 
 @pytest.mark.parametrize("kind", ["redis", "nats"])
-async def test_a_killed_node_is_lost_as_soon_as_the_broker_knows(request, kind, topic):
-    """After one missed interval, not three; its neighbour of the same name on the same machine stays."""
+async def test_a_killed_node_is_lost_once_the_broker_reports_no_subscription(request, kind, topic):
+    """After one missed interval, not three; another node of the same name on the same machine stays RUNNING."""
     backend = request.getfixturevalue(kind)
 
     async def started():
@@ -345,7 +345,7 @@ async def test_the_broker_is_asked_for_a_subscription(backend, topic):
         assert await bus.core.has_subscribers(topic) is False
 
 
-async def test_a_node_that_the_broker_says_is_gone_is_lost_and_a_heartbeat_brings_it_back(msight_simulation):
+async def test_a_node_without_a_subscription_is_lost_until_its_next_heartbeat(msight_simulation):
     async with msight_simulation.connect() as bus:
         registry = await bus.nodes()
         await announce(bus, info(present=True))
@@ -392,7 +392,7 @@ async def test_a_node_that_cannot_be_asked_for_is_lost_after_three_intervals(msi
         assert registry["node"].status == "LOST"
 
 
-async def test_a_node_that_is_there_and_silent_is_lost_after_three_intervals(msight_simulation):
+async def test_a_silent_node_with_a_subscription_is_lost_after_three_intervals(msight_simulation):
     async with msight_simulation.connect() as bus, bus.core.subscribe((f"{ALIVE_TOPIC}1",)):
         registry = await bus.nodes()
         await announce(bus, info(present=True))
@@ -403,7 +403,7 @@ async def test_a_node_that_is_there_and_silent_is_lost_after_three_intervals(msi
         assert registry["node"].status == "LOST"
 
 
-async def test_an_observer_that_was_away_itself_does_not_ask(msight_simulation):
+async def test_an_observer_that_was_disconnected_does_not_ask_the_broker(msight_simulation):
     async with msight_simulation.connect() as bus:
         registry = await bus.nodes()
         await announce(bus, info(present=True))
@@ -417,7 +417,7 @@ async def test_an_observer_that_was_away_itself_does_not_ask(msight_simulation):
         assert registry["node"].status == "LOST"
 
 
-async def test_a_node_that_may_not_be_asked_for_says_so_once(memory, caplog, monkeypatch):
+async def test_a_refused_liveness_subscription_is_logged_once(memory, caplog, monkeypatch):
     caplog.set_level("INFO")
     async with memory.connect() as bus:
         subscribe = bus.core.backend.subscribe

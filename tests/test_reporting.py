@@ -89,7 +89,7 @@ async def test_events_that_wait_are_bounded_and_the_rest_is_counted(monkeypatch,
     reported = events(15)
     for event in reported:
         reporter.report(event)
-    assert reporter.untold == 5
+    assert reporter.dropped == 5
     await turn()
     assert told == reported[:10]
     assert len(caplog.records) == 3  # the 1st, the 2nd and the 4th
@@ -150,7 +150,7 @@ async def test_without_a_callback_nothing_is_kept():
     reporter = Reporter(None)
     reporter.report(events(1)[0])
     reporter.flush()
-    assert reporter.untold == 0
+    assert reporter.dropped == 0
 
 
 class Watcher:

@@ -104,19 +104,19 @@ def test_two_hundred_bytes_and_no_more():
 @pytest.mark.parametrize(
     ("topic", "reason"),
     [
-        ("", "it is empty"),
+        ("", "the name is empty"),
         ("_a", "reserved"),
         ("a..b", "part between dots is empty"),
         ("a.", "part between dots is empty"),
         ("a b", "ASCII letters, digits, '_' and '-'"),
-        ("a.*", "no wildcards.*letters, digits, '_' and '-'"),
-        ("a*.b", "no wildcards"),
-        ("a.>", "no wildcards"),
+        ("a.*", "wildcards are not supported.*letters, digits, '_' and '-'"),
+        ("a*.b", "wildcards are not supported"),
+        ("a.>", "wildcards are not supported"),
         ("a" * 40 + "é", "letters, digits, '_' and '-'"),
     ],
 )
 def test_the_message_says_what_is_wrong(topic, reason):
-    with pytest.raises(TopicError, match=rf"^{re.escape(repr(topic))} is not a topic: .*{reason}"):
+    with pytest.raises(TopicError, match=rf"^{re.escape(repr(topic))} is not a valid topic: .*{reason}"):
         check_topic(topic)
 
 
@@ -138,7 +138,7 @@ def test_only_text_is_a_topic(wrong):
     with pytest.raises(TopicError, match=f"not {type(wrong).__name__}") as caught:
         check_topic(wrong)
     assert caught.value.topic is wrong
-    with pytest.raises(TopicError, match=f"A group name is a str, not {type(wrong).__name__}"):
+    with pytest.raises(TopicError, match=f"A group name must be a str, not {type(wrong).__name__}"):
         check_group(wrong)
 
 

@@ -21,7 +21,7 @@ def make_backend(settings: BusSettings, report: Callable[[BusEvent], None], new_
     """Make the backend that ``settings`` select; nothing is connected yet.
 
     Args:
-        settings: of the bus.
+        settings: the settings of the bus.
         report: called with each event.
         new_session: returns a random session id.
 

@@ -22,11 +22,11 @@ from msight_bus.queues import QueuePolicy
 from msight_bus.settings import BusSettings
 
 Start = Literal["latest", "earliest"] | datetime | Mapping[int, int]
-"""Where a subscription begins; a mapping gives an offset for each partition of a log."""
+"""The start of a subscription; a mapping has an offset for each partition of a log."""
 
 
 class Blocked(Enum):
-    """What `TopicPublisher.try_send` returns when the message was not accepted."""
+    """The result of `TopicPublisher.try_send` if the message was not accepted."""
 
     BLOCKED = "blocked"
 
@@ -45,7 +45,7 @@ class Selection:
         topics: the topics, in the given order.
         group_id: consumer group or queue group; ``None``: the subscriber receives every message.
         queue: policy for a consumer that is slower than the stream.
-        start: where the subscription begins.
+        start: the start of the subscription.
     """
 
     topics: tuple[str, ...]
@@ -187,7 +187,7 @@ class Backend(Protocol):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the backend can do; final once `open` has returned."""
+        """The capabilities of the backend; final once `open` has returned."""
 
     async def open(self) -> None:
         """Connect: one attempt, within ``connect_timeout``.
@@ -222,7 +222,7 @@ class Backend(Protocol):
         """
 
     def abort_at(self, when: float | None) -> None:
-        """Stop waiting for the broker at ``when``, in seconds of the event loop's clock; ``None`` revokes that.
+        """Stop waiting for the broker at ``when``, in seconds of the event loop's clock; ``None`` revokes an earlier call.
 
         At that time, everything that is not confirmed fails with `ConnectionLostError`, and the backend does not reconnect.
         """
@@ -233,15 +233,15 @@ class Backend(Protocol):
 
 @runtime_checkable
 class PresenceBackend(Protocol):
-    """A backend whose broker can be asked whether anybody subscribes to a topic."""
+    """A backend whose broker can be asked whether a topic has subscribers."""
 
     async def has_subscribers(self, topic: str) -> bool | None:
-        """Return whether a topic has a subscriber, ``None`` if that is not known. Raises nothing."""
+        """Return whether a topic has a subscriber; ``None`` if unknown. Raises nothing."""
 
 
 @runtime_checkable
 class DeadLetterBackend(Protocol):
-    """A backend that can publish a received record unchanged: keys and headers that are not text, repeated headers, no value."""
+    """A backend that publishes a received record unchanged, with binary keys and headers, repeated headers, or no value."""
 
     async def dead_letter(self, message: Message, topic: str, why: Mapping[str, str]) -> bool:
         """Publish a message of this backend on a dead-letter topic, with the additional headers ``why``.
@@ -257,7 +257,7 @@ class DeadLetterBackend(Protocol):
 
 
 class Opener(Protocol):
-    """Makes a backend; nothing is connected yet. See `msight_bus.backends.make_backend`."""
+    """A function that makes a backend without connecting it, as `msight_bus.backends.make_backend`."""
 
     def __call__(
         self, settings: BusSettings, report: Callable[[BusEvent], None], new_session: Callable[[], int]

@@ -1,4 +1,4 @@
-"""Check the version of a client library, and that it has the private attributes that the bus uses."""
+"""Check the version of a client library, and the presence of the private attributes that the bus uses."""
 
 from __future__ import annotations
 
@@ -39,12 +39,18 @@ class ClientLibrary:
         """
         missing = [_describe(owner, name) for owner, names in required for name in names if not hasattr(owner, name)]
         if missing:
-            raise self.lacks(f"it has no {', '.join(missing)}")
+            raise self.lacks(f"{', '.join(missing)} missing")
         version = self._version()
         tested = _numbers(self.oldest) <= _numbers(version) <= _numbers(self.newest)
         if not tested and (self.name, version) not in _reported:
             _reported.add((self.name, version))
-            logger.warning("%s %s is not a tested version: %s to %s.", self.name, version, self.oldest, self.newest)
+            logger.warning(
+                "Untested version of %s: %s; tested versions: %s to %s.",
+                self.name,
+                version,
+                self.oldest,
+                self.newest,
+            )
 
     def lacks(self, problem: str) -> BusError:
         """Return the error for an installed version that cannot be used because of ``problem``."""

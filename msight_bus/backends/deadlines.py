@@ -28,13 +28,16 @@ class _Slices:
 
 @asynccontextmanager
 async def loop_timeout(seconds: float) -> AsyncIterator[None]:
-    """`asyncio.timeout`, for a loop that a program's code may hold.
+    """`asyncio.timeout` that does not count time in which code blocks the event loop.
 
-    While the loop is held, an answer that has come waits in the socket. So the deadline passes in slices, and a slice during
-    which the loop was held counts as one, however long that took.
+    While the event loop is blocked, a received answer stays in the socket. Therefore the deadline is divided into slices, and a
+    slice in which the event loop was blocked counts as one slice, whatever its duration.
+
+    Args:
+        seconds: time in which the event loop runs.
 
     Raises:
-        TimeoutError: the loop has run for ``seconds`` in this context.
+        TimeoutError: the event loop has run for ``seconds`` in this context.
     """
     async with asyncio.timeout(None) as timeout:
         slices = _Slices(seconds, timeout)

@@ -23,7 +23,7 @@ T = TypeVar("T")
 _MAX_ADDRESSES = 8
 """Maximum number of addresses tried for one name; more would leave too little time for each."""
 
-_MAX_TOLD = 5
+_MAX_LISTED = 5
 """Maximum number of failures listed in one error."""
 
 
@@ -98,7 +98,7 @@ async def connect_first(
 
 
 def in_turn(candidates: Sequence[T], within: float) -> Iterator[tuple[T, float]]:
-    """Yield each candidate with its share of the time, in seconds: what is left of ``within``, divided by the candidates left.
+    """Yield each candidate with its share of the time, in seconds: the rest of ``within`` divided by the candidates left.
 
     A candidate that hangs uses only its share; the unused time of one that fails early goes to the others.
     """
@@ -144,7 +144,7 @@ def is_unreachable(error: BaseException) -> bool:
 
 
 def raise_warning(error: BaseException, broker: str) -> None:
-    """Report a warning that the program's warning filters turned into an error; no server caused it.
+    """Raise a warning that the program's warning filters turned into an error as such: no server caused it.
 
     Raises:
         BusError: a `Warning` is among the causes of ``error``.
@@ -172,7 +172,9 @@ def _decide(failures: Sequence[Failure]) -> BusError:
     others = [failure.brief for failure in failures if failure is not decisive]
     if not others:
         return decisive.error
-    told = "; ".join(others[:_MAX_TOLD]) + (f"; and {len(others) - _MAX_TOLD} more" if len(others) > _MAX_TOLD else "")
-    error = type(decisive.error)(f"{decisive.error} Also tried: {told}.")
+    listed = "; ".join(others[:_MAX_LISTED]) + (
+        f"; and {len(others) - _MAX_LISTED} more" if len(others) > _MAX_LISTED else ""
+    )
+    error = type(decisive.error)(f"{decisive.error} Also tried: {listed}.")
     error.__cause__ = decisive.error.__cause__
     return error

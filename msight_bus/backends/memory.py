@@ -1,4 +1,4 @@
-"""The in-process backend, for unit tests and single-process pipelines: same contract, no server.
+"""The in-process backend, for unit tests and single-process pipelines, without a server.
 
 All buses on one event loop share an `Exchange`, which has the role of the server. Messages that a bus publishes in one event loop
 iteration are delivered at its end, in one list for each topic and subscription. The members of a group take turns.
@@ -30,15 +30,15 @@ Sent = tuple[bytes, Mapping[str, str], str | None, int, int, float]
 """A message in transit: payload, headers, key, session, sequence, publish time in POSIX seconds."""
 
 _BURST = 1000
-"""Messages after which a publisher has to yield to the event loop."""
+"""Number of messages after which a publisher has to yield to the event loop."""
 
 _BACKLOG_MESSAGES = 100_000
 _BACKLOG_BYTES = 64 * 1024 * 1024
-"""Limits for what a connection that does not read has pending; beyond them it is closed, as Redis and NATS do."""
+"""Maximum pending messages and bytes of a connection that does not read; the exchange then closes it, as Redis and NATS do."""
 
 
 class Filter(Protocol):
-    """Injects faults between the exchange and its subscriptions (msight_bus.testing)."""
+    """A source of faults between the exchange and its subscriptions (msight_bus.testing)."""
 
     def pass_on(self, delivery: Delivery, messages: list[Sent]) -> None:
         """Call ``delivery.arrive``, now or later, with the messages that arrive."""
@@ -184,7 +184,7 @@ class MemoryConnection(Connection):
         """Write one message.
 
         Raises:
-            MessageTooLargeError: payload and headers are over ``MSIGHT_MAX_MESSAGE_BYTES``.
+            MessageTooLargeError: payload and headers exceed ``MSIGHT_MAX_MESSAGE_BYTES``.
         """
         size = len(payload)
         if headers:
@@ -217,7 +217,7 @@ class MemoryConnection(Connection):
         return request
 
     def ping(self) -> Request:
-        """Round trip after everything written before."""
+        """Send a PING, which is answered after everything written before was processed."""
         return self._command(lambda: None)
 
     def subscribe(self, route: Route) -> Request:
@@ -363,7 +363,7 @@ class MemoryConnection(Connection):
         self.loop.call_soon(self._end, error)
 
     async def close(self, within: float) -> None:
-        """Send what was written, and close within ``within`` seconds."""
+        """Send the written messages, and close within ``within`` seconds."""
         self._send()
         self.fail(ClosedError("The connection was closed."))
         await asyncio.wait((self.gone,), timeout=within)
@@ -378,7 +378,7 @@ def now() -> float:
 
 
 class MemoryConnector:
-    """Opens connections to the exchange of this event loop, or to a given one (pubsub.reconnecting.Connector)."""
+    """The connector to the exchange of this event loop, or to a given one (pubsub.reconnecting.Connector)."""
 
     where = "the memory broker"
     shares_connection = True

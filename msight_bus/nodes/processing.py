@@ -27,7 +27,7 @@ from msight_bus.nodes.publishing import (
     Output,
     Result,
 )
-from msight_bus.subscription import SharedSubscription, Subscription, Terms
+from msight_bus.subscription import SharedSubscription, Subscription, SubscriptionOptions
 from msight_bus.tasks import error_of_code
 
 Handler = Callable[[Any], Awaitable[Result]]
@@ -86,7 +86,7 @@ async def _consume(run: NodeRun, handler: Handler) -> None:
             (config.subscribe_topic_name,),
             group_id=group,
             queue=config.queue,
-            terms=Terms("manual", config.deadline, config.lifespan),
+            options=SubscriptionOptions("manual", config.deadline, config.lifespan),
             report=run.report,
             on_drop=run.dropped,
         )

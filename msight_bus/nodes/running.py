@@ -14,9 +14,9 @@ from msight_bus.events import BusEvent
 from msight_bus.nodes.node import Node
 from msight_bus.nodes.source import SourceNode
 from msight_bus.off_loop import left_running
-from msight_bus.runtime import UNWIND_WITHIN, nothing_keeps_the_loop, run, running_loop
+from msight_bus.runtime import UNWIND_WITHIN, bounded_shutdown, run, running_loop
 from msight_bus.settings import BusSettings
-from msight_bus.signals import StopSignals, mark_logged, tell_once
+from msight_bus.signals import StopSignals, mark_logged, print_logged_briefly
 
 logger = logging.getLogger("msight_bus.nodes")
 
@@ -71,7 +71,7 @@ def run_nodes(
     except Exception as error:
         if isinstance(error, BusError):
             mark_logged(error)  # its message is enough, without a traceback
-        tell_once(error)
+        print_logged_briefly(error)
         raise
 
 
@@ -85,7 +85,7 @@ async def _main(
     def runs_code(task: asyncio.Task[Any]) -> bool:
         return any(node._node_run is not None and task in node._node_run.tasks for node in nodes)
 
-    async with nothing_keeps_the_loop(), connect(settings, on_event=on_event) as bus:
+    async with bounded_shutdown(), connect(settings, on_event=on_event) as bus:
         with signals.handled(runs_code) as stop:
             await _run_until(bus, nodes, stop, end_with_sources, bus.core.backend.abort_at)
 

@@ -18,6 +18,6 @@ Decoding. Each connection has one `Decoder`, made by ``redis.decoder(max_message
 announces a message over the limit. `Decoder.take` then still returns the items before; the caller has to close the connection.
 
 Encoding. One function for each command, in the same module as the decoder (``redis.publish``, ``nats.subscribe``, ...).
-Publishing needs a `TopicCounter` for each topic. A connection takes what it needs of a module as one `Codec` (``redis.CODEC``,
+Publishing needs a `TopicCounter` for each topic. A connection uses a module through one `Codec` (``redis.CODEC``,
 ``redis.RAW_CODEC``, ``nats.CODEC``).
 """

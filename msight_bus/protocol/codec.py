@@ -1,4 +1,4 @@
-"""`Codec`: what a connection needs of a protocol to publish and to receive. Pure."""
+"""`Codec`: the functions of a protocol with which a connection publishes and receives. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ write one after another, and the bytes that the broker's limit applies to. Raise
 the sequence advances."""
 
 Decoded = tuple[Meta | None, str | None, Mapping[str, str], bytes]
-"""Of an `Undecoded` message: its `Meta` (``None`` for another publisher's message), key, headers and payload."""
+"""A decoded `Undecoded` message: its `Meta` (``None`` for a foreign message), key, headers and payload."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,13 @@ from msight_bus.errors import ConnectionLostError, quoted
 from msight_bus.protocol.runs import Address, Frame, HeadCache, Meta
 
 Undecoded = tuple[bytes, bytes]
-"""Any other message: its undecoded metadata (see ``read_foreign`` of the protocol), and its payload."""
+"""A message that is not a `Frame`: its undecoded metadata (see ``decode_metadata`` of the protocol) and its payload."""
 
 Segment = tuple[Address, list[Frame] | None, list[Undecoded]]
 """Consecutive messages of one address, all of one kind: a list of `Frame`, or ``None`` and a list of `Undecoded`."""
 
 LIMIT = 4096
-"""Frames and replies that one call of `Decoder.feed` takes by default."""
+"""Default maximum number of frames and replies that one call of `Decoder.feed` decodes."""
 
 NO_UNDECODED: list[Undecoded] = []
 """The third item of a segment of frames."""
@@ -55,8 +55,8 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         kind: NATS: ``PING``, ``PONG``, ``OK``, ``INFO``, ``error``. Redis: ``integer``, ``status``, ``PONG``, ``error``,
             ``bulk``, ``array``, ``subscribe``, ``unsubscribe``, ``psubscribe``, ``punsubscribe``.
-        data: the text of an error or status, the JSON of ``INFO``, the channel of a confirmation, what a bulk
-            string holds; otherwise empty.
+        data: the text of an error or status, the JSON of ``INFO``, the channel of a confirmation, the content
+            of a bulk string; otherwise empty.
         count: number of consecutive replies that this one represents; over 1 only for ``integer``.
         elements: of an ``array``: bytes, int, None or a list.
     """
@@ -140,7 +140,7 @@ class DecodeBuffer:
         self._parts.append(data[start:] if len(data) - start < _COPY_BELOW else memoryview(data)[start:])
 
     def fill(self, data: bytes) -> tuple[Address, Meta | None, bytes, bytes] | None:
-        """Continue the begun payload.
+        """Continue an incomplete payload.
 
         Returns:
             Address, metadata, header block and payload if the message is complete, else None. The message ends at the offset that
@@ -164,7 +164,7 @@ class DecodeBuffer:
 
 
 class Grammar(Protocol):
-    """Parses the frames of one protocol."""
+    """The parser of the frames of one protocol."""
 
     def read(self, data: bytes, position: int, limit: int, heads: HeadCache | None) -> tuple[int, int]:
         """Parse at most ``limit`` frames and replies from ``position`` on, and add them to the `DecodeBuffer`.
@@ -190,7 +190,7 @@ class Grammar(Protocol):
 class Decoder:
     """Messages and replies of one connection.
 
-    Memory is bounded by one message, one control line and what `feed` has taken since the last `take`.
+    Memory is bounded by one message, one control line and the items that `feed` has decoded since the last `take`.
 
     Attributes:
         taken: frames and replies decoded since the last `take`.
@@ -245,7 +245,7 @@ class Decoder:
             Whether the limit was reached with bytes left over: call again with ``b""``.
 
         Raises:
-            ProtocolError: the peer does not speak the protocol; `FrameTooLargeError` if a message is over the limit.
+            ProtocolError: the peer does not speak the protocol; `FrameTooLargeError` if a message exceeds the limit.
         """
         position = 0
         if self._rest:
@@ -269,7 +269,7 @@ class Decoder:
         self.taken += limit - left
         if position == len(data):
             return False
-        if left <= 0:  # a payload that ends here is taken even where the limit is 0
+        if left <= 0:  # a payload that ends here is decoded even if the limit is 0
             self._rest, self._position = data, position
             return True
         self._chunks.append(data[position:])

@@ -6,8 +6,8 @@ time in nanoseconds since 1970, 16 digits each. Redis has no headers, so the env
     0xC1 'M' 'B' version:u8  extension:u32  session:u64  sequence:u64  published_at:u64     (big-endian)
 
 followed by ``extension`` bytes of MessagePack: ``[key or nil, {header: value}]``, absent when there is neither. 0xC1 is the one
-byte that MessagePack never uses (its specification calls it "never used"), so no MSight payload begins with it. A payload without
-a valid prefix is a raw payload. Sequences begin at 1: a header or prefix with sequence 0 is not valid.
+byte that MessagePack never uses ("never used" in its specification), so no MSight payload begins with 0xC1. A payload without a
+valid prefix is a raw payload. Sequences begin at 1: a header or prefix with sequence 0 is not valid.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ unpack_meta = struct.Struct(">QQQ").unpack
 """Session, sequence, publish time in nanoseconds, from 24 bytes."""
 
 pack_meta = struct.Struct(">QQQ").pack
-"""The 24 bytes; `binascii.hexlify` makes the native header's value of them."""
+"""Encode session, sequence and publish time as 24 bytes; `binascii.hexlify` of them is the native header's value."""
 
 iter_meta = struct.Struct(">QQQ").iter_unpack
-"""The same of each 24 bytes."""
+"""Session, sequence, publish time in nanoseconds, of each 24 bytes."""
 
 HEADER_DIGITS = 48
 """Length of the native header's value."""
@@ -39,7 +39,7 @@ pack_prefix = _PREFIX.pack
 """Magic, extension length, session, sequence, publish time in nanoseconds: as bytes."""
 
 MAX_EXTENSION_BYTES = 1024 * 1024
-"""Of key and headers behind the prefix: decoded, small headers take fifty times as much."""
+"""Maximum bytes of key and headers after the prefix; decoded, small headers take up to fifty times as much memory."""
 
 MAGIC = b"\xc1MB\x01"
 _FIRST = 0xC1
@@ -86,7 +86,7 @@ def unpack_header(value: bytes | str) -> tuple[int, int, int] | None:
 
 
 def parse_header(value: bytes | str) -> Meta | None:
-    """As `unpack_header`, with the publish time in seconds."""
+    """Decode the native header's value as `unpack_header` does, with the publish time in POSIX seconds."""
     meta = unpack_header(value)
     return None if meta is None else (meta[0], meta[1], meta[2] * 1e-9)
 
@@ -113,12 +113,12 @@ def unpack_extension(data: bytes) -> tuple[str | None, Mapping[str, str]]:
     """Decode key and headers.
 
     Raises:
-        ValueError: the bytes are not an extension.
+        ValueError: ``data`` is not an extension, or exceeds `MAX_EXTENSION_BYTES`.
     """
     if len(data) > MAX_EXTENSION_BYTES:
-        raise ValueError("not an extension of a size that is read")
+        raise ValueError(f"extension exceeds {MAX_EXTENSION_BYTES} bytes")
     try:
         key, headers = _decode_extension(data)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise ValueError("not an extension") from error
+        raise ValueError("invalid extension") from error
     return key, headers

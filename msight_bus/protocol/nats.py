@@ -18,7 +18,7 @@ from msight_bus.protocol import envelope
 from msight_bus.protocol.codec import Codec, Decoded
 from msight_bus.protocol.decoder import NO_UNDECODED, DecodeBuffer, Decoder, FrameTooLargeError, ProtocolError, Reply
 from msight_bus.protocol.envelope import TopicCounter
-from msight_bus.protocol.runs import NOT_OURS, Address, Frame, HeadCache, Meta, Run, leading
+from msight_bus.protocol.runs import FOREIGN, Address, Frame, HeadCache, Meta, Run, leading
 
 OVERHEAD = 64 * 1024
 """Bytes that a received message may have in addition to ``max_message_bytes``."""
@@ -32,9 +32,9 @@ META_BYTES = _START_BYTES + envelope.HEADER_DIGITS
 """Bytes of the header block up to the end of the metadata."""
 
 _BLOCK_END = b"\r\n\r\n"
-_OURS_BYTES = META_BYTES + len(_BLOCK_END)
+_BLOCK_BYTES = META_BYTES + len(_BLOCK_END)
 _META = struct.Struct(">QQQ")
-_pack_place = struct.Struct(">QQ").pack
+_pack_sequence_and_time = struct.Struct(">QQ").pack
 
 # -- sending
 
@@ -61,7 +61,7 @@ def publish(  # noqa: PLR0917 - once a message, and keywords cost time
     """Encode an HPUB of the topic's next message (`codec.Publish`).
 
     Raises:
-        MessageTooLargeError: headers and payload are over ``max_payload``; the server would close the connection.
+        MessageTooLargeError: headers and payload exceed ``max_payload``; the server would close the connection.
     """
     extension = pack_extension(key, headers) if headers or key is not None else NO_EXTENSION
     block_bytes = META_BYTES + len(extension)
@@ -78,7 +78,7 @@ def publish(  # noqa: PLR0917 - once a message, and keywords cost time
         )
         counter.head_for = sizes
     counter.sequence = sequence = counter.sequence + 1
-    digits = hexlify(_pack_place(sequence, now))  # twice as fast as "%016x%016x"
+    digits = hexlify(_pack_sequence_and_time(sequence, now))  # twice as fast as "%016x%016x"
     return (counter.head, digits, extension, payload, b"\r\n"), size
 
 
@@ -125,7 +125,7 @@ _SIZES = {b"%d" % size: size for size in range(4096)}
 _LINE_AND_END = MAX_CONTROL_LINE + 2
 _HEADS = 4096
 _LONGEST_HEAD = 512
-"""Maximum number of remembered heads, and bytes of one. A head is a MSG or HMSG line without its last word, the total bytes."""
+"""Maximum number of cached heads, and of bytes of a head: a MSG or HMSG line without the last word, the total bytes."""
 
 _KINDS = {b"PING": Reply("PING"), b"PONG": Reply("PONG"), b"+OK": Reply("OK")}
 
@@ -175,7 +175,7 @@ def parse_info(reply: Reply) -> dict[str, Any]:
 
 
 def _make_run(address: Address, head: bytes, payload_bytes: int) -> Run:
-    """Frames of one head. Behind it come the digits of the metadata, the end of the block and the payload."""
+    """Make the `Run` of a head, after which the metadata, the end of the header block and the payload follow."""
     block_end_at = len(head) + envelope.HEADER_DIGITS
     layout = struct.Struct(f">{len(head)}s48s4x{payload_bytes}s2x")
     size = layout.size
@@ -185,12 +185,12 @@ def _make_run(address: Address, head: bytes, payload_bytes: int) -> Run:
 
     def frame(data: bytes, position: int) -> Frame:
         if not data.startswith(_BLOCK_END, position + block_end_at):
-            return NOT_OURS
+            return FOREIGN
         _, digits, payload = unpack(data, position)
         try:
             session, sequence, published = unpack_meta(unhexlify(digits))
         except ValueError:  # not an envelope of the bus
-            return NOT_OURS
+            return FOREIGN
         return head, session, sequence, published, payload
 
     def unpack_run(data: bytes, start: int, stop: int) -> list[Frame]:
@@ -214,7 +214,7 @@ def _make_run(address: Address, head: bytes, payload_bytes: int) -> Run:
 
 
 class _Grammar:
-    """Parses MSG, HMSG and control lines."""
+    """The parser of MSG, HMSG and control lines."""
 
     __slots__ = ("_buffer", "_heads", "_limit")
 
@@ -235,7 +235,7 @@ class _Grammar:
             if eol < 0:
                 if end - position >= _LINE_AND_END:
                     raise ProtocolError(
-                        f"A control line exceeds {MAX_CONTROL_LINE} bytes; the peer does not speak NATS."
+                        f"Control line from NATS exceeds {MAX_CONTROL_LINE} bytes; the peer does not speak NATS."
                     )
                 break
             start = eol + 2
@@ -263,12 +263,14 @@ class _Grammar:
             body = start + block_bytes
             after = start + total + 2
             if body > after - 2:
-                raise ProtocolError("Invalid HMSG from NATS: the header is longer than the message.")
+                raise ProtocolError(
+                    f"Invalid HMSG from NATS: a header of {block_bytes} bytes in a message of {total} bytes."
+                )
             if body > end:
                 buffer.needed = body - position
                 break
             meta = None
-            if block_bytes == _OURS_BYTES and startswith(_START, start) and startswith(_BLOCK_END, body - 4):
+            if block_bytes == _BLOCK_BYTES and startswith(_START, start) and startswith(_BLOCK_END, body - 4):
                 meta = envelope.unpack_header(data[start + _START_BYTES : body - 4])
             if meta is None:
                 block = data[start:body] if block_bytes else b""
@@ -282,7 +284,7 @@ class _Grammar:
                             opened.pop(address, None)
                         items.append((address, None, found))
                     found.append((block, data[body : after - 2]))
-                    if total == before and not block_bytes:  # a foreign stream of equal sizes repeats the line
+                    if total == before and not block_bytes:  # foreign messages of equal size repeat the line
                         line, size = data[position:start], after - position
                         while startswith(line, after) and after + size <= end and taken + 1 < limit:
                             found.append((b"", data[after + len(line) : after + size - 2]))
@@ -316,7 +318,7 @@ class _Grammar:
         kind, *words = line.split()
         sizes = 2 if kind == b"HMSG" else 1
         if kind not in (b"MSG", b"HMSG") or not 2 <= len(words) - sizes <= 3:
-            raise ProtocolError("Invalid MSG or HMSG line from NATS.")
+            raise ProtocolError("Invalid MSG or HMSG line from NATS: subject, subscription id and sizes are expected.")
         address, block_bytes = words[0] + b" " + words[1], _parse_size(words[-2]) if sizes == 2 else 0
         head = line.rpartition(b" ")[0]
         if len(words) - sizes == 2 and len(head) <= _LONGEST_HEAD:
@@ -335,7 +337,7 @@ _H, _M = b"HM"
 
 def _parse_size(digits: bytes) -> int:
     if not digits.isdigit() or len(digits) >= 20:
-        raise ProtocolError("Invalid message size from NATS.")
+        raise ProtocolError("Invalid message size from NATS: a number of at most 19 digits is expected.")
     return int(digits)
 
 
@@ -347,4 +349,4 @@ def _reply(line: bytes) -> Reply:
         return Reply("INFO", line[5:])
     if line.startswith(b"-ERR"):
         return Reply("error", line[4:].strip().strip(b"'"))
-    raise ProtocolError("The peer does not speak NATS.")
+    raise ProtocolError("Unknown control line from NATS; the peer does not speak NATS.")

@@ -35,6 +35,8 @@ MAX_DEPTH = 4
 MAX_NAME = 64 * 1024
 """Maximum bytes of a channel or pattern."""
 
+_INVALID_LENGTH = "Invalid length from Redis: a number of at most 10 digits is expected."
+
 # -- sending
 
 PING: Final = b"*1\r\n$4\r\nPING\r\n"
@@ -50,7 +52,7 @@ def publish(  # noqa: PLR0917 - once a message, and keywords cost time
 
     Raises:
         MessageTooLargeError: Redis would close the connections of the subscribers that receive the message.
-        HeaderError: key and headers are over `envelope.MAX_EXTENSION_BYTES`.
+        HeaderError: key and headers exceed `envelope.MAX_EXTENSION_BYTES`.
     """
     if headers or key is not None:
         return _publish_extended(counter, payload, envelope.pack_extension(key, headers), now, limit)
@@ -68,7 +70,7 @@ def _publish_extended(
 ) -> tuple[tuple[bytes, ...], int]:
     if len(extension) > envelope.MAX_EXTENSION_BYTES:
         raise HeaderError(
-            f"Key and headers take {len(extension)} bytes together; on Redis at most {envelope.MAX_EXTENSION_BYTES} travel."
+            f"Key and headers take {len(extension)} bytes together; at most {envelope.MAX_EXTENSION_BYTES} are accepted on Redis."
         )
     size = PREFIX_BYTES + len(extension) + len(payload)
     if size > limit:
@@ -90,7 +92,7 @@ def publish_raw(  # noqa: PLR0917 - once a message, and keywords cost time
     """
     if headers or key is not None:
         raise HeaderError(
-            "MSIGHT_WIRE=raw carries the payload only: publish without headers and key, or unset MSIGHT_WIRE."
+            "Headers and keys cannot be sent with MSIGHT_WIRE=raw: publish without them, or unset MSIGHT_WIRE."
         )
     size = len(payload)
     if size > limit:
@@ -139,7 +141,7 @@ _INTEGERS = re.compile(rb"(?::-?\d{1,19}+\r\n){1,4096}+")
 _INTEGER_BYTES = 23
 """Bytes of the longest integer reply."""
 
-_OURS = MAGIC + bytes(4)
+_PREFIX_START = MAGIC + bytes(4)
 """The beginning of a prefix without an extension; the metadata follows."""
 
 _unpack_meta = struct.Struct(">QQQ").unpack_from
@@ -187,11 +189,11 @@ def decode_metadata(metadata: bytes, payload: bytes) -> Decoded:
 
 CODEC: Final = Codec(publish, decoder, decode_metadata)
 RAW_CODEC: Final = Codec(publish_raw, decoder, decode_metadata)
-"""For payloads that are published without the envelope; either kind is received."""
+"""Publishes payloads without the envelope; receives messages with and without."""
 
 
 def _make_run(address: Address, head: bytes, payload_bytes: int) -> Run:
-    """Frames of one head; the row that `struct` unpacks is a `Frame`."""
+    """Make the `Run` of a head; the tuple that `struct` unpacks is a `Frame`."""
     layout = struct.Struct(f">{len(head)}sQQQ{payload_bytes}s2x")
     unpack_all: Any = layout.iter_unpack
     unpack: Any = layout.unpack_from
@@ -205,7 +207,7 @@ def _make_run(address: Address, head: bytes, payload_bytes: int) -> Run:
 
 
 class _Grammar:
-    """Parses RESP2."""
+    """The parser of RESP2."""
 
     __slots__ = ("_buffer", "_limit")
 
@@ -223,16 +225,16 @@ class _Grammar:
         while taken < limit and position < end:
             usual = match(data, position)
             if usual is not None and _SIZES.get((parts := usual.groups())[0]) == len(parts[1]):
-                _, address, digits, ours = parts
+                _, address, digits, has_prefix = parts
                 if (size := _SIZES.get(digits, -1)) < 0:
                     size = int(digits)
-                body = usual.end() - 8 if ours else usual.end()
+                body = usual.end() - 8 if has_prefix else usual.end()
             elif startswith((_MESSAGE, _PMESSAGE), position):
                 found = self._read_head(data, position)
                 if found is None:
                     break
                 address, body, size = found
-                ours = startswith(_OURS, body)
+                has_prefix = startswith(_PREFIX_START, body)
             else:
                 after, count = self._read_reply(data, position, limit - taken)
                 if not count:
@@ -250,7 +252,7 @@ class _Grammar:
             after = body + size + 2
             if after > end and body + min(size, PREFIX_BYTES) > end:
                 break
-            if ours and size >= PREFIX_BYTES and (meta := _unpack_meta(data, body + 8))[1]:
+            if has_prefix and size >= PREFIX_BYTES and (meta := _unpack_meta(data, body + 8))[1]:
                 if heads is not None:
                     heads.learn(address, data[position : body + 8], size - PREFIX_BYTES)
                 if after > end:
@@ -331,7 +333,9 @@ class _Grammar:
                 _PONG if text == b"PONG" and kind == _STRING else Reply("error" if kind == _ERROR else "status", text)
             )
         else:
-            raise ProtocolError("The peer does not speak RESP2.")
+            raise ProtocolError(
+                "Invalid reply type from Redis: one of + - : $ * is expected; the peer does not speak RESP2."
+            )
         if not after:
             return position, 0
         self._buffer.add_reply(reply)
@@ -341,7 +345,9 @@ class _Grammar:
         found = _INTEGERS.match(data, position)
         if found is None:
             if (after := _line_end(data, position)) or len(data) - position > _INTEGER_BYTES:
-                raise ProtocolError("Invalid integer reply from Redis.")
+                raise ProtocolError(
+                    "Invalid integer reply from Redis: ':' and a number of at most 64 bits are expected."
+                )
             return position, 0
         after = found.end()
         count = data.count(b"\n", position, after)
@@ -371,8 +377,8 @@ def _read_value(data: bytes, position: int, room: list[int], depth: int = 0) -> 
     Args:
         data: a chunk.
         position: where the value begins.
-        room: one number, the elements that the reply may still have.
-        depth: of the arrays around the value.
+        room: list of one number, the elements that the reply may still have.
+        depth: number of arrays around the value.
 
     Returns:
         The end position (0: incomplete), and the value.
@@ -386,7 +392,9 @@ def _read_value(data: bytes, position: int, room: list[int], depth: int = 0) -> 
     if kind == _INTEGER and len(text) <= 20 and text.removeprefix(b"-").isdigit():
         return after, int(text)
     if kind not in (_ARRAY, _BULK):
-        raise ProtocolError("Invalid reply from Redis.")
+        raise ProtocolError(
+            "Invalid element in an array reply from Redis: an integer, string, error or array is expected."
+        )
     if text == b"-1":
         return after, None
     size = _number(text)
@@ -400,7 +408,7 @@ def _read_value(data: bytes, position: int, room: list[int], depth: int = 0) -> 
     room[0] -= size
     if room[0] < 0 or depth == MAX_DEPTH:
         raise ProtocolError(
-            f"A reply has more than {MAX_ELEMENTS} elements, or arrays nested more than {MAX_DEPTH} deep."
+            f"Reply from Redis too large: at most {MAX_ELEMENTS} elements and {MAX_DEPTH} nested arrays are accepted."
         )
     values: list[object] = []
     for _ in range(size):
@@ -418,7 +426,7 @@ def _line_end(data: bytes, position: int) -> int:
         return eol + 2
     length = len(data) - position
     if length > MAX_LINE and not (length == MAX_LINE + 1 and data[-1] == _CR):
-        raise ProtocolError(f"A line exceeds {MAX_LINE} bytes; the peer does not speak RESP2.")
+        raise ProtocolError(f"Line from Redis exceeds {MAX_LINE} bytes; the peer does not speak RESP2.")
     return 0
 
 
@@ -427,16 +435,16 @@ def _read_length(data: bytes, position: int) -> tuple[int, int] | None:
     if position >= len(data):
         return None
     if data[position] != _BULK:
-        raise ProtocolError("Invalid message from Redis: a length is expected.")
+        raise ProtocolError("Invalid message from Redis: '$' and a length are expected.")
     eol = data.find(b"\r\n", position, position + 13)
     if eol < 0:
-        if len(data) - position >= 13:  # ten digits are the most
-            raise ProtocolError("Invalid length from Redis.")
+        if len(data) - position >= 13:  # at most ten digits
+            raise ProtocolError(_INVALID_LENGTH)
         return None
     return _number(data[position + 1 : eol]), eol + 2
 
 
 def _number(digits: bytes) -> int:
     if not digits.isdigit() or len(digits) > 10:
-        raise ProtocolError("Invalid length from Redis.")
+        raise ProtocolError(_INVALID_LENGTH)
     return int(digits)

@@ -1,12 +1,11 @@
 """Recognise repeated frame heads, and decode runs of frames with the same head in C-level loops. Pure.
 
-The head of a frame (channel or subject, and the lengths) is often a repeated one: a stream of messages of equal size repeats the
-head in each frame. `HeadCache` remembers heads, so that a frame with a known head is unpacked without reading its numbers, and
-`take_run` unpacks consecutive frames with the same head in one call. The head of each frame is compared; nothing is assumed from
-the frame before.
+The head of a frame (channel or subject, and the lengths) is often repeated: messages of equal size on one topic have the same
+head. `HeadCache` remembers heads, so that a frame with a known head is unpacked without parsing its numbers, and
+`take_run` unpacks consecutive frames with the same head in one call. The head of each frame is compared.
 
-Where sizes vary on many topics, hardly any head is repeated. Then the cache costs more than it saves, and is bypassed for some
-tens of thousands of frames.
+Where sizes vary on many topics, few heads are repeated. Then the cache costs more than it saves, and is bypassed for some tens
+of thousands of frames.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ Meta = tuple[int, int, int]
 Frame = tuple[bytes, int, int, int, bytes]
 """A message of the bus without key and headers: its head (or ``b""``), its `Meta`, its payload. The sequence is never 0."""
 
-NOT_OURS: Frame = b"", 0, 0, 0, b""
-"""The result for a frame that only looks like one of the bus."""
+FOREIGN: Frame = b"", 0, 0, 0, b""
+"""The result for a frame that has the layout of the bus but is foreign."""
 
 Address = bytes | tuple[bytes, bytes]
 """Redis: the channel; (pattern, channel) of a message that matched a pattern. NATS: ``<subject> <subscription id>``."""
@@ -135,8 +134,8 @@ def leading(frames: list[Frame], head: bytes, lowest: bytes) -> list[Frame]:
 
     Args:
         frames: of one size, not empty.
-        head: the head that all should have.
-        lowest: the lowest byte of each sequence. Few are 0, and only those sequences are looked at.
+        head: the expected head of all frames.
+        lowest: the lowest byte of each sequence; only sequences whose lowest byte is 0 are examined.
     """
     if [frame[0] for frame in frames].count(head) < len(frames):
         frames = list(takewhile(lambda frame: frame[0] == head, frames))

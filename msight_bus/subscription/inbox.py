@@ -17,7 +17,7 @@ logger = logging.getLogger("msight_bus")
 
 
 class Deadline:
-    """Reports a `DeadlineMissed` when no message arrives for some seconds, once until the next message. Uses one timer.
+    """A timer that reports `DeadlineMissed` when no message arrives for some seconds, once until the next message.
 
     Time in which the queue is full, so that the stream is paused, does not count.
 
@@ -57,9 +57,9 @@ class Deadline:
             self._timer = None
 
     def _watch_for(self, seconds: float) -> None:
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._check)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self._timer = None
         now = asyncio.get_running_loop().time()
         if self._queue.full:  # the consumer pauses the stream: the publishers are not silent
@@ -137,11 +137,11 @@ class TopicStream:
 
 
 class Inbox:
-    """Receives the messages of one subscription from its backend (backends.base.Inbox).
+    """The receiving side of one subscription (backends.base.Inbox).
 
     Attributes:
         queue: messages that wait for the consumer.
-        in_hand: messages of a log that were returned to the consumer and are not marked as done.
+        unacknowledged: messages of a log that were returned to the consumer and are not marked as done.
         deadline: the subscription's deadline, ``None`` without one.
     """
 
@@ -158,7 +158,7 @@ class Inbox:
     ) -> None:
         """
         Args:
-            selection: what is subscribed to, and the queue policy.
+            selection: the topics and the queue policy.
             counts: whether the sequences of publishers are tracked.
             deadline: seconds, or ``None``.
             clock: returns POSIX seconds.
@@ -167,7 +167,7 @@ class Inbox:
             on_room: called when that queue has room again.
         """
         self.queue = MessageQueue(selection.queue, on_full=on_full, on_room=on_room)
-        self.in_hand: list[Message] = []
+        self.unacknowledged: list[Message] = []
         self.deadline = None if deadline is None else Deadline(selection.name, deadline, self.queue, report)
         self._counts = counts
         self._clock = clock
@@ -200,16 +200,16 @@ class Inbox:
     def discard(self, unwanted: Callable[[Message], bool], cause: str) -> None:
         """Remove queued messages that are delivered to another member; ``cause`` is counted in ``dropped``."""
         self.queue.discard(unwanted, cause)
-        self.in_hand = [message for message in self.in_hand if not unwanted(message)]
+        self.unacknowledged = [message for message in self.unacknowledged if not unwanted(message)]
 
     def put_back(self, message: Message) -> None:
         """Queue a message again, in front of all others."""
-        self.in_hand = [held for held in self.in_hand if held is not message]
+        self.unacknowledged = [held for held in self.unacknowledged if held is not message]
         self.queue.put_back(message)
 
     def drop(self, message: Message, cause: str) -> None:
         """Count a message that was returned to the consumer as dropped, and mark it as done."""
-        self.in_hand = [held for held in self.in_hand if held is not message]
+        self.unacknowledged = [held for held in self.unacknowledged if held is not message]
         self.queue.drop((message,), cause)
 
     def skip(self, count: int) -> None:

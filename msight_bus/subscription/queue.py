@@ -49,8 +49,8 @@ class MessageQueue:
         "_on_room",
         "_over",
         "_policy",
+        "_raised",
         "_shedding",
-        "_told",
         "_waiter",
         "_wanted",
         "dropped",
@@ -85,7 +85,7 @@ class MessageQueue:
         self._over = False
         self._error: BusError | None = None
         self._closed = False
-        self._told = False  # the error was raised once
+        self._raised = False  # the error was raised once
         self._waiter: asyncio.Future[None] | None = None
         self._wanted = 1
 
@@ -93,7 +93,7 @@ class MessageQueue:
 
     @property
     def room(self) -> int:
-        """Number of messages that still fit; a stream that can choose how much to read requests at most this many."""
+        """Number of messages that still fit; a backend that fetches requests at most this number."""
         if self.size >= self._max_bytes and self.messages:
             return 0
         return max(0, self._max_messages - len(self.messages))
@@ -118,7 +118,7 @@ class MessageQueue:
             waiter.set_result(None)
 
     def _put_at_bound(self, batch: list[Message]) -> None:
-        """As `put`, where the queue is near a bound, full or over."""
+        """As `put`, if the queue is near a bound, full, or has ended."""
         self.received += len(batch)
         if self._closed or self.ended:
             self.drop(batch, "closed", done=False)
@@ -262,7 +262,7 @@ class MessageQueue:
         return batch
 
     async def wait(self) -> bool:
-        """Wait until a message is queued or the queue is over.
+        """Wait until a message is queued or the queue has ended.
 
         Nothing is removed from the queue, so a cancellation loses no message.
 
@@ -279,17 +279,17 @@ class MessageQueue:
         if self.messages:
             return True
         if self._error is not None or self._closed:
-            if self._told:
+            if self._raised:
                 await asyncio.sleep(0)  # a consumer that retries in a loop must not block the event loop
-            self._told = True
+            self._raised = True
         if self._closed:
-            raise ClosedError("The subscription is closed.")
+            raise ClosedError("The subscription is closed; call bus.subscribe() again.")
         if self._error is not None:
             raise fresh(self._error)
         return False
 
     async def wait_for_more(self, wanted: int, within: float) -> None:
-        """Wait until ``wanted`` messages are queued, the queue is at its bound or over, or ``within`` seconds have passed.
+        """Wait until ``wanted`` messages are queued, the queue is at its bound or has ended, or ``within`` seconds have passed.
 
         Raises:
             BusyError: another task is waiting.

@@ -53,8 +53,8 @@ class Finding(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         missing: number of messages; ``None`` if unknown.
-        cause: ``"lost"``; ``"implausible"``: a jump that no publisher can have made; ``"evicted"``: a session was forgotten, so
-            that later losses of that session are unknown.
+        cause: ``"lost"``; ``"implausible"``: a jump that no publisher can have made; ``"evicted"``: a session was evicted, and
+            its later losses are unknown.
     """
 
     missing: int | None
@@ -103,7 +103,7 @@ class _Position:
         return index if index >= 0 and sequence < self.holes[index].end else None
 
     def distance(self, sequence: int) -> tuple[int, int]:
-        """Return the distance of ``sequence`` from this position, comparable: a message continues the nearest position."""
+        """Return the distance of ``sequence`` from this position, as a tuple to compare; the nearest position is continued."""
         step = sequence - self.highest
         if 0 <= step <= 1:
             return 0, 0
@@ -142,7 +142,7 @@ class _Session:
 
 
 class SequenceTracker:
-    """Tracks the sequences of every publisher of one topic.
+    """The sequences of every publisher of one topic.
 
     Attributes:
         gaps: number of findings; a late message does not lower this number.
@@ -196,7 +196,7 @@ class SequenceTracker:
         self.evicted = 0
 
     def observe(self, batch: list[Message]) -> list[Finding]:
-        """Account for a list of at least one message, and return what is missing.
+        """Account for a list of at least one message, and return the findings.
 
         Messages without a session, and messages with sequence 0, which is never valid, are ignored.
         """
@@ -240,7 +240,7 @@ class SequenceTracker:
             if sequence == position.highest + 1 and not session.beside:
                 position.highest = sequence
             else:
-                self._place(session, sequence, now, found)
+                self._account(session, sequence, now, found)
             session.heard = now
         return found
 
@@ -250,7 +250,7 @@ class SequenceTracker:
         The announcement of an unknown session is ignored: the session was silent since the subscription began.
 
         Returns:
-            What is missing, or ``None``.
+            The finding; ``None`` if no message is missing.
         """
         session = self._sessions.get(session_id)
         if session is None or highest < 1:
@@ -278,8 +278,8 @@ class SequenceTracker:
         first = [session for _, session in zip(range(_LOOKED_AT), self._sessions.values(), strict=False)]
         return max((now - session.heard for session in first if not session.announced), default=0.0)
 
-    def _place(self, session: _Session, sequence: int, now: float, found: list[Finding]) -> None:
-        """Account for a message that is not the next one of its session's only position."""
+    def _account(self, session: _Session, sequence: int, now: float, found: list[Finding]) -> None:
+        """Account for a message, except for the next one of a session with a single position."""
         position = session.position_of(sequence, now)
         if position is None:
             self._follow(session, _Position(sequence, sequence, continued=False))
@@ -301,7 +301,7 @@ class SequenceTracker:
 
     def _begin(self, session_id: int, sequence: int, now: float, found: list[Finding]) -> _Session:
         """Track a new session; messages before the first one received are not missing."""
-        hides_loss = self.evicted > 0 and sequence > 1  # can be an evicted session that continues
+        hides_loss = self.evicted > 0 and sequence > 1  # may be an evicted session that continues
         if len(self._sessions) >= self._max_sessions:
             _, oldest = self._sessions.popitem(last=False)
             self.evicted += 1

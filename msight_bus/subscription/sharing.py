@@ -1,4 +1,4 @@
-"""Several tasks that take messages from one subscription."""
+"""`SharedSubscription`: several tasks take messages from one subscription."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from msight_bus.subscription.subscription import Subscription
 
 
 class SharedSubscription:
-    """Lets tasks wait for the messages of one subscription: one at the queue, the others behind it.
+    """A subscription shared by several tasks: one idle task waits at the queue, the others in a list.
 
-    A task takes with `Subscription.take` and, if `idle` is not empty, calls `wake_one` for what is left; without a message it
-    awaits `next`.
+    A task takes a message with `Subscription.take` and, if `idle` is not empty, calls `wake_one`, because more messages may be
+    queued. Without a message, the task awaits `next`.
 
     Attributes:
-        idle: the tasks that wait behind the one at the queue.
+        idle: the tasks that wait while another one waits at the queue.
     """
 
     def __init__(self, subscription: Subscription) -> None:
@@ -30,7 +30,7 @@ class SharedSubscription:
         """Wait for a message; ``None`` at the end.
 
         Raises:
-            BusError: as `Subscription`.
+            BusError: as `Subscription.__anext__`.
         """
         while not self._ended:
             if not self._fetching:
@@ -54,7 +54,7 @@ class SharedSubscription:
             await waiter
         finally:
             self._waking = False
-            if waiter.cancelled():  # woken or not, the next one has to look
+            if waiter.cancelled():  # woken or not, another task has to check the queue
                 self.wake_one()
         message = self._subscription.take()
         if message is not None:
@@ -62,7 +62,7 @@ class SharedSubscription:
         return message
 
     def wake_one(self) -> None:
-        """Wake the next task; one at a time, because it may find nothing left."""
+        """Wake one idle task, which wakes the next one if messages are left."""
         while self.idle and not self._waking:
             waiter = self.idle.popleft()
             if not waiter.done():

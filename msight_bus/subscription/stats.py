@@ -23,7 +23,7 @@ class SubscriptionStats:
         queued_peak: the maximum of ``queued`` so far.
         lag: records of a log between the last one returned to the consumer and the end of the log, queued ones included;
             ``None`` without a log, or while the end is not known.
-        deadlines_missed: how often no message arrived for the subscription's deadline.
+        deadlines_missed: number of `DeadlineMissed` events.
     """
 
     received: int

@@ -28,7 +28,7 @@ TOO_OLD = "too old"
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class SubscriptionOptions:
     """The options of a subscription that its backend does not need.
 
     Attributes:
@@ -70,7 +70,7 @@ class Subscription:
         self,
         backend: Backend,
         selection: Selection,
-        terms: Terms,
+        options: SubscriptionOptions,
         *,
         limits: Limits,
         clock: Callable[[], float],
@@ -86,8 +86,8 @@ class Subscription:
         self.consumer: asyncio.Task[object] | None = None
         self._backend = backend
         self._selection = selection
-        self._auto = terms.ack == "auto"
-        self._lifespan = terms.lifespan
+        self._auto = options.ack == "auto"
+        self._lifespan = options.lifespan
         self._limits = limits
         self._clock = clock
         self._check = check
@@ -99,7 +99,7 @@ class Subscription:
         self._inbox = Inbox(
             selection,
             counts=not self._keeps and not shares,
-            deadline=terms.deadline,
+            deadline=options.deadline,
             clock=clock,
             report=report,
             on_full=self._pause,
@@ -113,7 +113,7 @@ class Subscription:
             self._inbox.stream(topic)
         self._at_broker: Consumer | None = None
         self._entered = False
-        self._turned_at = 0.0  # a moment since which the event loop may not have turned; of logs only
+        self._turned_at = 0.0  # time of the last yield to the event loop; used with a log only
         self._finished = asyncio.Event()
 
     async def __aenter__(self) -> Self:
@@ -151,7 +151,7 @@ class Subscription:
         await self.close()
 
     async def close(self) -> None:
-        """Unsubscribe, commit what is done, and drop queued messages.
+        """Unsubscribe, commit the acknowledged messages, and drop queued messages.
 
         Raises:
             BusError: called from another thread, event loop or process, where the subscription cannot be closed.
@@ -172,8 +172,8 @@ class Subscription:
     def __aiter__(self) -> AsyncIterator[Message]:
         self._check_loop()
         self.consumer = asyncio.current_task()
-        in_hand, self._inbox.in_hand = self._inbox.in_hand, []
-        for message in reversed(in_hand):
+        unacknowledged, self._inbox.unacknowledged = self._inbox.unacknowledged, []
+        for message in reversed(unacknowledged):
             if not message._settled:
                 message.redeliveries += 1
                 self._queue.put_back(message)
@@ -181,10 +181,10 @@ class Subscription:
 
     async def __anext__(self) -> Message:
         inbox = self._inbox
-        if inbox.in_hand:
-            self._settle_in_hand()
+        if inbox.unacknowledged:
+            self._settle_returned()
         if self._keeps and monotonic() - self._turned_at > LONG_TURN:
-            await self._give_turn()
+            await self._yield_to_loop()
         messages = self._messages
         queue = self._queue
         while True:
@@ -201,7 +201,7 @@ class Subscription:
                 break
         message._limits = self._limits
         if self._auto and message._settlement is not None:
-            inbox.in_hand = [message]
+            inbox.unacknowledged = [message]
         return message
 
     def take(self) -> Message | None:
@@ -229,7 +229,7 @@ class Subscription:
             ValueError: ``max_messages`` is below 1.
         """
         if max_messages < 1:
-            raise ValueError(f"max_messages is at least 1, not {max_messages}.")
+            raise ValueError(f"max_messages must be at least 1, not {max_messages}.")
         return Batches(self, max_messages, within)
 
     async def next_batch(self, max_messages: int, within: float) -> list[Message]:
@@ -239,10 +239,10 @@ class Subscription:
             StopAsyncIteration: the subscription has ended.
             BusError: as `MessageQueue.wait`.
         """
-        if self._inbox.in_hand:
-            self._settle_in_hand()
+        if self._inbox.unacknowledged:
+            self._settle_returned()
         if self._keeps and monotonic() - self._turned_at > LONG_TURN:
-            await self._give_turn()
+            await self._yield_to_loop()
         queue = self._queue
         while True:
             if not self._messages:
@@ -259,13 +259,13 @@ class Subscription:
         for message in batch:
             message._limits = self._limits
         if self._auto and batch[0]._settlement is not None:
-            self._inbox.in_hand = batch
+            self._inbox.unacknowledged = batch
         return batch
 
-    async def _give_turn(self) -> None:
-        """Let the rest of the process run. While messages are queued, requesting the next one does not wait, so a consumer that
-        computes and never waits would hold up heartbeats and commits."""
-        before, self._turned_at = self._turned_at, monotonic()  # also if this turn is cancelled
+    async def _yield_to_loop(self) -> None:
+        """Yield to the event loop. While messages are queued, requesting the next one does not wait, so that a consumer that only
+        computes would delay heartbeats and commits."""
+        before, self._turned_at = self._turned_at, monotonic()  # set also if the sleep is cancelled
         if self._messages:
             await run_until_idle(self._turned_at - before)
             self._turned_at = monotonic()
@@ -279,7 +279,9 @@ class Subscription:
             self._check_loop()
             self.consumer = asyncio.current_task()
         if not self._entered:
-            raise ClosedError("Enter the subscription first: async with bus.subscribe(...) as messages.")
+            raise ClosedError(
+                "The subscription was not entered; use it inside `async with bus.subscribe(...) as messages:`."
+            )
 
     def _check_loop(self) -> None:
         """Check the event loop. A closed bus raises later, once the queued messages are delivered."""
@@ -291,9 +293,9 @@ class Subscription:
         self._finished.set()
         raise StopAsyncIteration
 
-    def _settle_in_hand(self) -> None:
-        in_hand, self._inbox.in_hand = self._inbox.in_hand, []
-        for message in in_hand:
+    def _settle_returned(self) -> None:
+        unacknowledged, self._inbox.unacknowledged = self._inbox.unacknowledged, []
+        for message in unacknowledged:
             if message._settlement is not None and not message._settled:
                 message._settlement.settle(message)
 
@@ -345,7 +347,7 @@ class Subscription:
                 await self._at_broker.stop()
         finally:
             self._queue.end()
-        if not self._messages and not self._inbox.in_hand and not self._being_consumed:
+        if not self._messages and not self._inbox.unacknowledged and not self._being_consumed:
             self._finished.set()
 
     async def finished(self) -> None:
@@ -353,14 +355,14 @@ class Subscription:
         await self._finished.wait()
 
     async def commit(self) -> None:
-        """Commit what is done."""
+        """Commit the acknowledged messages."""
         if self._at_broker is not None:
             await self._at_broker.commit()
 
     @property
     def left(self) -> int:
         """Messages queued, or returned to the consumer and not done."""
-        return len(self._messages) + len(self._inbox.in_hand)
+        return len(self._messages) + len(self._inbox.unacknowledged)
 
     @property
     def _being_consumed(self) -> bool:
@@ -376,7 +378,7 @@ class Subscription:
 
 
 class Batches:
-    """Async iterator of lists of messages: what `Subscription.batches` returns."""
+    """The async iterator of lists of messages that `Subscription.batches` returns."""
 
     def __init__(self, subscription: Subscription, max_messages: int, within: float) -> None:
         self._subscription = subscription

@@ -1,4 +1,4 @@
-"""Several servers: a refusal counts when each one that can be reached has refused (D3). On scripted peers."""
+"""Several servers: a refusal is final when every server that can be reached has refused. On scripted peers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def connect(backend, **more):
 
 
 @live
-async def test_one_that_refuses_is_passed_over_where_another_takes_the_connection(kind):
+async def test_a_server_that_refuses_is_skipped_if_another_accepts(kind):
     async with servers(kind, saying(kind, lambda: REFUSES[kind]), Peer(kind)) as (backend, ways):
         async with asyncio.timeout(20):
             while not (ways[0].connections and ways[1].connections):  # the first one is chosen at random
@@ -51,7 +51,7 @@ async def test_one_that_refuses_is_passed_over_where_another_takes_the_connectio
 
 
 @live
-async def test_when_all_refuse_that_is_raised_once_each_was_asked(kind):
+async def test_a_refusal_by_every_server_is_raised_after_all_were_tried(kind):
     peers = [saying(kind, lambda: REFUSES[kind]) for _ in range(3)]
     async with servers(kind, *peers) as (backend, ways):
         with pytest.raises(AuthenticationError, match="refused the credentials") as caught:
@@ -61,7 +61,7 @@ async def test_when_all_refuse_that_is_raised_once_each_was_asked(kind):
 
 
 @live
-async def test_one_that_cannot_be_reached_has_no_say(kind):
+async def test_a_server_that_cannot_be_reached_does_not_count(kind):
     async with servers(kind, saying(kind, lambda: REFUSES[kind])) as (_, ways):
         async with fake(hang) as gone:
             pass
@@ -70,14 +70,14 @@ async def test_one_that_cannot_be_reached_has_no_say(kind):
 
 
 @live
-async def test_one_that_hangs_has_no_say_at_the_deadline(kind):
+async def test_a_server_that_hangs_until_the_deadline_does_not_count(kind):
     async with servers(kind, saying(kind, lambda: REFUSES[kind]), hang) as (backend, _):
         with pytest.raises(AuthenticationError):
             await connect(backend, MSIGHT_CONNECT_TIMEOUT="0.5")
 
 
 @live
-async def test_one_that_cannot_say_yet_is_waited_for(kind):
+async def test_a_server_with_a_temporary_error_is_waited_for(kind):
     peers = saying(kind, lambda: REFUSES[kind]), saying(kind, lambda: WAITS[kind])
     async with servers(kind, *peers) as (backend, _):
         with pytest.raises(ConnectionLostError, match="(?i)loading|timeout") as caught:
@@ -86,8 +86,8 @@ async def test_one_that_cannot_say_yet_is_waited_for(kind):
 
 
 @live
-async def test_on_reconnecting_a_passing_error_is_tried_again(kind):
-    """As of NATS after a restart with many clients: CONNECT was not taken in time."""
+async def test_a_temporary_error_on_reconnecting_is_retried(kind):
+    """For example an authentication timeout of NATS after a restart with many clients."""
     told: list[bytes | None] = []
     events: list = []
     async with servers(kind, saying(kind, lambda: told.pop() if told else None)) as (backend, ways):
@@ -100,7 +100,7 @@ async def test_on_reconnecting_a_passing_error_is_tried_again(kind):
 
 
 @live
-async def test_on_reconnecting_one_that_was_not_reloaded_yet_does_not_end_the_bus(kind):
+async def test_a_server_that_has_not_reloaded_its_users_does_not_end_the_bus(kind):
     refusing = False
     events: list = []
     peers = [saying(kind, lambda: REFUSES[kind] if refusing else None), Peer(kind)]

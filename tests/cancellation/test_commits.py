@@ -1,4 +1,4 @@
-"""A consumer of a log, cancelled at each suspension: nothing is committed that was not processed, and nothing is skipped."""
+"""A consumer of a log is cancelled at each suspension: only processed messages are committed, and none is skipped."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def observer(kafka, topic):
 
 @pytest.mark.parametrize("when", ["suspended", "woken"])
 @pytest.mark.parametrize("ack", ["auto", "manual"])
-async def test_nothing_is_committed_that_was_not_processed(kafka, topic, when, ack):
+async def test_only_processed_messages_are_committed(kafka, topic, when, ack):
     processed = set()
     async with kafka.connect(**SETTINGS) as bus:
 

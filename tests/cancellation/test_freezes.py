@@ -76,7 +76,7 @@ async def test_a_freeze_at_each_suspension(frozen, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", EVERY)
-async def test_a_drain_waits_for_no_other_deadline_of_a_frozen_broker(kind):
+async def test_a_drain_of_a_frozen_broker_ends_at_the_deadline_of_the_drain(kind):
     long = {f"MSIGHT_{name}_TIMEOUT": "600" for name in ("CONNECT", "PUBLISH", "PONG")}
     with own_broker(kind) as (broker, backend):
         async with backend.connect(**long, MSIGHT_PING_INTERVAL="600") as bus, bus.subscribe("t") as messages:

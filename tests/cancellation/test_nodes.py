@@ -1,4 +1,4 @@
-"""Nodes, cancelled at each suspension of what runs them: the bus goes on working, and nothing is left behind."""
+"""Nodes are cancelled at each suspension: the bus keeps working, and no task is left behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every public coroutine, cancelled at each of its suspensions, on a bus that has to go on working."""
+"""Every public coroutine is cancelled at each of its suspensions: the bus keeps working."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ async def test_subscribing_and_leaving(backend, topic, when, queue):
 
 @pytest.mark.parametrize("kind", ["redis", "nats"])
 @pytest.mark.parametrize("when", ["suspended", "woken"])
-async def test_a_cancelled_subscribe_does_not_cost_the_announcements_of_losses(kind, topic, when):
+async def test_a_cancelled_subscribe_leaves_tail_loss_detection_on(kind, topic, when):
     backend = make_backend(kind)
     for attempt in sweep(when):
         async with backend.connect() as bus:

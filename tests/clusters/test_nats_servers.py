@@ -1,4 +1,4 @@
-"""What a NATS server tells of itself and of others: further servers of its cluster, and that it is about to leave."""
+"""The servers that a NATS server announces, and its announcement of a shutdown (lame duck mode)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def servers(*ports):
 
 
 @pytest.mark.parametrize("when", ["at once", "later"])
-async def test_an_announced_server_is_tried_when_the_configured_one_is_gone(when):
+async def test_an_announced_server_is_tried_if_the_configured_one_is_down(when):
     events: list = []
     other = Peer("nats")
     async with fake(other) as there, AsyncExitStack() as first:
@@ -68,8 +68,8 @@ async def test_configured_servers_come_before_announced_ones():
 @pytest.mark.parametrize(
     "nonsense", [["", "a", ":1", "127.0.0.1:0", "127.0.0.1:99999", "\x1b[2J:1", 5, None], {"a": 1}]
 )
-async def test_nonsense_among_announced_servers_is_passed_over(nonsense):
-    """The last one of the list is real."""
+async def test_invalid_announced_servers_are_ignored(nonsense):
+    """The last announced server exists."""
     events: list = []
     async with fake(Peer("nats")) as there, AsyncExitStack() as first:
         said = [*nonsense, *urls(there.port)] if isinstance(nonsense, list) else nonsense
@@ -84,7 +84,7 @@ async def test_nonsense_among_announced_servers_is_passed_over(nonsense):
 
 
 @pytest.mark.faults
-async def test_with_one_seed_that_dies_the_bus_goes_on_in_the_cluster():
+async def test_the_bus_stays_in_the_cluster_if_the_only_configured_server_is_killed():
     events: list = []
     with nats_cluster() as cluster:
         seed, *others = cluster.nodes
@@ -143,7 +143,7 @@ async def two_servers():
                 yield old, new, messages, bus, events
 
 
-async def test_a_server_that_leaves_is_left_when_the_next_one_has_confirmed():
+async def test_a_server_in_lame_duck_mode_is_left_once_another_server_has_confirmed():
     async with two_servers() as (old, new, messages, bus, _):
         old.leaves = True
         await until(lambda: f"left {old.name}" in old.order, within=4)
@@ -153,7 +153,7 @@ async def test_a_server_that_leaves_is_left_when_the_next_one_has_confirmed():
         await until(lambda: any(command.payload == b"x" for command in new.peer.told("HPUB")))
 
 
-async def test_what_is_published_while_moving_is_confirmed():
+async def test_messages_published_during_a_hand_over_are_confirmed():
     async with two_servers() as (old, new, _messages, bus, _):
         async with bus.publisher("a") as publisher:
             await publisher.send(b"before")
@@ -167,7 +167,7 @@ async def test_what_is_published_while_moving_is_confirmed():
         assert sent.count(b"before") == sent.count(b"after") == 1
 
 
-async def test_a_server_that_leaves_and_has_no_successor_is_used_to_its_end():
+async def test_a_server_in_lame_duck_mode_is_used_to_its_end_without_another_server():
     order: list[str] = []
     only = Leaving("only", order)
     events: list = []
@@ -181,7 +181,7 @@ async def test_a_server_that_leaves_and_has_no_successor_is_used_to_its_end():
 
 @pytest.mark.faults
 @pytest.mark.timeout(120)
-async def test_a_planned_restart_of_a_server_costs_no_message():
+async def test_a_planned_restart_of_a_server_loses_no_message():
     received: list[int] = []
     sent = 0
     over = False

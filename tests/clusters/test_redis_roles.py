@@ -1,4 +1,4 @@
-"""A Redis that no longer reaches the others is left, or said: a replica, a node outside of its cluster, a cluster that failed."""
+"""The bus does not use a Redis server that does not reach the others: a replica, a node outside its cluster, a failed cluster."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ async def test_a_replica_is_refused_by_its_role_and_its_master(master, replica):
 
 
 @pytest.mark.faults
-async def test_a_master_that_becomes_a_replica_is_left(master):
-    """Both connections: a bus that only publishes asks too."""
+async def test_the_bus_leaves_a_master_that_becomes_a_replica(master):
+    """On both connections: a bus that only publishes checks its server, too."""
     with start_broker("redis") as other, client_of(other) as client:
         backend = make_backend("redis", other)
         listening: list = []
@@ -102,8 +102,8 @@ async def test_a_master_that_becomes_a_replica_is_left(master):
 
 
 @pytest.mark.faults
-async def test_a_publisher_hears_of_a_demotion_though_nothing_is_quiet(master):
-    """A connection that is never idle is asked as well."""
+async def test_a_busy_publisher_detects_a_demotion(master):
+    """A connection that is never idle is checked, too."""
     with start_broker("redis") as other, client_of(other) as client:
         events: list = []
         async with make_backend("redis", other).connect(events=events, **QUICK) as bus:
@@ -118,7 +118,7 @@ async def test_a_publisher_hears_of_a_demotion_though_nothing_is_quiet(master):
 
 
 @pytest.mark.faults
-async def test_after_a_failover_the_bus_follows_the_name_to_the_new_master(master, replica):
+async def test_after_a_failover_the_bus_resolves_the_name_to_the_new_master(master, replica):
     events: list = []
     async with proxy(master.port) as name:
         backend = make_backend("redis", master)
@@ -136,14 +136,14 @@ async def test_after_a_failover_the_bus_follows_the_name_to_the_new_master(maste
             assert (await take(messages, 1))[0].payload == b"at the new master"
 
 
-async def test_standalone_servers_are_no_cluster(master):
+async def test_standalone_servers_are_refused_as_a_cluster(master):
     with start_broker("redis") as other:
         with pytest.raises(ConnectionLostError, match="(?i)cluster"):
             async with in_cluster(master, other).connect(**QUICK):
                 pass
 
 
-async def test_a_user_who_may_not_ask_is_connected_all_the_same():
+async def test_a_user_without_permission_for_the_health_check_is_connected():
     rights = "resetchannels &* -@all +publish +subscribe +unsubscribe +ping +select"
     with start_broker("redis", [f"user alice on >secret {rights}"]) as broker:
         backend = make_backend("redis", broker)
@@ -172,7 +172,7 @@ def cluster():
         yield running
 
 
-async def test_a_standalone_server_among_the_nodes_is_passed_over(cluster, master):
+async def test_a_standalone_server_among_the_nodes_is_skipped(cluster, master):
     listening = in_cluster(master, *cluster.nodes)
     async with cluster.connect() as bus, bus.subscribe("a") as messages:
         for number in range(6):
@@ -183,8 +183,8 @@ async def test_a_standalone_server_among_the_nodes_is_passed_over(cluster, maste
 
 
 @pytest.mark.faults
-async def test_a_node_that_is_taken_out_of_the_cluster_is_left(cluster):
-    """As ``--cluster del-node`` does it."""
+async def test_the_bus_leaves_a_node_that_was_removed_from_the_cluster(cluster):
+    """With the commands of ``redis-cli --cluster del-node``."""
     events: list = []
     async with cluster.connect(events=events, **QUICK) as bus, bus.subscribe("a") as messages:
         (node,) = [node for node in cluster.nodes if serves_a_subscriber(node)]
@@ -204,7 +204,7 @@ async def test_a_node_that_is_taken_out_of_the_cluster_is_left(cluster):
 
 
 @pytest.mark.faults
-async def test_a_node_whose_cluster_has_failed_is_left_until_it_is_well(cluster):
+async def test_the_bus_leaves_a_failed_cluster_until_it_recovers(cluster):
     events: list = []
     async with cluster.connect(events=events, **QUICK) as bus, bus.subscribe("a") as messages:
         (node,) = [node for node in cluster.nodes if serves_a_subscriber(node)]
@@ -223,7 +223,7 @@ async def test_a_node_whose_cluster_has_failed_is_left_until_it_is_well(cluster)
         assert (await take(messages, 1))[0].payload == b"well again"
 
 
-async def test_a_replica_inside_of_a_cluster_is_as_good_as_its_master(cluster):
+async def test_a_replica_inside_a_cluster_is_used_like_a_master(cluster):
     first, _, last = cluster.nodes
     with client_of(first) as master, client_of(last) as replica:
         name = master.execute_command("CLUSTER", "MYID")
@@ -255,7 +255,7 @@ async def test_buses_spread_over_the_nodes(cluster):
 # -- Sentinel
 
 
-async def test_a_sentinel_is_no_server():
+async def test_a_sentinel_is_refused():
     with brokers.start("redis", arguments=["--sentinel"]) as sentinel:
         with pytest.raises(ConnectionLostError, match="Sentinel"):
             async with make_backend("redis", sentinel).connect(**QUICK):
@@ -263,7 +263,7 @@ async def test_a_sentinel_is_no_server():
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["as a cluster", "as one server"])
-async def test_subscribers_at_another_node_are_never_said_to_be_gone(named):
+async def test_subscribers_at_another_node_are_never_reported_lost(named):
     """Each node knows the number of its own subscribers only."""
     with redis_cluster() as cluster:
         env = dict(cluster.env) if named else {}

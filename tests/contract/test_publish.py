@@ -1,4 +1,4 @@
-"""Publishing: what arrives is what was published, and what cannot be sent is refused before a byte leaves."""
+"""Publishing: messages arrive as they were published, and an invalid message is refused before anything is sent."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def test_buffers_are_copied_when_published(backend, topic):
     assert [message.payload for message in received] == [b"before", b"bef"]
 
 
-async def test_data_travels_typed(backend, topic):
+async def test_data_arrives_with_its_type(backend, topic):
     async with backend.connect() as bus, bus.subscribe(topic) as messages:
         await bus.publish(topic, BytesData(sensor_name="radar_1", data=b"\x00\xff"))
         (message,) = await take(messages, 1)
@@ -122,7 +122,7 @@ async def test_a_large_frame_arrives_whole(backend, topic):
     assert [message.payload for message in received] == [frame] * 3
 
 
-async def test_too_large_is_refused_before_sending_and_the_connection_lives(backend, topic):
+async def test_a_message_that_is_too_large_is_refused_before_sending_and_the_connection_stays_open(backend, topic):
     async with backend.connect(MSIGHT_MAX_MESSAGE_BYTES="50000000") as bus, bus.subscribe(topic) as messages:
         limit = bus.capabilities.max_message_bytes
         with pytest.raises(MessageTooLargeError) as caught:
@@ -145,7 +145,7 @@ async def test_headers_count_against_the_limit(backend, topic):
 @pytest.mark.parametrize(
     "wrong", ["", "a b", "a\r\nPUB b 1", "a..b", ".a", "a.", "ä", "_msight.nodes", "x" * 201, "a*", "a.>", 7, None]
 )
-async def test_a_wrong_topic_is_refused(backend, wrong):
+async def test_an_invalid_topic_is_refused(backend, wrong):
     async with backend.connect() as bus:
         with pytest.raises(TopicError):
             await bus.publish(wrong, b"")
@@ -181,13 +181,13 @@ async def test_publishing_after_close_is_refused(backend, topic):
         bus.subscribe(topic)
 
 
-async def test_a_publisher_that_was_not_entered_says_how_to_use_it(backend, topic):
+async def test_a_publisher_that_was_not_entered_raises_with_its_usage(backend, topic):
     async with backend.connect() as bus:
         with pytest.raises(ClosedError, match=r"not entered; use it inside `async with bus\.publisher\("):
             await bus.publisher(topic).send(b"")
 
 
-async def test_what_was_published_just_before_closing_arrives(backend, topic):
+async def test_messages_published_just_before_closing_arrive(backend, topic):
     async with backend.connect() as listening, listening.subscribe(topic) as messages:
         async with backend.connect() as bus:
             for i in range(200):
@@ -196,7 +196,7 @@ async def test_what_was_published_just_before_closing_arrives(backend, topic):
     assert [int(message.payload) for message in received] == list(range(200))
 
 
-async def test_a_publisher_bounds_what_is_in_flight(backend, topic):
+async def test_a_publisher_bounds_the_messages_in_flight(backend, topic):
     async with backend.connect() as bus, bus.publisher(topic, max_in_flight=7) as publisher:
         for _ in range(300):
             await publisher.send(b"x")
@@ -206,7 +206,7 @@ async def test_a_publisher_bounds_what_is_in_flight(backend, topic):
         bus.publisher(topic, max_in_flight=0)
 
 
-async def test_tasks_that_share_a_publisher_all_get_their_turn(backend, topic):
+async def test_tasks_that_share_a_publisher_all_make_progress(backend, topic):
     async with backend.connect(MSIGHT_PUBLISH_TIMEOUT="5") as bus, bus.subscribe(topic) as messages:
         async with bus.publisher(topic, max_in_flight=1) as publisher:
             await publisher.send(b"0")
@@ -217,7 +217,7 @@ async def test_tasks_that_share_a_publisher_all_get_their_turn(backend, topic):
 
 
 async def test_messages_of_concurrent_tasks_keep_the_order_in_which_they_were_published(backend, topic):
-    """Also where some have to wait, as all do at a topic's first use on Kafka."""
+    """Also if some have to wait, as all do at the first use of a topic on Kafka."""
     payloads = [b"%d" % i + bytes(30_000) for i in range(60)]
     async with backend.connect() as bus, bus.subscribe(topic, queue=QueuePolicy.drop_oldest(200)) as messages:
         async with bus.publisher(topic, max_in_flight=7) as publisher:
@@ -235,8 +235,8 @@ async def test_messages_of_concurrent_tasks_on_a_new_topic(backend, topic):
 
 
 @pytest.mark.parametrize("way", ["publish", "publisher"])
-async def test_a_message_does_not_overtake_those_that_wait(backend, topic, way):
-    """Two publishes start in each turn of the loop: some start when those in front can continue and have not continued yet."""
+async def test_a_message_does_not_overtake_waiting_messages(backend, topic, way):
+    """Two calls of publish start in each iteration, some of them when earlier calls can continue and have not run yet."""
     payloads = [b"%d" % i + bytes(150_000) for i in range(60)]
     async with (
         backend.connect() as bus,
@@ -254,7 +254,7 @@ async def test_a_message_does_not_overtake_those_that_wait(backend, topic, way):
 
 
 @pytest.mark.parametrize("way", ["publish", "publisher"])
-async def test_a_message_that_waits_and_is_refused_leaves_its_place_to_the_next(backend, topic, way):
+async def test_a_waiting_message_that_is_refused_does_not_block_the_next(backend, topic, way):
     variables = {"MSIGHT_MAX_MESSAGE_BYTES": "500000", "MSIGHT_PUBLISH_TIMEOUT": "5"}
     large, small, too_large = bytes(400_000), b"small", bytes(600_000)
     async with (

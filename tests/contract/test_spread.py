@@ -36,7 +36,7 @@ async def publish(bus, topic, way):
 
 @pytest.mark.filterwarnings("ignore", category=CapabilityWarning)
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_group_shares_what_is_spread(backend, topic, way):
+async def test_a_group_shares_spread_messages(backend, topic, way):
     variables = {"MSIGHT_KAFKA_UNKEYED": "spread"} if way in ("variable", "bus") else {}
     async with backend.connect(**variables) as bus, AsyncExitStack() as stack:
         shares = bus.capabilities.load_balancing
@@ -80,7 +80,7 @@ async def test_spread_keeps_the_order_within_a_partition(kafka, topic):
 @pytest.mark.parametrize(
     ("variable", "spread", "partitions"), [("spread", False, 1), ("ordered", True, 4), ("", None, 1)]
 )
-async def test_a_publisher_decides_and_the_variable_where_it_does_not(kafka, topic, variable, spread, partitions):
+async def test_spread_of_a_publisher_overrides_the_variable(kafka, topic, variable, spread, partitions):
     variables = {"MSIGHT_KAFKA_UNKEYED": variable} if variable else {}
     async with kafka.connect(**variables) as bus, bus.subscribe(topic) as messages:
         async with bus.publisher(topic, spread=spread) as publisher:
@@ -90,7 +90,7 @@ async def test_a_publisher_decides_and_the_variable_where_it_does_not(kafka, top
     assert len({message.position[0] for message in received}) == partitions
 
 
-async def test_keys_keep_their_partition_when_the_rest_is_spread(kafka, topic):
+async def test_keyed_messages_keep_their_partition_with_spread(kafka, topic):
     async with kafka.connect(MSIGHT_KAFKA_UNKEYED="spread") as bus, bus.subscribe(topic) as messages:
         async with bus.publisher(topic) as publisher:
             for number in range(40):
@@ -100,7 +100,7 @@ async def test_keys_keep_their_partition_when_the_rest_is_spread(kafka, topic):
     assert len(where) == 5
 
 
-async def test_publishers_of_one_topic_may_differ(kafka, topic):
+async def test_publishers_of_one_topic_can_differ_in_spread(kafka, topic):
     async with kafka.connect() as bus, bus.subscribe(topic) as messages:
         async with bus.publisher(topic, spread=True) as spread, bus.publisher(topic, name="cam") as ordered:
             for _ in range(20):

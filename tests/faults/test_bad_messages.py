@@ -1,5 +1,4 @@
-"""Promises: a message that is too large is refused before it is sent; one that cannot be decoded is counted, and the stream
-goes on."""
+"""A message that is too large is refused before it is sent; an undecodable message is counted, and the stream continues."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ every = pytest.mark.parametrize("target", EVERY, indirect=True)
 
 
 @every
-async def test_too_large_messages_are_refused_and_the_stream_goes_on(target, book, topic):
+async def test_a_message_that_is_too_large_is_refused_and_the_stream_continues(target, book, topic):
     events = Events(book.ledgers)
     async with target.connect(events=events) as sending, target.connect(events=events) as receiving:
         async with traffic(sending, receiving, topic, book.ledgers[topic]) as flow:
@@ -36,7 +35,7 @@ async def test_too_large_messages_are_refused_and_the_stream_goes_on(target, boo
 
 
 @every
-async def test_what_cannot_be_decoded_is_counted_and_the_stream_goes_on(target, topic):
+async def test_an_undecodable_message_is_counted_and_the_stream_continues(target, topic):
     config = NodeConfig(name=topic.replace(".", "_"), subscribe_topic_name=topic, subscribe_topic_data_type=BytesData)
     async with target.connect() as bus:
         node = Collect(config)
@@ -53,7 +52,7 @@ async def test_what_cannot_be_decoded_is_counted_and_the_stream_goes_on(target, 
 
 
 @every
-async def test_a_consumer_of_its_own_hears_of_what_cannot_be_decoded(target, topic):
+async def test_a_plain_consumer_gets_a_decode_error_for_an_undecodable_message(target, topic):
     async with target.connect(MSIGHT_KAFKA_MAX_REDELIVERIES="0") as bus:
         async with bus.subscribe(topic, ack="manual") as messages:
             await bus.publish(topic, b"\xc1 no MessagePack")

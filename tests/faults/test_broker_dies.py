@@ -1,4 +1,4 @@
-"""Promise: the broker is killed and restarted. Real SIGKILLs under traffic, and a ledger of every message."""
+"""The broker is killed with SIGKILL under traffic and restarted; a ledger accounts for every message."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KILLS = [pytest.param(3, id="quick"), pytest.param(25, id="long", marks=[pytest.
 
 @pytest.mark.parametrize("kills", KILLS)
 @pytest.mark.parametrize("kind", LIVE)
-async def test_what_a_killed_broker_lost_is_announced_with_its_size(kind, kills, book):
+async def test_a_loss_by_a_killed_broker_is_reported_with_its_size(kind, kills, book):
     events = Events(book.ledgers)
     with own_broker(kind) as (broker, backend):
         async with backend.connect(events=events, **QUICKLY) as receiving, backend.connect(**QUICKLY) as sending:
@@ -37,7 +37,7 @@ async def test_what_a_killed_broker_lost_is_announced_with_its_size(kind, kills,
 
 
 @pytest.mark.parametrize("kind", LIVE)
-async def test_a_gap_is_announced_when_the_publisher_died_too(kind, book):
+async def test_a_gap_is_reported_if_the_publisher_was_killed_too(kind, book):
     events, ledger = Events(book.ledgers), book.ledgers["a"]
     with own_broker(kind) as (broker, backend):
         async with backend.connect(events=events, **QUICKLY) as bus, bus.subscribe("a") as messages:
@@ -70,7 +70,7 @@ async def test_a_gap_is_announced_when_the_publisher_died_too(kind, book):
 
 @pytest.mark.faults
 @pytest.mark.timeout(180)
-async def test_kafka_loses_nothing_acknowledged_and_repeats_only_what_was_not_committed(book):
+async def test_kafka_loses_no_acknowledged_message_and_redelivers_uncommitted_messages_only(book):
     with own_broker("kafka") as (broker, backend):
         async with (
             backend.connect(MSIGHT_PUBLISH_TIMEOUT="60") as receiving,

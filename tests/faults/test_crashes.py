@@ -1,4 +1,4 @@
-"""Promise: a subscriber's process is killed in the middle."""
+"""A subscriber's process is killed while processing a message."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def subscribing(target, topic, group="-", **variables):
 
 
 @pytest.mark.parametrize("target", LIVE, indirect=True)
-async def test_the_sequences_tell_a_restarted_subscriber_how_much_its_crash_lost(target, book, topic):
+async def test_sequences_reveal_how_many_messages_a_crashed_subscriber_lost(target, book, topic):
     ledger = book.ledgers[topic]
     async with target.connect() as bus:
         sender = Sender(bus, topic, ledger, random.Random(1))
@@ -53,7 +53,7 @@ async def test_the_sequences_tell_a_restarted_subscriber_how_much_its_crash_lost
     assert book.account().announced == 9
 
 
-async def test_kafka_delivers_again_what_a_crashed_subscriber_had_in_hand(kafka, book, topic):
+async def test_kafka_redelivers_the_unacknowledged_messages_of_a_crashed_subscriber(kafka, book, topic):
     ledger = book.ledgers[topic]
     variables = {"MSIGHT_KAFKA_SESSION_TIMEOUT": "1", "MSIGHT_KAFKA_COMMIT_INTERVAL": "0.05"}
     async with kafka.connect() as bus:

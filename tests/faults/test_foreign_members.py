@@ -1,5 +1,5 @@
-"""Promise: members of ours and of another make, confluent-kafka, share a Kafka group, and no message is lost when they join,
-leave or are killed under load, in any order."""
+"""Members of the bus and of confluent-kafka share a Kafka group: no message is lost when they join, leave or are killed
+under load, in any order."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ORDERS = [
 
 @pytest.mark.timeout(170)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-async def test_members_of_two_makes_join_and_leave_in_every_order(kafka, book, topic, protocol):
+async def test_members_of_two_clients_join_and_leave_in_every_order(kafka, book, topic, protocol):
     group = MixedGroup(kafka, topic, book.ledgers[topic], protocol)
     async with kafka.connect(**SETTINGS) as bus, bus.subscribe(topic, group_id="g"):
         pass  # the group has its beginning from now on
@@ -37,10 +37,8 @@ async def test_members_of_two_makes_join_and_leave_in_every_order(kafka, book, t
 
 
 @pytest.mark.timeout(100)
-async def test_joining_waits_for_a_member_of_another_make_that_was_killed_and_says_so(
-    kafka, book, topic, monkeypatch, caplog
-):
-    """Its session is four times as long as connecting may take."""
+async def test_joining_waits_for_a_killed_member_of_another_client_and_logs_it(kafka, book, topic, monkeypatch, caplog):
+    """The session timeout of the member is four times the connect timeout."""
     monkeypatch.setattr(joining, "_TELL_EVERY", 0.5)
     group = MixedGroup(kafka, topic, book.ledgers[topic], "classic")
     async with kafka.connect(**SETTINGS) as bus, bus.subscribe(topic, group_id="g"):

@@ -1,4 +1,4 @@
-"""Promise: members come and go under load. On NATS what was in flight is counted, on Kafka nothing is lost."""
+"""Members join and leave under load. On NATS, messages in flight are counted; on Kafka, no message is lost."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Members:
             self.dropped.update(messages.stats.dropped)
 
 
-async def test_nats_counts_what_a_leaving_member_had_in_flight(nats, book, topic):
+async def test_nats_counts_the_messages_in_flight_to_a_leaving_member(nats, book, topic):
     ledger = book.ledgers[topic]
     members = Members(nats, topic, ledger)
     async with nats.connect() as bus, members.one_more():
@@ -59,7 +59,7 @@ async def test_nats_counts_what_a_leaving_member_had_in_flight(nats, book, topic
     "changes",
     [pytest.param(3, id="quick"), pytest.param(20, id="long", marks=[pytest.mark.faults, pytest.mark.timeout(180)])],
 )
-async def test_kafka_loses_nothing_when_members_come_and_go(kafka, book, topic, changes):
+async def test_kafka_loses_no_message_when_members_join_and_leave(kafka, book, topic, changes):
     ledger = book.ledgers[topic]
     members = Members(kafka, topic, ledger, MSIGHT_KAFKA_SESSION_TIMEOUT="2")
     watched = watched_commits(kafka, topic, "g", ledger)

@@ -1,4 +1,4 @@
-"""The ledger finds what it should: it is given streams whose holes, copies and swaps are known."""
+"""The ledger on streams with known holes, duplicates and swaps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_whole_stream_has_nothing_to_report():
     assert ledger.account() == Account(acknowledged=5, delivered=5)
 
 
-def test_holes_copies_and_swaps_are_each_found():
+def test_holes_duplicates_and_swaps_are_each_found():
     ledger = published(12)
     deliver(ledger, [3, 4, 4, 8, 7, 9, 3, 10])  # lost: 1, 2, 5, 6, 11, 12; copied: 4, 3; swapped: 7
     assert ledger.account() == Account(acknowledged=12, delivered=6, silent=6, duplicated=2, reordered=1)
@@ -50,7 +50,7 @@ def test_a_hole_may_be_announced_in_parts():
     assert ledger.account().silent == 0
 
 
-def test_what_was_announced_too_small_is_silent_and_too_large_is_overstated():
+def test_a_gap_reported_too_small_is_silent_and_too_large_is_overstated():
     for said, silent, overstated in ((2, 1, 0), (3, 0, 0), (5, 0, 2)):
         ledger = published(10)
         deliver(ledger, [1, 2], at=1)
@@ -69,7 +69,7 @@ def test_an_announcement_covers_no_hole_of_another_time():
         assert ledger.account().silent == 3
 
 
-def test_a_gap_of_unknown_size_covers_its_hole_and_is_told_apart():
+def test_a_gap_of_unknown_size_covers_its_hole_and_is_counted_apart():
     ledger = published(10)
     deliver(ledger, [1, 2], at=1)
     ledger.announced(None, 4.0)
@@ -122,7 +122,7 @@ def test_drops_that_the_queue_counted_are_not_silent():
     assert ledger.account(dropped=7).overstated == 1
 
 
-def test_delivering_what_was_committed_before_the_assignment_is_found():
+def test_a_delivery_of_a_record_committed_before_is_found():
     ledger = Ledger()
     ledger.fetched("a", 0, 0)
     ledger.committed(0, 7)
@@ -134,7 +134,7 @@ def test_delivering_what_was_committed_before_the_assignment_is_found():
 
 
 @given(st.data())
-def test_any_stream_is_accounted_for_to_the_message(data):
+def test_every_message_of_any_stream_is_accounted_for(data):
     n = data.draw(st.integers(1, 40))
     lost = data.draw(st.sets(st.integers(1, n)))
     arrived = [number for number in range(1, n + 1) if number not in lost]

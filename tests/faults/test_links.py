@@ -1,4 +1,4 @@
-"""Promises: a link that is half-open, reset, cut anywhere, slow or sliced into single bytes. Real brokers behind a proxy."""
+"""Connections that are half-open, reset, cut at any byte, slow or split into single bytes: real brokers behind a proxy."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ async def proxied(target, book, topic, **how):
                 yield proxy, flow, events
 
 
-def test_the_default_deadlines_notice_a_dead_link_and_find_a_broker_again_in_time():
+def test_the_default_deadlines_detect_a_dead_connection_and_reconnect_in_time():
     assert Limits().ping_interval + Limits().pong_timeout <= 15
     assert Limits().reconnect_max < 2
 
 
 @live
-async def test_a_half_open_link_is_noticed_by_our_own_deadline(target, book, topic):
+async def test_a_half_open_connection_is_detected_by_the_ping_deadline(target, book, topic):
     async with proxied(target, book, topic) as (proxy, flow, events):
         proxy.stall()
         await until(lambda: seen(events, Disconnected))
@@ -51,7 +51,7 @@ async def test_a_half_open_link_is_noticed_by_our_own_deadline(target, book, top
 
 @pytest.mark.faults
 @live
-async def test_a_half_open_link_is_noticed_within_15_seconds_by_default(target, book, topic):
+async def test_a_half_open_connection_is_detected_within_15_seconds_by_default(target, book, topic):
     events = Events(book.ledgers)
     async with FaultProxy(port_of(target)) as proxy:
         backend = through(proxy, target)
@@ -65,7 +65,7 @@ async def test_a_half_open_link_is_noticed_within_15_seconds_by_default(target, 
 
 
 @live
-async def test_a_reset_link_comes_back_and_says_what_was_lost(target, book, topic):
+async def test_after_a_reset_the_bus_reconnects_and_reports_the_loss(target, book, topic):
     async with proxied(target, book, topic) as (proxy, flow, _):
         for _ in range(5):
             await proxy.reset()
@@ -75,7 +75,7 @@ async def test_a_reset_link_comes_back_and_says_what_was_lost(target, book, topi
 
 @pytest.mark.parametrize("cuts", CUTS)
 @live
-async def test_a_link_cut_at_any_byte_misreads_nothing(target, book, topic, cuts):
+async def test_a_connection_cut_at_any_byte_misreads_no_frame(target, book, topic, cuts):
     rng = random.Random(7)
     async with proxied(target, book, topic) as (proxy, flow, _):
         for _ in range(cuts):
@@ -87,7 +87,7 @@ async def test_a_link_cut_at_any_byte_misreads_nothing(target, book, topic, cuts
 
 
 @live
-async def test_a_link_sliced_into_single_bytes_misreads_nothing(target, book, topic):
+async def test_a_connection_that_delivers_single_bytes_misreads_no_frame(target, book, topic):
     async with proxied(target, book, topic, longest=200, pause=0.02) as (proxy, flow, _events):
         proxy.weather.slices = 1
         for _ in range(3):
@@ -100,7 +100,7 @@ async def test_a_link_sliced_into_single_bytes_misreads_nothing(target, book, to
 
 
 @live
-async def test_a_slow_link_delays_and_is_not_given_up(target, book, topic):
+async def test_a_slow_connection_is_kept(target, book, topic):
     async with proxied(target, book, topic, longest=3000, pause=0.01) as (proxy, flow, events):
         proxy.weather.rate, proxy.weather.delay = 300_000, 0.01
         slow_since = time.time()
@@ -133,7 +133,7 @@ def kept(account: Account) -> bool:
     return (account.silent, account.reordered, account.damaged, account.below_committed) == (0, 0, 0, 0)
 
 
-async def test_kafka_loses_nothing_acknowledged_over_links_that_are_reset_or_cut(book):
+async def test_kafka_loses_no_acknowledged_message_on_connections_that_are_reset_or_cut(book):
     rng = random.Random(7)
     async with kafka_behind_proxy(book, **QUICKLY, MSIGHT_CONNECT_TIMEOUT="5") as (proxy, flow, _):
         for _ in range(3):
@@ -145,7 +145,7 @@ async def test_kafka_loses_nothing_acknowledged_over_links_that_are_reset_or_cut
 
 
 @pytest.mark.faults
-async def test_kafka_over_a_link_that_is_slow_or_sliced(book):
+async def test_kafka_on_a_connection_that_is_slow_or_delivers_single_bytes(book):
     async with kafka_behind_proxy(book, **QUICKLY, MSIGHT_CONNECT_TIMEOUT="5") as (proxy, flow, _):
         for slices, rate, delay in ((1, None, 0), (2000, None, 0), (None, 200_000, 0), (None, None, 0.05)):
             proxy.weather.slices, proxy.weather.rate, proxy.weather.delay = slices, rate, delay
@@ -155,7 +155,7 @@ async def test_kafka_over_a_link_that_is_slow_or_sliced(book):
 
 
 @pytest.mark.faults
-async def test_kafka_over_a_half_open_link_is_noticed_within_15_seconds_by_default(book):
+async def test_kafka_detects_a_half_open_connection_within_15_seconds_by_default(book):
     async with kafka_behind_proxy(book) as (proxy, flow, events):
         proxy.stall()
         await until(lambda: seen(events, Disconnected), within=15)

@@ -1,4 +1,4 @@
-"""Promise: a server that changes its role or leaves is left, and comes back into use, with every message accounted for."""
+"""The bus leaves a server that changes its role or shuts down, and returns; a ledger accounts for every message."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def ports_of(bus):
 
 
 async def test_a_primary_becomes_a_replica_and_a_primary_again(book):
-    """As a mistaken failover does it; each time both buses leave the replica and come back to the primary."""
+    """As in a mistaken failover: each time, both buses leave the replica and return to the primary."""
     events = Events(book.ledgers)
     with own_broker("redis") as (primary, _), own_broker("redis") as (broker, backend):
         with redis.Redis(port=broker.port) as client:
@@ -43,8 +43,8 @@ async def test_a_primary_becomes_a_replica_and_a_primary_again(book):
     assert whole(book.account())
 
 
-async def test_nodes_are_taken_out_of_a_redis_cluster_while_messages_flow(book):
-    """``CLUSTER FORGET`` at the others and ``CLUSTER RESET`` at the node, as ``--cluster del-node`` does it."""
+async def test_nodes_are_removed_from_a_redis_cluster_while_messages_flow(book):
+    """``CLUSTER FORGET`` at the other nodes and ``CLUSTER RESET`` at the node, as in ``--cluster del-node``."""
     events = Events(book.ledgers)
     with redis_cluster() as cluster:
         async with cluster.connect(events=events, **QUICK) as receiving, cluster.connect(**QUICK) as sending:
@@ -68,8 +68,8 @@ def take_out(cluster, port):
         leaving.execute_command("CLUSTER", "RESET", "SOFT")
 
 
-async def test_nats_is_restarted_server_by_server_and_nothing_is_lost(book):
-    """Each server is told to leave (lame duck), ends, and comes back before the next one is told: an upgrade of a cluster."""
+async def test_a_rolling_restart_of_nats_loses_no_message(book):
+    """Each server enters lame duck mode, ends and restarts before the next one: an upgrade of a cluster."""
     events = Events(book.ledgers)
     lines = ['lame_duck_grace_period: "3s"', 'lame_duck_duration: "30s"']
     with nats_cluster(*lines) as cluster:

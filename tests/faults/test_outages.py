@@ -1,4 +1,4 @@
-"""Brokers that die, come back or freeze, under a running bus. Each test has a broker of its own."""
+"""Brokers are killed, restarted or frozen while a bus runs. Each test has a broker of its own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.rig import EVERY, LIVE, own_broker, seen, until
 
 
 @pytest.mark.parametrize("kind", LIVE)
-async def test_a_killed_broker_that_comes_back_is_found_again(kind):
+async def test_the_bus_reconnects_to_a_broker_that_was_killed_and_restarted(kind):
     events: list = []
     with own_broker(kind) as (broker, backend):
         async with backend.connect(events=events, MSIGHT_RECONNECT_MAX="0.2") as bus, bus.subscribe("a") as messages:
@@ -39,7 +39,7 @@ async def test_a_killed_broker_that_comes_back_is_found_again(kind):
 
 
 @pytest.mark.parametrize("kind", EVERY)
-async def test_a_frozen_broker_is_noticed_by_our_own_deadline(kind):
+async def test_a_frozen_broker_is_detected_by_the_ping_deadline(kind):
     events: list = []
     with own_broker(kind) as (broker, backend):
         variables = {"MSIGHT_PING_INTERVAL": "0.2", "MSIGHT_PONG_TIMEOUT": "0.3", "MSIGHT_RECONNECT_MAX": "0.2"}
@@ -56,7 +56,7 @@ async def test_a_frozen_broker_is_noticed_by_our_own_deadline(kind):
 
 
 @pytest.mark.parametrize("kind", EVERY)
-async def test_publishing_to_a_dead_broker_ends_at_the_deadline(kind):
+async def test_publishing_while_the_broker_is_down_fails_at_the_deadline(kind):
     with own_broker(kind) as (broker, backend):
         async with backend.connect(MSIGHT_PUBLISH_TIMEOUT="0.5", MSIGHT_DRAIN_TIMEOUT="0.5") as bus:
             await bus.publish("a", b"before")
@@ -67,7 +67,7 @@ async def test_publishing_to_a_dead_broker_ends_at_the_deadline(kind):
                     await asyncio.sleep(0.01)
 
 
-async def test_closing_does_not_wait_for_a_kafka_that_is_known_to_be_away():
+async def test_closing_does_not_wait_for_a_kafka_that_is_known_to_be_down():
     events: list = []
     variables = {"MSIGHT_PING_INTERVAL": "0.2", "MSIGHT_PONG_TIMEOUT": "0.3", "MSIGHT_DRAIN_TIMEOUT": "600"}
     with own_broker("kafka") as (broker, backend):
@@ -82,7 +82,7 @@ async def test_closing_does_not_wait_for_a_kafka_that_is_known_to_be_away():
 
 
 @pytest.mark.parametrize("kind", LIVE)
-async def test_a_publisher_learns_what_a_cut_left_unconfirmed(kind):
+async def test_a_publisher_raises_an_error_for_messages_unconfirmed_at_a_disconnect(kind):
     with own_broker(kind) as (broker, backend):
         async with backend.connect(MSIGHT_RECONNECT_MAX="0.2") as bus:
             broker.freeze()
@@ -97,7 +97,7 @@ async def test_a_publisher_learns_what_a_cut_left_unconfirmed(kind):
 
 @pytest.mark.timeout(10)
 @pytest.mark.parametrize("kind", LIVE)
-async def test_a_bus_closes_although_the_client_swallows_the_cancellation_of_its_reconnecting(kind):
+async def test_a_bus_closes_although_the_client_library_swallows_the_cancellation_of_a_reconnect(kind):
     trying = asyncio.Event()
     async with make_backend(kind).connect() as bus:
         owner = bus.core.backend._publishing
@@ -117,7 +117,7 @@ async def test_a_bus_closes_although_the_client_swallows_the_cancellation_of_its
 
 
 @pytest.mark.parametrize("kind", LIVE)
-async def test_a_reconnect_limit_is_an_error_of_every_subscription(kind):
+async def test_at_the_reconnect_limit_every_subscription_raises(kind):
     with own_broker(kind) as (broker, backend):
         limits = {"MSIGHT_RECONNECT_LIMIT": "2", "MSIGHT_RECONNECT_MAX": "0.05"}
         async with backend.connect(**limits) as bus, bus.subscribe("a") as messages:
@@ -130,7 +130,7 @@ async def test_a_reconnect_limit_is_an_error_of_every_subscription(kind):
                     await asyncio.sleep(0.01)
 
 
-async def test_kafka_loses_nothing_acknowledged_over_a_restart():
+async def test_kafka_loses_no_acknowledged_message_in_a_restart():
     with own_broker("kafka") as (broker, backend):
         async with backend.connect(MSIGHT_PUBLISH_TIMEOUT="60") as bus:
             async with bus.subscribe("a", group_id="g") as messages:
@@ -149,7 +149,7 @@ async def test_kafka_loses_nothing_acknowledged_over_a_restart():
 
 @pytest.mark.parametrize("kind", LIVE)
 @pytest.mark.parametrize("queue", [QueuePolicy.drop_oldest(100), QueuePolicy.block(100)], ids=["shared", "dedicated"])
-async def test_the_loss_of_the_last_messages_before_a_silence_is_announced(kind, queue, topic):
+async def test_the_loss_of_the_last_messages_before_a_silence_is_reported(kind, queue, topic):
     events: list = []
     target = make_backend(kind)
     async with (
@@ -169,7 +169,7 @@ async def test_the_loss_of_the_last_messages_before_a_silence_is_announced(kind,
         assert Gap(topic, 7, "lost") in events
 
 
-async def test_what_a_publisher_said_last_is_announced_when_it_closes(nats, topic):
+async def test_the_last_sequences_are_announced_on_close(nats, topic):
     async with nats.connect() as bus, bus.subscribe("other"), bus.subscribe(topic) as messages:
         async with nats.connect(MSIGHT_ANNOUNCE_INTERVAL="1000") as other:
             await other.publish(topic, b"0")

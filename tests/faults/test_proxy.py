@@ -1,4 +1,4 @@
-"""The proxy harms connections as it says: what a fault test found is the bus's doing, not the proxy's."""
+"""The fault proxy injects exactly the faults that a test requests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def echo_through_proxy(seed=0):
     await server.wait_closed()
 
 
-async def test_every_byte_passes_in_order_in_any_weather():
+async def test_every_byte_passes_in_order_under_any_fault():
     data = bytes(range(256)) * 8
     async with echo_through_proxy() as (proxy, reader, writer):
         for delay, rate, slices in ((0, None, None), (0.001, None, 1500), (0, 100_000, None), (0, None, 1)):
@@ -53,7 +53,7 @@ async def test_single_bytes_arrive_alone():
     assert len(reads) > 100
 
 
-async def test_a_stall_accepts_and_forwards_nothing_until_it_flows():
+async def test_a_stalled_proxy_accepts_and_forwards_nothing():
     async with echo_through_proxy() as (proxy, reader, writer):
         proxy.stall()
         writer.write(b"held")
@@ -66,7 +66,7 @@ async def test_a_stall_accepts_and_forwards_nothing_until_it_flows():
         other.close()
 
 
-async def test_a_cut_lets_exactly_so_many_bytes_through():
+async def test_a_cut_forwards_exactly_the_given_number_of_bytes():
     async with echo_through_proxy() as (proxy, reader, writer):
         writer.write(b"x")
         await reader.readexactly(1)

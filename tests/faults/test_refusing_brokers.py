@@ -1,4 +1,4 @@
-"""Promise: a broker that hangs up, is slow to let in, is full or busy is tried again, and every message is accounted for."""
+"""A broker that disconnects, authenticates slowly, is full or busy is retried; a ledger accounts for every message."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def is_back(events):
 
 
 @live
-async def test_a_peer_that_hangs_up_after_each_handshake_is_not_hammered(kind, book):
+async def test_a_peer_that_disconnects_after_each_handshake_is_retried_with_backoff(kind, book):
     async with streaming(kind, book) as (_, proxy, flow, events, _):
         accepted, began = proxy.accepted, time.monotonic()
         while time.monotonic() < began + 5:
@@ -70,7 +70,7 @@ async def test_a_peer_that_hangs_up_after_each_handshake_is_not_hammered(kind, b
 
 
 @live
-async def test_a_login_that_takes_5_seconds_is_waited_for(kind, book):
+async def test_an_authentication_of_5_seconds_is_waited_for(kind, book):
     async with streaming(kind, book, config=DOORS[kind]) as (_, proxy, flow, events, _):
         proxy.weather.login = 5
         await proxy.reset()
@@ -81,8 +81,8 @@ async def test_a_login_that_takes_5_seconds_is_waited_for(kind, book):
     assert whole(book.account())
 
 
-async def test_a_login_that_nats_finds_too_slow_is_no_wrong_password(book):
-    """The server allows 2 s by default, and then says "Authentication Timeout"."""
+async def test_an_authentication_timeout_of_nats_is_retried(book):
+    """The server allows 2 s by default, then sends "Authentication Timeout"."""
     config = [f'authorization {{ user: {USER}, password: "{PASSWORD}" }}']
     async with streaming("nats", book, config=config) as (_, proxy, flow, events, _):
         proxy.weather.login = 5
@@ -100,8 +100,8 @@ async def test_a_login_that_nats_finds_too_slow_is_no_wrong_password(book):
 
 
 @live
-async def test_a_server_that_is_full_is_tried_until_there_is_room(kind, book):
-    """Redis ``maxclients``, NATS ``max_connections``: others took the places of connections that were cut."""
+async def test_a_full_server_is_retried_until_it_accepts(kind, book):
+    """Redis ``maxclients``, NATS ``max_connections``: other clients connected after a disconnect of the bus."""
     most = 12
     config = {"redis": [f"maxclients {most}"], "nats": [f"max_connections: {most}"]}[kind]
     with own_broker(kind, config) as (broker, backend):
@@ -139,8 +139,8 @@ async def stranger(kind, port):
         writer.transport.abort()
 
 
-async def test_a_redis_that_is_busy_with_a_script_loses_nothing_in_silence(book):
-    """It answers ``BUSY`` to everything until the script is killed; what it refused is announced, and the publisher told."""
+async def test_a_redis_that_runs_a_script_causes_no_unreported_loss(book):
+    """Redis answers ``BUSY`` to every command until the script is killed; the loss is reported, and the publisher raises."""
     async with streaming("redis", book) as (broker, _, flow, events, _):
         with redis.Redis(port=broker.port, socket_timeout=60) as client, redis.Redis(port=broker.port) as killer:
             client.config_set("lua-time-limit", 50)
@@ -175,8 +175,8 @@ def is_busy(client):
 
 
 @live
-async def test_one_of_three_servers_that_refuses_ends_nothing(kind, book):
-    """A node that wants another password: whoever falls off his node goes on at the one that takes him."""
+async def test_one_of_three_servers_that_refuses_does_not_end_the_bus(kind, book):
+    """One node requires another password: a bus that is disconnected from its node connects to another that accepts it."""
     events = Events(book.ledgers)
     with nats_cluster("# door") if kind == "nats" else redis_cluster() as cluster:
         async with cluster.connect(events=events, **QUICKLY) as receiving, cluster.connect(**QUICKLY) as sending:

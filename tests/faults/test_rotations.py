@@ -1,4 +1,4 @@
-"""Promise: permissions, passwords and certificates change under a running stream, and every message is accounted for."""
+"""Permissions, passwords and certificates change while messages flow; a ledger accounts for every message."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ async def read_to_the_end(messages, taken):
 
 
 @live
-async def test_permissions_are_taken_away_and_given_back_while_messages_flow(kind, book):
-    """The publisher is told; what was refused is announced to the subscriber; the refused subscription ends, a new one works."""
+async def test_permissions_are_revoked_and_granted_while_messages_flow(kind, book):
+    """The publisher raises the refusal, the subscriber reports the gap, the refused subscription ends, and a new one works."""
     with own_broker(kind, PERMISSIONS[kind]) as (broker, backend):
 
         def member(name, **more):
@@ -122,8 +122,8 @@ async def change_password(kind, broker, old, new):
 
 
 @live
-async def test_a_password_that_is_changed_again_and_again_is_read_from_its_file(kind, book, tmp_path):
-    """The server first, this machine a moment later, as such things go."""
+async def test_a_rotated_password_is_read_from_its_file(kind, book, tmp_path):
+    """The password changes at the server first and in the file later."""
     file, events = tmp_path / "password", Events(book.ledgers)
     file.write_text("word0")
     with own_broker(kind, [door(kind, "word0")]) as (broker, _):
@@ -201,7 +201,7 @@ async def tls_server(kind, files):
 
 @live
 async def test_certificates_of_both_sides_are_rotated_while_messages_flow(kind, book, tmp_path):
-    """Each new one is of a new authority; the server shows it before the clients trust it."""
+    """Each new certificate has a new authority; the server uses it before the clients trust the authority."""
     events, files, made = Events(book.ledgers), Files(tmp_path), []
     for number in range(4):
         (tmp_path / f"{number}").mkdir()

@@ -1,4 +1,4 @@
-"""Promise: a path that is slow, far or gone is lived with. Real brokers behind a proxy, and a ledger of every message."""
+"""Network paths that are slow, have a long delay, or drop packets: real brokers behind a proxy, with a ledger."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ async def many_streams(sending, receiving, book):
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("delay", [0.05, 0.2])
 @pytest.mark.parametrize("kind", LIVE)
-async def test_500_subscriptions_far_away_come_back_after_a_restart(kind, delay, book):
-    """Every subscription is confirmed again, in round trips that do not grow with their number."""
+async def test_500_subscriptions_on_a_path_with_a_long_delay_are_resubscribed_after_a_restart(kind, delay, book):
+    """The number of round trips does not grow with the number of subscriptions."""
     events = Events(book.ledgers)
     patient = {"MSIGHT_RECONNECT_MAX": "0.5", "MSIGHT_PING_INTERVAL": "2", "MSIGHT_PONG_TIMEOUT": "4"}
     with own_broker(kind) as (broker, backend):
@@ -108,8 +108,8 @@ async def test_500_subscriptions_far_away_come_back_after_a_restart(kind, delay,
 
 @pytest.mark.timeout(120)
 @live
-async def test_a_path_that_vanishes_for_20_seconds(target, book, topic):
-    """Nothing says that it is gone: no FIN, no RST, no ICMP; connections that lost data never speak again."""
+async def test_a_path_that_drops_all_packets_for_20_seconds(target, book, topic):
+    """No FIN, RST or ICMP reveals the outage, and connections that lost data stay silent."""
     events = Events(book.ledgers)
     async with FaultProxy(port_of(target), seed=1) as proxy:
         backend = through(proxy, target)

@@ -1,4 +1,4 @@
-"""Promise: a subscriber that is too slow drops by its declared policy, counted; others are untouched; memory is bounded."""
+"""A slow subscriber drops by its policy, and drops are counted; other subscribers are not affected; memory is bounded."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def reading(bus, topic, ledger, *, queue=None, pause=0.0, group_id=None):
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.__name__)
 @pytest.mark.parametrize("target", LIVE, indirect=True)
-async def test_a_slow_subscriber_drops_by_its_policy_and_leaves_others_untouched(target, policy, book, topic):
+async def test_a_slow_subscriber_drops_by_its_policy_and_does_not_affect_others(target, policy, book, topic):
     slow_book, quick_book, other_book = book.ledgers["slow"], book.ledgers["quick"], book.ledgers["other"]
     async with (
         target.connect(events=(events := Events({})), MSIGHT_BLOCK_TIMEOUT="0.05") as bus,

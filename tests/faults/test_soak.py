@@ -1,4 +1,4 @@
-"""A soak's verdict sees what it should, and a short soak of each backend passes."""
+"""The verdict of a soak detects each broken promise, and a short soak of each backend passes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def lose_without_size(ledger):
     ledger.delivered("s", 3, 1.0)
 
 
-async def test_a_soak_without_a_fault_of_ours_passes():
+async def test_a_soak_without_a_broken_promise_passes():
     assert await verdict() == []
 
 
@@ -47,11 +47,11 @@ async def test_a_soak_without_a_fault_of_ours_passes():
     ],
     ids=["counts", "recovery", "loss", "size", "overstatement", "standstill", "crash"],
 )
-async def test_what_is_not_as_promised_fails_a_soak(harm, said):
+async def test_a_broken_promise_fails_a_soak(harm, said):
     assert len([line for line in await verdict(harm=harm) if said in line]) == 1
 
 
-async def test_only_where_a_publisher_is_cut_off_a_message_may_come_late():
+async def test_a_late_message_is_accepted_after_a_disconnect_of_its_publisher_only():
     def late(course, topic):
         ledger = course.ledgers[topic]
         for sequence in (1, 3, 2):

@@ -1,4 +1,4 @@
-"""What users get wrong: each is a clear error, or an effect that is counted."""
+"""Mistakes in the code of users: each is a clear error, or is counted."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_stream_that_is_a_plain_generator_is_an_error_when_the_class_is_made()
         type("Mine", (SourceNode,), {"stream": stream})
 
 
-async def test_a_node_that_does_not_pass_its_config_on_is_told_how(memory):
+async def test_a_node_that_does_not_call_super_init_is_an_error(memory):
     class Mine(Collect):
         def __init__(self):
             pass
@@ -108,7 +108,7 @@ def test_a_rate_that_is_none(rate):
 # -- data
 
 
-async def test_a_class_that_refuses_to_be_made_is_undecodable_and_ends_nothing(memory, caplog):
+async def test_an_error_in_the_constructor_of_data_is_an_undecodable_input(memory, caplog):
     class Asserting(Data, tag="tests.nodes.Asserting"):
         value: int
 
@@ -142,7 +142,7 @@ class Scored(SensorData, tag="tests.nodes.Scored"):
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
-async def test_an_output_with_a_value_that_has_no_form_is_an_error_of_the_code(memory, caplog, concurrency):
+async def test_an_output_that_cannot_be_encoded_is_an_error_of_the_code(memory, caplog, concurrency):
     async def score(data):
         return Scored(score=np.float32(0.5), note=object() if data == b"bad" else None)
 
@@ -156,7 +156,7 @@ async def test_an_output_with_a_value_that_has_no_form_is_an_error_of_the_code(m
     assert "Scored.note of type object" in caplog.text
 
 
-async def test_outputs_without_a_key_get_that_of_the_configuration(memory):
+async def test_outputs_without_a_key_get_the_key_of_the_configuration(memory):
     async def both(data):
         return [data, Outgoing(data, key="own"), BytesData(data=data)]
 
@@ -177,7 +177,7 @@ async def test_the_device_of_the_settings_is_in_the_data(monkeypatch):
 # -- sources
 
 
-async def test_a_generator_that_fails_while_it_is_closed_is_counted_and_asked_again(memory):
+async def test_a_generator_that_fails_on_close_is_counted_and_restarted(memory):
     class Odd(SourceNode):
         streams = 0
 
@@ -209,7 +209,7 @@ async def test_a_generator_that_never_yields_can_be_stopped(memory):
             await asyncio.sleep(0.01)
 
 
-async def test_a_rate_is_kept_and_missed_ticks_are_left_out(msight_simulation):
+async def test_a_rate_is_kept_and_missed_ticks_are_skipped(msight_simulation):
     loop = asyncio.get_running_loop()
     begun = loop.time()
     came = []
@@ -226,7 +226,7 @@ async def test_a_rate_is_kept_and_missed_ticks_are_left_out(msight_simulation):
 
 
 @pytest.mark.parametrize("hook", ["on_start", "on_stop"])
-async def test_an_error_in_a_hook_is_told_once_and_ends_the_node(memory, caplog, hook):
+async def test_an_error_in_a_hook_is_logged_once_and_ends_the_node(memory, caplog, hook):
     async def fail(self):
         raise OSError("my own")
 

@@ -1,4 +1,4 @@
-"""A node's code that holds the event loop for long: what shares the loop with it goes on in between (E6)."""
+"""A node's code blocks the event loop: heartbeats, commits and other tasks run in between."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def member_ids(kafka, group):
 @pytest.mark.faults
 @pytest.mark.timeout(100)
 @pytest.mark.parametrize("waits", [False, True])
-async def test_a_handler_that_holds_the_loop_costs_no_membership(kafka, topic, caplog, waits):
+async def test_a_handler_that_blocks_the_loop_keeps_the_membership(kafka, topic, caplog, waits):
     n = 12
     node = Slow(NodeConfig(name=topic.replace(".", "-"), subscribe_topic_name=topic), waits)
     group = node.config.group_where_kept()
@@ -69,7 +69,7 @@ async def test_a_handler_that_holds_the_loop_costs_no_membership(kafka, topic, c
 
 
 @pytest.mark.parametrize("how", ["messages", "batches"])
-async def test_a_consumer_that_holds_the_loop_costs_no_membership(kafka, topic, how):
+async def test_a_consumer_that_blocks_the_loop_keeps_the_membership(kafka, topic, how):
     await make(kafka, topic)
     items = []
     async with kafka.connect() as publishing, kafka.connect(MSIGHT_KAFKA_SESSION_TIMEOUT="1") as bus:
@@ -91,7 +91,7 @@ async def test_a_consumer_that_holds_the_loop_costs_no_membership(kafka, topic, 
     assert await committed(kafka, topic, "g") == 6
 
 
-async def test_time_in_which_the_loop_is_held_does_not_count_against_a_deadline():
+async def test_time_in_which_the_loop_is_blocked_does_not_count_for_a_deadline():
     loop = asyncio.get_running_loop()
     answer = loop.create_future()
 
@@ -128,7 +128,7 @@ async def test_a_deadline_swallows_no_cancellation():
         await task
 
 
-async def test_code_that_holds_the_loop_is_named_at_most_once_an_interval(caplog):
+async def test_code_that_blocks_the_loop_is_named_at_most_once_an_interval(caplog):
     share = LoopShare("Detector.process", logging.getLogger("test"), 10)
     for began in (100.0, 105.0, 112.0):
         share.begin(began)
@@ -136,10 +136,10 @@ async def test_code_that_holds_the_loop_is_named_at_most_once_an_interval(caplog
     share.begin(130.0)
     await asyncio.sleep(0)  # the code waited in between
     await share.give(130.0, 131.5)
-    assert caplog.text.count("Detector.process held the event loop for 1.5 s") == 2
+    assert caplog.text.count("Detector.process blocked the event loop for 1.5 s") == 2
 
 
-async def test_after_a_long_turn_the_others_run_until_they_are_idle():
+async def test_after_a_long_turn_other_tasks_run_until_idle():
     async def work():
         for _ in range(20):
             await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""Inputs that nobody could handle: they go to the dead-letter topic as they came, and none blocks the rest (E4)."""
+"""Failed inputs are published unchanged on the dead-letter topic and do not block later inputs."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def handled(kafka, node, topic, *poison, **variables):
     return await committed(kafka, topic, node.config.group_where_kept()), dropped
 
 
-async def test_a_record_of_another_make_goes_there_as_it_came(kafka, topic, node):
+async def test_a_record_of_another_client_is_dead_lettered_unchanged(kafka, topic, node):
     await make(kafka, topic)
     headers = [("content type", b"x"), ("bytes", b"\xff\x00"), ("null", None), ("twice", b"1"), ("twice", b"2")]
     assert await handled(kafka, node, topic, (POISON, headers, b"\xfe key")) == (2, 0)
@@ -77,7 +77,7 @@ async def test_a_record_of_another_make_goes_there_as_it_came(kafka, topic, node
     assert dict(letter.headers)["msight-dead-error"] == b"ValueError"
 
 
-async def test_what_does_not_fit_with_its_headers_goes_without_them(kafka, topic, node):
+async def test_a_record_too_large_with_its_headers_is_dead_lettered_without_them(kafka, topic, node):
     await make(kafka, topic)
     headers = [("a", bytes(900))]
     await make(kafka, f"{topic}.dead", **{"max.message.bytes": "2000"})
@@ -91,7 +91,7 @@ async def test_what_does_not_fit_with_its_headers_goes_without_them(kafka, topic
 
 
 @pytest.mark.parametrize("why", ["too large", "compacted", "not created"])
-async def test_what_cannot_be_kept_is_counted_and_told_and_done(kafka, topic, node, caplog, why):
+async def test_a_record_that_cannot_be_dead_lettered_is_counted_logged_and_done(kafka, topic, node, caplog, why):
     await make(kafka, topic)
     variables = {}
     if why == "too large":
@@ -106,7 +106,7 @@ async def test_what_cannot_be_kept_is_counted_and_told_and_done(kafka, topic, no
     assert "partition 0, offset 0" in line
 
 
-async def test_nack_passes_a_record_on_as_it_came(kafka, topic):
+async def test_nack_dead_letters_a_record_unchanged(kafka, topic):
     await make(kafka, topic)
     headers = [("content type", b"x"), ("bytes", b"\xff\x00"), ("twice", b"1"), ("twice", b"2")]
     async with kafka.connect(MSIGHT_KAFKA_MAX_REDELIVERIES="0") as bus:
@@ -120,7 +120,7 @@ async def test_nack_passes_a_record_on_as_it_came(kafka, topic):
     assert await committed(kafka, topic, "g") == 1
 
 
-async def test_nack_of_what_cannot_be_kept_is_counted_and_done(kafka, topic, caplog):
+async def test_nack_of_a_record_that_cannot_be_dead_lettered_is_counted_and_done(kafka, topic, caplog):
     await make(kafka, topic)
     await make(kafka, f"{topic}.dead", **{"max.message.bytes": "1000"})
     async with kafka.connect(MSIGHT_KAFKA_MAX_REDELIVERIES="0") as bus:
@@ -132,7 +132,7 @@ async def test_nack_of_what_cannot_be_kept_is_counted_and_done(kafka, topic, cap
     assert "Dead letter not published" in caplog.text
 
 
-async def test_an_input_of_which_there_can_be_no_dead_letter_is_done(memory, topic, monkeypatch, caplog):
+async def test_an_input_without_a_possible_dead_letter_is_done(memory, topic, monkeypatch, caplog):
     node = Picky(
         NodeConfig(
             name="n", subscribe_topic_name=topic, dead_letter_topic_name=f"{topic}.dead", action_on_error="continue"
@@ -156,7 +156,7 @@ async def test_an_input_of_which_there_can_be_no_dead_letter_is_done(memory, top
 
 
 @pytest.mark.parametrize("kind", ["memory", "redis", "nats"])
-async def test_a_dead_letter_that_is_refused_for_its_headers_goes_without_them(request, topic, kind):
+async def test_a_dead_letter_refused_because_of_its_headers_is_published_without_them(request, topic, kind):
     backend = request.getfixturevalue(kind)
     node = Picky(
         NodeConfig(

@@ -1,4 +1,4 @@
-"""How a program of nodes ends: within its deadline, with the exit status that its README names, and with what was left."""
+"""A program of nodes ends within its deadline, with the documented exit status, and logs what was left."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ LEFT = {
 
 
 @pytest.mark.parametrize("how", LEFT)
-def test_what_hangs_ends_at_the_deadline_with_status_1_and_says_what_was_left(tmp_path, how):
+def test_a_program_that_hangs_ends_at_the_deadline_with_status_1_and_logs_what_was_left(tmp_path, how):
     with program(tmp_path, how) as process:
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=30)
@@ -146,7 +146,7 @@ def test_what_hangs_ends_at_the_deadline_with_status_1_and_says_what_was_left(tm
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("how", LEFT)
-def test_a_second_signal_ends_what_hangs_with_its_number(tmp_path, how, number):
+def test_a_second_signal_ends_a_program_that_hangs_with_its_number(tmp_path, how, number):
     with program(tmp_path, how, drain_timeout="600") as process:
         process.send_signal(signal.SIGTERM)
         for line in process.stderr:
@@ -165,7 +165,7 @@ def test_a_drained_program_ends_with_0(tmp_path):
     assert (process.returncode, out) == (0, "drained\n"), err
 
 
-def test_a_node_that_fails_is_status_1_and_its_error_is_told_once(tmp_path):
+def test_a_node_that_fails_is_status_1_and_its_error_is_logged_once(tmp_path):
     with program(tmp_path, "fails") as process:
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=30)
@@ -189,7 +189,7 @@ def test_a_forked_child_ends_at_sigterm(tmp_path):
     assert process.returncode == 0
 
 
-def test_a_forked_child_has_the_former_handlers(tmp_path):
+def test_a_forked_child_has_the_previous_signal_handlers(tmp_path):
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
     with subprocess.Popen(
@@ -201,8 +201,8 @@ def test_a_forked_child_has_the_former_handlers(tmp_path):
             process.kill()
 
 
-def test_ctrl_c_on_a_terminal_drains_what_a_process_computes(tmp_path):
-    """The terminal gives SIGINT to the whole group: to the worker process too."""
+def test_ctrl_c_on_a_terminal_drains_calls_in_processes(tmp_path):
+    """The terminal sends SIGINT to the whole process group, including the worker process."""
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
     pid, terminal = pty.fork()
@@ -229,8 +229,8 @@ def test_ctrl_c_on_a_terminal_drains_what_a_process_computes(tmp_path):
     assert b"Traceback" not in said
 
 
-def test_sigterm_to_the_whole_group_drains_what_a_process_computes(tmp_path):
-    """(celery 2700, 3631, kombu 1836) systemd and supervisord give it to the worker processes too."""
+def test_sigterm_to_the_whole_group_drains_calls_in_processes(tmp_path):
+    """(celery 2700, 3631, kombu 1836) systemd and supervisord send SIGTERM to the worker processes, too."""
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
     with subprocess.Popen(
@@ -262,7 +262,7 @@ def test_a_process_of_off_loop_ends_with_a_program_that_is_killed(tmp_path):
                 time.sleep(0.02)
 
 
-def test_without_a_broker_a_program_says_one_sentence_and_ends_with_status_1(tmp_path):
+def test_without_a_broker_a_program_prints_one_sentence_and_ends_with_status_1(tmp_path):
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
     with socket.create_server(("127.0.0.1", 0)) as server:

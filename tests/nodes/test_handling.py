@@ -199,7 +199,7 @@ class TextlessError(Exception):
 
 
 @pytest.mark.parametrize("action", ["stop", "continue"])
-async def test_an_error_whose_text_cannot_be_made_is_an_error_as_any_other(memory, sink, action, caplog):
+async def test_an_error_whose_str_fails_is_handled_like_any_other(memory, sink, action, caplog):
     """(celery 6990, 8132) What an exception's own code does when it is looked at ends no worker."""
 
     async def odd(data):
@@ -412,7 +412,7 @@ async def test_a_group_shares_its_input_and_no_group_is_made_up(memory):
         assert [len(worker.items) for worker in workers] == [5, 5]
 
 
-async def test_a_stop_handles_what_is_queued(memory, sink):
+async def test_a_stop_handles_the_queued_inputs(memory, sink):
     first = asyncio.Event()
     go_on = asyncio.Event()
 

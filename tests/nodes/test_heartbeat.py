@@ -233,7 +233,7 @@ async def test_a_broker_that_is_away_does_not_delay_the_end(msight_simulation, c
             msight_simulation.disconnect(bus)
             await asyncio.sleep(1)
         msight_simulation.reconnect(bus)
-    assert "The end could not be announced" in caplog.text
+    assert "Last announcement not published" in caplog.text
 
 
 async def test_a_change_during_an_announcement_is_announced_after_it(msight_simulation):

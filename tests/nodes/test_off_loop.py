@@ -109,7 +109,7 @@ async def test_a_function_that_raises_stop_iteration_is_an_error(process):
 
 
 @pytest.mark.parametrize("process", [False, True])
-async def test_a_function_that_exits_is_an_error_and_ends_nothing(process):
+async def test_a_function_that_exits_is_an_error_of_its_call_only(process):
     """(celery 10667) A command line's code in a handler, for instance."""
     with pytest.raises(RuntimeError, match=r"exit raised SystemExit\(3\)"):
         await off_loop(sys.exit, 3, process=process)
@@ -138,7 +138,7 @@ async def test_an_error_keeps_nothing_alive():
         gc.enable()
 
 
-async def test_a_process_that_ended_while_it_was_idle_costs_no_call():
+async def test_a_process_that_ended_while_idle_fails_no_call():
     """(deadpool 157) The OOM killer takes any process."""
     worker = await off_loop(os.getpid, process=True)
     os.kill(worker, signal.SIGKILL)
@@ -147,7 +147,7 @@ async def test_a_process_that_ended_while_it_was_idle_costs_no_call():
     assert await off_loop(pow, 2, 10, process=True) == 1024
 
 
-async def test_a_process_that_ends_in_a_call_is_an_error_with_its_exit_code_and_costs_no_other_call():
+async def test_a_process_that_ends_in_a_call_fails_only_that_call_with_its_exit_code():
     """(temporalio 245, celery 2700) A pool of the standard library is broken after that."""
     others = [asyncio.create_task(off_loop(pow, 2, number, process=True)) for number in range(8)]
     with pytest.raises(RuntimeError, match="_exit ended before its result, with exit code 7"):
@@ -170,7 +170,7 @@ def check_worker(worker):
     sys.exit(run(off_loop(os.getpid, process=True)) == worker)
 
 
-async def test_a_result_that_cannot_be_read_here_costs_no_process():
+async def test_a_result_that_cannot_be_unpickled_keeps_the_process():
     worker = await off_loop(os.getpid, process=True)
     for _ in range(3):
         with pytest.raises(TypeError):

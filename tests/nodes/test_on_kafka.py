@@ -1,4 +1,4 @@
-"""What a log makes possible: a node goes on where it was, and nothing that it took is lost."""
+"""Nodes on a log: a restarted node continues at its position, and no input is lost."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def name(topic):
     return topic.replace(".", "-")
 
 
-async def test_a_node_goes_on_where_it_was(kafka, topic, name):
+async def test_a_restarted_node_continues_at_its_position(kafka, topic, name):
     node = Collect(NodeConfig(name=name, subscribe_topic_name=topic))
     async with kafka.connect() as bus, asyncio.timeout(DEADLINE * 2):
         async with running(bus, node):
@@ -32,8 +32,8 @@ async def test_a_node_goes_on_where_it_was(kafka, topic, name):
             assert await node.until(2) == [b"first", b"while it was away"]
 
 
-async def test_what_is_left_out_is_done(kafka, topic, name):
-    """Neither what cannot be decoded nor what a gap skips may hold the position back."""
+async def test_undecodable_and_skipped_inputs_are_done(kafka, topic, name):
+    """Neither undecodable inputs nor inputs skipped by ``gap`` delay the committed position."""
     damaged = BytesData(data=b"x").serialize()[:-1]
     node = Collect(NodeConfig(name=name, subscribe_topic_name=topic, gap=1))
     async with kafka.connect() as bus, asyncio.timeout(DEADLINE * 2):
@@ -71,8 +71,8 @@ async def test_the_next_input_does_not_wait_for_the_acknowledgement(kafka, topic
         assert sink.items[500:] == [b"only this"]
 
 
-async def test_a_failure_behind_handlers_that_are_done_brings_its_input_again(kafka, topic, name):
-    """Later inputs may be done before an earlier one: the position must not pass it."""
+async def test_a_failed_input_is_redelivered_although_later_ones_are_done(kafka, topic, name):
+    """Later inputs can be done before an earlier one: the position must not pass the earlier one."""
     handled = []
     fail = True
 
@@ -102,8 +102,8 @@ async def test_a_failure_behind_handlers_that_are_done_brings_its_input_again(ka
 
 
 @pytest.mark.parametrize("concurrency", [1, 8])
-async def test_a_refused_output_takes_no_other_with_it(kafka, topic, name, concurrency):
-    """A compacted topic refuses records without a key, each known only when it is acknowledged."""
+async def test_a_refused_output_affects_no_other_output(kafka, topic, name, concurrency):
+    """A compacted topic refuses records without a key; the refusal arrives instead of the acknowledgement."""
     out = f"{topic}.out"
     await make(kafka, topic)
     await make(kafka, out, **{"cleanup.policy": "compact"})
@@ -131,8 +131,8 @@ async def test_a_refused_output_takes_no_other_with_it(kafka, topic, name, concu
     assert await committed(kafka, topic, f"{name}_group") == 20
 
 
-async def test_an_input_is_not_done_before_its_outputs_although_the_last_is_too_large(kafka, topic, name):
-    """What was accepted before the error is on its way: a crash now must bring the input again."""
+async def test_an_input_is_done_after_its_outputs_although_the_last_is_too_large(kafka, topic, name):
+    """Outputs accepted before the error are in flight: after a crash, the input must be redelivered."""
     broker = running_broker("kafka")
     waits, go_on = asyncio.Event(), asyncio.Event()
 
@@ -171,7 +171,7 @@ async def test_an_input_is_not_done_before_its_outputs_although_the_last_is_too_
 
 
 @pytest.mark.parametrize("plain", [True, False])
-async def test_a_refused_output_of_a_source_takes_no_other_with_it(kafka, topic, plain):
+async def test_a_refused_output_of_a_source_affects_no_other_output(kafka, topic, plain):
     await make(kafka, topic, **{"cleanup.policy": "compact"})
 
     class Mixed(SourceNode):
@@ -190,8 +190,8 @@ async def test_a_refused_output_of_a_source_takes_no_other_with_it(kafka, topic,
     assert node.metrics().errors == 4
 
 
-async def test_what_another_worker_takes_over_is_not_dropped(kafka, topic, name):
-    """The queued inputs of a revoked partition come to the worker that joined."""
+async def test_inputs_that_another_worker_takes_over_are_not_dropped(kafka, topic, name):
+    """The queued inputs of a revoked partition are delivered to the worker that joined."""
     go_on = asyncio.Event()
 
     class Slow(Collect):
@@ -217,7 +217,7 @@ async def test_what_another_worker_takes_over_is_not_dropped(kafka, topic, name)
                 assert first.metrics().dropped == second.metrics().dropped == 0
 
 
-async def test_a_log_gets_no_topic_for_the_presence_of_a_node(kafka, topic, name):
+async def test_a_log_has_no_liveness_topic_of_a_node(kafka, topic, name):
     node = Collect(NodeConfig(name=name, subscribe_topic_name=topic))
     async with kafka.connect() as bus:
         registry = await bus.nodes()
@@ -227,7 +227,7 @@ async def test_a_log_gets_no_topic_for_the_presence_of_a_node(kafka, topic, name
                 assert not [known for known in await admin.list_topics() if known.startswith(ALIVE_TOPIC)]
 
 
-async def test_outputs_without_a_key_go_where_the_name_of_the_node_says(kafka, topic):
+async def test_the_name_of_the_node_selects_the_partition_of_outputs_without_a_key(kafka, topic):
     names = [f"camera{number}" for number in range(6)]
     await make(kafka, topic, 4)
     partitions: dict[str, set[int]] = {name: set() for name in names}

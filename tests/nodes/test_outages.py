@@ -1,4 +1,4 @@
-"""A broker that is away is no error of a node's code: the node outlasts it."""
+"""A broker outage is no error of a node's code: the node continues afterwards."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Large(Numbers):
 
 
 @pytest.mark.parametrize("kind", ["redis", "nats"])
-async def test_what_a_live_stream_cannot_take_is_dropped_and_counted(kind, caplog):
+async def test_outputs_are_dropped_and_counted_while_the_broker_is_frozen(kind, caplog):
     caplog.set_level("INFO")
     node = Large(NodeConfig(name="node", publish_topic_name="out", while_disconnected="drop"))
     with own_broker(kind) as (broker, backend):
@@ -60,7 +60,7 @@ async def test_what_a_live_stream_cannot_take_is_dropped_and_counted(kind, caplo
 
 
 @pytest.mark.parametrize("kind", ["redis", "nats"])
-async def test_nodes_outlast_a_broker_that_is_restarted(kind):
+async def test_nodes_continue_after_a_restart_of_the_broker(kind):
     source = Paced(
         NodeConfig(name="source", publish_topic_name="a", heartbeat_update_interval=0.05, while_disconnected="drop")
     )
@@ -81,7 +81,7 @@ async def test_nodes_outlast_a_broker_that_is_restarted(kind):
 
 
 @pytest.mark.parametrize("kind", ["redis", "nats"])
-async def test_an_output_that_waits_when_the_broker_goes_away_is_dropped_at_once(kind):
+async def test_a_waiting_output_is_dropped_at_once_when_the_broker_goes_down(kind):
     node = Large(NodeConfig(name="node", publish_topic_name="out", while_disconnected="drop"))
     with own_broker(kind) as (broker, backend):
         async with backend.connect(MSIGHT_PUBLISH_TIMEOUT="600") as bus, running(bus, node):
@@ -93,7 +93,7 @@ async def test_an_output_that_waits_when_the_broker_goes_away_is_dropped_at_once
             await asyncio.to_thread(broker.restart)
 
 
-async def test_a_log_gets_everything_when_it_is_back(kafka, topic, caplog):
+async def test_a_log_receives_every_message_after_an_outage(kafka, topic, caplog):
     class Large(SourceNode):
         async def stream(self):
             for i in range(150):
@@ -115,7 +115,7 @@ async def test_a_log_gets_everything_when_it_is_back(kafka, topic, caplog):
     assert source._node_run.meter.unsent == 0
 
 
-async def test_an_input_comes_again_that_could_not_be_dead_lettered_before_the_end(kafka, topic, caplog):
+async def test_an_input_that_could_not_be_dead_lettered_before_the_end_is_redelivered(kafka, topic, caplog):
     broker = running_broker("kafka")
     published = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""SIGTERM at the worst moment, on real brokers: the process ends by its deadline and says last what it left."""
+"""SIGTERM under load and during outages, on real brokers: the process ends by its deadline and logs what was left."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_while_a_handler_hangs(tmp_path, topic, kind):
 
 
 @pytest.mark.parametrize("kind", ["redis", "nats", "kafka"])
-def test_while_the_broker_is_dead(tmp_path, kind):
+def test_while_the_broker_is_down(tmp_path, kind):
     with own_broker(kind) as (broker, backend):
         with program(tmp_path, backend, "dead", "a") as process:
             broker.kill()
@@ -167,7 +167,7 @@ def test_while_the_broker_is_frozen_no_other_deadline_counts(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["redis", "nats", "kafka"])
-def test_a_second_signal_waits_for_no_deadline_of_a_frozen_broker(tmp_path, kind):
+def test_after_a_second_signal_no_deadline_of_a_frozen_broker_counts(tmp_path, kind):
     with own_broker(kind) as (broker, backend):
         variables = LONG | {"MSIGHT_DRAIN_TIMEOUT": "600"}
         with program(tmp_path, backend, "frozen", "a", code=PIPELINE, variables=variables) as process:

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT, in a process of their own."""
+"""SIGTERM and SIGINT, in a separate process."""
 
 from __future__ import annotations
 

@@ -196,13 +196,13 @@ def test_extension_garbage_raises_nothing_but_value_error(data):
     ids=lambda data: repr(data[:12]),
 )
 def test_what_is_no_extension(data):
-    with pytest.raises(ValueError, match="not an extension"):
+    with pytest.raises(ValueError, match="extension"):
         envelope.unpack_extension(data)
 
 
 def test_an_extension_that_would_take_much_more_memory_is_not_decoded():
     packed = envelope.pack_extension(None, {f"{number:x}": "" for number in range(200_000)})
-    with pytest.raises(ValueError, match="not an extension"):
+    with pytest.raises(ValueError, match="extension"):
         envelope.unpack_extension(packed)
 
 
@@ -210,5 +210,5 @@ def test_an_extension_that_would_take_much_more_memory_is_not_decoded():
 def test_every_truncated_extension_is_refused(key, headers):
     packed = envelope.pack_extension(key, headers)
     for end in range(len(packed)):
-        with pytest.raises(ValueError, match="not an extension"):
+        with pytest.raises(ValueError, match="extension"):
             envelope.unpack_extension(packed[:end])

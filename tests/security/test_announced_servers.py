@@ -1,4 +1,4 @@
-"""Servers that a NATS server announces are held to the same rules of TLS as the configured ones."""
+"""The TLS rules of the configured servers apply to the servers that a NATS server announces."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def environment(port, made):
     return variables("nats", port, **CREDENTIALS["nats"], **tls)
 
 
-async def test_an_announced_server_without_tls_is_told_nothing(made):
+async def test_no_credentials_are_sent_to_an_announced_server_without_tls(made):
     plain, events = Peer("nats"), []
     async with fake(plain) as there:
         with cluster(made, there.port) as (seed, _):
@@ -61,7 +61,7 @@ async def test_an_announced_server_without_tls_is_told_nothing(made):
                 assert not seen(events, Reconnected)
 
 
-async def test_an_announced_server_with_tls_is_entered_with_the_same_credentials(made):
+async def test_an_announced_server_with_tls_gets_the_same_credentials(made):
     topic, events = new_topic(), []
     async with proxy(0) as there:
         with cluster(made, there.port) as (seed, second):

@@ -1,4 +1,4 @@
-"""A peer that announces absurd sizes, or talks without end, is refused before its memory is ours."""
+"""A peer that announces excessive sizes or sends unbounded data is disconnected before the data is buffered."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ GREETINGS += [("nats", name, flood) for name, flood in NATS_GREETINGS.items()]
 
 
 @pytest.mark.parametrize(("kind", "name", "flood"), GREETINGS, ids=[f"{kind}-{name}" for kind, name, _ in GREETINGS])
-async def test_a_greeting_without_measure_is_refused(kind, name, flood, watch):
+async def test_an_unbounded_greeting_is_refused(kind, name, flood, watch):
     async with fake(flood) as way:
         settings = settings_of(variables(kind, way.port), MSIGHT_CONNECT_TIMEOUT="3")
         await refused(ConnectionLostError, settings, watch)
@@ -81,7 +81,7 @@ async def test_a_greeting_without_measure_is_refused(kind, name, flood, watch):
 
 
 @pytest.mark.parametrize("limit", ["many", -1, 0, None, [1], True, 1.5])
-async def test_a_nats_server_whose_largest_payload_is_no_size_is_refused(limit, watch):
+async def test_a_nats_server_with_an_invalid_max_payload_is_refused(limit, watch):
     greeting = b"INFO " + json.dumps(INFO | {"max_payload": limit}).encode() + b"\r\n"
     async with fake(Peer("nats", greeting=greeting)) as way:
         await refused(ConnectionLostError, settings_of(variables("nats", way.port)), watch, "max_payload")
@@ -91,7 +91,7 @@ async def test_a_nats_server_whose_largest_payload_is_no_size_is_refused(limit, 
     "reply",
     [b"*2\r\n$1\r\nx\r\n:9000000000000\r\n", b"*2\r\n$1\r\nx\r\n$18\r\npubsub 99999 many x\r\n", b":1\r\n", b"$-1\r\n"],
 )
-async def test_a_redis_whose_buffer_limit_is_no_limit_gets_the_usual_one(reply):
+async def test_an_invalid_output_buffer_limit_of_redis_is_replaced_by_the_default(reply):
     peer = Peer("redis", lambda command: reply if command.verb == "CONFIG" else None)
     async with fake(peer) as way, msight_bus.connect(settings_of(variables("redis", way.port))) as bus:
         assert bus.capabilities.max_message_bytes <= 32 * MEGABYTE
@@ -122,7 +122,7 @@ def of_topic_a(command):
 
 
 @pytest.mark.parametrize(("kind", "flood"), FLOODS, ids=[f"{kind}-{flood.start[:12]!r}" for kind, flood in FLOODS])
-async def test_a_subscription_that_is_flooded_is_given_up(kind, flood, watch):
+async def test_a_connection_flooded_with_invalid_data_is_closed(kind, flood, watch):
     peer = Peer(kind, then=(of_topic_a, flood))
     async with fake(peer) as way:
         limits = {"MSIGHT_RECONNECT_LIMIT": "1", "MSIGHT_RECONNECT_MAX": "0.05", "MSIGHT_CONNECT_TIMEOUT": "3"}
@@ -137,7 +137,7 @@ async def test_a_subscription_that_is_flooded_is_given_up(kind, flood, watch):
 
 
 @pytest.mark.parametrize("group", [None, "g"])
-async def test_a_kafka_batch_that_is_a_bomb_is_passed_over_and_said(kafka, topic, group, monkeypatch):
+async def test_a_kafka_batch_too_large_decompressed_is_skipped_and_reported(kafka, topic, group, monkeypatch):
     monkeypatch.setattr(decompressing, "MAX_BYTES", 100_000)
     events = []
     async with kafka.connect(events=events, MSIGHT_KAFKA_COMPRESSION="gzip") as bus:

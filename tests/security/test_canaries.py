@@ -1,8 +1,7 @@
-"""No secret comes to light, whatever fails: in logs at DEBUG, warnings, texts and tracebacks of errors and of their causes.
+"""No secret appears in logs at DEBUG, warnings, or the texts and tracebacks of errors and of their causes.
 
-Every other test of this folder is watched in the same way (conftest.watch); here are the failures that belong to no other
-subject, a peer that repeats what it was told, and the proof that the watch finds what it should.
-"""
+Every other test of this folder is watched in the same way (conftest.watch). This module has the failures that belong to no
+other subject, peers that quote received data, and the proof that the watch finds a secret."""
 
 from __future__ import annotations
 
@@ -76,7 +75,7 @@ async def fail_to_connect(settings, watch):
 
 
 @pytest.mark.parametrize("peer", [hang_up, say_nothing, babble, repeat])
-async def test_a_peer_that_is_none_brings_nothing_to_light(peer, watch):
+async def test_a_peer_of_another_protocol_reveals_no_secret(peer, watch):
     asyncio.get_running_loop().set_debug(True)  # it says where tasks and handles come from
     async with fake(peer) as there:
         each = [settings_of(environment(way, there.port), MSIGHT_CONNECT_TIMEOUT="0.5") for way in WAYS]
@@ -84,7 +83,7 @@ async def test_a_peer_that_is_none_brings_nothing_to_light(peer, watch):
     assert set(kinds) == {ConnectionLostError}
 
 
-async def test_nobody_who_listens_brings_nothing_to_light(watch):
+async def test_a_closed_port_reveals_no_secret(watch):
     port = brokers.free_port()
     for way in WAYS:
         await refused(ConnectionLostError, settings_of(environment(way, port)), watch)
@@ -93,7 +92,7 @@ async def test_nobody_who_listens_brings_nothing_to_light(watch):
 @pytest.mark.parametrize(
     ("kind", "verb"), [("redis", "AUTH"), ("redis", "CONFIG"), ("nats", "CONNECT"), ("nats", "PING")]
 )
-async def test_a_peer_that_hangs_up_in_the_middle_brings_nothing_to_light(kind, verb, watch):
+async def test_a_peer_that_disconnects_during_the_handshake_reveals_no_secret(kind, verb, watch):
     peer = Peer(
         kind,
         lambda command: b"" if command.verb in (verb, "PING") else None,
@@ -105,7 +104,7 @@ async def test_a_peer_that_hangs_up_in_the_middle_brings_nothing_to_light(kind, 
     assert peer.told(verb)
 
 
-async def test_a_redis_that_quotes_its_password_is_not_quoted(watch):
+async def test_a_password_quoted_by_redis_is_not_revealed(watch):
     # Redis says so itself: "ERR unknown command 'AUTH', with args beginning with: '<password>'".
     with await asyncio.to_thread(start, "redis", config=['rename-command AUTH ""']) as broker:
         settings = settings_of(variables("redis", broker.port, PASSWORD=PASSWORD))
@@ -113,7 +112,7 @@ async def test_a_redis_that_quotes_its_password_is_not_quoted(watch):
 
 
 @pytest.mark.parametrize("quoted", ["-ERR 'Authorization Violation: {}'\r\n", "-ERR '{}'\r\n", "{}\r\n"])
-async def test_a_nats_server_that_quotes_what_it_was_told_is_not_quoted(quoted, watch):
+async def test_credentials_quoted_by_a_nats_server_are_not_revealed(quoted, watch):
     def quote(command):
         return quoted.format(command.words[0].decode()).encode() if command.verb == "CONNECT" else None
 
@@ -146,12 +145,12 @@ class KafkaThatQuotes:
 
 
 @pytest.mark.parametrize("way", ["plain", "oauth"])
-async def test_a_kafka_that_quotes_what_it_was_told_is_not_quoted(way, watch):
+async def test_credentials_quoted_by_kafka_are_not_revealed(way, watch):
     async with fake(KafkaThatQuotes()) as there:
         await refused(AuthenticationError, settings_of(environment(way, there.port)), watch, "withheld")
 
 
-async def test_every_secret_is_read_from_a_file_as_discreetly(tmp_path, watch):
+async def test_secrets_from_files_are_not_revealed(tmp_path, watch):
     secrets = [variable for variable in BusSettings.variables() if variable.secret]
     assert {variable.section for variable in secrets} == set(EVERY)
     for variable in secrets:
@@ -200,7 +199,7 @@ def fail_behind(text):
     ],
     ids=["log", "bytes", "base64", "context", "cut"],
 )
-def test_the_watch_hears(sing, watch):
+def test_the_watch_finds_a_revealed_secret(sing, watch):
     root, second = logging.getLogger(), Watch()
     root.removeHandler(watch)
     root.addHandler(second)

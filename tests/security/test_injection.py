@@ -1,4 +1,4 @@
-"""Whatever a topic, a group, a header, a key, a payload or a secret holds: no command more than was meant is on the wire."""
+"""No topic, group, header, key, payload or secret can inject a protocol command."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ async def test_fuzzed_topics_and_groups_are_one_subscription_each_or_an_error(ki
 
 
 @pytest.mark.parametrize("kind", LIVE)
-async def test_credentials_and_names_do_not_become_commands(kind):
+async def test_credentials_and_names_inject_no_command(kind):
     evil = remember('evil"}\r\nPUB a 1\r\nx\r\n*1\r\n$8\r\nFLUSHALL\r\n long enough to be told from others')
     peer = Peer(kind)
     names = {"MSIGHT_EDGE_DEVICE_NAME": 'cam"} PUB a 1'}

@@ -1,4 +1,4 @@
-"""Kafka: each SASL mechanism passes or is refused at once; what a user may not do is said; less verification is loud."""
+"""Kafka: each SASL mechanism is accepted or refused at once; missing permissions are raised; less verification is a warning."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def test_wrong_credentials_are_refused_once(secured, watch, flavour, given
 @pytest.mark.parametrize(
     ("flavour", "mechanism"), [("scram", "PLAIN"), ("plain", "SCRAM-SHA-512"), ("plain", "OAUTHBEARER")]
 )
-async def test_a_mechanism_that_the_broker_does_not_have_is_refused_once(secured, watch, flavour, mechanism):
+async def test_an_unsupported_mechanism_is_refused_once(secured, watch, flavour, mechanism):
     password = oauth_token(USER) if mechanism == "OAUTHBEARER" else PASSWORD
     async with secured("kafka").at(flavour) as way:
         settings = settings_of(variables("kafka", way.port, **sasl(mechanism, password)))
@@ -76,7 +76,7 @@ async def allow(broker, user, *rights):
     connection.close()
 
 
-async def test_what_a_user_may_not_do_is_raised_at_once(secured, watch):
+async def test_a_missing_permission_is_raised_at_once(secured, watch):
     own, others = new_topic(), new_topic()
     servers = secured("kafka")
     await allow(servers.running[0], "bob", (TOPIC, own, WRITE), (TOPIC, own, READ), (TOPIC, own, DESCRIBE))
@@ -98,7 +98,7 @@ async def test_what_a_user_may_not_do_is_raised_at_once(secured, watch):
                 assert (await anext(messages)).payload == b"still here"
 
 
-async def test_a_group_that_a_user_may_not_join_is_refused_at_once(secured, watch):
+async def test_a_missing_permission_for_a_group_is_raised_at_once(secured, watch):
     topic, servers = new_topic(), secured("kafka")
     await allow(servers.running[0], "bob", (TOPIC, topic, WRITE), (TOPIC, topic, READ), (TOPIC, topic, DESCRIBE))
     async with servers.at("plain") as way:
@@ -113,7 +113,7 @@ async def test_a_group_that_a_user_may_not_join_is_refused_at_once(secured, watc
     watch.show(joining.value)
 
 
-async def test_who_may_only_read_can_subscribe(secured):
+async def test_a_user_with_read_permission_only_can_subscribe(secured):
     topic, servers = new_topic(), secured("kafka")
     await allow(servers.running[0], "bob", (TOPIC, topic, READ), (TOPIC, topic, DESCRIBE))
     async with servers.at("plain") as way:

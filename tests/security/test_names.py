@@ -1,4 +1,4 @@
-"""Names of servers: each address of a name is a candidate, and TLS is for the name."""
+"""Server names: each address of a name is tried, and the certificate must match the name."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def quick(**more):
 
 @both
 @pytest.mark.parametrize("silent_ones", [1, 3])
-def test_an_address_that_hangs_does_not_keep_the_others_from_being_tried(kind, silent_ones):
+def test_other_addresses_are_tried_if_one_hangs(kind, silent_ones):
     port = running_broker(kind).port
     hang = [f"127.0.0.{number}" for number in range(2, 2 + silent_ones)]
     with silent(port, *hang):
@@ -70,7 +70,7 @@ def test_an_address_that_hangs_does_not_keep_the_others_from_being_tried(kind, s
 
 
 @both
-def test_an_address_that_refuses_is_passed_over(kind):
+def test_an_address_that_refuses_is_skipped(kind):
     port = running_broker(kind).port
     run_where(["127.0.0.2", "127.0.0.3", "127.0.0.1"], lambda: talk(settings_of(environment(kind, port), **quick())))
 
@@ -84,8 +84,8 @@ def test_every_address_is_verified_against_the_name(kind, secured, made):
 
 
 @both
-def test_a_certificate_of_the_address_is_none_of_the_name(kind, secured, made):
-    """``server`` is for 127.0.0.1, which is where the name leads to."""
+def test_a_certificate_for_the_address_is_refused_for_the_name(kind, secured, made):
+    """The certificate ``server`` is for 127.0.0.1, the address of the name."""
     port = secured(kind).ports["server"]
     tls = {**CREDENTIALS[kind], "USE_TLS": "true", "TLS_CA_CERT_FILE": made.ca}
 
@@ -98,8 +98,8 @@ def test_a_certificate_of_the_address_is_none_of_the_name(kind, secured, made):
 
 
 @both
-def test_on_reconnecting_the_name_is_looked_up_and_each_address_tried(kind):
-    """The address that served hangs now; another one serves."""
+def test_on_reconnecting_the_name_is_resolved_and_each_address_tried(kind):
+    """The address that was connected hangs now; another one accepts."""
     port = running_broker(kind).port
 
     async def scenario():
@@ -122,7 +122,7 @@ def test_on_reconnecting_the_name_is_looked_up_and_each_address_tried(kind):
 
 
 @both
-def test_a_trailing_dot_is_no_part_of_the_name_in_a_certificate(kind, secured, made):
+def test_a_trailing_dot_of_the_name_is_ignored_in_certificates(kind, secured, made):
     port = secured(kind).ports["elsewhere"]
     tls = {**CREDENTIALS[kind], "USE_TLS": "true", "TLS_CA_CERT_FILE": made.ca}
     environ = environment(kind, port, host=f"{NAME}.", **tls)
@@ -130,8 +130,8 @@ def test_a_trailing_dot_is_no_part_of_the_name_in_a_certificate(kind, secured, m
     run_where(["127.0.0.1"], lambda: talk(settings_of(environ, **quick())))
 
 
-def test_nor_on_kafka(secured, made):
-    """Of the bootstrap server, which is configured; the brokers' own names are those that Kafka advertises."""
+def test_a_trailing_dot_of_the_name_is_ignored_on_kafka(secured, made):
+    """For the configured bootstrap server; Kafka advertises the names of the brokers."""
     port = secured("kafka").ports["elsewhere"]
     tls = {**CREDENTIALS["kafka"], "USE_TLS": "true", "TLS_CA_CERT_FILE": made.ca}
     options = client_options(settings_of(environment("kafka", port, **tls), MSIGHT_CONNECT_TIMEOUT="10"))

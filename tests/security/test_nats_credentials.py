@@ -1,4 +1,4 @@
-"""NATS: each way to authenticate passes or is refused at once, and what a user may not do is said."""
+"""NATS: each way to authenticate is accepted or refused at once, and missing permissions are raised."""
 
 from __future__ import annotations
 
@@ -70,25 +70,25 @@ def creds(folder, jwt, seed, newline="\n"):
     ],
     ids=["user", "odd", "url", "url-odd", "nkey", "nkey-line"],
 )
-async def test_a_user_or_key_that_is_known_passes(users, given):
+async def test_a_known_user_or_key_is_accepted(users, given):
     if "SERVERS" in given:
         given = {"SERVERS": f"{given['SERVERS']}:{users.port}"}
     await talk(settings_of(variables("nats", users.port, **given)))
 
 
-async def test_a_token_passes_in_a_variable_and_in_a_url(token):
+async def test_a_token_in_a_variable_or_url_is_accepted(token):
     await talk(settings_of(variables("nats", token.port, TOKEN=TOKEN)))
     await talk(settings_of(variables("nats", token.port, SERVERS=f"nats://{TOKEN}@127.0.0.1:{token.port}")))
 
 
-async def test_a_jwt_passes_with_its_seed_and_in_a_file(operator, tmp_path):
+async def test_a_jwt_with_its_seed_or_in_a_file_is_accepted(operator, tmp_path):
     jwt = OPERATOR.user_jwt(USER)
     await talk(settings_of(variables("nats", operator.port, USER_JWT=jwt, NKEY_SEED=USER.seed)))
     for newline in ("\n", "\r\n"):
         await talk(settings_of(variables("nats", operator.port, **creds(tmp_path, jwt, USER.seed, newline))))
 
 
-async def test_a_seed_never_travels(users, operator):
+async def test_a_seed_is_never_sent(users, operator):
     async with proxy(users.port) as way:
         await talk(settings_of(variables("nats", way.port, NKEY_SEED=KEY.seed)))
         assert KEY.seed[:20].encode() not in way.bytes
@@ -109,7 +109,7 @@ async def test_a_seed_never_travels(users, operator):
     ],
     ids=["none", "user", "url", "token", "nkey"],
 )
-async def test_whoever_is_not_known_is_refused_once(users, watch, given):
+async def test_unknown_credentials_are_refused_once(users, watch, given):
     async with proxy(users.port) as way:
         if "SERVERS" in given:
             given = {"SERVERS": f"{given['SERVERS']}:{way.port}"}
@@ -118,7 +118,7 @@ async def test_whoever_is_not_known_is_refused_once(users, watch, given):
 
 
 @pytest.mark.parametrize("how", ["expired", "stranger", "seed"])
-async def test_a_jwt_that_is_not_valid_is_refused_once(operator, watch, how):
+async def test_an_invalid_jwt_is_refused_once(operator, watch, how):
     signer = make_operator() if how == "stranger" else OPERATOR
     jwt = signer.user_jwt(USER, expires=int(time.time()) - 60 if how == "expired" else None)
     seed = OTHER_KEY.seed if how == "seed" else USER.seed
@@ -163,7 +163,7 @@ async def test_without_the_package_that_signs_a_seed_is_an_error_before_anything
         assert way.connections == 0
 
 
-async def test_what_a_user_may_not_publish_is_raised_by_the_next_publish(users, watch):
+async def test_a_missing_publish_permission_is_raised_by_the_next_publish(users, watch):
     events = []
     settings = settings_of(variables("nats", users.port, USERNAME="limited", PASSWORD=PASSWORD))
     async with msight_bus.connect(settings, on_event=events.append) as bus:
@@ -181,7 +181,7 @@ async def test_what_a_user_may_not_publish_is_raised_by_the_next_publish(users, 
 
 
 @pytest.mark.parametrize("group", [None, "g"])
-async def test_what_a_user_may_not_subscribe_to_is_raised_on_entering(users, watch, group):
+async def test_a_missing_subscribe_permission_is_raised_on_entering(users, watch, group):
     settings = settings_of(variables("nats", users.port, USERNAME="limited", PASSWORD=PASSWORD))
     async with msight_bus.connect(settings) as bus:
         with pytest.raises(AuthenticationError, match="(?i)permissions violation") as caught:

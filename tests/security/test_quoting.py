@@ -1,4 +1,4 @@
-"""What a broker or another program says reaches errors, events, logs and terminals as printable text on one line."""
+"""The text of brokers and other programs reaches errors, events, logs and terminals as printable text on one line."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ async def test_an_error_of_nats_while_connecting():
     assert_printable(text)
 
 
-async def test_a_greeting_of_something_else():
+async def test_a_greeting_of_another_protocol():
     for kind in ("redis", "nats"):
         peer = Peer(kind, lambda command: f"{EVIL}\r\n".encode(), greeting=f"220 {EVIL}\r\n".encode())
         assert_printable(str(await refused(peer, kind)))
@@ -155,7 +155,7 @@ async def test_a_refusal_of_nats_that_names_a_subject(caplog):
     ],
     ids=["redis", "nats"],
 )
-async def test_what_a_command_prints(kind, verb, says, monkeypatch):
+async def test_the_output_of_a_command(kind, verb, says, monkeypatch):
     peer = Peer(kind, lambda command: says.encode() if command.verb == verb else None)
     async with fake(peer) as there:
         for name, value in variables(kind, there.port).items():
@@ -167,7 +167,7 @@ async def test_what_a_command_prints(kind, verb, says, monkeypatch):
         assert_printable(line)
 
 
-async def test_an_announcement_with_escapes_is_no_node():
+async def test_an_announcement_with_control_characters_is_ignored():
     forged = {"name": EVIL, "instance": "1", "type": EVIL, "device": EVIL, "status": "RUNNING", "started_at": 0.0}
     payloads = [msgspec.json.encode({**forged, "heartbeat_interval": 1.0}), EVIL.encode(), EVIL.encode("utf-16")]
     environ = dict(running_broker("nats").env)
@@ -184,8 +184,8 @@ async def test_an_announcement_with_escapes_is_no_node():
         await client.close()
 
 
-async def test_marks_that_turn_the_direction_of_text_are_not_shown_as_they_are():
-    """They are no control characters, and reverse what a terminal shows behind them: ignored or escaped, both will do."""
+async def test_bidirectional_formatting_characters_are_escaped():
+    """They are not control characters and reverse the text after them on a terminal: ignoring or escaping them passes."""
     made = {"name": "camera", "instance": "1", "status": "RUNNING", "started_at": 0.0, "heartbeat_interval": 10.0}
     payload = msgspec.json.encode({**made, "type": "a\u202eb", "device": "a\u2066b"})
     environ = dict(running_broker("nats").env)

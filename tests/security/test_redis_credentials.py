@@ -1,4 +1,4 @@
-"""Redis: passwords and users pass or are refused at once, and what a user may not do is said."""
+"""Redis: passwords and users are accepted or refused at once, and missing permissions are raised."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def broker():
 
 
 @pytest.mark.parametrize("user", [{}, {"USERNAME": "default"}, {"USERNAME": "alice"}])
-async def test_the_right_password_passes(broker, user):
+async def test_the_right_password_is_accepted(broker, user):
     await talk(settings_of(variables("redis", broker.port, PASSWORD=PASSWORD, **user)))
 
 
@@ -49,7 +49,7 @@ async def test_a_wrong_or_missing_password_is_refused_once(broker, watch, given)
         assert way.connections == 1
 
 
-async def test_what_a_user_may_not_publish_is_raised_by_the_next_publish(broker, watch):
+async def test_a_missing_publish_permission_is_raised_by_the_next_publish(broker, watch):
     events = []
     settings = settings_of(variables("redis", broker.port, USERNAME="limited", PASSWORD=LIMITED))
     async with msight_bus.connect(settings, on_event=events.append) as bus:
@@ -66,7 +66,7 @@ async def test_what_a_user_may_not_publish_is_raised_by_the_next_publish(broker,
             await bus.publish("not.ok", b"x")
 
 
-async def test_what_a_user_may_not_subscribe_to_is_raised_on_entering(broker, watch):
+async def test_a_missing_subscribe_permission_is_raised_on_entering(broker, watch):
     settings = settings_of(variables("redis", broker.port, USERNAME="limited", PASSWORD=LIMITED))
     async with msight_bus.connect(settings) as bus:
         with pytest.raises(AuthenticationError, match="(?i)no ?perm") as caught:
@@ -78,7 +78,7 @@ async def test_what_a_user_may_not_subscribe_to_is_raised_on_entering(broker, wa
             assert (await anext(messages)).payload == b"still here"
 
 
-async def test_a_user_who_may_not_ask_for_the_configuration_still_publishes(watch):
+async def test_a_user_without_permission_for_config_get_can_publish(watch):
     few = f"user few on >{LIMITED} resetchannels &* -@all +publish +subscribe +unsubscribe +ping"
     with start("redis", config=[f"requirepass {PASSWORD}", few]) as broker:
         await talk(settings_of(variables("redis", broker.port, USERNAME="few", PASSWORD=LIMITED)))

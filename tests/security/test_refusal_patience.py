@@ -1,4 +1,4 @@
-"""With secrets or certificates from files a refusal on reconnecting may pass, for rotation takes a moment."""
+"""With secrets or certificates from files, a refusal on reconnecting is retried, because a rotation takes time."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def connected(settings):
 
 
 @both
-async def test_a_servers_certificate_that_is_wrong_for_a_moment_is_outlived(kind, secured, made):
+async def test_a_temporarily_wrong_server_certificate_is_retried(kind, secured, made):
     servers = secured(kind)
     async with servers.at("server") as right, servers.at("expired") as wrong, proxy(right.port) as way:
         tls = {"USE_TLS": "true", "TLS_CA_CERT_FILE": made.ca}
@@ -61,8 +61,8 @@ async def test_a_servers_certificate_that_is_wrong_for_a_moment_is_outlived(kind
 
 
 @both
-async def test_an_authority_that_is_replaced_on_disk_is_read_anew(kind, secured, made, tmp_path):
-    """The server shows its new certificate before this machine has the new authority."""
+async def test_a_replaced_certificate_authority_is_read_again(kind, secured, made, tmp_path):
+    """The server uses its new certificate before this machine has the new authority."""
     ca = tmp_path / "ca.pem"
     shutil.copy(made.ca, ca)
     servers = secured(kind)
@@ -87,8 +87,8 @@ def door(kind, password):
 
 
 @both
-async def test_a_password_that_is_replaced_on_disk_is_read_anew(kind, tmp_path):
-    """The server has the new password before this machine has."""
+async def test_a_replaced_password_file_is_read_again(kind, tmp_path):
+    """The server has the new password before this machine."""
     old, new = canary("patience old"), canary("patience new")
     file = tmp_path / "password"
     file.write_text(old)
@@ -110,7 +110,7 @@ async def test_a_password_that_is_replaced_on_disk_is_read_anew(kind, tmp_path):
 
 
 @both
-async def test_a_refusal_that_lasts_is_raised_when_patience_is_over(kind, secured, made, watch):
+async def test_a_lasting_refusal_is_raised_after_the_refusal_patience(kind, secured, made, watch):
     servers = secured(kind)
     async with servers.at("server") as right, servers.at("expired") as wrong, proxy(right.port) as way:
         tls = {"USE_TLS": "true", "TLS_CA_CERT_FILE": made.ca}
@@ -126,8 +126,8 @@ async def test_a_refusal_that_lasts_is_raised_when_patience_is_over(kind, secure
 
 
 @both
-async def test_a_password_that_came_in_a_variable_is_not_waited_for(kind):
-    """It cannot change."""
+async def test_a_refused_password_from_a_variable_is_raised_at_once(kind):
+    """A password in a variable cannot change."""
     old, new = canary("patience old"), canary("patience new")
     port = brokers.free_port()
     user = {"USERNAME": USER} if kind == "nats" else {}
@@ -163,7 +163,7 @@ def blames_the_announcements(records):
 
 
 @both
-async def test_a_refused_certificate_is_not_told_as_a_permission_of_announcements(kind, secured, made, caplog):
+async def test_a_refused_certificate_is_not_logged_as_a_missing_permission(kind, secured, made, caplog):
     servers = secured(kind)
     async with servers.at("server") as right, servers.at("expired") as wrong, proxy(right.port) as way:
         tls = {"USE_TLS": "true", "TLS_CA_CERT_FILE": made.ca}

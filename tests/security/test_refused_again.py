@@ -1,4 +1,4 @@
-"""A refusal on reconnecting is raised at once, by iterators and by publishers that wait, and ends the reconnecting."""
+"""A refusal on reconnecting is raised at once, by iterators and by waiting publishers, and ends the reconnecting."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def errors_of_all(bus, topic, messages, waiting):
 
 
 @pytest.mark.parametrize("kind", LIVE)
-async def test_another_password_after_a_restart(kind, watch):
+async def test_a_changed_password_after_a_restart_is_raised(kind, watch):
     port, topic, events = brokers.free_port(), new_topic(), Seen()
     first = await asyncio.to_thread(start, kind, port=port, config=door(kind, PASSWORD))
     with first:
@@ -60,7 +60,7 @@ async def test_another_password_after_a_restart(kind, watch):
 
 
 @pytest.mark.parametrize("kind", LIVE)
-async def test_another_certificate_on_reconnecting(kind, secured, made, watch):
+async def test_a_changed_certificate_on_reconnecting_is_raised(kind, secured, made, watch):
     topic, servers, events = new_topic(), secured(kind), Seen()
     async with servers.at("server") as right, servers.at("expired") as wrong, proxy(right.port) as way:
         settings = settings_of(variables(kind, way.port, **CREDENTIALS[kind], **tls(made)), **QUICK)
@@ -74,7 +74,7 @@ async def test_another_certificate_on_reconnecting(kind, secured, made, watch):
 
 
 @pytest.mark.parametrize("kind", LIVE)
-async def test_a_server_without_tls_on_reconnecting_is_tried_again_and_told_nothing(kind, secured, made, watch):
+async def test_a_server_without_tls_on_reconnecting_is_retried_and_gets_no_credentials(kind, secured, made, watch):
     topic, servers, events = new_topic(), secured(kind), Seen()
     limits = QUICK | {"MSIGHT_CONNECT_TIMEOUT": "0.5", "MSIGHT_RECONNECT_LIMIT": "2"}
     async with servers.at("server") as right, servers.at("plain") as wrong, proxy(right.port) as way:
@@ -90,7 +90,7 @@ async def test_a_server_without_tls_on_reconnecting_is_tried_again_and_told_noth
         assert not found_in(wrong.bytes.decode("latin-1"))
 
 
-async def test_a_connection_that_ends_right_behind_its_last_confirmation_is_tried_again():
+async def test_a_connection_lost_right_after_its_last_confirmation_is_retried():
     spoiling = False
 
     def subscriptions():
@@ -115,7 +115,7 @@ async def test_a_connection_that_ends_right_behind_its_last_confirmation_is_trie
 
 
 @pytest.mark.parametrize("kind", LIVE)
-async def test_a_permission_taken_away_ends_that_subscription_alone(kind, watch):
+async def test_a_revoked_permission_ends_its_subscription_only(kind, watch):
     port, events, secret = brokers.free_port(), Seen(), canary("permission")
 
     def rules(topics):
@@ -142,7 +142,7 @@ async def test_a_permission_taken_away_ends_that_subscription_alone(kind, watch)
     watch.show(caught.value, *events)
 
 
-async def test_kafka_with_another_password_on_reconnecting(secured, watch):
+async def test_kafka_refuses_a_changed_password_on_reconnecting(secured, watch):
     topic, servers = new_topic(), secured("kafka")
     async with proxy(servers.ports["before"], servers.ports["stable"]) as way:
         # A group's first member waits until the broker has made its offsets topic, on a busy machine for long.
@@ -165,7 +165,7 @@ async def test_kafka_with_another_password_on_reconnecting(secured, watch):
         assert way.connections <= attempts + 2  # each client may try to say goodbye
 
 
-async def test_kafka_refuses_again_and_again_with_an_error_of_its_own_each_time(secured):
+async def test_each_refusal_by_kafka_raises_a_new_error(secured):
     topic, servers = new_topic(), secured("kafka")
     async with proxy(servers.ports["before"], servers.ports["stable"]) as way:
         settings = settings_of(variables("kafka", way.port, **CREDENTIALS["kafka"]), **QUICK)

@@ -1,4 +1,4 @@
-"""A secret in a file is read anew at each connect, so that it can be changed while programs run."""
+"""A secret in a file is read again at each connect, so that it can be changed while programs run."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ ways = pytest.mark.parametrize("way", WAYS, ids=[f"{way.kind}-{way.variable}" fo
 
 
 @ways
-async def test_a_bus_reconnects_with_what_the_file_holds_now(way, tmp_path, watch):
+async def test_a_bus_reconnects_with_the_current_content_of_the_file(way, tmp_path, watch):
     port, topic, events, file = brokers.free_port(), new_topic(), Seen(), tmp_path / "secret"
     file.write_text(FIRST + "\n")
     settings = way.settings(port, file, **QUICK)
@@ -75,7 +75,7 @@ async def test_a_bus_reconnects_with_what_the_file_holds_now(way, tmp_path, watc
 
 
 @ways
-async def test_a_new_bus_of_the_same_settings_reads_the_file_anew(way, tmp_path, watch):
+async def test_a_new_bus_with_the_same_settings_reads_the_file_again(way, tmp_path, watch):
     port, file = brokers.free_port(), tmp_path / "secret"
     file.write_text(FIRST)
     settings = way.settings(port, file)
@@ -89,8 +89,8 @@ async def test_a_new_bus_of_the_same_settings_reads_the_file_anew(way, tmp_path,
 
 @ways
 @pytest.mark.parametrize("patience", ["0.001", "inf"])
-async def test_a_file_that_is_away_for_a_moment_is_waited_for(way, patience, tmp_path):
-    """Not every tool replaces a file in one step."""
+async def test_a_temporarily_missing_file_is_waited_for(way, patience, tmp_path):
+    """Not every tool replaces a file atomically."""
     events, file = Seen(), tmp_path / "secret"
     file.write_text(FIRST)
     with await way.start(brokers.free_port(), FIRST) as broker:
@@ -106,7 +106,7 @@ async def test_a_file_that_is_away_for_a_moment_is_waited_for(way, patience, tmp
                 await bus.publish(new_topic(), b"x")
 
 
-async def test_kafka_reconnects_with_what_the_file_holds_now(secured, tmp_path, watch):
+async def test_kafka_reconnects_with_the_current_content_of_the_file(secured, tmp_path, watch):
     topic, servers, events, file = new_topic(), secured("kafka"), Seen(), tmp_path / "secret"
     file.write_text(PASSWORD + "\n")
     known = {"SASL_MECHANISM": "PLAIN", "SASL_USERNAME": USER, "SASL_PASSWORD_FILE": str(file)}

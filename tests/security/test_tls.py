@@ -1,4 +1,4 @@
-"""TLS on every backend: what is right passes, what is wrong is refused with one typed error before a secret is sent."""
+"""TLS on every backend: valid certificates are accepted; all others are refused with one typed error before a secret is sent."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def assert_nothing_was_told(sent: bytes) -> None:
     assert told < 64
 
 
-async def test_in_the_clear_it_passes(kind, secured):
+async def test_a_connection_without_tls_is_accepted(kind, secured):
     async with secured(kind).at("plain") as way:
         await talk(settings_of(variables(kind, way.port, **CREDENTIALS[kind])))
 
 
-async def test_a_valid_certificate_passes_and_everything_is_encrypted(kind, secured, made):
+async def test_a_valid_certificate_is_accepted_and_everything_is_encrypted(kind, secured, made):
     async with secured(kind).at("server") as way:
         await talk(settings_of(environment(kind, way.port, made)))
         assert way.connections >= 1
@@ -70,7 +70,7 @@ async def test_the_systems_authorities_are_trusted_unless_others_are_named(kind,
     ],
     ids=["expired", "authority", "host"],
 )
-async def test_a_wrong_certificate_is_refused_once_and_told_nothing(kind, secured, made, watch, wrong):
+async def test_a_wrong_certificate_is_refused_once_and_gets_no_credentials(kind, secured, made, watch, wrong):
     flavour, ca, why = wrong
     async with secured(kind).at(flavour) as way:
         settings = settings_of(environment(kind, way.port, made, TLS_CA_CERT_FILE=getattr(made, ca)))
@@ -79,14 +79,14 @@ async def test_a_wrong_certificate_is_refused_once_and_told_nothing(kind, secure
         assert_nothing_was_told(way.bytes)
 
 
-async def test_a_certificate_of_the_client_opens_where_one_is_wanted(kind, secured, made):
+async def test_a_client_certificate_is_accepted_where_required(kind, secured, made):
     async with secured(kind).at("mutual") as way:
         own = {"TLS_CERT_FILE": made.client.cert, "TLS_KEY_FILE": made.client.key}
         await talk(settings_of(environment(kind, way.port, made, **own)))
 
 
 @pytest.mark.parametrize("own", ["none", "foreign"])
-async def test_without_the_clients_certificate_or_with_a_foreign_one_it_is_refused(kind, secured, made, watch, own):
+async def test_a_missing_or_untrusted_client_certificate_is_refused(kind, secured, made, watch, own):
     foreign = {"TLS_CERT_FILE": made.foreign_client.cert, "TLS_KEY_FILE": made.foreign_client.key}
     async with secured(kind).at("mutual") as way:
         settings = settings_of(environment(kind, way.port, made, **(foreign if own == "foreign" else {})))
@@ -94,7 +94,7 @@ async def test_without_the_clients_certificate_or_with_a_foreign_one_it_is_refus
         assert way.connections == 1
 
 
-async def test_a_server_without_tls_where_it_was_asked_for_is_told_nothing(kind, secured, made, watch):
+async def test_a_server_without_tls_gets_no_credentials_where_tls_is_required(kind, secured, made, watch):
     async with secured(kind).at("plain") as way:
         settings = settings_of(environment(kind, way.port, made), MSIGHT_CONNECT_TIMEOUT="1")
         await refused(
@@ -116,7 +116,7 @@ async def test_without_tls_a_nats_server_gets_no_signature_for_its_nonce(made, w
         assert not there.bytes
 
 
-async def test_a_server_with_tls_where_none_was_asked_for_is_one_typed_error(kind, secured, watch):
+async def test_a_server_with_tls_where_none_is_configured_is_one_typed_error(kind, secured, watch):
     async with secured(kind).at("server") as way:
         # nats-py encrypts where the server wants it, and then knows no authority for its certificate.
         why = AuthenticationError if kind == "nats" else ConnectionLostError
@@ -125,7 +125,7 @@ async def test_a_server_with_tls_where_none_was_asked_for_is_one_typed_error(kin
         assert way.connections == 1
 
 
-async def test_nats_is_encrypted_where_the_server_leaves_it_to_the_client(made):
+async def test_nats_is_encrypted_where_the_server_makes_tls_optional(made):
     lines = ["allow_non_tls: true", *nats_tls_lines(made, "server")]
     with start("nats", config=lines) as broker:
         async with proxy(broker.port) as way:
@@ -134,7 +134,7 @@ async def test_nats_is_encrypted_where_the_server_leaves_it_to_the_client(made):
             assert b"hello" not in way.bytes
 
 
-def test_redis_has_tls_of_its_own(secured):
+def test_the_redis_server_of_the_tests_has_tls(secured):
     if not secured("redis").has_tls:
         pytest.skip(
             "the Redis at hand was built without TLS: the tests of TLS ran against it behind a TLS server of this run. "

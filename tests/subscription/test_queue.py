@@ -58,7 +58,7 @@ class Compared:
         self.queue = MessageQueue(policy, on_full=self.on_full, on_room=self.on_room)
         self.log = Log()
         self.queued: list[Message] = []
-        self.in_hand: list[Message] = []
+        self.unacknowledged: list[Message] = []
         self.delivered: list[Message] = []
         self.dropped: dict[str, list[Message]] = {}
         self.peak = 0
@@ -134,7 +134,7 @@ class Compared:
         taken = self.queue.take(n)
         assert taken == self.queued[:n]
         del self.queued[:n]
-        self.in_hand += taken
+        self.unacknowledged += taken
         assert not (self.paused and self.half_empty)
 
     def take_one_by_hand(self) -> None:
@@ -145,11 +145,11 @@ class Compared:
             if self.queue.full:
                 self.queue.taken()
             assert message is self.queued.pop(0)
-            self.in_hand.append(message)
+            self.unacknowledged.append(message)
 
     def put_back(self, which: int) -> None:
-        if self.in_hand:
-            message = self.in_hand.pop(which % len(self.in_hand))
+        if self.unacknowledged:
+            message = self.unacknowledged.pop(which % len(self.unacknowledged))
             self.queue.put_back(message)
             if self.closed:
                 self.drop("closed", message)
@@ -158,8 +158,8 @@ class Compared:
 
     def drop_in_hand(self) -> None:
         """A consumer may not hand out all that it took."""
-        if self.in_hand:
-            message = self.in_hand.pop()
+        if self.unacknowledged:
+            message = self.unacknowledged.pop()
             self.queue.drop([message], "too old")
             self.drop("too old", message)
 
@@ -215,7 +215,7 @@ class Compared:
         assert self.queue.room == (0 if full else max(0, self.policy.max_messages - len(self.queued)))
 
     def nothing_is_unaccounted_for(self) -> None:
-        places = [*self.in_hand, *self.queued, *itertools.chain(*self.dropped.values())]
+        places = [*self.unacknowledged, *self.queued, *itertools.chain(*self.dropped.values())]
         assert self.queue.received == len(self.delivered) == len(places)
         assert set(places) == set(self.delivered)
 

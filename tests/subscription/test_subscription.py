@@ -12,7 +12,7 @@ from msight_bus import QueuePolicy
 from msight_bus.backends.base import Selection
 from msight_bus.message import Message
 from msight_bus.settings import Limits
-from msight_bus.subscription import Subscription, Terms
+from msight_bus.subscription import Subscription, SubscriptionOptions
 
 
 class Ledger:
@@ -58,7 +58,7 @@ def subscription_to(log: Log) -> Subscription:
     return Subscription(
         log,
         Selection(("t",), "g", QueuePolicy.block(10), "latest"),
-        Terms(),
+        SubscriptionOptions(),
         limits=Limits(),
         clock=time.time,
         check=lambda: None,
@@ -88,20 +88,20 @@ async def test_what_was_in_hand_comes_again_and_says_so():
         assert log.ledger.settled == [b"1", b"2"]
 
 
-@pytest.mark.parametrize("in_hand", [False, True])
-async def test_intake_has_ended_all_when_nothing_is_queued_or_in_hand(in_hand):
+@pytest.mark.parametrize("unacknowledged", [False, True])
+async def test_intake_has_ended_all_when_nothing_is_queued_or_in_hand(unacknowledged):
     log = Log()
     async with subscription_to(log) as messages:
         log.deliver(b"1")
         await asyncio.create_task(consume(messages, 1))
-        if not in_hand:
-            (message,) = messages._inbox.in_hand
+        if not unacknowledged:
+            (message,) = messages._inbox.unacknowledged
             messages._inbox.drop(message, "by the test")
         await messages.end_intake()
         finished = asyncio.create_task(messages.finished())
         await asyncio.sleep(0)
-        assert finished.done() is not in_hand
-        assert messages.left == int(in_hand)
+        assert finished.done() is not unacknowledged
+        assert messages.left == int(unacknowledged)
         finished.cancel()
 
 
@@ -110,7 +110,7 @@ async def test_what_is_delivered_again_or_elsewhere_is_in_hand_no_more():
     async with subscription_to(log) as messages:
         log.deliver(b"1", b"2", b"3")
         await consume(messages, 1)
-        (message,) = messages._inbox.in_hand
+        (message,) = messages._inbox.unacknowledged
         messages._inbox.put_back(message)
         assert messages.left == 3
         assert await anext(messages) is message

@@ -20,7 +20,7 @@ from msight_bus.backends.base import Selection
 from msight_bus.backends.kafka.partition import Partition
 from msight_bus.message import Message
 from msight_bus.settings import Limits
-from msight_bus.subscription import Subscription, Terms
+from msight_bus.subscription import Subscription, SubscriptionOptions
 from msight_bus.testing import VirtualClockLoop
 from tests.support.searches import EXAMPLES
 
@@ -115,7 +115,7 @@ class Machine(RuleBasedStateMachine):
         self.messages = Subscription(
             self.log,
             Selection(("t",), "g", self.queue, "latest"),
-            Terms(self.ack),
+            SubscriptionOptions(self.ack),
             limits=Limits(),
             clock=time.time,
             check=lambda: None,

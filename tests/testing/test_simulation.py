@@ -152,7 +152,7 @@ async def test_publishing_while_disconnected_ends_at_the_deadline(msight_simulat
         assert loop.time() - before == pytest.approx(3, abs=0.001)
 
 
-async def test_a_publisher_learns_what_a_cut_left_unconfirmed(msight_simulation, topic):
+async def test_a_publisher_raises_an_error_for_messages_unconfirmed_at_a_disconnect(msight_simulation, topic):
     async with msight_simulation.connect() as bus:
         with pytest.raises(ConnectionLostError, match="3 messages"):
             async with bus.publisher(topic) as publisher:

@@ -12,17 +12,17 @@ from aiokafka.errors import KafkaError
 from msight_bus.backends.base import BLOCKED, Blocked, Inbox, Selection
 from msight_bus.backends.kafka.aiokafka_compat import Client, MetadataRequest, check_aiokafka, record_bytes
 from msight_bus.backends.kafka.client import client_options, probe
+from msight_bus.backends.kafka.consumer import KafkaConsumer
 from msight_bus.backends.kafka.credentials import Credentials
 from msight_bus.backends.kafka.errors import translate
-from msight_bus.backends.kafka.feed import KafkaFeed
-from msight_bus.backends.kafka.group import GroupFeed
-from msight_bus.backends.kafka.live_view import LiveViewFeed
+from msight_bus.backends.kafka.group import GroupConsumer
+from msight_bus.backends.kafka.liveness import watch
+from msight_bus.backends.kafka.manual_assignment import ManualAssignmentConsumer
 from msight_bus.backends.kafka.partition_writer import PartitionWriter
 from msight_bus.backends.kafka.producer import KafkaProducer, choose_partition, choose_unkeyed_partition
 from msight_bus.backends.kafka.records import RawHeaders, raw_headers, to_bytes
 from msight_bus.backends.kafka.start import check_start
 from msight_bus.backends.kafka.topics import DEFAULT_MAX_MESSAGE_BYTES, TopicDirectory, TopicInfo
-from msight_bus.backends.kafka.watch import watch
 from msight_bus.capabilities import Capabilities
 from msight_bus.errors import (
     AuthenticationError,
@@ -175,7 +175,7 @@ class KafkaBackend:
         self._watching: asyncio.Task[None] | None = None
         self._is_away = False
         self._routes: dict[str, dict[str | None, _Route]] = {}  # of each topic, by publisher
-        self._feeds: set[KafkaFeed] = set()
+        self._consumers: set[KafkaConsumer] = set()
         self._alarm = Alarm(self._abort)
         self._ending: asyncio.Task[None] | None = None
         self._refused: BusError | None = None  # the error that every further call raises
@@ -329,7 +329,9 @@ class KafkaBackend:
 
     async def _give_up(self, error: AuthenticationError) -> None:
         """Stop the producer and the consumers, which would retry without a limit."""
-        await asyncio.gather(self._producer.give_up(error), *(feed.give_up(error) for feed in list(self._feeds)))
+        await asyncio.gather(
+            self._producer.give_up(error), *(consumer.give_up(error) for consumer in list(self._consumers))
+        )
         await self._directory.close()
 
     async def ready(self, topic: str, key: str | None, name: str | None) -> None:
@@ -409,7 +411,7 @@ class KafkaBackend:
                 "(MSIGHT_PUBLISH_TIMEOUT); they may still arrive."
             )
 
-    async def subscribe(self, selection: Selection, inbox: Inbox) -> KafkaFeed:
+    async def subscribe(self, selection: Selection, inbox: Inbox) -> KafkaConsumer:
         """Join the group of ``selection``; without a group, consume all partitions.
 
         Raises:
@@ -424,24 +426,24 @@ class KafkaBackend:
         client = Client(self._credentials, metadata_max_age_ms=_CONSUMER_METADATA_AGE_MS, **self._options)
         arguments = (selection, inbox, self._settings, client, self._dead_letter)
         group_id = selection.group_id
-        feed = LiveViewFeed(*arguments) if group_id is None else GroupFeed(group_id, *arguments)
-        self._feeds.add(feed)
-        feed.on_closed = lambda: self._feed_closed(feed)
-        feed.left = self._alarm.left
+        consumer = ManualAssignmentConsumer(*arguments) if group_id is None else GroupConsumer(group_id, *arguments)
+        self._consumers.add(consumer)
+        consumer.on_closed = lambda: self._consumer_closed(consumer)
+        consumer.left = self._alarm.left
         try:
-            await feed.start()
+            await consumer.start()
         except KafkaError as error:
-            await run_shielded(feed.close())
+            await run_shielded(consumer.close())
             raise translate(error, "subscribe", f"on {selection.topics[0]!r}") from error
         except BaseException:
-            await run_shielded(feed.close())
+            await run_shielded(consumer.close())
             raise
-        return feed
+        return consumer
 
-    def _feed_closed(self, feed: KafkaFeed) -> None:
-        self._feeds.discard(feed)
-        if self._producer.counter(feed.topic) is None:
-            self._directory.forget(feed.topic)
+    def _consumer_closed(self, consumer: KafkaConsumer) -> None:
+        self._consumers.discard(consumer)
+        if self._producer.counter(consumer.topic) is None:
+            self._directory.forget(consumer.topic)
 
     async def _dead_letter(self, message: Message) -> bool:
         partition, offset = message.position or (0, 0)

@@ -20,8 +20,8 @@ from aiokafka.errors import KafkaError, RebalanceInProgressError
 
 from msight_bus.backends.deadlines import loop_timeout
 from msight_bus.backends.kafka.aiokafka_compat import LATEST, Member
+from msight_bus.backends.kafka.consumer import KafkaConsumer
 from msight_bus.backends.kafka.errors import REFUSED, translate
-from msight_bus.backends.kafka.feed import KafkaFeed
 from msight_bus.backends.kafka.start import Moment, list_offsets, moment_of
 from msight_bus.errors import BusError, ConnectionLostError, fresh
 
@@ -50,11 +50,11 @@ _MANY = 100
 """Number of records in other partitions at which a member without records logs a WARNING; fewer can be chance."""
 
 
-class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
+class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
     """The consumer of a subscription with ``group_id``."""
 
     def __init__(self, group_id: str, *arguments: Any) -> None:
-        """``arguments`` are those of `KafkaFeed`."""
+        """``arguments`` are those of `KafkaConsumer`."""
         super().__init__(*arguments)
         self._group_id = group_id
         self._member: Member | None = None

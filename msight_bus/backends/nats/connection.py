@@ -26,11 +26,11 @@ from msight_bus.topics import ALIVE_TOPIC
 logger = logging.getLogger("msight_bus")
 
 _PING_EVERY = 8192
-"""Messages between two round trips of a stream that nobody flushes: bounds what is remembered as unconfirmed."""
+"""Messages after which a PING follows without a flush: bounds the number of unconfirmed messages that are tracked."""
 
 
 class _Answers:
-    """Receives the answer of the server to a request without receivers (pubsub.connection.Route.stream)."""
+    """The receiver of the server's answer to a request without subscribers (pubsub.connection.Route.stream)."""
 
     def __init__(self) -> None:
         self.came = False
@@ -48,7 +48,7 @@ class _Answers:
         """Do nothing."""
 
     def silence(self) -> float:
-        """There is no publisher."""
+        """Return 0.0: there is no publisher."""
         return 0.0
 
     def gap(self, missing: int | None, cause: str, *, at_most: bool = False) -> None:
@@ -69,8 +69,8 @@ class NatsConnection(SocketConnection):
         max_received: int,
         on_info: Callable[[Mapping[str, Any]], None],
     ) -> None:
-        """``max_payload``: bytes of a message that is published; ``max_received``: of one that is received; ``on_info`` gets
-        each INFO of the server."""
+        """``max_payload``: maximum bytes of a published message; ``max_received``: of a received message; ``on_info``: called
+        with each INFO of the server."""
         super().__init__(transport, on_lost, nats.CODEC, max_bytes=max_payload, max_received=max_received)
         self._max_received = max_received
         self._on_refused = on_refused
@@ -102,7 +102,7 @@ class NatsConnection(SocketConnection):
         if error is not None:
             self.forget_route(route)
             if not self.gone.done():
-                optional = route.topic.startswith(ALIVE_TOPIC)  # its subscriber says what it is for
+                optional = route.topic.startswith(ALIVE_TOPIC)  # the subscriber logs the refusal
                 logger.log(logging.DEBUG if optional else logging.WARNING, "%s", error)
 
     def unsubscribe(self, route: Route) -> Request:
@@ -114,7 +114,7 @@ class NatsConnection(SocketConnection):
         return request
 
     async def has_subscribers(self, topic: str) -> bool:
-        """Ask whether a subject has a subscriber: NATS answers a request that nobody receives at once.
+        """Ask whether a subject has a subscriber: NATS answers a request without subscribers at once.
 
         Raises:
             BusError: the server refused, or the connection was lost.
@@ -142,7 +142,7 @@ class NatsConnection(SocketConnection):
             self._unclear = ""
             self.in_flight.confirm_to_request()
         elif reply.kind == "PING":
-            if self._write_paused:  # a peer that does not read gets one PONG, however often it asks
+            if self._write_paused:  # a peer that does not read gets one PONG for any number of PINGs
                 self._owes_pong = True
             else:
                 self.write(nats.PONG)
@@ -159,7 +159,7 @@ class NatsConnection(SocketConnection):
             self._refuse(reply.text)
 
     def resume_writing(self) -> None:
-        """The transport's buffer is under its low-water mark."""
+        """Called when the transport's buffer is below its low-water mark."""
         super().resume_writing()
         if self._owes_pong:
             self._owes_pong = False

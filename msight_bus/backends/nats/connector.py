@@ -46,7 +46,7 @@ _CREDENTIALS = re.compile(r"-BEGIN NATS USER JWT-+\s+(\S+)\s+-.*-BEGIN USER NKEY
 
 
 class NatsConnector:
-    """Opens connections to a NATS server, or to any server of a cluster."""
+    """The connector to a NATS server, or to any server of a cluster."""
 
     shares_connection = True
     announces = True
@@ -175,10 +175,10 @@ class NatsConnector:
             connection.leaving = client.info.get("ldm") is True
             connection.take_over(leftover)
         except BaseException as failure:
-            words = client.last_words
+            unread = client.unread_error
             client.abandon(failure)
-            if words and is_unreachable(failure):
-                raise nats.errors.Error(words) from nats.errors.UnexpectedEOF()
+            if unread and is_unreachable(failure):
+                raise nats.errors.Error(unread) from nats.errors.UnexpectedEOF()
             raise
         return connection
 
@@ -253,11 +253,11 @@ class NatsConnector:
             left = f"NATS at {where}: {text}; disconnected before any credential was sent."
             return Failure(ConnectionLostError(left), brief, answered=True)
         if silent:
-            told = f"NATS at {where} accepted the connection and sent no INFO: {text}. {self._hint_of_tls_first()}."
-            return Failure(ConnectionLostError(told), brief, answered=False)
+            text = f"NATS at {where} accepted the connection and sent no INFO: {text}. {self._hint_of_tls_first()}."
+            return Failure(ConnectionLostError(text), brief, answered=False)
         if not is_unreachable(error):
-            told = f"NATS at {where} cannot be used now: {text}. Check MSIGHT_NATS_SERVERS."
-            return Failure(ConnectionLostError(told), brief, answered=True)
+            text = f"NATS at {where} cannot be used now: {text}. Check MSIGHT_NATS_SERVERS."
+            return Failure(ConnectionLostError(text), brief, answered=True)
         return Failure(
             ConnectionLostError(
                 f"NATS at {where} cannot be reached: {text}. Check MSIGHT_NATS_SERVERS, or start a server with "
@@ -275,7 +275,7 @@ class NatsConnector:
 
 
 def _where(server: NatsServer, address: str | None) -> str:
-    """Return the server as configured or announced, and the address that its name resolved to."""
+    """Return the server as configured or announced, with the address that its name resolved to."""
     return str(server) if address in (None, server.host) else f"{server} ({address})"
 
 
@@ -292,7 +292,7 @@ def _read_credentials(path: str) -> tuple[str, str]:
         raise ConfigError(f"MSIGHT_NATS_USER_CREDENTIALS cannot be read: {error.strerror}.") from error
     if found is None:
         raise ConfigError(
-            "MSIGHT_NATS_USER_CREDENTIALS must name a file with a user's JWT and NKey seed, as `nsc generate creds` writes it."
+            "MSIGHT_NATS_USER_CREDENTIALS must name a file with a user's JWT and NKey seed, as written by `nsc generate creds`."
         )
     return found[1], found[2]
 
@@ -305,14 +305,14 @@ def _checked(seed: str, name: str) -> str:
     """
     seed = seed.strip()
     try:
-        import nkeys  # type: ignore[import-untyped]  # noqa: PLC0415 - an extra: it is built where it is installed
+        import nkeys  # type: ignore[import-untyped]  # noqa: PLC0415 - an optional extra
     except ImportError:
         raise ConfigError(
             f"MSIGHT_NATS_{name} needs the package nkeys, which is not installed: pip install 'msight-bus[nkeys]'."
         ) from None
     try:
         nkeys.from_seed(bytearray(seed.encode())).wipe()
-    except Exception:  # as its base32 decoder and its cryptography raise
+    except Exception:  # the base32 decoder and the cryptography raise various errors
         raise ConfigError(
             f"MSIGHT_NATS_{name} must contain the seed of an NKey: 58 letters and digits that begin with SU."
         ) from None

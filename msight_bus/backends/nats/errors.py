@@ -1,4 +1,4 @@
-"""The meaning of the ``-ERR`` texts of NATS. The only module that reads them.
+"""The meaning of the ``-ERR`` texts of NATS. The only module that parses them.
 
 Source: the NATS client protocol reference, ADR-40 (client life cycle), and nats-server 2.15 (``server/client.go``,
 ``server/auth.go``, ``server/errors.go``). An error that is not listed is temporary; nats-server closes the connection after

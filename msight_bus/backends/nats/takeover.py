@@ -28,7 +28,7 @@ def check_nats_py() -> None:
     """Log a WARNING if the installed nats-py is not a tested version.
 
     Raises:
-        BusError: it lacks a private attribute that this module uses.
+        BusError: nats-py lacks a private attribute that this module uses.
     """
     NATS_PY.check(
         (Client(), ("_process_info", "_reading_task", "_ping_interval_task", "_flusher_task", "_transport", "_ps")),
@@ -49,11 +49,11 @@ class _Transport(TcpTransport):
 class ConnectingClient(Client):
     """A client that sends no credentials without TLS where TLS is required.
 
-    nats-py uses TLS only if the server's INFO requires it, whatever the user wants; INFO comes before CONNECT.
+    nats-py uses TLS only if the server's INFO requires TLS, whatever the options are. INFO precedes CONNECT.
 
     Attributes:
         requires_tls: whether the connection must be encrypted.
-        begins_with_tls: whether it was encrypted before INFO.
+        begins_with_tls: whether the connection was encrypted before INFO.
         info: the INFO of the server; empty before it has arrived.
     """
 
@@ -105,16 +105,16 @@ class ConnectingClient(Client):
         return writer.transport, leftover, release
 
     @property
-    def last_words(self) -> str:
-        """The text of an ``-ERR`` that arrived and was not read, because writing failed first: the server hung up behind it."""
+    def unread_error(self) -> str:
+        """The text of an ``-ERR`` that was received and not read, because a write failed first; ``""`` without one."""
         reader: Any = getattr(self._transport, "_io_reader", None)
         found = _ERROR.search(bytes(reader._buffer)) if reader is not None else None
         return found[1].decode("ascii", "replace") if found else ""
 
     def abandon(self, failure: BaseException) -> None:
-        """Close what a failed connect has left open, and add the reason to ``failure`` where nats-py hides it.
+        """Close the transport that a failed connect has left open, and add the reason to ``failure`` if nats-py hides the reason.
 
-        nats-py reports only that the connection ended; with TLS 1.3 a server refuses a certificate after the handshake.
+        nats-py reports only the end of the connection; with TLS 1.3, a server refuses a certificate after the handshake.
         """
         self._cancel_tasks()
         if self._transport is None:

@@ -68,7 +68,7 @@ class PubSubConsumer:
                 self._shed_timer = asyncio.get_running_loop().call_later(self._limits.block_timeout, self._shed)
 
     def resume(self) -> None:
-        """Read again."""
+        """Resume reading."""
         if self._shed_timer is not None:
             self._shed_timer.cancel()
             self._shed_timer = None
@@ -105,7 +105,7 @@ class PubSubConsumer:
 
 
 class PubSubBackend:
-    """Publishes and subscribes on a broker without persistence (backends.base.Backend)."""
+    """A backend for a broker without persistence (backends.base.Backend)."""
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ class PubSubBackend:
         self._tasks = BackgroundTasks()
         self._alarm = Alarm(self._abort)
         if self._announcer is not None:
-            self._announcer.after_look = self._topics.trim
+            self._announcer.after_scan = self._topics.trim
             self._counter = TopicCounter(SEQUENCE_TOPIC, new_session() or 1)
 
     @property
@@ -144,7 +144,7 @@ class PubSubBackend:
             self._limits,
             publishes=publishes,
             on_lost=self._lost,
-            on_back=self._back,
+            on_reconnected=self._reconnected,
             on_refused=self._refused,
         )
 
@@ -156,7 +156,7 @@ class PubSubBackend:
             self._report(Disconnected(str(reason)))
         self._away.add(connection)
 
-    def _back(self, connection: ReconnectingConnection, attempts: int) -> None:
+    def _reconnected(self, connection: ReconnectingConnection, attempts: int) -> None:
         self._away.discard(connection)
         if not self._away:
             times = "1 attempt" if attempts == 1 else f"{attempts} attempts"
@@ -206,7 +206,8 @@ class PubSubBackend:
         within = self._limits.publish_timeout
         if not await self._publishing.confirm(within):
             raise PublishTimeoutError(
-                f"The broker did not confirm the published messages within {within:g} s; they may still arrive."
+                f"The broker did not confirm the published messages within {within:g} s (MSIGHT_PUBLISH_TIMEOUT); they may still "
+                "arrive."
             )
 
     async def subscribe(self, selection: Selection, inbox: Inbox) -> PubSubConsumer:
@@ -242,7 +243,9 @@ class PubSubBackend:
         pause = self._limits.reconnect_min
         while True:
             try:
-                return await reraise_swallowed(connection.open())  # or a cancellation would only begin the next try
+                return await reraise_swallowed(
+                    connection.open()
+                )  # a swallowed cancellation would only begin the next attempt
             except ConnectionLostError as error:
                 if asyncio.get_running_loop().time() + pause >= end:
                     raise ConnectionLostError(
@@ -289,9 +292,9 @@ class PubSubBackend:
         self._listening.pop(connection, None)
         await connection.close(self._limits.pong_timeout)
         if connection in self._away:
-            self._back(
+            self._reconnected(
                 connection, 0
-            )  # else a bus whose other connections are open would stay disconnected for its user
+            )  # else the bus would stay disconnected although its other connections are open
 
     def abort_at(self, when: float | None) -> None:
         """Abort every connection at ``when`` (`Backend.abort_at`)."""

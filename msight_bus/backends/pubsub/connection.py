@@ -39,7 +39,7 @@ class Route:
 
 
 class Interceptor(Protocol):
-    """Receives messages instead of their streams (see handover.py)."""
+    """A receiver of messages in place of their streams (see handover.py)."""
 
     def deliver(self, route: Route, batch: list[Message]) -> None:
         """Receive a list of messages of one route."""
@@ -50,7 +50,7 @@ class Connection:
 
     Attributes:
         loop: the event loop.
-        congested: whether a publisher has to await `drained` before it writes more.
+        congested: whether a publisher has to await `drained` before writing more.
         in_flight: messages and requests that were written and are not confirmed.
         gone: done once the connection is lost or closed.
         received_at: time of the last received data, in seconds of the loop's clock.
@@ -123,7 +123,7 @@ class Connection:
         raise NotImplementedError
 
     async def has_subscribers(self, topic: str) -> bool | None:
-        """Ask the broker whether a topic has a subscriber; ``None`` if the broker does not say.
+        """Ask the broker whether a topic has a subscriber; ``None`` if the broker cannot tell.
 
         Raises:
             BusError: the broker refused the question, or the connection was lost.

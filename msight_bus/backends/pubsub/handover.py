@@ -1,7 +1,7 @@
 """Hand subscriptions over from a server that announced its shutdown (lame duck mode) to another server, without a gap.
 
 For a moment both servers deliver. Messages from the old server are delivered and recorded. Messages from the new server are
-buffered until the old server has delivered everything, then delivered without those that were recorded. Messages of other
+buffered until the old server has delivered everything, then delivered without those that were recorded. Messages of foreign
 publishers have no sequence and can be delivered twice.
 """
 
@@ -29,7 +29,7 @@ def _key(message: Message) -> _Key:
 
 
 class DeliveryRecorder:
-    """Delivers the messages of the old connection, and records them.
+    """An interceptor that delivers and records the messages of the old connection.
 
     Attributes:
         seen: topic, session and sequence of each message delivered.
@@ -46,7 +46,7 @@ class DeliveryRecorder:
 
 
 class DeliveryBuffer:
-    """Buffers the messages of the new connection."""
+    """An interceptor that buffers the messages of the new connection."""
 
     def __init__(self, on_full: Callable[[], None]) -> None:
         """``on_full`` is called when the buffer is full."""
@@ -71,16 +71,16 @@ class DeliveryBuffer:
 
 
 class CopyFilter:
-    """Passes over what the old connection has brought already: copies reach the new server a moment later, over other routes."""
+    """An interceptor that drops duplicates: other servers can pass messages to the new server after the old one."""
 
     def __init__(self, seen: set[_Key], connection: Connection) -> None:
-        """It takes itself away from the connection in the end."""
+        """``connection`` loses this interceptor after some seconds."""
         self._seen = seen
         self._connection = connection
         connection.loop.call_later(_COPIES_WITHIN, self._end)
 
     def deliver(self, route: Route, batch: list[Message]) -> None:
-        """Hand out what is new."""
+        """Deliver the messages that were not delivered before."""
         unseen = [message for message in batch if _key(message) not in self._seen]
         if unseen:
             route.stream.deliver(unseen)

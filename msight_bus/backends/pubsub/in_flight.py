@@ -19,10 +19,10 @@ class Sender(Protocol):
     unconfirmed: UnconfirmedRun | None
 
     def refused(self, error: BusError) -> None:
-        """Called when the broker refused a message of this sender."""
+        """Handle the refusal of a message of this sender."""
 
     def cut(self, count: int, reason: BusError) -> None:
-        """Called when the connection was lost with ``count`` unconfirmed messages of this sender."""
+        """Handle a lost connection with ``count`` unconfirmed messages of this sender."""
 
 
 class UnconfirmedRun:
@@ -67,7 +67,7 @@ class Request:
             self.answer.set_result(None)
         else:
             self.answer.set_exception(fresh(error))
-            self.answer.exception()  # marks the exception as retrieved: there may be no waiter
+            self.answer.exception()  # marks the exception as retrieved: no task may be waiting
 
 
 class InFlight:

@@ -30,10 +30,10 @@ _A_TURN = 2000
 """Maximum number of topics examined, announced or evicted at once."""
 
 _WAITING = 10_000
-"""Topics above the limit that may wait for their announcement before they are evicted."""
+"""Maximum number of topics above the limit that wait for their announcement before the eviction."""
 
 _SESSIONS = 1000
-"""Own session ids that a bus remembers."""
+"""Maximum number of own session ids that a bus remembers."""
 
 
 class PublishedTopic:
@@ -47,11 +47,11 @@ class PublishedTopic:
         used_at: time of the first such message, in seconds of the loop's clock.
         announced: the last sequence that was announced.
         due: number of the scan that announces the topic next.
-        pause: scans between that announcement and the one after.
-        forgotten: whether the counter was evicted.
+        pause: number of scans between the next announcement and the one after.
+        evicted: whether the counter was evicted.
     """
 
-    __slots__ = ("active", "announced", "counter", "due", "forgotten", "kept", "pause", "publishers", "used_at")
+    __slots__ = ("active", "announced", "counter", "due", "evicted", "kept", "pause", "publishers", "used_at")
 
     def __init__(self, counter: TopicCounter) -> None:
         self.counter = counter
@@ -62,7 +62,7 @@ class PublishedTopic:
         self.announced = 0
         self.due = 0
         self.pause = 1
-        self.forgotten = False
+        self.evicted = False
 
 
 class Announces(Protocol):
@@ -95,7 +95,7 @@ class PublishedTopics:
         self._topics: OrderedDict[str, PublishedTopic] = OrderedDict()
         self._session = 0
         self._sessions: set[int] = set()
-        self._forgotten: bool = True
+        self._new_session_due: bool = True
         self.crowded = False
         self._warned = False
         self._most = 0
@@ -104,12 +104,12 @@ class PublishedTopics:
         """Return the topic; made at the first call."""
         topic = self._topics.get(name)
         if topic is None:
-            if self._forgotten:  # an evicted topic must not begin at sequence 1 of its old session
+            if self._new_session_due:  # an evicted topic must not begin at sequence 1 of its old session
                 self._session = self._new_session() or 1
                 if len(self._sessions) >= _SESSIONS:
                     self._sessions.clear()
                 self._sessions.add(self._session)
-                self._forgotten = False
+                self._new_session_due = False
             topic = self._topics[name] = PublishedTopic(TopicCounter(name, self._session))
             self._most = max(self._most, len(self._topics))
             self.crowded = len(self._topics) > self._limit // 2
@@ -155,9 +155,9 @@ class PublishedTopics:
             if topic is None:
                 return
             del self._topics[topic.counter.topic]
-            topic.forgotten = True
-            topic.active = False  # so that its publishers get the new topic at their next message
-            self._forgotten = True
+            topic.evicted = True
+            topic.active = False  # its publishers then get the new topic with their next message
+            self._new_session_due = True
             self._warn_if_used_recently(topic)
         if len(self._topics) == self._limit < self._most // 8:  # a dictionary never shrinks by itself
             self._topics = OrderedDict(self._topics)
@@ -246,7 +246,7 @@ class PubSubPublisher:
         return self._topic.counter
 
     def try_send(self, payload: bytes, key: str | None, headers: Mapping[str, str] | None) -> Blocked | None:
-        """Write one message, if the connection is open and not congested, and no other message comes first."""
+        """Write one message, if the connection is open and not congested, and no other publisher waits."""
         if self._refused is not None:
             self._raise_refused()
         owner = self._connection
@@ -295,7 +295,8 @@ class PubSubPublisher:
         within = self._limits.publish_timeout
         if not await self._connection.confirm(within):
             raise PublishTimeoutError(
-                f"The broker did not confirm the published messages within {within:g} s; they may still arrive."
+                f"The broker did not confirm the published messages within {within:g} s (MSIGHT_PUBLISH_TIMEOUT); they may still "
+                "arrive."
             )
         if self._refused is not None:
             self._raise_refused()

@@ -23,12 +23,14 @@ logger = logging.getLogger("msight_bus")
 _LASTING = 2.0
 """A connection that is lost sooner than this many times ``reconnect_max`` counts as a failed attempt: the backoff continues."""
 
-_LOOKED_AT = 64
+_EXAMINED_TOPICS = 64
 """Maximum number of topics examined for silent publishers."""
+
+_CLOSED = "The bus is closed; use it inside `async with msight_bus.connect() as bus:`."
 
 
 class Connector(Protocol):
-    """Opens connections to one broker."""
+    """A factory of connections to one broker."""
 
     shares_connection: bool
     """Whether one connection can publish and subscribe."""
@@ -90,13 +92,13 @@ class Subscriber(Protocol):
 
 
 class ReconnectingConnection:
-    """Owns the current connection, and opens another one when that is lost.
+    """The owner of the current connection, which opens another one when that is lost.
 
     Attributes:
         connection: the current connection, ``None`` while reconnecting.
         gate: publishers wait here, in order, for the connection and for room in its write buffer.
         turn: the publisher that passed the gate last.
-        reason: why the last connection was lost, or the last attempt failed.
+        reason: the error of the last lost connection or failed attempt.
     """
 
     def __init__(
@@ -106,7 +108,7 @@ class ReconnectingConnection:
         *,
         publishes: bool,
         on_lost: Callable[[ReconnectingConnection, BusError], None],
-        on_back: Callable[[ReconnectingConnection, int], None],
+        on_reconnected: Callable[[ReconnectingConnection, int], None],
         on_refused: RefusedCallback,
     ) -> None:
         """
@@ -115,7 +117,7 @@ class ReconnectingConnection:
             limits: deadlines, intervals and the backoff.
             publishes: whether messages are published on the connection.
             on_lost: called with this object and the reason when a connection is lost.
-            on_back: called with this object and the number of attempts once reconnected and resubscribed.
+            on_reconnected: called with this object and the number of attempts once reconnected and resubscribed.
             on_refused: see `Connector.connect`.
         """
         self.connection: Connection | None = None
@@ -126,11 +128,11 @@ class ReconnectingConnection:
         self._limits = limits
         self._publishes = publishes
         self._on_lost = on_lost
-        self._on_back = on_back
+        self._on_back = on_reconnected
         self._on_refused = on_refused
         self._restoring: Connection | None = None
         self._moving_from: Connection | None = None
-        self._subscribers: dict[Subscriber, None] = {}  # in the order in which they came
+        self._subscribers: dict[Subscriber, None] = {}  # in the order of their calls of `join`
         self._streams: dict[str, list[TopicStream]] = {}
         self._changed = asyncio.Event()
         self._failed: BusError | None = None
@@ -155,7 +157,7 @@ class ReconnectingConnection:
         """
         async with self._opening:
             if self._closed:
-                raise ClosedError("The bus is closed.")
+                raise ClosedError(_CLOSED)
             if not self._supervised:
                 self._take(await self._connect())
                 self._supervised = True
@@ -195,7 +197,7 @@ class ReconnectingConnection:
         if self._failed is not None:
             raise fresh(self._failed)
         if self._closed:
-            raise ClosedError("The bus is closed.")
+            raise ClosedError(_CLOSED)
 
     async def confirm(self, within: float) -> bool:
         """Wait for a round trip, so that everything written before has an outcome; return false after ``within`` seconds."""
@@ -212,7 +214,7 @@ class ReconnectingConnection:
 
     def silences(self) -> Iterable[tuple[str, float]]:
         """Return some topics, each with the seconds since a publisher without an announcement was last heard."""
-        some = [streams for _, streams in zip(range(_LOOKED_AT), self._streams.values(), strict=False)]
+        some = [streams for _, streams in zip(range(_EXAMINED_TOPICS), self._streams.values(), strict=False)]
         return [(topic, streams[0].silence()) for topic, streams in zip(list(self._streams), some, strict=False)]
 
     # -- subscriptions
@@ -252,7 +254,7 @@ class ReconnectingConnection:
                 if connection.carries(route):
                     connection.unsubscribe(route)
             raise
-        if connection is not self.connection:  # the bus has moved to another server meanwhile
+        if connection is not self.connection:  # the bus has moved to another server in the meantime
             for route in subscriber.routes:
                 connection.forget_route(route)
             return False
@@ -323,11 +325,11 @@ class ReconnectingConnection:
         self._changed.set()
         if connection.gone.done():
             self._lost(connection, ConnectionLostError("The connection was lost immediately after connecting."))
-        if connection.leaving:  # announced while the connection was being opened
+        if connection.leaving:  # announced while the connection was opening
             self._leave_server(connection)
 
     def _lost(self, connection: Connection, reason: BusError) -> None:
-        """Called by a connection when it is lost."""
+        """Handle the loss of a connection."""
         if connection is not self.connection:
             return
         self.connection = None
@@ -354,7 +356,7 @@ class ReconnectingConnection:
             raise
 
     def _end_unwatched(self) -> None:
-        """Fail the connection, because nothing watches its liveness or reconnects any more; its users must not wait for ever."""
+        """Fail the connection, because its liveness is no longer checked; its users must not wait without end."""
         error = ConnectionLostError(
             f"The task that watches the connection to {self._connector.where} was cancelled: the event loop ends before the bus "
             "is closed, or the program cancels all of asyncio.all_tasks() instead of its own tasks."
@@ -411,7 +413,7 @@ class ReconnectingConnection:
             self._on_back(self, self._attempts)
 
     async def _restore(self, connection: Connection) -> None:
-        """Resubscribe on ``connection``, including subscriptions that are added meanwhile.
+        """Resubscribe on ``connection``, including subscriptions that are added in the meantime.
 
         Raises:
             TimeoutError: nothing arrived for ``connect_timeout``.
@@ -508,9 +510,9 @@ class ReconnectingConnection:
 
     def _check_hand_over(self, old: Connection, new: Connection) -> None:
         if self.connection is not old or self._closed:
-            raise ConnectionLostError("The old connection was lost meanwhile.")
+            raise ConnectionLostError("The old connection was lost during the hand-over.")
         if new.leaving:
-            raise ConnectionLostError("The other server has announced its shutdown too.")
+            raise ConnectionLostError("The other server has announced its shutdown, too.")
 
     def _consider_refusal(self, error: AuthenticationError) -> None:
         """Give up at once or, where credentials and certificates can change, after ``refusal_patience``."""

@@ -55,7 +55,7 @@ class SocketConnection(Connection, asyncio.Protocol):
         transport: an asyncio or uvloop transport.
         ping_at: number of messages written after which a PING follows; infinite where each message is answered.
         max_bytes: maximum bytes of a published message.
-        out, out_bytes: what is written at the end of this event loop iteration, and its size.
+        out, out_bytes: parts to write at the end of this event loop iteration, and their total bytes.
     """
 
     def __init__(
@@ -248,7 +248,7 @@ class SocketConnection(Connection, asyncio.Protocol):
             self.loop.call_soon(self._take_turn)
 
     def _take_turn(self) -> None:
-        """Continue after an iteration with more input than its share: decode, then read, then deliver what is held."""
+        """Continue after an iteration with more input than its share: decode, then read, then deliver the decoded messages."""
         self._turn_comes = False
         if self.gone.done() or self.reading_paused:
             return
@@ -310,7 +310,7 @@ class SocketConnection(Connection, asyncio.Protocol):
                 self.interceptor.deliver(route, batch)
 
     def _message(self, topic: str, metadata: bytes, payload: bytes, received_at: float) -> Message:
-        """Make a `Message` of one with a key or headers, or of another publisher's."""
+        """Make a `Message` of an `Undecoded` message: one with a key or headers, or of a foreign publisher."""
         meta, key, headers, payload = self._decode_metadata(metadata, payload)
         if not headers and key is None and meta is None:
             return Message(topic, payload, received_at=received_at)
@@ -334,7 +334,7 @@ class SocketConnection(Connection, asyncio.Protocol):
         if self.reading_paused and not self.transport.is_closing():
             self.reading_paused = False
             self.received_at = self.loop.time()
-            if not self._stalled:  # else the next turn resumes it
+            if not self._stalled:  # else `_next_turn` resumes reading
                 self.transport.resume_reading()
             if self._stalled or self._held_bytes:
                 self._next_turn()
@@ -350,7 +350,7 @@ class SocketConnection(Connection, asyncio.Protocol):
         self.transport.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Called when the connection is lost; delivers what was read before."""
+        """Deliver the received data, and end. Called by the transport when the connection is lost."""
         if self.gone.done():
             return
         self._finish_reading()
@@ -362,13 +362,13 @@ class SocketConnection(Connection, asyncio.Protocol):
         self._end(reason)
 
     def _finish_reading(self) -> None:
-        """Deliver what was read before the end, up to a bound; the rest becomes part of the gap."""
+        """Deliver the received data up to a bound; the rest becomes part of the gap."""
         for _ in range(_LAST_TURNS):
             self._deliver()
             if not (self._more or self._unread):
                 return
             self._decode(b"" if self._more else self._unread.pop(0))
-            self._deliver()  # which makes room for as many again
+            self._deliver()  # makes room for as many again
         self._deliver()
 
     async def close(self, within: float) -> None:

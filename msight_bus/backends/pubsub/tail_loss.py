@@ -30,7 +30,7 @@ _TOPICS_A_TURN = 2000
 """Maximum number of topics announced in one event loop iteration."""
 
 _MAX_BYTES = 256 * 1024
-"""Of an announcement that is read: twice what `_TOPICS_A_MESSAGE` of the longest names take."""
+"""Maximum bytes of an announcement that is decoded: twice the size of `_TOPICS_A_MESSAGE` topics with the longest names."""
 
 _SILENT_FOR = 10.0
 """Minimum seconds of silence after which a missing announcement is reported."""
@@ -45,12 +45,12 @@ _decode = msgspec.msgpack.Decoder(_Announcement).decode
 
 
 class SequenceAnnouncer:
-    """Announces the last sequences of idle topics (publishing.Announces, in_flight.Sender).
+    """The announcer of the last sequences of idle topics (publishing.Announces, in_flight.Sender).
 
     Topics are scanned once each ``announce_interval``.
 
     Attributes:
-        after_look: called after each scan.
+        after_scan: called after each scan.
         works: false once the broker has refused an announcement for lack of permission.
         others_come: false while announcements of other buses appear to be lost.
         unconfirmed: the latest announcements.
@@ -65,9 +65,9 @@ class SequenceAnnouncer:
         self._send = send
         self._interval = interval
         self._touched: list[PublishedTopic] = []
-        self._due: dict[int, list[PublishedTopic]] = {}  # by look
-        self._looks = 0
-        self.after_look: Callable[[], None] = lambda: None
+        self._due: dict[int, list[PublishedTopic]] = {}  # by scan
+        self._scans = 0
+        self.after_scan: Callable[[], None] = lambda: None
         self.unconfirmed: UnconfirmedRun | None = None
         self.works = True
         self.others_come = True
@@ -81,8 +81,8 @@ class SequenceAnnouncer:
         """Scan at each interval; never returns."""
         while True:
             await asyncio.sleep(self._interval)
-            await self._look()
-            self.after_look()
+            await self._scan()
+            self.after_scan()
 
     def heard_other(self) -> None:
         """Note that an announcement of another bus arrived."""
@@ -104,20 +104,20 @@ class SequenceAnnouncer:
             SEQUENCE_TOPIC,
         )
 
-    async def _look(self) -> None:
-        self._looks += 1
+    async def _scan(self) -> None:
+        self._scans += 1
         touched, self._touched = self._touched, []
         for start in range(0, len(touched), _TOPICS_A_TURN):
             for topic in touched[start : start + _TOPICS_A_TURN]:
                 topic.active = False
                 topic.pause = 1
-                if not topic.forgotten:
+                if not topic.evicted:
                     self._schedule(topic, 1)
             await asyncio.sleep(0)
-        due = self._due.pop(self._looks, [])
+        due = self._due.pop(self._scans, [])
         for start in range(0, len(due), _TOPICS_A_TURN):
             part = due[start : start + _TOPICS_A_TURN]
-            quiet = [t for t in part if t.due == self._looks and not t.active and not t.forgotten]
+            quiet = [t for t in part if t.due == self._scans and not t.active and not t.evicted]
             if self.announce_now(quiet):
                 for topic in quiet:
                     self._schedule(topic, topic.pause)
@@ -127,8 +127,8 @@ class SequenceAnnouncer:
                     self._schedule(topic, 1)
             await asyncio.sleep(0)
 
-    def _schedule(self, topic: PublishedTopic, looks: int) -> None:
-        topic.due = self._looks + looks
+    def _schedule(self, topic: PublishedTopic, scans: int) -> None:
+        topic.due = self._scans + scans
         self._due.setdefault(topic.due, []).append(topic)
 
     def announce_now(self, topics: list[PublishedTopic]) -> bool:
@@ -147,7 +147,7 @@ class SequenceAnnouncer:
         return True
 
     async def announce_last(self, topics: list[PublishedTopic], within: float) -> None:
-        """Announce topics a last time, within ``within`` seconds; first those not announced yet."""
+        """Announce topics a last time, within ``within`` seconds; beginning with topics that were never announced."""
         left = sorted(topics, key=lambda topic: topic.announced == topic.counter.sequence)
         loop = asyncio.get_running_loop()
         end = loop.time() + within
@@ -160,7 +160,7 @@ class SequenceAnnouncer:
         unannounced = sum(topic.announced != topic.counter.sequence for topic in left)
         if unannounced and self.works:
             logger.warning(
-                "Closed before the last sequences of %d topics were announced; a loss of their last messages is not detected.",
+                "Last sequences of %d topics not announced before closing; a loss of their last messages is not detected.",
                 unannounced,
             )
 
@@ -179,7 +179,7 @@ class SequenceAnnouncer:
 
 
 class AnnouncementSubscriber:
-    """Subscribes to announcements on one connection (reconnecting.Subscriber), and receives them (backends.base.TopicStream)."""
+    """The subscription to announcements on one connection (reconnecting.Subscriber, backends.base.TopicStream)."""
 
     paused = False
 
@@ -218,7 +218,7 @@ class AnnouncementSubscriber:
         """Do nothing: announcements are not announced."""
 
     def silence(self) -> float:
-        """0.0: the publishers of announcements are not tracked."""
+        """Return 0.0: the publishers of announcements are not tracked."""
         return 0.0
 
     def gap(self, missing: int | None, cause: str, *, at_most: bool = False) -> None:

@@ -76,7 +76,7 @@ class RedisConnection(SocketConnection):
             replies = [request.answer.exception() or request.reply for request in asked]
             self.alone = health.is_alone(replies)
             if all(isinstance(reply, AuthenticationError) for reply in replies):
-                permitted = False  # every refused command is an entry in the server's ACL LOG
+                permitted = False  # each refused command adds an entry to the server's ACL LOG
             problem = health.problem(replies)
             if problem is not None and not self.gone.done():
                 on_unfit(problem)
@@ -84,10 +84,10 @@ class RedisConnection(SocketConnection):
         self.loop.call_later(every, ask)
 
     async def has_subscribers(self, topic: str) -> bool | None:
-        """Ask whether a channel has a subscriber; ``None`` in a cluster, where each server knows its own only.
+        """Ask whether a channel has a subscriber; ``None`` in a cluster, where each server knows only its own subscribers.
 
         Raises:
-            BusError: the user may not ask, or the connection was lost.
+            BusError: the user is not permitted to ask, or the connection was lost.
         """
         if not self.alone:
             return None

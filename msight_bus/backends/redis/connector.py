@@ -28,7 +28,13 @@ from msight_bus.backends.pubsub.reconnecting import LeavingCallback, LostCallbac
 from msight_bus.backends.redis.connection import RedisConnection
 from msight_bus.backends.redis.errors import find_reply, meaning_of
 from msight_bus.backends.redis.health import REPLIES, Health, health_question
-from msight_bus.backends.redis.takeover import BoundedParser, EncryptedConnection, check_redis_py, last_words, take_over
+from msight_bus.backends.redis.takeover import (
+    BoundedParser,
+    EncryptedConnection,
+    check_redis_py,
+    take_over,
+    unread_error,
+)
 from msight_bus.capabilities import Capabilities
 from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError, quoted
 from msight_bus.settings import BusSettings, HostPort
@@ -58,7 +64,7 @@ class _Opened(NamedTuple):
 
 
 class RedisConnector:
-    """Opens connections to a Redis server, or to a node of a Redis Cluster, which distributes every message to all nodes.
+    """The connector to a Redis server, or to a node of a Redis Cluster, which distributes every message to all nodes.
 
     A bus begins with a random node, so that buses spread over the nodes, and later prefers the node that accepted last.
     """
@@ -147,7 +153,7 @@ class RedisConnector:
                 )
 
     def _leave(self, where: str, problem: str) -> None:
-        """Close all connections to a server that cannot be used: a subscribing connection cannot check that itself."""
+        """Close all connections to a server that cannot be used: a subscribing connection cannot check the server itself."""
         for connection, there in list(self._open_at.items()):
             if there == where and not connection.gone.done():
                 connection.fail(self._unfit(where, problem))
@@ -164,9 +170,9 @@ class RedisConnector:
             await self._check_health(connection)
         except BaseException as failure:
             await connection.disconnect(nowait=True)
-            words = last_words(connection)
-            if words and is_unreachable(failure):
-                raise ResponseError(words) from None
+            unread = unread_error(connection)
+            if unread and is_unreachable(failure):
+                raise ResponseError(unread) from None
             raise
         return connection
 
@@ -180,7 +186,7 @@ class RedisConnector:
         return connection
 
     async def _check_health(self, connection: AbstractConnection) -> None:
-        """Check that the server can be used. A command that the user may not run gives no information.
+        """Check that the server can be used. A command that the user is not permitted to run gives no information.
 
         Raises:
             ResponseError: the server refused the credentials.
@@ -285,8 +291,8 @@ class RedisConnector:
             )
             return Failure(AuthenticationError(refusal), brief, answered=True)
         if reply is not None and ("DB index" in reply or "SELECT" in reply):
-            told = f"Redis at {where} does not have the database {self._redis.db}: {text}. Check {_PREFIX}DB."
-            return Failure(ConnectionLostError(told), brief, answered=True)
+            text = f"Redis at {where} does not have the database {self._redis.db}: {text}. Check {_PREFIX}DB."
+            return Failure(ConnectionLostError(text), brief, answered=True)
         if reply is not None or (not is_unreachable(error) and not isinstance(error, TimeoutError)):
             return Failure(
                 ConnectionLostError(f"Redis at {where} cannot be used now: {text}. {self._variables()}."),
@@ -302,7 +308,7 @@ class RedisConnector:
         )
 
     def _variables(self) -> str:
-        """The sentence that names the variables with the address."""
+        """Return the sentence that names the variables of the address."""
         if self._redis.unix_socket_path:
             return f"Check {_PREFIX}UNIX_SOCKET_PATH"
         if self._redis.use_cluster and self._redis.cluster_nodes:
@@ -311,5 +317,5 @@ class RedisConnector:
 
 
 def _where(server: HostPort, address: str | None) -> str:
-    """Return the server as configured, and the address that its name resolved to."""
+    """Return the server as configured, with the address that its name resolved to."""
     return str(server) if address in (None, server.host) else f"{server} ({address})"

@@ -1,4 +1,4 @@
-"""The meaning of Redis error replies. The only module that reads their texts.
+"""The meaning of Redis error replies. The only module that parses their texts.
 
 Source: the Redis documentation of ACL and AUTH, and the replies of Redis 5 to 8 and Valkey 9 (``server.c``, ``acl.c``,
 ``networking.c``). An error that is not listed is temporary: LOADING, BUSY, OOM, MASTERDOWN, CLUSTERDOWN, READONLY,
@@ -17,7 +17,7 @@ REFUSALS = (
     ("ERR invalid password", Meaning.CREDENTIALS),  # AUTH before Redis 6
     ("ERR AUTH <password> called without any password configured", Meaning.CREDENTIALS),  # AUTH since Redis 6
     ("ERR Client sent AUTH, but no password is set", Meaning.CREDENTIALS),  # AUTH before Redis 6
-    ("NOPERM", Meaning.PERMISSION),  # the user may not run this command, or not on this channel
+    ("NOPERM", Meaning.PERMISSION),  # the user is not permitted to run the command, or to use the channel
 )
 """The prefixes of refusals, and their meaning."""
 

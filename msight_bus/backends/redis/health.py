@@ -1,8 +1,8 @@
 """Check that messages published at a Redis server reach the other servers. Pure.
 
-A replica, a node outside its cluster and a Sentinel accept messages and do not distribute them. A restricted user may not run
-some of the commands: an error reply gives no information and is no problem. Source: the Redis documentation of ROLE, INFO and
-CLUSTER INFO.
+A replica, a node outside its cluster and a Sentinel accept messages and do not distribute them. A restricted user is not
+permitted to run some of the commands: an error reply gives no information and is no problem. Source: the Redis documentation
+of ROLE, INFO and CLUSTER INFO.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def health_question() -> bytes:
     """Return the commands ROLE, INFO replication and CLUSTER INFO as bytes; they have `REPLIES` replies."""
     return (
         b"*1\r\n$4\r\nROLE\r\n"
-        b"*2\r\n$4\r\nINFO\r\n$11\r\nreplication\r\n"  # the same information for users who may not run ROLE
+        b"*2\r\n$4\r\nINFO\r\n$11\r\nreplication\r\n"  # the same information for users without permission for ROLE
         b"*2\r\n$7\r\nCLUSTER\r\n$4\r\nINFO\r\n"
     )
 
@@ -37,7 +37,7 @@ def subscribers_question(channel: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Health:
-    """The expectations of the settings.
+    """The expected role of a server, from the settings.
 
     Attributes:
         use_cluster: whether the servers are nodes of a cluster.
@@ -48,7 +48,7 @@ class Health:
     nodes: int
 
     def problem(self, replies: Sequence[object]) -> str | None:
-        """Return why messages published at this server do not reach the others; None if they do, or if that is unknown.
+        """Return why messages published at this server do not reach the others; None if they do, or if unknown.
 
         Args:
             replies: to `health_question`, in order; an error reply as an exception, a string as bytes.

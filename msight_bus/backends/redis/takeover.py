@@ -14,7 +14,7 @@ from msight_bus.backends.client_library import ClientLibrary
 REDIS_PY = ClientLibrary("redis", oldest="8.0", newest="8.1.0")
 
 _LONGEST_REPLY = 1024 * 1024
-"""Maximum bytes of a reply while connecting; the longest expected reply, to CONFIG GET, has some hundred bytes."""
+"""Maximum bytes of a reply while connecting; the longest expected reply, to CONFIG GET, has a few hundred bytes."""
 
 _LONG_ARRAY = re.compile(rb"(?:^|\n)[*%~>]\d{4}")
 
@@ -64,7 +64,7 @@ def check_redis_py() -> None:
     """Log a WARNING if the installed redis-py is not a tested version.
 
     Raises:
-        BusError: it lacks a private attribute that this module uses.
+        BusError: redis-py lacks a private attribute that this module uses.
     """
     REDIS_PY.check(
         (Connection(), ("_reader", "_writer", "_connection_arguments")),
@@ -72,8 +72,8 @@ def check_redis_py() -> None:
     )
 
 
-def last_words(connection: AbstractConnection) -> str:
-    """An error reply that arrived and was not read, because writing failed first: the server hung up behind it."""
+def unread_error(connection: AbstractConnection) -> str:
+    """Return the error reply that was received and not read, because a write failed first; ``""`` without one."""
     parser: Any = connection._parser
     reader = parser._stream
     unread = bytes(reader._buffer) if reader is not None else b""

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from msight_bus import AuthenticationError, MessageTooLargeError
-from msight_bus.backends.kafka import feed
+from msight_bus.backends.kafka import consumer
 from msight_bus.events import Gap
 from tests.support.kafka_admin import make
 from tests.support.kafka_answers import (
@@ -70,7 +70,7 @@ def failing_fetches(topic, code, over):
 @pytest.mark.parametrize("code", [3, 6, 56])
 async def test_a_broker_that_does_not_lead_a_partition_lets_its_leader_be_looked_for(kafka, topic, code, monkeypatch):
     """UNKNOWN_TOPIC_OR_PARTITION, after which the topic is looked at too, NOT_LEADER_OR_FOLLOWER and KAFKA_STORAGE_ERROR."""
-    monkeypatch.setattr(feed, "_LOOK_EVERY", 3600.0)
+    monkeypatch.setattr(consumer, "_LOOK_EVERY", 3600.0)
     await make(kafka, topic)
     change = failing_fetches(topic, code, over=(leads := asyncio.Event()))
     async with changing_answers(kafka, change) as way, way.connect(**PATIENT) as bus:

@@ -1,4 +1,4 @@
-"""Bytes that a producer can write and aiokafka's parser does not read, or not truly (E3)."""
+"""Batches that a producer can write and that aiokafka's parser does not read, or reads wrongly."""
 
 from __future__ import annotations
 

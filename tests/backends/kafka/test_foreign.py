@@ -1,4 +1,4 @@
-"""What others leave in a topic: odd records (E3), timestamps (E9), bytes that are no text (E10), transactions (E8, E10)."""
+"""Records of other programs: malformed records, timestamps, keys and values that are not text, transactions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from aiokafka.errors import KafkaConnectionError
 from aiokafka.protocol.fetch import FetchRequest
 
 from msight_bus import HeaderError, QueuePolicy
-from msight_bus.backends.kafka import feed, partition
+from msight_bus.backends.kafka import consumer, partition
 from msight_bus.events import Gap
 from tests.support.kafka_admin import administering
 from tests.support.kafka_records import NOW_MS, Rec, batch_of, now_ms, raw_producer
@@ -71,7 +71,7 @@ ODD = {
 
 @GROUPS
 @pytest.mark.parametrize("odd", ODD)
-async def test_an_odd_record_stops_nothing(kafka, topic, odd, group_id):
+async def test_a_malformed_record_does_not_stop_the_partition(kafka, topic, odd, group_id):
     await make_topic(kafka, topic, **{"message.timestamp.after.max.ms": str(2**63 - 1)})
     codec, bad = ODD[odd]
     async with kafka.connect() as bus, raw_producer(kafka) as produce:
@@ -193,7 +193,7 @@ async def test_what_was_aborted_is_not_delivered(kafka, topic, group_id, isolati
 
 
 @pytest.mark.parametrize("end", ["commit", "abort"])
-async def test_a_position_passes_over_the_markers_of_transactions(kafka, topic, end):
+async def test_a_position_skips_the_markers_of_transactions(kafka, topic, end):
     """Else a group lags behind for ever, and its position falls to retention."""
     await make_topic(kafka, topic)
     events: list = []
@@ -232,7 +232,7 @@ async def test_a_transaction_that_stays_open_is_said_once(kafka, topic, monkeypa
         looks.append(now)
 
     monkeypatch.setattr(partition.Partition, "warn_if_held_back", look)
-    monkeypatch.setattr(feed, "_CHECK_EVERY", 0.05)
+    monkeypatch.setattr(consumer, "_CHECK_EVERY", 0.05)
     await make_topic(kafka, topic)
     async with kafka.connect() as bus, transactions(kafka, topic) as transaction:
         async with bus.subscribe(topic) as messages:

@@ -1,4 +1,4 @@
-"""MSIGHT_PUBLISHER_TOPICS on Kafka (D17): what a bus remembers of the topics that it published on is bounded."""
+"""MSIGHT_PUBLISHER_TOPICS bounds the topics that a bus keeps on Kafka."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def remembered(bus):
     return list(bus.core.backend._producer._written)
 
 
-async def test_a_topic_that_was_forgotten_begins_a_new_session(topic, kafka):
+async def test_an_evicted_topic_begins_a_new_session(topic, kafka):
     async with kafka.connect(MSIGHT_PUBLISHER_TOPICS=str(LIMIT)) as bus, bus.subscribe(topic) as messages:
         for _ in range(2):
             await bus.publish(topic, b"x")

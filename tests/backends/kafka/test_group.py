@@ -14,8 +14,8 @@ from aiokafka.errors import GroupAuthorizationFailedError, KafkaError, KafkaTime
 from aiokafka.protocol.fetch import FetchRequest
 
 from msight_bus import AuthenticationError, BusError, QueuePolicy
-from msight_bus.backends.kafka import feed, group, partition
-from msight_bus.backends.kafka.watch import watch
+from msight_bus.backends.kafka import consumer, group, partition
+from msight_bus.backends.kafka.liveness import watch
 from msight_bus.events import Disconnected, Gap, Reconnected
 from tests.support.kafka_admin import administering, make
 from tests.support.kafka_records import Rec, batch_of, raw_producer
@@ -196,9 +196,9 @@ async def test_partitions_that_only_the_leader_knows_of_are_read_and_nothing_is_
             await until(lambda: not members.missing)
 
 
-async def test_added_partitions_are_found_when_the_topic_is_looked_at(kafka, topic, monkeypatch):
+async def test_added_partitions_are_found_at_the_next_check_of_the_topic(kafka, topic, monkeypatch):
     """Metadata is renewed every 30 s only."""
-    monkeypatch.setattr(feed, "_LOOK_EVERY", 0.3)
+    monkeypatch.setattr(consumer, "_LOOK_EVERY", 0.3)
     async with kafka.connect(MSIGHT_KAFKA_PARTITIONS="1") as bus, bus.subscribe(topic, group_id="g") as messages:
         await add_partitions(kafka, topic, total=4)
         await until(lambda: {where.partition for where in messages._at_broker.partitions} == set(range(4)), within=15)
@@ -239,7 +239,7 @@ def failing(monkeypatch):
 
     def fail(name, error, times=1_000_000):
         left = times
-        original = getattr(group.GroupFeed, name)
+        original = getattr(group.GroupConsumer, name)
 
         def failing(self, *arguments):
             nonlocal left
@@ -248,7 +248,7 @@ def failing(monkeypatch):
                 raise error
             return original(self, *arguments)
 
-        monkeypatch.setattr(group.GroupFeed, name, failing)
+        monkeypatch.setattr(group.GroupConsumer, name, failing)
 
     return fail
 
@@ -403,7 +403,7 @@ async def test_a_client_whose_metadata_is_renewed_no_longer_closes_its_connectio
 
 async def test_a_retention_gap_that_cannot_be_measured_yet_is_measured_later(kafka, topic, monkeypatch):
     events: list = []
-    original = feed.list_offsets
+    original = consumer.list_offsets
     answers = iter([KafkaTimeoutError("frozen"), OSError("away")])
 
     async def measure(*arguments):
@@ -419,7 +419,7 @@ async def test_a_retention_gap_that_cannot_be_measured_yet_is_measured_later(kaf
             partition = (await take(messages, 1))[0].position[0]
         async with administering(kafka) as admin:
             await admin.delete_records({TopicPartition(topic, partition): RecordsToDelete(before_offset=6)})
-        monkeypatch.setattr(feed, "list_offsets", measure)
+        monkeypatch.setattr(consumer, "list_offsets", measure)
         async with bus.subscribe(topic, start={partition: 1}) as messages:
             assert await numbers(messages, 4) == [6, 7, 8, 9]
     assert events == [Gap(topic, 5, "retention", at_most=True)]
@@ -520,8 +520,8 @@ async def test_a_partition_whose_fetch_fails_again_and_again_does_not_hold_up_ot
             raise KafkaTimeoutError("by the test")
         return await list_offsets(client, partitions, *rest)
 
-    list_offsets = feed.list_offsets
-    monkeypatch.setattr(feed, "list_offsets", refuse)
+    list_offsets = consumer.list_offsets
+    monkeypatch.setattr(consumer, "list_offsets", refuse)
     async with administering(kafka) as admin, raw_producer(kafka) as produce, kafka.connect() as bus:
         await admin.create_topics([NewTopic(topic, 2, 1)])
         for partition in (0, 1):

@@ -1,4 +1,4 @@
-"""Joining a group beside members of another make (E2), after members that left without a word (A10), and from a moment (A11)."""
+"""Joining a group with members of other clients, after members that were killed, and with a start time."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def test_joining_beside_another_make_waits_for_nothing(kafka, topic, optio
     async def never(*_):
         raise AssertionError("waits for another member's decision")
 
-    monkeypatch.setattr(group.GroupFeed, "_decided_elsewhere", never)
+    monkeypatch.setattr(group.GroupConsumer, "_decided_elsewhere", never)
     async with other_member(kafka, topic, options) as member, kafka.connect() as bus:
         async with bus.subscribe(topic, group_id=topic) as messages:
             await until(lambda: owned(messages))
@@ -129,7 +129,7 @@ async def test_a_group_that_never_accepts_is_an_error(kafka, topic, monkeypatch)
         async def never(*_):
             await asyncio.sleep(10)
 
-        monkeypatch.setattr(group.GroupFeed, "on_partitions_assigned", never)
+        monkeypatch.setattr(group.GroupConsumer, "on_partitions_assigned", never)
         with pytest.raises(ConnectionLostError, match="did not accept a member"):
             async with bus.subscribe(topic, group_id="g"):
                 pass

@@ -130,7 +130,7 @@ async def test_after_a_batch_that_is_refused_for_good_publishing_goes_on(kafka, 
             received += await take(messages, 1)
 
 
-async def test_what_retention_deleted_is_an_announced_gap(kafka, topic):
+async def test_records_deleted_by_retention_are_a_reported_gap(kafka, topic):
     events: list = []
     async with kafka.connect(events=events) as bus:
         async with bus.publisher(topic) as publisher:
@@ -294,7 +294,7 @@ async def test_a_subscription_whose_reading_fails_says_so(kafka, topic, monkeypa
             await numbers(messages, 1)
 
 
-async def test_writing_to_a_connection_that_was_closed_just_now_is_a_lost_connection(kafka, topic):
+async def test_a_write_to_a_just_closed_connection_is_a_lost_connection(kafka, topic):
     """aiokafka's producer would end for good over anything but an error of its own."""
     async with kafka.connect() as bus:
         await bus.publish(topic, b"0")

@@ -1,4 +1,4 @@
-"""What other programs publish, as the README's table has it line by line: confluent-kafka against the real broker."""
+"""Records of other programs, row by row of the README's table: confluent-kafka on a real broker."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ async def test_codecs(kafka, topic):
 
 
 @pytest.mark.timeout(100)
-async def test_a_batch_that_decompresses_to_too_much(kafka, topic):
+async def test_a_batch_that_is_too_large_decompressed(kafka, topic):
     await make(kafka, topic)
     events: list = []
     async with kafka.connect(events=events) as bus, bus.subscribe(topic) as messages:
@@ -252,7 +252,7 @@ async def test_a_compacted_topic(kafka, topic):
     assert events == []
 
 
-async def test_what_retention_has_deleted(kafka, topic):
+async def test_records_deleted_by_retention(kafka, topic):
     await make(kafka, topic)
     events: list = []
     await produce(kafka, topic, *({"value": b"%d" % number} for number in range(10)))
@@ -267,7 +267,7 @@ async def test_what_retention_has_deleted(kafka, topic):
 # -- the other way round
 
 
-async def test_what_other_programs_read_of_ours(kafka, topic):
+async def test_other_programs_read_records_of_the_bus(kafka, topic):
     async with kafka.connect() as bus:
         await bus.publish(topic, b"\x00payload", key="k", headers={"traceparent": "00-1-2-01"})
         await bus.publish(topic, b"", key="k")
@@ -278,7 +278,7 @@ async def test_what_other_programs_read_of_ours(kafka, topic):
     assert int(stamp, 16) >= 0
 
 
-async def test_a_key_of_both_goes_to_one_partition_with_the_partitioner_of_java(kafka, topic):
+async def test_equal_keys_of_both_clients_go_to_one_partition_with_the_partitioner_of_java(kafka, topic):
     keys = [f"k{number}" for number in range(40)]
     async with kafka.connect(MSIGHT_KAFKA_PARTITIONS="8") as bus, bus.subscribe(topic) as messages:
         for key in keys:
@@ -305,9 +305,9 @@ TABLE = {
     "an aborted transaction": test_an_aborted_transaction,
     "a transaction that stays open": test_an_open_transaction,
     "batches compressed with gzip, snappy, lz4 or zstd": test_codecs,
-    "a batch of more than 64 MiB and 16 times its size when decompressed": test_a_batch_that_decompresses_to_too_much,
+    "a batch of more than 64 MiB and 16 times its size when decompressed": test_a_batch_that_is_too_large_decompressed,
     "a compacted topic": test_a_compacted_topic,
-    "records that retention has deleted": test_what_retention_has_deleted,
+    "records that retention has deleted": test_records_deleted_by_retention,
 }
 
 

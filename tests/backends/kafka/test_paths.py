@@ -1,4 +1,4 @@
-"""What changes between a bus and its brokers: paths that fall silent, brokers that move, certificates that are rotated."""
+"""Changes between a bus and its brokers: silent network paths, brokers at other addresses, rotated certificates."""
 
 from __future__ import annotations
 
@@ -50,8 +50,7 @@ async def behind(proxy):
 
 
 @pytest.mark.faults
-async def test_connections_that_fall_silent_are_replaced():
-    """(H3)"""
+async def test_silent_connections_are_replaced():
     path, events = Path(), []
     settings = {**QUICKLY, "MSIGHT_CONNECT_TIMEOUT": "2"}
     async with behind(path) as (_, kafka), kafka.connect(events=events, **settings) as bus:
@@ -67,8 +66,8 @@ async def test_connections_that_fall_silent_are_replaced():
 
 
 @pytest.mark.faults
-async def test_a_connection_that_is_silent_at_a_question_is_replaced_at_its_deadline():
-    """(H3) The deadlines of the question and of who asks it are the same, and nobody else asks."""
+async def test_a_connection_without_an_answer_to_a_request_is_replaced_at_the_deadline():
+    """The request and its caller have the same deadline, and no other task requests."""
     path = Path()
     settings = {"MSIGHT_PING_INTERVAL": "3600", "MSIGHT_CONNECT_TIMEOUT": "1"}
     async with behind(path) as (_, kafka), kafka.connect(**settings) as bus:
@@ -80,8 +79,8 @@ async def test_a_connection_that_is_silent_at_a_question_is_replaced_at_its_dead
 
 
 @pytest.mark.faults
-async def test_a_commit_that_is_not_confirmed_is_told_in_our_words_only(caplog):
-    """(E12) aiokafka goes on with it after our deadline, and nobody takes its error."""
+async def test_an_unconfirmed_commit_is_logged_by_the_bus_only(caplog):
+    """aiokafka continues the commit after the deadline, and no task retrieves its error."""
     path = Path()
     settings = {**QUICKLY, "MSIGHT_CONNECT_TIMEOUT": "4", "MSIGHT_KAFKA_SESSION_TIMEOUT": "2"}
     async with behind(path) as (_, kafka), kafka.connect(**settings) as bus:
@@ -99,8 +98,7 @@ async def test_a_commit_that_is_not_confirmed_is_told_in_our_words_only(caplog):
 
 
 @pytest.mark.faults
-async def test_brokers_that_come_back_at_another_address_are_found_through_the_bootstrap_servers():
-    """(H6)"""
+async def test_brokers_that_restart_at_other_addresses_are_found_through_the_bootstrap_servers():
     events = []
     settings = {**QUICKLY, "MSIGHT_CONNECT_TIMEOUT": "2", "MSIGHT_PUBLISH_TIMEOUT": "30"}
     with own_broker("kafka") as (broker, backend):
@@ -159,8 +157,8 @@ def other_authority(folder):
 
 
 @pytest.mark.faults
-async def test_an_authority_that_is_rotated_in_the_right_order_disturbs_nobody(tmp_path):
-    """(H4) First the clients' bundle gets the new authority, then the broker its new certificate."""
+async def test_rotating_the_certificate_authority_in_order_interrupts_no_client(tmp_path):
+    """The clients' bundle gets the new authority first, then the broker its new certificate."""
     events = []
     second = other_authority(tmp_path / "second")
     async with with_tls(tmp_path) as (broker, kafka, keystore, trusted):
@@ -177,8 +175,8 @@ async def test_an_authority_that_is_rotated_in_the_right_order_disturbs_nobody(t
 
 @pytest.mark.faults
 @pytest.mark.parametrize("comes", [True, False])
-async def test_a_refused_certificate_is_believed_when_the_files_stay_as_they_are(tmp_path, comes):
-    """(H4) The broker is the first to be rotated; the clients' file follows, or it does not."""
+async def test_a_refused_certificate_is_final_while_the_files_do_not_change(tmp_path, comes):
+    """The broker's certificate is rotated first; the clients' file is changed later or not at all."""
     events = []
     second = other_authority(tmp_path / "second")
     async with with_tls(tmp_path) as (broker, kafka, keystore, trusted):
@@ -203,7 +201,7 @@ async def test_a_refused_certificate_is_believed_when_the_files_stay_as_they_are
 
 @pytest.mark.faults
 async def test_certificates_of_both_sides_are_rotated(tmp_path):
-    """(H4) Broker and clients get certificates of another authority; the broker accepts both for a while."""
+    """Broker and clients get certificates of another authority; the broker temporarily accepts both."""
     second = other_authority(tmp_path / "second")
     clients = tmp_path / "clients.pem"
     certificate, key = tmp_path / "own.pem", tmp_path / "own.key"
@@ -237,8 +235,8 @@ async def test_certificates_of_both_sides_are_rotated(tmp_path):
 
 
 @pytest.mark.faults
-async def test_a_broker_that_advertises_a_wrong_address_for_a_while_is_found_again():
-    """(E12) By a mistake that the operator takes back."""
+async def test_a_broker_that_temporarily_advertises_a_wrong_address_is_found_again():
+    """The operator corrects the address later."""
     nowhere = brokers.free_port()
     events = []
     settings = {**QUICKLY, "MSIGHT_CONNECT_TIMEOUT": "2", "MSIGHT_PUBLISH_TIMEOUT": "30"}
@@ -266,8 +264,7 @@ async def test_a_broker_that_advertises_a_wrong_address_for_a_while_is_found_aga
                 payload = (await take(messages, 1))[0].payload
 
 
-async def test_a_broker_that_advertises_an_address_nobody_reaches_is_named():
-    """(E12)"""
+async def test_the_error_names_an_advertised_address_that_cannot_be_reached():
     nowhere = brokers.free_port()
     with own_broker("kafka", [f"advertised.listeners=CLIENT://{HOST}:{nowhere}"]) as (_, kafka):
         with pytest.raises(ConnectionLostError) as caught:

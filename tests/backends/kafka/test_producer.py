@@ -35,7 +35,7 @@ async def test_a_refused_batch_harms_no_other_topic(kafka, topic):
     assert await received(kafka, good) == list(range(801))
 
 
-async def test_what_follows_a_refused_batch_on_its_partition_keeps_its_order(kafka, topic):
+async def test_messages_after_a_refused_batch_keep_their_order_on_the_partition(kafka, topic):
     await make(kafka, topic, **{"cleanup.policy": "compact"})
     async with kafka.connect() as bus:
         keys = [None if i % 100 == 50 else "k" for i in range(400)]
@@ -96,7 +96,9 @@ async def test_a_request_that_fails_unexpectedly_is_sent_again(kafka, topic, mon
     assert await received(kafka, topic) == list(range(200))
 
 
-async def test_what_a_broker_refuses_for_a_while_is_told_once_and_sent_once(kafka, topic, monkeypatch, caplog):
+async def test_a_batch_that_a_broker_temporarily_refuses_is_logged_once_and_written_once(
+    kafka, topic, monkeypatch, caplog
+):
     """(librdkafka 1421, kafka-python 1580) NOT_ENOUGH_REPLICAS_AFTER_APPEND: the broker has the batch all the same."""
     refusals = 15
 
@@ -167,7 +169,7 @@ async def test_a_topic_that_may_not_be_written_harms_no_other_topic():
         assert await received(kafka, "good") == list(range(traffic.count))
 
 
-async def test_an_unknown_outcome_is_reported_and_harms_no_other_topic(kafka, topic):
+async def test_an_unknown_outcome_is_reported_and_affects_no_other_topic(kafka, topic):
     good, bad = f"{topic}.good", f"{topic}.bad"
     codes = []
 
@@ -196,7 +198,7 @@ async def test_an_unknown_outcome_is_reported_and_harms_no_other_topic(kafka, to
 
 
 @pytest.mark.parametrize("how", ["cancelled", "closed"])
-async def test_what_was_in_flight_is_sent_again_without_a_duplicate(kafka, topic, monkeypatch, how):
+async def test_batches_in_flight_are_sent_again_without_a_duplicate(kafka, topic, monkeypatch, how):
     send_now = Client.send_now
     hung = []
 

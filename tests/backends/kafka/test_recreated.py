@@ -1,4 +1,4 @@
-"""Subscriptions whose topic is deleted and made anew (E5): the new one is read from its beginning, and the gap is told."""
+"""Subscriptions whose topic is deleted and recreated: the new topic is read from its beginning, and the gap is reported."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from aiokafka.admin import NewTopic
 from aiokafka.errors import KafkaConnectionError
 
 from msight_bus import AuthenticationError
-from msight_bus.backends.kafka import feed
+from msight_bus.backends.kafka import consumer
 from msight_bus.events import Gap
 from tests.support.kafka_admin import administering
 from tests.support.kafka_records import Rec, batch_of, raw_producer
@@ -61,9 +61,9 @@ async def test_a_topic_that_is_made_anew_is_read_from_its_beginning(kafka, topic
 
 
 @GROUPS
-async def test_a_topic_that_is_gone_is_said_once(kafka, topic, group_id, monkeypatch, caplog):
+async def test_a_deleted_topic_is_logged_once(kafka, topic, group_id, monkeypatch, caplog):
     """(librdkafka 4836) And received from again when it is there again."""
-    monkeypatch.setattr(feed, "_LOOK_EVERY", 0.3)
+    monkeypatch.setattr(consumer, "_LOOK_EVERY", 0.3)
     async with administering(kafka) as admin, raw_producer(kafka) as produce, kafka.connect() as bus:
         await admin.create_topics([NewTopic(topic, 1, 1)])
         async with bus.subscribe(topic, group_id=group_id) as messages:
@@ -81,7 +81,7 @@ async def test_a_topic_that_is_gone_is_said_once(kafka, topic, group_id, monkeyp
 @pytest.mark.faults
 @GROUPS
 async def test_a_permission_to_describe_that_is_taken_away_is_raised(group_id, monkeypatch):
-    monkeypatch.setattr(feed, "_LOOK_EVERY", 0.3)
+    monkeypatch.setattr(consumer, "_LOOK_EVERY", 0.3)
     with own_broker("kafka", AUTHORIZING) as (_, kafka):
         operator = Operator(kafka)
         async with kafka.connect() as bus, bus.subscribe("t", group_id=group_id) as messages:
@@ -94,7 +94,7 @@ async def test_a_permission_to_describe_that_is_taken_away_is_raised(group_id, m
 @GROUPS
 async def test_a_topic_that_grew_as_long_meanwhile_is_noticed(kafka, topic, group_id, monkeypatch):
     """Nothing tells the two apart but the topic's id: the subscription could not reach the broker meanwhile."""
-    monkeypatch.setattr(feed, "_LOOK_EVERY", 0.3)
+    monkeypatch.setattr(consumer, "_LOOK_EVERY", 0.3)
     events: list = []
     async with administering(kafka) as admin, raw_producer(kafka) as produce, kafka.connect(events=events) as bus:
         await admin.create_topics([NewTopic(topic, 1, 1)])
@@ -118,7 +118,7 @@ async def test_a_topic_that_grew_as_long_meanwhile_is_noticed(kafka, topic, grou
     assert [event for event in events if isinstance(event, Gap)] == [Gap(topic, None, NO_SIZE)]
 
 
-async def test_what_is_acknowledged_late_settles_nothing_of_the_new_topic(kafka, topic):
+async def test_a_late_acknowledgement_settles_no_record_of_the_recreated_topic(kafka, topic):
     async with administering(kafka) as admin, raw_producer(kafka) as produce, kafka.connect() as bus:
         await admin.create_topics([NewTopic(topic, 1, 1)])
         async with bus.subscribe(topic, group_id="g", ack="manual") as messages:

@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from msight_bus import MessageTooLargeError
-from msight_bus.backends.kafka import feed
+from msight_bus.backends.kafka import consumer
 from msight_bus.backends.kafka.aiokafka_compat import requests
 from msight_bus.events import Gap
 from tests.support.kafka_admin import committed, make
@@ -19,7 +19,7 @@ from tests.support.rig import QUICKLY, own_broker
 from tests.support.servers import kafka_with_passwords
 
 
-async def test_what_retention_deletes_while_a_group_is_away_is_a_gap_and_the_rest_is_read(kafka, topic):
+async def test_records_deleted_by_retention_during_an_absence_are_a_gap_and_the_rest_is_read(kafka, topic):
     """(aiokafka 261) Its committed offset is out of range when it comes back."""
     await make(kafka, topic)
     events: list = []
@@ -37,7 +37,7 @@ async def test_what_retention_deletes_while_a_group_is_away_is_a_gap_and_the_res
     assert events == [Gap(topic, 6 - start, "retention", at_most=True)]
 
 
-async def test_an_input_that_failed_comes_again_although_later_ones_are_done(kafka, topic):
+async def test_a_failed_message_is_redelivered_although_later_ones_are_done(kafka, topic):
     """(FastStream 2618, 2610) Nothing behind an open message is committed, nor a message before it is done."""
     await make(kafka, topic)
     async with kafka.connect() as bus:
@@ -55,7 +55,7 @@ async def test_an_input_that_failed_comes_again_although_later_ones_are_done(kaf
 
 @pytest.mark.parametrize("group_id", [None, "g"])
 @pytest.mark.parametrize("limits", [(100_000, 100_000), (10_000_000, 10_000)], ids=["full answer", "large batches"])
-async def test_a_backlog_in_one_partition_does_not_hold_up_the_others(kafka, topic, monkeypatch, group_id, limits):
+async def test_a_backlog_in_one_partition_does_not_delay_the_others(kafka, topic, monkeypatch, group_id, limits):
     """(librdkafka 1854, Dekaf 2256) An answer is full before a broker comes to the last partition of the request, and only the
     first partition with records gives a batch that is larger than ``MSIGHT_KAFKA_FETCH_BYTES``."""
     of_answer, of_partition = limits
@@ -70,7 +70,7 @@ async def test_a_backlog_in_one_partition_does_not_hold_up_the_others(kafka, top
     assert set(first) == {0, 1, 2}
 
 
-async def test_an_idle_member_stays_one(kafka, topic):
+async def test_an_idle_member_keeps_its_membership(kafka, topic):
     """(kafka-python 1787, 2610) No message comes for several sessions."""
     async with kafka.connect(MSIGHT_KAFKA_SESSION_TIMEOUT="0.6") as bus:
         async with bus.subscribe(topic, group_id="g") as messages:
@@ -91,7 +91,7 @@ async def test_a_message_that_is_too_large_fails_alone(kafka, topic):
     assert isinstance(results[10], MessageTooLargeError)
 
 
-async def test_a_message_that_is_larger_than_a_segment_is_an_error_of_its_own(kafka, topic):
+async def test_a_message_larger_than_a_segment_is_a_message_too_large_error(kafka, topic):
     """(wolff, emqx 15906) RECORD_LIST_TOO_LARGE: max.message.bytes is above segment.bytes. Others retry for ever."""
     await make(kafka, topic, 1, **{"max.message.bytes": "4000000", "segment.bytes": "1048576"})
     async with kafka.connect() as bus:
@@ -102,7 +102,7 @@ async def test_a_message_that_is_larger_than_a_segment_is_an_error_of_its_own(ka
 
 async def test_records_of_a_partition_that_is_new_to_a_group_are_read_from_its_beginning(kafka, topic, monkeypatch):
     """(sarama 1739, librdkafka 461) They were published before the group knew of the partition; its start is latest."""
-    monkeypatch.setattr(feed, "_LOOK_EVERY", 1.0)
+    monkeypatch.setattr(consumer, "_LOOK_EVERY", 1.0)
     await make(kafka, topic)
     async with kafka.connect() as bus, kafka.connect() as other, bus.subscribe(topic, group_id="g") as messages:
         await Operator(kafka).add_partitions(topic, 3)
@@ -114,7 +114,7 @@ async def test_records_of_a_partition_that_is_new_to_a_group_are_read_from_its_b
 
 
 @pytest.mark.faults
-async def test_an_idle_producer_whose_id_has_expired_goes_on():
+async def test_an_idle_producer_whose_id_has_expired_continues():
     """(librdkafka 3584, redpanda 22670) The broker has forgotten its sequence numbers meanwhile."""
     expire = ["producer.id.expiration.ms=500", "producer.id.expiration.check.interval.ms=100"]
     with own_broker("kafka", expire) as (_, kafka):
@@ -129,7 +129,7 @@ async def test_an_idle_producer_whose_id_has_expired_goes_on():
 
 @pytest.mark.faults
 @pytest.mark.timeout(120)
-async def test_subscriptions_that_are_idle_over_a_restart_receive_what_is_published_later():
+async def test_subscriptions_that_are_idle_during_a_restart_receive_later_messages():
     """(confluent-kafka-python 173, kafka-python 1419, 1477, aiokafka 399, 517, librdkafka 947) The broker was away longer than a
     session, and one topic of several is published on."""
     settings = {

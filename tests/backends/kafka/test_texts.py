@@ -1,4 +1,4 @@
-"""What a person reads when something is wrong with Kafka: our words, with what to do, and none of the client's (E12)."""
+"""The texts of Kafka errors: in the bus's own words, with the remedy, and without those of aiokafka."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ async def test_a_clock_that_jumps_ahead_and_back_stops_nothing(kafka, topic, mon
             assert await numbers(messages, 2) == [0, 4]
 
 
-async def test_a_group_that_does_not_take_a_member():
+async def test_a_group_that_refuses_a_member():
     limits = ["group.max.session.timeout.ms=5000", "group.max.size=1"]
     with own_broker("kafka", limits) as (_, kafka):
         async with kafka.connect() as bus:

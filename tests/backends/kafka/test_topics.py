@@ -1,4 +1,4 @@
-"""Topics that are deleted, made anew or changed while a bus publishes on them."""
+"""Topics that are deleted, recreated or changed while a bus publishes on them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def publish_to_all(bus, topic, n=1):
 
 
 async def test_a_topic_that_must_not_be_created_stays_deleted(kafka, topic):
-    """(E5) Neither publishers nor subscribers bring it back."""
+    """Neither publishers nor subscribers recreate the topic."""
     await make(kafka, topic, 4)
     async with kafka.connect(MSIGHT_KAFKA_CREATE_TOPICS="false", **SOON) as bus:
         async with bus.subscribe(topic) as live, bus.subscribe(topic, group_id="g") as member:
@@ -64,8 +64,8 @@ async def test_a_topic_that_must_not_be_created_stays_deleted(kafka, topic):
         assert await partitions(kafka, topic) == 2
 
 
-async def test_a_topic_that_was_deleted_is_created_again_as_it_should_be(kafka, topic):
-    """(E5) With ``MSIGHT_KAFKA_PARTITIONS`` partitions, whatever it had and whatever the broker's default is."""
+async def test_a_deleted_topic_is_recreated_with_the_configured_partitions(kafka, topic):
+    """With ``MSIGHT_KAFKA_PARTITIONS`` partitions, whatever their former number and the broker's default."""
     await make(kafka, topic, 8)
     async with kafka.connect(**SOON) as bus:
         assert set(await publish_to_all(bus, topic)) == {None}
@@ -78,8 +78,8 @@ async def test_a_topic_that_was_deleted_is_created_again_as_it_should_be(kafka, 
             await publisher.send(b"x")
 
 
-async def test_a_topic_made_anew_by_somebody_else_with_fewer_partitions_is_published_on(kafka, topic):
-    """(E5) And no other topic notices; what was on its way to a partition that is gone does not wait for its deadline."""
+async def test_publishing_continues_on_a_topic_recreated_with_fewer_partitions(kafka, topic):
+    """Other topics are not affected; a batch for a removed partition fails before its deadline."""
     await make(kafka, topic, 8)
     async with kafka.connect(**SOON, MSIGHT_PUBLISH_TIMEOUT="600") as bus:
         assert set(await publish_to_all(bus, topic)) == {None}
@@ -94,7 +94,7 @@ async def test_a_topic_made_anew_by_somebody_else_with_fewer_partitions_is_publi
 
 
 async def test_added_partitions_are_used_without_a_restart(kafka, topic, monkeypatch, caplog):
-    """(H14) Old and new processes put a key into one partition."""
+    """Running and new processes use the same partition for a key."""
     monkeypatch.setattr(backend, "_METADATA_AGE_MS", 300)
     await make(kafka, topic, 2)
     async with kafka.connect() as bus, kafka.connect() as other:
@@ -115,8 +115,7 @@ async def limit(kafka, topic, size):
         await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": f"{size}"})])
 
 
-async def test_a_raised_limit_is_noticed(kafka, topic, monkeypatch, caplog):
-    """(H14)"""
+async def test_a_raised_limit_is_used(kafka, topic, monkeypatch, caplog):
     monkeypatch.setattr(backend, "_METADATA_AGE_MS", 200)
     monkeypatch.setattr(topics, "_LOOK_ANEW_AFTER", 0.1)
     await make(kafka, topic, 1, **{"max.message.bytes": "2000"})
@@ -130,7 +129,7 @@ async def test_a_raised_limit_is_noticed(kafka, topic, monkeypatch, caplog):
 
 
 async def test_a_lowered_limit_is_known_after_the_first_refusal(kafka, topic):
-    """(H14) And a refusal by the broker claims no figures that nobody knows."""
+    """The error of a refusal by the broker has no unknown figures."""
     await make(kafka, topic)
     async with kafka.connect() as bus:
         await bus.publish(topic, b"x")
@@ -146,7 +145,7 @@ async def test_a_lowered_limit_is_known_after_the_first_refusal(kafka, topic):
         assert error.size > 5000
 
 
-async def test_messages_that_fit_are_not_refused_for_travelling_together(kafka, topic):
+async def test_messages_that_fit_alone_are_not_refused_in_a_batch(kafka, topic):
     await make(kafka, topic, 1, **{"max.message.bytes": "2000"})
     async with kafka.connect() as bus:
         results = await outcomes(*publishing(bus, topic, range(100), pad=bytes(200)))
@@ -155,8 +154,8 @@ async def test_messages_that_fit_are_not_refused_for_travelling_together(kafka, 
 
 @pytest.mark.faults
 @pytest.mark.timeout(100)
-async def test_deleting_topics_again_and_again_ends_no_publisher(kafka, topic):
-    """(E5) Under a stream every message has an outcome, and the last ones are accepted."""
+async def test_deleting_topics_repeatedly_ends_no_publisher(kafka, topic):
+    """Every message has an outcome, and the last ones are accepted."""
     async with kafka.connect(**SOON) as bus:
         await bus.publish(topic, b"x")
         stop = asyncio.Event()

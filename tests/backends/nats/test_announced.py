@@ -1,4 +1,4 @@
-"""Servers that a NATS server announces (H9)."""
+"""The servers that a NATS server announces."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ async def client_of(nats):
     return await nats_py.connect(nats.env["MSIGHT_NATS_SERVERS"].strip("[]'\""))
 
 
-async def test_other_makes_read_our_headers_and_payload(nats, topic):
+async def test_other_clients_read_headers_and_payload(nats, topic):
     client = await client_of(nats)
     subscription = await client.subscribe(topic)
     await client.flush()
@@ -82,7 +82,7 @@ async def test_a_header_of_zeros_is_none_of_ours(nats, topic):
 
 @pytest.mark.parametrize("names_the_sid", [True, False])
 async def test_a_permission_that_a_reload_takes_away_ends_that_subscription_alone(names_the_sid):
-    """nats-server 2.15 names the id of the subscription, older ones only the subject (D5)."""
+    """nats-server 2.15 names the id of the subscription, older servers only the subject."""
     sids: dict[bytes, bytes] = {}
     taken = False
 

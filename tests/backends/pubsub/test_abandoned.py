@@ -1,4 +1,4 @@
-"""What a bus has given up is not sent any more: it would arrive behind newer messages, seconds or minutes late."""
+"""Unsent data of an abandoned connection is discarded: it would arrive late, after newer messages."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Stuck:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_what_was_given_up_is_not_sent(kind):
+async def test_the_write_buffer_of_an_abandoned_connection_is_not_sent(kind):
     events: list = []
     async with Stuck(kind) as peer:
         backend = Backend(kind, variables(kind, peer.port))

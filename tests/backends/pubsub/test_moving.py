@@ -207,7 +207,7 @@ class Three:
 @pytest.mark.parametrize("answers", [True, False])
 async def test_only_what_does_not_answer_is_given_up(answers):
     owner = ReconnectingConnection(
-        None, Limits(connect_timeout=0.2), publishes=True, on_lost=None, on_back=None, on_refused=None
+        None, Limits(connect_timeout=0.2), publishes=True, on_lost=None, on_reconnected=None, on_refused=None
     )
     owner._subscribers = {Three(): None}
     if answers:

@@ -31,7 +31,7 @@ class Owner(ReconnectingConnection):
             Limits(**{"reconnect_min": 0.1, "reconnect_max": 1.0, **limits}),
             publishes=True,
             on_lost=lambda owner, reason: self.told.append(f"lost: {reason}"),
-            on_back=lambda owner, attempts: self.told.append(f"back after {attempts}"),
+            on_reconnected=lambda owner, attempts: self.told.append(f"back after {attempts}"),
             on_refused=lambda topic, error: None,
         )
 

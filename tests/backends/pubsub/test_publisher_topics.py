@@ -138,7 +138,7 @@ def parts(value):
 
 
 @live
-async def test_a_topic_goes_when_its_last_sequence_was_announced(kind):
+async def test_a_topic_is_evicted_once_its_last_sequence_was_announced(kind):
     peer = Peer(kind)
 
     def published(topic):

@@ -1,4 +1,4 @@
-"""The counters of the topics that a bus publishes on: shared, bounded, and forgotten only after their last announcement."""
+"""The sequence counters of published topics: shared, bounded, and evicted only after their last announcement."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def test_all_topics_share_a_session_and_each_has_a_counter():
     assert topics.known("c") is None
 
 
-async def test_the_least_recently_used_topic_goes():
+async def test_the_least_recently_used_topic_is_evicted():
     topics = topics_of(3)
     for name in "abcad":
         publish(topics, name)
@@ -68,7 +68,7 @@ async def test_the_least_recently_used_topic_goes():
     assert names(topics) == ["c", "a", "d"]
 
 
-async def test_a_topic_that_was_forgotten_begins_a_new_session():
+async def test_an_evicted_topic_begins_a_new_session():
     topics = topics_of(2)
     first = publish(topics, "a")
     for name in "bc":
@@ -83,7 +83,7 @@ async def test_sessions_are_never_0():
     assert publish(topics, "a") == (1, 1)
 
 
-async def test_no_session_and_sequence_comes_twice():
+async def test_no_session_and_sequence_is_used_twice():
     topics = topics_of(4)
     seen = {(name, *publish(topics, name)) for _ in range(3) for name in "abcdefghij"}
     assert len(seen) == 30
@@ -113,14 +113,14 @@ async def test_a_topic_with_publishers_is_kept():
     assert "a" not in names(topics)
 
 
-async def test_more_publishers_than_the_bound_are_all_kept():
+async def test_topics_with_publishers_are_kept_above_the_limit():
     topics = topics_of(2)
     for name in "abcd":
         topics.get(name).kept += 1
     assert set(names(topics)) == set("abcd")
 
 
-async def test_a_topic_goes_when_its_last_sequence_was_announced():
+async def test_a_topic_is_evicted_once_its_last_sequence_was_announced():
     announcer = Announcer()
     topics = topics_of(3, announcer)
     for name in "abcde":
@@ -132,13 +132,13 @@ async def test_a_topic_goes_when_its_last_sequence_was_announced():
     gone = topics.get("a")
     topics.trim()
     assert names(topics) == list("bcde")  # the oldest one waits for its announcement
-    assert gone.forgotten
+    assert gone.evicted
     announcer.announce_now([topics.get("b")])
     topics.trim()
     assert names(topics) == list("cde")
 
 
-async def test_where_far_too_many_wait_the_first_are_announced_out_of_turn(monkeypatch):
+async def test_above_the_limit_the_least_recently_used_topics_are_announced_early(monkeypatch):
     monkeypatch.setattr(publishing, "_WAITING", 2)
     announcer = Announcer()
     announcer.open = False
@@ -152,7 +152,7 @@ async def test_where_far_too_many_wait_the_first_are_announced_out_of_turn(monke
     assert len(names(topics)) == 3
 
 
-async def test_where_nothing_may_be_announced_topics_go_at_once():
+async def test_without_announcements_topics_are_evicted_at_once():
     announcer = Announcer()
     announcer.works = announcer.open = False
     topics = topics_of(3, announcer)
@@ -162,7 +162,7 @@ async def test_where_nothing_may_be_announced_topics_go_at_once():
     assert names(topics) == list("cde")
 
 
-async def test_forgetting_what_was_used_a_moment_ago_is_warned_of_once(caplog):
+async def test_evicting_a_recently_used_topic_is_one_warning(caplog):
     topics = topics_of(2)
     for name in "abcdef":
         publish(topics, name)
@@ -172,7 +172,7 @@ async def test_forgetting_what_was_used_a_moment_ago_is_warned_of_once(caplog):
     assert "MSIGHT_PUBLISHER_TOPICS" in record.getMessage()
 
 
-async def test_forgetting_what_has_long_been_quiet_is_no_warning(msight_simulation, caplog):
+async def test_evicting_an_idle_topic_is_no_warning(msight_simulation, caplog):
     topics = topics_of(2)
     for name in "abcdef":
         publish(topics, name)
@@ -246,8 +246,8 @@ async def test_publishers_on_one_topic_share_its_counter(msight_simulation):
     assert (made.topics.get("a").publishers, made.topics.get("a").kept) == ([other], 1)
 
 
-async def test_publishers_that_wait_send_more_than_one_message_a_turn(msight_simulation):
-    """A turn for each message would cost each one an iteration of the event loop, for as long as several publish."""
+async def test_waiting_publishers_send_more_than_one_message_a_turn(msight_simulation):
+    """One message a turn would cost one event loop iteration for each message while several publishers send."""
     made = Publishers()
     owner, count, burst = made.owner, 500, 50
 
@@ -284,7 +284,7 @@ async def test_publishers_that_wait_send_more_than_one_message_a_turn(msight_sim
     assert min(first.count(topic) for topic in (b"a", b"b", b"c")) >= 2 * burst  # in turn
 
 
-async def test_nothing_is_taken_while_the_connection_is_away_full_or_waited_for(msight_simulation):
+async def test_try_send_accepts_nothing_while_disconnected_congested_or_waited_for(msight_simulation):
     made = Publishers()
     publisher, owner = made.on("a"), made.owner
     owner.connection.congested = True
@@ -302,7 +302,7 @@ async def test_nothing_is_taken_while_the_connection_is_away_full_or_waited_for(
 
 
 @pytest.mark.parametrize("away", [True, False])
-async def test_what_finds_no_room_in_time_was_not_sent(msight_simulation, away):
+async def test_a_message_without_room_before_the_deadline_is_not_sent(msight_simulation, away):
     made = Publishers()
     publisher, connection = made.on("a"), made.owner.connection
     if away:
@@ -317,7 +317,7 @@ async def test_what_finds_no_room_in_time_was_not_sent(msight_simulation, away):
     assert connection.written == []
 
 
-async def test_a_refusal_is_raised_once_by_whoever_was_refused(msight_simulation):
+async def test_a_refusal_is_raised_once_by_the_publisher_of_the_message(msight_simulation):
     made = Publishers()
     one, other = made.on("a"), made.on("a")
     one.try_send(b"", None, None)
@@ -330,7 +330,7 @@ async def test_a_refusal_is_raised_once_by_whoever_was_refused(msight_simulation
     assert one.try_send(b"", None, None) is None
 
 
-async def test_whoever_waits_for_room_and_is_refused_meanwhile_raises_it(msight_simulation):
+async def test_a_waiting_publisher_raises_a_refusal_of_its_earlier_message(msight_simulation):
     made = Publishers()
     publisher, connection = made.on("a"), made.owner.connection
     publisher.try_send(b"first", None, None)
@@ -345,7 +345,7 @@ async def test_whoever_waits_for_room_and_is_refused_meanwhile_raises_it(msight_
     assert [payload for _, payload in connection.written] == [b"first"]
 
 
-async def test_flushing_tells_what_was_lost_or_refused_and_only_its_own(msight_simulation):
+async def test_flush_raises_losses_and_refusals_of_its_own_publisher_only(msight_simulation):
     made = Publishers()
     one, other = made.on("a"), made.on("a")
     for publisher in (one, one, other):
@@ -366,7 +366,7 @@ async def test_flushing_tells_what_was_lost_or_refused_and_only_its_own(msight_s
         await one.flush()
 
 
-async def test_a_publisher_knows_whether_messages_of_its_own_are_unconfirmed(msight_simulation):
+async def test_a_publisher_tracks_whether_its_own_messages_are_unconfirmed(msight_simulation):
     made = Publishers()
     one, other = made.on("a"), made.on("b")
     one.try_send(b"", None, None)

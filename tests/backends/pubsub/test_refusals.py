@@ -1,4 +1,4 @@
-"""Whose error a refusal is: the publisher's whose message the broker refused, and nobody else's. On scripted peers."""
+"""A refusal is raised by the publisher of the refused message and by no other. On scripted peers."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def leave(publisher):
 
 
 @live
-async def test_the_publisher_whose_message_was_refused_raises_it_with_its_next_send(kind):
+async def test_the_next_send_raises_the_refusal_of_a_message_of_the_same_publisher(kind):
     async with refusing(kind) as (bus, peer, _, events):
         async with bus.publisher("a") as other, bus.publisher("a") as refused:
             await other.send(b"confirmed")
@@ -89,7 +89,7 @@ async def test_the_publisher_whose_message_was_refused_raises_it_with_its_next_s
 
 
 @live
-async def test_the_publisher_whose_message_was_refused_raises_it_on_leaving(kind):
+async def test_leaving_a_publisher_raises_the_refusal_of_its_message(kind):
     async with refusing(kind) as (bus, _, _, events):
         other = await bus.publisher("a").__aenter__()
         refused = await bus.publisher("a").__aenter__()
@@ -102,7 +102,7 @@ async def test_the_publisher_whose_message_was_refused_raises_it_on_leaving(kind
 
 
 @live
-async def test_for_publish_the_bus_is_a_publisher_of_its_own(kind):
+async def test_bus_publish_raises_refusals_of_its_own_messages_only(kind):
     async with refusing(kind) as (bus, peer, _, events):
         async with bus.publisher("a") as other:
             await bus.publish("a", b"refused")
@@ -116,7 +116,7 @@ async def test_for_publish_the_bus_is_a_publisher_of_its_own(kind):
         assert not arrived(peer, b"not sent")
 
 
-async def test_nats_names_the_topic_only_so_each_publisher_with_unconfirmed_messages_on_it_raises():
+async def test_on_nats_each_publisher_with_unconfirmed_messages_on_the_topic_raises():
     async with refusing("nats") as (bus, _, _, events):
         confirmed = await bus.publisher("a").__aenter__()
         elsewhere = await bus.publisher("b").__aenter__()
@@ -142,7 +142,7 @@ async def cut(way, peer, events, payload):
 
 
 @live
-async def test_what_a_cut_left_unconfirmed_is_told_to_its_publisher_alone(kind):
+async def test_messages_unconfirmed_at_a_disconnect_are_raised_by_their_publisher_only(kind):
     confirming = True
     async with refusing(kind, lambda: confirming) as (bus, peer, way, events):
         idle, other, mine = [await bus.publisher("a").__aenter__() for _ in range(3)]
@@ -161,7 +161,7 @@ async def test_what_a_cut_left_unconfirmed_is_told_to_its_publisher_alone(kind):
 
 
 @live
-async def test_what_a_cut_left_unconfirmed_of_publish_is_told_to_no_publisher(kind):
+async def test_messages_of_bus_publish_unconfirmed_at_a_disconnect_are_raised_by_no_publisher(kind):
     confirming = False
     async with refusing(kind, lambda: confirming) as (bus, peer, way, events):
         async with bus.publisher("a") as publisher:
@@ -178,7 +178,7 @@ ANNOUNCEMENTS = b"_msight.seq"
 @pytest.mark.parametrize(
     "error", [BUSY, b"-OOM command not allowed when used memory > 'maxmemory'.\r\n"], ids=["busy", "memory"]
 )
-async def test_a_passing_error_leaves_the_detection_of_tail_losses_on(error):
+async def test_a_temporary_error_leaves_tail_loss_detection_on(error):
     refused = 0
 
     def announcements():
@@ -203,7 +203,7 @@ async def test_a_passing_error_leaves_the_detection_of_tail_losses_on(error):
 
 
 @pytest.mark.parametrize("kind", LIVE)
-async def test_a_missing_permission_turns_the_detection_of_tail_losses_off(kind):
+async def test_a_missing_permission_turns_tail_loss_detection_off(kind):
     def answer(command):
         if published(command)[0] != ANNOUNCEMENTS:
             return None

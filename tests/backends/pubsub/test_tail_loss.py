@@ -103,7 +103,7 @@ async def test_a_topic_that_was_forgotten_is_announced_no_more(msight_simulation
     async with Rig() as announcing:
         announcing.publish("a", "b")
         await asyncio.sleep(2.5)
-        announcing.topics.get("a").forgotten = True
+        announcing.topics.get("a").evicted = True
         announcing.wire.sent.clear()
         await asyncio.sleep(20)
         assert announcing.wire.sent == [(100, {"b": 1})] * 4

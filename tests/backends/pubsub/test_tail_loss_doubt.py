@@ -1,4 +1,4 @@
-"""Announcements that do not come, as over a NATS account import: that is said once, and taken back (H11). On scripted peers."""
+"""Announcements that do not arrive, as over a NATS account import, are one warning, later withdrawn. On scripted peers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bus asks again and again whether its Redis still reaches the others (H1). On scripted peers."""
+"""The periodic check that messages published at a Redis server reach the other servers. On scripted peers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DENIED = b"-NOPERM User alice has no permissions to run this command\r\n"
 LOADING = b"-LOADING Redis is loading the dataset in memory\r\n"
 
 
-async def test_both_connections_leave_a_server_that_was_demoted_and_come_back_when_it_is_a_master_again():
+async def test_both_connections_leave_a_demoted_server_and_return_when_it_is_a_master_again():
     demoted = False
     events: list = []
     peer = ScriptedPeer("redis", lambda command: REPLICA if command.verb == "ROLE" and demoted else None)
@@ -32,7 +32,7 @@ async def test_both_connections_leave_a_server_that_was_demoted_and_come_back_wh
                 await bus.publish("a", b"x")
 
 
-async def test_what_is_published_beside_a_question_is_confirmed():
+async def test_messages_published_beside_a_health_check_are_confirmed():
     peer = ScriptedPeer("redis")
     async with fake(peer) as way:
         async with Backend("redis", variables("redis", way.port)).connect(
@@ -47,8 +47,8 @@ async def test_what_is_published_beside_a_question_is_confirmed():
         assert way.connections == 1
 
 
-async def test_a_user_who_may_not_ask_does_not_ask_on():
-    """Each refused command is an entry of the server's ACL LOG."""
+async def test_a_user_without_permission_stops_the_health_checks():
+    """Each refused command adds an entry to the server's ACL LOG."""
     peer = ScriptedPeer("redis", lambda command: DENIED if command.verb in ("ROLE", "INFO", "CLUSTER") else None)
     async with fake(peer) as way:
         async with Backend("redis", variables("redis", way.port)).connect(**QUICK) as bus:
@@ -57,8 +57,8 @@ async def test_a_user_who_may_not_ask_does_not_ask_on():
     assert len(peer.told("ROLE")) == 2  # when connecting, and once beside the PING
 
 
-async def test_subscribed_connections_follow_to_the_node_that_is_published_at():
-    """Where nothing is published nobody asks how the node fares."""
+async def test_subscribing_connections_follow_the_publishing_connection():
+    """A subscribing connection does not check the health of its node."""
     left: list[ScriptedPeer] = []
 
     def peer_of_two():

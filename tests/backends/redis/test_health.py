@@ -1,4 +1,4 @@
-"""What the answers of a Redis server reveal of whether it reaches the others (H1)."""
+"""Replies of a Redis server from which the health check tells whether messages reach the other servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a node says: its first line, what it loses, its errors, and its last line."""
+"""The log lines of a node: its first line, losses and drops, errors, and its last line."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def test_the_first_line_names_broker_topics_and_group(backend, topic, capl
     assert address == "memory" or re.fullmatch(r"(redis|nats|kafka)://(127\.0\.0\.1|localhost):\d+", address)
 
 
-async def test_gaps_are_told_at_the_first_and_then_once_an_interval_with_their_sum(memory, caplog):
+async def test_gaps_are_logged_at_the_first_and_then_once_an_interval_with_their_sum(memory, caplog):
     node = sink()
     async with memory.connect() as bus, running(bus, node):
         for count in (3, 4, 5):
@@ -87,7 +87,7 @@ async def test_the_gaps_of_a_node_are_in_the_registry(memory):
             assert registry["sink"].metrics.gaps == 1
 
 
-async def test_drops_are_told_at_the_first_and_then_once_an_interval(memory, caplog):
+async def test_drops_are_logged_at_the_first_and_then_once_an_interval(memory, caplog):
     go_on = asyncio.Event()
 
     class Slow(Collect):
@@ -113,7 +113,7 @@ async def test_drops_are_told_at_the_first_and_then_once_an_interval(memory, cap
         go_on.set()
 
 
-async def test_what_was_not_told_is_told_at_the_end(memory, caplog):
+async def test_events_since_the_last_line_are_logged_at_the_end(memory, caplog):
     go_on = asyncio.Event()
 
     class Slow(Collect):
@@ -160,7 +160,7 @@ async def test_the_last_line_sums_up(memory, caplog):
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
-async def test_what_a_node_leaves_at_its_end_is_left_and_not_dropped(memory, caplog, concurrency):
+async def test_inputs_left_at_the_end_are_counted_as_left_and_not_as_dropped(memory, caplog, concurrency):
     caplog.set_level(logging.INFO)
 
     async def hang(data):
@@ -199,7 +199,7 @@ async def test_one_message_can_be_followed_at_debug(memory, caplog):
     assert f"nodes.sink: Received Message(topic='b', 3 bytes, sequence=1) of session {published[1]}." in text
 
 
-async def test_an_error_is_told_with_its_traceback_once_and_then_counted(memory, caplog):
+async def test_an_error_is_logged_with_its_traceback_once_and_then_counted(memory, caplog):
     async def fail(data):
         raise ZeroDivisionError(data.decode())
 
@@ -251,7 +251,7 @@ async def test_a_node_gets_the_events_of_its_own_input(memory):
         assert all(event.topic == "b" for event in other.events)
 
 
-async def test_every_node_gets_to_know_that_the_broker_is_away_and_says_so_once(msight_simulation, caplog):
+async def test_every_node_logs_an_outage_of_the_broker_once(msight_simulation, caplog):
     caplog.set_level(logging.INFO)
     nodes = [
         Watching(NodeConfig(name="sink", subscribe_topic_name="b")),
@@ -272,7 +272,7 @@ async def test_every_node_gets_to_know_that_the_broker_is_away_and_says_so_once(
         assert sum("Heartbeats are published again" in line for line in said) == 1
 
 
-async def test_an_error_in_on_event_harms_nothing(memory, caplog):
+async def test_an_error_in_on_event_is_logged_and_the_node_continues(memory, caplog):
     class Broken(Watching):
         def on_event(self, event):
             super().on_event(event)
@@ -328,7 +328,7 @@ async def test_a_node_gets_the_refusals_of_its_own_output_topic(memory):
 # -- while disconnected
 
 
-async def test_a_source_waits_for_the_broker_and_loses_nothing(msight_simulation):
+async def test_a_source_waits_for_the_broker_and_loses_no_message(msight_simulation):
     source = Numbers(NodeConfig(name="source", publish_topic_name="a"), count=50)
     node = Collect(NodeConfig(name="sink", subscribe_topic_name="a"))
     async with msight_simulation.connect() as other, running(other, node):
@@ -346,7 +346,7 @@ async def test_a_source_waits_for_the_broker_and_loses_nothing(msight_simulation
     assert source.metrics().dropped == 0
 
 
-async def test_a_source_drops_and_counts_while_the_broker_is_away(msight_simulation, caplog):
+async def test_a_source_drops_and_counts_while_the_broker_is_down(msight_simulation, caplog):
     class Slow(Numbers):
         async def get_data(self):
             await asyncio.sleep(1)
@@ -370,7 +370,7 @@ async def test_a_source_drops_and_counts_while_the_broker_is_away(msight_simulat
     assert "on_event raised" not in caplog.text
 
 
-async def test_outputs_that_a_cut_may_have_lost_are_told_at_the_end_and_are_no_error(msight_simulation, caplog):
+async def test_outputs_unconfirmed_at_a_disconnect_are_logged_at_the_end_and_are_no_error(msight_simulation, caplog):
     class Cut(Numbers):
         async def get_data(self):
             await asyncio.sleep(1)
@@ -386,7 +386,7 @@ async def test_outputs_that_a_cut_may_have_lost_are_told_at_the_end_and_are_no_e
     assert "Outputs may be lost" in caplog.text
 
 
-async def test_a_node_ends_with_a_bus_that_has_given_up_reconnecting(msight_simulation):
+async def test_a_node_ends_when_its_bus_stops_reconnecting(msight_simulation):
     settings = BusSettings(environ={"MSIGHT_RECONNECT_LIMIT": "3"}, backend="memory")
     nodes = [
         Numbers(NodeConfig(name="source", publish_topic_name="a")),
@@ -434,7 +434,7 @@ async def test_a_dead_letter_that_is_lost_with_the_broker_is_counted(msight_simu
 # -- levels
 
 
-async def test_the_levels_of_the_program_hold_where_nothing_is_said(memory):
+async def test_log_levels_of_the_program_are_kept_by_default(memory):
     logger = logging.getLogger("msight_bus.nodes.sink")
     logger.setLevel(logging.ERROR)
     try:
@@ -461,7 +461,7 @@ async def test_a_line_names_at_most_three_topics(caplog):
     ]
 
 
-async def test_a_gap_of_unknown_size_says_so(caplog):
+async def test_a_gap_of_unknown_size_is_logged_as_such(caplog):
     tally = Tally("Messages missing", logging.getLogger("test"), 60)
     tally.add("t", None, "reconnect")
     await asyncio.sleep(0.01)
@@ -501,7 +501,7 @@ async def test_a_line_counts_a_thousand_topics_apart(caplog):
     ]
 
 
-async def test_a_source_that_gives_nothing_for_long_is_told_once(memory, caplog):
+async def test_a_source_without_data_for_long_is_one_warning(memory, caplog):
     class Idle(Numbers):
         async def get_data(self):
             await asyncio.sleep(0.001)
@@ -519,7 +519,7 @@ async def test_a_source_that_gives_nothing_for_long_is_told_once(memory, caplog)
 
 
 @pytest.mark.parametrize(("topics", "told"), [(("in", "other"), 1), (("in", "in"), 0)])
-async def test_two_nodes_of_one_name_are_told_unless_they_share_their_input(memory, caplog, topics, told):
+async def test_two_nodes_of_one_name_are_a_warning_unless_they_share_their_input(memory, caplog, topics, told):
     nodes = [sink(name="twin", subscribe_topic_name=topic) for topic in topics]
     async with memory.connect() as bus, running(bus, *nodes):
         pass

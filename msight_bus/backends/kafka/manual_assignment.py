@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from aiokafka import TopicPartition
 
-from msight_bus.backends.kafka.feed import KafkaFeed
+from msight_bus.backends.kafka.consumer import KafkaConsumer
 from msight_bus.backends.kafka.start import moment_of
 
 
-class LiveViewFeed(KafkaFeed):
+class ManualAssignmentConsumer(KafkaConsumer):
     """The consumer of a subscription without ``group_id``."""
 
     async def start(self) -> None:

@@ -1,4 +1,4 @@
-"""The consumer of one subscription. `group.py` and `live_view.py` assign its partitions."""
+"""The consumer of one subscription. `group.py` and `manual_assignment.py` assign its partitions."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _LEAVE_WITHIN = 1.0
 """Maximum seconds for leaving the group."""
 
 
-class KafkaFeed:
+class KafkaConsumer:
     """Fetches a topic's records into a subscription (backends.base.Consumer, fetcher.FetchListener).
 
     Attributes:

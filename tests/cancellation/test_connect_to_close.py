@@ -1,4 +1,4 @@
-"""A bus from connecting to its end, cancelled at each suspension on the way: nothing is left behind."""
+"""A bus is cancelled at each suspension from connect to close: no task and no connection is left behind."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.cancellation.sweep import CASES, Leftovers, sweep
 
 
 @pytest.mark.parametrize(("backend", "when"), CASES, indirect=["backend"])
-async def test_a_whole_life(backend, topic, when):
+async def test_a_bus_from_connect_to_close(backend, topic, when):
     async def live():
         async with backend.connect() as bus:
             await bus.nodes()

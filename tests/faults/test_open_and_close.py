@@ -1,4 +1,4 @@
-"""Promise: what has ended leaves nothing behind. Publishers and subscriptions that come and go, 100,000 of each."""
+"""Closed publishers and subscriptions leave nothing behind: 100,000 of each are opened and closed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server that says why and hangs up at once: the reason is told, though what the client writes fails before it reads."""
+"""A server sends its reason and disconnects at once: the error has the reason, although a write fails before the read."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ FULL = {
 
 @contextmanager
 def full(kind):
-    """As real servers do it when they are full: nothing is read, so the kernel resets the connection. It has a thread, so that
-    it has hung up before the client writes."""
+    """Refuse as a full server does: nothing is read, so the kernel resets the connection. Uses a thread, so that the peer
+    has disconnected before the client writes."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def refuse():
