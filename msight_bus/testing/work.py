@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Hashable, Iterator
 from typing import Any
 from weakref import WeakSet
-
-import anyio.to_process
 
 logger = logging.getLogger("msight_bus")
 
@@ -123,5 +122,5 @@ def _home(thread: threading.Thread) -> str:
 
 def _idle_processes() -> set[int]:
     """Return the process ids of anyio's idle worker processes on the running loop."""
-    idle: Any = getattr(anyio.to_process, "_process_pool_idle_workers", None)
+    idle: Any = getattr(sys.modules.get("anyio.to_process"), "_process_pool_idle_workers", None)
     return {process.pid for process, _ in idle.get(())} if idle is not None else set()
