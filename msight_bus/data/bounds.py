@@ -73,13 +73,17 @@ def check_bounds(payload: bytes, *, max_bytes: int, max_nesting: int) -> None:
         else:
             outer.append(due)
             if len(outer) > max_nesting:
-                raise DecodeError(f"The payload nests maps and arrays more than {max_nesting} levels deep (MSIGHT_MAX_NESTING)")
+                raise DecodeError(
+                    f"The payload nests maps and arrays more than {max_nesting} levels deep (MSIGHT_MAX_NESTING)"
+                )
             at, count, is_map = _container(payload, at, lead)
             due = count * 2 if is_map else count
             # The decoder allocates at most one entry per byte that is present, whatever the length says.
             budget -= _CONTAINER + min(count, size - at) * (_MAP_SLOT if is_map else _ARRAY_SLOT)
         if budget < 0:
-            raise DecodeError(f"The payload would take more than {max_bytes} bytes of memory when decoded (MSIGHT_MAX_DECODED_BYTES)")
+            raise DecodeError(
+                f"The payload would take more than {max_bytes} bytes of memory when decoded (MSIGHT_MAX_DECODED_BYTES)"
+            )
 
 
 def _container(payload: bytes, at: int, lead: int) -> tuple[int, int, bool]:

@@ -53,7 +53,9 @@ def decode(payload: bytes, *, max_bytes: int = DEFAULT_MAX_BYTES, max_nesting: i
             damaged, or a limit is exceeded.
     """
     if len(payload) > max_bytes:
-        raise DecodeError(f"The payload has {len(payload)} bytes; at most {max_bytes} are decoded (MSIGHT_MAX_DECODED_BYTES)")
+        raise DecodeError(
+            f"The payload has {len(payload)} bytes; at most {max_bytes} are decoded (MSIGHT_MAX_DECODED_BYTES)"
+        )
     kind = _class_for(_read_tag(payload))
     try:
         decoder, scalars_only = _decoder(kind)

@@ -78,6 +78,6 @@ def test_a_warning_is_a_sentence(monkeypatch):
     result = CliRunner().invoke(app, ["settings", "--check"], env=WIDE)
     assert result.exit_code == 0
     assert result.output.splitlines() == [
-        "Warning: MSIGHT_PUBSUB_BACKED is no variable of msight_bus and has no effect; did you mean MSIGHT_PUBSUB_BACKEND?",
+        "Warning: MSIGHT_PUBSUB_BACKED is not a variable of msight_bus and has no effect; did you mean MSIGHT_PUBSUB_BACKEND?",
         "Environment OK apart from the warnings; backend: redis.",
     ]
