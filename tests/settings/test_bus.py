@@ -180,7 +180,9 @@ def test_a_dump_masks_secrets_and_a_mask_is_refused():
         }
     )
     assert "CANARY" not in json.dumps(settings.dump())
-    with pytest.raises(ConfigError, match=r"PASSWORD must be .*the mask of a dump[^$]*SERVERS must be .*the mask of a dump"):
+    with pytest.raises(
+        ConfigError, match=r"PASSWORD must be .*the mask of a dump[^$]*SERVERS must be .*the mask of a dump"
+    ):
         BusSettings(environ={}, **settings.dump())
 
 
