@@ -1,4 +1,4 @@
-"""Connections without a socket, and a connector that opens them by a script."""
+"""Connections without a socket, and a connector that opens them as scripted."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from msight_bus.message import Message
 
 
 class Link(Connection):
-    """A connection that confirms everything at once.
+    """A connection that confirms every request at once.
 
     Attributes:
-        refusal: what it answers to a subscription instead.
-        unanswered: keeps the requests of subscriptions, where it is a list.
-        mute: whether it does not answer pings.
+        refusal: error with which subscriptions are refused.
+        unanswered: if a list, collects the requests of subscriptions without an answer.
+        mute: whether pings are not answered.
     """
 
     mute = False
@@ -47,11 +47,11 @@ class Link(Connection):
         return request
 
     def hears(self, topic: str) -> bool:
-        """Whether something is subscribed to a topic."""
+        """Return whether a topic is subscribed to."""
         return topic.encode() in self._routes
 
     def deliver(self, topic: str, *messages: Message) -> None:
-        """Messages come on a topic."""
+        """Deliver messages on a topic."""
         for route in self._routes[topic.encode()]:
             route.stream.deliver(list(messages))
 
@@ -74,7 +74,7 @@ class Link(Connection):
 
 
 class Script:
-    """A connector that does what is next: raises it, or opens a link and calls it with that (reconnecting.Connector)."""
+    """A connector (reconnecting.Connector) that executes steps: raises an error, or opens a connection and calls the step."""
 
     where = "the script"
     refusal_patience = 0.0

@@ -1,4 +1,4 @@
-"""Results of benchmarks that nobody measured."""
+"""Invented results of benchmarks."""
 
 from __future__ import annotations
 
