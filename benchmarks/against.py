@@ -23,7 +23,7 @@ from msight_bus.bench.machine import describe, in_words, versions
 
 BASE, NOW, AGAIN = "base", "now", "base again"
 Runs = dict[str, list[Figures | None]]
-"""Figures of each round by arm; ``None`` where a run failed twice."""
+"""Figures of each round by arm; ``None`` if a run failed twice."""
 
 _UNITS = {"rate": ("messages/s", ",.0f"), "cpu_us": ("CPU us each", ".2f"), "peak_mib": ("peak MiB", ".1f")}
 

@@ -166,7 +166,7 @@ class Sink(SinkNode):
 
 
 def nodes(concurrency: int) -> Callable[[Bus, str, Pace], Awaitable[None]]:
-    """The same as nodes, with so many handlers."""
+    """Run the same as nodes; ``concurrency``: inputs that each node handles at a time."""
 
     async def run_pipeline(bus: Bus, topic: str, pace: Pace) -> None:
         name = topic.replace(".", "-")

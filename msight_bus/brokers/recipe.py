@@ -14,7 +14,7 @@ Report = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Instance:
     """Directory, port and configuration of one server.
 
     Attributes:
@@ -51,12 +51,12 @@ class Recipe:
             foreground and, when run again, keeps its data. The commands before it prepare the data; each is run once.
         speaks: returns whether the server on a connected socket is ready; can raise ``OSError``.
         is_stand_in: whether the server is another product that speaks the same protocol.
-        in_container: whether the server runs in a Docker container with the name of the place's directory.
+        in_container: whether the server runs in a Docker container with the name of the instance's directory.
     """
 
     name: str
     version: str
-    commands: Callable[[Place], list[list[str]]]
+    commands: Callable[[Instance], list[list[str]]]
     speaks: Callable[[socket.socket], bool]
     is_stand_in: bool = False
     in_container: bool = False

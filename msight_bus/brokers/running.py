@@ -17,7 +17,7 @@ from msight_bus.brokers.errors import BrokerUnavailableError, NoBrokerError, Por
 from msight_bus.brokers.ports import free_port, require_free
 from msight_bus.brokers.probing import answers
 from msight_bus.brokers.process import GuardedProcess
-from msight_bus.brokers.recipe import HOST, Kind, Place, Recipe, Report
+from msight_bus.brokers.recipe import HOST, Instance, Kind, Recipe, Report
 from msight_bus.errors import ConfigError
 
 KindName = Literal["redis", "nats", "kafka"]
@@ -44,21 +44,21 @@ class RunningBroker:
         log_path: file with the server's output, removed by ``stop``.
     """
 
-    def __init__(self, kind: KindName, recipe: Recipe, place: Place, deadline: float) -> None:
+    def __init__(self, kind: KindName, recipe: Recipe, instance: Instance, deadline: float) -> None:
         self.kind = kind
         self.name = recipe.name
         self.version = recipe.version
         self.is_stand_in = recipe.is_stand_in
         self.host = HOST
-        self.port = place.port
-        self.env: Mapping[str, str] = MappingProxyType(dict(KINDS[kind].env(place.port)))
-        self.log_path = place.directory / "server.log"
+        self.port = instance.port
+        self.env: Mapping[str, str] = MappingProxyType(dict(KINDS[kind].env(instance.port)))
+        self.log_path = instance.directory / "server.log"
         self._speaks = recipe.speaks
         self._deadline = deadline
-        container = place.directory.name if recipe.in_container else None
-        self._process = GuardedProcess(place.directory, self.log_path, container=container)
+        container = instance.directory.name if recipe.in_container else None
+        self._process = GuardedProcess(instance.directory, self.log_path, container=container)
         try:
-            *prepare, self._serve = recipe.commands(place)
+            *prepare, self._serve = recipe.commands(instance)
             for command in prepare:
                 self._prepare(command)
             self._start()
@@ -187,9 +187,9 @@ def start(
             require_free(port)
         chosen = port or free_port()
         say(f"starting {recipe.name} {recipe.version} on {HOST}:{chosen}")
-        place = Place(Path(tempfile.mkdtemp(prefix=f"msight-bus-{kind}-")), chosen, config, arguments)
+        instance = Instance(Path(tempfile.mkdtemp(prefix=f"msight-bus-{kind}-")), chosen, config, arguments)
         try:
-            return RunningBroker(kind, recipe, place, deadline)
+            return RunningBroker(kind, recipe, instance, deadline)
         except PortTakenError:
             if attempt == _ATTEMPTS:
                 raise

@@ -7,7 +7,7 @@ from functools import partial
 from msight_bus.brokers import programs
 from msight_bus.brokers.errors import BrokerUnavailableError
 from msight_bus.brokers.kafka_node import speaks
-from msight_bus.brokers.recipe import HOST, Place, Recipe, Report
+from msight_bus.brokers.recipe import HOST, Instance, Recipe, Report
 
 
 def find(_report: Report) -> Recipe:
@@ -22,11 +22,11 @@ def find(_report: Report) -> Recipe:
     return Recipe(name, version, partial(_commands, program), speaks, is_stand_in=True)
 
 
-def _commands(program: str, place: Place) -> list[list[str]]:
-    if place.config:
+def _commands(program: str, instance: Instance) -> list[list[str]]:
+    if instance.config:
         raise BrokerUnavailableError(
-            f"Tansu has no configuration file and does not accept {list(place.config)}; remove the lines"
+            f"Tansu has no configuration file and does not accept {list(instance.config)}; remove the lines"
         )
-    url = f"tcp://{HOST}:{place.port}"  # the default is every interface
+    url = f"tcp://{HOST}:{instance.port}"  # the default is every interface
     options = ["--listener-url", url, "--advertised-listener-url", url, "--storage-engine", "memory://tansu/"]
-    return [[program, "broker", *options, *place.arguments]]
+    return [[program, "broker", *options, *instance.arguments]]

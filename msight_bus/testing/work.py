@@ -87,7 +87,7 @@ class OutsideWork:
         return len(self._since) > len(self._given_up)
 
     def _find(self) -> Iterator[Hashable]:
-        """Yield each piece of work that has not ended, equal from one call to the next."""
+        """Yield each unfinished piece of work as an object that compares equal in the next call."""
         in_loop = 0  # number of executor threads that wait for the loop
         for thread in threading.enumerate():
             module = _module_of(thread)

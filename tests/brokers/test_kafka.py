@@ -7,7 +7,7 @@ import pytest
 from msight_bus.brokers import BrokerUnavailableError, kafka, kafka_docker, running, tansu
 from msight_bus.brokers.errors import ServerNotFoundError
 from msight_bus.brokers.kafka_node import cluster_id
-from msight_bus.brokers.recipe import Place
+from msight_bus.brokers.recipe import Instance
 
 JAVA_17 = "echo 'openjdk version \"17.0.1\" 2021-10-19' >&2"
 
@@ -70,8 +70,8 @@ def test_maven_is_told_of_in_the_end(programs):
 
 def test_a_container_is_published_on_loopback_only(tmp_path, programs):
     programs("docker", "exit 0")
-    place = Place(tmp_path, 29092, ["log.retention.ms=1", "advertised.listeners=CLIENT://127.0.0.1:{port}"])
-    create, start = kafka_docker.find(print).commands(place)
+    instance = Instance(tmp_path, 29092, ["log.retention.ms=1", "advertised.listeners=CLIENT://127.0.0.1:{port}"])
+    create, start = kafka_docker.find(print).commands(instance)
     assert create[create.index("--publish") + 1] == "127.0.0.1:29092:29092"
     assert "KAFKA_LOG_RETENTION_MS=1" in create
     assert "KAFKA_ADVERTISED_LISTENERS=CLIENT://127.0.0.1:29092" in create
@@ -90,9 +90,9 @@ def test_a_stand_in_says_so(tmp_path, monkeypatch):
     recipe = tansu.find(print)
     assert recipe.is_stand_in
     assert "stand-in" in recipe.name
-    assert "tcp://127.0.0.1:29092" in recipe.commands(Place(tmp_path, 29092))[0]
+    assert "tcp://127.0.0.1:29092" in recipe.commands(Instance(tmp_path, 29092))[0]
     with pytest.raises(BrokerUnavailableError, match="does not accept"):
-        recipe.commands(Place(tmp_path, 29092, ["a=b"]))
+        recipe.commands(Instance(tmp_path, 29092, ["a=b"]))
 
 
 def test_cluster_ids_differ_and_are_no_options():

@@ -72,12 +72,12 @@ async def test_a_peer_that_hangs_up_after_each_handshake_is_not_hammered(kind, b
 @live
 async def test_a_login_that_takes_5_seconds_is_waited_for(kind, book):
     async with streaming(kind, book, config=DOORS[kind]) as (_, proxy, flow, events, _):
-        proxy.weather.login = 5
+        proxy.conditions.login = 5
         await proxy.reset()
         book.recovered.append(await flow.flows(within=40))
         await until(lambda: is_back(events))
         assert len(seen(events, Disconnected)) <= 2  # the first try was the last
-        proxy.weather.login = 0
+        proxy.conditions.login = 0
     assert whole(book.account())
 
 
@@ -85,7 +85,7 @@ async def test_a_login_that_nats_finds_too_slow_is_no_wrong_password(book):
     """The server allows 2 s by default, and then says "Authentication Timeout"."""
     config = [f'authorization {{ user: {USER}, password: "{PASSWORD}" }}']
     async with streaming("nats", book, config=config) as (_, proxy, flow, events, _):
-        proxy.weather.login = 5
+        proxy.conditions.login = 5
         await proxy.reset()
         tries = proxy.accepted
         await until(lambda: proxy.accepted >= tries + 4, within=60)
@@ -93,7 +93,7 @@ async def test_a_login_that_nats_finds_too_slow_is_no_wrong_password(book):
         with pytest.raises(ConnectionLostError):
             async with backend.connect():
                 pass
-        proxy.weather.login = 0
+        proxy.conditions.login = 0
         book.recovered.append(await flow.flows(within=30))
         await until(lambda: is_back(events))
     assert whole(book.account())

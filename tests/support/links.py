@@ -11,7 +11,7 @@ from msight_bus.errors import BusError, ConnectionLostError
 from msight_bus.message import Message
 
 
-class Link(Connection):
+class ScriptedConnection(Connection):
     """A connection that confirms every request at once.
 
     Attributes:
@@ -81,21 +81,21 @@ class Script:
 
     def __init__(self, *steps) -> None:
         self.steps = list(steps)
-        self.links: list[Link] = []
-        self.on_leaving: Callable[[Connection], None] = lambda link: None
+        self.links: list[ScriptedConnection] = []
+        self.on_leaving: Callable[[Connection], None] = lambda opened: None
 
-    async def connect(self, on_lost, *, publishes, on_refused, on_leaving) -> Link:
+    async def connect(self, on_lost, *, publishes, on_refused, on_leaving) -> ScriptedConnection:
         self.on_leaving = on_leaving
         await asyncio.sleep(0)
         step = self.steps.pop(0) if self.steps else None
         if isinstance(step, Exception):
             raise step
-        link = Link(on_lost)
-        self.links.append(link)
+        opened = ScriptedConnection(on_lost)
+        self.links.append(opened)
         if step is not None:
-            step(link)
-        return link
+            step(opened)
+        return opened
 
 
-def cut(link: Link) -> None:
-    link.fail(ConnectionLostError("cut"))
+def cut(opened: ScriptedConnection) -> None:
+    opened.fail(ConnectionLostError("cut"))

@@ -25,7 +25,7 @@ _SHARES = 50
 
 
 @dataclass
-class Weather:
+class NetworkConditions:
     """How data is forwarded.
 
     Attributes:
@@ -65,7 +65,7 @@ class FaultProxy:
 
     Attributes:
         port: port of the proxy.
-        weather: how data is forwarded.
+        conditions: how data is forwarded.
         accepted: number of accepted connections.
         faults: number of connections that were reset or cut.
     """
@@ -79,7 +79,7 @@ class FaultProxy:
                 faster than the proxy forwards, in segments of the size of a real network.
         """
         self.broker_port = broker_port
-        self.weather = Weather()
+        self.conditions = NetworkConditions()
         self.accepted = 0
         self.faults = 0
         self._rng = random.Random(seed)
@@ -182,7 +182,7 @@ class FaultProxy:
     async def _copy(self, pair: _Pair, source: socket.socket, target: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         up = source is pair.sides[0]
-        held = self.weather.login if up else 0
+        held = self.conditions.login if up else 0
         while data := await loop.sock_recv(source, self._step(up)):
             if held:
                 await asyncio.sleep(held)
@@ -191,8 +191,8 @@ class FaultProxy:
                 if pair.vanished:
                     break
                 await self._flowing.wait()
-                if self.weather.delay:
-                    await asyncio.sleep(self.weather.delay)
+                if self.conditions.delay:
+                    await asyncio.sleep(self.conditions.delay)
                 left = pair.left
                 if left is not None and len(part) >= left:
                     await loop.sock_sendall(target, part[:left])
@@ -207,14 +207,14 @@ class FaultProxy:
             await asyncio.Event().wait()
 
     def _rate(self, up: bool) -> float | None:
-        return self.weather.uplink if up and self.weather.uplink is not None else self.weather.rate
+        return self.conditions.uplink if up and self.conditions.uplink is not None else self.conditions.rate
 
     def _step(self, up: bool) -> int:
         rate = self._rate(up)
         return _CHUNK if rate is None else max(1, int(rate / _SHARES))
 
     def _parts(self, data: bytes, step: int) -> list[bytes]:
-        slices = self.weather.slices
+        slices = self.conditions.slices
         if slices is None:
             return [data[at : at + step] for at in range(0, len(data), step)]
         parts = []

@@ -23,7 +23,7 @@ _assignments = itertools.count()
 
 
 def make(life: int, number: int, size: int) -> bytes:
-    """Return a message with ``size`` bytes after its head, which are derived from its number."""
+    """Return a message of a head and ``size`` bytes; the number determines the bytes."""
     start = number * 7919 % LONGEST
     return _HEAD.pack(life, number) + _BODIES[start : start + size]
 
