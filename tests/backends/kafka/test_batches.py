@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from msight_bus.backends.kafka import partition_reader
-from msight_bus.backends.kafka.aiokafka_compat import FETCH_STRUCTS, read_fetch
+from msight_bus.backends.kafka.aiokafka_compat.requests import FETCH_STRUCTS, read_fetch
 from msight_bus.backends.kafka.batches import read_records, split
 from msight_bus.backends.kafka.partition_reader import PartitionReader
 from msight_bus.backends.kafka.records import offset_of, to_messages
