@@ -34,7 +34,9 @@ def test_a_process():
 def test_its_error_is_the_callers(process):
     with pytest.raises(ZeroDivisionError) as caught:
         run(off_loop(divmod, 1, 0, process=process))
-    assert ["In a process of off_loop" in note for note in getattr(caught.value, "__notes__", [])] == [True] * process
+    assert ["Traceback in the process of off_loop" in note for note in getattr(caught.value, "__notes__", [])] == [
+        True
+    ] * process
 
 
 async def test_a_slow_node_does_not_hold_up_another(memory):
