@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from msight_bus.backends.kafka import group
-from tests.cancellation.sweep import watched
 from tests.support.rig import own_broker
+from tests.support.sweep import watched
 
 FROZEN = 0.4
 """Seconds: longer than a ping and its answer may take, shorter than a session."""
