@@ -10,7 +10,7 @@ PARALLEL ?= -n 3 --dist loadfile
 FRAMES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults soak rounds check audit floor newest force bench bench-full format clean
+.PHONY: help setup demo test faults soak rounds mutants check audit floor newest force bench bench-full format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ soak: setup  ## faults at random on BACKEND=redis|nats|kafka, SECONDS=3600 at mo
 
 rounds: setup  ## ROUNDS=30 of each fault of an operator, a network and other members on Kafka, SEED=1; writes benchmarks/results/
 	$(BIN)/python -m tests.faults.rounds --rounds $(or $(ROUNDS),30) --seed $(or $(SEED),1)
+
+mutants: setup  ## COUNT=100 small changes of the package, SEED=1, each run against its tests; ONLY=msight_bus/data/ for a part
+	$(BIN)/python -m tests.mutants --seed $(or $(SEED),1) --count $(or $(COUNT),100) --only $(or $(ONLY),msight_bus/)
 
 check: setup  ## style, types, import directions
 	$(BIN)/ruff check .

@@ -1,0 +1,108 @@
+"""Runs tests in a copy of the project, in which one file is mutated."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tests.mutants.sampling import PROJECT, Mutant
+
+_ENDS_WITHIN = 30.0  # seconds for pytest to stop its brokers
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run of tests found.
+
+    Attributes:
+        status: ``passed``, ``failed`` or ``timeout``.
+        by: the first test that failed, or the last lines of a run that could not begin.
+        seconds: how long it took.
+    """
+
+    status: str
+    by: str
+    seconds: float
+
+
+class Copy:
+    """A copy of the project, whose package the tests in it import."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @contextmanager
+    def with_mutant(self, mutant: Mutant) -> Iterator[None]:
+        """The copy with a mutated file."""
+        file = self._folder / mutant.path
+        source = file.read_text()
+        file.write_text(mutant.mutation.apply(source))
+        try:
+            yield
+        finally:
+            file.write_text(source)
+
+    def test(self, arguments: list[str], within: float) -> Outcome:
+        """Run pytest until its first failure, for at most ``within`` seconds."""
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "--tb=no", "-p", "no:cacheprovider"]
+        # Without files of bytecode, a mutant of the same size and second cannot be mistaken for the source.
+        environment = os.environ | {"PYTHONPATH": str(self._folder), "PYTHONDONTWRITEBYTECODE": "1"}
+        began = time.monotonic()
+        with subprocess.Popen(
+            [*command, *arguments],
+            cwd=self._folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        ) as process:
+            try:
+                output, _ = process.communicate(timeout=within)
+            except subprocess.TimeoutExpired:
+                _end(process)
+                return Outcome("timeout", "", time.monotonic() - began)
+        seconds = time.monotonic() - began
+        if process.returncode in (0, 5):  # 5: no test was selected
+            return Outcome("passed", "", seconds)
+        failed = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
+        return Outcome("failed", failed[1] if failed else output[-300:], seconds)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End pytest so that it stops its brokers; kill it if it does not."""
+    process.send_signal(signal.SIGINT)
+    try:
+        process.communicate(timeout=_ENDS_WITHIN)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+@contextmanager
+def copied() -> Iterator[Copy]:
+    """A copy of what git would commit, removed at the end."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"],
+        cwd=PROJECT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    with TemporaryDirectory(prefix="mutants-") as folder:
+        for name in filter(None, listed.stdout.split("\0")):
+            source, target = PROJECT / name, Path(folder) / name
+            if source.is_file():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
+        yield Copy(Path(folder))
