@@ -15,16 +15,18 @@ KAFKA = "msight_bus/backends/kafka/"
 _OF_KAFKA = 0.3
 """The least part of a sample that is of the Kafka backend, most of which is the project's own code."""
 
-CONTRACT = {
-    KAFKA: "kafka",
-    "msight_bus/backends/redis/": "redis",
-    "msight_bus/backends/nats/": "nats",
-    "msight_bus/backends/pubsub/": "redis",
-    "msight_bus/backends/memory.py": "memory",
-    "msight_bus/subscription/": "memory",
-    "msight_bus/testing/": "simulation",
+_CLIENTS = ["tests/backends/pubsub", "tests/security", "tests/contract", "-k"]
+BESIDE = {
+    KAFKA: ["tests/contract", "-k", "kafka"],
+    "msight_bus/backends/redis/": [*_CLIENTS, "redis"],
+    "msight_bus/backends/nats/": [*_CLIENTS, "nats"],
+    "msight_bus/backends/pubsub/": ["tests/contract", "-k", "redis"],
+    "msight_bus/backends/memory.py": ["tests/contract", "-k", "memory or simulation"],
+    "msight_bus/backends/": ["tests/backends/pubsub"],
+    "msight_bus/subscription/": ["tests/contract", "-k", "memory"],
+    "msight_bus/testing/": ["tests/contract", "-k", "simulation"],
 }
-"""The part of the contract tests that covers a path. A module beside the packages takes that of the memory backend."""
+"""The tests that cover a path beside its folder. A module beside the packages has the contract of the memory backend."""
 
 ELSEWHERE = {
     "announcing": ["nodes/test_heartbeat.py", "test_registry.py"],
@@ -87,18 +89,14 @@ def sample(seed: int, count: int, only: str = "msight_bus/") -> list[Mutant]:
 def suites_of(path: str) -> list[list[str]]:
     """Return the arguments of pytest for each run that should notice a mutant of this file, the closest tests first."""
     inside = Path(path).relative_to("msight_bus")
-    marker = next((name for start, name in CONTRACT.items() if path.startswith(start)), None)
+    beside = next((tests for start, tests in BESIDE.items() if path.startswith(start)), None)
     if inside.parent == Path():
-        own = PROJECT / "tests" / f"test_{inside.stem}.py"
-        names = ELSEWHERE.get(inside.stem) or ([own.name] if own.exists() else [])
-        return [[f"tests/{name}" for name in names]] * bool(names) + [_contract(marker or "memory")]
+        test = PROJECT / "tests" / f"test_{inside.stem}.py"
+        names = ELSEWHERE.get(inside.stem) or ([test.name] if test.exists() else [])
+        return [[f"tests/{name}" for name in names]] * bool(names) + [["tests/contract", "-k", "memory"]]
     folder = PROJECT / "tests" / inside.parent
     while not folder.is_dir():
         folder = folder.parent
     files = sorted(folder.glob("test_*.py"), key=lambda file: (file.stem != f"test_{inside.stem}", file.name))
-    suites = [[str(file.relative_to(PROJECT)) for file in files]]
-    return [*suites, _contract(marker)] if marker else suites
-
-
-def _contract(backend: str) -> list[str]:
-    return ["tests/contract", "-k", backend]
+    own = [str(file.relative_to(PROJECT)) for file in files]
+    return [own, beside] if beside else [own]

@@ -7,7 +7,7 @@ import pytest
 from tests.mutants.__main__ import Trial
 from tests.mutants.mutations import mutations
 from tests.mutants.running import Outcome
-from tests.mutants.sampling import CONTRACT, ELSEWHERE, KAFKA, PROJECT, mutants_of, sample, suites_of
+from tests.mutants.sampling import BESIDE, ELSEWHERE, KAFKA, PROJECT, mutants_of, sample, suites_of
 
 PATHS = sorted(str(path.relative_to(PROJECT)) for path in (PROJECT / "msight_bus").rglob("*.py"))
 
@@ -100,7 +100,7 @@ def test_the_closest_tests_come_first():
 
 
 def test_the_tables_name_what_there_is():
-    assert [start for start in CONTRACT if not any(path.startswith(start) for path in PATHS)] == []
+    assert [start for start in BESIDE if not any(path.startswith(start) for path in PATHS)] == []
     assert [name for name in ELSEWHERE if f"msight_bus/{name}.py" not in PATHS] == []
 
 
@@ -120,6 +120,7 @@ class GivenTests:
     def __init__(self, *outcomes):
         self.outcomes = list(outcomes)
         self.limits = []
+        self.ran = []
         self.mutated = False
 
     def with_mutant(self, mutant):
@@ -133,20 +134,26 @@ class GivenTests:
 
     def test(self, arguments, within):
         self.limits.append((self.mutated, within))
+        self.ran.append(arguments)
         return self.outcomes.pop(0)
 
 
-PASSED, FAILED, LATE = Outcome("passed", "", 10.0), Outcome("failed", "test_a", 2.0), Outcome("timeout", "", 90.0)
+PASSED, FAILED, LATE = (
+    Outcome("passed", "", 10.0),
+    Outcome("failed", "tests/test_a.py::test_a", 2.0),
+    Outcome("timeout", "", 90.0),
+)
 
 
 @pytest.mark.parametrize(
     ("outcomes", "status", "by"),
     [
-        ([PASSED, FAILED], "killed", "test_a"),
+        ([PASSED, FAILED], "killed", "tests/test_a.py::test_a"),
         ([PASSED, LATE], "killed", "timeout"),
         ([PASSED, PASSED, PASSED, PASSED], "survived", ""),
-        ([PASSED, PASSED, PASSED, FAILED], "killed", "test_a"),
-        ([FAILED], "untried", "without a mutation: failed test_a"),
+        ([PASSED, PASSED, PASSED, FAILED], "killed", "tests/test_a.py::test_a"),
+        ([LATE], "untried", "without a mutation: timeout "),
+        ([FAILED] * 4, "untried", "without a mutation: failed tests/test_a.py::test_a"),
     ],
 )
 def test_a_mutant_is_killed_by_tests_that_pass_without_it(outcomes, status, by):
@@ -154,4 +161,12 @@ def test_a_mutant_is_killed_by_tests_that_pass_without_it(outcomes, status, by):
     found = Trial(tests).of(mutants_of("msight_bus/backends/kafka/producer.py")[0])
     assert (found["status"], found["by"]) == (status, by)
     assert tests.outcomes == []
-    assert tests.limits == [(False, 900.0), (True, 90.0), (False, 900.0), (True, 90.0)][: len(outcomes)]
+    if status != "untried":
+        assert tests.limits == [(False, 900.0), (True, 90.0), (False, 900.0), (True, 90.0)][: len(outcomes)]
+
+
+def test_a_test_that_fails_without_a_mutation_is_left_out():
+    tests = GivenTests(FAILED, PASSED, FAILED)
+    found = Trial(tests).of(mutants_of("msight_bus/data/image.py")[0])
+    assert (found["status"], found["by"]) == ("killed", "tests/test_a.py::test_a")
+    assert tests.ran[1] == tests.ran[2] == [*tests.ran[0], "--deselect=tests/test_a.py::test_a"]
