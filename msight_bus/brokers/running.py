@@ -96,7 +96,7 @@ class RunningBroker:
 
     def freeze(self) -> None:
         """Let the server hang: SIGSTOP. Connections stay open and nothing answers."""
-        self._process.signal(signal.SIGSTOP)
+        self._process.freeze()
 
     def thaw(self) -> None:
         """Let a frozen server go on: SIGCONT."""
