@@ -25,7 +25,7 @@ from msight_bus.backends.base import (
     TopicPublisher,
 )
 from msight_bus.data.sensor import device_names
-from msight_bus.draining import Drainable, drain
+from msight_bus.draining import CLOSE_WITHIN, Drainable, drain
 from msight_bus.errors import (
     BusError,
     CapabilityWarning,
@@ -175,14 +175,17 @@ class Core:
             await self._closed_by_another()
             return
         self.check()
-        await self._run_before_closing()
+        self.backend.abort_at(asyncio.get_running_loop().time() + timeout + CLOSE_WITHIN)
+        everything = list(self._subscriptions), list(self.drainables)
         try:
-            ended = await drain(list(self._subscriptions), list(self.drainables), self.backend, timeout)
+            ended = await drain(self._run_before_closing, *everything, self.backend, timeout)
         except DrainTimeoutError:
             await self.close()
             raise
         if ended:
             await self.close()
+        else:
+            self.backend.abort_at(None)
 
     async def close(self) -> None:
         """Close without draining. A cancellation is raised once everything is closed.

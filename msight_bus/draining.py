@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from msight_bus.backends.base import Backend
 from msight_bus.errors import DrainTimeoutError
 from msight_bus.subscription import Subscription
+
+CLOSE_WITHIN = 1.0
+"""Seconds after the deadline of a drain, or after a stop without a deadline, in which everything is closed in order; then
+connections are aborted."""
 
 
 class Drainable(Protocol):
@@ -32,11 +36,16 @@ class Drainable(Protocol):
 
 
 async def drain(
-    subscriptions: Sequence[Subscription], drainables: Sequence[Drainable], backend: Backend, timeout: float
+    first: Callable[[], Awaitable[None]],
+    subscriptions: Sequence[Subscription],
+    drainables: Sequence[Drainable],
+    backend: Backend,
+    timeout: float,
 ) -> bool:
     """Stop the intake, wait until the iterators and nodes have ended, flush publishes and commit.
 
     Args:
+        first: the first step.
         subscriptions: those of the bus.
         drainables: the nodes that run on the bus.
         backend: flushed once the iterators and nodes have ended.
@@ -55,6 +64,7 @@ async def drain(
     )
     try:
         async with asyncio.timeout(timeout):
+            await first()
             for drainable in drainables:
                 drainable.stopping.set()
             await asyncio.gather(*(subscription.end_intake() for subscription in subscriptions))

@@ -153,6 +153,13 @@ def late_publish(topic: str, within: float) -> PublishTimeoutError:
     )
 
 
+def aborted() -> ConnectionLostError:
+    """Return the error of everything that the broker had not confirmed at the deadline of a stop."""
+    return ConnectionLostError(
+        "The broker did not confirm before the deadline for closing the bus; messages in flight may have been delivered."
+    )
+
+
 class DrainTimeoutError(BusError, TimeoutError):
     """The drain deadline passed and the bus was closed.
 

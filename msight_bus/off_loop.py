@@ -203,12 +203,13 @@ class _Worker:
 
 
 def _idle_worker() -> _Worker | None:
-    """A process that waits for a call, if there is one. One that has ended meanwhile, as by the OOM killer, is none."""
-    while _idle:
-        worker = _idle.pop()
-        if worker.is_alive:
-            return worker
-        worker.end()
+    """Return an idle process, if there is one; discard those that have ended, for example by the OOM killer."""
+    with suppress(IndexError):  # another thread can take the last one
+        while True:
+            worker = _idle.pop()
+            if worker.is_alive:
+                return worker
+            worker.end()
     return None
 
 

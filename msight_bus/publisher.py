@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from asyncio import _get_running_loop
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -13,6 +13,7 @@ from msight_bus.backends.base import BLOCKED, Blocked, Outcome, TopicPublisher
 from msight_bus.core import Core
 from msight_bus.errors import BusError, ClosedError, PublishTimeoutError, fresh
 from msight_bus.payload import Payload, check_headers, check_key, to_bytes
+from msight_bus.protocol.envelope import TopicCounter
 from msight_bus.tasks import Gate
 
 
@@ -42,6 +43,7 @@ class Publisher:
         self._room: asyncio.Future[None] | None = None
         self._gate = Gate()
         self._error: BusError | None = None
+        self._on_refused: Callable[[BusError, int], None] | None = None
 
     async def __aenter__(self) -> Self:
         self._check()
@@ -67,6 +69,16 @@ class Publisher:
     def in_flight(self) -> int:
         """Messages sent and not yet acknowledged; always 0 on a backend without acknowledgements."""
         return self._count
+
+    @property
+    def counter(self) -> TopicCounter | None:
+        """Session and sequence of the last message on the topic; ``None`` before the first."""
+        return None if self._to is None else self._to.counter
+
+    def report_refusals(self, to: Callable[[BusError, int], None]) -> None:
+        """Pass refusals to ``to(error, number of messages)`` instead of raising them. Call this after entering."""
+        assert self._to is not None
+        self._on_refused = self._to.on_refused = to
 
     async def send(
         self, data: Payload, key: str | bytes | None = None, headers: Mapping[str, str] | None = None
@@ -170,12 +182,16 @@ class Publisher:
         await asyncio.shield(self._room)
 
     def _acknowledged(self, outcome: asyncio.Future[None]) -> None:
-        self._count -= self._in_flight.pop(outcome)[0]
+        count = self._in_flight.pop(outcome)[0]
+        self._count -= count
         if outcome is self._last:
             self._last = None
         error = None if outcome.cancelled() else outcome.exception()
-        if isinstance(error, BusError) and self._error is None:
-            self._error = error
+        if isinstance(error, BusError):
+            if self._on_refused is not None:
+                self._on_refused(error, count)
+            elif self._error is None:
+                self._error = error
         room, self._room = self._room, None
         if room is not None and not room.done():
             room.set_result(None)

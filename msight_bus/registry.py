@@ -43,6 +43,9 @@ _ASKED_AFTER = 1.25
 _ASKED_TWICE = 2.0
 """Seconds between the two requests about one node."""
 
+_TICK = 0.25
+"""Seconds between two checks whether the event loop was held."""
+
 _ASKED_AT_ONCE = 64
 """Maximum number of nodes for which the broker is asked at a time."""
 
@@ -175,6 +178,8 @@ class Registry:
         self._heard: OrderedDict[Key, Heard] = OrderedDict()
         self._gone: set[Key] = set()  # nodes without a liveness subscription, by the broker
         self._quiet_until = 0.0
+        self._held = 0.0  # seconds in which the event loop was held
+        self._held_now = _not_held
         self._decoder = msgspec.json.Decoder(NodeInfo)
         self._tasks = BackgroundTasks()
         self._task: asyncio.Task[None] | None = None
@@ -235,8 +240,24 @@ class Registry:
         self._start_in_background()
         return self._now()
 
+    def _time(self) -> float:
+        """Return the observer's time without the time in which its event loop was held: heartbeats wait in the socket."""
+        return self._clock() - self._held - self._held_now()
+
+    async def _notice_holds(self) -> None:
+        loop = asyncio.get_running_loop()
+        due = 0.0
+        self._held_now = lambda: max(0.0, loop.time() - due)
+        try:
+            while True:
+                due = loop.time() + _TICK
+                await asyncio.sleep(_TICK)
+                self._held += self._held_now()
+        finally:
+            self._held_now = _not_held
+
     def _now(self) -> list[NodeInfo]:
-        now = self._clock()
+        now = self._time()
         shown: list[NodeInfo] = []
         later: dict[tuple[str, str], float] = {}  # when the latest node of this name and host was first heard
         for info, first, _ in self._heard.values():
@@ -303,7 +324,7 @@ class Registry:
 
     def _late(self) -> list[Key]:
         """Return the nodes to ask for; none shortly after this observer has reconnected, because it missed heartbeats."""
-        now = self._clock()
+        now = self._time()
         late: list[Key] = []
         for key, (info, _, heard_at) in self._heard.items():
             silent = now - max(heard_at, self._quiet_until)
@@ -318,7 +339,7 @@ class Registry:
 
     def _on_event(self, event: BusEvent) -> None:
         if isinstance(event, Disconnected | Reconnected):
-            self._quiet_until = self._clock()
+            self._quiet_until = self._time()
 
     async def _listen(self, confirmed: asyncio.Future[None]) -> None:
         try:
@@ -327,15 +348,19 @@ class Registry:
             async with subscription as announcements:
                 if not confirmed.done():
                     confirmed.set_result(None)
-                asking = asyncio.create_task(self._ask(), name="msight_bus registry presence")
+                tasks = [
+                    asyncio.create_task(self._ask(), name="msight_bus registry presence"),
+                    asyncio.create_task(self._notice_holds(), name="msight_bus registry time"),
+                ]
                 try:
                     async for batch in announcements.batches(256):
                         for message in batch:
                             self._observe(message)
                         self._tell()
                 finally:
-                    asking.cancel()
-                    await asyncio.wait((asking,))
+                    for task in tasks:
+                        task.cancel()
+                    await asyncio.wait(tasks)
         except BusError as error:
             if not self._closed:
                 logger.warning("Registry subscription failed: %s", error)
@@ -355,7 +380,7 @@ class Registry:
             return
         # Measure the age of a heartbeat by this machine's clock: the node's clock may be wrong.
         key = (info.name, info.instance)
-        now = self._clock()
+        now = self._time()
         before = self._heard.get(key)
         info = msgspec.structs.replace(info, last_heartbeat=message.received_at)
         self._heard[key] = info, now if before is None else before[1], now
@@ -380,6 +405,10 @@ def _loop_clock() -> Callable[[], float]:
         return asyncio.get_running_loop().time
     except RuntimeError:
         return time.monotonic
+
+
+def _not_held() -> float:
+    return 0.0
 
 
 def _fail(confirmed: asyncio.Future[None], error: BusError) -> None:

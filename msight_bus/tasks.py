@@ -84,6 +84,26 @@ class Gate:
             self.waiting -= 1
 
 
+class Alarm:
+    """Calls a function once, at a time that can be changed."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
+        self._timer: asyncio.TimerHandle | None = None
+
+    def set(self, when: float | None) -> None:
+        """Set the time of the call, in seconds of the event loop's clock; ``None``: never."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if when is None else asyncio.get_running_loop().call_at(when, self._call)
+
+    def left(self, most: float) -> float:
+        """Return the seconds until the call, at most ``most``."""
+        return (
+            most if self._timer is None else max(0.0, min(most, self._timer.when() - asyncio.get_running_loop().time()))
+        )
+
+
 async def run_shielded(release: Coroutine[Any, Any, None] | asyncio.Task[None]) -> None:
     """Await ``release`` to its end even if the caller is cancelled. ``release`` must have a deadline of its own.
 

@@ -17,6 +17,7 @@ from msight_bus.capabilities import Capabilities
 from msight_bus.errors import BusError
 from msight_bus.events import BusEvent
 from msight_bus.message import Message
+from msight_bus.protocol.envelope import TopicCounter
 from msight_bus.queues import QueuePolicy
 from msight_bus.settings import BusSettings
 
@@ -136,7 +137,18 @@ class Consumer(Protocol):
 
 
 class TopicPublisher(Protocol):
-    """One publisher on one topic. All publishers of a bus on a topic share the topic's sequence counter."""
+    """One publisher on one topic. All publishers of a bus on a topic share the topic's sequence counter.
+
+    Attributes:
+        on_refused: called with the error and the number of messages that were refused without an `Outcome` of their own;
+            ``None``: the next call raises the error.
+    """
+
+    on_refused: Callable[[BusError, int], None] | None
+
+    @property
+    def counter(self) -> TopicCounter | None:
+        """Session and sequence of the topic's last message; ``None`` before the first."""
 
     def try_send(self, payload: bytes, key: str | None, headers: Mapping[str, str] | None) -> Outcome | Blocked:
         """Send one message without waiting.
@@ -207,6 +219,12 @@ class Backend(Protocol):
 
         Raises:
             PublishTimeoutError: not confirmed in time.
+        """
+
+    def abort_at(self, when: float | None) -> None:
+        """Stop waiting for the broker at ``when``, in seconds of the event loop's clock; ``None`` revokes that.
+
+        At that time, everything that is not confirmed fails with `ConnectionLostError`, and the backend does not reconnect.
         """
 
     async def close(self) -> None:

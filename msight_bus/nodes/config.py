@@ -6,7 +6,8 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from difflib import get_close_matches
+from typing import Any, Literal, Self
 
 from msight_bus.data import Data
 from msight_bus.errors import BusError, ConfigError
@@ -76,6 +77,21 @@ class NodeConfig:
     key: str | None = None
     while_disconnected: Literal["wait", "drop"] = "wait"
     spread: bool | None = None
+
+    def __new__(cls, *_: Any, **given: Any) -> Self:
+        """
+        Raises:
+            ConfigError: there is no such field.
+        """
+        known = cls.__dataclass_fields__
+        problems = [
+            f"NodeConfig has no field {name!r}; did you mean {get_close_matches(name, known, n=1, cutoff=0)[0]!r}?"
+            for name in given
+            if name not in known
+        ]
+        if problems:
+            raise ConfigError(problems)
+        return object.__new__(cls)
 
     def __post_init__(self) -> None:
         problems = [
@@ -155,7 +171,7 @@ _CHECKS: dict[str, Check] = {
         lambda value: isinstance(value, str) and value.upper() in logging.getLevelNamesMapping(),
         "is the name of a logging level such as 'INFO'",
     ),
-    "queue": (lambda value: isinstance(value, QueuePolicy), "is a QueuePolicy"),
+    "queue": (lambda value: isinstance(value, QueuePolicy), "is a QueuePolicy such as QueuePolicy.block()"),
     "concurrency": (_whole(1, _MOST_HANDLERS), f"is a whole number of at least 1 and at most {_MOST_HANDLERS}"),
     "deadline": _SECONDS,
     "lifespan": _SECONDS,

@@ -17,7 +17,7 @@ class Meter:
 
     Attributes:
         messages_in: inputs taken.
-        messages_out: outputs handed over.
+        messages_out: outputs sent, without those that the broker refused later.
         errors: errors in the node's own code.
         undecodable: inputs that could not be decoded.
         unsent: outputs dropped while disconnected, and inputs whose dead letter could not be published.
@@ -60,7 +60,7 @@ class Meter:
         # An announcement between two heartbeats, at a status change, must not report the rate of a few milliseconds.
         if elapsed >= self._interval / 2:
             before, self._before = self._before, (self.messages_in, self.messages_out)
-            self._rates = (self.messages_in - before[0]) / elapsed, (self.messages_out - before[1]) / elapsed
+            self._rates = (self.messages_in - before[0]) / elapsed, max(0, self.messages_out - before[1]) / elapsed
             self._since = now
             buckets[:] = [0] * len(buckets)  # in place: the node holds a reference to the list
         return NodeMetrics(

@@ -128,11 +128,11 @@ class NodeRun:
         finally:
             self.hook = ""
 
-    def code_failed(self, error: BaseException, where: str = "") -> None:
-        """Count an error of the node's own code; log the first with its traceback, then one an interval."""
-        self.meter.errors += 1
+    def code_failed(self, error: BaseException, where: str = "", count: int = 1) -> None:
+        """Count errors of the node's own code; log the first with its traceback, then one an interval."""
+        self.meter.errors += count
         detail = f"{where} {described(error)}".strip()
-        self.error_lines.add(None, 1, detail, error)
+        self.error_lines.add(None, count, detail, error)
         mark_logged(error)
 
     # -- events of the input and the output
@@ -233,6 +233,14 @@ class NodeRun:
         task = asyncio.current_task()
         assert task is not None
         self.tasks.add(task)
+        others = (other for other in self.bus.core.drainables if isinstance(other, NodeRun) and other.name == self.name)
+        source = self.config.subscribe_topic_name
+        if any(source is None or other.config.subscribe_topic_name != source for other in others):
+            self.logger.warning(
+                "Two nodes of this process are named %s and do not share an input topic, as workers of a group do: their log "
+                "lines and heartbeats cannot be distinguished.",
+                self.name,
+            )
         self.bus.core.drainables.add(self)
         try:
             yield
@@ -243,9 +251,15 @@ class NodeRun:
 
     async def _watch(self, tolerance: float) -> None:
         loop = asyncio.get_running_loop()
+        out, since, told = 0, loop.time(), self.config.subscribe_topic_name is not None
         while True:
             await asyncio.sleep(self.config.heartbeat_checking_duration)
             now = loop.time()
+            if self.meter.messages_out != out or self.away:
+                out, since = self.meter.messages_out, now
+            elif now - since > tolerance and not told:
+                told = True
+                self.logger.warning("No output for %.0f s: get_data or stream has returned nothing.", now - since)
             busy = now - min(self.busy_since.values(), default=now)
             if busy > tolerance and self.status is NodeStatus.RUNNING:
                 self.logger.error("Busy with one item for %.1f s; heartbeat_tolerance is %g s.", busy, tolerance)

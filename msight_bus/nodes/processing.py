@@ -81,9 +81,7 @@ async def _consume(run: NodeRun, handler: Handler) -> None:
     async with AsyncExitStack() as stack:
         publisher: NodePublisher | None = None
         if config.publish_topic_name is not None:
-            publisher = await stack.enter_async_context(
-                NodePublisher.open(run, config.publish_topic_name, outcomes_known=True)
-            )
+            publisher = await stack.enter_async_context(NodePublisher.open(run, config.publish_topic_name))
         run.subscription = subscription = bus.core.subscribe(
             (config.subscribe_topic_name,),
             group_id=group,
@@ -142,10 +140,16 @@ class MessageProcessor:
         self._shared = SharedSubscription(subscription)
         self._failure: Exception | None = None
         self._tasks = asyncio.TaskGroup()
+        self._over = False  # set at the end: pending inputs are redelivered
         code = getattr(handler, "__qualname__", "The handler")
         self._share = LoopShare(code, run.logger, config.heartbeat_update_interval)
+        if publisher is not None:
+            publisher.on_failure = self._fail
         run.meter.queued = lambda: subscription.queued
-        run.unfinished = lambda: len(self._window if self._ordered else run.busy_since) + len(self._pending)
+        run.unfinished = lambda: (
+            len(self._pending)
+            + (sum(item[0] is not None for item in self._window) if self._ordered else len(run.busy_since))
+        )
 
     async def run(self) -> None:
         """Handle messages until the input ends.
@@ -155,24 +159,26 @@ class MessageProcessor:
         """
         name = self._config.name
         async with self._tasks as tasks:
-            intake = tasks.create_task(self._end_intake(), name=f"msight_bus intake {name}")
-            workers = [
-                tasks.create_task(self._work(number), name=f"msight_bus handler {name} {number}")
-                for number in range(self._config.concurrency)
-            ]
-            self._run.tasks.update(workers)
-            left: set[asyncio.Task[None]] = set(workers)
-            while left:
-                ended, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
-                if any(worker.cancelled() for worker in ended):
-                    self._fail(RuntimeError(LEFT_CANCELLED))
             try:
+                intake = tasks.create_task(self._end_intake(), name=f"msight_bus intake {name}")
+                workers = [
+                    tasks.create_task(self._work(number), name=f"msight_bus handler {name} {number}")
+                    for number in range(self._config.concurrency)
+                ]
+                self._run.tasks.update(workers)
+                left: set[asyncio.Task[None]] = set(workers)
+                while left:
+                    ended, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+                    if any(worker.cancelled() for worker in ended):
+                        self._fail(RuntimeError(LEFT_CANCELLED))
                 if self._publisher is not None:
                     await self._publisher.all_accepted()
                 while self._pending:
                     await self._change()
             except BusError as error:
                 self._fail(error)
+            finally:
+                self._over = True
             intake.cancel()
         if self._failure is not None:
             raise self._failure
@@ -278,7 +284,7 @@ class MessageProcessor:
         except Exception as error:  # an error of the bus; errors of the node's code are handled above
             self._fail(error)
         except asyncio.CancelledError:
-            run.abandoned += not ordered and number in busy_since
+            run.abandoned += not ordered and number in busy_since  # else it stays in the window
             raise
         finally:
             busy_since.pop(number, None)
@@ -358,7 +364,7 @@ class MessageProcessor:
 
     def _accepted(self, _: Accepted | None = None) -> None:
         """Acknowledge the pending inputs from the head on, as far as their outputs are accepted."""
-        while self._pending and all(one.done() for one in self._pending[0][1]):
+        while self._pending and not self._over and all(one.done() for one in self._pending[0][1]):
             message, accepted = self._pending.popleft()
             self._pending_bytes -= len(message.payload)
             errors = [CLOSED if one.cancelled() else one.exception() for one in accepted]
@@ -369,15 +375,15 @@ class MessageProcessor:
         self._changed.set()
 
     async def _refused(self, message: Message, error: BaseException) -> None:
-        """An output of ``message`` was not accepted, which is known only now."""
+        """Handle the refusal of an output of ``message`` after it was sent; the publisher has counted it."""
         if isinstance(error, ClosedError) or self._publisher is None:
             return
-        if not isinstance(error, BROKER_AWAY):
-            await self._code_failed(message, error if isinstance(error, Exception) else BusError(str(error)))
-            return
-        self._publisher.broker_is_away(error)
         try:
-            await message.nack()
+            if isinstance(error, BROKER_AWAY):
+                self._publisher.broker_is_away(error)
+                await message.nack()
+            elif self._config.action_on_error == "continue":
+                await self._give_up(message, error, None)
         except BusError as problem:
             self._run.logger.warning("Input not acknowledged; redelivered after a restart: %s", problem)
 
@@ -400,7 +406,7 @@ class MessageProcessor:
             await self._give_up(message, error, place, accepted)
 
     async def _give_up(
-        self, message: Message, error: Exception, place: Place | None, accepted: Sequence[Accepted] = ()
+        self, message: Message, error: BaseException, place: Place | None, accepted: Sequence[Accepted] = ()
     ) -> None:
         """Dead-letter an input if configured, and acknowledge it."""
         if await self._dead_letter(message, error):
@@ -413,7 +419,7 @@ class MessageProcessor:
             place[0] = None
             await self._made(place, None)
 
-    async def _dead_letter(self, message: Message, error: Exception) -> bool:
+    async def _dead_letter(self, message: Message, error: BaseException) -> bool:
         """Dead-letter an input, if there is a topic for that; returns whether the input is done."""
         topic, bus = self._config.dead_letter_topic_name, self._run.bus
         if topic is None:

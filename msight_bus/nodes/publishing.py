@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -15,6 +15,7 @@ from msight_bus.errors import (
     ConnectionLostError,
     PayloadError,
     PublishTimeoutError,
+    fresh,
 )
 from msight_bus.nodes.node_run import NodeRun
 from msight_bus.payload import Payload
@@ -58,11 +59,11 @@ class NodePublisher:
     Attributes:
         plain: whether outputs of type ``bytes`` can be given to `send_plain`.
         send_plain: sends one payload of type ``bytes`` without a key; what it raises is given to `send`.
+        on_failure: called with the error of an output that was refused after it was sent, if that ends the node.
     """
 
-    def __init__(self, publisher: Publisher, run: NodeRun, *, outcomes_known: bool) -> None:
+    def __init__(self, publisher: Publisher, run: NodeRun) -> None:
         self._keeps = run.bus.capabilities.acknowledgement
-        self._outcomes_known = outcomes_known and self._keeps
         self._publisher = publisher
         self._topic = publisher.topic
         self._run = run
@@ -75,28 +76,33 @@ class NodePublisher:
         self._sending: asyncio.Timeout | None = None
         self.plain = self._key is None and self._type is None and not self._drops
         self.send_plain = publisher.send
+        self.on_failure: Callable[[Exception], None] = lambda _: run.stopping.set()
+        self._failure: BusError | None = None
         run.on_away = self._away
+        publisher.report_refusals(self._refused)
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, run: NodeRun, topic: str, *, outcomes_known: bool) -> AsyncIterator[NodePublisher]:
+    async def open(cls, run: NodeRun, topic: str) -> AsyncIterator[NodePublisher]:
         """The publisher of a node; leaving it flushes.
 
-        ``outcomes_known``: what `send` returns is looked at, so that a refused output is known by that.
-
         Raises:
-            BusError: on leaving, something was refused, or not accepted in time by a broker that acknowledges.
+            BusError: on leaving, an output was refused and that ends the node, or an output was not acknowledged in time on a
+                backend with acknowledgement.
         """
         harmless = False
         try:
             async with run.bus.publisher(topic, name=run.config.name, spread=run.config.spread) as publisher:
-                yield cls(publisher, run, outcomes_known=outcomes_known)
+                made = cls(publisher, run)
+                yield made
                 harmless = not run.bus.capabilities.acknowledgement
         except BROKER_AWAY as error:
             if not harmless:
                 raise
             # A node that has run for weeks must not fail at its end because a connection was cut once.
             run.logger.warning("Some outputs may be lost: %s", error)
+        if made._failure is not None:
+            raise fresh(made._failure)
 
     @property
     def in_flight(self) -> int:
@@ -130,7 +136,7 @@ class NodePublisher:
             error: the error of `send_plain` for this output, if there was one.
 
         Raises:
-            BusError: the output cannot be sent, or it was refused.
+            BusError: the output cannot be sent.
         """
         if not self._drops:
             return await self._deliver(output, error)
@@ -155,7 +161,6 @@ class NodePublisher:
 
     async def _deliver(self, output: Outgoing, error: BusError | None) -> Accepted | None:
         key = self._key if output.key is None else output.key
-        refused: BusError | None = None
         while True:
             if error is None:
                 try:
@@ -163,25 +168,28 @@ class NodePublisher:
                 except BusError as found:
                     error = found
                 else:
-                    if refused is not None and not self._outcomes_known:
-                        self._run.code_failed(refused)  # of an earlier output
                     self._delivered(output)
                     return accepted
-            if isinstance(error, ClosedError) or (isinstance(error, ConnectionLostError) and not self._keeps):
+            if not isinstance(error, BROKER_AWAY) or (isinstance(error, ConnectionLostError) and not self._keeps):
                 raise error
-            if not isinstance(error, BROKER_AWAY):
-                # The publisher raises the refusal of an earlier output here, once: only a second try tells whether this
-                # one is refused as well.
-                if refused is not None or (self._stops and not self._outcomes_known):
-                    raise error
-                refused = error
-            else:
-                self.broker_is_away(error)
-                if self._drops:
-                    self._drop()
-                    return None
-                await asyncio.sleep(RETRY_AFTER)
+            self.broker_is_away(error)
+            if self._drops:
+                self._drop()
+                return None
+            await asyncio.sleep(RETRY_AFTER)
             error = None
+
+    def _refused(self, error: BusError, count: int) -> None:
+        """Count outputs that were refused after they were sent."""
+        count = min(count, self._meter.messages_out)  # NATS names the topic of a refusal only, not the publisher
+        self._meter.messages_out -= count
+        if not isinstance(error, BROKER_AWAY):
+            self._run.code_failed(error, count=count)
+            if self._stops:
+                self._failure = error
+                self.on_failure(error)
+        elif self._run.config.subscribe_topic_name is None:  # else its input is redelivered
+            self._run.unsent(self._topic, count, str(error))
 
     def _delivered(self, output: Outgoing) -> None:
         self._meter.messages_out += 1
@@ -189,8 +197,10 @@ class NodePublisher:
             self._waits = False
             self._run.logger.info("Publishing resumed.")
         if self._run.logger.isEnabledFor(logging.DEBUG):
-            size = len(output.data) if isinstance(output.data, bytes) else type(output.data).__name__
-            self._run.logger.debug("Published on %s: %s.", self._topic, size)
+            what = f"{len(output.data)} bytes" if isinstance(output.data, bytes) else type(output.data).__name__
+            line = "Published on %s: %s, sequence %d of session %d."
+            if (last := self._publisher.counter) is not None:
+                self._run.logger.debug(line, self._topic, what, last.sequence, last.session)
 
     async def all_accepted(self) -> None:
         """Wait until all outputs are acknowledged, on backends with acknowledgement.
@@ -199,12 +209,7 @@ class NodePublisher:
             PublishTimeoutError: the broker did not acknowledge in time.
         """
         if self._keeps:
-            try:
-                await self._publisher.flush()
-            except (*BROKER_AWAY, ClosedError):
-                raise
-            except BusError:  # as in `_deliver`: that refusal is known already
-                await self._publisher.flush()
+            await self._publisher.flush()
 
     def broker_is_away(self, error: BusError) -> None:
         """Log that publishing waits, once until an output is sent again."""

@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from msight_bus.bus import Bus, connect
-from msight_bus.errors import ConfigError, DrainTimeoutError
+from msight_bus.draining import CLOSE_WITHIN
+from msight_bus.errors import BusError, ConfigError, DrainTimeoutError
 from msight_bus.events import BusEvent
 from msight_bus.nodes.node import Node
 from msight_bus.nodes.source import SourceNode
 from msight_bus.off_loop import left_running
 from msight_bus.runtime import UNWIND_WITHIN, nothing_keeps_the_loop, run, running_loop
 from msight_bus.settings import BusSettings
-from msight_bus.signals import StopSignals, tell_once
+from msight_bus.signals import StopSignals, mark_logged, tell_once
 
 logger = logging.getLogger("msight_bus.nodes")
 
@@ -68,6 +69,8 @@ def run_nodes(
         signals.raise_second()
         raise
     except Exception as error:
+        if isinstance(error, BusError):
+            mark_logged(error)  # its message is enough, without a traceback
         tell_once(error)
         raise
 
@@ -84,7 +87,7 @@ async def _main(
 
     async with nothing_keeps_the_loop(), connect(settings, on_event=on_event) as bus:
         with signals.handled(runs_code) as stop:
-            await run_until(bus, *nodes, stop=stop, end_with_sources=end_with_sources)
+            await _run_until(bus, nodes, stop, end_with_sources, bus.core.backend.abort_at)
 
 
 async def run_until(bus: Bus, *nodes: Node, stop: asyncio.Event, end_with_sources: bool = False) -> None:
@@ -99,7 +102,14 @@ async def run_until(bus: Bus, *nodes: Node, stop: asyncio.Event, end_with_source
     Raises:
         ConfigError, DrainTimeoutError, Exception: as `run_nodes`.
     """
+    await _run_until(bus, nodes, stop, end_with_sources, abort_at=lambda _: None)  # the bus is the caller's
+
+
+async def _run_until(
+    bus: Bus, nodes: tuple[Node, ...], stop: asyncio.Event, end_with_sources: bool, abort_at: Callable[[float], None]
+) -> None:
     _check(nodes)
+    loop = asyncio.get_running_loop()
     errors: list[BaseException] = []
     running: dict[asyncio.Task[None], Node] = {}
 
@@ -125,7 +135,12 @@ async def run_until(bus: Bus, *nodes: Node, stop: asyncio.Event, end_with_source
             if isinstance(node, SourceNode) and not stop.is_set():
                 start(node)
         await _wait_for_end(running, stopped, end_with_sources)
-        late = await _drain(running, bus.settings.limits.drain_timeout)
+        timeout = bus.settings.limits.drain_timeout
+        abort_at(loop.time() + timeout + CLOSE_WITHIN)
+        late = await _drain(running, timeout)
+    except asyncio.CancelledError:
+        abort_at(loop.time() + CLOSE_WITHIN)
+        raise
     finally:
         for task in (stopped, ready, *running):
             task.cancel()

@@ -64,7 +64,7 @@ class SourceNode(Node):
 
     async def _work(self, run: NodeRun) -> None:
         assert run.config.publish_topic_name is not None
-        async with NodePublisher.open(run, run.config.publish_topic_name, outcomes_known=False) as publisher:
+        async with NodePublisher.open(run, run.config.publish_topic_name) as publisher:
             items = Items(run, self.stream, publisher)
             run.running(None)
             await items.run()

@@ -1,4 +1,4 @@
-"""Kafka hangs at each suspension of a consumer's and a producer's tasks, aiokafka's too: the operation ends as if it had not."""
+"""A broker hangs: Kafka at each suspension of a consumer's and a producer's tasks, and each broker before a drain."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
+from msight_bus import ConnectionLostError, DrainTimeoutError
 from msight_bus.backends.kafka import group
-from tests.support.rig import own_broker
+from tests.support.rig import EVERY, own_broker
 from tests.support.sweep import watched
 
 FROZEN = 0.4
@@ -72,3 +73,27 @@ async def test_a_freeze_at_each_suspension(frozen, monkeypatch):
             if not watching.happened:
                 break
     assert nth > 20
+
+
+@pytest.mark.parametrize("kind", EVERY)
+async def test_a_drain_waits_for_no_other_deadline_of_a_frozen_broker(kind):
+    long = {f"MSIGHT_{name}_TIMEOUT": "600" for name in ("CONNECT", "PUBLISH", "PONG")}
+    with own_broker(kind) as (broker, backend):
+        async with backend.connect(**long, MSIGHT_PING_INTERVAL="600") as bus, bus.subscribe("t") as messages:
+            await bus.nodes()
+            await bus.publish("t", b"before")
+            await anext(messages)
+            consumer = asyncio.create_task(anext(messages))
+            broker.freeze()
+            try:
+                await asyncio.sleep(0.2)  # until each thread of the broker has stopped
+                publishing = asyncio.create_task(bus.publish("t", b"not confirmed"))
+                with pytest.raises(DrainTimeoutError):
+                    await bus.drain(0.5)
+            finally:
+                broker.thaw()
+                consumer.cancel()
+                await asyncio.wait((consumer, publishing))
+            if bus.capabilities.acknowledgement:
+                with pytest.raises(ConnectionLostError):
+                    publishing.result()

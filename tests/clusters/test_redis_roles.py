@@ -9,8 +9,9 @@ from contextlib import AsyncExitStack, contextmanager
 import pytest
 import redis
 
-from msight_bus import BusError, ConnectionLostError, PublishTimeoutError, brokers
+from msight_bus import BusError, ConnectionLostError, PublishTimeoutError, brokers, connect
 from msight_bus.events import Disconnected, Reconnected
+from msight_bus.settings import BusSettings
 from tests.support.brokers import make_backend, start_broker
 from tests.support.clusters import redis_cluster
 from tests.support.listeners import proxy
@@ -256,3 +257,17 @@ async def test_a_sentinel_is_no_server():
         with pytest.raises(ConnectionLostError, match="Sentinel"):
             async with make_backend("redis", sentinel).connect(**QUICK):
                 pass
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["as a cluster", "as one server"])
+async def test_subscribers_at_another_node_are_never_said_to_be_gone(named):
+    """Each node knows the number of its own subscribers only."""
+    with redis_cluster() as cluster:
+        env = dict(cluster.env) if named else {}
+        there = [{f"{PREFIX}HOST": node.host, f"{PREFIX}PORT": f"{node.port}"} for node in cluster.nodes]
+        buses = [BusSettings(environ={"MSIGHT_PUBSUB_BACKEND": "redis", **env, **place}) for place in there]
+        async with AsyncExitStack() as stack:
+            first, *others = [await stack.enter_async_context(connect(settings)) for settings in buses]
+            for bus in (first, *others):
+                await stack.enter_async_context(bus.subscribe(f"at.{id(bus)}"))
+            assert [await first.core.has_subscribers(f"at.{id(bus)}") for bus in others] == [None, None]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 
 import pytest
 
@@ -158,3 +160,23 @@ def test_what_a_subclass_has_to_define():
         SinkNode(NodeConfig(name="n", subscribe_topic_name="a"))
     with pytest.raises(ConfigError, match="takes a NodeConfig"):
         Numbers({"name": "n"})
+
+
+def test_a_field_that_is_unknown_names_the_nearest_one():
+    with pytest.raises(ConfigError) as caught:
+        NodeConfig(name="n", subscribe_topic="a", heartbeat_interval=1)
+    assert caught.value.problems == (
+        "NodeConfig has no field 'subscribe_topic'; did you mean 'subscribe_topic_name'?",
+        "NodeConfig has no field 'heartbeat_interval'; did you mean 'heartbeat_update_interval'?",
+    )
+
+
+def test_a_configuration_can_be_copied_and_replaced():
+    config = NodeConfig(name="n", gap=2)
+    assert copy.deepcopy(config) == pickle.loads(pickle.dumps(config)) == config
+    assert dataclasses.replace(config, name="other").gap == 2
+
+
+def test_a_queue_that_is_no_policy_is_told_with_an_example():
+    with pytest.raises(ConfigError, match=r"NodeConfig.queue is a QueuePolicy such as QueuePolicy.block\(\)"):
+        NodeConfig(name="n", queue="block")

@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -259,3 +260,22 @@ def test_a_process_of_off_loop_ends_with_a_program_that_is_killed(tmp_path):
             for _ in range(1000):
                 os.kill(child, 0)
                 time.sleep(0.02)
+
+
+def test_without_a_broker_a_program_says_one_sentence_and_ends_with_status_1(tmp_path):
+    script = tmp_path / "program.py"
+    script.write_text(PROGRAM)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    variables = {"MSIGHT_PUBSUB_BACKEND": "redis", "MSIGHT_REDIS_MESSAGE_BROKER_PORT": f"{port}"}
+    done = subprocess.run(
+        [sys.executable, str(script), "ends"],
+        env=environment() | variables,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("ConnectionLostError: Redis at localhost:"), line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import msgspec
 import pytest
@@ -256,3 +257,17 @@ async def test_a_change_during_an_announcement_is_announced_after_it(msight_simu
         await asyncio.sleep(2)
         assert registry["node"].status == "ERROR"
         go_on.set()
+
+
+async def test_an_observer_whose_own_loop_was_held_does_not_call_others_lost(backend):
+    statuses = set()
+    async with backend.connect() as bus:
+        registry = await bus.nodes()
+        async with running(bus, sink(subscribe_topic_name="held.in", heartbeat_update_interval=0.2)):
+            await registry.wait_until(lambda nodes: "sink" in nodes and nodes["sink"].status == "RUNNING")
+            before = registry["sink"].last_heartbeat
+            time.sleep(2)
+            while registry["sink"].last_heartbeat == before:
+                statuses.add(registry["sink"].status)
+                await asyncio.sleep(0)
+    assert statuses == {"RUNNING"}

@@ -9,7 +9,8 @@ import pytest
 
 from msight_bus import BytesData, CapabilityWarning
 from msight_bus.nodes import NodeConfig, Outgoing, run_until
-from tests.support.nodes import DEADLINE, Apply, Collect, Numbers, running
+from tests.support.nodes import DEADLINE, Apply, Collect, Numbers, running, start
+from tests.support.receiving import take
 
 
 async def test_a_pipeline_and_its_end(backend, topic):
@@ -102,3 +103,37 @@ async def test_an_error_and_the_next_run(backend, topic, action):
             await bus.publish(topic, b"4")
             await node.until(5)
         assert node.items == [b"0", b"1", b"failed", b"3", b"4"]
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+async def test_what_is_left_counts_each_input_once_before_and_after_a_cancelled_run(backend, topic, concurrency):
+    """Handlers behind a slow one are done, and wait for it to publish."""
+
+    async def hang_at_the_fifth(data):
+        return await asyncio.Event().wait() if data == b"5" else data
+
+    out = f"{topic}.out"
+    node = Apply(
+        NodeConfig(
+            name=topic.replace(".", "-"),
+            subscribe_topic_name=topic,
+            publish_topic_name=out,
+            concurrency=concurrency,
+        ),
+        hang_at_the_fifth,
+    )
+    async with backend.connect(MSIGHT_KAFKA_PARTITIONS="1") as bus, bus.subscribe(out) as outputs:
+        task = await start(bus, node)
+        async with bus.publisher(topic) as publisher:
+            for number in range(1, 31):
+                await publisher.send(b"%d" % number)
+        await take(outputs, 4)
+        async with asyncio.timeout(DEADLINE):
+            while node.left != 26:
+                await asyncio.sleep(0.01)
+            for _ in range(50):  # it stays so while the other handlers go on
+                await asyncio.sleep(0)
+        assert node.left == 26
+        task.cancel()
+        await asyncio.wait((task,))
+        assert node.left == 26

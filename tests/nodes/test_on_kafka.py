@@ -6,12 +6,12 @@ import asyncio
 
 import pytest
 
-from msight_bus import BytesData
+from msight_bus import BusError, BytesData
 from msight_bus.nodes import NodeConfig, Outgoing, SourceNode
 from msight_bus.topics import ALIVE_TOPIC
 from tests.support.brokers import running_broker
 from tests.support.kafka_admin import administering, committed, make
-from tests.support.nodes import DEADLINE, Apply, Collect, running, start
+from tests.support.nodes import DEADLINE, Apply, Collect, Numbers, running, start
 from tests.support.receiving import take
 
 
@@ -247,3 +247,38 @@ async def test_outputs_without_a_key_go_where_the_name_of_the_node_says(kafka, t
             partitions[message.payload.decode()].add(message.position[0])
     assert [len(used) for used in partitions.values()] == [1] * len(names)
     assert len(set.union(*partitions.values())) > 1
+
+
+class Mixed(Numbers):
+    """Publishes numbers; a compacted topic refuses each fifth, which has no key, and what shares its batch."""
+
+    async def get_data(self):
+        payload = await super().get_data()
+        await asyncio.sleep(0)
+        return payload if int(payload) % 5 == 3 else Outgoing(payload, key="k")
+
+
+async def test_each_output_of_a_source_is_counted_once_as_published_or_refused(kafka, topic, name):
+    await make(kafka, topic, **{"cleanup.policy": "compact"})
+    node = Mixed(NodeConfig(name=name, publish_topic_name=topic, action_on_error="continue"), count=600)
+    async with kafka.connect() as bus, asyncio.timeout(DEADLINE * 2):
+        await node.run(bus)
+        metrics = node.metrics()
+        assert node.status == "STOPPED"
+        assert 0 < metrics.messages_out < 600
+        assert metrics.messages_out + metrics.errors == 600
+        async with bus.subscribe(topic, start="earliest") as messages:
+            for _ in range(metrics.messages_out):
+                await anext(messages)
+            assert messages.stats.lag == 0
+            assert messages.stats.queued == 0
+
+
+async def test_a_refused_output_that_is_the_last_one_ends_a_source(kafka, topic, name):
+    await make(kafka, topic, **{"cleanup.policy": "compact"})
+    node = Numbers(NodeConfig(name=name, publish_topic_name=topic), count=1)
+    async with kafka.connect() as bus, asyncio.timeout(DEADLINE * 2):
+        with pytest.raises(BusError, match=topic):
+            await node.run(bus)
+    metrics = node.metrics()
+    assert (metrics.messages_out, metrics.errors, node.status) == (0, 1, "ERROR")

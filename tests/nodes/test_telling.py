@@ -195,8 +195,8 @@ async def test_one_message_can_be_followed_at_debug(memory, caplog):
         await nodes[0].until(1)
     text = "\n".join(f"{record.name}: {record.getMessage()}" for record in caplog.records)
     assert "nodes.step: Received Message(topic='a', 3 bytes, sequence=1) of session " in text
-    assert "nodes.step: Published on b: 3" in text
-    assert "nodes.sink: Received Message(topic='b', 3 bytes, sequence=1) of session " in text
+    published = re.search(r"nodes.step: Published on b: 3 bytes, sequence 1 of session (\d+)\.", text)
+    assert f"nodes.sink: Received Message(topic='b', 3 bytes, sequence=1) of session {published[1]}." in text
 
 
 async def test_an_error_is_told_with_its_traceback_once_and_then_counted(memory, caplog):
@@ -499,3 +499,28 @@ async def test_a_line_counts_a_thousand_topics_apart(caplog):
     assert [record.getMessage() for record in caplog.records] == [
         "Messages missing: 3,000 on t0 (2), t1 (2), t2 (2) and 997 more"
     ]
+
+
+async def test_a_source_that_gives_nothing_for_long_is_told_once(memory, caplog):
+    class Idle(Numbers):
+        async def get_data(self):
+            await asyncio.sleep(0.001)
+
+    node = Idle(
+        NodeConfig(
+            name="idle", publish_topic_name="out", heartbeat_tolerance=0.02, heartbeat_checking_duration=INTERVAL / 20
+        )
+    )
+    async with memory.connect() as bus, running(bus, node):
+        while not lines(caplog, "No output for "):
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(INTERVAL)
+    assert len(lines(caplog, "No output for ")) == 1
+
+
+@pytest.mark.parametrize(("topics", "told"), [(("in", "other"), 1), (("in", "in"), 0)])
+async def test_two_nodes_of_one_name_are_told_unless_they_share_their_input(memory, caplog, topics, told):
+    nodes = [sink(name="twin", subscribe_topic_name=topic) for topic in topics]
+    async with memory.connect() as bus, running(bus, *nodes):
+        pass
+    assert len(lines(caplog, "Two nodes of this process are named twin")) == told

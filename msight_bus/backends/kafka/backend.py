@@ -30,13 +30,14 @@ from msight_bus.errors import (
     ConnectionLostError,
     MessageTooLargeError,
     PublishTimeoutError,
+    aborted,
     fresh,
 )
 from msight_bus.events import BusEvent, Disconnected
 from msight_bus.message import Message
 from msight_bus.protocol import envelope
 from msight_bus.settings import BusSettings
-from msight_bus.tasks import Gate, run_shielded
+from msight_bus.tasks import Alarm, Gate, run_shielded
 
 logger = logging.getLogger("msight_bus")
 
@@ -101,6 +102,12 @@ class KafkaPublisher:
         self._within = within
         self._on_closed = on_closed
         self._gates: dict[str | None, Gate] = {}
+        self.on_refused: Callable[[BusError, int], None] | None = None  # not called: each message has an outcome
+
+    @property
+    def counter(self) -> envelope.TopicCounter | None:
+        """Session and sequence of the topic's last message; ``None`` before the first."""
+        return self._backend.counter(self._topic)
 
     def try_send(
         self, payload: bytes, key: str | None, headers: Mapping[str, str] | None
@@ -166,8 +173,9 @@ class KafkaBackend:
         self._is_away = False
         self._routes: dict[str, dict[str | None, _Route]] = {}  # of each topic, by publisher
         self._feeds: set[KafkaFeed] = set()
+        self._alarm = Alarm(self._abort)
         self._ending: asyncio.Task[None] | None = None
-        self._refused: AuthenticationError | None = None
+        self._refused: BusError | None = None  # the error that every further call raises
         self._refused_since: float | None = None
 
     def _heard(self, event: BusEvent) -> None:
@@ -358,6 +366,10 @@ class KafkaBackend:
             self, topic, name, self._limits.publish_timeout, on_closed=self._producer.let_go if keeps else None
         )
 
+    def counter(self, topic: str) -> envelope.TopicCounter | None:
+        """Session and last sequence of a topic; ``None`` if nothing was published on it."""
+        return self._producer.counter(topic)
+
     async def flush(self) -> None:
         """Wait until all records are acknowledged; their futures have the outcomes.
 
@@ -399,7 +411,8 @@ class KafkaBackend:
         group_id = selection.group_id
         feed = LiveViewFeed(*arguments) if group_id is None else GroupFeed(group_id, *arguments)
         self._feeds.add(feed)
-        feed.on_closed = lambda: self._feeds.discard(feed)
+        feed.on_closed = lambda: self._feed_closed(feed)
+        feed.left = self._alarm.left
         try:
             await feed.start()
         except KafkaError as error:
@@ -409,6 +422,11 @@ class KafkaBackend:
             await run_shielded(feed.close())
             raise
         return feed
+
+    def _feed_closed(self, feed: KafkaFeed) -> None:
+        self._feeds.discard(feed)
+        if self._producer.counter(feed.topic) is None:
+            self._directory.forget(feed.topic)
 
     async def _dead_letter(self, message: Message) -> bool:
         partition, offset = message.position or (0, 0)
@@ -464,6 +482,15 @@ class KafkaBackend:
             )
         done.result()
 
+    def abort_at(self, when: float | None) -> None:
+        """Fail what is not acknowledged at ``when`` (`Backend.abort_at`); consumers that close stop waiting too."""
+        self._alarm.set(when)
+
+    def _abort(self) -> None:
+        self._refused = aborted()
+        self._routes.clear()
+        self._producer.abort(self._refused)
+
     async def close(self) -> None:
         """Flush for at most ``drain_timeout`` seconds and close the connections."""
         if self._watching is not None:
@@ -474,6 +501,8 @@ class KafkaBackend:
         if self._client is None:
             return
         # Whoever drained has already waited for a broker that is away.
-        await self._producer.close(self._limits.pong_timeout if self._is_away else self._limits.drain_timeout)
+        within = self._limits.pong_timeout if self._is_away else self._limits.drain_timeout
+        await self._producer.close(self._alarm.left(within))
         await self._directory.close()
         await self._client.aclose()
+        self._alarm.set(None)

@@ -54,7 +54,12 @@ _LEAVE_WITHIN = 1.0
 
 
 class KafkaFeed:
-    """Fetches a topic's records into a subscription (backends.base.Consumer, fetcher.FetchListener)."""
+    """Fetches a topic's records into a subscription (backends.base.Consumer, fetcher.FetchListener).
+
+    Attributes:
+        on_closed: called when the subscription is closed.
+        left: returns the seconds that are left to wait for the broker, at most the given number.
+    """
 
     def __init__(
         self, selection: Selection, inbox: Inbox, settings: BusSettings, client: Client, dead_letter: DeadLetter
@@ -86,6 +91,7 @@ class KafkaFeed:
         self._problem = ""
         self._tasks: list[asyncio.Task[None]] = []
         self.on_closed: Callable[[], None] = lambda: None
+        self.left: Callable[[float], float] = lambda most: most
 
     async def start(self) -> None:
         """Start to deliver and return once the start offsets are fixed: records published afterwards are delivered.
@@ -303,7 +309,7 @@ class KafkaFeed:
             logger.warning("Commit of %s failed at close; its records are redelivered: %s", self.topic, error)
         finally:
             self.on_closed()
-            await self._end(_LEAVE_WITHIN)
+            await self._end(self.left(_LEAVE_WITHIN))
 
     async def give_up(self, error: BusError) -> None:
         """End at once with an error, without a commit; the group redelivers uncommitted records."""

@@ -161,8 +161,14 @@ class Fetcher:
                 await self.room.wait()
                 if not partition.owned:
                     break
+        problems: list[Exception] = []
         for partition, error in errors:
-            await self._handle(partition, error)
+            try:
+                await self._handle(partition, error)
+            except (KafkaError, OSError) as problem:
+                problems.append(problem)
+        if problems:
+            raise next((problem for problem in problems if isinstance(problem, REFUSED)), problems[0])
 
     async def _handle(self, partition: Partition, error: KafkaError) -> None:
         logger.debug("Cannot fetch %s at offset %d: %r", partition.where, partition.ledger.expected, error)

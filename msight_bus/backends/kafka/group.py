@@ -333,11 +333,12 @@ class GroupFeed(KafkaFeed, ConsumerRebalanceListener):
         }
         if not finished:
             return
+        within = self.left(_COMMIT_WITHIN)
         try:
-            async with loop_timeout(_COMMIT_WITHIN):
+            async with loop_timeout(within):
                 await self._member.commit({where: OffsetAndMetadata(at, "") for where, at in finished.items()})
         except TimeoutError as error:
-            raise BusError(f"Kafka did not confirm a commit of {self.topic!r} within {_COMMIT_WITHIN:g} s.") from error
+            raise BusError(f"Kafka did not confirm a commit of {self.topic!r} within {within:.2g} s.") from error
         except KafkaError as error:
             raise translate(error, "subscribe") from error
         for where, offset in finished.items():

@@ -20,7 +20,7 @@ from aiokafka import TopicPartition
 
 from msight_bus.backends.kafka.aiokafka_compat import RecordHeader
 from msight_bus.backends.kafka.errors import InvalidRecordError, translate
-from msight_bus.errors import BusError, ConnectionLostError
+from msight_bus.errors import BusError, ConnectionLostError, PublishTimeoutError
 from msight_bus.protocol.envelope import HEADER, TopicCounter, pack_meta
 
 if TYPE_CHECKING:
@@ -336,4 +336,5 @@ def _is_passing(error: Exception) -> bool:
     """Return whether another attempt can succeed."""
     if isinstance(error, kafka_errors.KafkaError):
         return bool(error.retriable)
-    return isinstance(error, ConnectionLostError | OSError)
+    # a PublishTimeoutError, which is an OSError too, is the outcome: the partition is gone
+    return isinstance(error, ConnectionLostError | OSError) and not isinstance(error, PublishTimeoutError)

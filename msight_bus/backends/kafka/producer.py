@@ -335,6 +335,11 @@ class KafkaProducer:
             self._left_off.clear()
             self._producer_id = None
 
+    def counter(self, topic: str) -> TopicCounter | None:
+        """Session and last sequence of a topic; ``None`` if it has no writers."""
+        written = self._written.get(topic)
+        return None if written is None else written.counter
+
     def keep(self, topic: str) -> None:
         """Do not evict the topic until `let_go` is called as often."""
         self._kept[topic] += 1
@@ -373,9 +378,12 @@ class KafkaProducer:
 
     async def give_up(self, error: BusError) -> None:
         """End at once; whoever still waits for an acknowledgement gets ``error``."""
-        retries = [retry for writer in self._all_writers() if (retry := writer.give_up(error)) is not None]
-        if retries:
+        if retries := self.abort(error):
             await asyncio.wait(retries)
+
+    def abort(self, error: BusError) -> list[asyncio.Task[None]]:
+        """Fail every message in flight with ``error``; return the retries, which end soon."""
+        return [retry for writer in self._all_writers() if (retry := writer.give_up(error)) is not None]
 
 
 def choose_partition(key: bytes, partitions: int) -> int:

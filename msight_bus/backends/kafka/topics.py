@@ -91,6 +91,7 @@ class TopicDirectory:
     def forget(self, topic: str) -> None:
         """Remove a topic from the cache: it is looked up at its next use."""
         if self._known.pop(topic, None) is not None:
+            del self._looked_up[topic]
             self._changed(topic)
 
     def seen(self, topic: str, partitions: int) -> None:
@@ -196,8 +197,9 @@ class TopicDirectory:
             await self._create(topic)
             while not (found := await self._metadata(topic)).partitions:
                 await asyncio.sleep(0.02)  # its leaders are being elected; the caller's deadline ends this
-        self._looked_up[topic] = asyncio.get_running_loop().time()
+        looked_up = asyncio.get_running_loop().time()
         info = self._known[topic] = await self._describe(topic, found, warn=True)
+        self._looked_up[topic] = looked_up
         return info
 
     async def _describe(self, topic: str, found: TopicMetadata, *, warn: bool = False) -> TopicInfo:

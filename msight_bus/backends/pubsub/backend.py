@@ -14,11 +14,11 @@ from msight_bus.backends.pubsub.publishing import PublishedTopics, PubSubPublish
 from msight_bus.backends.pubsub.reconnecting import Connector, ReconnectingConnection
 from msight_bus.backends.pubsub.tail_loss import AnnouncementSubscriber, SequenceAnnouncer
 from msight_bus.capabilities import Capabilities
-from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError, PublishTimeoutError
+from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError, PublishTimeoutError, aborted
 from msight_bus.events import BusEvent, Disconnected, Reconnected
 from msight_bus.protocol.envelope import TopicCounter
 from msight_bus.settings import BusSettings, Limits
-from msight_bus.tasks import BackgroundTasks, reraise_swallowed, run_shielded
+from msight_bus.tasks import Alarm, BackgroundTasks, reraise_swallowed, run_shielded
 from msight_bus.topics import SEQUENCE_TOPIC
 
 logger = logging.getLogger("msight_bus")
@@ -127,6 +127,7 @@ class PubSubBackend:
         self._topics = PublishedTopics(self._limits.publisher_topics, new_session, self._announcer)
         self._listening: dict[ReconnectingConnection, AnnouncementSubscriber] = {}
         self._tasks = BackgroundTasks()
+        self._alarm = Alarm(self._abort)
         if self._announcer is not None:
             self._announcer.after_look = self._topics.trim
             self._counter = TopicCounter(SEQUENCE_TOPIC, new_session() or 1)
@@ -292,12 +293,21 @@ class PubSubBackend:
                 connection, 0
             )  # else a bus whose other connections are open would stay disconnected for its user
 
+    def abort_at(self, when: float | None) -> None:
+        """Abort every connection at ``when`` (`Backend.abort_at`)."""
+        self._alarm.set(when)
+
+    def _abort(self) -> None:
+        for connection in (self._publishing, self._subscribing, *self._dedicated):
+            connection.abort(aborted())
+
     async def close(self) -> None:
         """Announce the last sequences, flush and close every connection, within ``pong_timeout`` each."""
         await self._tasks.stop()
-        within = self._limits.pong_timeout
+        within = self._alarm.left(self._limits.pong_timeout)
         if self._announcer is not None:
             is_away = self._publishing.connection is None
             await self._announcer.announce_last(self._topics.all, 0.0 if is_away else within)
         connections = {self._publishing, self._subscribing, *self._dedicated}
         await asyncio.gather(*(connection.close(within) for connection in connections))
+        self._alarm.set(None)

@@ -211,6 +211,7 @@ class PubSubPublisher:
         "_topic",
         "_topics",
         "_waiting",
+        "on_refused",
         "unconfirmed",
     )
 
@@ -233,10 +234,16 @@ class PubSubPublisher:
         self._limits = limits
         self._report = report
         self._refused: BusError | None = None
+        self.on_refused: Callable[[BusError, int], None] | None = None
         self._cut = 0
         self._reason: BusError | None = None
         self.unconfirmed: UnconfirmedRun | None = None
         self._waiting = 0
+
+    @property
+    def counter(self) -> TopicCounter:
+        """Session and sequence of the topic's last message."""
+        return self._topic.counter
 
     def try_send(self, payload: bytes, key: str | None, headers: Mapping[str, str] | None) -> Blocked | None:
         """Write one message, if the connection is open and not congested, and no other message comes first."""
@@ -324,9 +331,11 @@ class PubSubPublisher:
     # -- called by the connection (in_flight.Sender)
 
     def refused(self, error: BusError) -> None:
-        """Keep the error of a refused message for the next call, log and report the refusal."""
+        """Log and report the refusal of a message; pass the error on, or keep it for the next call."""
         name = self._topic.counter.topic
-        if self._refused is None:
+        if self.on_refused is not None:
+            self.on_refused(error, 1)
+        elif self._refused is None:
             logger.warning("Message refused on %s: %s", name, error)
             self._refused = error
         self._report(Refused(name, str(error)))

@@ -362,7 +362,12 @@ class ReconnectingConnection:
         if self.connection is None:
             self._give_up(error)
         else:
-            self._refuse_all(error)
+            self.abort(error)
+
+    def abort(self, error: BusError) -> None:
+        """Fail everything that waits with ``error``, and do not reconnect."""
+        self._refuse_all(error)
+        if self.connection is not None:
             self.connection.fail(error)
 
     async def _reconnect(self) -> None:

@@ -20,7 +20,11 @@ from msight_bus.protocol.decoder import Reply
 
 
 class RedisConnection(SocketConnection):
-    """A connection that publishes or subscribes."""
+    """A connection that publishes or subscribes.
+
+    Attributes:
+        alone: whether no other server has subscribers.
+    """
 
     def __init__(
         self,
@@ -41,7 +45,7 @@ class RedisConnection(SocketConnection):
         """
         codec = redis.RAW_CODEC if raw else redis.CODEC
         super().__init__(transport, on_lost, codec, max_bytes=max_bytes, max_received=max_received)
-        self._alone = True  # no other server has subscribers
+        self.alone = True
         self._leaving: set[Route] = set()
 
     def watch_health(self, health: Health, every: float, on_unfit: Callable[[str], None]) -> None:
@@ -54,7 +58,6 @@ class RedisConnection(SocketConnection):
             every: seconds between two checks.
             on_unfit: called with the reason if the server cannot be used.
         """
-        self._alone = not health.use_cluster
         last: Request | None = None
         permitted = True
 
@@ -71,6 +74,7 @@ class RedisConnection(SocketConnection):
         def judge(asked: Sequence[Request]) -> None:
             nonlocal permitted
             replies = [request.answer.exception() or request.reply for request in asked]
+            self.alone = health.is_alone(replies)
             if all(isinstance(reply, AuthenticationError) for reply in replies):
                 permitted = False  # every refused command is an entry in the server's ACL LOG
             problem = health.problem(replies)
@@ -85,7 +89,7 @@ class RedisConnection(SocketConnection):
         Raises:
             BusError: the user may not ask, or the connection was lost.
         """
-        if not self._alone:
+        if not self.alone:
             return None
         request = self.request(subscribers_question(topic.encode()))
         await request.answer

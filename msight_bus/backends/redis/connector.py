@@ -73,6 +73,7 @@ class RedisConnector:
         self._nodes = list(self._redis.nodes)
         random.shuffle(self._nodes)
         self._health = Health(self._redis.use_cluster, len(self._nodes))
+        self._alone = True
         self._open_at: WeakKeyDictionary[OpenConnection, str] = WeakKeyDictionary()
 
     @property
@@ -132,6 +133,7 @@ class RedisConnector:
         )
         connection.take_over(leftover)
         if publishes:
+            connection.alone = self._alone
             connection.watch_health(self._health, limits.ping_interval, partial(self._leave, opened.where))
         self._open_at[connection] = opened.where
         return connection
@@ -193,6 +195,7 @@ class RedisConnector:
                 if meaning_of(find_reply(error) or "") is Meaning.CREDENTIALS:
                     raise
                 replies.append(error)
+        self._alone = self._health.is_alone(replies)
         problem = self._health.problem(replies)
         if problem is not None:
             raise _UnfitError(problem)

@@ -71,6 +71,17 @@ class Health:
             return f"it is a replica of {master}, and messages published here do not reach the master; {_INSTEAD}"
         return None
 
+    def is_alone(self, replies: Sequence[object]) -> bool:
+        """Return whether no other server has subscribers; then the number of subscribers of this server is complete.
+
+        Args:
+            replies: as for `problem`.
+        """
+        clustered, state = _cluster(replies[-1])
+        if clustered:
+            return state.get("cluster_known_nodes") == "1"
+        return clustered is False or not self.use_cluster
+
 
 def _cluster(reply: object) -> tuple[bool | None, dict[str, str]]:
     """Return whether cluster mode is on (None: unknown), and the fields of CLUSTER INFO."""

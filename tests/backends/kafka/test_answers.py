@@ -91,7 +91,7 @@ async def test_an_error_of_a_fetch_is_logged_once_until_messages_come_again(kafk
     """UNKNOWN_SERVER_ERROR."""
 
     def told():
-        return len([line for line in caplog.messages if line.startswith(f"Fetching {topic}")])
+        return len([line for line in caplog.messages if line.startswith(f"Fetch from {topic} failed")])
 
     await make(kafka, topic)
     works = asyncio.Event()

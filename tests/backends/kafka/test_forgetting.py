@@ -54,3 +54,14 @@ async def test_topics_that_are_forgotten_in_turn_lose_nothing(topic, kafka):
                 await bus.publish(f"{topic}.{'ab'[i % 2]}", b"%d" % i)
             assert sorted([int(message.payload) for message in await take(one, 10)]) == list(range(0, 20, 2))
             assert sorted([int(message.payload) for message in await take(other, 10)]) == list(range(1, 20, 2))
+
+
+async def test_what_is_known_of_topics_is_forgotten_with_them(topic, kafka):
+    async with kafka.connect(MSIGHT_PUBLISHER_TOPICS=str(LIMIT)) as bus:
+        for i in range(3 * LIMIT):
+            await bus.publish(f"{topic}.t{i}", b"x")
+            async with bus.subscribe(f"{topic}.s{i}"):
+                pass
+        topics = bus.core.backend._directory
+        assert len(topics._known) <= LIMIT
+        assert topics._looked_up.keys() == topics._known.keys()

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 from aiokafka import TopicPartition
-from aiokafka.admin import NewPartitions
+from aiokafka.admin import NewPartitions, NewTopic
 from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.errors import GroupAuthorizationFailedError, KafkaError, KafkaTimeoutError
 from aiokafka.protocol.fetch import FetchRequest
@@ -18,6 +18,7 @@ from msight_bus.backends.kafka import feed, group, partition
 from msight_bus.backends.kafka.watch import watch
 from msight_bus.events import Disconnected, Gap, Reconnected
 from tests.support.kafka_admin import administering, make
+from tests.support.kafka_records import Rec, batch_of, raw_producer
 from tests.support.receiving import numbers, take
 from tests.support.rig import until
 
@@ -508,3 +509,25 @@ def told(caplog):
 async def consume(messages):
     async for _ in messages:
         pass
+
+
+async def test_a_partition_whose_fetch_fails_again_and_again_does_not_hold_up_others(kafka, topic, monkeypatch):
+    asked = []
+
+    async def refuse(client, partitions, *rest):
+        if partitions[0].partition == 0:
+            asked.append(partitions)
+            raise KafkaTimeoutError("by the test")
+        return await list_offsets(client, partitions, *rest)
+
+    list_offsets = feed.list_offsets
+    monkeypatch.setattr(feed, "list_offsets", refuse)
+    async with administering(kafka) as admin, raw_producer(kafka) as produce, kafka.connect() as bus:
+        await admin.create_topics([NewTopic(topic, 2, 1)])
+        for partition in (0, 1):
+            await produce(topic, batch_of(*[Rec(b"%d" % number) for number in range(3)]), partition)
+        await admin.delete_records({TopicPartition(topic, number): RecordsToDelete(2) for number in (0, 1)})
+        async with bus.subscribe(topic, start={0: 0, 1: 0}) as messages:
+            message = (await take(messages, 1))[0]
+            assert (message.position, message.payload) == ((1, 2), b"2")
+            assert asked

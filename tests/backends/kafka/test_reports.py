@@ -8,7 +8,8 @@ import logging
 import pytest
 
 from msight_bus import MessageTooLargeError
-from msight_bus.backends.kafka import aiokafka_compat, feed
+from msight_bus.backends.kafka import feed
+from msight_bus.backends.kafka.aiokafka_compat import requests
 from msight_bus.events import Gap
 from tests.support.kafka_admin import committed, make
 from tests.support.kafka_traffic import outcomes
@@ -58,7 +59,7 @@ async def test_a_backlog_in_one_partition_does_not_hold_up_the_others(kafka, top
     """(librdkafka 1854, Dekaf 2256) An answer is full before a broker comes to the last partition of the request, and only the
     first partition with records gives a batch that is larger than ``MSIGHT_KAFKA_FETCH_BYTES``."""
     of_answer, of_partition = limits
-    monkeypatch.setattr(aiokafka_compat, "_FETCH_MAX_BYTES", of_answer)
+    monkeypatch.setattr(requests, "_FETCH_MAX_BYTES", of_answer)
     await make(kafka, topic, 3)
     async with kafka.connect(MSIGHT_KAFKA_BATCH_BYTES="20000", MSIGHT_KAFKA_FETCH_BYTES=str(of_partition)) as bus:
         for _ in range(30):

@@ -10,7 +10,9 @@ import pytest
 import msight_bus
 from msight_bus import AuthenticationError, ConnectionLostError
 from msight_bus.events import Disconnected, Reconnected, Refused
+from msight_bus.nodes import NodeConfig
 from tests.support.listeners import fake
+from tests.support.nodes import Numbers
 from tests.support.peers import Peer
 from tests.support.rig import LIVE, seen, until
 from tests.support.servers import variables
@@ -215,3 +217,22 @@ async def test_a_missing_permission_turns_the_detection_of_tail_losses_off(kind)
             assert bus.capabilities.tail_loss
             await bus.publish("a", b"1")
             await until(lambda: not bus.capabilities.tail_loss)
+
+
+@live
+async def test_a_source_counts_each_refused_output_and_publishes_all_others(kind):
+    class Mixed(Numbers):
+        async def get_data(self):
+            payload = await super().get_data()
+            if int(payload) % 4:
+                return payload
+            await asyncio.sleep(0)
+            return payload + b" refused"
+
+    node = Mixed(NodeConfig(name="n", publish_topic_name="a", action_on_error="continue"), count=40)
+    async with refusing(kind) as (bus, peer, _, events):
+        await node.run(bus)
+        assert len(seen(events, Refused)) == 10
+        assert (node.metrics().messages_out, node.metrics().errors) == (30, 10)
+        sent = [payload for topic, payload in map(published, peer.commands) if topic == b"a"]
+        assert sum(not payload.endswith(b"refused") for payload in sent) == 30
