@@ -72,6 +72,9 @@ class Copy:
             except subprocess.TimeoutExpired:
                 _end(process)
                 return Outcome("timeout", "", time.monotonic() - began)
+            except BaseException:  # Ctrl-C does not reach a session of its own
+                _end(process)
+                raise
         seconds = time.monotonic() - began
         if process.returncode in (0, 5):  # 5: no test was selected
             return Outcome("passed", "", seconds)
