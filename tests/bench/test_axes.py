@@ -51,6 +51,7 @@ def test_percentiles_that_so_few_messages_cannot_have_are_not_shown():
 def test_sizes_have_a_tick_each():
     axis = size_axis([64, 4096])
     assert [text for _, text in axis.ticks] == ["64 B", "4 KiB"]
+    assert [axis.share(size) for size in (64, 512, 4096)] == pytest.approx([0, 0.5, 1])
     assert size_axis([64]).share(64) == 0
 
 

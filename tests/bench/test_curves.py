@@ -9,7 +9,7 @@ import pytest
 from msight_bus.bench import curves
 from msight_bus.bench.bus_sides import BusSubscriber
 from msight_bus.bench.candidates import Side
-from msight_bus.bench.curves import RATE_CURVE_SIZE, Pair, by_rate, by_size
+from msight_bus.bench.curves import RATE_CURVE_SIZE, Pair, by_rate, by_size, room
 from msight_bus.bench.jobs import STAMP
 from msight_bus.bench.own_broker import fresh_topic, sides
 from msight_bus.bench.stage import Stage
@@ -74,6 +74,11 @@ def test_it_ends_where_messages_wait_too_long(stage, monkeypatch):
     assert [point["rate"] for point in curve["points"]] == [100]
     assert curve["saturated"]
     assert curve["end"].startswith("100/s has a p99 of")
+
+
+@pytest.mark.parametrize(("size", "messages"), [(64, 8192), (1 << 20, 7), (1 << 24, 4)])
+def test_what_is_on_its_way_is_bounded_in_messages_and_bytes(size, messages):
+    assert room(size) == messages
 
 
 def test_a_side_that_fails_ends_the_curve(stage):
