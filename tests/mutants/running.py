@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 from tests.mutants.sampling import PROJECT, Mutant
 
-_ENDS_WITHIN = 30.0  # seconds for pytest to stop its brokers
+_NOT_COPIED = (".git", ".venv", ".cache", ".*_cache", ".hypothesis", "__pycache__", "out", "dist", "build")
 
 
 @dataclass(frozen=True)
@@ -78,34 +78,19 @@ class Copy:
         seconds = time.monotonic() - began
         if process.returncode in (0, 5):  # 5: no test was selected
             return Outcome("passed", "", seconds)
-        failed = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
+        failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", output, re.MULTILINE)
         return Outcome("failed", failed[1] if failed else output[-300:], seconds)
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """End pytest so that it stops its brokers; kill it if it does not."""
-    process.send_signal(signal.SIGINT)
-    try:
-        process.communicate(timeout=_ENDS_WITHIN)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+    """Kill pytest and its children; brokers end with the process that started them."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
 
 
 @contextmanager
 def copied() -> Iterator[Copy]:
-    """A copy of what git would commit, removed at the end."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", "-z"],
-        cwd=PROJECT,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    """A copy of the project without what is made from it, removed at the end."""
     with TemporaryDirectory(prefix="mutants-") as folder:
-        for name in filter(None, listed.stdout.split("\0")):
-            source, target = PROJECT / name, Path(folder) / name
-            if source.is_file():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, target)
+        shutil.copytree(PROJECT, folder, ignore=shutil.ignore_patterns(*_NOT_COPIED), dirs_exist_ok=True)
         yield Copy(Path(folder))

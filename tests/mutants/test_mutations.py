@@ -6,7 +6,7 @@ import pytest
 
 from tests.mutants.__main__ import Trial
 from tests.mutants.mutations import mutations
-from tests.mutants.running import Outcome
+from tests.mutants.running import Outcome, copied
 from tests.mutants.sampling import BESIDE, ELSEWHERE, KAFKA, PROJECT, mutants_of, sample, suites_of
 
 PATHS = sorted(str(path.relative_to(PROJECT)) for path in (PROJECT / "msight_bus").rglob("*.py"))
@@ -170,3 +170,15 @@ def test_a_test_that_fails_without_a_mutation_is_left_out():
     found = Trial(tests).of(mutants_of("msight_bus/data/image.py")[0])
     assert (found["status"], found["by"]) == ("killed", "tests/test_a.py::test_a")
     assert tests.ran[1] == tests.ran[2] == [*tests.ran[0], "--deselect=tests/test_a.py::test_a"]
+
+
+def test_tests_in_a_copy_fail_with_a_mutant_only():
+    mutant = next(each for each in mutants_of("msight_bus/topics.py") if each.mutation.what == "`200` to `201`")
+    tests = ["tests/test_topics.py"]
+    with copied() as copy:
+        with copy.with_mutant(mutant):
+            outcome = copy.test(tests, 50)
+        assert (outcome.status, outcome.by[:22]) == ("failed", "tests/test_topics.py::")
+        assert copy.test(tests, 50).status == "passed"
+        assert copy.test([*tests, f"--deselect={outcome.by}"], 50).status == "passed"
+        assert copy.test(tests, 0.1).status == "timeout"
