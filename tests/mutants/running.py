@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import compileall
 import os
+import py_compile
 import re
 import shutil
 import signal
@@ -55,7 +57,6 @@ class Copy:
     def test(self, arguments: list[str], within: float) -> Outcome:
         """Run pytest until its first failure, for at most ``within`` seconds."""
         command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "--tb=no", "-p", "no:cacheprovider"]
-        # Without files of bytecode, a mutant of the same size and second cannot be mistaken for the source.
         environment = os.environ | {"PYTHONPATH": str(self._folder), "PYTHONDONTWRITEBYTECODE": "1"}
         began = time.monotonic()
         with subprocess.Popen(
@@ -93,4 +94,6 @@ def copied() -> Iterator[Copy]:
     """A copy of the project without what is made from it, removed at the end."""
     with TemporaryDirectory(prefix="mutants-") as folder:
         shutil.copytree(PROJECT, folder, ignore=shutil.ignore_patterns(*_NOT_COPIED), dirs_exist_ok=True)
+        mode = py_compile.PycInvalidationMode.CHECKED_HASH  # so that a mutant is never mistaken for its source
+        compileall.compile_dir(Path(folder) / "msight_bus", quiet=2, invalidation_mode=mode)
         yield Copy(Path(folder))

@@ -6,8 +6,8 @@ import pytest
 
 from tests.mutants.__main__ import Trial
 from tests.mutants.mutations import mutations
-from tests.mutants.running import Outcome, copied
-from tests.mutants.sampling import BESIDE, ELSEWHERE, KAFKA, PROJECT, mutants_of, sample, suites_of
+from tests.mutants.running import Copy, Outcome
+from tests.mutants.sampling import BESIDE, ELSEWHERE, KAFKA, PROJECT, Mutant, mutants_of, sample, suites_of
 
 PATHS = sorted(str(path.relative_to(PROJECT)) for path in (PROJECT / "msight_bus").rglob("*.py"))
 
@@ -172,13 +172,21 @@ def test_a_test_that_fails_without_a_mutation_is_left_out():
     assert tests.ran[1] == tests.ran[2] == [*tests.ran[0], "--deselect=tests/test_a.py::test_a"]
 
 
-def test_tests_in_a_copy_fail_with_a_mutant_only():
-    mutant = next(each for each in mutants_of("msight_bus/topics.py") if each.mutation.what == "`200` to `201`")
-    tests = ["tests/test_topics.py"]
-    with copied() as copy:
-        with copy.with_mutant(mutant):
-            outcome = copy.test(tests, 50)
-        assert (outcome.status, outcome.by[:22]) == ("failed", "tests/test_topics.py::")
-        assert copy.test(tests, 50).status == "passed"
-        assert copy.test([*tests, f"--deselect={outcome.by}"], 50).status == "passed"
-        assert copy.test(tests, 0.1).status == "timeout"
+def test_tests_in_a_copy_fail_with_a_mutant_only(tmp_path):
+    source = "def double(n):\n    return n + n\n"
+    (tmp_path / "doubling.py").write_text(source)
+    (tmp_path / "test_it.py").write_text(
+        "import pytest, doubling\n"
+        "@pytest.mark.parametrize('what', ['a number'])\n"
+        "def test_double(what):\n"
+        "    assert doubling.double(2) == 4, what\n"
+        "def test_hang():\n"
+        "    import time; time.sleep(600)\n"
+    )
+    (mutation,) = mutations(source)
+    copy, others = Copy(tmp_path), ["test_it.py", "--deselect=test_it.py::test_hang"]
+    with copy.with_mutant(Mutant("doubling.py", mutation, "")):
+        outcome = copy.test(others, 50)
+    assert (outcome.status, outcome.by) == ("failed", "test_it.py::test_double[a number]")
+    assert copy.test(others, 50).status == "passed"
+    assert copy.test(["test_it.py", f"--deselect={outcome.by}"], 2).status == "timeout"
