@@ -10,7 +10,7 @@ PARALLEL ?= -n 3 --dist loadfile
 FRAMES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults soak rounds check audit floor newest force bench bench-full format clean
+.PHONY: help setup demo test faults soak rounds mutants check audit floor newest force bench bench-full format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ soak: setup  ## inject random faults on BACKEND=redis|nats|kafka for SECONDS=360
 
 rounds: setup  ## inject each fault of operators, networks and group members on Kafka ROUNDS=30 times, SEED=1; writes benchmarks/results/
 	$(BIN)/python -m tests.faults.rounds --rounds $(or $(ROUNDS),30) --seed $(or $(SEED),1)
+
+mutants: setup  ## make COUNT=100 small changes of the package, SEED=1, and run the tests of each; ONLY=msight_bus/data/ for a part
+	$(BIN)/python -m tests.mutants --seed $(or $(SEED),1) --count $(or $(COUNT),100) --only $(or $(ONLY),msight_bus/)
 
 check: setup  ## check style, types and imports
 	$(BIN)/ruff check .

@@ -16,6 +16,8 @@ from msight_bus.runtime import loop_factory
 from msight_bus.testing import Simulation, VirtualClockLoop
 from tests.support.brokers import BACKENDS, Backend, make_backend, started
 
+pytest_plugins = ["tests.support.retrying"]
+
 _TEST_WITHIN = 55.0
 
 

@@ -74,6 +74,22 @@ async def test_nobody_overtakes_whoever_waits_for_room():
     assert publisher.in_flight == 1
 
 
+async def test_an_acknowledgement_makes_room_for_each_message_of_its_batch():
+    publisher, log = await entered(10)
+    one, other = (asyncio.get_running_loop().create_future() for _ in range(2))
+    batches = iter([one, one, one, other, one, other])
+    log.try_send = lambda payload, key, headers: next(batches)
+    for _ in range(6):
+        await publisher.send(b"")
+    assert publisher.in_flight == 6
+    one.set_result(None)
+    await turn()
+    assert publisher.in_flight == 2
+    other.set_result(None)
+    await turn()
+    assert publisher.in_flight == 0
+
+
 async def test_what_was_refused_a_moment_ago_is_raised_by_the_flush_and_once():
     publisher, log = await entered(10)
     for _ in range(2):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import logging
+import weakref
 
 import pytest
 
@@ -51,6 +53,18 @@ async def test_a_task_that_raises_is_logged_and_runs_again_after_a_growing_pause
     assert [record.levelno for record in caplog.records] == [logging.ERROR] * 9
     assert "'watch'" in caplog.text
     assert "ZeroDivisionError" in caplog.text
+    await tasks.stop()
+
+
+async def test_a_task_that_has_ended_is_not_kept():
+    tasks = BackgroundTasks()
+    task = tasks.start(Fails(0), "watch")
+    ended = weakref.ref(task)
+    await task
+    await asyncio.sleep(0)
+    del task
+    gc.collect()
+    assert ended() is None
     await tasks.stop()
 
 

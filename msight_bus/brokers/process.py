@@ -128,6 +128,14 @@ class GuardedProcess:
             with contextlib.suppress(ProcessLookupError, PermissionError):  # it has just ended; macOS: EPERM
                 os.killpg(self._process.pid, number)
 
+    def freeze(self) -> None:
+        """Stop the process and its children (SIGSTOP); return once all its threads have stopped, which takes time under load."""
+        self.signal(signal.SIGSTOP)
+        if self.is_running and not self._container and hasattr(os, "waitid"):  # macOS has it from Python 3.13 on
+            assert self._process is not None
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
     def kill(self) -> None:
         """Kill the process (SIGKILL) and wait for its end."""
         self.signal(signal.SIGKILL)

@@ -97,7 +97,7 @@ class RunningBroker:
 
     def freeze(self) -> None:
         """Suspend the server (SIGSTOP): connections stay open, and the server does not answer."""
-        self._process.signal(signal.SIGSTOP)
+        self._process.freeze()
 
     def thaw(self) -> None:
         """Resume a frozen server (SIGCONT)."""

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 
 from msight_bus import AuthenticationError, ConnectionLostError
+from msight_bus.backends.failover import describe
 from msight_bus.events import Disconnected, Reconnected
 from tests.support.brokers import backend_at
 from tests.support.listeners import fake
@@ -35,6 +36,12 @@ async def servers(kind, *peers):
     async with AsyncExitStack() as stack:
         ways = [await stack.enter_async_context(fake(peer)) for peer in peers]
         yield backend_at(kind, *(way.port for way in ways)), ways
+
+
+def test_the_error_of_the_operating_system_is_named_whatever_wraps_it_or_caused_it():
+    error, system = RuntimeError("the client's"), ConnectionRefusedError(111, "Connect call failed")
+    error.__cause__, system.__context__ = system, KeyError("host")
+    assert describe(error, 1.0) == "ConnectionRefusedError: [Errno 111] Connect call failed"
 
 
 async def connect(backend, **more):

@@ -289,15 +289,16 @@ async def test_what_is_too_large_with_its_headers_is_not_written():
 
 
 class Shuffle:
-    """Delays every second list (memory.Filter)."""
+    """Delays each list by one of these seconds in turn (memory.Filter)."""
 
-    def __init__(self) -> None:
+    def __init__(self, *seconds: float) -> None:
+        self.seconds = seconds
         self.passed = 0
         self.forgotten: list[str] = []
 
     def pass_on(self, delivery, messages) -> None:
+        delivery.arrive(messages, self.seconds[self.passed % len(self.seconds)])
         self.passed += 1
-        delivery.arrive(messages, 5.0 if self.passed % 2 else 0.0)
 
     def forget(self, delivery) -> None:
         self.forgotten.append(delivery.route.topic)
@@ -305,7 +306,7 @@ class Shuffle:
 
 async def test_a_filter_delays_messages_and_the_order_of_a_connection_holds(msight_simulation):
     broker = Broker()
-    shuffle = broker.exchange.filter = Shuffle()
+    shuffle = broker.exchange.filter = Shuffle(5.0, 0.0)
     near = broker.connect()
     stream, reserved = await subscribe(near, "t"), await subscribe(near, "_msight.nodes")
     start = asyncio.get_running_loop().time()
@@ -321,3 +322,19 @@ async def test_a_filter_delays_messages_and_the_order_of_a_connection_holds(msig
     assert (reserved.payloads, shuffle.passed) == ([b""], 2)
     await near.unsubscribe(stream.route).answer
     assert shuffle.forgotten == ["t"]
+
+
+async def test_what_is_delayed_longer_arrives_although_nothing_more_comes(msight_simulation):
+    broker = Broker()
+    broker.exchange.filter = Shuffle(1.0, 3.0)
+    near = broker.connect()
+    stream = await subscribe(near, "t")
+    start = asyncio.get_running_loop().time()
+    for i in range(2):
+        broker.publish(near, "t", b"%d" % i)
+        await turn()
+    async with asyncio.timeout(10):
+        while len(stream.payloads) < 2:
+            await asyncio.sleep(0.1)
+    assert stream.lists == [[b"0"], [b"1"]]
+    assert asyncio.get_running_loop().time() - start == pytest.approx(3.0, abs=0.2)

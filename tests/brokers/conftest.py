@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -42,19 +41,6 @@ def start_broker(
             return stack.enter_context(brokers.start(kind, **options))
 
         yield start
-
-
-@pytest.fixture
-def eventually() -> Callable[[Callable[[], object]], None]:
-    """Wait until a condition holds; fail after 20 s."""
-
-    def wait(condition: Callable[[], object]) -> None:
-        limit = time.monotonic() + 20
-        while not condition():
-            assert time.monotonic() < limit, "it did not happen within 20 s"
-            time.sleep(0.01)
-
-    return wait
 
 
 @pytest.fixture

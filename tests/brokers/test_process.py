@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from msight_bus.brokers.process import GuardedProcess
+from tests.support.waiting import wait_until
 
 PARENT = """
 import json, signal, sys, threading
@@ -70,22 +71,22 @@ def group_is_gone(leader):
         ("nats", signal.SIGHUP),
     ],
 )
-def test_killed_parent_leaves_no_orphan(kind, number, require_broker, eventually, is_gone):
+def test_killed_parent_leaves_no_orphan(kind, number, require_broker, is_gone):
     require_broker(kind)
     parent, pid, folder = run(PARENT, kind)
     with parent:
         assert not is_gone(pid)
         parent.send_signal(number)
-        eventually(lambda: is_gone(pid) and not folder.exists())
+        wait_until(lambda: is_gone(pid) and not folder.exists())
 
 
 @pytest.mark.parametrize("end", ["exit", "kill"])
-def test_stubborn_process_and_its_children_end_too(end, tmp_path, eventually):
+def test_stubborn_process_and_its_children_end_too(end, tmp_path):
     parent, pid, folder = run(PREPARING, str(tmp_path), end)
     with parent:
         if end == "kill":
             parent.kill()
-        eventually(lambda: group_is_gone(pid) and not folder.exists())
+        wait_until(lambda: group_is_gone(pid) and not folder.exists())
 
 
 def test_the_watchdog_goes_with_its_server(tmp_path, is_gone):

@@ -6,6 +6,8 @@ import asyncio
 import dataclasses
 import json
 import socket
+import sys
+from pathlib import Path
 
 import aiokafka
 import nats
@@ -97,6 +99,18 @@ def test_frozen_is_silent_until_thawed(start_broker):
         broker.thaw()
         connection.settimeout(10)
         assert connection.recv(100) == b"+PONG\r\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_each_thread_has_stopped_when_freeze_returns(start_broker):
+    broker = start_broker("nats")
+    for _ in range(20):
+        broker.freeze()
+        states = [
+            path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{broker.pid}/task").glob("*/stat")
+        ]
+        assert set(states) == {"T"}
+        broker.thaw()
 
 
 def test_frozen_restarts_and_stops(start_broker):

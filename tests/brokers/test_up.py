@@ -14,6 +14,7 @@ import zipfile
 import pytest
 
 from msight_bus.brokers import ports
+from tests.support.waiting import wait_until
 
 MSIGHT_BUS = [sys.executable, "-m", "msight_bus"]
 
@@ -152,7 +153,7 @@ IS_SILENT = (
 
 @pytest.mark.parametrize("maven", [FETCHES, IS_SILENT])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_in_the_middle(number, maven, up_kafka, tmp_path, is_gone, eventually):  # noqa: PLR0917
+def test_stopped_in_the_middle(number, maven, up_kafka, tmp_path, is_gone):
     """A signal while Maven fetches, with or without a word: it ends, with what it began, and nothing stays in the cache."""
     with up_kafka(mvn=maven) as process:
         assert any("x.jar" in line for line in process.stderr)
@@ -160,20 +161,20 @@ def test_stopped_in_the_middle(number, maven, up_kafka, tmp_path, is_gone, event
         assert "no process is left running" in process.stderr.read()
     assert process.returncode == 130
     assert [path.name for path in (tmp_path / "cache" / "msight-bus").iterdir()] == ["kafka-4.1.0.lock"]
-    eventually(lambda: is_gone(int((tmp_path / "mvn.pid").read_text())))
+    wait_until(lambda: is_gone(int((tmp_path / "mvn.pid").read_text())))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_nothing_stays_after_a_second_signal(number, up_kafka, tmp_path, is_gone, eventually):
+def test_nothing_stays_after_a_second_signal(number, up_kafka, tmp_path, is_gone):
     with up_kafka(mvn=IS_SILENT) as process:
         assert any("x.jar" in line for line in process.stderr)
         process.send_signal(signal.SIGTERM)
         process.send_signal(number)
         process.communicate()
-    eventually(lambda: is_gone(int((tmp_path / "mvn.pid").read_text())))
+    wait_until(lambda: is_gone(int((tmp_path / "mvn.pid").read_text())))
 
 
-def test_stopped_while_a_server_starts(up_kafka, tmp_path, is_gone, eventually):
+def test_stopped_while_a_server_starts(up_kafka, tmp_path, is_gone):
     """The server is there and does not answer."""
     slow = "case \"$*\" in *-version*) echo 'openjdk version \"17\"' >&2;; *) trap '' TERM INT; while :; do sleep 1; done;; esac"
     maven = "for word; do case $word in -DoutputDirectory=*) cp %s ${word#*=}/x.jar;; esac; done"
@@ -184,7 +185,7 @@ def test_stopped_while_a_server_starts(up_kafka, tmp_path, is_gone, eventually):
         process.send_signal(signal.SIGTERM)
         assert "no process is left running" in process.stderr.read()
     assert process.returncode == 130
-    eventually(lambda: is_gone(int((tmp_path / "java.pid").read_text())))
+    wait_until(lambda: is_gone(int((tmp_path / "java.pid").read_text())))
 
 
 def test_help_teaches(up):

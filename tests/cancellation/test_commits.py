@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from tests.cancellation.sweep import sweep
+from tests.support.sweep import sweep
 
 # Who is cancelled while joining leaves a member behind, for which the others wait until its session is over.
 SETTINGS = {

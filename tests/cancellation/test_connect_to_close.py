@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from msight_bus import QueuePolicy
-from tests.cancellation.sweep import CASES, Leftovers, sweep
+from tests.support.sweep import CASES, Leftovers, sweep
 
 
 @pytest.mark.parametrize(("backend", "when"), CASES, indirect=["backend"])

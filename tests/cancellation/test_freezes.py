@@ -8,8 +8,9 @@ import pytest
 
 from msight_bus import ConnectionLostError, DrainTimeoutError
 from msight_bus.backends.kafka import group
-from tests.cancellation.sweep import watched
-from tests.support.rig import EVERY, own_broker
+from tests.support.brokers import make_backend
+from tests.support.rig import EVERY, frozen, own_broker
+from tests.support.sweep import watched
 
 FROZEN = 0.4
 """Seconds: longer than a ping and its answer may take, shorter than a session."""
@@ -76,24 +77,20 @@ async def test_a_freeze_at_each_suspension(frozen, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", EVERY)
-async def test_a_drain_of_a_frozen_broker_ends_at_the_deadline_of_the_drain(kind):
+async def test_a_drain_of_a_frozen_broker_ends_at_the_deadline_of_the_drain(kind, topic):
     long = {f"MSIGHT_{name}_TIMEOUT": "600" for name in ("CONNECT", "PUBLISH", "PONG")}
-    with own_broker(kind) as (broker, backend):
-        async with backend.connect(**long, MSIGHT_PING_INTERVAL="600") as bus, bus.subscribe("t") as messages:
-            await bus.nodes()
-            await bus.publish("t", b"before")
-            await anext(messages)
-            consumer = asyncio.create_task(anext(messages))
-            broker.freeze()
-            try:
-                await asyncio.sleep(0.2)  # until each thread of the broker has stopped
-                publishing = asyncio.create_task(bus.publish("t", b"not confirmed"))
-                with pytest.raises(DrainTimeoutError):
-                    await bus.drain(0.5)
-            finally:
-                broker.thaw()
-                consumer.cancel()
-                await asyncio.wait((consumer, publishing))
-            if bus.capabilities.acknowledgement:
-                with pytest.raises(ConnectionLostError):
-                    publishing.result()
+    async with make_backend(kind).connect(**long, MSIGHT_PING_INTERVAL="600") as bus, bus.subscribe(topic) as messages:
+        await bus.nodes()
+        await bus.publish(topic, b"before")
+        await anext(messages)
+        consumer = asyncio.create_task(anext(messages))
+        with frozen(kind):
+            publishing = asyncio.create_task(bus.publish(topic, b"not confirmed"))
+            await asyncio.sleep(0)  # both begin
+            with pytest.raises(DrainTimeoutError):
+                await bus.drain(0.5)
+        consumer.cancel()
+        await asyncio.wait((consumer, publishing))
+        if bus.capabilities.acknowledgement:
+            with pytest.raises(ConnectionLostError):
+                publishing.result()

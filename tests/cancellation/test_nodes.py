@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from msight_bus.nodes import NodeConfig, SinkNode, off_loop, run_until
-from tests.cancellation.sweep import CASES, Leftovers, sweep
 from tests.support.nodes import Collect, Numbers
+from tests.support.sweep import CASES, Leftovers, sweep
 
 LIVE = [case for case in CASES if case.values[0] != "kafka"]  # each attempt would wait for a group to be joined
 

@@ -8,9 +8,9 @@ from contextlib import suppress
 import pytest
 
 from msight_bus import QueuePolicy
-from tests.cancellation.sweep import CASES, Leftovers, sweep
 from tests.support.brokers import make_backend
 from tests.support.receiving import lose
+from tests.support.sweep import CASES, Leftovers, sweep
 
 everywhere = pytest.mark.parametrize(("backend", "when"), CASES, indirect=["backend"])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
 from contextlib import AsyncExitStack, contextmanager
 
 import pytest
@@ -18,6 +17,7 @@ from tests.support.clusters import redis_cluster
 from tests.support.listeners import proxy
 from tests.support.receiving import take
 from tests.support.rig import seen, until
+from tests.support.waiting import wait_until
 
 PREFIX = "MSIGHT_REDIS_MESSAGE_BROKER_"
 QUICK = {
@@ -55,10 +55,7 @@ def replica(master):
 
 def follow(client, master):
     client.replicaof(master.host, master.port)
-    limit = time.monotonic() + 20
-    while client.info("replication")["master_link_status"] != "up":
-        assert time.monotonic() < limit, "the replica did not come up"
-        time.sleep(0.02)
+    wait_until(lambda: client.info("replication")["master_link_status"] == "up")
 
 
 def in_cluster(*nodes):

@@ -506,20 +506,25 @@ async def test_hooks_in_their_order(memory, caplog):
     assert "the disk is full" in caplog.text
 
 
-async def test_an_error_in_on_start_ends_the_node_and_on_stop_is_left_out(memory):
+async def test_an_error_in_on_start_ends_the_node_and_neither_on_message_nor_on_stop_is_called(memory):
+    calls = []
+
     class Broken(SinkNode):
         async def on_start(self):
+            calls.append("start")
+            await self.bus.publish("in", b"")
             raise OSError("no model")
 
         async def on_message(self, data):
-            raise AssertionError
+            calls.append("message")
 
         async def on_stop(self):
-            raise AssertionError
+            calls.append("stop")
 
     async with memory.connect() as bus:
         with pytest.raises(OSError, match="no model"):
             await Broken(config(publish_topic_name=None)).run(bus)
+    assert calls == ["start"]
 
 
 async def test_a_node_runs_once_at_a_time_and_again_afterwards(memory, sink):

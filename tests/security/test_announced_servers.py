@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from contextlib import contextmanager
 
 import msight_bus
@@ -16,6 +15,7 @@ from tests.support.peers import Peer
 from tests.support.rig import seen, until
 from tests.support.servers import CREDENTIALS, PASSWORD, USER, nats_tls_lines, start, variables
 from tests.support.talking import new_topic, settings_of
+from tests.support.waiting import wait_until
 
 QUICK = {"MSIGHT_RECONNECT_MAX": "0.1", "MSIGHT_PING_INTERVAL": "0.2", "MSIGHT_CONNECT_TIMEOUT": "2"}
 
@@ -35,10 +35,7 @@ def cluster(made, announced):
         [*common[:-1], common[-1] % ways[1] + "}", f'client_advertise: "127.0.0.1:{announced}"'],
     ]
     with start("nats", config=configs[0]) as first, start("nats", config=configs[1]) as second:
-        limit = time.monotonic() + 20
-        while announced not in known_to(first.port):
-            assert time.monotonic() < limit, "the cluster did not form"
-            time.sleep(0.02)
+        wait_until(lambda: announced in known_to(first.port))
         yield first, second
 
 

@@ -9,6 +9,7 @@ import trustme
 
 from msight_bus.errors import ConfigError
 from msight_bus.settings import BusSettings, ConfigWarning, KafkaSettings
+from msight_bus.settings.tls import find_refused_certificate
 
 KAFKA = "MSIGHT_KAFKA_"
 
@@ -115,6 +116,22 @@ def test_versions_before_1_2_are_refused(ca, files):
             handshake(client, server, "broker.example")
         client.minimum_version = ssl.TLSVersion.TLSv1
     assert handshake(client, server, "broker.example").version() == "TLSv1.1"
+
+
+@pytest.mark.parametrize(
+    ("reason", "is_refused"),
+    [
+        ("TLSV1_ALERT_UNKNOWN_CA", True),
+        ("TLSV13_ALERT_CERTIFICATE_REQUIRED", True),
+        ("WRONG_VERSION_NUMBER", False),
+        (None, False),
+    ],
+)
+def test_an_alert_about_a_certificate_is_told_apart_from_other_errors(reason, is_refused):
+    alert, error = ssl.SSLError(1, "what OpenSSL says"), RuntimeError("the client's")
+    alert.reason, error.__cause__ = reason, alert
+    assert find_refused_certificate(error) is (alert if is_refused else None)
+    assert find_refused_certificate(OSError("reset")) is None
 
 
 def kafka(**variables: str) -> KafkaSettings:

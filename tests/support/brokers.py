@@ -19,6 +19,7 @@ started: dict[str, brokers.RunningBroker] = {}
 _CONFIG = {
     "kafka": [  # a killed member and a rebalance are detected sooner than by default
         "group.min.session.timeout.ms=500",
+        "log.cleaner.backoff.ms=200",  # compaction
         *(f"group.consumer.{least}session.timeout.ms=3000" for least in ("min.", "")),
         *(f"group.consumer.{least}heartbeat.interval.ms=500" for least in ("min.", "")),
     ]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import redis
 from msight_bus import brokers
 from msight_bus.brokers.running import KindName
 from tests.support.brokers import Backend
+from tests.support.waiting import wait_until
 
 SIZE = 3
 
@@ -47,8 +47,8 @@ def redis_cluster() -> Iterator[Cluster]:
             client.execute_command("CLUSTER", "ADDSLOTSRANGE", first, after - 1)
             clients[0].execute_command("CLUSTER", "MEET", node.host, node.port, way)
         for client in clients:
-            _until(lambda client=client: client.execute_command("CLUSTER", "NODES").count(b" connected ") == SIZE)
-            _until(lambda client=client: b"cluster_state:ok" in client.execute_command("CLUSTER", "INFO"))
+            wait_until(lambda client=client: client.execute_command("CLUSTER", "NODES").count(b" connected ") == SIZE)
+            wait_until(lambda client=client: b"cluster_state:ok" in client.execute_command("CLUSTER", "INFO"))
         addresses = ",".join(f"{node.host}:{node.port}" for node in nodes)
         variables = {"USE_CLUSTER": "true", "CLUSTER_NODES": addresses}
         env = {f"MSIGHT_REDIS_MESSAGE_BROKER_{name}": value for name, value in variables.items()}
@@ -63,7 +63,7 @@ def nats_cluster(*lines: str) -> Iterator[Cluster]:
     configs = [[f'cluster {{ name: three, listen: "127.0.0.1:{way}", routes: [{routes}] }}', *lines] for way in ways]
     with _started("nats", configs) as nodes:
         for node in nodes:
-            _until(lambda node=node: known_to(node.port) == {node.port for node in nodes})
+            wait_until(lambda node=node: known_to(node.port) == {node.port for node in nodes})
         yield _together("nats", nodes, "MSIGHT_NATS_SERVERS")
 
 
@@ -126,10 +126,3 @@ def _started(
 
 def _free_ports() -> list[int]:
     return [brokers.free_port() for _ in range(SIZE)]
-
-
-def _until(condition: Callable[[], bool], within: float = 20.0) -> None:
-    limit = time.monotonic() + within
-    while not condition():
-        assert time.monotonic() < limit, "the cluster did not form"
-        time.sleep(0.02)

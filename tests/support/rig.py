@@ -17,7 +17,7 @@ from msight_bus import brokers
 from msight_bus.bench.usage import forget_peak, peak_bytes
 from msight_bus.events import BusEvent
 from msight_bus.runtime import loop_factory
-from tests.support.brokers import Backend, make_backend, start_broker
+from tests.support.brokers import Backend, make_backend, running_broker, start_broker
 from tests.support.ledger import Account, Ledger
 
 LIVE = ["redis", "nats"]
@@ -31,6 +31,17 @@ def own_broker(kind: str, config: Sequence[str] = ()) -> Iterator[tuple[brokers.
     """Start a broker that the test can kill."""
     with start_broker(kind, config) as broker:
         yield broker, make_backend(kind, broker)
+
+
+@contextmanager
+def frozen(kind: str) -> Iterator[None]:
+    """The run's broker hangs."""
+    broker = running_broker(kind)
+    broker.freeze()
+    try:
+        yield
+    finally:
+        broker.thaw()
 
 
 async def until(condition: Callable[[], object], within: float = 20.0) -> None:

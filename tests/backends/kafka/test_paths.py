@@ -268,7 +268,7 @@ async def test_the_error_names_an_advertised_address_that_cannot_be_reached():
     nowhere = brokers.free_port()
     with own_broker("kafka", [f"advertised.listeners=CLIENT://{HOST}:{nowhere}"]) as (_, kafka):
         with pytest.raises(ConnectionLostError) as caught:
-            async with kafka.connect(MSIGHT_CONNECT_TIMEOUT="5") as bus:
+            async with kafka.connect(MSIGHT_CONNECT_TIMEOUT="3") as bus:
                 await bus.publish("t", b"x")
     assert f"{HOST}:{nowhere}" in str(caught.value)
     assert "advertised.listeners" in str(caught.value)

@@ -29,8 +29,12 @@ class Transport:
     def resume_reading(self):
         pass
 
+    def abort(self):
+        self.aborted = True
+
     def __init__(self):
         self.written = b""
+        self.aborted = False
 
     def get_write_buffer_size(self):
         return 0
@@ -78,6 +82,16 @@ async def test_an_error_before_an_answer_is_the_reason_of_an_end_without_that_an
         await request.answer
     (reason,) = lost
     assert ("Something Else" in reason) is not answered
+
+
+async def test_credentials_that_expire_end_the_connection_even_if_the_server_keeps_it():
+    lost = Lost()
+    connection = connected(lost)
+    connection.data_received(b"-ERR 'User Authentication Expired'\r\n")
+    assert connection.transport.aborted
+    connection.connection_lost(None)
+    (reason,) = lost
+    assert "User Authentication Expired" in reason
 
 
 async def test_subscriptions_that_were_left_or_refused_leave_nothing_behind():

@@ -9,11 +9,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
 from msight_bus import AuthenticationError, BusError, MessageTooLargeError, QueuePolicy
-from tests.cancellation.sweep import watched
 from tests.faults.rounds.site import HARMED, Site, Stream, streams
 from tests.support.mixed_groups import SETTINGS, MixedGroup
 from tests.support.rig import until
 from tests.support.stream import Sender, take_all
+from tests.support.sweep import watched
 
 Round = Callable[[], Awaitable[None]]
 

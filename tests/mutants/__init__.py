@@ -1,0 +1,1 @@
+"""Small changes of the package, each of which a test should notice."""
