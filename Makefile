@@ -5,54 +5,54 @@ VENV := .venv
 PEERS := $(VENV)/peers
 BIN := $(VENV)/bin
 BACKEND ?= redis
-# Tests wait for brokers more than they compute, so that three at a time take half the time; each has brokers of its own.
+# Tests mostly wait for brokers, so three processes take half the time; each process starts its own brokers.
 PARALLEL ?= -n 3 --dist loadfile
 FRAMES ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test faults soak rounds check audit floor newest force bench bench-full format clean
 
-help:  ## this list
+help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-# The demo needs less than the tests; where all is installed already, that will do.
+# The demo needs fewer packages than the tests; an environment for the tests suffices for both.
 $(VENV)/installed: EXTRAS := dev
 $(VENV)/installed-for-demo: EXTRAS := brokers,demo
 $(VENV)/installed $(VENV)/installed-for-demo: pyproject.toml constraints.txt
 	@$(PYTHON) .ci/install.py $(VENV) -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
-setup: $(VENV)/installed  ## the environment that the others need (they make it themselves)
+setup: $(VENV)/installed  ## create the environment; the other targets do it if necessary
 
 demo: $(or $(wildcard $(VENV)/installed),$(VENV)/installed-for-demo)  ## cameras -> detectors -> tracker -> sink on a real broker; BACKEND=redis|nats|kafka|memory FRAMES=folder|video RATE=10
 	$(BIN)/python -m examples.camera_pipeline --backend $(BACKEND) $(if $(FRAMES),--frames '$(FRAMES)') $(if $(RATE),--rate '$(RATE)')
 
-test: setup  ## every test, on real Redis, NATS and Kafka servers that it starts
+test: setup  ## run all tests on real Redis, NATS and Kafka servers, which are started
 	$(BIN)/python -m pytest $(PARALLEL)
 
-faults: setup  ## the whole fault matrix with a ledger of each test, and the clusters: some minutes
+faults: setup  ## run all fault tests and the cluster tests, with a ledger per test: some minutes
 	$(BIN)/python -m pytest tests/faults -v -m "faults or not faults"
 	$(BIN)/python -m pytest --ignore tests/faults -m faults
 
-soak: setup  ## faults at random on BACKEND=redis|nats|kafka, SECONDS=3600 at most, SEED=1; writes benchmarks/results/
+soak: setup  ## inject random faults on BACKEND=redis|nats|kafka for SECONDS=3600, SEED=1; writes benchmarks/results/
 	$(BIN)/python -m tests.faults.soak --backend $(BACKEND) --seconds $(or $(SECONDS),3600) --seed $(or $(SEED),1)
 
-rounds: setup  ## ROUNDS=30 of each fault of an operator, a network and other members on Kafka, SEED=1; writes benchmarks/results/
+rounds: setup  ## inject each fault of operators, networks and group members on Kafka ROUNDS=30 times, SEED=1; writes benchmarks/results/
 	$(BIN)/python -m tests.faults.rounds --rounds $(or $(ROUNDS),30) --seed $(or $(SEED),1)
 
-check: setup  ## style, types, import directions
+check: setup  ## check style, types and imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-audit: $(VENV)/tools/installed  ## known vulnerabilities of the pinned versions
+audit: $(VENV)/tools/installed  ## look up known vulnerabilities of the pinned versions
 	$(VENV)/tools/bin/python .ci/audit.py
 
-floor: $(VENV)/lowest-direct/installed  ## contract, backends and command line with the oldest versions that pyproject.toml permits
-newest: $(VENV)/highest/installed  ## the same with the newest releases that pyproject.toml permits
+floor: $(VENV)/lowest-direct/installed  ## test contract, backends and command line with the lowest versions that pyproject.toml permits
+newest: $(VENV)/highest/installed  ## test the same with the newest versions that pyproject.toml permits
 floor newest:
-	@# What these versions deprecate among themselves is not ours.
+	@# Deprecations between these packages are not errors of this project.
 	$(<D)/bin/python -m pytest -W default::DeprecationWarning $(PARALLEL) tests/contract tests/backends tests/cli
 
 $(VENV)/tools/installed:
@@ -65,22 +65,22 @@ $(VENV)/lowest-direct/installed $(VENV)/highest/installed: $(VENV)/%/installed: 
 	$(VENV)/tools/bin/uv pip install --python $(@D)/bin/python --resolution $* -e '.[dev]'
 	@touch $@
 
-$(VENV)/highest/installed: force  # there may be newer releases by now
+$(VENV)/highest/installed: force  # look for newer releases each time
 
-bench: setup $(PEERS)/installed  ## how fast it is beside the raw protocols and the peers: three minutes
+bench: setup $(PEERS)/installed  ## compare the bus with raw protocols and other libraries: three minutes
 	$(BIN)/python -m benchmarks quick
 
-bench-full: setup $(PEERS)/installed  ## the same with every size and all rounds: 25 minutes; writes benchmarks/results/
+bench-full: setup $(PEERS)/installed  ## compare all sizes in all rounds: 25 minutes; writes benchmarks/results/
 	$(BIN)/python -m benchmarks full
 
-# Beside the environment's packages, not among them: peers pin versions of what the project uses, and none of it is needed.
+# In a separate folder, because these libraries pin other versions of packages that the project uses.
 $(PEERS)/installed: $(VENV)/installed
 	rm -rf $(PEERS)
 	$(BIN)/pip install --disable-pip-version-check --no-deps -c constraints.txt --target $(PEERS) \
 	  faststream fast-depends confluent-kafka msight-core
 	@touch $@
 
-format: setup  ## put the code into the project's style
+format: setup  ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: the bus beside its ceilings and peers."""
+"""``python -m benchmarks``: compare the bus with raw protocols and other libraries."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ from msight_bus.brokers import KindName
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
-Backends = Annotated[list[str] | None, typer.Option("--backend", help="redis, nats or kafka; may be repeated; all.")]
-JsonPath = Annotated[Path | None, typer.Option("--json", help="Where the result goes, with every run in it.")]
+Backends = Annotated[
+    list[str] | None, typer.Option("--backend", help="redis, nats or kafka; repeatable; default: all.")
+]
+JsonPath = Annotated[Path | None, typer.Option("--json", help="File for the result with all runs.")]
 
 
 def _measure(backends: list[str] | None, scale: Scale) -> dict[str, Any]:
     for backend in backends or ():
         if backend not in BACKENDS:
-            raise typer.BadParameter(f"{backend!r} is none of {', '.join(BACKENDS)}.")
+            raise typer.BadParameter(f"--backend must be one of {', '.join(BACKENDS)}, not {backend!r}.")
     begun = time.monotonic()
     console = Console(stderr=True, highlight=False)
 
@@ -44,7 +46,7 @@ def _measure(backends: list[str] | None, scale: Scale) -> dict[str, Any]:
 
 @app.command()
 def quick(backend: Backends = None, json_path: JsonPath = None) -> None:
-    """Three minutes for three backends: latency first, then throughput. Read its figures as sizes."""
+    """Measure latency and throughput in three minutes for three backends; the figures are rough."""
     result = _measure(backend, QUICK)
     if json_path is not None:
         typer.echo(f"written to {save(result, json_path)}")
@@ -54,9 +56,11 @@ def quick(backend: Backends = None, json_path: JsonPath = None) -> None:
 def full(
     backend: Backends = None,
     json_path: JsonPath = None,
-    minutes: Annotated[float, typer.Option(min=1, help="For all backends together; fewer minutes, fewer rounds.")] = 23,
+    minutes: Annotated[
+        float, typer.Option(min=1, help="Minutes for all backends; fewer minutes mean fewer rounds.")
+    ] = 23,
 ) -> None:
-    """Everything, in five rounds (latency in ten); the result goes to benchmarks/results under its date."""
+    """Measure everything in five rounds (latency in ten); write the result to benchmarks/results."""
     scale = replace(FULL, budget=minutes * 60 / len(backend or BACKENDS))
     typer.echo(f"written to {save(_measure(backend, scale), json_path)}")
 
@@ -70,9 +74,9 @@ def core(
     rounds: against.RoundsOption = 5,
     messages: against.MessagesOption = 60_000,
     path: against.JsonOption = None,
-    tree: Annotated[Path, typer.Option(help="The checkout whose package is measured.")] = PRESENT,
+    tree: Annotated[Path, typer.Option(help="Checkout whose package is measured.")] = PRESENT,
 ) -> None:
-    """What the core costs: topics, sizes, foreign payloads, memory; to benchmarks/results if not to --json."""
+    """Measure the core by topics, sizes, foreign payloads and on memory; write to --json or benchmarks/results."""
     result = against.measure({against.BASE: tree.resolve()}, against.chosen(patterns), rounds, messages, path)
     against.show(result)
     typer.echo(f"written to {save(result, path)}")
@@ -87,9 +91,11 @@ def show_(path: Path) -> None:
 @app.command()
 def readme(
     path: Path,
-    into: Annotated[Path | None, typer.Option(help="Replace the section in this file; unset, print it.")] = None,
+    into: Annotated[
+        Path | None, typer.Option(help="File in which to replace the section; unset: print the section.")
+    ] = None,
 ) -> None:
-    """The README's performance section from a result file, as markdown between markers."""
+    """Generate the README's performance section from a result file, as markdown between markers."""
     folder = (into or Path("README.md")).resolve().parent
     written = section(json.loads(path.read_text()), os.path.relpath(path.resolve(), folder))
     if into is None:
@@ -102,8 +108,10 @@ def readme(
 
 
 @app.command()
-def html(path: Path, to: Annotated[Path | None, typer.Argument(help="Unset, beside the result file.")] = None) -> None:
-    """A result file as a self-contained HTML page with charts."""
+def html(
+    path: Path, to: Annotated[Path | None, typer.Argument(help="Page to write; unset: next to the result file.")] = None
+) -> None:
+    """Render a result file as a self-contained HTML page with charts."""
     from benchmarks.html import page  # noqa: PLC0415 - imports matplotlib
 
     to = to or path.with_suffix(".html")

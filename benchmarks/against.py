@@ -1,7 +1,7 @@
-"""``python -m benchmarks.against --base PATH``: the core's rows with the package of another checkout, and with this one.
+"""``python -m benchmarks.against --base PATH``: compare the core of another checkout with this one.
 
-The runs of both take turns on the same brokers, the base twice a round: what it differs from itself by is noise, and a
-ratio within that band says nothing.
+The runs of both alternate on the same brokers, the base twice a round. The difference between the two runs of the base is noise;
+a ratio within the noise is not significant.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from msight_bus.bench.machine import describe, in_words, versions
 
 BASE, NOW, AGAIN = "base", "now", "base again"
 Runs = dict[str, list[Figures | None]]
-"""Figures of each round by arm; ``None`` where a run failed twice."""
+"""Figures of each round by arm; ``None`` if a run failed twice."""
 
 _UNITS = {"rate": ("messages/s", ",.0f"), "cpu_us": ("CPU us each", ".2f"), "peak_mib": ("peak MiB", ".1f")}
 
-RowsOption = Annotated[list[str] | None, typer.Option("--rows", help="Pattern of a shell, for example 'nats * 1 x *'.")]
-RoundsOption = Annotated[int, typer.Option(min=1, help="Each row once a round, on both sides.")]
-MessagesOption = Annotated[int, typer.Option(min=1000, help="Of a run.")]
-JsonOption = Annotated[Path | None, typer.Option("--json", help="Where every run goes; written anew after each round.")]
+RowsOption = Annotated[list[str] | None, typer.Option("--rows", help="Shell pattern, for example 'nats * 1 x *'.")]
+RoundsOption = Annotated[int, typer.Option(min=1, help="Rounds; each round runs each row on both sides.")]
+MessagesOption = Annotated[int, typer.Option(min=1000, help="Messages of a run.")]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="File for all runs, rewritten after each round.")]
 
 
 def measure(
     trees: Mapping[str, Path], found: Sequence[Row], rounds: int, messages: int, path: Path | None
 ) -> dict[str, Any]:
-    """Run every row once a round with each tree; the result is saved after each round, if a path is given."""
+    """Run every row once a round with each tree; save the result after each round if ``path`` is given."""
     result: dict[str, Any] = {
         "scale": "core",
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -48,7 +48,7 @@ def measure(
         "rows": {row.name: {arm: [] for arm in trees} for row in found},
     }
     if path is not None:
-        save(result, path)  # a path that cannot be written is known now
+        save(result, path)  # fail early if the path is not writable
     begun = time.monotonic()
     with Core(next(iter(trees.values())), messages) as core:
         for number in range(rounds):
@@ -74,7 +74,7 @@ def _twice(core: Core, row: Row, tree: Path) -> Figures | None:
 
 
 def commit_of(tree: Path) -> str:
-    """The commit of a checkout, marked where it has changes."""
+    """Return the commit of a checkout, marked if it has changes."""
     with suppress(OSError, subprocess.CalledProcessError):
         return subprocess.run(
             ["git", "-C", str(tree), "describe", "--always", "--dirty", "--abbrev=12"],  # noqa: S607
@@ -86,13 +86,13 @@ def commit_of(tree: Path) -> str:
 
 
 def medians(runs: Sequence[Figures | None], figure: str) -> float | None:
-    """The median of a figure over the runs that have one."""
+    """Return the median of a figure over the runs with a result."""
     values = [run[figure] for run in runs if run is not None]
     return median(values) if values else None
 
 
 def ratios(runs: Sequence[Figures | None], figure: str, *bases: Sequence[Figures | None]) -> list[float]:
-    """Round by round, to the mean of the bases; the lowest first."""
+    """Return the ratio to the mean of the bases of each round, sorted."""
     found = []
     for run, *base in zip(runs, *bases, strict=True):
         known = [each[figure] for each in base if each is not None]
@@ -102,7 +102,7 @@ def ratios(runs: Sequence[Figures | None], figure: str, *bases: Sequence[Figures
 
 
 def table(measured: Mapping[str, Runs]) -> Iterator[str]:
-    """Lines with the medians, and beside the base the ratio, its spread over the rounds, and the base's to itself."""
+    """Yield lines with the medians, the ratio to the base, its spread over the rounds, and the base's ratio to itself."""
     yield f"{'':37}{'':12}{'base':>12}{'now':>12}{'ratio':>8}  {'spread':13}{'A/A band':13}"
     for name, runs in measured.items():
         for figure in FIGURES:
@@ -131,7 +131,7 @@ def show(result: Mapping[str, Any]) -> None:
 
 
 def chosen(patterns: Sequence[str] | None) -> list[Row]:
-    """Rows for ``--rows``."""
+    """Return the rows for ``--rows``."""
     try:
         return rows(patterns or ())
     except ValueError as error:
@@ -145,10 +145,10 @@ def main(
     messages: MessagesOption = 60_000,
     path: JsonOption = None,
 ) -> None:
-    """The core's rows with the package of another checkout, and with this one."""
+    """Compare the core of another checkout with this one."""
     base = base.resolve()
     if not (base / "msight_bus" / "__init__.py").exists():
-        raise typer.BadParameter(f"There is no msight_bus in {base}.", param_hint="--base")
+        raise typer.BadParameter(f"{base} has no package msight_bus.", param_hint="--base")
     show(measure({BASE: base, NOW: PRESENT, AGAIN: base}, chosen(patterns), rounds, messages, path))
 
 

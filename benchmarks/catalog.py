@@ -1,4 +1,4 @@
-"""What is compared on each backend."""
+"""The candidates that are compared on each backend."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ CEILING, CLIENT, FRAMEWORK, BUS = "ceiling", "client", "FastStream", "bus"
 MSIGHT = "MSight Core"
 CONFLUENT, CONFLUENT_TUNED = "confluent-kafka", "confluent-kafka, no linger"
 RUNS = "ceiling in runs"
-"""More than a ceiling's smallest code: takes messages of one size at once, as the bus does."""
+"""The ceiling with an optimization of the bus: messages of equal size are parsed in one loop."""
 
 AGAIN = "ceiling again"
-"""The ceiling once more: what the same thing against itself gives is the A/A band."""
+"""The ceiling again: its ratio to itself is the A/A band."""
 
 ASYNCIO = "bus on asyncio"
-"""The bus on asyncio's own event loop; everything else runs on uvloop."""
+"""The bus on asyncio's event loop; all others run on uvloop."""
 
 ONE_TOPIC, ROUND_ROBIN, RUNS_OF_64 = "one topic", "round-robin", "runs of 64"
 
@@ -35,16 +35,16 @@ class Catalog:
     """The candidates of one backend by name.
 
     Attributes:
-        subscribers: fed by ``feeder``, or from a log.
-        publishers: drained by ``sink``, or into a log.
-        latency: publisher and subscriber of one kind.
-        titles: what the names mean here.
-        topics: feeder and subscriber of runs over one topic and over many.
-        memory: who is watched while ``flooder`` sends, or while the broker is frozen.
-        flooder: sends at a fixed rate.
-        idle: is watched with many topics while nothing is sent.
-        feeder: writes bytes that were made before the run; ``None`` where the broker keeps messages.
-        sink: counts what publishers send; ``None`` where the broker keeps messages.
+        subscribers: subscribers, which receive from ``feeder`` or read a log.
+        publishers: publishers, which send to ``sink`` or write a log.
+        latency: pairs of a publisher and a subscriber.
+        titles: descriptions of the names on this backend.
+        topics: feeder and subscriber of runs with one topic and with many topics.
+        memory: sides whose memory is measured while ``flooder`` sends, or while the broker is frozen.
+        flooder: publisher with a fixed rate.
+        idle: side that is measured with many topics and no messages.
+        feeder: writes bytes that were encoded before the run; ``None`` if the broker keeps messages.
+        sink: counts published messages; ``None`` if the broker keeps messages.
     """
 
     subscribers: Mapping[str, Side]
@@ -60,7 +60,7 @@ class Catalog:
 
 
 def catalog(backend: str, topics: int) -> Catalog:
-    """The candidates of ``backend``; ``topics`` is what many are."""
+    """Return the candidates of ``backend``; ``topics`` is the number of topics of runs with many topics."""
     return _kafka(topics) if backend == "kafka" else _live(backend, topics)
 
 

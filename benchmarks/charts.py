@@ -13,7 +13,7 @@ from benchmarks.catalog import AGAIN, BUS
 from msight_bus.bench.figures import PERCENTILES
 
 Named = Sequence[tuple[str, Mapping[str, Any]]]
-"""Rows of a result file by the name of their line."""
+"""Rows of a result file by name."""
 
 Curves = Mapping[str, Mapping[str, Any]]
 
@@ -21,7 +21,7 @@ _NINES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
 
 
 def latency(rows: Named) -> Figure:
-    """Draw the latency by percentile: p90, p99 and p99.9 are equally far apart; bars go from the lowest to the highest round."""
+    """Draw the latency by percentile, p90, p99 and p99.9 equally spaced, with bars from the lowest to the highest round."""
     figure, (axes,) = _figure(1, "percentile of the messages", "one-way latency, µs")
     most = max((row["summary"]["samples"]["median"] for _, row in rows if row["summary"]), default=1.0)
     for name, row in rows:
@@ -75,7 +75,7 @@ def by_size(curves: Curves) -> Figure:
 
 
 def rates(rows: Named) -> Figure:
-    """Draw the messages a second of each row from zero, with the lowest and the highest round."""
+    """Draw the messages a second of each row, with the lowest and the highest round."""
     found = [(name, row["summary"]["rate"]) for name, row in reversed(rows) if row["summary"] is not None]
     figure = Figure(figsize=(9, 0.8 + 0.32 * len(found)), layout="constrained")
     axes = figure.subplots()

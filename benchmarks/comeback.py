@@ -1,8 +1,8 @@
-"""``python -m benchmarks.comeback``: seconds from the start of a Kafka group member to its first message, after a kill.
+"""``python -m benchmarks.comeback``: measure how soon a restarted member of a Kafka group receives its first message.
 
-A member is started, receives a message, is killed (SIGKILL) and started again. The broker waits for the session timeout of the
-killed member before it gives the partitions to the new one.
-Every client has a session timeout of 10 s, the bus's default; confluent-kafka's own default is 45 s.
+A member is started, receives a message, is killed (SIGKILL) and started again. The broker assigns the partitions to the new
+member after the session timeout of the killed one. Every client has a session timeout of 10 s, the bus's default; the default of
+confluent-kafka is 45 s.
 """
 
 from __future__ import annotations
@@ -85,10 +85,10 @@ def _first_message(client: str, servers: str, group: str) -> tuple[float, subpro
         if line := process.stdout.readline():
             return float(line) - begun, process
         if process.poll() is not None:
-            raise SystemExit(f"The member of {client} ended with {process.returncode}.")
+            raise SystemExit(f"The member of {client} ended with exit code {process.returncode}.")
         time.sleep(0.005)
     process.kill()
-    raise SystemExit(f"The member of {client} had no message within {_WITHIN:g} s.")
+    raise SystemExit(f"The member of {client} received no message within {_WITHIN:g} s.")
 
 
 async def _publish(servers: str) -> None:
@@ -122,7 +122,7 @@ async def _measure(servers: str, rounds: int) -> dict[str, list[float]]:
 def main(
     rounds: Annotated[int, typer.Option(min=1)] = 3, member: Annotated[str, typer.Option(hidden=True)] = ""
 ) -> None:
-    """Seconds from the start of a Kafka group member to its first message, after a kill."""
+    """Measure how soon a restarted member of a Kafka group receives its first message."""
     if member:
         client, *rest = json.loads(member)
         asyncio.run(_CLIENTS[client](*rest))

@@ -1,7 +1,7 @@
-"""The rows that show the core's work: topics, sizes, foreign payloads, the memory backend, both ways to publish.
+"""Rows that measure the core: topics, sizes, foreign payloads, the memory backend, both ways to publish.
 
-A row is run by `benchmarks.core_program` in a process of its own, with a source tree of choice. What it receives was
-recorded once from a bus that published the same row, and is sent again from here, never further ahead than a window.
+`benchmarks.core_program` runs a row in its own process, with a given source tree. A received stream was recorded once from a bus
+that published the same row; this process replays it, with at most one window of messages in flight.
 """
 
 from __future__ import annotations
@@ -29,41 +29,41 @@ PRESENT = Path(__file__).resolve().parents[1]
 BACKENDS = ("redis", "nats", "memory")
 FIGURES = ("rate", "cpu_us", "peak_mib")
 MANY = 1000
-"""Topics of the rows of many topics."""
+"""Number of topics of the rows with many topics."""
 
 WINDOW = 4000
-"""Messages that are sent ahead, which is less than a queue takes and a broker holds for a subscriber."""
+"""Maximum number of messages in flight, below the bounds of a queue and of the broker's buffer for a subscriber."""
 
 _PROGRAM = Path(__file__).with_name("core_program.py")
 _WITHIN = 90.0
 _CHUNK = 16 * 1024
 _COUNTING = ("valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null")
 _SLOWER = 60
-"""Times that a program takes under valgrind, at most."""
+"""Maximum slowdown of a program under valgrind."""
 
 _EQUAL = (128,)
 _mixed = list(range(80, 901))
 random.Random(1).shuffle(_mixed)
 _MIXED = tuple(_mixed)
-"""A prime number of sizes, so that each of 1,000 topics in turn sees them all."""
+"""A prime number of sizes, so that each of 1,000 topics has all sizes in turn."""
 
 Sizes = Literal["128 B", "80-900 B"]
 Figures = dict[str, float]
 
 
 class FailedRunError(Exception):
-    """A program failed, or did not end; there are no figures."""
+    """A program failed or did not end, so there are no figures."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One thing to measure.
+    """One measurement.
 
     Attributes:
-        backend: where.
-        what: ``receive`` a bus's messages or ``foreign`` ones; publish by ``publish`` or through ``publisher()``.
-        topics: round robin over so many.
-        sizes: of the payloads.
+        backend: the backend.
+        what: ``receive``: messages of a bus; ``foreign``: messages without metadata; ``publish``; ``publisher``.
+        topics: number of topics, used in turn.
+        sizes: name of the payload sizes.
     """
 
     backend: str
@@ -73,23 +73,23 @@ class Row:
 
     @property
     def name(self) -> str:
-        """For tables and ``--rows``."""
+        """Name in tables and for ``--rows``."""
         return f"{self.backend} {self.what} {self.topics} x {self.sizes}"
 
     def payload_sizes(self) -> Sequence[int]:
-        """In bytes, one message after the other, and again from the first."""
+        """Return the payload sizes in bytes, which the messages use in turn."""
         return _EQUAL if self.sizes == "128 B" else _MIXED
 
     def topic_names(self) -> list[str]:
-        """One message after the other, and again from the first."""
+        """Return the topics, which the messages use in turn."""
         return [f"core.t{number}" for number in range(self.topics)]
 
 
 def rows(patterns: Sequence[str] = ()) -> list[Row]:
-    """Those whose name matches one of the patterns of a shell; without patterns, all.
+    """Return the rows whose name matches a shell pattern; without patterns, all rows.
 
     Raises:
-        ValueError: a pattern matches none.
+        ValueError: a pattern matches no row.
     """
     shapes: list[tuple[int, Sizes]] = [(1, "128 B"), (1, "80-900 B"), (MANY, "128 B"), (MANY, "80-900 B")]
     found = [
@@ -97,7 +97,8 @@ def rows(patterns: Sequence[str] = ()) -> list[Row]:
         for backend in BACKENDS
         for what in ("receive", "foreign", "publish", "publisher")
         for topics, sizes in shapes
-        if backend != "memory" or what in {"publish", "publisher"}  # in one process it is published and received
+        if backend != "memory"
+        or what in {"publish", "publisher"}  # the memory backend publishes and receives in one process
     ]
     for pattern in patterns:
         if not any(fnmatch.fnmatch(row.name, pattern) for row in found):
@@ -107,12 +108,12 @@ def rows(patterns: Sequence[str] = ()) -> list[Row]:
 
 
 class Core:
-    """Runs rows on brokers that it starts when they are first needed; a context manager that ends them.
+    """Runs rows on brokers that are started on first use and stopped on leaving the context.
 
     Args:
-        recorded_from: source tree whose bus publishes what is received.
-        messages: of a run, a tenth of them to warm up.
-        counted: count machine instructions with valgrind; what was recorded is recorded without it.
+        recorded_from: source tree whose bus publishes the recorded streams.
+        messages: messages of a run; a tenth of them is the warm-up.
+        counted: whether to count machine instructions with valgrind.
     """
 
     def __init__(self, recorded_from: Path, messages: int, *, counted: bool = False) -> None:
@@ -128,11 +129,11 @@ class Core:
         self._stack.close()
 
     def versions(self) -> dict[str, str]:
-        """The brokers that were started."""
+        """Name and version of the started brokers."""
         return {kind: f"{broker.name} {broker.version}" for kind, broker in self._brokers.items()}
 
     def run(self, row: Row, tree: Path) -> Figures:
-        """One run of a row with the package of ``tree``.
+        """Run a row once with the package of ``tree``.
 
         Raises:
             FailedRunError: there are no figures.
@@ -190,13 +191,13 @@ class Core:
         figures = json.loads(written)
         package = Path(figures.pop("package"))
         if not package.is_relative_to(tree):
-            raise FailedRunError(f"{row.name}: it ran {package}, which is not in {tree}")
+            raise FailedRunError(f"{row.name}: the program imported {package}, which is not in {tree}")
         if counted:
             return {"instructions": float(_instructions(complaints))}
         return dict(figures)
 
     def _feed(self, feed: Path, progress: Path, port: int, process: subprocess.Popen[str]) -> None:
-        """Send a recorded stream, no further ahead of the receiver than a window."""
+        """Send a recorded stream with at most one window of messages in flight."""
         stream = memoryview(feed.read_bytes())
         per_message = len(stream) / self._messages
         with socket.create_connection(("127.0.0.1", port)) as connection, progress.open("rb", buffering=0) as counted:
@@ -213,10 +214,10 @@ class Core:
             connection.shutdown(socket.SHUT_RDWR)
             draining.join()
 
-    # -- what is received
+    # -- recorded streams
 
     def _recorded(self, row: Row) -> Path:
-        """The bytes that a publisher of the row sends, as a file; made when first needed."""
+        """Return the file with the bytes that a publisher of the row sends, recorded on first use."""
         path = self._folder / row.name.replace(" ", "_")
         if not path.exists():
             path.write_bytes(self._foreign(row) if row.what == "foreign" else self._record(row))
@@ -248,7 +249,7 @@ class Core:
 
 
 def _instructions(report: str) -> int:
-    """The total in a report of cachegrind."""
+    """Return the total of a cachegrind report."""
     found = re.search(r"I *refs: *([\d,]+)", report)
     if found is None:
         raise FailedRunError(f"valgrind reported no instructions: {report.strip()[-200:]}")
@@ -256,13 +257,13 @@ def _instructions(report: str) -> int:
 
 
 def port_of(env: Mapping[str, str]) -> int:
-    """The port in the variables of a running broker."""
+    """Return the port in the variables of a running broker."""
     return int(next(value for name, value in env.items() if name.endswith(("PORT", "SERVERS"))).rpartition(":")[2])
 
 
 @contextmanager
 def _recorder(port: int) -> Iterator[tuple[int, list[bytearray]]]:
-    """A port that leads to the broker's, and what clients send through it, connection by connection."""
+    """Yield a port that forwards to the broker, and the bytes that clients send, by connection."""
     streams: list[bytearray] = []
     threads: list[threading.Thread] = []
 
@@ -271,7 +272,7 @@ def _recorder(port: int) -> Iterator[tuple[int, list[bytearray]]]:
         threads[-1].start()
 
     def accept() -> None:
-        with suppress(OSError):  # it is shut down at the end
+        with suppress(OSError):  # closed at the end
             while True:
                 client = sockets.enter_context(listener.accept()[0])
                 server = sockets.enter_context(socket.create_connection(("127.0.0.1", port)))

@@ -1,7 +1,7 @@
-"""One run of a row of ``benchmarks.core``, in a process of its own: ``python -P core_program.py '{"do": "receive", ...}'``.
+"""Run a row of ``benchmarks.core`` in its own process: ``python -P core_program.py '{"do": "receive", ...}'``.
 
-Which `msight_bus` it measures is decided by PYTHONPATH, so it may be an old one: only what every version has is used here,
-and nothing else of this repository. It prints ``ready`` once it is subscribed, and at last its figures as JSON.
+PYTHONPATH selects the measured `msight_bus`, which can be an old version: the program uses only functions that all versions have,
+and nothing else of this repository. It prints ``ready`` after subscribing, and its figures as JSON at the end.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ import uvloop
 import msight_bus
 
 WINDOW = 1000
-"""Messages that the memory backend holds at most, which is less than a queue takes."""
+"""Maximum number of messages in flight on the memory backend, below the bound of a queue."""
 
 _TELL_EVERY = 64
 
 
 class Clock:
-    """Counts messages; what comes after the warm-up is measured.
+    """Counts messages and measures those after the warm-up.
 
     Args:
-        messages: in all.
-        progress: a file of eight bytes where the count goes, for whoever feeds this process.
+        messages: total number of messages.
+        progress: file of eight bytes for the count, which the feeding process reads.
     """
 
     def __init__(self, messages: int, progress: str) -> None:
@@ -43,7 +43,7 @@ class Clock:
             self._shared = mmap.mmap(file.fileno(), 8)
 
     def add(self) -> None:
-        """One message more."""
+        """Count one message."""
         self.count += 1
         if self.count % _TELL_EVERY == 0:
             self._shared[:] = self.count.to_bytes(8, "little")
@@ -53,7 +53,7 @@ class Clock:
             self.done.set_result(None)
 
     def figures(self) -> dict[str, float]:
-        """Messages a second, processor time a message (µs), peak memory (MiB)."""
+        """Return messages a second, processor time a message (µs) and peak memory (MiB)."""
         seconds, cpu = time.perf_counter() - self._begun[0], time.process_time() - self._begun[1]
         measured = self._messages - self._warm_up
         return {"rate": measured / seconds, "cpu_us": cpu / measured * 1e6, "peak_mib": _peak_mib()}
@@ -70,7 +70,7 @@ def _peak_mib() -> float:
 
 
 async def _receive(bus: Any, row: dict[str, Any], clock: Clock, stack: AsyncExitStack) -> list[asyncio.Task[None]]:
-    """Subscribe to every topic; the tasks count what comes."""
+    """Subscribe to every topic, with a task per topic that counts messages."""
 
     async def count(messages: Any) -> None:
         async for message in messages:
@@ -82,7 +82,7 @@ async def _receive(bus: Any, row: dict[str, Any], clock: Clock, stack: AsyncExit
 
 
 async def _publish(bus: Any, row: dict[str, Any], clock: Clock, stack: AsyncExitStack) -> None:
-    """Publish every message round robin; returns when the broker has taken them all."""
+    """Publish the messages to the topics in turn; return when the broker has received all."""
     topics, sizes = row["topic_names"], row["sizes"]
     block = bytes(range(256)) * 4
     payloads = [block[:size] for size in sizes]
@@ -100,13 +100,13 @@ async def _publish(bus: Any, row: dict[str, Any], clock: Clock, stack: AsyncExit
         elif number % 100 == 0:
             while number - clock.count > WINDOW:
                 await asyncio.sleep(0)
-    async with bus.publisher(topics[0]) as last:  # its end confirms all that was written before
+    async with bus.publisher(topics[0]) as last:  # leaving confirms all earlier messages
         await last.send(b"")
 
 
 async def _run(row: dict[str, Any]) -> None:
     clock = Clock(row["messages"], row["progress"])
-    # What it costs to leave is not measured: the process ends as it stands.
+    # Closing is not measured: the process ends here.
     stack = AsyncExitStack()
     bus = await stack.enter_async_context(msight_bus.connect())
     tasks = [] if row["do"] == "publish" else await _receive(bus, row, clock, stack)

@@ -1,4 +1,4 @@
-"""The curves of a full run: latency as the rate rises until a candidate is saturated, throughput as messages grow."""
+"""The curves of a full run: latency by rate, up to saturation, and throughput by message size."""
 
 from __future__ import annotations
 
@@ -26,27 +26,26 @@ _RATE_SHARE = 0.6
 RATE_CURVE_SIZE = 1024
 
 HELD = 0.9
-"""A rate is held if the subscriber got at least this part of it."""
+"""Smallest share of a rate that the subscriber must receive."""
 
 HOPELESS = 0.7
-"""Where less than this part of a rate came, trying again only costs time."""
+"""Share of a rate below which a run is not repeated."""
 
 SATURATED_US = {"p99": 100_000.0, "p50": 25_000.0}
-"""From these on, in microseconds, messages queue up: more load only makes the queue longer. A machine that stalled for
-once reaches the first and not the second."""
+"""Latencies in microseconds from which a candidate is saturated; a single stall of the machine reaches only the first."""
 
 _PATIENCE = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A publisher and a subscriber that understand each other, at one broker.
+    """A publisher and a subscriber with the same format, on one broker.
 
     Attributes:
         publisher: the sending side.
         subscriber: the receiving side.
-        runner: where they run.
-        make_topic: gives the topic of a run by a word for it; on a broker that wants topics made, makes it.
+        runner: runs both sides.
+        make_topic: returns the topic of a run, and creates the topic on Kafka.
     """
 
     publisher: Side
@@ -56,10 +55,10 @@ class Pair:
 
 
 def by_rate(pairs: Mapping[str, Pair], rates: Sequence[int], seconds: float, until: float, say: Say) -> dict[str, Any]:
-    """One-way latency of each pair, open loop, rate by rate until it is saturated.
+    """Measure the one-way latency of each pair in an open loop, at rising rates up to saturation.
 
-    All pairs run at a rate before any runs at the next, so that what disturbs the machine meets all of them. ``until`` is
-    the `time.monotonic` after which no further rate begins.
+    All pairs run at one rate before the next, so that a disturbance of the machine affects all. ``until`` is the
+    `time.monotonic` after which no further rate starts.
     """
     curves: dict[str, Any] = {name: {"points": [], "saturated": False, "end": ""} for name in pairs}
     for rate in rates:
@@ -72,7 +71,9 @@ def by_rate(pairs: Mapping[str, Pair], rates: Sequence[int], seconds: float, unt
                 continue
             say(f"latency at {rate:,}/s: {name}")
             point, why = _one_rate(pair, rate, seconds)
-            if why and (point is None or point["held"] > HOPELESS * rate):  # once more: it may have been the machine
+            if why and (
+                point is None or point["held"] > HOPELESS * rate
+            ):  # repeat: the machine can have been disturbed
                 point, why = _one_rate(pair, rate, seconds)
             curve["points"] += [point] if point else []
             curve["saturated"], curve["end"] = bool(point and why), why
@@ -80,7 +81,7 @@ def by_rate(pairs: Mapping[str, Pair], rates: Sequence[int], seconds: float, unt
 
 
 def _one_rate(pair: Pair, rate: int, seconds: float) -> tuple[Figures | None, str]:
-    """The figures at a rate, if nothing was lost, and why the rate is too high, if it is."""
+    """Return the figures at a rate unless messages were lost, and the reason if the rate is too high."""
     topic = pair.make_topic(f"rate{rate}")
     plan = Plan(topic, RATE_CURVE_SIZE, seconds, seconds / 4, rate=float(rate), patience=_PATIENCE)
     try:
@@ -91,14 +92,14 @@ def _one_rate(pair: Pair, rate: int, seconds: float) -> tuple[Figures | None, st
     came = of_subscriber(received, plan.size)["rate"]
     point = {"rate": float(rate), "held": came, **found}
     if came < HELD * rate:
-        return point, f"{rate:,}/s was not held, {came:,.0f}/s came"
+        return point, f"{rate:,}/s was not reached, {came:,.0f}/s arrived"
     if all(found[name] > most for name, most in SATURATED_US.items()):
         return point, f"{rate:,}/s has a p99 of {found['p99'] / 1e3:,.0f} ms"
     return point, ""
 
 
 def by_size(pairs: Mapping[str, Pair], sizes: Sequence[int], seconds: float, until: float, say: Say) -> dict[str, Any]:
-    """Messages a second from publisher to subscriber with nothing lost, size by size, as `by_rate`."""
+    """Measure the messages a second from publisher to subscriber without loss, by size; see `by_rate`."""
     curves: dict[str, Any] = {name: {"points": [], "end": ""} for name in pairs}
     for size in sizes:
         for name, pair in pairs.items():
@@ -115,7 +116,7 @@ def by_size(pairs: Mapping[str, Pair], sizes: Sequence[int], seconds: float, unt
 
 
 def _one_size(pair: Pair, size: int, seconds: float) -> tuple[Figures | None, str]:
-    """The figures of a size, or why there are none."""
+    """Return the figures of a size, or the reason why there are none."""
     plan = Plan(pair.make_topic(f"size{size}"), size, seconds, seconds / 4, window_of(size), patience=_PATIENCE)
     try:
         sent, received = pair.runner.run(pair.publisher, pair.subscriber, plan)
@@ -123,13 +124,13 @@ def _one_size(pair: Pair, size: int, seconds: float) -> tuple[Figures | None, st
         return None, f"{size:,} B: {str(error).strip().splitlines()[-1]}"
     found = of_subscriber(received, size)
     if not found["messages"]:
-        return None, f"{size:,} B: no message came after the warm-up"
+        return None, f"{size:,} B: no message arrived after the warm-up"
     sender = of_publisher(sent, size)
     return {"size": float(size), **found, "publisher_cpu_us": sender["cpu_us"]}, ""
 
 
 def curves(broker: RunningBroker, runner: Runner, scale: Scale, say: Say, seconds: float) -> dict[str, Any]:
-    """Both curves of a backend, within about ``seconds``; from publisher to subscriber, each in a process of its own."""
+    """Measure both curves of a backend within about ``seconds``, with publisher and subscriber in separate processes."""
     found = catalog(broker.kind, scale.topics)
     logs = Logs(broker.env["MSIGHT_KAFKA_SERVERS"]) if broker.kind == "kafka" else None
     runs = count()
@@ -158,6 +159,6 @@ def curves(broker: RunningBroker, runner: Runner, scale: Scale, say: Say, second
 
 
 def _fast(found: Catalog, name: str) -> tuple[Side, Side]:
-    """Publisher and subscriber of a candidate that understand each other; the publisher is the one for many messages."""
+    """Return publisher and subscriber of a candidate with the same format; the publisher is the one for throughput."""
     publisher, subscriber = found.latency[name]
     return found.publishers.get(name, publisher), subscriber

@@ -1,7 +1,6 @@
-"""Feeds subscribers with bytes that were made before the run, so that a measurement of subscribers is not one of a publisher.
+"""Feed subscribers with messages that were encoded before the run, so that a publisher does not limit the measurement.
 
-The bytes are what the bus writes. A feeder costs hardly any processor time: on two cores the broker and the subscriber
-have one each.
+The format is that of the bus. A feeder takes little processor time, so on two cores the broker and the subscriber have one each.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from msight_bus.bench.sides import Target
 
 _AHEAD_BYTES = 300_000_000
 _AHEAD_RATE = 1_200_000
-"""Messages a second that are made ahead: more than any subscriber takes."""
+"""Messages a second that are encoded in advance: more than any subscriber receives."""
 
 
 class _Feeder:
@@ -27,7 +26,7 @@ class _Feeder:
     _last_words = b"PING\r\n"
 
     def __init__(self, topics: int = 0, run: int = 1) -> None:
-        """``topics``: spread over so many, ``run`` messages to one before the next; 0 is the plan's own topic."""
+        """``topics``: number of topics, with ``run`` consecutive messages each; 0: the topic of the plan."""
         self._topics, self._run = topics, run
 
     def _connect(self, host: str, port: int) -> socket.socket:
@@ -40,11 +39,11 @@ class _Feeder:
 
     @staticmethod
     def _message(topic: str, size: int, sequence: int, now: int) -> bytes:
-        """A message up to its payload."""
+        """Return a message up to its payload."""
         raise NotImplementedError
 
     async def open(self, target: Target) -> None:
-        """Make the frames and connect."""
+        """Encode the messages and connect."""
         self._stream = _Stream(type(self), target.topic, self._topics, self._run, target.size)
         self._number = 0
         ahead = min(int(_AHEAD_RATE * target.seconds), _AHEAD_BYTES // (target.size + 120)) // chunk_of(target.size)
@@ -56,17 +55,17 @@ class _Feeder:
         raise NotImplementedError
 
     async def send_many(self, payload: bytes, count: int) -> None:
-        """The next chunk; ``count`` is always a chunk."""
+        """Send the next chunk; ``count`` is always a chunk."""
         for part in self._chunk(self._number):
             self._socket.sendall(part)
         self._number += 1
 
     async def send(self, payload: bytes) -> None:
-        """Not for latency."""
+        """Not supported: a feeder does not measure latency."""
         raise NotImplementedError
 
     async def flush(self) -> None:
-        """Until the broker has read all; closing a socket with unread answers would cut what is still on its way."""
+        """Wait until the broker has read everything; closing a socket with unread replies would discard data in transit."""
         self._socket.sendall(self._last_words)
         tail = b""
         while not tail.endswith(b"PONG\r\n"):
@@ -92,7 +91,7 @@ def _chunk(stream: _Stream, number: int) -> list[bytes]:
     now = time.time_ns()
     heads = []
     for n in range(number * count, (number + 1) * count):
-        lap, place = divmod(n, (topics or 1) * run)  # a sequence belongs to its topic
+        lap, place = divmod(n, (topics or 1) * run)  # each topic has its own sequence
         to = topic_of(topic, place // run) if topics else topic
         heads.append(kind._message(to, size, lap * run + place % run + 1, now))
     if size >= 16384:

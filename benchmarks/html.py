@@ -1,4 +1,4 @@
-"""A result as one self-contained HTML page: the tables of `report` and the charts; no script, nothing is fetched."""
+"""Render a result as one self-contained HTML page with the tables of `report` and the charts, without scripts."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""``python -m benchmarks.instructions --base PATH``: machine instructions of a message, with another checkout and this one.
+"""``python -m benchmarks.instructions --base PATH``: compare the machine instructions per message of two checkouts.
 
-Other programs on the machine change times, and no number of instructions. A program is run twice under valgrind, with few
-messages and with many: the difference is the messages' own. Loading and connecting cancel out; what the interpreter and the C
-libraries do is counted, the kernel is not. How much a read brings depends on time, so a figure varies by some percent.
+Other programs on the machine change times, but not the number of instructions. A program runs twice under valgrind, with few and
+with many messages; the difference excludes loading and connecting. Instructions of the interpreter and of C libraries are
+counted, those of the kernel are not. The size of a read depends on timing, so figures vary by some percent.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from benchmarks.measuring import save
 from msight_bus.bench.machine import describe, in_words, versions
 
 Counts = dict[str, float | None]
-"""Instructions of a message by arm; ``None`` where a run failed."""
+"""Instructions per message by arm; ``None`` if a run failed."""
 
-MessagesOption = Annotated[int, typer.Option(min=1000, help="Of the longer run; the shorter has a quarter of them.")]
+MessagesOption = Annotated[int, typer.Option(min=1000, help="Messages of the longer run; the shorter has a quarter.")]
 
 
 def count(few: Core, many: Core, row: Row, tree: Path, messages: int) -> float | None:
-    """Instructions of one message of ``row``; ``messages``: by how many the runs differ."""
+    """Return the instructions per message of ``row``; ``messages``: the difference between the runs."""
     try:
         return (many.run(row, tree)["instructions"] - few.run(row, tree)["instructions"]) / messages
     except FailedRunError as error:
@@ -35,7 +35,7 @@ def count(few: Core, many: Core, row: Row, tree: Path, messages: int) -> float |
 
 
 def line_of(name: str, counts: Counts) -> str:
-    """A row of the table, with the ratio of the present to the base."""
+    """Return a row of the table, with the ratio to the base."""
     base, now = counts.get(BASE), counts.get(NOW)
     cells = "".join(f"{'-' if value is None else format(value, ',.0f'):>12}" for value in (base, now))
     return f"{name:37}{cells}{format(now / base, '.2f') if base and now else '-':>8}"
@@ -47,12 +47,12 @@ def main(
     messages: MessagesOption = 24_000,
     path: JsonOption = None,
 ) -> None:
-    """Machine instructions of a message, with the package of another checkout and with this one."""
+    """Compare the machine instructions per message of another checkout and this one."""
     base = base.resolve()
     if not (base / "msight_bus" / "__init__.py").exists():
-        raise typer.BadParameter(f"There is no msight_bus in {base}.", param_hint="--base")
+        raise typer.BadParameter(f"{base} has no package msight_bus.", param_hint="--base")
     if shutil.which("valgrind") is None:
-        raise typer.BadParameter("valgrind counts the instructions, and is not installed.", param_hint="--base")
+        raise typer.BadParameter("valgrind is not installed; install it to count instructions.", param_hint="--base")
     found = chosen(patterns)
     trees = {BASE: base, NOW: PRESENT}
     result: dict[str, Any] = {

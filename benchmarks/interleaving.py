@@ -1,4 +1,4 @@
-"""Rounds in which everything that is compared takes its turn, so that a machine that changes changes for all of them."""
+"""Interleaved rounds: all candidates run in turn, so that changes of the machine affect all of them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def summary(runs: Sequence[Figures]) -> dict[str, Any]:
 
 
 class DisturbedError(Exception):
-    """A latency run whose sender was late; its figures come along."""
+    """The sender of a latency run was late; the error carries the figures."""
 
     def __init__(self, figures: Figures) -> None:
         super().__init__(f"the sender's slip is {figures['slip_p50']:.0f} us at p50, latency {figures['p50']:.0f} us")
@@ -42,10 +42,10 @@ class Measurement:
     Attributes:
         what: ``latency``, ``subscribe``, ``publish``, ``topics`` or ``memory``.
         size: payload bytes.
-        candidate: its name in the catalog.
-        runs: the figures of each round, ``None`` where both tries were void.
-        voids: why tries were void.
-        disturbed: rounds whose figures are kept although the sender was late twice; they decide nothing.
+        candidate: name in the catalog.
+        runs: figures of each round; ``None`` if both attempts were void.
+        voids: reasons of void attempts.
+        disturbed: rounds in which the sender was late twice; their figures are kept, but decide no target.
     """
 
     what: str
@@ -56,7 +56,7 @@ class Measurement:
     disturbed: list[int] = field(default_factory=list)
 
     def as_dict(self) -> Any:
-        """For a result file."""
+        """Return the measurement for a result file."""
         good = [run for run in self.runs if run is not None]
         return {
             "what": self.what,
@@ -70,11 +70,11 @@ class Measurement:
 
 
 class Interleaver:
-    """Runs measurements, each until its rounds or its time are over.
+    """Runs measurements, each for its rounds or until its time has passed.
 
     Attributes:
         results: of all measurements so far.
-        until: ``time.monotonic`` after which no further round begins; the first always does.
+        until: ``time.monotonic`` after which no further round starts; the first round always runs.
     """
 
     def __init__(self, broker: str, say: Say) -> None:
@@ -83,14 +83,14 @@ class Interleaver:
         self.until = float("inf")
 
     def measure(self, what: str, size: int, names: Sequence[str], rounds: int, once: Once) -> None:
-        """``rounds`` of ``names``."""
+        """Run ``rounds`` rounds of ``names``."""
         kept = {name: Measurement(what, size, name) for name in names if rounds}
         self.results += kept.values()
         for number in range(rounds):
             if number and time.monotonic() > self.until:
                 self._say(f"{self._broker} {what} {size} B: the time is up after {number} of {rounds} rounds")
                 break
-            for name in names if number % 2 == 0 else names[::-1]:  # who comes first changes with the rounds
+            for name in names if number % 2 == 0 else names[::-1]:  # the order changes in each round
                 if name != AGAIN:
                     self._say(f"{self._broker} {what} {size} B, round {number + 1} of {rounds}: {name}")
                 kept[name].runs.append(self._twice(kept[name], number, once))

@@ -1,4 +1,4 @@
-"""Topics of Kafka with one partition, made before anyone measures on them."""
+"""Create topics of Kafka with one partition before a measurement."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 
 class Logs:
-    """Makes each topic once."""
+    """Creates each topic once."""
 
     def __init__(self, servers: str) -> None:
         self._servers = servers
         self._made: set[str] = set()
 
     def make(self, *topics: str) -> bool:
-        """Make topics with one partition; tells whether any is new."""
+        """Create topics with one partition; return whether any is new."""
         new = [topic for topic in topics if topic not in self._made]
         if new:
             asyncio.run(self._create(new))

@@ -1,4 +1,4 @@
-"""From nothing to a result: starts each broker, measures, and writes everything down."""
+"""Start each broker, measure, and save the result."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def measure(backends: Sequence[brokers.KindName], scale: Scale, say: Say) -> dict[str, Any]:
-    """Measure each backend on a broker that is started for it; one that cannot be started is written down as such."""
+    """Measure each backend on its own broker; the result records a broker that cannot be started."""
     begun = time.monotonic()
     result: dict[str, Any] = {
         "format": FORMAT,
@@ -72,7 +72,7 @@ def on(broker: brokers.RunningBroker, scale: Scale, say: Say) -> dict[str, Any]:
 
 
 def save(result: dict[str, Any], path: Path | None = None) -> Path:
-    """Write a result; without a path under its date in ``benchmarks/results``."""
+    """Write a result to ``path``; default: a file named by its date in ``benchmarks/results``."""
     if path is None:
         stamp = datetime.fromisoformat(result["started"]).strftime("%Y-%m-%dT%H%M%SZ")
         path = RESULTS / f"{stamp}-{result['scale']}.json"

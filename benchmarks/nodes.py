@@ -1,6 +1,6 @@
-"""What nodes cost: source -> echo -> sink in one process, beside the same coroutines written with `publisher()` and `async for`.
+"""Measure the cost of nodes: source -> echo -> sink as nodes, and as coroutines with `publisher()` and `async for`.
 
-Both run in one process, on one bus and one broker, and take turns; the ratio of a round is that of neighbours in time.
+Both run alternately in one process, on one bus and one broker; the ratio of a round is that of two consecutive runs.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from msight_bus.settings import BusSettings
 
 BACKENDS = ("redis", "nats", "memory", "kafka")
 TARGETS = {"redis": 0.6, "nats": 0.6, "memory": 0.6, "kafka": 0.5}
-"""The rate of nodes to that of the bare coroutines, at least."""
+"""Smallest accepted ratio of the rate of nodes to the rate of coroutines."""
 
 CONCURRENCY = (1, 8)
 SIZE = 128
 WINDOW = 1000
-"""Messages on their way at most, which is less than a queue holds."""
+"""Maximum number of messages in flight, below the bound of a queue."""
 
 _EVERY = 100
 _WITHIN = 120.0
@@ -38,11 +38,11 @@ Figures = dict[str, float]
 
 
 class Pace:
-    """Lets a source send while fewer than `WINDOW` messages are on their way, and measures what comes after a warm-up.
+    """Limits a source to `WINDOW` messages in flight, and measures the messages after a warm-up.
 
     Args:
-        messages: in all; a tenth of them is the warm-up.
-        hertz: messages a second; 0 for as many as the window lets through.
+        messages: total number of messages; a tenth of them is the warm-up.
+        hertz: messages a second; 0: as many as the window permits.
     """
 
     def __init__(self, messages: int, hertz: float = 0.0) -> None:
@@ -56,7 +56,7 @@ class Pace:
         self._ages: list[float] = []
 
     async def next(self) -> bool:
-        """Wait until the next messages may be sent, `every` of them; return whether there are any."""
+        """Wait until the next `every` messages can be sent; return whether messages are left."""
         if self._hertz:
             self._due += 1 / self._hertz
             await asyncio.sleep(self._due - time.perf_counter())
@@ -69,11 +69,11 @@ class Pace:
 
     @property
     def every(self) -> int:
-        """Number of messages that are sent before `next` is awaited again."""
+        """Number of messages to send before `next` is awaited again."""
         return 1 if self._hertz else _EVERY
 
     def take(self) -> None:
-        """Count a message that the sink has."""
+        """Count a message that the sink received."""
         self.came += 1
         if self._hertz:
             self._latencies.append(time.perf_counter() - self._ages[self.came - 1])
@@ -87,7 +87,7 @@ class Pace:
             self.done.set()
 
     def figures(self) -> Figures:
-        """Messages a second and processor time a message (us); of a paced stream also its latency (us)."""
+        """Return messages a second, processor time a message (us), and for a paced stream the latency (us)."""
         measured = self.messages - self._warm_up
         figures = {"rate": measured / self._seconds, "cpu_us": self._cpu / measured * 1e6}
         if self._latencies:
@@ -96,7 +96,7 @@ class Pace:
 
 
 async def bare(bus: Bus, topic: str, pace: Pace) -> None:
-    """The three coroutines as a user of the bus writes them."""
+    """Run the three coroutines as a user of the bus writes them."""
     payload = bytes(SIZE)
     group = "bare" if bus.capabilities.persistence else None
 
@@ -133,12 +133,12 @@ async def bare(bus: Bus, topic: str, pace: Pace) -> None:
 
 
 class Source(SourceNode):
-    """Yields as the pace lets it."""
+    """Yields items at the pace."""
 
     pace: Pace
 
     async def stream(self):  # type: ignore[no-untyped-def]  # noqa: ANN201
-        """The items."""
+        """Yield the items."""
         payload = bytes(SIZE)
         pace = self.pace
         while await pace.next():
@@ -148,7 +148,7 @@ class Source(SourceNode):
 
 
 class Echo(ProcessingNode):
-    """Publishes what comes."""
+    """Publishes each input."""
 
     async def process(self, data: bytes) -> bytes:
         """Return the input."""
@@ -156,17 +156,17 @@ class Echo(ProcessingNode):
 
 
 class Sink(SinkNode):
-    """Counts what comes."""
+    """Counts inputs."""
 
     pace: Pace
 
     async def on_message(self, data: bytes) -> None:
-        """Count."""
+        """Count an input."""
         self.pace.take()
 
 
 def nodes(concurrency: int) -> Callable[[Bus, str, Pace], Awaitable[None]]:
-    """The same as nodes, with so many handlers."""
+    """Run the same as nodes; ``concurrency``: inputs that each node handles at a time."""
 
     async def run_pipeline(bus: Bus, topic: str, pace: Pace) -> None:
         name = topic.replace(".", "-")
@@ -202,7 +202,7 @@ async def _rounds(backend: str, rounds: int, messages: int, hertz: float, say: C
 def measure(
     chosen: Sequence[str], rounds: int, messages: int, hertz: float, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Run every arm once a round, on brokers that are started for it."""
+    """Run every arm once a round, on brokers started for this measurement."""
     result: dict[str, Any] = {
         "scale": "nodes",
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -247,14 +247,14 @@ def show(result: dict[str, Any]) -> None:
 
 def main(
     backend: Annotated[
-        list[str] | None, typer.Option(help="redis, nats, memory or kafka; may be repeated; all.")
+        list[str] | None, typer.Option(help="redis, nats, memory or kafka; repeatable; default: all.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Each arm once a round.")] = 5,
-    messages: Annotated[int, typer.Option(min=100, help="Of a run.")] = 60_000,
-    hertz: Annotated[float, typer.Option(min=0, help="Messages a second; 0: as many as go through.")] = 0.0,
-    path: Annotated[Path | None, typer.Option("--json", help="Where the result goes.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; each arm runs once a round.")] = 5,
+    messages: Annotated[int, typer.Option(min=100, help="Messages of a run.")] = 60_000,
+    hertz: Annotated[float, typer.Option(min=0, help="Messages a second; 0: as fast as possible.")] = 0.0,
+    path: Annotated[Path | None, typer.Option("--json", help="File for the result.")] = None,
 ) -> None:
-    """Source -> echo -> sink in one process, as nodes and as bare coroutines."""
+    """Compare source -> echo -> sink as nodes with coroutines, in one process."""
     result = measure(backend or BACKENDS, rounds, messages, hertz, lambda line: typer.echo(line, err=True))
     show(result)
     if path is not None:

@@ -1,4 +1,4 @@
-"""The bus where speed is not the question: stalled under a flood, before a frozen broker, idle with many topics."""
+"""Sides that measure memory: a stalled subscriber under load, a publisher before a frozen broker, many idle topics."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _Observer:
 
 
 class StalledSubscriber(_Observer):
-    """Subscribes with a default bound and takes nothing while a publisher sends many times as much."""
+    """Subscribes with a default bound and receives nothing while a publisher exceeds the bound many times."""
 
     def __init__(self, policy: str) -> None:
         """``policy``: a constructor of `QueuePolicy`."""
@@ -47,7 +47,7 @@ class StalledSubscriber(_Observer):
         self._subscription = await self._stack.enter_async_context(bus.subscribe(target.topic, queue=self._policy))
 
     async def watch(self, plan: Plan) -> Figures:
-        """Wait until the flood is over."""
+        """Wait until the publisher has ended."""
         await asyncio.sleep(plan.warm_up + plan.seconds + 0.3)
         stats = self._subscription.stats
         return {
@@ -59,7 +59,7 @@ class StalledSubscriber(_Observer):
 
 
 class FrozenPublisher(_Observer):
-    """Publishes to a broker that has stopped."""
+    """Publishes to a frozen broker."""
 
     async def open(self, target: Target) -> None:
         """Connect, and publish once."""
@@ -70,7 +70,7 @@ class FrozenPublisher(_Observer):
         await self._publisher.flush()
 
     async def watch(self, plan: Plan) -> Figures:
-        """As fast as it goes, until the time is over; then most of it has been waiting."""
+        """Publish as fast as possible until the time has passed, mostly waiting."""
         accepted = 0
         try:
             async with asyncio.timeout(plan.seconds):
@@ -82,7 +82,7 @@ class FrozenPublisher(_Observer):
 
 
 class IdleTopics(_Observer):
-    """Subscriptions to many topics on one bus of Kafka, while nothing is published: what they cost, and their metadata."""
+    """Subscribes to many topics on one bus of Kafka while nothing is published, to measure idle cost and metadata."""
 
     def __init__(self, topics: int) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class IdleTopics(_Observer):
         self._answered_bytes: Counter[int] = Counter()
 
     async def open(self, target: Target) -> None:
-        """Connect and subscribe to all, some at a time."""
+        """Connect and subscribe to all topics, in groups."""
         self._count_answers()
         begun = time.perf_counter()
         bus = await self._connect(target)
@@ -105,7 +105,7 @@ class IdleTopics(_Observer):
         self._open_seconds = time.perf_counter() - begun
 
     async def watch(self, plan: Plan) -> Figures:
-        """Idle."""
+        """Wait while nothing is published."""
         self._answers.clear()
         self._answered_bytes.clear()
         await asyncio.sleep(plan.seconds)
@@ -120,7 +120,7 @@ class IdleTopics(_Observer):
         }
 
     def _count_answers(self) -> None:
-        """In this process, which does nothing else."""
+        """Measure in this process, which does nothing else."""
         take, answers, answered_bytes = Connection.take, self._answers, self._answered_bytes
 
         def counted(connection: Connection, frame: bytes | bytearray) -> None:

@@ -1,44 +1,53 @@
-"""The README's performance section, made from a result file."""
+"""The README's performance section, generated from a result file."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from benchmarks.catalog import BUS
+from benchmarks.catalog import BUS, CLIENT, FRAMEWORK, MSIGHT
 from benchmarks.scale import SMALL
-from benchmarks.targets import Verdict, verdicts
+from benchmarks.targets import LATENCY_SIZE, TARGETS, Row, Verdict, verdicts
 from msight_bus.bench.machine import in_words
 
 BEGIN = "<!-- performance:begin -->"
 END = "<!-- performance:end -->"
-_PERCENTILES = ("p50", "p90", "p99", "p99.9", "max")
-_STATES = {"pass": "pass", "FAIL": "**FAIL**"}
+_FIGURES = (
+    ("latency of 1 KiB, p50, µs", "latency", LATENCY_SIZE, "p50"),
+    ("latency of 1 KiB, p99, µs", "latency", LATENCY_SIZE, "p99"),
+    ("subscribe 128 B, messages a second", "subscribe", SMALL, "rate"),
+    ("publish 128 B, messages a second", "publish", SMALL, "rate"),
+)
+"""Rows of the table: title, kind of measurement, payload bytes, figure."""
+
+_REFERENCES = {(figure, reference) for figure in ("p50", "rate") for reference in (CLIENT, FRAMEWORK, MSIGHT)}
+"""Targets that the table shows, by figure and reference."""
 
 
 def section(result: Mapping[str, Any], link: str) -> str:
-    """Markdown between its markers: what was measured, on what, and how to measure it again.
+    """Return the section between its markers: the machine, the figures, the targets that are not reached, the command.
 
-    ``link`` is the path of the result file as the README has to write it.
+    Args:
+        result: a result file.
+        link: path of the result file, relative to the README.
     """
     found = list(verdicts(result))
     lines = [
         BEGIN,
         *_wrapped(
-            f"Measured {result['started'][:10]} in {result['seconds'] / 60:.0f} minutes on {in_words(result['machine'])}; "
-            f"{_brokers(result)}. Each ratio is the bus to a reference in the same round, the median of interleaved rounds, "
-            "and behind it is the target. *ceiling*: the smallest code that speaks the protocol; *client*: the client "
-            "library's own way; *disturbed*: the machine was too busy to decide. Only ratios carry to another machine. "
-            + _counts(found)
+            f"Measured {result['started'][:10]} on {in_words(result['machine'])}; {_brokers(result)}. A ratio is the bus to a "
+            "reference, the median of interleaved rounds. *client*: the client library's own way; *ceiling*: the smallest code "
+            "that speaks the protocol. Ratios carry to other machines, absolute figures do not."
         ),
         "",
-        *_ratios(found),
+        *_table(result, found),
         "",
-        *_figures(result),
+        _counts(found),
         "",
-        f"All figures, rounds and versions: [{link.rpartition('/')[2]}]({link}).",
-        "`python -m benchmarks html FILE PAGE` draws them. The same on your machine:",
+        *_missed(found),
+        f"[{link.rpartition('/')[2]}]({link}) has all rounds and versions, and",
+        "`python -m benchmarks html FILE PAGE` draws them. To measure on your machine:",
         "",
         "```sh",
         result["command"],
@@ -49,16 +58,16 @@ def section(result: Mapping[str, Any], link: str) -> str:
 
 
 def put(readme: str, written: str) -> str:
-    """``readme`` with the section in place of the one between the markers.
+    """Return ``readme`` with ``written`` between the markers.
 
     Raises:
-        ValueError: the markers are not there.
+        ValueError: ``readme`` has no markers.
     """
     before, begin, rest = readme.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(
-            f"The file has no place for the section; put these two lines where it belongs:\n{BEGIN}\n{END}"
+            f"The file has no markers for the section; add these two lines where the section belongs:\n{BEGIN}\n{END}"
         )
     return before + written.rstrip("\n") + after
 
@@ -77,41 +86,46 @@ def _brokers(result: Mapping[str, Any]) -> str:
 def _counts(found: list[Verdict]) -> str:
     states = ("pass", "FAIL", "disturbed", "no result")
     counted = [(sum(one.state == state for one in found), state) for state in states]
-    return f"Of {len(found)} targets: {', '.join(f'{number} {state}' for number, state in counted if number)}."
+    texts = {
+        "pass": "are reached",
+        "FAIL": "are **not reached**",
+        "disturbed": "are undecided (noise)",
+        "no result": "have no result",
+    }
+    return f"Of {len(found)} targets, {', '.join(f'{number} {texts[state]}' for number, state in counted if number)}."
 
 
-def _ratios(found: list[Verdict]) -> Iterator[str]:
-    """A row a target, a column a backend; rows that no backend has a result for are only counted."""
-    backends = list(dict.fromkeys(one.backend for one in found))
-    yield f"| the bus / the reference | {' | '.join(backends)} |"
-    yield "| --- |" + " --- |" * len(backends)
-    by_place = {(one.title, one.backend): one for one in found}
-    for title in dict.fromkeys(one.title for one in found if one.rounds):
-        yield f"| {title} | {' | '.join(_cell(by_place.get((title, backend))) for backend in backends)} |"
+def _missed(found: list[Verdict]) -> Iterator[str]:
+    """The targets that are not reached: a list with one line for each row, and an empty line."""
+    missed = [one for one in found if one.state == "FAIL"]
+    for title in dict.fromkeys(one.title for one in missed):
+        cells = [
+            f"{one.backend} {one.ratio:.2f} (target {'≥' if one.at_least else '≤'} {one.bound:.2f})"
+            for one in missed
+            if one.title == title
+        ]
+        yield f"- Not reached: {title}: {', '.join(cells)}"
+    if missed:
+        yield ""
 
 
-def _cell(one: Verdict | None) -> str:
-    if one is None:
-        return ""
-    if not one.rounds:
-        return one.state
-    return f"{one.ratio:.2f} ({'≥' if one.at_least else '≤'} {one.bound:.2f}) {_STATES.get(one.state, one.state)}"
+def _table(result: Mapping[str, Any], found: list[Verdict]) -> Iterator[str]:
+    """One column per backend: figures of the bus, then ratios to the references of `_REFERENCES`."""
+    backends = list(result["backends"])
+    yield f"| the bus | {' | '.join(backends)} |"
+    yield "| --- |" + " ---: |" * len(backends)
+    for title, what, size, figure in _FIGURES:
+        cells = [_figure(result["backends"][backend]["measurements"], what, size, figure) for backend in backends]
+        yield f"| {title} | {' | '.join(cells)} |"
+    ratios = {(one.title, one.backend): f"{one.ratio:.2f}" for one in found if one.rounds}
+    for title in (target.title for target in TARGETS if (target.figure, target.against) in _REFERENCES):
+        cells = [ratios.get((title, backend), "") for backend in backends]
+        if any(cells):
+            yield f"| {title} | {' | '.join(cells)} |"
 
 
-def _figures(result: Mapping[str, Any]) -> Iterator[str]:
-    """The bus's own latencies and rates."""
-    yield "| the bus | " + " | ".join(f"{name}, µs" for name in _PERCENTILES) + " | subscribe, /s | publish, /s |"
-    yield "| --- |" + " ---: |" * (len(_PERCENTILES) + 2)
-    for backend, measured in result["backends"].items():
-        rows = {(row["what"], row["size"]): row for row in measured["measurements"] if row["candidate"] == BUS}
-        late = next((row for (what, _), row in rows.items() if what == "latency" and row["summary"]), None)
-        if late is None:
-            continue
-        cells = [f"{late['summary'][name]['median']:,.0f}" for name in _PERCENTILES]
-        for what in ("subscribe", "publish"):
-            found = (rows.get((what, SMALL)) or {}).get("summary")
-            cells.append(f"{found['rate']['median']:,.0f}" if found else "")
-        mark = " (disturbed)" if late["disturbed"] else ""
-        yield f"| {backend}{mark} | {' | '.join(cells)} |"
-    yield ""
-    yield "One-way latency of 1 KiB at 1 000 messages a second; messages a second of 128 B."
+def _figure(measurements: Iterable[Row], what: str, size: int, figure: str) -> str:
+    for row in measurements:
+        if (row["what"], row["size"], row["candidate"]) == (what, size, BUS) and row["summary"]:
+            return f"{row['summary'][figure]['median']:,.0f}" + " (disturbed)" * bool(row["disturbed"])
+    return ""

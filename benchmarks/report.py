@@ -1,4 +1,4 @@
-"""A result in tables."""
+"""Print a result as tables."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _CURVES = {
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
-    """Figures of each backend, then the table of targets."""
+    """Print the figures of each backend, then the table of targets."""
     say(console, in_words(result["machine"]))
     say(console, ", ".join(f"{name} {number}" for name, number in result["versions"].items()))
     for backend, measured in result["backends"].items():
@@ -60,7 +60,7 @@ def say(console: Console, text: str) -> None:
 
 
 def table(console: Console, title: str, titles: Sequence[str], rows: Rows) -> None:
-    """Print a table whose first column has no title, if it has rows; the last columns go first where there is no room."""
+    """Print a table with rows, whose first column has no title; on a narrow terminal the last columns are omitted."""
     if rows:
         console.print(f"\n{title}", style="bold", markup=False, soft_wrap=True)
         columns = [Column("", folds_at=20, left=True), *(Column(name, rank) for rank, name in enumerate(titles, 1))]
@@ -118,7 +118,7 @@ def throughputs(rows: Measured) -> Rows:
 
 
 def memory(rows: Measured) -> Rows:
-    """Resident memory of a process whose other side does not keep up: the peak above the memory when idle."""
+    """Print the peak of resident memory above idle, of a process whose other side does not keep up."""
     made: Rows = []
     for row in rows:
         found = row["summary"]
@@ -138,7 +138,7 @@ def memory(rows: Measured) -> Rows:
 
 
 def idle(rows: Measured) -> Rows:
-    """What many topics cost on one bus while nothing is published."""
+    """Print the cost of many topics on one bus while nothing is published."""
     names = ("topics", "open_seconds", "connections", "requests_rate", "metadata_rate", "metadata_bytes_rate")
     made: Rows = []
     for row in rows:
@@ -155,7 +155,7 @@ def idle(rows: Measured) -> Rows:
 
 
 def curves(console: Console, title: str, what: str, found: Mapping[str, Any]) -> None:
-    """Latency by rate or throughput by size, and why the curve of a candidate ends."""
+    """Print latency by rate or throughput by size, and why the curve of a candidate ends."""
     places = sorted({point[what] for curve in found.values() for point in curve["points"]})
     name_of, figures = _CURVES[what]
     rows: Rows = []
@@ -170,13 +170,13 @@ def curves(console: Console, title: str, what: str, found: Mapping[str, Any]) ->
 
 
 def ratios(console: Console, title: str, found: Iterable[Verdict]) -> None:
-    """A row for each ratio; for a target, whether it was reached."""
+    """Print a row for each ratio, and for a target whether it was reached."""
     titles = ("ratio", "target", "verdict", "spread", "A/A", "bus", "reference", "rounds")
     table(console, title, titles, [[f"{verdict.backend} {verdict.title}", *cells(verdict)] for verdict in found])
 
 
 def cells(verdict: Verdict) -> list[str]:
-    """The columns of a row behind its title."""
+    """Return the columns of a row after its title."""
     target = "" if isnan(verdict.bound) else (">= " if verdict.at_least else "<= ") + f"{verdict.bound:.2f}"
     band = f"{verdict.band[0]:.2f}-{verdict.band[1]:.2f}" if verdict.band else ""
     if not verdict.rounds:

@@ -1,4 +1,4 @@
-"""Everything that is compared on one broker: latency, throughput, many topics, memory."""
+"""All measurements on one broker: latency, throughput, many topics, memory."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from msight_bus.brokers import RunningBroker
 
 LATENCY_SIZE, LATENCY_RATE = 1024, 1000.0
 FLOOD_RATE = 300.0
-"""Messages of 128 KiB a second: fills a queue of 32 MiB in a second, and is less than any of the brokers carries."""
+"""Messages of 128 KiB a second: fill a queue of 32 MiB in one second, and are below the capacity of each broker."""
 
 _MOST_IN_FLIGHT = 16384
 _SLOW_SHARE = 5
-"""A slow framework gets this part of the messages, or its runs would take all the time there is."""
+"""Share of the messages for a slow framework, so that its runs end in time."""
 
 _SLOW_CHUNK = 8
-"""Who waits for each message looks at the clock more often."""
+"""Messages between two reads of the clock, for candidates that wait for each message."""
 
 
 class Rounds:
@@ -42,7 +42,7 @@ class Rounds:
         self._runs = 0
 
     def run(self) -> list[Measurement]:
-        """Latency first, then throughput from the smallest size up; each has its share of the time."""
+        """Measure latency, then throughput by rising size; each has its share of the time."""
         steps: list[tuple[float, Callable[[], None]]] = [(5.0, self._latency)]
         for size in self._scale.rounds:
             share = 2.0 if size == SMALL else 0.6
@@ -64,7 +64,7 @@ class Rounds:
         return self._rounds.results
 
     def _topic(self, what: str) -> str:
-        """A topic that no run has used: some peers read a log from its beginning."""
+        """Return a new topic, because some candidates read a log from its beginning."""
         self._runs += 1
         topic = f"bench.{what}{self._runs}"
         if self._logs is not None:
@@ -74,14 +74,12 @@ class Rounds:
     def _latency(self) -> None:
         pairs = {name: pair for name, pair in self._catalog.latency.items() if name not in self._scale.without}
         for publisher, subscriber in pairs.values():
-            self._runner.prepare(SUBSCRIBE, subscriber)  # they import while others do
+            self._runner.prepare(SUBSCRIBE, subscriber)  # workers import concurrently
             self._runner.prepare(PUBLISH, publisher)
 
         def once(name: str) -> Figures:
             seconds, warm_up = self._scale.latency_seconds, self._scale.warm_up
-            if (
-                name == MSIGHT and self._logs is not None
-            ):  # a flush a message: it falls behind for as long as one lets it
+            if name == MSIGHT and self._logs is not None:  # one flush per message: it falls behind
                 seconds, warm_up = seconds / (2 * _SLOW_SHARE), 0.0
             plan = Plan(self._topic("latency"), LATENCY_SIZE, seconds, warm_up, rate=LATENCY_RATE)
             figures = of_latency(*self._runner.run(*pairs[name], plan), LATENCY_SIZE)
@@ -104,7 +102,7 @@ class Rounds:
 
     def _enough(self, figures: Figures) -> Figures:
         if figures["messages"] < self._scale.least:
-            raise VoidError("No message came after the warm-up.")
+            raise VoidError("No message arrived after the warm-up.")
         return figures
 
     def _plan(self, size: int, topic: str) -> Plan:
@@ -139,7 +137,7 @@ class Rounds:
 
     def _topics(self) -> None:
         pairs = self._catalog.topics
-        self._runner.dismiss()  # feeders hold their frames in memory
+        self._runner.dismiss()  # feeders keep their messages in memory
 
         def once(name: str) -> Figures:
             _, received = self._runner.run(*pairs[name], self._plan(SMALL, "bench.many"))
@@ -149,7 +147,7 @@ class Rounds:
         self._runner.dismiss()
 
     def _memory(self) -> None:
-        """Peaks under what no consumer keeps up with."""
+        """Measure the peaks of memory under a load that exceeds every consumer."""
         seconds = self._scale.flood_seconds
 
         def once(name: str) -> Figures:

@@ -1,4 +1,4 @@
-"""Runs that only a comparison needs: one side alone, and a side that is observed under a load, a frozen broker or silence."""
+"""Additional runs of a comparison: one side alone, and a side under load, with a frozen broker, or idle."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OBSERVE = f"{__name__}:observe"
 
 
 class Observer(Protocol):
-    """A side that returns figures of its own."""
+    """A side that returns its own figures."""
 
     async def open(self, target: Target) -> None:
         """Connect; return when the side is ready."""
@@ -30,7 +30,7 @@ class Observer(Protocol):
 
 
 async def observe(side: Observer, plan: Plan, target: Target, counters: memoryview, tell: Any) -> Figures:
-    """Return the side's figures, its memory before and at most, and its share of a processor."""
+    """Return the side's figures, its memory before the run and at the peak, and its share of a processor."""
     await side.open(target)
     try:
         gc.collect()
@@ -55,7 +55,7 @@ class Runner(runner.Runner):
     """The bus's `Runner`, and runs of one side."""
 
     def run_publisher(self, publisher: Side, plan: Plan) -> Sent:
-        """Run a publisher without a subscriber, on a broker that keeps messages."""
+        """Run a publisher without a subscriber, on a broker with persistence."""
         self.counters.clear()
         worker = self.prepare(PUBLISH, publisher)
         worker.begin(plan)
@@ -65,7 +65,7 @@ class Runner(runner.Runner):
         return sent
 
     def run_subscriber(self, subscriber: Side, plan: Plan) -> Received:
-        """Run a subscriber on ``plan.messages`` messages that the broker has kept."""
+        """Run a subscriber on ``plan.messages`` stored messages."""
         self.counters.clear()
         self.counters.view[SENT] = plan.messages
         worker = self.prepare(SUBSCRIBE, subscriber)

@@ -1,4 +1,4 @@
-"""How much is measured: sizes, rounds, seconds."""
+"""The extent of a measurement: sizes, rounds, seconds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.catalog import ASYNCIO, CONFLUENT_TUNED, MSIGHT, RUNS
 SMALL, MIDDLE, LARGE = 128, 128 * 1024, 1_000_000
 ALWAYS = ("ceiling", "bus", "ceiling again")
 RATES = (1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000)
-"""Messages a second, each about twice the one before."""
+"""Messages a second, each about twice the previous."""
 
 SIZES = (64, 512, 4096, 32 * 1024, 256 * 1024, 1_000_000)
 
@@ -20,26 +20,26 @@ class Scale:
     """The extent of a measurement.
 
     Attributes:
-        name: of the extent.
+        name: name of the extent.
         rounds: interleaved rounds of throughput by size.
         latency_rounds: interleaved rounds of latency.
-        topics: what many topics are.
-        topics_rounds: interleaved rounds of one topic against many.
+        topics: number of topics of runs with many topics.
+        topics_rounds: interleaved rounds of one and many topics.
         flood_rounds: interleaved rounds of memory.
-        flood_seconds: of a flood, or of a frozen broker.
+        flood_seconds: seconds of load, or of a frozen broker.
         idle_rounds: rounds of many idle topics.
-        idle_seconds: how long they are watched.
-        seconds: that a throughput run sends, after its warm-up.
-        latency_seconds: that a latency run sends, after its warm-up.
-        warm_up: seconds that count for nothing.
+        idle_seconds: seconds of a round of idle topics.
+        seconds: seconds of a throughput run, after its warm-up.
+        latency_seconds: seconds of a latency run, after its warm-up.
+        warm_up: seconds that are not measured.
         logged: messages that a Kafka subscriber reads, by size.
-        peers_at: sizes at which the peers run too; at the others only the ceiling and the bus.
-        without: candidates that are left out.
-        rates: messages a second of the curve of latency; none, no curves.
+        peers_at: sizes at which other libraries run too; at other sizes only the ceiling and the bus.
+        without: candidates that are omitted.
+        rates: messages a second of the latency curve; empty: no curves.
         sizes: payload bytes of the curve of throughput.
-        curve_seconds: that a run of a curve sends, after its warm-up.
-        budget: seconds for a backend, shared by its measurements; each has one round at least, whatever it takes.
-        least: messages after the warm-up without which a run has no rate.
+        curve_seconds: seconds of a run of a curve, after its warm-up.
+        budget: seconds for a backend, shared by its measurements; each has at least one round.
+        least: smallest number of messages after the warm-up for a rate.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Takes what publishers send with next to no processor time: it counts messages and parses nothing."""
+"""Receive published messages with little processor time: count the messages without parsing them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from msight_bus.bench.sides import Tally, Target
 
 
 class _Counter(asyncio.BufferedProtocol):
-    """Counts a mark that begins each message, also where two reads meet."""
+    """Counts a byte sequence at the start of each message, also across two reads."""
 
     def __init__(self) -> None:
         self._buffer = bytearray(256 * 1024)

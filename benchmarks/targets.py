@@ -1,4 +1,4 @@
-"""The figures to reach, and what a result says about each."""
+"""The targets, and the verdict of a result on each."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ Row = Mapping[str, Any]
 
 LATENCY_SIZE = 1024
 BAND = 0.0
-"""A bound that is the A/A band itself."""
+"""A bound that is the A/A band."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A row of the table: our figure over a reference's figure.
+    """A row of the table: the ratio of a figure of the bus to that of a reference.
 
     Attributes:
         what: kind of measurement.
         size: payload bytes.
         against: the reference.
-        figure: its name; rates have to be above the bound, times below it.
-        bounds: by backend; a backend without one has no such row.
-        ours: the candidate that is compared, mostly the bus.
+        figure: name of the figure; rates must be at least the bound, times at most.
+        bounds: bounds by backend; a backend without a bound has no such row.
+        ours: the compared candidate, usually the bus.
     """
 
     what: str
@@ -56,7 +56,7 @@ class Target:
 
     @property
     def title(self) -> str:
-        """In words."""
+        """Title of the row."""
         if self.what == "topics":
             return f"many topics, {self.ours} / {self.against}"
         size = {SMALL: "128 B", MIDDLE: "128 KiB", LARGE: "1 MB", LATENCY_SIZE: "1 KiB"}[self.size]
@@ -100,32 +100,31 @@ COMPARISONS = (
     *(Target("latency", LATENCY_SIZE, CONFLUENT_TUNED, figure, {"kafka": nan}) for figure in ("p50", "p99")),
     *(Target(what, SMALL, CONFLUENT, "rate", {"kafka": nan}) for what in ("subscribe", "publish")),
 )
-"""Ratios that nobody has to reach."""
+"""Ratios without a target."""
 
 _NOT_IN_EACH = (RUNS, MSIGHT, CONFLUENT)
-"""References that a quick measurement leaves out; then there is no such row."""
+"""References that a quick measurement omits, with their rows."""
 
 _DISTURBED = 1.1
-"""Where the same thing against itself is off by more than this factor in the median, a row that this could turn decides
-nothing."""
+"""If the median of the A/A ratio differs from 1 by more than this factor, a row whose verdict this changes is disturbed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a result says about a target.
+    """The verdict of a result on a target.
 
     Attributes:
-        backend: which.
-        title: the row.
+        backend: the backend.
+        title: title of the row.
         bus: median figure of the bus.
         reference: median figure of the reference.
         ratio: median over rounds of the bus's figure by the reference's of the same round.
         low: smallest ratio of a round.
         high: largest ratio of a round.
-        bound: what the ratio is held against.
-        band: the A/A band, ratios of the ceiling to itself without a fifth at either end; ``None`` where it was not taken.
-        state: ``pass``, ``FAIL``; ``disturbed`` and ``no result`` decide nothing; ``no target`` is for comparisons.
-        rounds: that went into it.
+        bound: bound of the ratio.
+        band: the A/A band, ratios of the ceiling to itself without the lowest and highest fifth; ``None`` if not measured.
+        state: ``pass``, ``FAIL``, or undecided: ``disturbed``, ``no result``; ``no target`` for comparisons.
+        rounds: number of rounds.
     """
 
     backend: str
@@ -143,12 +142,12 @@ class Verdict:
 
 
 def verdicts(result: Mapping[str, Any]) -> Iterator[Verdict]:
-    """Each target of each backend in a result file."""
+    """Yield the verdict on each target of each backend in a result file."""
     return _rows(result, TARGETS)
 
 
 def comparisons(result: Mapping[str, Any]) -> Iterator[Verdict]:
-    """The ratios of a result file that have no target, where both sides ran."""
+    """Yield the ratios without a target in a result file, if both sides ran."""
     return (row for row in _rows(result, COMPARISONS) if row.rounds)
 
 
@@ -163,7 +162,7 @@ def _rows(result: Mapping[str, Any], targets: Iterable[Target]) -> Iterator[Verd
 
 
 def _pairs(ours: Row | None, theirs: Row | None, figure: str) -> list[tuple[float, float]]:
-    """The figures of both in the rounds in which both ran undisturbed; if there is none, in which both ran."""
+    """Return the figures of both in the undisturbed rounds; without one, in all rounds in which both ran."""
     if ours is None or theirs is None:
         return []
     both = [
@@ -176,7 +175,7 @@ def _pairs(ours: Row | None, theirs: Row | None, figure: str) -> list[tuple[floa
 
 
 def _is_late(row: Row, figure: str) -> bool:
-    """Whether the sender's slip at this percentile is above a tenth of the latency there, in the median of rounds."""
+    """Return whether the sender's slip exceeds a tenth of the latency at this percentile, in the median of rounds."""
     return median(run.get(f"slip_{figure}", 0.0) / run[figure] for run in row["runs"] if run is not None) > 0.1
 
 
@@ -213,7 +212,7 @@ def _judge(backend: str, target: Target, found: Mapping[tuple[str, int, str], Ro
 
 
 def _state(ratio: float, bound: float, at_least: bool, noise: float) -> str:
-    """What a ratio is, where the same thing against itself came to ``noise``."""
+    """Return the state of a ratio; ``noise`` is the median of the A/A ratio."""
     if isnan(bound):
         return "no target"
 

@@ -1,4 +1,4 @@
-"""CPU-bound work off the loop, so that one slow node does not stall the others in its process.
+"""Run CPU-bound work in threads, so that one slow node does not block the other nodes of its process.
 
 python examples/cpu_bound.py
 """
@@ -13,13 +13,15 @@ FRAMES = 20
 
 
 def heavy(frame: bytes) -> bytes:
-    """Something that computes for a while, as a detector does. hashlib and OpenCV let other threads run meanwhile."""
+    """Compute for some milliseconds, like a detector. hashlib, like OpenCV, releases the GIL."""
     return hashlib.pbkdf2_hmac("sha256", frame, b"salt", 20_000)
 
 
 class Camera(SourceNode):
     async def stream(self):
-        await asyncio.sleep(0.5)  # the others subscribe; a live stream keeps nothing for those who are late
+        await asyncio.sleep(
+            0.5
+        )  # wait until the other nodes have subscribed: Redis and NATS keep no messages for later subscribers
         for i in range(FRAMES):
             yield b"frame %d" % i
 
@@ -35,7 +37,7 @@ class Counter(SinkNode):
     async def on_message(self, data):
         self.count += 1
         if self.count == FRAMES:
-            print(f"{self.count} frames were computed off the loop")
+            print(f"{self.count} frames processed in threads")
             for node in nodes:
                 node.stop()
 

@@ -1,4 +1,4 @@
-"""Publish from a thread: a capture loop that blocks, as OpenCV's does, hands each frame to the bus.
+"""Publish from a thread: a blocking capture loop, such as OpenCV's, publishes each frame.
 
 python examples/from_a_thread.py
 """
@@ -13,11 +13,11 @@ FRAMES = 20
 
 
 def capture(bus: msight_bus.Bus, loop: asyncio.AbstractEventLoop) -> None:
-    """Stands for ``while True: ok, frame = camera.read()``. A bus belongs to its event loop, so the thread asks the loop."""
+    """Simulate ``while True: ok, frame = camera.read()``. A bus belongs to its event loop, on which the thread publishes."""
     for number in range(FRAMES):
-        time.sleep(0.01)  # the camera blocks
+        time.sleep(0.01)  # camera.read() blocks
         published = asyncio.run_coroutine_threadsafe(bus.publish("site.cam", b"frame %d" % number), loop)
-        published.result()  # waits for the publish, and raises what it raises
+        published.result()  # wait for the publish; raises its error
 
 
 async def main() -> None:

@@ -1,4 +1,4 @@
-"""Hello: publish one message and receive it, on whichever broker MSIGHT_PUBSUB_BACKEND names.
+"""Hello: publish and receive one message, on the broker that MSIGHT_PUBSUB_BACKEND selects.
 
 msight-bus up redis        # in another terminal
 python examples/hello.py
@@ -12,7 +12,7 @@ async def main() -> None:
         await bus.publish("intersection.cam_ne", b"hello", headers={"lens": "wide"})
         async for message in frames:
             print(
-                f"{bus.backend}: {message.topic} {message.payload!r} {dict(message.headers)} number {message.sequence}"
+                f"{bus.backend}: {message.topic} {message.payload!r} {dict(message.headers)} sequence {message.sequence}"
             )
             break
 

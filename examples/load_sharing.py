@@ -1,8 +1,9 @@
-"""Load sharing: three workers with one group_id split a stream, where the backend can share.
+"""Load sharing: three workers with one group_id share a stream.
 
     MSIGHT_PUBSUB_BACKEND=nats python examples/load_sharing.py
 
-On Redis every worker gets everything, and a CapabilityWarning says so. On Kafka the key decides which messages stay together.
+On Redis, each worker receives all messages, and a CapabilityWarning reports it. On Kafka, messages with the same key go to the
+same worker.
 """
 
 import asyncio
@@ -34,10 +35,10 @@ async def main() -> None:
                 await publisher.send(b"a frame", key=f"camera {i % 30}")
         while counts.total() < (FRAMES if shares else 3 * FRAMES):
             await asyncio.sleep(0.01)
-        await bus.drain()  # the workers' loops end
+        await bus.drain()  # ends the loops of the workers
     for name, count in sorted(counts.items()):
-        print(f"{name} got {count} of {FRAMES} frames")
-    print("shared" if shares else f"{bus.backend} shares nothing: everyone got everything")
+        print(f"{name} received {count} of {FRAMES} frames")
+    print("shared" if shares else f"{bus.backend} does not share: each worker received all frames")
 
 
 msight_bus.run(main())

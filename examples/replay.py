@@ -1,4 +1,4 @@
-"""Replay: read again what was recorded, from the beginning or from a moment on. Needs a log, so Kafka.
+"""Replay: read recorded messages from the beginning, or from a time. Needs Kafka, which keeps a log.
 
 msight-bus up kafka        # in another terminal
 MSIGHT_PUBSUB_BACKEND=kafka python examples/replay.py
@@ -13,7 +13,7 @@ async def main() -> None:
     async with msight_bus.connect() as bus:
         for i in range(5):
             await bus.publish("site.recording", b"frame %d" % i)
-        moment = datetime.now(UTC)
+        start = datetime.now(UTC)
         await bus.publish("site.recording", b"frame 5")
 
         async with bus.subscribe("site.recording", start="earliest") as messages:
@@ -22,8 +22,8 @@ async def main() -> None:
                 if message.payload == b"frame 5":
                     break
 
-        async with bus.subscribe("site.recording", start=moment) as messages:
-            print("from the moment on:", (await anext(messages)).payload.decode())
+        async with bus.subscribe("site.recording", start=start) as messages:
+            print("from a time on:", (await anext(messages)).payload.decode())
 
 
 try:

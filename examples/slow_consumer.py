@@ -1,4 +1,4 @@
-"""A consumer slower than its camera: what `block`, `drop_oldest` and `latest(1)` make of 100 frames.
+"""A consumer slower than its camera: the effect of `block`, `drop_oldest` and `latest(1)` on 100 frames.
 
 python examples/slow_consumer.py
 """
@@ -23,7 +23,7 @@ async def consume(bus: msight_bus.Bus, name: str, ready: asyncio.Barrier) -> str
             frames.append(int(message.payload))
             if frames[-1] == 99:
                 break
-            await asyncio.sleep(0.005)  # the work: slower than the frames come
+            await asyncio.sleep(0.005)  # the work takes longer than the interval of the frames
         return f"{name:12} handled {len(frames):3} of 100 frames, dropped {dict(messages.stats.dropped)}"
 
 

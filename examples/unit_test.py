@@ -1,4 +1,4 @@
-"""Unit tests of a node without any broker: on the memory backend, and in a simulation whose connections fail.
+"""Test a node without a broker: on the memory backend, and in a simulation whose connections fail.
 
 python -m pytest examples/unit_test.py
 """
@@ -10,7 +10,7 @@ from msight_bus import NodeConfig, ProcessingNode
 
 
 class Shout(ProcessingNode):
-    """What is tested."""
+    """The node under test."""
 
     async def process(self, data):
         return data.upper()
@@ -36,7 +36,7 @@ def test_the_node_shouts():
     asyncio.run(scenario())
 
 
-def test_the_node_goes_on_after_an_outage(msight_simulation):
+def test_the_node_continues_after_an_outage(msight_simulation):
     async def scenario():
         async with msight_simulation.connect() as bus, bus.subscribe("out") as results:
             node, running = await started(bus)
@@ -45,7 +45,7 @@ def test_the_node_goes_on_after_an_outage(msight_simulation):
                 await bus.publish("in", word)
             assert (await anext(results)).payload == b"BEFORE"
             msight_simulation.disconnect()
-            await asyncio.sleep(3600)  # an hour that takes no time
+            await asyncio.sleep(3600)  # one hour of virtual time
             msight_simulation.reconnect()
             await asyncio.sleep(10)
             await bus.publish("in", b"after")

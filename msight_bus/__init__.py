@@ -29,7 +29,7 @@ from msight_bus.runtime import run
 from msight_bus.settings import BusSettings, ConfigWarning
 from msight_bus.subscription import Subscription, SubscriptionStats
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AuthenticationError",

@@ -1,4 +1,4 @@
-"""The smallest correct code that moves the same bytes and metadata: what a machine and a broker can give in Python.
+"""Ceilings: the smallest correct code that transfers the same bytes and metadata, the upper limit in Python.
 
-No reconnection, no bounds, no accounting, no errors but the loudest: only the protocol, a deque and an async iterator.
+A ceiling has a protocol, a deque and an async iterator; it does not reconnect, limit, count or handle most errors.
 """

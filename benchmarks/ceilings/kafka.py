@@ -1,4 +1,4 @@
-"""Kafka: aiokafka's ``getmany``, and batches that are filled by hand. Its wire protocol is not written again here."""
+"""Kafka: aiokafka's ``getmany``, and batches that are filled explicitly, with aiokafka's wire protocol."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from msight_bus.bench.sides import Tally, Target
 
 SESSION = 0x1234_5678_9ABC_DEF0
 FETCH_BYTES = 2_000_000
-"""Of a partition in one answer: the topics' ``max.message.bytes``, which is what the bus asks for, so that all read alike."""
+"""Bytes of a partition in one response: ``max.message.bytes`` of the topics, as the bus requests."""
 
 
 def servers(target: Target) -> str:
@@ -21,10 +21,10 @@ def servers(target: Target) -> str:
 
 
 class HandBatchPublisher:
-    """``create_batch``, ``append``, ``send_batch``; idempotent, acknowledged by all; one batch fills while one travels."""
+    """``create_batch``, ``append``, ``send_batch``; idempotent, acknowledged by all; one batch fills during a send."""
 
     def __init__(self, batch_bytes: int = 256 * 1024) -> None:
-        """``batch_bytes``: as the bus's default."""
+        """``batch_bytes``: the default of the bus."""
         self._batch_bytes = batch_bytes
 
     async def open(self, target: Target) -> None:
@@ -49,7 +49,7 @@ class HandBatchPublisher:
         self._sent = await self._producer.send_batch(batch, self._topic, partition=0)
 
     async def send(self, payload: bytes) -> None:
-        """One message, at once."""
+        """Send one message at once."""
         await self.send_many(payload, 1)
         await self._hand_over()
 
@@ -63,7 +63,7 @@ class HandBatchPublisher:
                 await self._hand_over()
 
     async def flush(self) -> None:
-        """Until all is acknowledged."""
+        """Wait until all messages are acknowledged."""
         await self._hand_over()
         await self._producer.flush()
         if self._sent is not None:
@@ -78,7 +78,7 @@ class GetManySubscriber:
     """``getmany``, all partitions, no group."""
 
     def __init__(self, max_records: int = 2000, fetch_bytes: int = FETCH_BYTES) -> None:
-        """``max_records``: of a list at most; ``fetch_bytes``: of an answer, roughly."""
+        """``max_records``: largest list; ``fetch_bytes``: approximate size of a response."""
         self._max_records, self._fetch_bytes = max_records, fetch_bytes
 
     async def open(self, target: Target) -> None:

@@ -86,7 +86,7 @@ class _Subscription(RawStream):
         self.wake()
 
     def _learn(self, line: bytes) -> None:
-        """HMSG subject sid header-bytes total-bytes; the next message has the same line, mostly."""
+        """Parse HMSG subject sid header-bytes total-bytes; the next message usually has the same line."""
         words = line.split()
         header, total = int(words[-2]), int(words[-1])
         self._line, self._sizes = line, (header, total)
@@ -96,7 +96,7 @@ class _Subscription(RawStream):
         self._frame = struct.Struct(f">{len(self._head)}s48s4x{size}s2x") if alike else None
 
     def _take_run(self, data: bytes) -> int:
-        """Take messages that are like the last one, until something else comes; returns where that begins."""
+        """Parse messages with the line of the last one; return the offset of the first other data."""
         if self._frame is None:
             return 0
         append, head, size = self.items.append, self._head, self._frame.size
@@ -110,14 +110,14 @@ class _Subscription(RawStream):
 
 
 class RawSubscriber:
-    """A protocol behind a deque and an async iterator: the ceiling, as for Redis.
+    """The ceiling: a protocol with a deque and an async iterator, as for Redis.
 
-    It parses each message by itself, of any size; with ``runs`` it takes messages that are like the last one in one
-    C-level loop, as the bus does.
+    Each message is parsed by itself; with ``runs``, messages with the line of the last one are parsed in one C-level loop, as in
+    the bus.
     """
 
     def __init__(self, *, runs: bool = False) -> None:
-        """``runs``: take messages of one size that follow each other at once."""
+        """``runs``: whether to parse consecutive messages of one size together."""
         self._runs = runs
 
     async def open(self, target: Target) -> None:
@@ -149,7 +149,7 @@ class _Writer(RawWriter):
 
 
 class RawPublisher:
-    """HPUB commands, coalesced."""
+    """Publishes with coalesced HPUB commands."""
 
     async def open(self, target: Target) -> None:
         """Connect."""
@@ -158,7 +158,7 @@ class RawPublisher:
         self._writer: _Writer = await connect(_Writer(), target)
 
     def publish(self, payload: bytes) -> bool:
-        """Write one message; tells whether to wait."""
+        """Write one message; return whether to wait."""
         self._sequence += 1
         size = HEADER_BYTES + len(payload)
         start = b"%b%d\r\n%b%016x%016x%016x\r\n\r\n" % (self._head, size, NAME, SESSION, self._sequence, time.time_ns())
@@ -167,19 +167,19 @@ class RawPublisher:
         return self._writer.write(start, payload, b"\r\n")
 
     async def send(self, payload: bytes) -> None:
-        """One message, at once."""
+        """Send one message at once."""
         self.publish(payload)
         self._writer.flush_out()
 
     async def send_many(self, payload: bytes, count: int) -> None:
-        """One after the other."""
+        """Send the messages in order."""
         publish, drained = self.publish, self._writer.drained
         for _ in range(count):
             if publish(payload):
                 await drained()
 
     async def flush(self) -> None:
-        """Until a PING behind them is answered."""
+        """Wait for the PONG to a PING after the messages."""
         self._writer.confirmed = asyncio.get_running_loop().create_future()
         self._writer.write(b"PING\r\n")
         self._writer.flush_out()

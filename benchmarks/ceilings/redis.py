@@ -20,7 +20,7 @@ _JOIN_BELOW = 16 * 1024
 
 
 def head(topic: str) -> bytes:
-    """A PUBLISH command up to the payload's size."""
+    """Return a PUBLISH command up to the payload's size."""
     return b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$" % (len(topic), topic.encode())
 
 
@@ -32,7 +32,7 @@ async def connect(protocol: Any, target: Target) -> Any:
 
 
 class _Subscription(RawStream):
-    """hiredis cuts each reply."""
+    """Parses each reply with hiredis."""
 
     def __init__(self, topic: bytes) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class _Subscription(RawStream):
             if reply[0] == b"message":
                 body = reply[2]
                 if not body.startswith(_FRAMED):
-                    raise ValueError("a message of another make")
+                    raise ValueError("a message without the prefix of the bus")
                 append((body[32:], body[8:32]))
             else:
                 self.confirmed.set_result(None)
@@ -54,7 +54,7 @@ class _Subscription(RawStream):
 
 
 class _RunSubscription(_Subscription):
-    """Reads a message's size, and takes as many of that size as follow it in one C-level loop."""
+    """Reads a message's size, and parses following messages of the same size in one C-level loop."""
 
     def __init__(self, topic: bytes) -> None:
         super().__init__(topic)
@@ -78,18 +78,18 @@ class _RunSubscription(_Subscription):
                 if first != head:
                     break
                 if framed != _FRAMED:
-                    raise ValueError("a message of another make")
+                    raise ValueError("a message without the prefix of the bus")
                 append((payload, meta))
                 position += size
         self._rest = data[position:]
         self.wake()
 
     def _learn(self, data: bytes, position: int) -> bool:
-        """Know the size of the message at ``position``; tells whether its first lines are there."""
+        """Read the size of the message at ``position``; return whether its first lines have arrived."""
         if self._head and data.startswith(self._head, position):
             return True
         if not data.startswith(self._start[: len(data) - position], position):
-            raise ValueError("not a message")
+            raise ValueError("not a pub/sub message")
         end_of_line = data.find(b"\r\n", position + len(self._start))
         if end_of_line < 0:
             return False
@@ -100,15 +100,14 @@ class _RunSubscription(_Subscription):
 
 
 class RawSubscriber:
-    """A protocol behind a deque and an async iterator: the ceiling.
+    """The ceiling: a protocol with a deque and an async iterator.
 
-    It parses each message by itself, because it stands for the smallest code that is correct, and that code has to take
-    any size. With ``runs`` it is more than that: the C-level loop over messages of one size that the bus has too, without
-    anything else that the bus does. Neither knows a size before it has read it.
+    Each message is parsed by itself, because the smallest correct code accepts any size. With ``runs``, the ceiling has the
+    C-level loop of the bus over messages of one size. In both cases a size is known only after it was read.
     """
 
     def __init__(self, *, runs: bool = False) -> None:
-        """``runs``: take messages of one size that follow each other at once."""
+        """``runs``: whether to parse consecutive messages of one size together."""
         self._kind = _RunSubscription if runs else _Subscription
 
     async def open(self, target: Target) -> None:
@@ -148,7 +147,7 @@ class _Writer(RawWriter):
 
 
 class RawPublisher:
-    """PUBLISH commands, coalesced; replies are counted."""
+    """Publishes with coalesced PUBLISH commands and counts the replies."""
 
     async def open(self, target: Target) -> None:
         """Connect."""
@@ -157,7 +156,7 @@ class RawPublisher:
         self._writer: _Writer = await connect(_Writer(), target)
 
     def publish(self, payload: bytes) -> bool:
-        """Write one message; tells whether to wait."""
+        """Write one message; return whether to wait."""
         self._sequence += 1
         size = 32 + len(payload)
         prefix = PREFIX.pack(MAGIC, 0, SESSION, self._sequence, time.time_ns())
@@ -167,19 +166,19 @@ class RawPublisher:
         return self._writer.write(b"%b%d\r\n%b" % (self._head, size, prefix), payload, b"\r\n")
 
     async def send(self, payload: bytes) -> None:
-        """One message, at once."""
+        """Send one message at once."""
         self.publish(payload)
         self._writer.flush_out()
 
     async def send_many(self, payload: bytes, count: int) -> None:
-        """One after the other."""
+        """Send the messages in order."""
         publish, drained = self.publish, self._writer.drained
         for _ in range(count):
             if publish(payload):
                 await drained()
 
     async def flush(self) -> None:
-        """Until each has its reply."""
+        """Wait for the reply to each message."""
         self._writer.flush_out()
         if self._writer.unanswered:
             self._writer.answered = asyncio.get_running_loop().create_future()

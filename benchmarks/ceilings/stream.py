@@ -1,4 +1,4 @@
-"""What the raw protocols share: a deque behind an async iterator, and writes that leave once a tick."""
+"""Shared code of the ceilings: a deque with an async iterator, and writes that are coalesced per loop iteration."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any, Self
 from msight_bus.bench.sides import Tally
 
 Item = tuple[bytes, bytes]
-"""Payload, and session, sequence and publish time as they came: who asks for them decodes them, as in the bus."""
+"""Payload, and undecoded session, sequence and publish time, which the bus decodes on use too."""
 
 RUN_BELOW = 16 * 1024
-"""Payloads under this size come many a chunk, and may be taken by one C-level loop."""
+"""Payloads below this size arrive in groups, and can be parsed in one C-level loop."""
 
 BURST_BYTES = 128 * 1024
 
 
 class RawStream(asyncio.Protocol):
-    """Items go in synchronously and come out of an async iterator, one wake-up a chunk."""
+    """A queue with synchronous input and an async iterator, with one wake-up per chunk."""
 
     def __init__(self) -> None:
         self.items: deque[Item] = deque()
@@ -29,7 +29,7 @@ class RawStream(asyncio.Protocol):
         self.transport = transport
 
     def wake(self) -> None:
-        """A chunk was parsed."""
+        """Wake the reader after a chunk was parsed."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -54,7 +54,7 @@ class RawStream(asyncio.Protocol):
 
 
 class RawWriter(asyncio.Protocol):
-    """Frames of one tick leave in one ``writelines``."""
+    """Writes the frames of one loop iteration with one ``writelines``."""
 
     def __init__(self) -> None:
         self._out: list[bytes] = []
@@ -69,7 +69,7 @@ class RawWriter(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
 
     def write(self, *parts: bytes) -> bool:
-        """Write with the others of this tick; tells whether the caller should wait for `drained`."""
+        """Write at the end of this loop iteration; return whether the caller must wait for `drained`."""
         if not self._out:
             self._loop.call_soon(self.flush_out)
         self._out += parts
@@ -78,25 +78,25 @@ class RawWriter(asyncio.Protocol):
         return self._out_bytes >= BURST_BYTES or self._paused
 
     def flush_out(self) -> None:
-        """Hand over what this tick has written."""
+        """Write the frames of this loop iteration to the transport."""
         if self._out:
             self.transport.writelines(self._out)
             self._out = []
             self._out_bytes = 0
 
     def pause_writing(self) -> None:
-        """The transport is full."""
+        """The write buffer is full."""
         self._paused = True
 
     def resume_writing(self) -> None:
-        """The transport has room."""
+        """The write buffer has space."""
         self._paused = False
         if self._drained is not None:
             self._drained.set_result(None)
             self._drained = None
 
     async def drained(self) -> None:
-        """Until the transport has room."""
+        """Wait until the write buffer has space."""
         self.flush_out()
         if self._paused:
             self._drained = self._loop.create_future()

@@ -1,7 +1,7 @@
-"""What users of these brokers have today, in its own idiom.
+"""Other libraries for these brokers, each used as its documentation shows.
 
-``make bench`` installs what the project itself does not need into a folder of its own beside the environment's packages, so
-that nothing of theirs replaces anything of ours. A peer that is not installed has rows that say so.
+``make bench`` installs them into a separate folder, so that they do not replace packages of the environment. The rows of a
+library that is not installed say so.
 """
 
 import site
@@ -11,4 +11,4 @@ from pathlib import Path
 FOLDER = Path(sys.prefix) / "peers"
 
 if FOLDER.is_dir():
-    site.addsitedir(str(FOLDER))  # behind the environment's own
+    site.addsitedir(str(FOLDER))  # after the packages of the environment

@@ -16,10 +16,10 @@ _WITHIN = 30.0
 
 
 class ProducePublisher:
-    """``producer.produce(...)`` into the library's own queue, then ``flush``."""
+    """Publishes with ``producer.produce(...)`` into the library's queue, then ``flush``."""
 
     def __init__(self, linger_ms: float = 5.0) -> None:
-        """``linger_ms``: how long a batch waits for more; 5 is the library's default."""
+        """``linger_ms``: milliseconds for which a batch waits for more records; the library's default is 5."""
         self._linger_ms = linger_ms
         self._refused: list[Any] = []
 
@@ -39,34 +39,34 @@ class ProducePublisher:
         self._producer.list_topics(target.topic, timeout=_WITHIN)
 
     async def send(self, payload: bytes) -> None:
-        """One message."""
+        """Send one message."""
         self._sequence += 1
         meta = b"%016x%016x%016x" % (SESSION, self._sequence, time.time_ns())
         while True:
             try:
                 self._producer.produce(self._topic, payload, partition=0, headers=[("msight", meta)])
-            except BufferError:  # its queue is full
+            except BufferError:  # the queue of the library is full
                 self._producer.poll(0.005)
             else:
                 return
 
     async def send_many(self, payload: bytes, count: int) -> None:
-        """One after the other."""
+        """Send the messages in order."""
         for _ in range(count):
             await self.send(payload)
 
     async def flush(self) -> None:
-        """Until all is acknowledged."""
+        """Wait until all messages are acknowledged."""
         if self._producer.flush(_WITHIN) or self._refused:
             raise KafkaException(*self._refused[:1])
 
     async def close(self) -> None:
-        """Its destructor disconnects."""
+        """Do nothing: the destructor disconnects."""
         del self._producer
 
 
 class ConsumeSubscriber:
-    """``consumer.consume(...)`` in a thread; no group, no commits."""
+    """Receives with ``consumer.consume(...)`` in a thread, without group and commits."""
 
     async def open(self, target: Target) -> None:
         """Connect and assign."""
@@ -74,7 +74,7 @@ class ConsumeSubscriber:
         self._consumer = Consumer(
             {
                 "bootstrap.servers": servers(target),
-                "group.id": "benchmark",  # it insists on one
+                "group.id": "benchmark",  # required
                 "enable.auto.commit": False,
                 "fetch.message.max.bytes": FETCH_BYTES,
             }
@@ -91,7 +91,7 @@ class ConsumeSubscriber:
     def _count(self, tally: Tally) -> None:
         observe, consume = tally.observe, self._consumer.consume
         while not self._over:
-            # A list that is waited for comes when it is full or the time is over; so wait for one, and take what is there.
+            # consume() waits until the list is full or the timeout has passed, so wait for one, then take the others.
             for message in consume(1, 0.1) + consume(_LIST, 0):
                 if message.error() is not None:
                     raise KafkaException(message.error())
@@ -102,7 +102,7 @@ class ConsumeSubscriber:
                     observe(payload)
 
     async def close(self) -> None:
-        """Disconnect, once the thread has ended."""
+        """Disconnect after the thread has ended."""
         self._over = True
         await asyncio.sleep(0.15)
         self._consumer.close()

@@ -12,7 +12,7 @@ _YIELD_EVERY = 64
 
 
 def _broker(backend: str, target: Target) -> Any:
-    """The framework's broker object, without logs."""
+    """Create the framework's broker object, without logging."""
     if backend == "redis":
         from faststream.redis import RedisBroker  # noqa: PLC0415 - an extra for each backend
 
@@ -29,10 +29,10 @@ def _broker(backend: str, target: Target) -> Any:
 
 
 class HandlerSubscriber:
-    """A handler that takes ``bytes``."""
+    """Receives with a handler of ``bytes``."""
 
     def __init__(self, backend: str, prefix: int = 0) -> None:
-        """``prefix``: bytes of metadata in front of each payload, which the framework does not know."""
+        """``prefix``: bytes of metadata before each payload, which the framework does not parse."""
         self._backend, self._prefix = backend, prefix
         self._tally: Tally | None = None
         self._ready = asyncio.Event()
@@ -56,13 +56,17 @@ class HandlerSubscriber:
             if tally.observe is not None:
                 tally.observe(body[prefix:] if prefix else body)
             if not tally.received % _YIELD_EVERY:
-                await asyncio.sleep(0)  # it never suspends while its client has messages: the harness would not see
+                await asyncio.sleep(
+                    0
+                )  # the handler does not suspend while messages are available, so yield to the harness
 
         await self._broker.start()
-        await asyncio.sleep(0.5 if self._backend == "kafka" else 0.1)  # it does not tell when it has subscribed
+        await asyncio.sleep(
+            0.5 if self._backend == "kafka" else 0.1
+        )  # the framework does not report when it has subscribed
 
     async def receive(self, tally: Tally) -> None:
-        """The handler counts from now on."""
+        """Count in the handler until cancelled."""
         self._tally = tally
         self._ready.set()
         await asyncio.get_running_loop().create_future()
@@ -73,7 +77,7 @@ class HandlerSubscriber:
 
 
 class BrokerPublisher:
-    """``await broker.publish(...)``."""
+    """Publishes with ``await broker.publish(...)``."""
 
     def __init__(self, backend: str) -> None:
         self._backend = backend
@@ -85,19 +89,19 @@ class BrokerPublisher:
         await self._broker.start()
 
     async def send(self, payload: bytes) -> None:
-        """One message; without waiting for its acknowledgement where it lets us choose."""
+        """Send one message, without waiting for the acknowledgement if that is an option."""
         if self._backend == "kafka":
             await self._broker.publish(payload, self._topic, no_confirm=True)
         else:
             await self._broker.publish(payload, self._topic)
 
     async def send_many(self, payload: bytes, count: int) -> None:
-        """One after the other."""
+        """Send the messages in order."""
         for _ in range(count):
             await self.send(payload)
 
     async def flush(self) -> None:
-        """The framework has no such call."""
+        """Do nothing: the framework has no flush."""
 
     async def close(self) -> None:
         """Disconnect."""

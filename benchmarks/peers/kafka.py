@@ -10,11 +10,11 @@ from benchmarks.ceilings.kafka import SESSION, GetManySubscriber, servers
 from msight_bus.bench.sides import Tally, Target
 
 _ROOM = 1024
-"""Bytes beside the payload that a batch needs."""
+"""Bytes of a batch in addition to the payload."""
 
 
 class IterSubscriber(GetManySubscriber):
-    """``async for record in consumer``."""
+    """Receives with ``async for record in consumer``."""
 
     async def receive(self, tally: Tally) -> None:
         """Count each record."""
@@ -27,7 +27,7 @@ class IterSubscriber(GetManySubscriber):
 
 
 class SendPublisher:
-    """``await producer.send(...)`` without waiting for each acknowledgement, then ``flush``."""
+    """Publishes with ``await producer.send(...)``, without waiting for each acknowledgement, then ``flush``."""
 
     def __init__(self, batch_bytes: int = 16384) -> None:
         """``batch_bytes``: aiokafka's default is 16 KiB."""
@@ -48,18 +48,18 @@ class SendPublisher:
         await self._producer.partitions_for(target.topic)
 
     async def send(self, payload: bytes) -> None:
-        """One message."""
+        """Send one message."""
         self._sequence += 1
         meta = b"%016x%016x%016x" % (SESSION, self._sequence, time.time_ns())
         await self._producer.send(self._topic, payload, headers=[("msight", meta)])
 
     async def send_many(self, payload: bytes, count: int) -> None:
-        """One after the other."""
+        """Send the messages in order."""
         for _ in range(count):
             await self.send(payload)
 
     async def flush(self) -> None:
-        """Until all is acknowledged."""
+        """Wait until all messages are acknowledged."""
         await self._producer.flush()
 
     async def close(self) -> None:

@@ -1,6 +1,6 @@
 """MSight Core's pub/sub layer: ``publish``, and ``listen`` in a thread, as its nodes call them.
 
-It has no metadata, so what it publishes is the payload alone. Its nodes do more for each message than this.
+The layer has no metadata and publishes the payload only. Nodes of MSight Core do more work per message.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import redis
 
 from msight_bus.bench.sides import Tally, Target
 
-os.environ.setdefault("MSIGHT_EDGE_DEVICE_NAME", "benchmark")  # the package cannot be imported without
+os.environ.setdefault("MSIGHT_EDGE_DEVICE_NAME", "benchmark")  # required for importing the package
 Topic = SimpleNamespace
-"""Stands for the package's own, of which the layer uses the name: that one comes with maps, point clouds and videos."""
+"""Replaces the class of the package, which imports libraries of maps, point clouds and videos; the layer uses its name."""
 
 _topics = ModuleType("msight_core.topics")
 _topics.Topic = Topic  # type: ignore[attr-defined]
@@ -46,7 +46,7 @@ _LAYERS = {"redis": _redis, "nats": _nats, "kafka": _kafka}
 
 class _Layer:
     def __init__(self, backend: str, prefix: int = 0) -> None:
-        """``prefix``: bytes of metadata in front of each payload, which it does not know."""
+        """``prefix``: bytes of metadata before each payload, which the layer does not parse."""
         self._backend, self._prefix = backend, prefix
 
     def _connect(self, target: Target) -> None:
@@ -65,7 +65,7 @@ class _Layer:
 
 
 class ListenSubscriber(_Layer):
-    """``for data in pubsub.listen()``."""
+    """Receives with ``for data in pubsub.listen()``."""
 
     async def open(self, target: Target) -> None:
         """Connect and subscribe."""
@@ -98,12 +98,12 @@ class ListenSubscriber(_Layer):
                 tally.size += len(payload) - prefix
                 if observe is not None:
                     observe(payload[prefix:] if prefix else payload)
-        except AttributeError:  # how its endless loop over a consumer is ended
+        except AttributeError:  # ends the endless loop over the consumer
             if not self._over:
                 raise
 
     async def close(self) -> None:
-        """Wake the thread, which ends, and disconnect."""
+        """Wake the thread so that it ends, and disconnect."""
         self._over = True
         if self._backend == "redis":
             self._layer.publish(self._topic, b"over")
@@ -118,24 +118,24 @@ class ListenSubscriber(_Layer):
 
 
 class PublishPublisher(_Layer):
-    """``pubsub.publish(topic, data)``, which blocks."""
+    """Publishes with the blocking ``pubsub.publish(topic, data)``."""
 
     async def open(self, target: Target) -> None:
         """Connect."""
         self._connect(target)
 
     async def send(self, payload: bytes) -> None:
-        """One message."""
+        """Send one message."""
         self._layer.publish(self._topic, payload)
 
     async def send_many(self, payload: bytes, count: int) -> None:
-        """One after the other."""
+        """Send the messages in order."""
         for _ in range(count):
             self._layer.publish(self._topic, payload)
             await asyncio.sleep(0)
 
     async def flush(self) -> None:
-        """A round trip on NATS; elsewhere each message had its own."""
+        """Wait for a round trip on NATS; on other brokers, each message waits for one."""
         if self._backend == "nats":
             asyncio.run_coroutine_threadsafe(self._layer.nc.flush(), self._layer.loop).result()
 

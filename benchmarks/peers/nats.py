@@ -14,13 +14,13 @@ _LIMIT_BYTES = 512 * 1024 * 1024
 
 
 async def connect(target: Target) -> nats.NATS:
-    """A client with its defaults."""
+    """Create a client with its defaults."""
     server = target.settings.nats.servers[0]
     return await nats.connect(f"nats://{server.host}:{server.port}")
 
 
 class IterSubscriber:
-    """``async for message in subscription.messages``, with limits that nothing reaches."""
+    """Receives with ``async for message in subscription.messages``, with limits above the number of messages."""
 
     async def open(self, target: Target) -> None:
         """Connect and subscribe."""
@@ -45,7 +45,7 @@ class IterSubscriber:
 
 
 class HeaderPublisher:
-    """``await client.publish(topic, payload, headers=...)``."""
+    """Publishes with ``await client.publish(topic, payload, headers=...)``."""
 
     async def open(self, target: Target) -> None:
         """Connect."""
@@ -54,18 +54,18 @@ class HeaderPublisher:
         self._sequence = 0
 
     async def send(self, payload: bytes) -> None:
-        """One message."""
+        """Send one message."""
         self._sequence += 1
         meta = f"{SESSION:016x}{self._sequence:016x}{time.time_ns():016x}"
         await self._nats.publish(self._topic, payload, headers={"msight": meta})
 
     async def send_many(self, payload: bytes, count: int) -> None:
-        """One after the other."""
+        """Send the messages in order."""
         for _ in range(count):
             await self.send(payload)
 
     async def flush(self) -> None:
-        """A round trip."""
+        """Wait for a round trip."""
         await self._nats.flush(timeout=30)
 
     async def close(self) -> None:

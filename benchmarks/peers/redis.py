@@ -15,13 +15,13 @@ _PIPELINE = 64
 
 
 def connect(target: Target) -> Redis:
-    """A client with its defaults."""
+    """Create a client with its defaults."""
     host, port = target.settings.redis.nodes[0]
     return Redis(host=host, port=port)
 
 
 class ListenSubscriber:
-    """``async for message in pubsub.listen()``."""
+    """Receives with ``async for message in pubsub.listen()``."""
 
     async def open(self, target: Target) -> None:
         """Connect and subscribe."""
@@ -43,13 +43,13 @@ class ListenSubscriber:
 
     async def close(self) -> None:
         """Disconnect."""
-        with suppress(RedisError):  # the receiving task may have been cancelled in the middle of a reply
+        with suppress(RedisError):  # the receiving task can have been cancelled in the middle of a reply
             await self._pubsub.aclose()
         await self._redis.aclose()
 
 
 class PipelinePublisher:
-    """Pipelines of 64; one ``await publish`` for a message of a live stream."""
+    """Publishes with pipelines of 64; a message of a live stream with ``await publish``."""
 
     async def open(self, target: Target) -> None:
         """Connect."""
@@ -63,11 +63,11 @@ class PipelinePublisher:
         return PREFIX.pack(MAGIC, 0, SESSION, self._sequence, time.time_ns()) + payload
 
     async def send(self, payload: bytes) -> None:
-        """One message, at once."""
+        """Send one message at once."""
         await self._redis.publish(self._topic, self._framed(payload))
 
     async def send_many(self, payload: bytes, count: int) -> None:
-        """Pipelines, one after the other."""
+        """Send the messages in pipelines."""
         while count:
             pipeline = self._redis.pipeline(transaction=False)
             for _ in range(min(_PIPELINE, count)):
@@ -76,7 +76,7 @@ class PipelinePublisher:
             count -= min(_PIPELINE, count)
 
     async def flush(self) -> None:
-        """Each pipeline was answered already."""
+        """Do nothing: each pipeline was answered."""
 
     async def close(self) -> None:
         """Disconnect."""

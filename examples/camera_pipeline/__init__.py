@@ -1,13 +1,13 @@
-"""Cameras, detectors, tracker and sink: road users found in real footage.
+"""Cameras, detectors, a tracker and a sink: detect road users in real footage.
 
-The vision is in plain modules without messaging, readable one at a time:
+The vision code does not use the bus:
 
-    footage.py        where frames come from: two Mcity cameras, or footage of your own
-    pictures.py       JPEG bytes to pictures and back
-    detection.py      boxes around what moves
-    tracking.py       boxes joined to numbered tracks
-    results.py        a table of the tracks, and one picture of the whole run
-    offline.py        all of it in one process, without a broker
+    footage.py        frames of two Mcity cameras, or of your own footage
+    pictures.py       encoding and decoding of JPEG
+    detection.py      boxes around moving objects
+    tracking.py       tracks, from the boxes of successive frames
+    results.py        a table of the tracks, and a picture of the run
+    offline.py        all steps in one process, without a broker
 
 `nodes.py` makes nodes of them, and `__main__.py` runs the nodes. `mcity/` has the footage, its licence and its credit.
 """

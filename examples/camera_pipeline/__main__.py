@@ -1,8 +1,8 @@
-"""The demo: real footage through a pipeline of nodes over a real broker, with a live table.
+"""The demo: a pipeline of nodes processes real footage over a real broker, with a live table.
 
     python -m examples.camera_pipeline [--backend redis|nats|kafka|memory] [--frames FOLDER|VIDEO] [--rate 10] [--out FOLDER]
 
-It starts a broker of its own and stops it at the end. `make demo` is the same.
+The demo starts a broker and stops it at the end; `make demo` runs it.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--frames",
         type=Path,
-        help="footage of fixed cameras: a video, a folder of JPEGs, or a folder of these, each of them one camera; "
-        "two roadside cameras at Mcity if not given",
+        help="footage of fixed cameras: a video, a folder of JPEGs, or a folder with one of these per camera; "
+        "default: two roadside cameras at Mcity",
     )
     parser.add_argument(
         "--rate",
@@ -54,12 +54,12 @@ def arguments() -> argparse.Namespace:
         default=RATE,
         help="frames a second, for JPEGs whose names are not all capture times like '2023-10-13 16-46-53-100580.jpg'",
     )
-    parser.add_argument("--out", type=Path, help="where tables and picture go; out/<backend> if not given")
+    parser.add_argument("--out", type=Path, help="folder for tables and picture; default: out/<backend>")
     return parser.parse_args()
 
 
 async def show(registry: Registry, sink: Sink, results: Results) -> None:
-    """The nodes as they announce themselves, live, on a terminal; a line a second elsewhere."""
+    """Show the table of nodes on a terminal; print one line a second elsewhere."""
     if console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
             while True:

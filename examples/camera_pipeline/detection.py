@@ -1,8 +1,8 @@
-"""Boxes around what moves in the picture of a fixed camera.
+"""Detect moving objects in the pictures of a fixed camera.
 
-A pixel that has kept its value for a second is background. What differs from the background has come, or has left: the place
-where a pedestrian stood differs from the background, which had learned the pedestrian, as much as the pedestrian does elsewhere.
-What has come differs from its surroundings in the picture; what has left differed from them in the background.
+A pixel whose value has not changed for one second becomes background. A region that differs from the background shows an object
+that has arrived, or the place of an object that was background and has left. In the first case, the region differs from its
+surroundings in the picture; in the second, in the background.
 """
 
 import cv2
@@ -14,15 +14,15 @@ from .footage import Frame
 from .pictures import decode
 
 _WIDTH = 960
-"""Wider pictures are searched at this width."""
+"""Width in pixels to which wider pictures are scaled down."""
 _LEVELS = 20
-"""Of 255: a smaller difference is noise."""
+"""Smallest difference, of 255, that is not noise."""
 _SETTLED = 1.0
 """Seconds without a change, after which a pixel is background."""
 _DRIFT = 0.1
-"""Share of the picture by which the background follows slow changes of the light in each frame."""
+"""Weight of each frame with which the background follows slow changes of the light."""
 _SCENE = 0.5
-"""When more than this share of the picture differs, the camera was moved, or another scene begins."""
+"""Share of differing pixels above which the camera has moved, or a new scene has started."""
 _NEAR = np.ones((7, 7), np.uint8)
 """Pixels that belong together."""
 _SMALLEST = 12
@@ -32,7 +32,7 @@ _SURROUNDINGS = 12
 
 
 class Box(msgspec.Struct, frozen=True):
-    """In pixels of the frame."""
+    """A box in pixels of the frame."""
 
     x: float
     y: float
@@ -41,13 +41,13 @@ class Box(msgspec.Struct, frozen=True):
 
 
 class Detector:
-    """For all frames of one camera, in their order: what a frame shows depends on those before it."""
+    """Detects moving objects of one camera; needs all frames in order, because the background depends on earlier frames."""
 
     def __init__(self) -> None:
         self._shape: tuple[int, ...] | None = None
 
     def detect(self, frame: Frame) -> list[Box]:
-        """Return what moves in the frame."""
+        """Return the boxes of the moving objects in the frame."""
         picture = decode(frame.jpeg)
         shrink = max(1.0, picture.shape[1] / _WIDTH)
         if shrink > 1:
@@ -65,12 +65,12 @@ class Detector:
             self._begin(grey, frame.captured)
             return []
         boxes, moving = _find(grey, background, differs, changed)
-        self._changed_at[moving > 0] = now  # also where it is of one colour
+        self._changed_at[moving > 0] = now  # also where an object has one colour
         self._learn(grey, differs, now)
         return [Box(*(n * shrink for n in box)) for box in boxes]
 
     def _begin(self, grey: MatLike, captured: float) -> None:
-        """Take the first picture as background."""
+        """Use the first picture as background."""
         self._shape = grey.shape
         self._began = captured
         self._background = grey.astype(np.float32)
@@ -78,7 +78,7 @@ class Detector:
         self._changed_at = np.full(grey.shape, -_SETTLED, np.float32)
 
     def _learn(self, grey: MatLike, differs: MatLike, now: float) -> None:
-        """Take pixels that have settled into the background, and follow those a little that are background already."""
+        """Add settled pixels to the background, and adapt background pixels slowly."""
         follow = np.where(differs > 0, np.float32(1), np.float32(_DRIFT)) * (self._changed_at <= now - _SETTLED)
         self._background += follow * (grey - self._background)
 
@@ -86,7 +86,7 @@ class Detector:
 def _find(
     grey: MatLike, background: MatLike, differs: MatLike, changed: MatLike
 ) -> tuple[list[tuple[int, int, int, int]], MatLike]:
-    """Return left, top, width and height of what is in the picture and not in the background, and 255 where that moves."""
+    """Return left, top, width and height of each object, and a mask that is 255 where an object moves."""
     blobs, labels, stats, _ = cv2.connectedComponentsWithStats(cv2.morphologyEx(differs, cv2.MORPH_CLOSE, _NEAR))
     boxes, moving = [], np.zeros_like(grey)
     for blob in range(1, blobs):
@@ -106,11 +106,11 @@ def _find(
 
 
 def _differing(one: MatLike, two: MatLike) -> MatLike:
-    """Return 255 where two pictures differ by more than noise."""
+    """Return a mask that is 255 where two pictures differ by more than noise."""
     return cv2.threshold(cv2.absdiff(one, two), _LEVELS, 255, cv2.THRESH_BINARY)[1]
 
 
 def _present(grey: MatLike, background: MatLike, differs: MatLike) -> MatLike:
-    """Return 255 where the picture, and not the background, differs from what surrounds the difference."""
+    """Return a mask that is 255 where the picture differs more from its surroundings than the background does."""
     surroundings = cv2.inpaint(grey, cv2.dilate(differs, np.ones((5, 5), np.uint8)), 3, cv2.INPAINT_TELEA)
     return cv2.compare(cv2.absdiff(grey, surroundings), cv2.absdiff(background, surroundings), cv2.CMP_GT)

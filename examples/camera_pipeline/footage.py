@@ -1,6 +1,6 @@
-"""Frames of one or more cameras: the Mcity cameras that ship here, a folder of JPEGs, or a video.
+"""Frames of one or more cameras: the included Mcity cameras, a folder of JPEGs, or a video.
 
-Frames travel as JPEG, not as decoded pictures. The files of a folder are passed on as they are.
+Frames are published as JPEG, not as decoded pictures. JPEG files are published unchanged.
 """
 
 import asyncio
@@ -27,9 +27,9 @@ class Frame(msgspec.Struct, frozen=True):
 
     camera: str
     index: int
-    """Counts up from 0."""
+    """Number of the frame, from 0."""
     captured: float
-    """POSIX seconds; counted from 0 where the footage has no capture times."""
+    """Capture time in POSIX seconds; seconds from 0 if the footage has no capture times."""
     jpeg: bytes
 
 
@@ -37,15 +37,15 @@ def cameras(path: Path | None = None, rate: float = RATE) -> dict[str, Iterator[
     """Return the frames of each camera, in order.
 
     Args:
-        path: a video; a folder of JPEGs, which is one camera; or a folder of such folders and videos, each one camera. The two
-            Mcity cameras if not given.
-        rate: frames a second, for JPEGs of which not every name is a capture time.
+        path: a video; a folder of JPEGs, for one camera; or a folder of such folders and videos, one per camera. Default: the
+            two Mcity cameras.
+        rate: frames a second of JPEGs whose names are not all capture times.
 
     Raises:
         FootageError: there is no footage at ``path``, or ``rate`` is not above 0.
     """
     if not 0 < rate < math.inf:
-        raise FootageError(f"The rate is a number of frames a second above 0, for example RATE=10, not {rate}.")
+        raise FootageError(f"rate must be a number of frames a second above 0, for example RATE=10, not {rate}.")
     if path is None:
         return {name: _video(name, _MCITY / f"{name}.webm", _time(start)) for name, start in _MCITY_STARTS.items()}
     if path.is_dir() and not _jpegs(path):
@@ -54,13 +54,15 @@ def cameras(path: Path | None = None, rate: float = RATE) -> dict[str, Iterator[
         found = {_camera(path): path}
     footage = {name: _frames(name, each, rate) for name, each in found.items() if each.is_dir() or _is_video(each)}
     if not footage:
-        what = "holds no .jpg, no folder of them and no video" if path.is_dir() else "is no folder and no video"
-        raise FootageError(f"{path} {what} that OpenCV can read. FRAMES=<folder or video> names footage of your own.")
+        what = (
+            "has no .jpg file, no folder of them and no video" if path.is_dir() else "is neither a folder nor a video"
+        )
+        raise FootageError(f"{path} {what} that OpenCV can read. Set FRAMES=<folder or video>.")
     return footage
 
 
 async def paced(frames: Iterator[Frame]) -> AsyncIterator[Frame]:
-    """Give each frame at its capture time, counted from the first. Frames that are overdue follow at once."""
+    """Yield each frame at its capture time, relative to the first frame. Overdue frames are yielded at once."""
     loop = asyncio.get_running_loop()
     began: float | None = None
     while (frame := await asyncio.to_thread(next, frames, None)) is not None:
@@ -83,7 +85,7 @@ def _folder(camera: str, path: Path, rate: float) -> Iterator[Frame]:
     for index, (captured, file) in enumerate(zip(times, files, strict=True)):
         jpeg = file.read_bytes()
         if not jpeg.startswith(b"\xff\xd8"):
-            raise FootageError(f"{file} is no JPEG ({len(jpeg)} bytes)")
+            raise FootageError(f"{file} is not a JPEG ({len(jpeg)} bytes)")
         yield Frame(camera, index, captured, jpeg)
 
 
@@ -107,10 +109,10 @@ def _is_video(path: Path) -> bool:
 
 
 def _camera(path: Path) -> str:
-    """A name that can be part of a topic."""
+    """Return a camera name that can be part of a topic."""
     return re.sub(r"[^A-Za-z0-9_-]", "_", (path.resolve().stem if path.is_file() else path.resolve().name))[:60]
 
 
 def _time(name: str) -> float:
-    """POSIX seconds of a capture time like '2023-10-13 16-46-53-100580', in UTC."""
+    """Return POSIX seconds of a capture time like '2023-10-13 16-46-53-100580', in UTC."""
     return datetime.strptime(name, _NAME_FORMAT).replace(tzinfo=UTC).timestamp()

@@ -1,4 +1,4 @@
-"""The pipeline: a camera and a detector for each camera, one tracker, one sink. Each node knows only its topics."""
+"""The nodes of the pipeline: one source and one detector per camera, one tracker, one sink."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from .tracking import Track, Tracker
 BOXES, TRACKS = "demo.boxes", "demo.tracks"
 _HEARTBEAT = 0.5
 _QUEUE = QueuePolicy.drop_oldest(500)
-"""Live frames: a node that falls behind by more than this drops the oldest, and the bus counts them."""
+"""A node that falls behind by more than 500 frames drops the oldest, which the bus counts."""
 _LAST_FRAME_WITHIN = 10.0
 
 
 class DetectedImage(ImageData, kw_only=True):
-    """A frame and what moves in it."""
+    """A frame and the boxes of its moving objects."""
 
     boxes: list[Box]
 
 
 class TrackedImage(ImageData, kw_only=True):
-    """A frame and the road users in it."""
+    """A frame and the tracks of its road users."""
 
     tracks: list[Track]
     total: int
-    """Different road users of this camera so far."""
+    """Number of different road users of this camera so far."""
 
 
 def config(name: str, **fields: object) -> NodeConfig:
@@ -48,7 +48,7 @@ def frames_topic(camera: str) -> str:
 
 
 class CameraNode(SourceNode):
-    """Publishes the frames of one camera at its own pace, and ends when the sink has the last one."""
+    """Publishes the frames of one camera at their capture times, and ends after the sink has received the last frame."""
 
     def __init__(self, camera: str, frames: Iterator[Frame], sink: Sink) -> None:
         super().__init__(config(f"camera_{camera}", publish_topic_name=frames_topic(camera)))
@@ -68,10 +68,10 @@ class CameraNode(SourceNode):
 
 
 class DetectorNode(ProcessingNode):
-    """Finds what moves in the frames of one camera.
+    """Detects moving objects in the frames of one camera.
 
-    A detector remembers earlier frames, so each camera has one of its own. A group of workers is for code that takes each frame
-    by itself; see examples/load_sharing.py.
+    The detector keeps state of earlier frames, so each camera needs its own. For stateless code, a group of workers can share
+    the frames; see examples/load_sharing.py.
     """
 
     def __init__(self, camera: str) -> None:
@@ -92,7 +92,7 @@ class DetectorNode(ProcessingNode):
 
 
 class TrackerNode(ProcessingNode):
-    """Joins the boxes of each camera to tracks. The bus keeps the order of each detector's frames."""
+    """Assigns the boxes of each camera to tracks. The frames of each detector arrive in order."""
 
     def __init__(self) -> None:
         super().__init__(config("tracker", subscribe_topic_name=BOXES, publish_topic_name=TRACKS, queue=_QUEUE))
@@ -113,7 +113,7 @@ class TrackerNode(ProcessingNode):
 
 
 class Sink(SinkNode):
-    """Collects the results, and the latencies from camera to here."""
+    """Collects the results, and the latencies from the camera to the sink."""
 
     def __init__(self, results: Results, expected: set[str]) -> None:
         super().__init__(config("sink", subscribe_topic_name=TRACKS, queue=_QUEUE))
@@ -132,14 +132,14 @@ class Sink(SinkNode):
             self._progress.notify_all()
 
     async def others_ready(self, bus: Bus) -> None:
-        """Wait until the nodes behind the cameras have subscribed: a live stream keeps nothing for those who are late."""
+        """Wait until the other nodes have subscribed, because Redis and NATS keep no messages for later subscribers."""
         registry = await bus.nodes()
         await registry.wait_until(
             lambda nodes: self._expected <= {info.name for info in nodes if info.status == "RUNNING"}
         )
 
     async def has_seen(self, camera: str, index: int) -> None:
-        """Wait for a camera's last frame, but not for ever: a dropped frame never arrives, and was counted."""
+        """Wait for a camera's last frame, with a timeout, because a queue can drop it."""
         async with self._progress:
             while self._last.get(camera, -1) < index:
                 try:

@@ -1,4 +1,4 @@
-"""The vision of the pipeline in one process and without a broker. It finds what the pipeline finds.
+"""Run the vision code of the pipeline in one process, without a broker; the results are those of the pipeline.
 
 python -m examples.camera_pipeline.offline [--frames FOLDER|VIDEO] [--rate 10] [--out out/offline]
 """
@@ -14,7 +14,7 @@ from .tracking import Tracker
 
 
 def run(frames: Path | None, rate: float, out: Path) -> Results:
-    """Find the road users in the footage; ``out`` gets a table of each camera and a picture."""
+    """Detect the road users in the footage; write a table per camera and a picture to ``out``."""
     results = Results(out)
     for footage in cameras(frames, rate).values():
         detector, tracker = Detector(), Tracker()

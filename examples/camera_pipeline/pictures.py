@@ -1,4 +1,4 @@
-"""JPEG bytes to pictures and back. A picture is a BGR array of height x width x 3 bytes."""
+"""Encode and decode JPEG. A picture is a BGR array of height x width x 3 bytes."""
 
 import cv2
 import numpy as np
@@ -6,7 +6,7 @@ from cv2.typing import MatLike
 
 
 class FootageError(Exception):
-    """The footage or a result cannot be read or written; the message says what to do."""
+    """Footage cannot be read, or a result cannot be written; the message has the remedy."""
 
 
 def encode(picture: MatLike, quality: int = 85) -> bytes:
@@ -15,12 +15,12 @@ def encode(picture: MatLike, quality: int = 85) -> bytes:
 
 
 def decode(jpeg: bytes) -> MatLike:
-    """Return the picture.
+    """Return the decoded picture.
 
     Raises:
-        FootageError: the bytes are no JPEG.
+        FootageError: the bytes are not a JPEG.
     """
     picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR) if jpeg else None
     if picture is None:
-        raise FootageError(f"{len(jpeg)} bytes do not decode as a JPEG")
+        raise FootageError(f"{len(jpeg)} bytes cannot be decoded as JPEG")
     return picture

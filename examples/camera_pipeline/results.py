@@ -1,4 +1,4 @@
-"""What a run leaves: a table of the tracks of each camera, and one picture of the whole run."""
+"""The results of a run: a table of the tracks of each camera, and one picture."""
 
 import csv
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from .pictures import FootageError, decode
 from .tracking import Track
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
-_COLORS = (  # BGR, easy to tell apart on asphalt
+_COLORS = (  # BGR
     (40, 140, 255), (90, 220, 60), (220, 90, 240), (255, 170, 40), (60, 60, 240), (200, 220, 40),
 )  # fmt: skip
 _PAPER, _INK = (250, 248, 246), (45, 40, 36)
@@ -25,11 +25,11 @@ _COLUMNS = 2
 _TILES = 6
 _TILE = (_PANEL - (_TILES - 1) * 8) // _TILES
 _ZOOM = 2.5
-"""A tile shows this many times the size of the box."""
+"""Size of a tile, relative to the box."""
 _SHOWN = 4
-"""Road users of a camera in the picture: those that were seen longest."""
+"""Number of road users per camera in the picture: those with the longest tracks."""
 _KEPT = 100
-"""Road users of a camera, and moments of a road user, that are kept."""
+"""Maximum number of road users per camera, and of moments per road user."""
 
 
 @dataclass
@@ -41,14 +41,14 @@ class _Moment:
 
 @dataclass
 class _Camera:
-    """What was seen by one camera."""
+    """The results of one camera."""
 
     table: Path
     jpeg: bytes = b""
     began: float = 0.0
     ended: float = 0.0
     captured: float = 0.0
-    """When the frame was captured that is shown."""
+    """Capture time of the shown frame."""
     tracks: list[Track] = field(default_factory=list)
     road_users: dict[int, list[_Moment]] = field(default_factory=dict)
     total: int = 0
@@ -56,7 +56,7 @@ class _Camera:
     def add(self, frame: Frame, tracks: list[Track], total: int) -> None:
         self.total = total
         self.ended = frame.captured
-        if tracks or not self.tracks:  # the last frame that shows something
+        if tracks or not self.tracks:  # the last frame with a track
             self.jpeg, self.captured, self.tracks = frame.jpeg, frame.captured, tracks
         if not tracks:
             return
@@ -75,7 +75,7 @@ class _Camera:
             del self.road_users[next(iter(self.road_users))]
 
     def draw(self, name: str) -> MatLike:
-        """The last frame with its boxes and all trails, and below it each road user at some moments."""
+        """Draw the last frame with its boxes and all trails, and below it each road user at some moments."""
         picture = decode(self.jpeg)
         scale = _PANEL / picture.shape[1]
         picture = cv2.resize(picture, (_PANEL, round(scale * picture.shape[0])), interpolation=cv2.INTER_AREA)
@@ -97,7 +97,7 @@ class _Camera:
 
 
 class Results:
-    """Collects the tracks of all cameras, frame by frame, and writes them to a folder."""
+    """Collects the tracks of all cameras and writes them to a folder."""
 
     def __init__(self, out: Path) -> None:
         self._out = out
@@ -105,7 +105,7 @@ class Results:
         out.mkdir(parents=True, exist_ok=True)
 
     def add(self, frame: Frame, tracks: list[Track], total: int) -> None:
-        """Take the next frame of a camera, the road users in it and their number so far."""
+        """Add the next frame of a camera, its tracks, and the number of road users so far."""
         if frame.camera not in self._cameras:
             table = self._out / f"{frame.camera}.csv"
             table.write_text("time,id,x,y,width,height\r\n", newline="")
@@ -114,13 +114,17 @@ class Results:
 
     @property
     def road_users(self) -> str:
-        """How many each camera saw."""
+        """The number of road users of each camera."""
         return ", ".join(f"{name} {camera.total}" for name, camera in sorted(self._cameras.items())) or "none"
 
     def write(self, title: str, facts: list[tuple[str, str]]) -> Path:
-        """Write the picture; ``facts`` are names and values for its head."""
+        """Write the picture; ``facts`` are names and values for its heading.
+
+        Raises:
+            FootageError: there are no frames, or the file cannot be written.
+        """
         if not self._cameras:
-            raise FootageError("No frame reached the end, so there is nothing to draw.")
+            raise FootageError("No frame reached the sink, so there is no picture to draw.")
         began = datetime.fromtimestamp(min(camera.began for camera in self._cameras.values()), UTC)
         ended = max(camera.ended for camera in self._cameras.values())
         captured = f"{began:%Y-%m-%d} {clock(began.timestamp())} to {clock(ended)}"
@@ -131,12 +135,12 @@ class Results:
         sheet = [_head(width, title, facts), *(_side_by_side(row, width) for row in rows)]
         path = self._out / "summary.png"
         if not cv2.imwrite(str(path), np.vstack(sheet)):
-            raise FootageError(f"OpenCV cannot write {path}; is the folder writable?")
+            raise FootageError(f"{path} cannot be written; check that the folder is writable.")
         return path
 
 
 def clock(captured: float) -> str:
-    """The time of day, in UTC, to a tenth of a second."""
+    """Return the time of day in UTC, to a tenth of a second."""
     return datetime.fromtimestamp(round(captured, 1), UTC).strftime("%H:%M:%S.%f")[:-5]
 
 
@@ -167,7 +171,7 @@ def _row(moments: list[_Moment]) -> MatLike:
 
 
 def _tile(picture: MatLike, track: Track, centers: list[tuple[float, float]], captured: float) -> MatLike:
-    """The road user with its box, its trail and what is around it, enlarged."""
+    """Return the enlarged surroundings of a road user with its box and trail."""
     side = round(max(_ZOOM * max(track.width, track.height), 40))
     height, width = picture.shape[:2]
     x, y = (round(middle - side / 2) for middle in np.clip(track.center, 0, (width, height)))
@@ -193,7 +197,7 @@ def _draw_trail(
 
 
 def _draw_box(picture: MatLike, track: Track, scale: float, origin: tuple[int, int]) -> tuple[int, int]:
-    """Return the lower left corner."""
+    """Draw a box and return its lower left corner."""
     left, top = round((track.x - origin[0]) * scale) - 2, round((track.y - origin[1]) * scale) - 2
     right, bottom = left + round(track.width * scale) + 4, top + round(track.height * scale) + 4
     cv2.rectangle(picture, (left, top), (right, bottom), _color(track.id), 1, cv2.LINE_AA)

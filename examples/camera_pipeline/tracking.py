@@ -1,4 +1,4 @@
-"""Boxes of successive frames joined to numbered tracks."""
+"""Track road users: assign the boxes of successive frames to numbered tracks."""
 
 import math
 from collections.abc import Iterable
@@ -9,19 +9,19 @@ import msgspec
 from .detection import Box
 
 _CONFIRM = 4
-"""Frames in which something is found before it counts as a road user."""
+"""Number of frames in which an object is detected before it counts as a road user."""
 _TRAVEL = 0.5
-"""It has gone this share of its own size: a traffic light only changes."""
+"""Smallest distance from the origin, relative to the object's size; excludes objects that do not move, such as traffic lights."""
 _STRAIGHT = 0.5
-"""This share of its way led away from where it began: noise jumps about."""
+"""Smallest ratio of the distance from the origin to the length of the path; excludes noise."""
 _FORGET = 0.6
-"""Seconds without being found."""
+"""Seconds without a detection after which a track ends."""
 _SHOWN = 0.15
-"""Seconds for which a track that was not found is still reported, where it is expected."""
+"""Seconds without a detection for which a track is still reported, at its expected position."""
 _REACH = 0.8
-"""Of the size of both boxes: how far a box may be from where the track is expected."""
+"""Largest distance of a box from the expected position of a track, relative to the size of both boxes."""
 _SIZES = 4.0
-"""One object does not become so many times larger between two frames."""
+"""Largest ratio of the areas of two boxes of one object."""
 
 
 class Track(msgspec.Struct, frozen=True):
@@ -40,7 +40,7 @@ class Track(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True, eq=False)
 class _Candidate:
-    """Something that was found, with a constant velocity; ``x`` and ``y`` are its center."""
+    """A detected object with a constant velocity; ``x`` and ``y`` are its center."""
 
     x: float
     y: float
@@ -52,14 +52,14 @@ class _Candidate:
     hits: int = 1
     way: float = 0.0
     id: int = 0
-    """0 until it is confirmed."""
+    """Number of the track; 0 until the object is confirmed as a road user."""
 
     def expected(self, now: float) -> tuple[float, float]:
         ahead = now - self.seen
         return self.x + self.velocity[0] * ahead, self.y + self.velocity[1] * ahead
 
     def distance(self, box: Box, now: float) -> float:
-        """Return how far the box is from the expected place, 1 at the limit, infinite for another size."""
+        """Return the distance of the box from the expected position, 1 at the limit; infinite for another size."""
         small, large = sorted((self.width * self.height, box.width * box.height))
         if large > _SIZES * small:
             return math.inf
@@ -84,15 +84,15 @@ class _Candidate:
 
 
 class Tracker:
-    """For the boxes of one camera, in the order of its frames; missing frames do no harm."""
+    """Tracks the boxes of one camera, in the order of its frames; frames can be missing."""
 
     def __init__(self) -> None:
         self._candidates: list[_Candidate] = []
         self.total = 0
-        """Different road users so far."""
+        """Number of road users so far."""
 
     def update(self, boxes: Iterable[Box], now: float) -> list[Track]:
-        """Return the road users at ``now``, the capture time in seconds."""
+        """Return the tracks at ``now``, the capture time in seconds."""
         self._candidates = [each for each in self._candidates if 0 < now - each.seen <= _FORGET]
         free = dict(enumerate(boxes))
         pairs = [

@@ -1,4 +1,4 @@
-"""Measures a publisher and a subscriber in separate processes; `msight-bus bench` measures the bus on the user's broker.
+"""Measure a publisher and a subscriber in separate processes; used by `msight-bus bench` and `benchmarks`.
 
-A `Side` names a publisher or a subscriber. `Runner` runs one of each against a broker and returns what each of them recorded.
+A `Side` names a publisher or a subscriber. `Runner` runs one of each against a broker and returns their records.
 """

@@ -1,4 +1,4 @@
-"""Waiting for a point in time: a kernel timer where there is one, then a short spin."""
+"""Wait for a point in time with a kernel timer, if there is one, and a short spin."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from time import perf_counter_ns
 from typing import Self
 
 SPIN_NS = 80_000
-"""The timer is set this much early: waking takes part of it, and the clock spins for the rest."""
+"""Nanoseconds by which the timer fires early; the clock spins for the rest."""
 
 _CLOCK_MONOTONIC = 1
 _NONBLOCK_CLOEXEC = 0o2004000
@@ -22,7 +22,7 @@ _TIMER = struct.Struct("qqqq")
 class PreciseClock:
     """Waits for points of ``perf_counter_ns``.
 
-    Timers of event loops have milliseconds and wake up to one late. On Linux a ``timerfd`` wakes the loop within
+    Timers of event loops have a resolution of 1 ms and fire up to 1 ms late. On Linux a ``timerfd`` wakes the loop within
     microseconds; elsewhere the loop spins.
     """
 
@@ -53,7 +53,7 @@ class PreciseClock:
             self._due.set_result(None)
 
     async def until(self, when: int) -> None:
-        """Return at ``when`` (ns of ``perf_counter_ns``), or at once if that is past; the loop runs meanwhile."""
+        """Wait until ``when`` (ns of ``perf_counter_ns``), while the loop runs; return at once if ``when`` is past."""
         early = when - SPIN_NS
         if perf_counter_ns() < early:
             if self._fd < 0:

@@ -1,4 +1,4 @@
-"""What one side does in one run. A job runs in a worker process, and its outcome is sent to the parent."""
+"""The jobs of the two sides of a run. A job runs in a worker process, which sends the outcome to the parent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ publisher has sent, 0 until it has ended. ``GO``: both sides are ready. ``GIVE_U
 """
 
 STAMP = struct.Struct("<qq")
-"""In front of each payload of a latency run: intended send time and number."""
+"""Start of each payload of a latency run: intended send time in ns, and number."""
 
 _TICK = 0.001
 _READY = "ready"
@@ -32,7 +32,7 @@ _WINDOW_BYTES = 7_500_000
 
 
 class VoidError(Exception):
-    """The run has no result; the text says why."""
+    """The run has no result; the text gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +42,14 @@ class Plan:
     Attributes:
         topic: the topic.
         size: payload bytes.
-        seconds: how long the publisher sends.
+        seconds: duration of the publisher.
         warm_up: seconds at the beginning that are not measured.
         window: maximum number of messages in flight; 0 for a broker that keeps them.
         rate: messages a second of an open loop; 0 for as fast as possible.
         messages: number of messages to send, instead of for ``seconds``.
         from_start: whether to read a log from its beginning.
         patience: seconds without a message after which the rest counts as lost.
-        chunk: messages between two reads of the clock; 0 for a number that suits the size.
+        chunk: messages between two reads of the clock; 0: chosen by the size.
     """
 
     topic: str
@@ -66,7 +66,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Received:
-    """What a subscriber recorded: marks after the warm-up and at the end, latencies in ns."""
+    """Record of a subscriber: marks after the warm-up and at the end, latencies in ns."""
 
     first: Mark
     last: Mark
@@ -76,7 +76,7 @@ class Received:
 
 @dataclass(slots=True)
 class Sent:
-    """What a publisher recorded: marks after the warm-up and when all was confirmed.
+    """Record of a publisher: marks after the warm-up and after the confirmation of all messages.
 
     ``slips`` (ns) are the delays of the clock: from the intended time, or from the end of the send before if that was
     later, until the message was sent. The delay of a slow side is part of its latency.
@@ -97,7 +97,11 @@ async def wait_for_go(counters: memoryview) -> None:
 
 
 async def subscribe(side: Subscriber, plan: Plan, target: Target, counters: memoryview, tell: Any) -> Received:
-    """Receive and count until as many messages have arrived as were sent."""
+    """Receive and count until all sent messages have arrived.
+
+    Raises:
+        VoidError: messages were lost, duplicated or damaged, or the other side failed.
+    """
     latencies = array("q")
     skip = int(plan.rate * plan.warm_up)
     clock, unpack = perf_counter_ns, STAMP.unpack_from
@@ -156,7 +160,11 @@ async def _watch(tally: Tally, receiving: asyncio.Future[None], plan: Plan, coun
 
 
 async def publish(side: Publisher, plan: Plan, target: Target, counters: memoryview, tell: Any) -> Sent:
-    """Send as planned."""
+    """Send the messages of the plan and wait for their confirmation.
+
+    Raises:
+        VoidError: the other side failed, or nothing was sent after the warm-up.
+    """
     forget_peak()
     await side.open(target)
     try:
@@ -210,7 +218,7 @@ async def _send_fast(side: Publisher, plan: Plan, counters: memoryview) -> tuple
 
 
 async def _send_timed(side: Publisher, plan: Plan, slips: array[int]) -> tuple[Mark, int]:
-    """Send in an open loop: each message has its intended time, however slow the one before was."""
+    """Send in an open loop: each message has an intended time that does not depend on earlier messages."""
     filling = bytes(max(0, plan.size - STAMP.size))
     total = plan.messages or int(plan.rate * (plan.warm_up + plan.seconds))
     skip = int(plan.rate * plan.warm_up)
@@ -234,9 +242,9 @@ async def _send_timed(side: Publisher, plan: Plan, slips: array[int]) -> tuple[M
 
 
 async def _let_loop_run(intended: int, number: int, yielded: int) -> int:
-    """Let the loop read and write while the clock only spins between messages.
+    """Run the event loop between messages that are closer than the resolution of the timer.
 
-    Return the number of the message before which the loop ran last: a late sender sends a few an iteration.
+    Return the number of the message before which the loop ran last: a late sender sends several messages per iteration.
     """
     if perf_counter_ns() >= intended and number - yielded < _BEHIND_CHUNK:
         return yielded

@@ -1,4 +1,4 @@
-"""The origin of a result: the machine, and the installed versions of what was measured."""
+"""Describe the machine and the installed versions of the measured packages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PACKAGES = (
 
 
 def describe() -> dict[str, Any]:
-    """Return processor, memory, system and load of this machine, as far as they are known."""
+    """Return processor, memory, system and load of this machine, as far as known."""
     found: dict[str, Any] = {
         "system": platform.platform(),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
@@ -36,7 +36,7 @@ def describe() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the installed versions of what is measured."""
+    """Return the installed versions of the measured packages."""
     found = {}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):

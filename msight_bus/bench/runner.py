@@ -1,4 +1,4 @@
-"""The parent's side of a run: brings a publisher and a subscriber together."""
+"""The parent's side of a run: control a publisher and a subscriber."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ PUBLISH, SUBSCRIBE = "msight_bus.bench.jobs:publish", "msight_bus.bench.jobs:sub
 
 
 class Runner:
-    """Workers at one broker. They stay for all runs of a side; each run opens new connections."""
+    """Workers for one broker. A worker is reused for all runs of its side; each run opens new connections."""
 
     def __init__(self, env: Mapping[str, str]) -> None:
-        """``env``: the ``MSIGHT_`` variables that lead to the broker."""
+        """``env``: the ``MSIGHT_`` variables of the broker."""
         self._env = env
         self.counters = SharedCounters()
         self._workers: dict[tuple[str, str, str, str], Worker] = {}
@@ -28,7 +28,7 @@ class Runner:
         self.dismiss(kill=kind is not None)
 
     def dismiss(self, *, kill: bool = False) -> None:
-        """End all workers, and release what they hold."""
+        """End all workers."""
         while self._workers:
             self._workers.popitem()[1].close(kill=kill)
 
@@ -59,7 +59,7 @@ class Runner:
         return sent, received
 
     def make_ready(self, plan: Plan, worker: Worker, *others: Worker) -> None:
-        """Begin a run in ``worker``; if that fails, end it in ``others``, which have begun it."""
+        """Start a run in ``worker``; if that fails, end the run in ``others``, which have started it."""
         try:
             worker.begin(plan)
             worker.expect("ready")
@@ -70,7 +70,7 @@ class Runner:
             raise
 
     def result(self, worker: Worker, what: str = "done") -> Any:
-        """Return the outcome of a run, or the error that ended it; then the other side gives up."""
+        """Return the outcome of a run, or its error, after which the other side ends the run."""
         try:
             return worker.expect(what)
         except VoidError as error:

@@ -15,7 +15,7 @@ _MOST_BYTES_A_SECOND = 20_000_000
 
 
 def rate_for(size: int) -> float:
-    """Return the messages a second of a latency run: 1,000, and for large payloads what 20 MB a second allow."""
+    """Return the messages a second of a latency run: 1,000, but at most 20 MB a second and at least 1."""
     return min(_FASTEST, max(1.0, _MOST_BYTES_A_SECOND // size))
 
 
@@ -31,7 +31,7 @@ def latency(runner: Runner, size: int, rate: float, seconds: float, loop: LoopNa
 
 
 def throughput(runner: Runner, size: int, seconds: float, loop: LoopName) -> Figures:
-    """Measure the messages a second from one publisher to one subscriber, as many as arrive without a loss.
+    """Measure the messages a second from one publisher to one subscriber, without loss.
 
     Raises:
         VoidError: messages were lost or duplicated.

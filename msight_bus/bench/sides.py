@@ -1,4 +1,4 @@
-"""What is measured: a subscriber and a publisher, each in a process of its own. Those of the bus are here."""
+"""The sides of a measurement, a publisher and a subscriber, each in its own process; those of the bus are here."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from msight_bus.settings import BusSettings
 LoopName = Literal["uvloop", "asyncio"]
 
 _QUEUE_MESSAGES = 100_000
-"""More than are ever in flight, so that the queue drops nothing."""
+"""More than the maximum in flight, so that the queue drops nothing."""
 
 
 class Tally:
-    """What a subscriber has received: messages and bytes.
+    """Counters of a subscriber: received messages and bytes.
 
-    ``observe`` takes each payload in a latency run; it is ``None`` in a throughput run.
+    ``observe`` is called with each payload in a latency run, and is ``None`` in a throughput run.
     """
 
     __slots__ = ("observe", "received", "size")
@@ -34,14 +34,14 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a side connects.
+    """Broker, topic and size of a run.
 
     Attributes:
-        settings: of the broker.
+        settings: settings of the broker.
         topic: the topic.
         size: bytes of a payload.
         from_start: whether a subscriber reads a log from its beginning.
-        seconds: how long the publisher sends.
+        seconds: duration of the publisher.
     """
 
     settings: BusSettings
@@ -81,7 +81,7 @@ def load(path: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """A publisher or subscriber, named so that another process can make it.
+    """A publisher or subscriber, named so that another process can create it.
 
     Attributes:
         path: ``"module:class"``.
@@ -94,7 +94,7 @@ class Side:
     loop: LoopName = "uvloop"
 
     def make(self) -> Any:
-        """Import the class and make an instance."""
+        """Import the class and create an instance."""
         return load(self.path)(**self.options)
 
 

@@ -1,4 +1,4 @@
-"""What a process has used: time, processor time, memory."""
+"""Time, processor time and memory of this process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Mark(NamedTuple):
-    """A point in a run: ``perf_counter_ns``, processor time of this process (s) and messages so far."""
+    """A point in a run: ``perf_counter_ns``, processor time of this process in seconds, and messages so far."""
 
     at: int
     cpu: float

@@ -44,13 +44,13 @@ class SharedCounters:
 
 
 def serve(side: Side, job: str, env: Mapping[str, str], counters: SharedCounters, connection: Connection) -> None:
-    """Run the worker's main function: receive a plan, send an outcome, until ``None`` comes or the parent is gone."""
+    """Run the main function of a worker: receive plans and send outcomes, until ``None`` is received or the parent has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     settings = BusSettings(environ=env)
     run = load(job)
     try:
-        side.make()  # imports now, not in a run
+        side.make()  # import before the first run
     except BaseException:
         connection.send(("unavailable", traceback.format_exc(limit=-1)))
         return
@@ -100,7 +100,7 @@ class Worker:
     """The parent's handle of a worker process."""
 
     def __init__(self, side: Side, job: str, env: Mapping[str, str], counters: SharedCounters) -> None:
-        load(job)  # a wrong name is an error of the parent
+        load(job)  # raise for a wrong name in the parent
         context = _context()
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(side, job, dict(env), counters, theirs), daemon=True)
@@ -117,7 +117,7 @@ class Worker:
         self._connection.send(plan)
 
     def expect(self, what: str) -> Any:
-        """Return the value that comes with the message ``what``; ``"done"`` brings the outcome of the run.
+        """Return the value of the message ``what``; the value of ``"done"`` is the outcome of the run.
 
         Raises:
             VoidError: the run is void.
@@ -136,7 +136,7 @@ class Worker:
         return value
 
     def close(self, *, kill: bool = False) -> None:
-        """End the process, with ``kill`` also in the middle of a run. May be called again."""
+        """End the process, with ``kill`` also during a run; idempotent."""
         if kill:
             self._process.kill()
         with contextlib.suppress(OSError):

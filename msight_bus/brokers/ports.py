@@ -1,4 +1,4 @@
-"""Free ports, and whether somebody listens."""
+"""Find free TCP ports."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import socket
 from msight_bus.brokers.errors import PortTakenError
 from msight_bus.brokers.recipe import HOST
 
-# Below the range that kernels take ports of outgoing connections from. While a broker is down, a client that
-# reconnects to a port of that range may be given this very port, connect to itself, and keep the broker out.
+# Below the range of ephemeral ports. A client that reconnects to a port in that range while its broker is down can get the same
+# port for its own side, connect to itself, and keep the broker from listening.
 _CANDIDATES = range(20_000, 30_000)
 
 
 def free_port() -> int:
-    """Return a TCP port on loopback that nobody has now; somebody may take it before it is used."""
+    """Return a TCP port on loopback that is free now; another program can take it before it is used."""
     while True:
         port = random.choice(_CANDIDATES)
         try:
@@ -25,13 +25,19 @@ def free_port() -> int:
 
 
 def require_free(port: int) -> None:
-    """Raise ``PortTakenError`` when a server cannot listen on ``port``."""
+    """Check that a server can listen on ``port``.
+
+    Raises:
+        PortTakenError: it cannot.
+    """
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: old connections are no obstacle
+        probe.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # as servers do, so that closed connections do not prevent listening
         try:
             probe.bind((HOST, port))
         except (OSError, OverflowError) as error:
             raise PortTakenError(
-                f"Port {port} on {HOST} cannot be used ({error}). If another program listens there, it is "
-                "left alone: stop it, name another port, or name none to have a free one chosen."
+                f"Port {port} on {HOST} cannot be used ({error}). Stop the program that listens there, choose another port, "
+                "or omit the port to use a free one."
             ) from error

@@ -1,4 +1,4 @@
-"""Whether a server answers in its own protocol, plain or over TLS."""
+"""Check whether a server answers in its protocol, unencrypted or over TLS."""
 
 from __future__ import annotations
 
@@ -8,40 +8,44 @@ from collections.abc import Callable
 
 from msight_bus.brokers.recipe import HOST
 
-_PATIENCE = 1.0  # seconds for each step of a conversation on loopback
+_TIMEOUT = 1.0  # seconds for each operation on the socket
 
 
 def answers(port: int, speaks: Callable[[socket.socket], bool]) -> bool:
-    """Tell whether the server on ``port`` satisfies ``speaks`` on a fresh connection."""
+    """Return whether ``speaks`` accepts the server on ``port``, on a new connection."""
     try:
-        with socket.create_connection((HOST, port), timeout=_PATIENCE) as plain:
+        with socket.create_connection((HOST, port), timeout=_TIMEOUT) as plain:
             if speaks(plain):
                 return True
     except ConnectionRefusedError:
         return False
     except OSError:
-        pass  # a server that wants TLS hangs up on plain text
+        pass  # a server with TLS closes an unencrypted connection
     return _answers_tls(port, speaks)
 
 
 def _answers_tls(port: int, speaks: Callable[[socket.socket], bool]) -> bool:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # we started this server, and tell it nothing
+    context.verify_mode = ssl.CERT_NONE  # the server was started here, and receives no secret
     try:
         with (
-            socket.create_connection((HOST, port), timeout=_PATIENCE) as plain,
+            socket.create_connection((HOST, port), timeout=_TIMEOUT) as plain,
             context.wrap_socket(plain) as secure,
         ):
             return speaks(secure)
     except ssl.SSLError as error:
-        return "ALERT" in (error.reason or "")  # it wants a client certificate: it is up, and not for us
+        return "ALERT" in (error.reason or "")  # ready; it requires a client certificate
     except OSError:
         return False
 
 
 def receive_line(connection: socket.socket) -> bytes:
-    """Return bytes up to and with the next CR LF, at most 64 KB; raise ``OSError`` when there are none."""
+    """Return the bytes up to and including CR LF, at most 64 KiB.
+
+    Raises:
+        OSError: the connection was closed, or the read timed out.
+    """
     line = b""
     while not line.endswith(b"\r\n") and len(line) < 65_536:
         line += receive(connection, 1)
@@ -49,7 +53,11 @@ def receive_line(connection: socket.socket) -> bytes:
 
 
 def receive(connection: socket.socket, size: int) -> bytes:
-    """Return exactly ``size`` bytes; raise ``ConnectionError`` when the other side hangs up before."""
+    """Return exactly ``size`` bytes.
+
+    Raises:
+        ConnectionError: the server closed the connection.
+    """
     data = b""
     while len(data) < size:
         part = connection.recv(size - len(data))

@@ -1,10 +1,9 @@
-"""A server process that never outlives us.
+"""A server process that ends with this process.
 
-A watchdog, one small shell, reads a pipe that only this interpreter holds open. However we end, by SIGKILL
-too, the kernel closes the pipe, and the watchdog kills the server and removes its folder. That works on Linux
-and macOS, whichever thread starts the server and whatever it is written in. (Linux's PR_SET_PDEATHSIG fires
-when the *thread* that started the server ends.) One limit: a process forked from this one without exec,
-as by multiprocessing's ``fork``, holds the pipe open too.
+A watchdog, a small shell, reads a pipe that only this process holds open. When this process ends, also by SIGKILL, the kernel
+closes the pipe, and the watchdog kills the server and removes its folder. This works on Linux and macOS and from any thread;
+Linux's PR_SET_PDEATHSIG would fire when the *thread* that started the server ends. A process forked from this one without exec,
+as by multiprocessing's ``fork``, also holds the pipe open.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from weakref import WeakSet
 
-# Reads which process group to kill, a line each time that changes (empty: none), until the pipe closes.
-# What was killed may write for a moment more, hence the repetition.
+# Reads the process group to kill, one line for each change (empty: none), until the pipe closes. Removing the folder is
+# repeated, because killed processes can still write files.
 _WATCH = """
 while read -r line; do group=$line; done
 [ -z "$group" ] || kill -s KILL -- "-$group"
@@ -26,30 +25,30 @@ while read -r line; do group=$line; done
 tries=0; until rm -rf -- "$1" || [ "$tries" -ge 20 ]; do tries=$((tries + 1)); sleep 1; done
 """
 
-# Tells the watchdog its own number before it becomes the server: there is no moment without a guard.
+# Writes its process id to the watchdog before it executes the server, so that the server is guarded from the start.
 _SERVE = 'echo "$$"; exec "$@" >&2'
 
-_GRACE = 20.0  # seconds for an orderly end
+_GRACE = 20.0  # seconds after SIGTERM
 
 
 _guarded: WeakSet[GuardedProcess] = WeakSet()
 
 
 def kill_all() -> None:
-    """Kill every guarded process that this interpreter runs now; whoever waits for one finds that it has ended."""
+    """Kill every guarded process of this interpreter."""
     for guarded in list(_guarded):
         guarded.signal(signal.SIGKILL)
 
 
 class GuardedProcess:
-    """One process at a time, its folder, and the watchdog that ends both when this interpreter is gone.
+    """One process at a time, its folder, and the watchdog that kills the process and removes the folder with this interpreter.
 
-    The process leads a session of its own, so that Ctrl-C in a terminal reaches us, and it only through us.
+    The process runs in its own session, so that Ctrl-C in a terminal does not reach it.
 
     Args:
-        folder: where it runs; removed at the end.
-        log_path: file that takes its output.
-        container: name of the Docker container that it is attached to, which then gets the signals.
+        folder: working directory; removed at the end.
+        log_path: file for its output.
+        container: name of the Docker container to which the process is attached, and which receives the signals.
     """
 
     def __init__(self, folder: Path, log_path: Path, *, container: str | None = None) -> None:
@@ -94,7 +93,7 @@ class GuardedProcess:
         return False
 
     def start(self, argv: Sequence[str]) -> None:
-        """Start a process, once the one before has ended; its output is added to the log."""
+        """Start a process after the previous one has ended; its output is appended to the log."""
         with self._log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 ["/bin/sh", "-c", _SERVE, "sh", *argv],
@@ -106,44 +105,44 @@ class GuardedProcess:
             )
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for the end; return the exit code (negative: the signal that ended it; 0 if it never started).
+        """Wait for the end of the process and return its exit code: negative for a signal, 0 if no process was started.
 
         Raises:
-            subprocess.TimeoutExpired: it runs longer than ``timeout`` seconds.
+            subprocess.TimeoutExpired: the process did not end within ``timeout`` seconds.
         """
         if self._process is None:
             return 0
         code = self._process.wait(timeout)
         with contextlib.suppress(OSError):
-            os.write(self._pipe, b"\n")  # its number may now go to a stranger
+            os.write(self._pipe, b"\n")  # the process id can be reused now
         return code
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the process and its children; nothing happens when it has ended."""
+        """Send a signal to the process and its children; do nothing if the process has ended."""
         if self._process is None or not self.is_running:
             return
         if self._container:
             kill = ["docker", "kill", f"--signal={number.name}", self._container]
             subprocess.run(kill, check=False, capture_output=True)
         else:
-            with contextlib.suppress(ProcessLookupError, PermissionError):  # it ended just now; macOS: EPERM
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # it has just ended; macOS: EPERM
                 os.killpg(self._process.pid, number)
 
     def kill(self) -> None:
-        """End the process at once (SIGKILL), and wait until it has ended."""
+        """Kill the process (SIGKILL) and wait for its end."""
         self.signal(signal.SIGKILL)
         self.wait()
 
     def terminate(self) -> None:
-        """End the process in order (SIGTERM), at once if that takes longer than 20 s."""
+        """Terminate the process (SIGTERM); kill it after 20 s."""
         self.signal(signal.SIGTERM)
-        self.signal(signal.SIGCONT)  # a frozen one would never see it
+        self.signal(signal.SIGCONT)  # a stopped process does not handle SIGTERM
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.wait(_GRACE)
         self.kill()
 
     def close(self) -> None:
-        """Kill the process and remove its folder. With the data gone, an orderly end would serve nobody."""
+        """Kill the process and remove its folder."""
         if self.is_closed:
             return
         self.kill()

@@ -1,4 +1,4 @@
-"""Where a server program is: on PATH, inside an installed package; and which version it is."""
+"""Find server programs on PATH, in folders and in installed packages, and their versions."""
 
 from __future__ import annotations
 
@@ -8,54 +8,62 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from msight_bus.brokers.errors import NotHereError
+from msight_bus.brokers.errors import ServerNotFoundError
 
 
 def on_path(*names: str, also: tuple[str, ...] = ()) -> str:
-    """Return the first of the programs ``names`` that is on PATH or in one of the folders ``also``.
+    """Return the path of the first of the programs ``names`` on PATH or in the folders ``also``.
 
     Raises:
-        NotHereError: none is there.
+        ServerNotFoundError: none of the programs was found.
     """
     for name in names:
         found = shutil.which(name) or shutil.which(name, path=":".join(also))
         if found:
             return found
-    raise NotHereError(f"{' or '.join(names)} is not on PATH")
+    raise ServerNotFoundError(f"{' or '.join(names)} is not on PATH")
 
 
 def in_package(module: str, pattern: str) -> str:
-    """Return the file that matches the glob ``pattern`` in an installed package, which is not imported.
+    """Return the file that matches the glob ``pattern`` in an installed package, without importing the package.
 
     Raises:
-        NotHereError: the package is not installed, or has no such file for this platform.
+        ServerNotFoundError: the package is not installed, or has no such file for this platform.
     """
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.origin:
-        raise NotHereError(f"Python package {module} is not installed")
+        raise ServerNotFoundError(f"Python package {module} is not installed")
     return in_folder(Path(spec.origin).parent, pattern)
 
 
 def in_folder(folder: Path, pattern: str) -> str:
-    """Return the one file that matches the glob ``pattern`` below ``folder``, or raise ``NotHereError``."""
+    """Return a file that matches the glob ``pattern`` in ``folder``.
+
+    Raises:
+        ServerNotFoundError: no file matches.
+    """
     for path in folder.glob(pattern):
         return str(path)
-    raise NotHereError(f"{folder} has no {pattern}")
+    raise ServerNotFoundError(f"{folder} has no file {pattern}")
 
 
 def output(*argv: str) -> str:
-    """Return all that a short command prints; raise ``NotHereError`` when it fails or takes over 20 s."""
+    """Run a command and return its output.
+
+    Raises:
+        ServerNotFoundError: the command failed or did not end within 20 s.
+    """
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise NotHereError(f"{argv[0]} does not run here: {error}") from error
+        raise ServerNotFoundError(f"{argv[0]} cannot be run: {error}") from error
     text = done.stdout + done.stderr
     if done.returncode:
-        raise NotHereError(f"{' '.join(argv[:2])} failed: {' '.join(text.split())[-300:]}")
+        raise ServerNotFoundError(f"{' '.join(argv[:2])} failed: {' '.join(text.split())[-300:]}")
     return text
 
 
 def version(text: str) -> str:
-    """Return the first dotted number in ``text``, or ``"unknown"``."""
+    """Return the first version number in ``text``, such as ``"7.2.1"``, or ``"unknown"``."""
     match = re.search(r"\d+(\.\d+)+", text)
     return match[0] if match else "unknown"

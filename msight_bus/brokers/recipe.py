@@ -1,4 +1,4 @@
-"""What a kind of broker tells about itself: how to find a server, to run it, to see that it answers."""
+"""Descriptions of brokers: how to find a server, run it, and check that it is ready."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 HOST = "127.0.0.1"
 
 Report = Callable[[str], None]
-"""Receives a short line about what is being done. What it raises ends the start, which is then undone."""
+"""Receives a line about each step. An exception ends the start, and started processes are killed."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where one server runs.
+class Instance:
+    """Directory, port and configuration of one server.
 
     Attributes:
-        directory: private and temporary; configuration, data and log live here.
+        directory: temporary directory for configuration, data and log.
         port: TCP port on ``HOST``.
-        config: lines that end the server's configuration, so that they win; ``{port}`` is the port.
-        arguments: further command line arguments.
+        config: lines at the end of the server's configuration, which override earlier lines; ``{port}`` is the port.
+        arguments: additional command line arguments.
     """
 
     directory: Path
@@ -30,11 +30,11 @@ class Place:
     arguments: Sequence[str] = ()
 
     def extra_lines(self) -> list[str]:
-        """Return ``config`` with the port put in."""
+        """Return ``config`` with the port inserted."""
         return [line.replace("{port}", str(self.port)) for line in self.config]
 
     def write_config(self, name: str, lines: Sequence[str]) -> str:
-        """Write a configuration file of ``lines`` and the extra ones; return its path."""
+        """Write a configuration file with ``lines`` and the extra lines; return its path."""
         path = self.directory / name
         path.write_text("\n".join([*lines, *self.extra_lines(), ""]))
         return str(path)
@@ -42,23 +42,21 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A server that can be had here.
+    """A server program that is available on this machine.
 
     Attributes:
-        name: what a person calls it, such as ``"Valkey"``.
-        version: as the server tells it.
-        commands: writes the configuration into a place and returns what to run there. The last command is the
-            server, which stays in the foreground and, run again, goes on with its data; those before it
-            prepare that, and each is run once to its end.
-        speaks: talks to a socket that was just connected, and tells whether the server works; may raise
-            ``OSError``.
-        is_stand_in: speaks the protocol but is another product.
-        in_container: runs in a Docker container that has the name of the place's directory.
+        name: name of the product, such as ``"Valkey"``.
+        version: version of the server.
+        commands: writes the configuration and returns the commands to run. The last command is the server, which runs in the
+            foreground and, when run again, keeps its data. The commands before it prepare the data; each is run once.
+        speaks: returns whether the server on a connected socket is ready; can raise ``OSError``.
+        is_stand_in: whether the server is another product that speaks the same protocol.
+        in_container: whether the server runs in a Docker container with the name of the instance's directory.
     """
 
     name: str
     version: str
-    commands: Callable[[Place], list[list[str]]]
+    commands: Callable[[Instance], list[list[str]]]
     speaks: Callable[[socket.socket], bool]
     is_stand_in: bool = False
     in_container: bool = False
@@ -69,11 +67,11 @@ class Kind:
     """One kind of broker.
 
     Attributes:
-        label: what messages call it.
-        standard_port: the port its clients expect.
-        finders: the ways to a server, best first; each raises ``NotHereError`` when it is not open here.
-        advice: what a person can do to get one, a line each.
-        env: the ``MSIGHT_`` variables that lead to a server on ``HOST`` at the given port.
+        label: name in messages.
+        standard_port: default TCP port.
+        finders: functions that find or download a server, best first; each raises ``ServerNotFoundError`` if it finds none.
+        advice: ways to install a server, one line each.
+        env: returns the ``MSIGHT_`` variables for a server on ``HOST`` at a port.
     """
 
     label: str

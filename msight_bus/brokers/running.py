@@ -1,4 +1,4 @@
-"""Starts a broker and holds it."""
+"""Start and control a broker."""
 
 from __future__ import annotations
 
@@ -13,52 +13,52 @@ from types import MappingProxyType, TracebackType
 from typing import Literal, Self
 
 from msight_bus.brokers import kafka, nats, redis
-from msight_bus.brokers.errors import BrokerUnavailableError, NoBrokerError, NotHereError, PortTakenError
+from msight_bus.brokers.errors import BrokerUnavailableError, NoBrokerError, PortTakenError, ServerNotFoundError
 from msight_bus.brokers.ports import free_port, require_free
 from msight_bus.brokers.probing import answers
 from msight_bus.brokers.process import GuardedProcess
-from msight_bus.brokers.recipe import HOST, Kind, Place, Recipe, Report
+from msight_bus.brokers.recipe import HOST, Instance, Kind, Recipe, Report
 from msight_bus.errors import ConfigError
 
 KindName = Literal["redis", "nats", "kafka"]
 
 KINDS: Mapping[KindName, Kind] = {"redis": redis.KIND, "nats": nats.KIND, "kafka": kafka.KIND}
 
-_ATTEMPTS = 3  # a free port can be taken before the server listens on it
-_POLL = 0.02  # seconds between two looks at a starting server
+_ATTEMPTS = 3  # another program can take the port before the server listens
+_POLL = 0.02  # seconds between two checks of a starting server
 
 
 class RunningBroker:
-    """A real broker on loopback that we started; leaving ``with`` stops it and removes its data.
+    """A running broker on loopback; leaving ``with`` stops the broker and removes its data.
 
-    Its methods block; in a coroutine call them through ``asyncio.to_thread``. It never outlives this process.
+    The methods block; in a coroutine, call them with ``asyncio.to_thread``. The broker ends with this process.
 
     Attributes:
         kind: ``"redis"``, ``"nats"`` or ``"kafka"``.
-        name: of the product, such as ``"Valkey"``.
-        version: of the product, as it tells it.
-        is_stand_in: whether it speaks the protocol but is another product.
+        name: name of the product, such as ``"Valkey"``.
+        version: version of the product.
+        is_stand_in: whether the broker is another product that speaks the same protocol.
         host: always ``"127.0.0.1"``.
         port: TCP port.
-        env: the ``MSIGHT_`` variables that lead to it. Credentials and TLS are up to whoever configured them.
-        log_path: file with all that the server printed, gone after ``stop``.
+        env: the ``MSIGHT_`` variables with the address; those of credentials and TLS are not included.
+        log_path: file with the server's output, removed by ``stop``.
     """
 
-    def __init__(self, kind: KindName, recipe: Recipe, place: Place, deadline: float) -> None:
+    def __init__(self, kind: KindName, recipe: Recipe, instance: Instance, deadline: float) -> None:
         self.kind = kind
         self.name = recipe.name
         self.version = recipe.version
         self.is_stand_in = recipe.is_stand_in
         self.host = HOST
-        self.port = place.port
-        self.env: Mapping[str, str] = MappingProxyType(dict(KINDS[kind].env(place.port)))
-        self.log_path = place.directory / "server.log"
+        self.port = instance.port
+        self.env: Mapping[str, str] = MappingProxyType(dict(KINDS[kind].env(instance.port)))
+        self.log_path = instance.directory / "server.log"
         self._speaks = recipe.speaks
         self._deadline = deadline
-        container = place.directory.name if recipe.in_container else None
-        self._process = GuardedProcess(place.directory, self.log_path, container=container)
+        container = instance.directory.name if recipe.in_container else None
+        self._process = GuardedProcess(instance.directory, self.log_path, container=container)
         try:
-            *prepare, self._serve = recipe.commands(place)
+            *prepare, self._serve = recipe.commands(instance)
             for command in prepare:
                 self._prepare(command)
             self._start()
@@ -79,43 +79,43 @@ class RunningBroker:
 
     @property
     def pid(self) -> int:
-        """Process id of the server, of ``docker start`` for one in a container. It changes on ``restart``."""
+        """Process id of the server, or of ``docker start`` for a server in a container. ``restart`` changes the id."""
         return self._process.pid or 0
 
     @property
     def is_alive(self) -> bool:
-        """Whether the server process runs; a frozen one does."""
+        """Whether the server process is running; a frozen process is."""
         return self._process.is_running
 
     def stop(self) -> None:
-        """End the server and remove its data. May be called again."""
+        """Stop the server and remove its data; idempotent."""
         self._process.close()
 
     def kill(self) -> None:
-        """Let the server crash: SIGKILL. ``restart`` brings it back with what it had stored."""
+        """Crash the server (SIGKILL). ``restart`` starts it with its stored data."""
         self._process.kill()
 
     def freeze(self) -> None:
-        """Let the server hang: SIGSTOP. Connections stay open and nothing answers."""
+        """Suspend the server (SIGSTOP): connections stay open, and the server does not answer."""
         self._process.signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let a frozen server go on: SIGCONT."""
+        """Resume a frozen server (SIGCONT)."""
         self._process.signal(signal.SIGCONT)
 
     def restart(self) -> None:
-        """End the server in order if it runs, start it with the same port and data, wait until it answers.
+        """Terminate the server if it is running, start it on the same port with the same data, and wait until it answers.
 
         Raises:
-            BrokerUnavailableError: it did not come back, or was stopped.
+            BrokerUnavailableError: the server did not start, or `stop` was called.
         """
         if self._process.is_closed:
-            raise BrokerUnavailableError(f"{self} was stopped, and its data removed: start a new one.")
+            raise BrokerUnavailableError(f"{self} was stopped and its data removed; start another broker.")
         self._process.terminate()
         self._start()
 
     def log_tail(self, lines: int = 15) -> str:
-        """Return the last lines of the log, less the frames of Java's tracebacks; ``""`` if there is none."""
+        """Return the last lines of the log without the frames of Java's stack traces; ``""`` without a log."""
         try:
             text = self.log_path.read_text(errors="replace")
         except FileNotFoundError:
@@ -135,7 +135,7 @@ class RunningBroker:
     def _start(self) -> None:
         self._process.start(self._serve)
         limit = time.monotonic() + self._deadline
-        # It has to run after it answered: the answer could be that of another server which took the port.
+        # Check the process after the answer, which can come from another server that took the port.
         while not (answers(self.port, self._speaks) and self.is_alive):
             if not self.is_alive:
                 self._give_up(f"ended with exit code {self._process.wait()} before it answered")
@@ -147,7 +147,7 @@ class RunningBroker:
         tail = self.log_tail()
         taken = re.search("address already in use|port is already allocated", tail, re.IGNORECASE)
         kind = PortTakenError if taken else BrokerUnavailableError
-        raise kind(f"{self} {what}. The end of its log:\n{tail or '(empty)'}")
+        raise kind(f"{self} {what}. Last lines of its log:\n{tail or '(empty)'}")
 
 
 def start(
@@ -159,28 +159,27 @@ def start(
     report: Report | None = None,
     deadline: float = 30.0,
 ) -> RunningBroker:
-    """Find a broker on this machine, fetch it if it is missing, start it on loopback, wait until it answers.
+    """Find a broker or download it, start it on loopback, and wait until it answers.
 
     Args:
         kind: ``"redis"``, ``"nats"`` or ``"kafka"``.
-        port: TCP port on loopback; a free one when ``None``.
-        config: lines for the end of the server's configuration (``redis.conf``, ``nats.conf``,
-            ``server.properties``), where they win; ``{port}`` stands for the port. Kafka's listener for
-            clients has the name CLIENT, as in
+        port: TCP port on loopback; default: a free port.
+        config: lines at the end of the server's configuration (``redis.conf``, ``nats.conf``, ``server.properties``), which
+            override earlier lines; ``{port}`` is the port. Kafka's listener for clients is named CLIENT, as in
             ``listener.security.protocol.map=CLIENT:SASL_SSL,CONTROLLER:PLAINTEXT``.
-        arguments: further command line arguments of the server; for Apache Kafka those of
-            ``kafka-storage format``, where ``--add-scram`` makes users.
-        report: receives a short line about each thing that is done; what it raises ends the start.
-        deadline: seconds that the server has to answer, once it was fetched.
+        arguments: additional command line arguments of the server; for Apache Kafka those of ``kafka-storage format``, such as
+            ``--add-scram``, which creates users.
+        report: receives a line about each step; an exception ends the start.
+        deadline: seconds until the server must answer, without the download.
 
     Raises:
-        ConfigError: ``kind`` is none of these.
-        NoBrokerError: none can be had; the message lists every way to get one.
-        PortTakenError: somebody listens on ``port``.
-        BrokerUnavailableError: it did not start or did not answer; the message has the end of its log.
+        ConfigError: ``kind`` is not a broker.
+        NoBrokerError: no server program was found or downloaded; the message lists the ways to install one.
+        PortTakenError: another program listens on ``port``.
+        BrokerUnavailableError: the server did not start or answer; the message has the last lines of its log.
     """
     if kind not in KINDS:
-        raise ConfigError(f"There is no broker {kind!r}; there are {', '.join(KINDS)}.")
+        raise ConfigError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}.")
     say = report or (lambda line: None)
     recipe = find(kind, say)
     for attempt in range(1, _ATTEMPTS + 1):
@@ -188,9 +187,9 @@ def start(
             require_free(port)
         chosen = port or free_port()
         say(f"starting {recipe.name} {recipe.version} on {HOST}:{chosen}")
-        place = Place(Path(tempfile.mkdtemp(prefix=f"msight-bus-{kind}-")), chosen, config, arguments)
+        instance = Instance(Path(tempfile.mkdtemp(prefix=f"msight-bus-{kind}-")), chosen, config, arguments)
         try:
-            return RunningBroker(kind, recipe, place, deadline)
+            return RunningBroker(kind, recipe, instance, deadline)
         except PortTakenError:
             if attempt == _ATTEMPTS:
                 raise
@@ -198,18 +197,18 @@ def start(
 
 
 def find(kind: KindName, report: Report) -> Recipe:
-    """Return the best server of this kind that can be had here, fetched if need be.
+    """Return the best server of this kind that is found or downloaded.
 
     Raises:
-        NoBrokerError: there is none; the message has every way to get one, and why each failed here.
+        NoBrokerError: there is none; the message lists the ways to install one, and the reasons of each failed attempt.
     """
     tried = []
     for finder in KINDS[kind].finders:
         try:
             return finder(report)
-        except NotHereError as error:
+        except ServerNotFoundError as error:
             tried.append(str(error))
-    lines = [f"No {KINDS[kind].label} broker can be had on this machine. Any one of these gives one:"]
+    lines = [f"No {KINDS[kind].label} broker was found or downloaded. Install one in one of these ways:"]
     lines += [f"  - {way}" for way in KINDS[kind].advice]
-    lines += ["What was tried:", *(f"  - {reason}" for reason in tried)]
+    lines += ["Tried:", *(f"  - {reason}" for reason in tried)]
     raise NoBrokerError("\n".join(lines))

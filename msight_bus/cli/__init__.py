@@ -16,7 +16,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown" if sys.stdout.isatty() and sys.stderr.isatty() else None,  # else plain lines, no boxes
-    pretty_exceptions_show_locals=False,  # they could show a secret
+    pretty_exceptions_show_locals=False,  # local variables can contain secrets
 )
 
 

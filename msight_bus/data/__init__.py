@@ -1,8 +1,7 @@
 """Typed sensor data in MSight's MessagePack form.
 
-A value is one map whose first entry is ``data_type``, the tag of its class: MSight Core and this package read
-each other's bytes. A class is found in a registry by its tag, never imported or evaluated by a name that
-arrived in data.
+A value is one map whose first entry is ``data_type``, the tag of its class. MSight Core and this package read each other's
+bytes. Decoding looks the tag up in a registry of classes; a received name is never imported or evaluated.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``Data``, the root of everything that has a ``data_type``."""
+"""``Data``, the base class of all values with a ``data_type``."""
 
 from __future__ import annotations
 
@@ -18,57 +18,57 @@ from msight_bus.data.decoding import (
 from msight_bus.data.tags import DataType
 from msight_bus.errors import PayloadError
 
-_LONGEST_SHOWN = 32  # bytes of a binary field that repr shows: an image must not fill the log
+_LONGEST_SHOWN = 32  # bytes; repr shows only the size of a longer field
 
 
 class Data(msgspec.Struct, metaclass=DataType, tag="msight_core.data.base.Data"):
-    """A value with a ``data_type``. Subclass it, or ``SensorData``, with annotated fields.
+    """A value with a ``data_type``. Subclass ``Data`` or ``SensorData`` and annotate the fields.
 
-    A subclass is registered under ``module.qualname``. Give it a fixed tag if it is defined in a script, or
-    if its module may move: ``class Track(SensorData, tag="my_project.Track")``. A field annotated ``Any``
-    takes another ``Data`` when it is sent and holds a plain mapping after decoding, which ``from_dict`` turns
-    into its class.
+    A subclass is registered under the tag ``module.qualname``. Set a fixed tag for a class that is defined in a script or whose
+    module can be renamed: ``class Track(SensorData, tag="my_project.Track")``. A field annotated ``Any`` accepts another ``Data``
+    when it is sent and holds a plain mapping after decoding; ``from_dict`` converts the mapping to its class.
     """
 
     def serialize(self) -> bytes:
-        """MessagePack bytes: one map, ``data_type`` first. NumPy's scalars travel as Python's.
+        """Encode to MessagePack: one map, ``data_type`` first. Scalars of NumPy are encoded as Python's.
 
         Raises:
-            PayloadError: a field holds something that has no MessagePack form.
+            PayloadError: MessagePack has no type for the value of a field.
         """
         try:
             return _encode(self)
         except Exception as error:
-            raise PayloadError(f"{_culprit(self)} cannot be sent as MessagePack: {error}.") from error
+            raise PayloadError(f"{_unencodable(self)} cannot be encoded as MessagePack: {error}.") from error
 
     @classmethod
     def deserialize(
         cls, payload: bytes, *, max_bytes: int = DEFAULT_MAX_BYTES, max_nesting: int = DEFAULT_MAX_NESTING
     ) -> Self:
-        """Decode a payload into the class that its tag names, which must be ``cls`` or a subclass of it.
+        """Decode a payload to the class that its tag names: ``cls`` or a subclass.
 
         Args:
             payload: MessagePack bytes.
-            max_bytes: bound of the payload and, by estimate, of the memory that its decoded value takes, in
-                bytes.
-            max_nesting: bound of maps and arrays inside each other; the outermost map is the first level.
+            max_bytes: limit of the payload and of the estimated memory of the decoded value, in bytes.
+            max_nesting: limit of nested maps and arrays; the outermost map is level 1.
 
         Raises:
-            DecodeError: the payload is no such value, or over a bound.
+            DecodeError: the payload is not valid, is of another class, or exceeds a limit.
         """
         return require(cls, decode(payload, max_bytes=max_bytes, max_nesting=max_nesting))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ``data_type`` first, nested ``Data`` included; ``bytes`` and ``datetime`` stay."""
+        """Convert to a dictionary of plain values, ``data_type`` first. Nested ``Data`` is converted too; ``bytes`` and
+        ``datetime`` are not.
+        """
         plain: dict[str, Any] = msgspec.to_builtins(self, builtin_types=PLAIN_TYPES, enc_hook=_plain)
         return plain
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Self:
-        """The inverse of ``to_dict``: an instance of the class that ``plain["data_type"]`` names.
+        """Create an instance of the class that ``plain["data_type"]`` names; the inverse of ``to_dict``.
 
         Raises:
-            DecodeError: the tag is missing or unknown, it names no ``cls``, or a field has another type.
+            DecodeError: the tag is missing, unknown or of a class other than ``cls``, or a field has another type.
         """
         return require(cls, from_mapping(plain))
 
@@ -78,25 +78,25 @@ class Data(msgspec.Struct, metaclass=DataType, tag="msight_core.data.base.Data")
 
 
 def _plain(value: Any) -> Any:
-    """Return a scalar of NumPy as a Python value (msgspec's hook for what it does not know)."""
+    """Convert a scalar of NumPy to a Python value; msgspec calls this hook for types that it does not support."""
     kind = type(value)
     if kind.__module__ == "numpy" and getattr(value, "ndim", None) == 0:
         return value.item()
-    raise TypeError(f"objects of type {kind.__module__}.{kind.__qualname__} have no such form")
+    raise TypeError(f"objects of type {kind.__module__}.{kind.__qualname__} are not supported")
 
 
 _encode = msgspec.msgpack.Encoder(enc_hook=_plain).encode
 
 
-def _culprit(data: Data) -> str:
-    """Return the class and, where one field alone fails, that field and its value."""
+def _unencodable(data: Data) -> str:
+    """Return the class, and the first field that cannot be encoded, with the type of its value."""
     for name in data.__struct_fields__:
         value = getattr(data, name)
         try:
             _encode(value)
         except Exception:
             if isinstance(value, Data):
-                return f"{type(data).__name__}.{name}: {_culprit(value)}"
+                return f"{type(data).__name__}.{name}: {_unencodable(value)}"
             return f"{type(data).__name__}.{name} of type {type(value).__name__}"
     return type(data).__name__
 

@@ -1,10 +1,10 @@
-"""Bounds the nesting and the decoded size of MessagePack before anything is built of it."""
+"""Check the nesting and the decoded size of MessagePack before decoding."""
 
 from __future__ import annotations
 
 from msight_bus.errors import DecodeError
 
-# Memory that decoded values take in CPython, in bytes: estimates that bound what one byte may cost.
+# Estimated memory of decoded values in CPython, in bytes.
 _NUMBER = 32
 _TEXT = 64
 _CONTAINER = 80
@@ -13,8 +13,8 @@ _MAP_SLOT = 104
 
 
 def _scalars() -> tuple[list[int], list[int]]:
-    """By lead byte: width of a scalar with its lead (0 for what needs a closer look), and its memory."""
-    widths, costs = [0] * 256, [0] * 256  # nil, booleans and small integers exist once: they cost nothing
+    """Return, by lead byte, the encoded size of a scalar with its lead byte (0 for other types), and its memory, in bytes."""
+    widths, costs = [0] * 256, [0] * 256  # nil, booleans and small integers are shared objects and take no memory
     for lead in (*range(0x80), *range(0xE0, 0x100), 0xC0, 0xC2, 0xC3):
         widths[lead] = 1
     for lead in range(0xA0, 0xC0):
@@ -25,27 +25,27 @@ def _scalars() -> tuple[list[int], list[int]]:
 
 
 _WIDTHS, _COSTS = _scalars()
-_BLOBS = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}  # bin and str: width of the length
+_BLOBS = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}  # bin and str: bytes of the length
 _MAPS = {0xDE: 2, 0xDF: 4}
 _ARRAYS = {0xDC: 2, 0xDD: 4}
-# MessagePack's own extension type, of which msgspec makes a datetime: its three openings, and their widths.
+# MessagePack's timestamp extension, which msgspec decodes to a datetime: its three prefixes, and their encoded sizes.
 _TIMESTAMPS = {b"\xd6\xff": 6, b"\xd7\xff": 10, b"\xc7\x0c\xff": 15}
 
 
 def check_bounds(payload: bytes, *, max_bytes: int, max_nesting: int) -> None:
-    """Walk one MessagePack value.
+    """Check one MessagePack value without decoding it.
 
     Args:
-        payload: the value and nothing else; a truncated one is left for the decoder to refuse.
-        max_bytes: bound of the memory that the decoded value would take, in bytes.
-        max_nesting: bound of containers inside each other.
+        payload: one value; a truncated value is not an error here, because the decoder reports it.
+        max_bytes: limit of the estimated memory of the decoded value, in bytes.
+        max_nesting: limit of nested containers.
 
     Raises:
-        DecodeError: over a bound, or an extension type other than MessagePack's timestamp.
+        DecodeError: a limit is exceeded, or there is an extension type other than MessagePack's timestamp.
     """
     widths, costs = _WIDTHS, _COSTS
     size = len(payload)
-    outer: list[int] = []  # values that are still due in the containers around this one
+    outer: list[int] = []  # values not yet read in the enclosing containers
     due, at, budget = 1, 0, max_bytes
     while at < size:
         while not due:
@@ -64,29 +64,33 @@ def check_bounds(payload: bytes, *, max_bytes: int, max_nesting: int) -> None:
             at += _BLOBS[lead] + length
             budget -= _TEXT + length
         elif 0xC7 <= lead <= 0xC9 or 0xD4 <= lead <= 0xD8:
-            opening = bytes(payload[at : at + 3])
-            width = _TIMESTAMPS.get(opening[:2]) or _TIMESTAMPS.get(opening, 0)
+            start = bytes(payload[at : at + 3])
+            width = _TIMESTAMPS.get(start[:2]) or _TIMESTAMPS.get(start, 0)
             if not width:
-                raise DecodeError("The payload has a MessagePack extension type, which no data field takes")
+                raise DecodeError("The payload has a MessagePack extension type; only timestamps are accepted")
             at += width
             budget -= _TEXT
         else:
             outer.append(due)
             if len(outer) > max_nesting:
-                raise DecodeError(f"The payload nests maps and arrays more than {max_nesting} deep")
+                raise DecodeError(
+                    f"The payload nests maps and arrays more than {max_nesting} levels deep (MSIGHT_MAX_NESTING)"
+                )
             at, count, is_map = _container(payload, at, lead)
             due = count * 2 if is_map else count
-            # What a length claims beyond the bytes that are there is never built.
+            # The decoder allocates at most one entry per byte that is present, whatever the length says.
             budget -= _CONTAINER + min(count, size - at) * (_MAP_SLOT if is_map else _ARRAY_SLOT)
         if budget < 0:
-            raise DecodeError(f"The payload would take more than {max_bytes} bytes when decoded")
+            raise DecodeError(
+                f"The payload would take more than {max_bytes} bytes of memory when decoded (MSIGHT_MAX_DECODED_BYTES)"
+            )
 
 
 def _container(payload: bytes, at: int, lead: int) -> tuple[int, int, bool]:
-    """Where the content of a map or array begins, how many entries it claims, and whether it is a map."""
+    """Return the offset of the first entry of a map or array, its number of entries, and whether it is a map."""
     if lead <= 0x9F:
         return at + 1, lead & 0x0F, lead <= 0x8F
     width = _MAPS.get(lead) or _ARRAYS.get(lead)
-    if width is None:  # 0xC1 is the one byte left
-        raise DecodeError("The payload has a byte that MessagePack never uses")
+    if width is None:  # 0xC1
+        raise DecodeError("The payload has the byte 0xC1, which MessagePack never uses")
     return at + 1 + width, int.from_bytes(payload[at + 1 : at + 1 + width], "big"), lead in _MAPS

@@ -1,4 +1,4 @@
-"""The clock by which data is stamped: the machine's, or a simulation's while one runs."""
+"""The clock of timestamps in data: the system clock, or the virtual clock of a running simulation."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ _clocks: list[Callable[[], float]] = []
 
 
 def now() -> float:
-    """POSIX seconds."""
+    """Return the time in POSIX seconds."""
     return _clocks[-1]() if _clocks else time.time()
 
 
 @contextmanager
 def stamp_data_by(clock: Callable[[], float]) -> Iterator[None]:
-    """Make ``clock``, in POSIX seconds, the clock of all data of this process while the context lasts.
+    """Use ``clock`` for the timestamps of all data created in this process, in every thread, while the context is open.
 
-    It holds for every thread: data is often made in threads that a simulation knows nothing of.
+    Args:
+        clock: returns POSIX seconds.
     """
     _clocks.append(clock)
     try:

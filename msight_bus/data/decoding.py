@@ -1,4 +1,4 @@
-"""From bytes that anybody may have sent to a ``Data`` value, or a ``DecodeError``."""
+"""Decode untrusted bytes to a ``Data`` value."""
 
 from __future__ import annotations
 
@@ -25,62 +25,66 @@ DEFAULT_MAX_BYTES = 64 * 1024 * 1024
 DEFAULT_MAX_NESTING = 32
 
 PLAIN_TYPES = (bytes, bytearray, datetime)
-"""What ``Data.to_dict`` leaves as it is: MessagePack has these types; they would become text otherwise."""
+"""Types that ``Data.to_dict`` does not convert: MessagePack has them, and msgspec would convert them to text."""
 
 _KEY = bytes([0xA0 | len(TAG_FIELD)]) + TAG_FIELD.encode()
 _SCALARS = frozenset({bytes, str, int, float, bool, NoneType})
 
 
 def looks_like_data(payload: bytes) -> bool:
-    """Whether a payload begins as a ``Data`` value does: a map whose first key is ``data_type``.
+    """Return whether a payload begins like a ``Data`` value: a map whose first key is ``data_type``.
 
-    Constant time; it tells ``Data`` from raw bytes, not valid ``Data`` from damaged.
+    Takes constant time and does not validate the rest of the payload.
     """
     return _tag_position(payload) > 0
 
 
 def decode(payload: bytes, *, max_bytes: int = DEFAULT_MAX_BYTES, max_nesting: int = DEFAULT_MAX_NESTING) -> Data:
-    """Decode a payload into the registered class that its ``data_type`` names.
+    """Decode a payload to the registered class that its ``data_type`` names.
 
     Args:
         payload: MessagePack bytes.
-        max_bytes: bound of the payload and, by estimate, of the memory that its decoded value takes, in
-            bytes.
-        max_nesting: bound of maps and arrays inside each other; the outermost map is the first level. Entries
-            that the class does not declare are skipped and take no memory; they are not held to it where the
-            class has scalar fields only.
+        max_bytes: limit of the payload and of the estimated memory of the decoded value, in bytes.
+        max_nesting: limit of nested maps and arrays; the outermost map is level 1. Entries that the class does not declare are
+            skipped and take no memory; if the class has scalar fields only, the limit does not apply to them.
 
     Raises:
-        DecodeError: no map, no or an unknown ``data_type``, wrong types, damaged bytes, or over a bound.
+        DecodeError: the payload is not a map, its ``data_type`` is missing or unknown, a field has the wrong type, the bytes are
+            damaged, or a limit is exceeded.
     """
     if len(payload) > max_bytes:
-        raise DecodeError(f"The payload has {len(payload)} bytes; at most {max_bytes} are decoded")
+        raise DecodeError(
+            f"The payload has {len(payload)} bytes; at most {max_bytes} are decoded (MSIGHT_MAX_DECODED_BYTES)"
+        )
     kind = _class_for(_read_tag(payload))
     try:
         decoder, scalars_only = _decoder(kind)
-        # msgspec allocates for what has arrived, not for what a length claims, so a lying length needs no
-        # check here. It cannot bound nesting, nor the memory of a million empty maps: only containers bring
-        # those.
+        # msgspec allocates for bytes that are present, so a false length is harmless. It limits neither the nesting nor the
+        # memory of containers, such as a million empty maps; a class with scalar fields only has no containers.
         if not scalars_only:
             check_bounds(payload, max_bytes=max_bytes, max_nesting=max_nesting)
         return decoder.decode(payload)
     except DecodeError:
         raise
-    except Exception as error:  # anything: a class's own __post_init__ runs on what anybody may have sent
+    except Exception as error:  # any error: __post_init__ of a user's class runs on untrusted values
         raise DecodeError(f"The payload is not valid data: {_cause(error)}") from error
 
 
 def _cause(error: Exception) -> str:
-    """Return what an error of decoding says; with its type where that is not msgspec's."""
+    """Return the text of a decoding error, with its type unless msgspec raised it."""
     known = isinstance(error, msgspec.DecodeError | UnicodeDecodeError | RecursionError | TypeError)
     return str(error) if known else described(error)
 
 
 def from_mapping(plain: Mapping[str, Any]) -> Data:
-    """Convert plain values to the class that their ``data_type`` names; see ``Data.from_dict``."""
+    """Convert plain values to the class that their ``data_type`` names.
+
+    Raises:
+        DecodeError: see ``Data.from_dict``.
+    """
     tag = plain.get(TAG_FIELD) if isinstance(plain, Mapping) else None
     if not isinstance(tag, str):
-        raise DecodeError(f"Data needs a mapping with a {TAG_FIELD!r}; got {type(plain).__name__}")
+        raise DecodeError(f"Data.from_dict takes a mapping with a str {TAG_FIELD!r}, not {type(plain).__name__}")
     kind = _class_for(tag)
     try:
         return msgspec.convert(plain, kind, builtin_types=PLAIN_TYPES)
@@ -89,14 +93,18 @@ def from_mapping(plain: Mapping[str, Any]) -> Data:
 
 
 def require(kind: type[D], value: Data) -> D:
-    """``value``, if it is a ``kind``; else DecodeError."""
+    """Return ``value`` if it is a ``kind``.
+
+    Raises:
+        DecodeError: ``value`` is of another class.
+    """
     if not isinstance(value, kind):
         raise DecodeError(f"The data is {type(value).__name__}, not {kind.__name__}")
     return value
 
 
 def _tag_position(payload: bytes) -> int:
-    """Where the value of a leading ``data_type`` begins, or 0."""
+    """Return the offset of the value of a leading ``data_type``, or 0."""
     lead = payload[0] if payload else 0
     header = 1 if 0x81 <= lead <= 0x8F else 3 if lead == 0xDE else 5 if lead == 0xDF else 0
     end = header + len(_KEY)
@@ -112,8 +120,8 @@ def _read_tag(payload: bytes) -> str:
         start, length = start + 1, lead & 0x1F
     elif lead == 0xD9:
         start, length = start + 2, int.from_bytes(payload[start + 1 : start + 2], "big")
-    else:  # no class path has more than 255 bytes
-        raise DecodeError(f"The payload's {TAG_FIELD!r} is not a short string")
+    else:  # a tag has at most 255 bytes
+        raise DecodeError(f"The payload's {TAG_FIELD!r} is not a string of at most 255 bytes")
     return str(payload[start : start + length], "utf-8", "replace")
 
 
@@ -129,9 +137,9 @@ def _class_for(tag: str) -> type[Data]:
 
 @cache
 def _decoder(kind: type[Data]) -> tuple[msgspec.msgpack.Decoder[Data], bool]:
-    """The decoder of a class, built on first use so that annotations may name later classes.
+    """Return the decoder of a class, and whether the class has scalar fields only, so that it decodes no containers.
 
-    Also whether its fields are scalars only, so that no container can come out of it.
+    Built on first use, so that annotations can name classes defined later.
     """
     fields = msgspec.structs.fields(kind)
     return msgspec.msgpack.Decoder(kind), all(_is_scalar(field.type) for field in fields)

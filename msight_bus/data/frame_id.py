@@ -1,4 +1,4 @@
-"""Identifiers of frames: unique, increasing, without any coordination between processes."""
+"""Frame identifiers: unique and increasing, without coordination between processes."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ import threading
 import time
 
 _EPOCH = 1_577_836_800_000_000_000  # 2020-01-01 UTC, in nanoseconds
-_TICK_BITS = 20  # one tick is 2**20 ns, about 1 ms: 41 bits of them last until 2093
+_TICK_BITS = 20  # one tick is 2**20 ns, about 1 ms; 41 bits last until 2093
 _COUNT_BITS = 6
 _PROCESS_BITS = 16
 
 
 class _FrameIds:
-    """63 bits: 41 of time, 16 drawn by each process, 6 counting within one tick."""
+    """63 bits: 41 bits of time, 16 random bits of the process, 6 bits that count within one tick."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._last = 0  # tick and count of the newest identifier
+        self._last = 0  # tick and count of the last identifier
         self._process = 0
         self.draw_process()
 
     def draw_process(self) -> None:
-        """Take new process bits. A forked child needs them: it has its parent's state."""
+        """Draw new random bits; called in a forked child, which has a copy of its parent's state."""
         self._lock = threading.Lock()
         self._process = int.from_bytes(os.urandom(_PROCESS_BITS // 8), "big") << _COUNT_BITS
 
     def next(self) -> int:
         tick = (time.time_ns() - _EPOCH) >> _TICK_BITS
         with self._lock:
-            # A clock that steps back, or 64 frames in one tick, borrow from the ticks to come.
+            # If the clock steps back, or at more than 64 frames a tick, use identifiers of later ticks.
             self._last = last = max(self._last + 1, tick << _COUNT_BITS)
         above = last >> _COUNT_BITS << (_COUNT_BITS + _PROCESS_BITS)
         return above | self._process | (last & ((1 << _COUNT_BITS) - 1))
@@ -41,9 +41,9 @@ if hasattr(os, "register_at_fork"):
 
 
 def new_frame_id() -> int:
-    """A positive 63-bit integer that increases within a process and, by the clock, across processes.
+    """Return a positive 63-bit integer that increases within a process and, with synchronized clocks, across processes.
 
-    Two identifiers are equal only if two processes drew the same 16 random bits and count alike in the same
-    millisecond.
+    Identifiers of two processes are equal only if both drew the same 16 random bits and have the same count in the same tick of
+    about 1 ms.
     """
     return _ids.next()

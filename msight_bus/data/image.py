@@ -22,11 +22,11 @@ class ImageData(SensorData, tag="msight_core.data.image.ImageData"):
     """An image.
 
     Attributes:
-        image: an encoded image (JPEG, PNG) or, if ``is_encoded`` is false, its raw 8-bit samples.
-        is_encoded: which of the two ``image`` is.
-        detection_results: what was detected in it. A ``Data`` or plain values when sent, plain values when
-            received; ``Data.from_dict`` makes its class of them if that is registered here.
-        size: shape of the array: height, width and, unless it is grey, channels.
+        image: an encoded image (JPEG, PNG), or raw 8-bit samples if ``is_encoded`` is false.
+        is_encoded: whether ``image`` is encoded.
+        detection_results: the objects detected in the image: a ``Data`` or plain values when sent, plain values when received,
+            which ``Data.from_dict`` converts to a registered class.
+        size: shape of the array: height and width in pixels and, except for a grey image, the number of channels.
     """
 
     image: bytes | None = None
@@ -45,23 +45,23 @@ class ImageData(SensorData, tag="msight_core.data.image.ImageData"):
         detection_results: Any = None,
         jpeg_quality: int = 50,
     ) -> Self:
-        """Make one of an array of 8-bit samples, in OpenCV's order of channels (BGR).
+        """Create an ``ImageData`` from an array of 8-bit samples, with channels in OpenCV's order (BGR).
 
         Args:
             image: height x width, or height x width x channels.
-            sensor_name: which sensor took it.
-            capture_timestamp: when, in seconds since 1970 UTC; by default now.
-            creation_timestamp: by default now.
-            is_encoded: compress it to JPEG; else send its samples as they are.
+            sensor_name: name of the sensor.
+            capture_timestamp: time of capture, in POSIX seconds; default: now.
+            creation_timestamp: time of creation of this value, in POSIX seconds; default: now.
+            is_encoded: whether to compress the image to JPEG, or to send the raw samples.
             detection_results: a ``Data`` or plain values.
             jpeg_quality: 0 to 100.
 
         Raises:
-            ValueError: not 8-bit samples, or no image that JPEG can hold.
-            ImportError: OpenCV is needed and not installed.
+            ValueError: the samples are not 8-bit, or JPEG cannot encode an array of this shape.
+            ImportError: OpenCV, which JPEG needs, is not installed.
         """
         if image.dtype.str != "|u1":
-            raise ValueError(f"An image has 8-bit samples (uint8); this array is of {image.dtype}")
+            raise ValueError(f"The array has dtype {image.dtype}; an image has 8-bit samples (uint8)")
         now = clock.now()
         return cls(
             image=_to_jpeg(image, jpeg_quality) if is_encoded else image.tobytes(),
@@ -74,19 +74,19 @@ class ImageData(SensorData, tag="msight_core.data.image.ImageData"):
         )
 
     def to_ndarray(self, *, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> npt.NDArray[np.uint8]:
-        """The image as an array of 8-bit samples: BGR if it was encoded, read-only if it was not.
+        """Return the image as an array of 8-bit samples: BGR if the image was encoded, else read-only.
 
         Args:
-            max_pixels: bound of width x height, checked before memory is taken: a JPEG of a hundred bytes can
-                claim four billion pixels. It is known for JPEG and PNG; None allows every format and size
-                that OpenCV does.
+            max_pixels: limit of width x height, checked before memory is allocated, because a JPEG of 100 bytes can declare four
+                billion pixels. Only the size of JPEG and PNG is known in advance; None accepts every format and size that
+                OpenCV accepts.
 
         Raises:
-            DecodeError: there is no image, its bytes do not fit its size, or they cannot be decoded.
-            ImportError: OpenCV or numpy is needed and not installed.
+            DecodeError: there is no image, the number of samples does not match the size, or the image cannot be decoded.
+            ImportError: NumPy, or OpenCV for an encoded image, is not installed.
         """
         if self.image is None:
-            raise DecodeError("This ImageData has no image")
+            raise DecodeError("The ImageData has no image")
         numpy = _need("numpy", "numpy")
         samples: npt.NDArray[np.uint8] = numpy.frombuffer(self.image, dtype=numpy.uint8)
         if self.is_encoded:
@@ -94,7 +94,7 @@ class ImageData(SensorData, tag="msight_core.data.image.ImageData"):
             return _decode(samples)
         size = self.size or ()
         if len(size) not in (2, 3) or min(size) <= 0 or math.prod(size) != len(self.image):
-            raise DecodeError(f"The image has {len(self.image)} raw samples, which is not its size {self.size}")
+            raise DecodeError(f"The image has {len(self.image)} raw samples, which does not match its size {self.size}")
         return samples.reshape(size)
 
 
@@ -103,7 +103,7 @@ def _need(module: str, package: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"Turning images into arrays needs {package}: pip install 'msight-bus[demo]'", name=module
+            f"Converting an image to an array needs {package}: pip install 'msight-bus[demo]'", name=module
         ) from error
 
 
@@ -112,9 +112,9 @@ def _to_jpeg(image: npt.NDArray[np.uint8], quality: int) -> bytes:
     try:
         done, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     except cv2.error as error:
-        raise ValueError(f"An array of shape {image.shape} cannot become a JPEG") from error
+        raise ValueError(f"JPEG cannot encode an array of shape {image.shape}") from error
     if not done:
-        raise ValueError(f"An array of shape {image.shape} cannot become a JPEG")
+        raise ValueError(f"JPEG cannot encode an array of shape {image.shape}")
     return bytes(encoded)
 
 

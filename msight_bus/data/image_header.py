@@ -1,16 +1,16 @@
-"""How many pixels an encoded image claims, read from its header without decoding it."""
+"""Read the number of pixels from the header of an encoded image, without decoding it."""
 
 from __future__ import annotations
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8"
-_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the segments that carry a size
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # segments with a size
 _JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a segment
-_JPEG_ENDS = frozenset({0xD9, 0xDA})  # no size can follow these
+_JPEG_ENDS = frozenset({0xD9, 0xDA})  # no size follows these
 
 
 def count_pixels(image: bytes) -> int | None:
-    """Width x height as a JPEG or PNG claims it; None for other formats and for a header without a size."""
+    """Return width x height as declared by a JPEG or PNG; None for other formats and for a header without a size."""
     if image.startswith(_PNG) and image[12:16] == b"IHDR" and len(image) >= 24:
         return int.from_bytes(image[16:20], "big") * int.from_bytes(image[20:24], "big")
     if image.startswith(_JPEG):
@@ -20,7 +20,7 @@ def count_pixels(image: bytes) -> int | None:
 
 def _jpeg_pixels(image: bytes) -> int | None:
     at = 2
-    # Decoders skip what stands between segments, so a size behind such bytes counts too.
+    # Decoders skip bytes between segments, so a size after such bytes is valid.
     while (at := image.find(b"\xff", at)) >= 0:
         at += 1
         marker = image[at] if at < len(image) else 0

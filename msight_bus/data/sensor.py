@@ -1,4 +1,4 @@
-"""What every sensor reading carries, and the plainest one: bytes."""
+"""Base class of sensor readings, and a reading of uninterpreted bytes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from msight_bus.data.clock import now
 from msight_bus.data.frame_id import new_frame_id
 
 device_names: list[str] = []
-"""The configured names of the buses that are open in this process; the last one is the device's."""
+"""Configured device names of the open buses of this process; the last one is used."""
 
 
 def _device_name() -> str | None:
-    # Read when a value is made, not when this module is imported, so that a program may set it first.
+    # Read when a value is created, so that a program can set the variable after this import.
     return device_names[-1] if device_names else os.environ.get("MSIGHT_EDGE_DEVICE_NAME") or None
 
 
@@ -24,12 +24,12 @@ class SensorData(Data, kw_only=True, tag="msight_core.data.base.SensorData"):
     """A reading of a sensor.
 
     Attributes:
-        sensor_name: which sensor took it.
-        capture_timestamp: when, in seconds since 1970 UTC.
-        creation_timestamp: when this value was made, in seconds since 1970 UTC.
-        frame_id: a new one by default; see ``new_frame_id``.
-        device_name: which device sent it; by default ``BusSettings.edge_device_name`` of the bus that was opened last, without
-            an open bus ``MSIGHT_EDGE_DEVICE_NAME``.
+        sensor_name: name of the sensor.
+        capture_timestamp: time of capture, in POSIX seconds.
+        creation_timestamp: time of creation of this value, in POSIX seconds.
+        frame_id: default: a new identifier; see ``new_frame_id``.
+        device_name: name of the device; default: ``BusSettings.edge_device_name`` of the last bus that was opened, or
+            ``MSIGHT_EDGE_DEVICE_NAME`` without an open bus.
     """
 
     sensor_name: str | None = None
@@ -40,22 +40,22 @@ class SensorData(Data, kw_only=True, tag="msight_core.data.base.SensorData"):
 
     @property
     def time(self) -> str:
-        """``capture_timestamp`` in local time, ISO 8601."""
+        """``capture_timestamp`` as local time, ISO 8601."""
         return datetime.fromtimestamp(self.capture_timestamp).isoformat()
 
     @property
     def capture_time(self) -> str:
-        """The same as ``time``."""
+        """Alias of ``time``."""
         return self.time
 
     @property
     def creation_time(self) -> str:
-        """``creation_timestamp`` in local time, ISO 8601."""
+        """``creation_timestamp`` as local time, ISO 8601."""
         return datetime.fromtimestamp(self.creation_timestamp).isoformat()
 
 
 class BytesData(SensorData, tag="msight_core.data.bytes.BytesData"):
-    """Bytes that the bus does not interpret, such as a packet of a lidar.
+    """Bytes that the bus does not interpret, such as a LiDAR packet.
 
     Attributes:
         data: the bytes.

@@ -1,4 +1,4 @@
-"""The registry that leads from a ``data_type`` tag to the one class which declared it."""
+"""Registry of data classes by their ``data_type`` tags."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from msight_bus.data.base import Data
 
 TAG_FIELD = "data_type"
-"""Name of the map entry that carries the tag. It is always the first one."""
+"""Name of the map entry with the tag, always the first entry."""
 
 _classes: dict[str, type[Data]] = {}
 
 
 @dataclass_transform(field_specifiers=(msgspec.field,))
 class DataType(msgspec.StructMeta):
-    """Metaclass of ``Data``: gives each class its tag and registers it as soon as it is defined."""
+    """Metaclass of ``Data``: sets the tag of each class and registers the class when it is defined."""
 
     def __new__(
         cls,
@@ -35,21 +35,21 @@ class DataType(msgspec.StructMeta):
 
         Args:
             name, bases, namespace: of the class statement.
-            tag: the ``data_type`` of this class; by default ``module.qualname``.
-            options: what ``msgspec.Struct`` accepts in a class statement.
+            tag: the ``data_type`` of this class; default: ``module.qualname``.
+            options: options of ``msgspec.Struct``.
 
         Raises:
             ConfigError: another class has this tag.
         """
-        # Struct's own tag function is told the qualname only; the module belongs to MSight's form of a tag.
+        # A tag function of Struct gets the qualname only, but MSight's tags include the module.
         path = f"{namespace['__module__']}.{namespace['__qualname__']}"
         tag = tag or path
         taken = _classes.get(tag)
-        # The same path again is a module that was reloaded or a notebook cell that ran twice.
+        # The same path is redefined when a module is reloaded or a notebook cell is run again.
         if taken is not None and path != f"{taken.__module__}.{taken.__qualname__}":
             raise ConfigError(
-                f"The data_type {tag!r} of {path} is that of {taken.__module__}.{taken.__qualname__}; "
-                f'give it a tag of its own, such as class {name}(..., tag="my_project.{name}")'
+                f"The data_type {tag!r} of {path} is already used by {taken.__module__}.{taken.__qualname__}; "
+                f'set another tag, such as class {name}(..., tag="my_project.{name}")'
             )
         created = super().__new__(cls, name, bases, namespace, tag=tag, tag_field=TAG_FIELD, **options)
         _classes[tag] = created  # type: ignore[assignment]  # only Data and its subclasses use this metaclass
@@ -57,5 +57,5 @@ class DataType(msgspec.StructMeta):
 
 
 def class_of(tag: str) -> type[Data] | None:
-    """The class that declared ``tag``, or None."""
+    """Return the class registered for ``tag``, or None."""
     return _classes.get(tag)

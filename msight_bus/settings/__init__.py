@@ -1,4 +1,4 @@
-"""Settings: every ``MSIGHT_`` variable, typed, checked before anything is connected, its secrets hidden."""
+"""Settings: typed ``MSIGHT_`` variables, checked before connecting; secrets are hidden."""
 
 from __future__ import annotations
 

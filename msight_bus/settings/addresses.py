@@ -1,4 +1,4 @@
-"""Where a server is: ``host:port``, and NATS's URLs."""
+"""Parse the addresses of servers: ``host:port`` and URLs of NATS."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class HostPort(NamedTuple):
 
 
 class NatsServer(NamedTuple):
-    """A NATS server. What its URL carries to authenticate stays hidden unless it is asked for.
+    """A NATS server. ``str`` and ``repr`` hide the credentials in its URL.
 
     Attributes:
         host: name or address.
         port: TCP port.
         tls: whether the URL begins with ``tls://``.
-        user_info: ``user:password`` or a token, percent-encoded as it was given; None if the URL has none.
+        user_info: ``user:password`` or a token, percent-encoded as configured; None if the URL has none.
     """
 
     host: str
@@ -44,11 +44,11 @@ class NatsServer(NamedTuple):
         return self._url(None)
 
     def get_secret_url(self) -> str:
-        """The URL with its user info, for the client library: not to be logged."""
+        """Return the URL with its user info, for the client library; do not log it."""
         return self._url(self.user_info and self.user_info.get_secret_value())
 
     def masked_url(self) -> str:
-        """The URL with a mask in the place of its user info, for a dump."""
+        """Return the URL with its user info masked, for a dump."""
         return self._url(self.user_info)
 
     def _url(self, user_info: object) -> str:
@@ -57,10 +57,10 @@ class NatsServer(NamedTuple):
 
 
 def parse_host(text: str) -> str:
-    """A host name, an IPv4 or an IPv6 address (which may stand in brackets).
+    """Parse a host name, an IPv4 address or an IPv6 address, with or without brackets.
 
     Raises:
-        ValueError: none of these. No message of this module quotes what it was given.
+        ValueError: ``text`` is none of these. No error of this module quotes the text, which can contain a secret.
     """
     text = text.strip()
     bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
@@ -68,17 +68,17 @@ def parse_host(text: str) -> str:
         try:
             return str(ipaddress.IPv6Address(bare))
         except ValueError:
-            raise ValueError("it is no IPv6 address, and a host name has no colon") from None
+            raise ValueError("it is neither an IPv6 address nor a host name, which has no colon") from None
     if bare is not text or len(text) > 253 or not _HOST_NAME.fullmatch(text):
         raise ValueError("it has no valid host name or address")
     return text
 
 
 def parse_host_port(text: str, default_port: int | None = None) -> HostPort:
-    """``host:port``, with an IPv6 address in brackets.
+    """Parse ``host:port``, with an IPv6 address in brackets.
 
     Raises:
-        ValueError: it is something else, or has no port and there is no default.
+        ValueError: ``text`` has another form, or no port, and there is no default port.
     """
     match = _HOST_PORT.fullmatch(text.strip())
     if match is None:
@@ -88,15 +88,15 @@ def parse_host_port(text: str, default_port: int | None = None) -> HostPort:
     if port is None:
         raise ValueError("it has no port")
     if not 1 <= port <= 65535:
-        raise ValueError("its port is not 1 to 65535")
+        raise ValueError("its port is not in 1 to 65535")
     return HostPort(host, port)
 
 
 def parse_nats_server(text: str) -> NatsServer:
-    """``nats://``, ``tls://`` or neither, which means ``nats://``, then ``[user:password@]host[:port]``.
+    """Parse ``[nats://|tls://][user:password@]host[:port]``; the default scheme is ``nats://``, the default port 4222.
 
     Raises:
-        ValueError: it is something else, a WebSocket for instance.
+        ValueError: ``text`` has another form, or another scheme, such as ``ws://``.
     """
     text = text.strip()
     match = _NATS_URL.fullmatch(text if "://" in text else f"nats://{text}")
@@ -104,17 +104,17 @@ def parse_nats_server(text: str) -> NatsServer:
         raise ValueError("it is not nats://host:port")
     scheme = match[1].lower()
     if scheme in ("ws", "wss"):
-        raise ValueError("it is a WebSocket (ws, wss), which this bus does not speak; servers have a nats:// port")
+        raise ValueError("it is a WebSocket URL (ws, wss), which is not supported; use the nats:// port of the server")
     if scheme not in ("nats", "tls"):
         raise ValueError("it begins with neither nats:// nor tls://")
     if match[2] and MASK in match[2]:
-        raise ValueError("it has what a dump shows in the place of a secret")
+        raise ValueError("it has the mask of a dump instead of a secret")
     host, port = parse_host_port(match[3], _NATS_PORT)
     return NatsServer(host, port, scheme == "tls", Secret(match[2]) if match[2] else None)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether what is sent to ``host`` stays on this machine."""
+    """Return whether ``host`` is a loopback address."""
     if host.lower().rstrip(".") == "localhost":
         return True
     try:

@@ -1,4 +1,4 @@
-"""``BusSettings``: everything that a bus is told from outside."""
+"""``BusSettings``: all settings of a bus."""
 
 from __future__ import annotations
 
@@ -22,26 +22,28 @@ _SECTIONS: tuple[type[Section], ...] = (Limits, RedisSettings, NatsSettings, Kaf
 
 @dataclass(frozen=True, init=False)
 class BusSettings(Section):
-    """Typed, frozen settings, read from the environment when an instance is made.
+    """Typed, frozen settings, read from the environment when an instance is created.
 
-    ``BusSettings()`` reads ``os.environ``. Keywords override it: ``BusSettings(backend="nats")``, or part of a section,
-    ``BusSettings(nats={"servers": ["nats://a:4222"]})``, or a whole one, ``nats=NatsSettings(...)``. Tests give an environment
-    of their own: ``BusSettings(environ={})``. Values of all of these are checked alike.
+    ``BusSettings()`` reads ``os.environ``. Keywords override the environment: ``BusSettings(backend="nats")``, some fields of a
+    section, ``BusSettings(nats={"servers": ["nats://a:4222"]})``, or a whole section, ``nats=NatsSettings(...)``. In tests, pass
+    an environment: ``BusSettings(environ={})``. All values are checked in the same way.
 
-    Secrets are `Secret`. Neither they nor what a URL carries are ever part of a text made here.
+    Secrets are of type `Secret`. No error, ``repr`` or dump contains a secret or the credentials in a URL.
     """
 
     prefix: ClassVar[str] = "MSIGHT_"
 
-    backend: Backend = variable(choice(Backend, "nats"), "redis", "Which broker to use.", name="MSIGHT_PUBSUB_BACKEND")
+    backend: Backend = variable(choice(Backend, "nats"), "redis", "The broker.", name="MSIGHT_PUBSUB_BACKEND")
     strict: bool = variable(
-        FLAG, False, "Refuse misspelt variables and what the backend can do in a weaker way only, instead of warning."
+        FLAG,
+        False,
+        "Raise an error instead of a warning: misspelt variables, features that the backend has only in part.",
     )
-    edge_device_name: str | None = variable(NAME, None, "Name of this device in the data that it sends.")
+    edge_device_name: str | None = variable(NAME, None, "Name of this device in the data that it publishes.")
     logging_level: LogLevel | None = variable(
-        choice(LogLevel, "INFO"), None, "What nodes log; unset, the levels of the program's own logging hold."
+        choice(LogLevel, "INFO"), None, "Log level of nodes; unset: the levels of the program's logging configuration."
     )
-    dead_letter_suffix: str = variable(TOPIC_SUFFIX, ".dead", "Appended to a topic's name for its dead letters.")
+    dead_letter_suffix: str = variable(TOPIC_SUFFIX, ".dead", "Suffix of a topic's name for its dead letters.")
     limits: Limits = field(default=Limits())
     redis: RedisSettings = field(default=RedisSettings())
     nats: NatsSettings = field(default=NatsSettings())
@@ -51,24 +53,24 @@ class BusSettings(Section):
         """Read and check the settings.
 
         Args:
-            environ: variables to read, instead of ``os.environ``.
-            overrides: by field; for a section, a mapping of some of its fields, or an instance. None overrides nothing.
+            environ: environment to read instead of ``os.environ``.
+            overrides: values by field; for a section, a mapping of some fields, or an instance. None does not override.
 
         Raises:
-            ConfigError: variables of the chosen backend, or common ones, are wrong; all of them are named. Those of other
-                backends, and misspelt ones without ``strict``, are a ``ConfigWarning`` each.
+            ConfigError: common variables, or variables of the chosen backend, are wrong; the error lists all of them. A wrong
+                variable of another backend, or a misspelt variable without ``strict``, is a ``ConfigWarning``.
         """
         sentences, notices = self._read(os.environ if environ is None else environ, overrides)
-        del environ, overrides  # a traceback with local variables would show the secrets in them
+        del environ, overrides  # tracebacks can show local variables, which contain secrets
         try:
             for notice in notices:
                 warnings.warn(notice, stacklevel=2)
         finally:
-            if sentences:  # they come first even where a warning is an error
+            if sentences:  # raised even if a warning filter raises a warning
                 raise ConfigError(sentences) from None
 
     def _read(self, environ: object, overrides: Mapping[str, Any]) -> tuple[list[str], list[Warning]]:
-        """Set every field; return the sentences of an error, and the warnings."""
+        """Set every field; return the problems as sentences, and the warnings."""
         given = {name: value for name, value in overrides.items() if value is not None}
         asked = [kind.section for kind in _SECTIONS if kind.section in given]
         sections = {kind: given.pop(kind.section, {}) for kind in _SECTIONS}
@@ -81,7 +83,7 @@ class BusSettings(Section):
         chosen = dict.fromkeys(["", "limits", *asked, *backend])
         sentences = [problem.sentence for name in chosen for problem in wrong.get(name, ())]
         elsewhere = [(name, problem) for name in wrong if name not in chosen for problem in wrong[name]]
-        warned = [f"{problem.sentence} It would be an error if the backend were {name}." for name, problem in elsewhere]
+        warned = [f"{problem.sentence} This is an error when the backend is {name}." for name, problem in elsewhere]
         if self.strict:
             sentences += found.misspelt
         else:
@@ -92,12 +94,12 @@ class BusSettings(Section):
 
     @classmethod
     def variables(cls) -> tuple[Variable, ...]:
-        """Every variable with its type, default and meaning, for documentation and ``msight-bus settings``."""
+        """Return every variable with its type, default and meaning, for documentation and ``msight-bus settings``."""
         return tuple(row for kind in (cls, *_SECTIONS) for row in kind.table().values())
 
     @property
     def address(self) -> str:
-        """The configured broker and its addresses, without secrets: for logs and titles."""
+        """The configured broker and its addresses without credentials, for logs."""
         if self.backend == "redis":
             return f"redis://{self.redis.unix_socket_path or ','.join(map(str, self.redis.nodes))}"
         if self.backend == "nats":
@@ -106,7 +108,7 @@ class BusSettings(Section):
 
 
 def _read_section(kind: type[Section], override: Any, found: Reading) -> tuple[Section, list[Problem]]:
-    """A section of what the environment sets and ``override`` replaces, and what is wrong in either."""
+    """Create a section from the environment and ``override``, which takes precedence; return the section and its problems."""
     problems: list[Problem] = []
     if not isinstance(override, Mapping | kind):
         given = type(override).__name__

@@ -1,4 +1,4 @@
-"""Reads variables from an environment: what is set, what is in a file, which names look misspelt."""
+"""Read variables from an environment: values, files of secrets, and misspelt names."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from msight_bus.settings.secret import SecretFile
 from msight_bus.settings.section import Problem, Variable
 
 _ROOT = "MSIGHT_"
-_FILLERS = {"PUBSUB", "MESSAGE", "BROKER", "USE"}
+_OPTIONAL_WORDS = {"PUBSUB", "MESSAGE", "BROKER", "USE"}
 
 
 class Reading(NamedTuple):
-    """What an environment holds.
+    """The variables found in an environment.
 
     Attributes:
-        values: what is set, by section and field.
+        values: values by section and field.
         problems: variables that are set twice, by section.
-        misspelt: a sentence for each name that is nearly that of a variable.
+        misspelt: a sentence for each name that is similar to the name of a variable.
     """
 
     values: defaultdict[str, dict[str, Any]]
@@ -29,12 +29,13 @@ class Reading(NamedTuple):
 
 
 def read_environment(environ: Any, variables: Sequence[Variable], prefixes: Sequence[str]) -> Reading:
-    """Read the variables that are set. An empty one counts as unset.
+    """Read the variables that are set. An empty variable is unset.
 
     Args:
-        environ: where to look; anything but a mapping is a problem. Other ``MSIGHT_`` names in it are none of our business.
-        variables: all that there are.
-        prefixes: ``MSIGHT_NATS_`` and so on; see ``_misspelt``.
+        environ: the environment; a value that is not a mapping is a problem. Unknown ``MSIGHT_`` names that are not similar to a
+            variable are ignored, because other MSight programs use them.
+        variables: all variables.
+        prefixes: prefixes of the sections, such as ``MSIGHT_NATS_``; see ``_misspelt``.
     """
     reading = Reading(defaultdict(dict), defaultdict(list), [])
     if not isinstance(environ, Mapping):
@@ -54,13 +55,13 @@ def read_environment(environ: Any, variables: Sequence[Variable], prefixes: Sequ
     return reading
 
 
-def _essence(name: str) -> list[str]:
-    """The words of a name without those that are easily left out: ``MSIGHT_NATS_TLS`` is meant for ``MSIGHT_NATS_USE_TLS``."""
-    return [word for word in name.split("_") if word not in _FILLERS]
+def _significant_words(name: str) -> list[str]:
+    """Return the words of a name without `_OPTIONAL_WORDS`: ``MSIGHT_NATS_TLS`` and ``MSIGHT_NATS_USE_TLS`` are equal."""
+    return [word for word in name.split("_") if word not in _OPTIONAL_WORDS]
 
 
 def _misspelt(environ: Mapping[str, str], variables: Sequence[Variable], prefixes: Sequence[str]) -> Iterator[str]:
-    # Behind a common prefix only the rest of a name is compared: all names that share a long prefix are alike.
+    # Compare only the part after the prefix, because names with the same long prefix are all similar.
     known = [name for variable in variables for name in variable.names]
     for name in sorted(name for name in environ if isinstance(name, str) and name.startswith(_ROOT) and environ[name]):
         if name in known:
@@ -68,9 +69,9 @@ def _misspelt(environ: Mapping[str, str], variables: Sequence[Variable], prefixe
         prefix = max((p for p in prefixes if name.startswith(p)), key=len, default=_ROOT)
         rests = [one.removeprefix(prefix) for one in known if one.startswith(prefix)]
         cutoff = 0.85 if prefix == _ROOT else 0.75
-        near = [one for one in known if _essence(one) == _essence(name)]
+        near = [one for one in known if _significant_words(one) == _significant_words(name)]
         near += [
             prefix + rest for rest in difflib.get_close_matches(name.removeprefix(prefix), rests, n=1, cutoff=cutoff)
         ]
         if near:
-            yield f"{name} is no variable of msight_bus and has no effect; did you mean {near[0]}?"
+            yield f"{name} is not a variable of msight_bus and has no effect; did you mean {near[0]}?"

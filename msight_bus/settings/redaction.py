@@ -1,4 +1,4 @@
-"""Secrets that come back: a peer may quote in its error what it was sent, as Redis does where AUTH was renamed."""
+"""Remove secrets from errors: a server can quote a received command in an error, as Redis does if AUTH was renamed."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Iterable
 
 from msight_bus.errors import quoted
 
-_TELLING = 8
-"""Characters of a secret that give it away; a peer may cut what it quotes."""
+_PREFIX_CHARACTERS = 8
+"""Number of first characters of a secret that are searched for, because a server can truncate a quoted command."""
 
 
 def chain(error: BaseException) -> list[BaseException]:
-    """An error and what caused it, the last first."""
+    """Return an error and its causes and contexts, the error first."""
     found: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in found:
@@ -21,16 +21,16 @@ def chain(error: BaseException) -> list[BaseException]:
 
 
 def hide_secrets(error: BaseException, secrets: Iterable[str]) -> None:
-    """Withhold the texts of an error, and of all that caused it, that quote a secret."""
-    heads = [secret[:_TELLING] for secret in secrets if secret]
+    """Replace each text that contains a secret, in an error and its causes."""
+    prefixes = [secret[:_PREFIX_CHARACTERS] for secret in secrets if secret]
     for link in chain(error):
         text = f"{link} {link.args}"
-        if any(head in text for head in heads):
-            link.args = ("the peer's words are withheld, since they quote a secret",)
+        if any(prefix in text for prefix in prefixes):
+            link.args = ("the server's text is withheld because it contains a secret",)
 
 
 def quote_texts(error: BaseException) -> None:
-    """Escape the texts of an error, and of all that caused it: a traceback shows them as they are."""
+    """Escape unprintable characters in the texts of an error and its causes, because a traceback shows the texts unescaped."""
     for link in chain(error):
         if not str(link).isprintable() and len(link.args) == 1 and not isinstance(link, UnicodeError):
             link.args = (quoted(link),)

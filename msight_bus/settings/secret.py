@@ -1,4 +1,4 @@
-"""Texts that are never shown: not by ``repr`` or ``str``, nor in an error, a dump or a pickle."""
+"""Secret texts, which ``repr``, ``str``, errors, dumps and pickles do not contain."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_TEXT = 64 * 1024
 
 
 class Secret:
-    """A text that only ``get_secret_value`` returns. It can be copied and compared, but not pickled."""
+    """A text that only ``get_secret_value`` returns. A ``Secret`` can be copied and compared, but not pickled."""
 
     __slots__ = ("_value",)
 
@@ -21,7 +21,7 @@ class Secret:
         self._value = value
 
     def get_secret_value(self) -> str:
-        """Return the text itself: not to be logged."""
+        """Return the text; do not log it."""
         return self._value
 
     def __str__(self) -> str:
@@ -43,21 +43,21 @@ class Secret:
 
     def __reduce__(self) -> Any:
         raise TypeError(
-            "A secret is not pickled. Let the other process read its own environment with BusSettings(), name a file in the "
-            "secret's _FILE variable, or pass get_secret_value() where that is intended."
+            "A Secret cannot be pickled. Call BusSettings() in the other process, which reads its own environment, set the "
+            "variable with the suffix _FILE to a file, or pass get_secret_value()."
         )
 
 
 class SecretFile(Secret):
-    """The secret in a file, without the newline at its end; the file is read at each ``get_secret_value``."""
+    """A secret in a file, without a newline at the end. Each call of ``get_secret_value`` reads the file."""
 
     __slots__ = ("_variable",)
 
     def __init__(self, variable: str, path: str) -> None:
         """
         Args:
-            variable: the variable that names the file, for errors.
-            path: of the file.
+            variable: name of the variable that names the file, for errors.
+            path: path of the file.
         """
         super().__init__(path)
         self._variable = variable
@@ -66,7 +66,7 @@ class SecretFile(Secret):
         """Read the file.
 
         Raises:
-            ConfigError: the file cannot be read, is empty, too long, or not UTF-8. The text quotes nothing of it.
+            ConfigError: the file cannot be read, is empty, too long, or not UTF-8. The error does not quote the content.
         """
         text, failure = _read(self._value)
         if not text:
@@ -80,10 +80,10 @@ class SecretFile(Secret):
 
 
 def _read(path: str) -> tuple[str, str]:
-    """Return the secret, or an empty text and the reason. Never raises: an error would have the content in its frames."""
+    """Return the secret, or an empty text and the reason. Does not raise, because a traceback could show the content."""
     try:
         file = Path(path)
-        if not file.is_file():  # a pipe or a device might never end
+        if not file.is_file():  # a pipe or a device can block
             return "", "there is no such file"
         with file.open("rb") as stream:
             content = stream.read(MAX_TEXT + 1)
@@ -93,5 +93,5 @@ def _read(path: str) -> tuple[str, str]:
     except UnicodeDecodeError:
         return "", "the file is not UTF-8"
     except (OSError, TypeError, ValueError) as error:
-        return "", f"the file cannot be read ({getattr(error, 'strerror', None) or 'no valid path'})"
+        return "", f"the file cannot be read ({getattr(error, 'strerror', None) or 'the path is not valid'})"
     return text, "the file is empty"

@@ -1,4 +1,4 @@
-"""Groups of settings: each field is one row of the table of variables, and one function checks all values."""
+"""Sections of settings. Each field is one row of the table of variables; one method checks all values."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from msight_bus.settings.secret import Secret, SecretFile
 from msight_bus.settings.value_types import ValueType
 
 FILE_SUFFIX = "_FILE"
-"""``MSIGHT_NATS_PASSWORD_FILE`` names a file that holds ``MSIGHT_NATS_PASSWORD``; so for each secret."""
+"""Suffix for secrets: ``MSIGHT_NATS_PASSWORD_FILE`` names a file with the value of ``MSIGHT_NATS_PASSWORD``."""
 
 _LONGEST_SHOWN = 60
-_LARGEST_SHOWN = 10**_LONGEST_SHOWN  # Python refuses to write numbers of thousands of digits
+_LARGEST_SHOWN = 10**_LONGEST_SHOWN  # Python raises a ValueError for numbers with thousands of digits
 
 
 class ConfigWarning(UserWarning):
-    """A setting is wrong or has no effect, though not for the backend that was chosen."""
+    """A setting has no effect, is misspelt, or is wrong for a backend that is not chosen."""
 
 
 class InsecureWarning(UserWarning):
-    """What was configured can be read or altered on its way."""
+    """The configuration sends credentials unencrypted, or does not verify the server."""
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong.
+    """A problem of a configuration.
 
     Attributes:
-        fields: the fields of the section that it is about.
-        sentence: names the variables, and what to do.
+        fields: the fields of the section that the problem concerns.
+        sentence: text that names the variables and the remedy.
     """
 
     fields: tuple[str, ...]
@@ -45,12 +45,12 @@ class Variable:
     """One environment variable.
 
     Attributes:
-        name: such as ``MSIGHT_NATS_SERVERS``.
-        value_type: what it takes.
-        default: as it would be written in the environment; None if it has none.
-        meaning: one line.
-        section: the attribute of ``BusSettings`` that has it, ``""`` for ``BusSettings`` itself.
-        field: its name there.
+        name: name, such as ``MSIGHT_NATS_SERVERS``.
+        value_type: type of its values.
+        default: default as a text of the environment; None without a default.
+        meaning: description in one line.
+        section: attribute of ``BusSettings`` with the section; ``""`` for ``BusSettings`` itself.
+        field: name of the field in the section.
     """
 
     name: str
@@ -62,20 +62,20 @@ class Variable:
 
     @property
     def secret(self) -> bool:
-        """Whether it is never shown, and ``name + "_FILE"`` may name a file that holds it."""
+        """Whether the value is a secret, which is never shown and can be read from the file that ``name + "_FILE"`` names."""
         return self.value_type.secret
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names that an environment may have for it: its own, and for a secret that of its file."""
+        """Names of the variable in an environment: its name, and for a secret the name with `FILE_SUFFIX`."""
         return (self.name, self.name + FILE_SUFFIX) if self.secret else (self.name,)
 
     def describe(self, reason: str, value: object = None) -> str:
-        """A sentence about a wrong value.
+        """Return a sentence about a wrong value.
 
         Args:
-            reason: what is wrong, if that needs saying.
-            value: left out if it is None, or might be or hold a secret.
+            reason: why the value is wrong; empty if the accepted values explain it.
+            value: the value; not shown if it is None or can contain a secret.
         """
         parts = [f"{self.name} must be {self.value_type.accepts}, such as {self.name}={self.value_type.example}"]
         if reason:
@@ -86,13 +86,13 @@ class Variable:
 
 
 def variable(value_type: ValueType, default: Any, meaning: str, *, name: str | None = None) -> Any:
-    """A row of the table of variables: a field of a section.
+    """Declare a field of a section, which is a row of the table of variables.
 
     Args:
-        value_type: what it takes.
-        default: None if it has none; then None may be given in code as well.
-        meaning: one line.
-        name: of the variable, if it is not the section's prefix and the field's name.
+        value_type: type of its values.
+        default: default; None without a default, and then code can pass None too.
+        meaning: description in one line.
+        name: name of the variable; default: the prefix of the section and the name of the field.
     """
     return field(default=default, metadata={"value_type": value_type, "meaning": meaning, "name": name})
 
@@ -101,35 +101,35 @@ def variable(value_type: ValueType, default: Any, meaning: str, *, name: str | N
 class Section:
     """A frozen group of settings.
 
-    Made by hand, its values are checked one by one; ``BusSettings`` also checks that they agree with each other.
+    The constructor checks each value by itself; ``BusSettings`` also checks that the values do not contradict each other.
     """
 
     prefix: ClassVar[str]
-    """What the names of its variables begin with."""
+    """Prefix of the names of its variables."""
     section: ClassVar[str] = ""
-    """The attribute of ``BusSettings`` that has it."""
+    """Attribute of ``BusSettings`` with this section."""
 
     def __init__(self, **values: Any) -> None:
         """Check the values.
 
         Raises:
-            ConfigError: some are wrong; all of them are named.
+            ConfigError: values are wrong; the error lists all of them.
         """
         problems = self._fill(values)
-        del values  # a traceback with local variables would show the secrets in them
+        del values  # tracebacks can show local variables, which contain secrets
         if problems:
             raise ConfigError([problem.sentence for problem in problems])
 
     @classmethod
     def read(cls, values: Mapping[Any, Any]) -> tuple[Self, list[Problem]]:
-        """Return a section of the values that are right, and what is wrong with the others."""
+        """Return a section with the valid values, and the problems of the others."""
         section = cls.__new__(cls)
         return section, section._fill(values)
 
     @classmethod
     @cache
     def table(cls) -> Mapping[str, Variable]:
-        """The variable of each field, those of TLS last."""
+        """Return the variable of each field, the variables of TLS last."""
         rows = sorted((row for row in fields(cls) if row.metadata), key=lambda row: "tls_" in f"{row.name}_")
         return {
             row.name: Variable(
@@ -144,7 +144,7 @@ class Section:
         }
 
     def _fill(self, values: Mapping[Any, Any]) -> list[Problem]:
-        """Set every field, to its default where ``values`` has nothing or something wrong; return what is wrong."""
+        """Set every field, to its default if ``values`` has no valid value for it; return the problems."""
         known = {row.name: row.default for row in fields(self)}
         vars(self).update(known)
         problems = []
@@ -153,7 +153,7 @@ class Section:
                 continue
             try:
                 vars(self)[name] = row.value_type.parse(values[name])
-            except ConfigError as error:  # a secret's file, which the error names
+            except ConfigError as error:  # of a file with a secret; the error names the file
                 problems.append(Problem((name,), str(error)))
             except ValueError as error:
                 problems.append(Problem((name,), row.describe(str(error), values[name])))
@@ -165,23 +165,23 @@ class Section:
         return problems
 
     def dump(self) -> dict[str, Any]:
-        """Return the settings as plain values, as for ``json.dumps``.
+        """Return the settings as plain values, for example for ``json.dumps``.
 
-        ``BusSettings(environ={}, **dump)`` takes them. Secrets are masked, and a mask is refused.
+        ``BusSettings(environ={}, **dump)`` accepts them. Secrets are masked, and `BusSettings` does not accept a mask.
         """
         return {row.name: _plain(getattr(self, row.name)) for row in fields(self)}
 
     def contradictions(self) -> Iterator[Problem]:
-        """Values that are right by themselves and wrong together."""
+        """Yield the problems of values that contradict each other."""
         return iter(())
 
     def notices(self) -> Iterator[Warning]:
-        """Warnings about what is allowed and yet not what one would want."""
+        """Yield warnings about accepted values that are insecure or have no effect."""
         return iter(())
 
     @property
     def has_secret_files(self) -> bool:
-        """Whether a secret comes from a file, which may be replaced while the program runs."""
+        """Whether a secret is read from a file, which can be replaced while the program runs."""
         return any(isinstance(value, SecretFile) for value in vars(self).values())
 
     def _name(self, field: str) -> str:
@@ -189,7 +189,7 @@ class Section:
 
 
 def _show(value: object) -> str:
-    """A value as an error shows it: short, or empty if it is None or may be a secret in the wrong place."""
+    """Return the value for an error: truncated, or empty if it is None or can be a misplaced secret."""
     if isinstance(value, str) and any(mark in value for mark in ("@", "://", "-----", "\n")):
         return ""
     if not isinstance(value, str | int | float) or (isinstance(value, int) and abs(value) > _LARGEST_SHOWN):
@@ -199,7 +199,7 @@ def _show(value: object) -> str:
 
 
 def _is_unset(value: object, default: object) -> bool:
-    """Whether a value given in code says that a variable without a default is not set."""
+    """Return whether a value passed in code means that a variable without a default is unset."""
     return value is None if default is None else default == () and isinstance(value, list | tuple) and not value
 
 

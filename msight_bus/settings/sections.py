@@ -1,4 +1,4 @@
-"""The sections of the settings: every variable but those of `BusSettings` itself, and which of them exclude each other."""
+"""The sections of the settings: all variables except those of `BusSettings` itself, and their contradictions."""
 
 from __future__ import annotations
 
@@ -46,50 +46,58 @@ _KIB, _MIB = 1024, 1024 * 1024
 
 @dataclass(frozen=True, init=False)
 class Limits(Section):
-    """Deadlines, in seconds, and limits. All are enforced before the work is done."""
+    """Deadlines in seconds, and limits, which are checked before memory is allocated or a message is sent."""
 
     prefix: ClassVar[str] = "MSIGHT_"
     section: ClassVar[str] = "limits"
 
-    connect_timeout: float = variable(SECONDS, 10.0, "One attempt to connect.")
-    publish_timeout: float = variable(SECONDS, 10.0, "A publish until it is confirmed or its outcome is unknown.")
-    block_timeout: float = variable(SECONDS, 2.0, "How long a full queue may block Redis or NATS before it drops.")
-    drain_timeout: float = variable(SECONDS, 10.0, "Until drain() gives up.")
-    ping_interval: float = variable(SECONDS, 5.0, "Silence until a PING; without an answer the connection is closed.")
-    pong_timeout: float = variable(SECONDS, 5.0, "How long the broker may take to answer a PING.")
-    reconnect_limit: int | None = variable(COUNT, None, "Attempts to reconnect until the bus fails; no limit if unset.")
+    connect_timeout: float = variable(SECONDS, 10.0, "Deadline of one attempt to connect.")
+    publish_timeout: float = variable(SECONDS, 10.0, "Deadline of a publish; after it the outcome is unknown.")
+    block_timeout: float = variable(
+        SECONDS, 2.0, "Longest pause of reading from Redis or NATS while a queue with the policy block is full."
+    )
+    drain_timeout: float = variable(SECONDS, 10.0, "Deadline of drain().")
+    ping_interval: float = variable(SECONDS, 5.0, "Time without received data after which a PING is sent.")
+    pong_timeout: float = variable(SECONDS, 5.0, "Deadline of the answer to a PING; after it the connection is closed.")
+    reconnect_limit: int | None = variable(COUNT, None, "Attempts to reconnect before the bus fails; unset: no limit.")
     reconnect_min: float = variable(SECONDS, 0.05, "Pause before the first attempt to reconnect.")
     reconnect_max: float = variable(SECONDS, 1.0, "Longest pause between attempts to reconnect.")
     refusal_patience: float = variable(
-        PATIENCE, 60.0, "How long a refusal on reconnecting is retried where secrets or certificates can be replaced."
+        PATIENCE, 60.0, "How long a refusal on reconnecting is retried if secrets or certificates can be replaced."
     )
-    announce_interval: float = variable(SECONDS, 1.0, "How often the last sequences of idle topics are announced.")
-    publisher_topics: int = variable(COUNT, 100_000, "Topics whose sequence counters a bus keeps; LRU eviction.")
-    max_message_bytes: int = variable(BYTES, 64 * _MIB, "Largest message, where the broker accepts as much.")
-    max_decoded_bytes: int = variable(BYTES, 64 * _MIB, "Largest payload that is decoded, and its memory.")
-    max_nesting: int = variable(whole(1, 200, "32"), 32, "Nested maps and arrays in a payload that is decoded.")
-    max_header_count: int = variable(COUNT_OR_ZERO, 64, "Headers of a message.")
-    max_header_bytes: int = variable(BYTES, 16 * _KIB, "Headers of a message together.")
-    max_in_flight: int = variable(COUNT, 10_000, "Messages of a publisher() that are not confirmed yet.")
-    queue_messages: int = variable(COUNT, 10_000, "Messages that a subscription queues.")
-    queue_bytes: int = variable(BYTES, 32 * _MIB, "Payloads that a subscription queues.")
+    announce_interval: float = variable(
+        SECONDS, 1.0, "Interval at which the last sequence numbers of idle topics are announced."
+    )
+    publisher_topics: int = variable(
+        COUNT, 100_000, "Topics whose sequence counters a bus keeps; the least recently used is evicted."
+    )
+    max_message_bytes: int = variable(BYTES, 64 * _MIB, "Largest message; the broker can have a lower limit.")
+    max_decoded_bytes: int = variable(BYTES, 64 * _MIB, "Largest payload that is decoded, and the memory of its value.")
+    max_nesting: int = variable(whole(1, 200, "32"), 32, "Depth of nested maps and arrays in a decoded payload.")
+    max_header_count: int = variable(COUNT_OR_ZERO, 64, "Number of headers of a message.")
+    max_header_bytes: int = variable(BYTES, 16 * _KIB, "Size of all headers of a message.")
+    max_in_flight: int = variable(COUNT, 10_000, "Messages of a publisher() in flight.")
+    queue_messages: int = variable(COUNT, 10_000, "Default bound of a subscription's queue, in messages.")
+    queue_bytes: int = variable(BYTES, 32 * _MIB, "Default bound of a subscription's queue, in bytes.")
 
     def contradictions(self) -> Iterator[Problem]:
-        """A shortest pause that is longer than the longest."""
+        """Yield the problem of a minimum pause above the maximum."""
         if self.reconnect_min > self.reconnect_max:
             values = f"they are {self.reconnect_min:g} and {self.reconnect_max:g}"
-            sentence = f"{self._name('reconnect_min')} must not be over {self._name('reconnect_max')}; {values}."
+            sentence = f"{self._name('reconnect_min')} must be at most {self._name('reconnect_max')}; {values}."
             yield Problem(("reconnect_min", "reconnect_max"), sentence)
 
 
 @dataclass(frozen=True, init=False)
 class TlsSection(Section, ABC):
-    """The settings of a backend that can be reached through TLS."""
+    """Settings of a backend that supports TLS."""
 
     use_tls: bool = variable(FLAG, False, "Encrypt connections.")
-    tls_cert_file: str | None = variable(PEM_FILE, None, "The client's own certificate (PEM).")
-    tls_key_file: str | None = variable(PEM_FILE, None, "The key of that certificate (PEM).")
-    tls_ca_cert_file: str | None = variable(PEM_FILE, None, "Authorities to trust (PEM) instead of the system's.")
+    tls_cert_file: str | None = variable(PEM_FILE, None, "Certificate of the client (PEM).")
+    tls_key_file: str | None = variable(PEM_FILE, None, "Private key of that certificate (PEM).")
+    tls_ca_cert_file: str | None = variable(
+        PEM_FILE, None, "Trusted certificate authorities (PEM); unset: those of the system."
+    )
 
     @property
     def encrypted(self) -> bool:
@@ -98,17 +106,17 @@ class TlsSection(Section, ABC):
 
     @abstractmethod
     def _credentials(self) -> Sequence[str]:
-        """The fields that are set and hold credentials."""
+        """Return the fields that are set and contain credentials."""
 
     @abstractmethod
     def _hosts(self) -> Sequence[str]:
-        """The hosts that are connected to over a network."""
+        """Return the hosts to which the bus connects over a network."""
 
     def ssl_context(self) -> ssl.SSLContext | None:
-        """A new context, for which the files are read anew, or None without TLS.
+        """Return a new TLS context, reading the files again, or None without TLS.
 
         Raises:
-            ConfigError: a file is no certificate or key, or the two do not belong together.
+            ConfigError: a file has no certificate or key, or the key does not match the certificate.
         """
         if not self.encrypted:
             return None
@@ -119,17 +127,17 @@ class TlsSection(Section, ABC):
     def _unverified(self) -> list[str]:
         return [field for field in ("tls_verify", "tls_check_hostname") if not getattr(self, field, True)]
 
-    def _together(self, one: str, other: str) -> Iterator[Problem]:
+    def _requires(self, one: str, other: str) -> Iterator[Problem]:
         if getattr(self, one) is not None and getattr(self, other) is None:
-            yield Problem((one, other), f"{self._name(one)} needs {self._name(other)} as well.")
+            yield Problem((one, other), f"{self._name(one)} requires {self._name(other)}; set both.")
 
     def _needs_tls(self, field: str, value: str) -> Problem:
         remedy = f"unset it, or set {self._name('use_tls')}=true"
-        return Problem((field, "use_tls"), f"{self._name(field)}={value} means nothing without TLS; {remedy}.")
+        return Problem((field, "use_tls"), f"{self._name(field)}={value} has no effect without TLS; {remedy}.")
 
     def contradictions(self) -> Iterator[Problem]:
-        """A certificate without its key, files that are none, and less verification of nothing."""
-        unpaired = [*self._together("tls_cert_file", "tls_key_file"), *self._together("tls_key_file", "tls_cert_file")]
+        """Yield problems: a certificate without its key, unusable files, verification disabled without TLS."""
+        unpaired = [*self._requires("tls_cert_file", "tls_key_file"), *self._requires("tls_key_file", "tls_cert_file")]
         yield from unpaired
         failures: Sequence[str] = ()
         if not unpaired:
@@ -142,11 +150,11 @@ class TlsSection(Section, ABC):
             yield from (self._needs_tls(field, "false") for field in self._unverified())
 
     def notices(self) -> Iterator[Warning]:
-        """Files without effect, verification that is off, credentials in clear text."""
+        """Yield warnings: files without effect, disabled verification, unencrypted credentials."""
         if self.encrypted:
             for field in self._unverified():
                 yield InsecureWarning(
-                    f"{self._name(field)}=false: anybody on the way to the broker can pretend to be it."
+                    f"{self._name(field)}=false: the certificate is not fully verified, so other hosts can impersonate it."
                 )
             return
         for field in ("tls_cert_file", "tls_key_file", "tls_ca_cert_file"):
@@ -155,7 +163,7 @@ class TlsSection(Section, ABC):
         exposed = [host for host in self._hosts() if not is_loopback(host)]
         credentials = ", ".join(self._name(field) for field in self._credentials())
         if exposed and credentials:
-            sentence = f"{credentials} would go to {exposed[0]} unencrypted; set {self._name('use_tls')}=true."
+            sentence = f"{credentials} would be sent to {exposed[0]} unencrypted; set {self._name('use_tls')}=true."
             yield InsecureWarning(sentence)
 
 
@@ -166,24 +174,28 @@ class RedisSettings(TlsSection):
     prefix: ClassVar[str] = "MSIGHT_REDIS_MESSAGE_BROKER_"
     section: ClassVar[str] = "redis"
 
-    host: str = variable(HOST, "localhost", "Host of Redis.")
-    port: int = variable(PORT, 6379, "TCP port of Redis.")
-    db: int = variable(whole(0, 1_000_000, "0"), 0, "Database; pub/sub is the same in all of them.")
-    username: str | None = variable(NAME, None, "User of Redis's access control list.")
-    password: Secret | None = variable(SECRET, None, "Password of that user, or of the default one.")
+    host: str = variable(HOST, "localhost", "Host of the Redis server.")
+    port: int = variable(PORT, 6379, "TCP port of the Redis server.")
+    db: int = variable(
+        whole(0, 1_000_000, "0"), 0, "Number of the database; pub/sub channels are shared by all databases."
+    )
+    username: str | None = variable(NAME, None, "User of the access control list.")
+    password: Secret | None = variable(SECRET, None, "Password of the user, or of the default user.")
     use_cluster: bool = variable(FLAG, False, "Whether the servers are a Redis Cluster.")
-    cluster_nodes: tuple[HostPort, ...] = variable(HOST_PORTS, (), "Nodes to try; host and port if there are none.")
+    cluster_nodes: tuple[HostPort, ...] = variable(
+        HOST_PORTS, (), "Nodes of the cluster to connect to; unset: host and port."
+    )
     unix_socket_path: str | None = variable(SOCKET_PATH, None, "Unix socket; takes precedence over host and port.")
     wire: Wire = variable(
         choice(Wire, "raw"),
         "framed",
-        "framed: a prefix of each payload carries headers; raw: no prefix.",
+        "framed: each payload has a prefix with sequence, time, key and headers; raw: no prefix.",
         name="MSIGHT_WIRE",
     )
 
     @property
     def nodes(self) -> tuple[HostPort, ...]:
-        """Where to connect to over TCP: one address, or the nodes of the cluster, of which the first that answers is taken."""
+        """Addresses over TCP: one address, or the nodes of the cluster, of which the first that accepts a connection is used."""
         return (self.use_cluster and self.cluster_nodes) or (HostPort(self.host, self.port),)
 
     @property
@@ -192,17 +204,17 @@ class RedisSettings(TlsSection):
         return self.use_tls and self.unix_socket_path is None
 
     def contradictions(self) -> Iterator[Problem]:
-        """What a cluster cannot be combined with, besides those of TLS."""
+        """Yield problems of TLS, and of a cluster with settings that it excludes."""
         yield from super().contradictions()
         if self.use_cluster and self.unix_socket_path is not None:
             names = f"{self._name('use_cluster')} and {self._name('unix_socket_path')}"
-            yield Problem(("use_cluster", "unix_socket_path"), f"{names} exclude each other; unset one of them.")
+            yield Problem(("use_cluster", "unix_socket_path"), f"{names} exclude each other; unset one.")
         if self.use_cluster and self.db:
             sentence = f"{self._name('db')} must be 0 with {self._name('use_cluster')}: a cluster has one database."
             yield Problem(("use_cluster", "db"), sentence)
 
     def notices(self) -> Iterator[Warning]:
-        """Settings without effect, besides those of TLS."""
+        """Yield warnings of TLS, and of settings without effect."""
         yield from super().notices()
         if self.cluster_nodes and not self.use_cluster:
             needed = f"{self._name('use_cluster')}=true"
@@ -227,35 +239,37 @@ class NatsSettings(TlsSection):
     servers: tuple[NatsServer, ...] = variable(
         NATS_SERVERS, (NatsServer("localhost", 4222),), "Servers of one cluster."
     )
-    username: str | None = variable(NAME, None, "User.")
+    username: str | None = variable(NAME, None, "User name.")
     password: Secret | None = variable(SECRET, None, "Password of that user.")
-    token: Secret | None = variable(SECRET, None, "Token, instead of a user.")
-    nkey_seed: Secret | None = variable(SECRET, None, "Seed of an NKey, which signs the server's challenge.")
-    user_jwt: Secret | None = variable(SECRET, None, "JWT of a user, together with the seed of its NKey.")
+    token: Secret | None = variable(SECRET, None, "Token, instead of a user name and password.")
+    nkey_seed: Secret | None = variable(
+        SECRET, None, "Seed of an NKey, with which the client signs the server's nonce."
+    )
+    user_jwt: Secret | None = variable(SECRET, None, "JWT of a user; requires the seed of its NKey.")
     user_credentials: str | None = variable(CREDS_FILE, None, "File (.creds) with a JWT and the seed of its NKey.")
     tls_verify: bool = variable(FLAG, True, "Verify the server's certificate.")
-    tls_first: bool = variable(FLAG, False, "Begin with the TLS handshake, for servers with handshake_first.")
+    tls_first: bool = variable(FLAG, False, "Start the TLS handshake before INFO, for servers with handshake_first.")
 
     @property
     def encrypted(self) -> bool:
-        """Whether connections are encrypted. One ``tls://`` server turns TLS on for all: credentials are for any of them."""
+        """Whether connections are encrypted. One ``tls://`` server enables TLS for all: all get the same credentials."""
         return self.use_tls or any(server.tls for server in self.servers)
 
     def contradictions(self) -> Iterator[Problem]:
-        """More than one way to authenticate, or half of one, besides those of TLS."""
+        """Yield problems of TLS, and of incomplete or several authentication methods."""
         yield from super().contradictions()
         for one, other in (("username", "password"), ("password", "username"), ("user_jwt", "nkey_seed")):
-            yield from self._together(one, other)
+            yield from self._requires(one, other)
         if self.tls_first and not self.encrypted:
             yield self._needs_tls("tls_first", "true")
         ways = self._credentials()
         if len(ways) > 1:
             names = " and ".join(self._name(way) for way in ways)
-            sentence = f"{names} are different ways to authenticate; set one of them and unset the others."
+            sentence = f"{names} are different authentication methods; set one and unset the others."
             yield Problem(tuple(ways), sentence)
 
     def _credentials(self) -> Sequence[str]:
-        """One field for each way to authenticate that is configured."""
+        """Return one field for each configured authentication method."""
         ways = {
             "servers": any(server.user_info for server in self.servers),
             "username": self.username is not None or self.password is not None,
@@ -272,12 +286,12 @@ class NatsSettings(TlsSection):
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """How records travel together.
+    """How records are batched.
 
     Attributes:
-        linger_ms: a record waits for others up to so many milliseconds; with 0 only while another batch is on its way.
-        batch_bytes: of a partition that are sent together.
-        fetch_bytes: of a partition that are fetched together; a larger message comes all the same.
+        linger_ms: milliseconds for which a record waits for others; 0: only while another batch is in flight.
+        batch_bytes: largest batch of a partition, in bytes.
+        fetch_bytes: largest fetch of a partition, in bytes; a larger record is fetched alone.
     """
 
     linger_ms: int
@@ -295,48 +309,62 @@ _PROFILES: Mapping[Profile, Tuning] = {
 
 @dataclass(frozen=True, init=False)
 class KafkaSettings(TlsSection):
-    """Kafka: brokers, authentication, and how records are kept and taken."""
+    """Kafka: brokers, authentication, topics, batching and consuming."""
 
     prefix: ClassVar[str] = "MSIGHT_KAFKA_"
     section: ClassVar[str] = "kafka"
 
-    servers: tuple[HostPort, ...] = variable(HOST_PORTS, (HostPort("localhost", 9092),), "Brokers to begin with.")
-    sasl_mechanism: Mechanism | None = variable(choice(Mechanism, "SCRAM-SHA-512"), None, "How to authenticate.")
+    servers: tuple[HostPort, ...] = variable(HOST_PORTS, (HostPort("localhost", 9092),), "Bootstrap servers.")
+    sasl_mechanism: Mechanism | None = variable(
+        choice(Mechanism, "SCRAM-SHA-512"), None, "SASL mechanism; unset: no authentication."
+    )
     sasl_username: str | None = variable(NAME, None, "User, for PLAIN and SCRAM.")
     sasl_password: Secret | None = variable(SECRET, None, "Password of that user.")
     sasl_oauth_token: Secret | None = variable(SECRET, None, "Token, for OAUTHBEARER.")
     tls_verify: bool = variable(FLAG, True, "Verify the broker's certificate.")
-    tls_check_hostname: bool = variable(FLAG, True, "Require that the certificate is for the broker's host.")
-    partitions: int = variable(whole(1, 10_000, "4"), 4, "Partitions of a topic that is created.")
-    replication: int | None = variable(whole(1, 100, "3"), None, "Replicas of it; the broker's default if unset.")
+    tls_check_hostname: bool = variable(FLAG, True, "Verify that the certificate is valid for the broker's host name.")
+    partitions: int = variable(whole(1, 10_000, "4"), 4, "Partitions of a topic that the bus creates.")
+    replication: int | None = variable(
+        whole(1, 100, "3"), None, "Replicas of a topic that the bus creates; unset: the broker's default."
+    )
     create_topics: bool = variable(FLAG, True, "Create topics that do not exist.")
     profile: Profile = variable(
-        choice(Profile, "throughput"), "latency", "Defaults of the next three: (latency; throughput)."
+        choice(Profile, "throughput"),
+        "latency",
+        "Selects the defaults of the next three variables, in parentheses: latency; throughput.",
     )
-    linger_ms: int | None = variable(LINGER, None, "How long a record waits for others of its batch (0; 5).")
-    batch_bytes: int | None = variable(BYTES, None, "Size of a batch of one partition (256 KiB; 1 MiB).")
-    fetch_bytes: int | None = variable(BYTES, None, "How much of a partition is fetched at once (2 MiB; 4 MiB).")
-    compression: Compression = variable(choice(Compression, "lz4"), "none", "How batches are compressed.")
+    linger_ms: int | None = variable(
+        LINGER, None, "Milliseconds for which a record waits for others of its batch (0; 5)."
+    )
+    batch_bytes: int | None = variable(BYTES, None, "Largest batch of a partition (256 KiB; 1 MiB).")
+    fetch_bytes: int | None = variable(BYTES, None, "Largest fetch of a partition (2 MiB; 4 MiB).")
+    compression: Compression = variable(choice(Compression, "lz4"), "none", "Compression of batches.")
     unkeyed: Unkeyed = variable(
-        choice(Unkeyed, "spread"), "ordered", "Messages without a key: in order in one partition, or spread over all."
+        choice(Unkeyed, "spread"),
+        "ordered",
+        "Messages without a key: ordered: in one partition; spread: over all partitions.",
     )
-    commit_interval: float = variable(SECONDS, 1.0, "How often finished positions are committed.")
-    session_timeout: float = variable(SECONDS, 10.0, "Silence after which a member's partitions go to others.")
+    commit_interval: float = variable(SECONDS, 1.0, "Interval at which finished offsets are committed.")
+    session_timeout: float = variable(
+        SECONDS, 10.0, "Time without a heartbeat after which a member's partitions are assigned to others."
+    )
     isolation: Isolation = variable(
         choice(Isolation, "read_uncommitted"),
         "read_committed",
-        "Whether open and aborted transactions are read as well.",
+        "read_uncommitted: deliver records of open and aborted transactions too.",
     )
-    max_redeliveries: int = variable(COUNT_OR_ZERO, 3, "Redeliveries after nack() until a record is dead-lettered.")
+    max_redeliveries: int = variable(
+        COUNT_OR_ZERO, 3, "Redeliveries of a record after nack() before it is dead-lettered."
+    )
 
     @property
     def tuning(self) -> Tuning:
-        """The profile, with what is set by itself instead."""
+        """The values of the profile, with the variables that are set in their place."""
         given = {"linger_ms": self.linger_ms, "batch_bytes": self.batch_bytes, "fetch_bytes": self.fetch_bytes}
         return replace(_PROFILES[self.profile], **{name: value for name, value in given.items() if value is not None})
 
     def contradictions(self) -> Iterator[Problem]:
-        """A SASL mechanism without what it needs, or with what it does not take, besides those of TLS."""
+        """Yield problems of TLS, and of a SASL mechanism with missing or excess credentials."""
         yield from super().contradictions()
         mechanism, name = self.sasl_mechanism, self._name("sasl_mechanism")
         takes = {"sasl_oauth_token"} if mechanism == "OAUTHBEARER" else {"sasl_username", "sasl_password"}
@@ -344,11 +372,11 @@ class KafkaSettings(TlsSection):
             given, named = getattr(self, field) is not None, self._name(field)
             if mechanism is None and given:
                 usable = "OAUTHBEARER" if field == "sasl_oauth_token" else "PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"
-                yield Problem((field, "sasl_mechanism"), f"{named} needs {name}={usable}.")
+                yield Problem((field, "sasl_mechanism"), f"{named} requires {name}={usable}.")
             elif mechanism is not None and field in takes and not given:
-                yield Problem((field, "sasl_mechanism"), f"{name}={mechanism} needs {named}.")
+                yield Problem((field, "sasl_mechanism"), f"{name}={mechanism} requires {named}.")
             elif mechanism is not None and given and field not in takes:
-                yield Problem((field, "sasl_mechanism"), f"{name}={mechanism} does not take {named}; unset it.")
+                yield Problem((field, "sasl_mechanism"), f"{name}={mechanism} does not use {named}; unset it.")
 
     def _credentials(self) -> Sequence[str]:
         return [field for field in ("sasl_password", "sasl_oauth_token") if getattr(self, field) is not None]

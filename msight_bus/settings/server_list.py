@@ -1,4 +1,4 @@
-"""Lists of servers as text: a Python-style list, a JSON list, or comma separated. Parsed, never evaluated."""
+"""Parse lists of servers: a Python-style list, a JSON list, or comma-separated entries. Nothing is evaluated."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 
 
 def split_list(text: str) -> list[str]:
-    """The entries of a list.
+    """Return the entries of a list.
 
     Args:
-        text: ``['a', "b"]``, or ``a, b``, whose first entry may be an IPv6 address in brackets.
+        text: ``['a', "b"]``, or ``a, b``; the first entry can be an IPv6 address in brackets.
 
     Raises:
-        ValueError: it is neither, or empty, or over a bound. The message quotes nothing of it: an entry may
-            hold a password.
+        ValueError: the list is malformed, empty or exceeds a limit. The error does not quote an entry, which can contain a
+            password.
     """
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"it has more than {MAX_CHARACTERS} characters")
@@ -36,14 +36,18 @@ def split_list(text: str) -> list[str]:
 
 
 def check_entries(entries: list[str]) -> list[str]:
-    """The same entries, if their number and lengths are within bounds; else ValueError."""
+    """Return ``entries`` if their number and lengths are within the limits.
+
+    Raises:
+        ValueError: a limit is exceeded, or an entry is empty.
+    """
     if not entries or entries == [""]:
         raise ValueError("it is empty")
     if len(entries) > MAX_ENTRIES:
         raise ValueError(f"it has more than {MAX_ENTRIES} entries")
     for number, entry in enumerate(entries, 1):
         if not entry or len(entry) > MAX_ENTRY_CHARACTERS:
-            raise ValueError(f"entry {number} has {len(entry)} characters, not 1 to {MAX_ENTRY_CHARACTERS}")
+            raise ValueError(f"entry {number} has {len(entry)} characters instead of 1 to {MAX_ENTRY_CHARACTERS}")
     return entries
 
 
@@ -54,14 +58,14 @@ def _split_quoted(content: str) -> list[str]:
     while at < len(content):
         match = _QUOTED.match(content, at)
         if match is None:
-            raise ValueError(f"entry {len(entries) + 1} is not a quoted text between commas")
+            raise ValueError(f"entry {len(entries) + 1} is not a quoted string")
         entries.append(_ESCAPE.sub(_unescape, match[1] if match[2] is None else match[2]))
         at = match.end()
     return entries
 
 
 def _unescape(escape: re.Match[str]) -> str:
-    # An address is printable ASCII: neither Python nor JSON writes any other escape in one.
+    # Addresses are printable ASCII, for which neither Python nor JSON writes another escape sequence.
     if escape[1] not in "\\'\"/":
-        raise ValueError("it has an escape sequence")
+        raise ValueError("it has an unsupported escape sequence")
     return escape[1]

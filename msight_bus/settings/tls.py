@@ -1,4 +1,4 @@
-"""TLS contexts, and refused certificates."""
+"""Create TLS contexts, and recognize refused certificates."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ import ssl
 from msight_bus.errors import ConfigError
 from msight_bus.settings.redaction import chain
 
-# The alerts by which a server refuses the client's certificate, or that there is none (RFC 8446, 6.2; before TLS 1.3
-# that was a handshake failure).
+# Alerts of a server that refuses the client's certificate, or requires one (RFC 8446, 6.2; before TLS 1.3 a handshake
+# failure).
 _ALERTS = re.compile(r"ALERT_.*(CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED|HANDSHAKE_FAILURE)")
 
 
 def make_context(
     prefix: str, ca_file: str | None, cert_file: str | None, key_file: str | None, *, verify: bool, check_hostname: bool
 ) -> ssl.SSLContext:
-    """A context of PEM files. TLS 1.2 is the least.
+    """Create a TLS context from PEM files. The minimum version is TLS 1.2.
 
     Args:
-        prefix: what the names of the variables begin with.
-        ca_file: the authorities to trust, instead of those of the system.
-        cert_file: the client's own certificate.
-        key_file: its key, without a passphrase.
-        verify: whether the server's certificate is verified.
-        check_hostname: whether it must be for the host that is connected to.
+        prefix: prefix of the names of the variables, for errors.
+        ca_file: trusted certificate authorities; default: those of the system.
+        cert_file: certificate of the client.
+        key_file: private key of ``cert_file``, without a passphrase.
+        verify: whether to verify the server's certificate.
+        check_hostname: whether to verify that the certificate is valid for the server's host name.
 
     Raises:
-        ConfigError: a file is no certificate or key, or the two do not belong together.
+        ConfigError: a file has no certificate or key, or the key does not match the certificate.
     """
     try:
         context = ssl.create_default_context(cafile=ca_file)
@@ -39,7 +39,7 @@ def make_context(
         context.verify_mode = ssl.CERT_NONE
     if cert_file is not None:
         try:
-            # A passphrase is never asked for: a service has no terminal to answer at.
+            # An empty password prevents a prompt for the passphrase.
             context.load_cert_chain(cert_file, key_file, password="")
         except (OSError, ValueError) as error:
             names = f"{prefix}TLS_CERT_FILE and {prefix}TLS_KEY_FILE"
@@ -48,13 +48,17 @@ def make_context(
 
 
 def _unusable(names: str, content: str, error: Exception) -> str:
-    other = "none was found there" if isinstance(error, ssl.SSLError) else getattr(error, "strerror", None)
+    other = (
+        "the file has none, or they do not match"
+        if isinstance(error, ssl.SSLError)
+        else getattr(error, "strerror", None)
+    )
     reason = getattr(error, "reason", None) or other or "unreadable"
     return f"{names} must name {content} in PEM form, such as /etc/msight/tls.pem; {reason}."
 
 
 def find_refused_certificate(error: BaseException) -> ssl.SSLError | None:
-    """The refusal of a certificate, the server's or our own, behind an error of a client library, which may bury it."""
+    """Return the refusal of a certificate, the server's or the client's, among the causes of an error, or None."""
     for link in chain(error):
         if isinstance(link, ssl.SSLCertVerificationError):
             return link

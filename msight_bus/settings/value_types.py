@@ -1,7 +1,7 @@
-"""The types of values that variables take: for each one a parser, a phrase for errors and an example.
+"""The types of the values of variables, each with a parser, a phrase for errors and an example.
 
-A parser takes the text of an environment variable or a value given in code. The text of its ``ValueError`` is the reason, or
-empty where the phrase says enough; it never quotes the value.
+A parser takes the text of an environment variable or a value passed in code. The text of its ``ValueError`` is the reason, or
+empty if the phrase explains the error; the text never quotes the value.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from msight_bus.settings.server_list import check_entries, split_list
 
 @dataclass(frozen=True, slots=True)
 class ValueType:
-    """What a variable takes.
+    """The type of the values of a variable.
 
     Attributes:
-        accepts: completes "it must be ...".
-        example: a value as a shell takes it without quotes.
-        parse: returns the value; raises ValueError.
-        secret: the value is never shown, and may come from a file.
-        shown: whether an error may show a wrong value. A list of servers may hold a password.
+        accepts: phrase that completes "must be ...".
+        example: a value that needs no quotes in a shell.
+        parse: returns the value, or raises ValueError.
+        secret: whether the value is never shown and can be read from a file.
+        shown: whether an error shows a wrong value. A list of servers is not shown, because it can contain a password.
     """
 
     accepts: str
@@ -39,7 +39,7 @@ class ValueType:
 
 
 def whole(lowest: int, highest: int, example: str, of: str = "") -> ValueType:
-    """A whole number within bounds, of a unit."""
+    """Return the type of whole numbers from ``lowest`` to ``highest``; ``of`` names the unit."""
 
     def parse(value: Any) -> int:
         digits = value.strip() if isinstance(value, str) else ""
@@ -53,7 +53,7 @@ def whole(lowest: int, highest: int, example: str, of: str = "") -> ValueType:
 
 
 def choice(literal: object, example: str) -> ValueType:
-    """One of the words of a ``Literal``, in any case."""
+    """Return the type of the words of a ``Literal``, in upper or lower case."""
     canonical: dict[str, str] = {word.lower(): word for word in get_args(literal)}
 
     def parse(value: Any) -> str:
@@ -99,16 +99,18 @@ def _parse_text(value: Any) -> str:
 def _parse_name(value: Any) -> str:
     text = _parse_text(value)
     if not text.isprintable():
-        raise ValueError("it has characters that cannot be printed")
+        raise ValueError("it has unprintable characters")
     return text
 
 
 def _parse_secret(value: Any) -> Secret:
     text = _parse_text(value.get_secret_value() if isinstance(value, Secret) else value)
-    if any(0xD800 <= ord(character) <= 0xDFFF for character in text):  # a client library's error would carry the secret
+    if any(
+        0xD800 <= ord(character) <= 0xDFFF for character in text
+    ):  # the encoding error of a client library would contain the secret
         raise ValueError("it is not UTF-8")
     if text == MASK:
-        raise ValueError("it is what a dump shows in the place of a secret")
+        raise ValueError("it is the mask of a dump instead of a secret")
     return value if isinstance(value, SecretFile) else Secret(text)
 
 
@@ -120,12 +122,12 @@ def _parse_file(value: Any) -> str:
     path = _parse_path(value)
     try:
         found = Path(path).is_file()
-    except OSError:  # the name is too long; the error would quote it
+    except OSError:  # the path is too long; the error would quote it
         found = False
     if not found:
         raise ValueError("there is no such file")
     if not os.access(path, os.R_OK):
-        raise ValueError("this user may not read it")
+        raise ValueError("this user has no permission to read the file")
     return path
 
 
@@ -149,7 +151,7 @@ def _list_of(parse: Callable[[str], HostPort | NatsServer]) -> Callable[[Any], t
         elif isinstance(value, list | tuple):
             entries = check_entries([e.get_secret_url() if isinstance(e, NatsServer) else str(e) for e in value])
         else:
-            raise ValueError("it is not a list")  # noqa: TRY004  # one kind of error for every wrong value
+            raise ValueError("it is not a list")  # noqa: TRY004  # every wrong value is a ValueError
         servers = []
         for number, entry in enumerate(entries, 1):
             try:

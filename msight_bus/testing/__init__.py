@@ -1,4 +1,4 @@
-"""For tests of one's own nodes: the in-memory broker behind connections that fail, on a clock that does not wait.
+"""Test nodes without a broker: an in-memory broker whose connections fail, on a virtual clock.
 
 ```python
 from msight_bus.testing import Faults, Simulation
@@ -13,7 +13,7 @@ async def scenario():
 simulation.run(scenario())
 ```
 
-pytest finds the fixture ``msight_simulation``, a `Simulation` without faults, wherever the package is installed.
+The package registers the pytest fixture ``msight_simulation``, a `Simulation` without faults.
 """
 
 from __future__ import annotations

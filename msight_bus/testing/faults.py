@@ -1,4 +1,4 @@
-"""Which fault happens to which delivery: on command, or by chance from a seed. Pure."""
+"""Decide the fault of each delivery: injected, or random from a seed. Pure."""
 
 from __future__ import annotations
 
@@ -9,28 +9,27 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Fault = Literal["drop", "duplicate", "reorder", "delay"]
-"""What may happen to one message on its way to one subscription."""
+"""A fault of the delivery of one message to one subscription."""
 
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Faults:
-    """How often deliveries go wrong; at most one fault happens to each.
-
-    The bus's own messages (``_msight.…``) are spared.
+    """Probabilities of random faults. A delivery has at most one fault; messages on reserved topics (``_msight.…``) have none.
 
     Attributes:
         drop: probability that a message is lost.
-        duplicate: probability that it comes twice.
-        reorder: probability that it comes behind the next message of the subscription, or after ``seconds`` if there is none.
-        delay: probability that it comes up to ``seconds`` late, and holds up what follows on its connection;
-            longer than ``ping_interval`` and ``pong_timeout``, and the bus takes the connection for dead.
-        seconds: see ``reorder`` and ``delay``.
-        seed: of the chances; the same seed gives the same faults to the same program.
+        duplicate: probability that a message is delivered twice.
+        reorder: probability that a message is delivered after the next message of the subscription, or after ``seconds`` without
+            a next message.
+        delay: probability that a message is delivered up to ``seconds`` late; later messages of the connection wait. After
+            ``ping_interval`` and ``pong_timeout`` without data, the bus closes the connection.
+        seconds: seconds of ``reorder`` and ``delay``.
+        seed: seed of the random numbers; the same seed and program give the same faults.
 
     Raises:
-        ValueError: no probabilities, together over 1, or ``seconds`` is not above 0.
+        ValueError: a value is not a probability, their sum exceeds 1, or ``seconds`` is not above 0.
     """
 
     drop: float = 0.0
@@ -43,36 +42,40 @@ class Faults:
     def __post_init__(self) -> None:
         chances = [getattr(self, fault) for fault in FAULTS]
         if not all(0 <= chance <= 1 for chance in chances) or sum(chances) > 1:
-            raise ValueError(f"{', '.join(FAULTS)} are probabilities, together at most 1, not {chances}.")
+            raise ValueError(f"{', '.join(FAULTS)} must be probabilities with a sum of at most 1, not {chances}.")
         if not 0 < self.seconds < math.inf:
-            raise ValueError(f"seconds is above 0, not {self.seconds}.")
+            raise ValueError(f"seconds must be above 0, not {self.seconds}.")
 
 
 class Injector:
-    """Decides for one delivery after the other."""
+    """Decides the fault of each delivery."""
 
     def __init__(self, faults: Faults) -> None:
         self.faults = faults
         self._random = random.Random(faults.seed)
-        self._commanded: deque[tuple[Fault, str | None]] = deque()
+        self._injected: deque[tuple[Fault, str | None]] = deque()
 
-    def command(self, fault: Fault, topic: str | None, times: int) -> None:
-        """The next ``times`` deliveries, on ``topic`` if given, that nothing was commanded for get ``fault``."""
+    def inject(self, fault: Fault, topic: str | None, times: int) -> None:
+        """Inject ``fault`` into the next ``times`` deliveries without an injected fault, on ``topic`` if given.
+
+        Raises:
+            ValueError: ``fault`` is not a fault, or ``times`` is below 1.
+        """
         if fault not in FAULTS:
-            raise ValueError(f"A fault is one of {', '.join(FAULTS)}, not {fault!r}.")
+            raise ValueError(f"fault must be one of {', '.join(FAULTS)}, not {fault!r}.")
         if times < 1:
-            raise ValueError(f"times is at least 1, not {times}.")
-        self._commanded.extend([(fault, topic)] * times)
+            raise ValueError(f"times must be at least 1, not {times}.")
+        self._injected.extend([(fault, topic)] * times)
 
     def clear(self) -> None:
-        """Forget what was commanded and has not happened."""
-        self._commanded.clear()
+        """Discard the injected faults that have not occurred."""
+        self._injected.clear()
 
     def decide(self, topic: str) -> Fault | None:
-        """The fault of the next delivery on ``topic``."""
-        for i, (fault, where) in enumerate(self._commanded):
+        """Return the fault of the next delivery on ``topic``, or None."""
+        for i, (fault, where) in enumerate(self._injected):
             if where is None or where == topic:
-                del self._commanded[i]
+                del self._injected[i]
                 return fault
         chance = self._random.random()
         for fault in FAULTS:
@@ -82,5 +85,5 @@ class Injector:
         return None
 
     def late(self) -> float:
-        """Seconds that a delayed message is late."""
+        """Return a random delay, in seconds."""
         return self._random.uniform(0, self.faults.seconds)

@@ -88,7 +88,7 @@ class Client(MemoryConnector):
         connection.gone.add_done_callback(lambda _: self._connections.discard(connection))
         return connection
 
-    def cut(self) -> None:
+    def disconnect(self) -> None:
         """Abort every connection of the bus; messages in transit are lost."""
         for connection in list(self._connections):
             connection.fail(ConnectionLostError("The simulation disconnected this bus."))

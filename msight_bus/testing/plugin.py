@@ -1,4 +1,4 @@
-"""pytest's way in (entry point ``pytest11``)."""
+"""The pytest plugin (entry point ``pytest11``)."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from msight_bus.testing.simulation import Simulation
 
 @pytest.fixture
 def msight_simulation() -> Simulation:
-    """An in-memory broker without faults, until the test asks for some; see `msight_bus.testing.Simulation`."""
+    """Return an in-memory broker without faults, into which a test can inject faults; see `Simulation`."""
     return Simulation()

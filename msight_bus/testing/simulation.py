@@ -58,8 +58,8 @@ class Simulation:
         if _in_a_loop():
             coroutine.close()
             raise RuntimeError(
-                "A loop is already running here: await the scenario instead of Simulation.run(). In an async test the "
-                "fixture msight_simulation is enough."
+                "Simulation.run() cannot be called while an event loop is running: await the scenario instead, with the fixture "
+                "msight_simulation in an async test."
             )
 
         async def limited() -> T:
@@ -71,8 +71,8 @@ class Simulation:
                 if not limit.expired():
                     raise
                 raise TimeoutError(
-                    f"The scenario did not end within {within:g} virtual seconds; the traceback above says where it waits. "
-                    "If it has to wait for longer, give run(..., within=...)."
+                    f"The scenario did not end within {within:g} virtual seconds; the traceback above shows where it waits. "
+                    "For a longer scenario, pass run(..., within=...)."
                 ) from error
 
         self._sessions = _sessions(self.faults.seed)
@@ -95,7 +95,7 @@ class Simulation:
         """
         settings = BusSettings(environ={}, backend="memory") if settings is None else settings
         if settings.backend != "memory":
-            raise ConfigError(f"A simulation's backend is 'memory', not {settings.backend!r}.")
+            raise ConfigError(f"settings.backend must be 'memory' in a simulation, not {settings.backend!r}.")
         clock = clock_of(asyncio.get_running_loop())
         client = Client(self._exchange, settings.limits, clock)
         client.reachable = self._reachable
@@ -136,7 +136,7 @@ class Simulation:
             topic: only deliveries on this topic; ``None``: on any topic.
             times: number of deliveries.
         """
-        self._filter.injector.command(fault, topic, times)
+        self._filter.injector.inject(fault, topic, times)
 
     def heal(self) -> None:
         """Stop all faults, random and injected, and let all buses connect."""
@@ -165,11 +165,13 @@ class Simulation:
         if bus is None:
             self._reachable = reachable
         elif bus not in self._clients:
-            raise ClosedError("This bus is not open in this simulation: it was closed, or another one connected it.")
+            raise ClosedError(
+                "The bus is not open in this simulation: it was closed, or connected by another simulation."
+            )
         for client in self._clients.values() if bus is None else [self._clients[bus]]:
             client.reachable = reachable
             if not reachable:
-                client.cut()
+                client.disconnect()
 
     @property
     def now(self) -> float:
@@ -179,7 +181,9 @@ class Simulation:
             RuntimeError: no event loop is running, and so no clock.
         """
         if not _in_a_loop():
-            raise RuntimeError("Simulation.now is read inside the scenario: its clock is that of the running loop.")
+            raise RuntimeError(
+                "Simulation.now needs a running event loop, whose clock it returns: read it inside the scenario."
+            )
         return wall_clock()
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Hashable, Iterator
 from typing import Any
 from weakref import WeakSet
-
-import anyio.to_process
 
 logger = logging.getLogger("msight_bus")
 
@@ -26,8 +25,8 @@ _HELPER_THREADS = ("asyncio.unix_events", "concurrent.futures.process", "multipr
 """Modules whose threads only manage processes."""
 
 
-class WorkOut:
-    """The work that the event loop's program has started elsewhere and that has not ended.
+class OutsideWork:
+    """Unfinished work that the program of an event loop has started in threads and processes.
 
     - calls of ``run_in_executor``, and so ``asyncio.to_thread`` and ``getaddrinfo``, until their future is done;
     - threads started since the loop was made, while they run; anyio's worker threads, while they work;
@@ -39,7 +38,7 @@ class WorkOut:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._strangers = WeakSet(threading.enumerate())
+        self._earlier_threads = WeakSet(threading.enumerate())
         self._jobs: set[asyncio.Future[Any]] = set()
         self._processes: set[asyncio.SubprocessTransport] = set()
         self._calls: Counter[int] = Counter()  # pending calls into the loop, by the identifier of the thread
@@ -66,7 +65,7 @@ class WorkOut:
         self._calls[caller] += 1
         task.add_done_callback(done)
 
-    def is_out(self, waits: bool) -> bool:
+    def is_running(self, waits: bool) -> bool:
         """Return whether the clock must not advance.
 
         Args:
@@ -88,16 +87,18 @@ class WorkOut:
         return len(self._since) > len(self._given_up)
 
     def _find(self) -> Iterator[Hashable]:
-        """Yield each piece of work that has not ended, equal from one call to the next."""
+        """Yield each unfinished piece of work as an object that compares equal in the next call."""
         in_loop = 0  # number of executor threads that wait for the loop
         for thread in threading.enumerate():
-            home = _home(thread)
-            if thread is threading.current_thread() or (thread in self._strangers and home != _OFF_LOOP_THREADS):
+            module = _module_of(thread)
+            if thread is threading.current_thread() or (
+                thread in self._earlier_threads and module != _OFF_LOOP_THREADS
+            ):
                 continue
             calling = thread.ident is not None and thread.ident in self._calls
-            if home in _EXECUTOR_THREADS:
+            if module in _EXECUTOR_THREADS:
                 in_loop += calling
-            elif not calling and not home.startswith(_HELPER_THREADS) and not self._is_idle(thread, home):
+            elif not calling and not module.startswith(_HELPER_THREADS) and not self._is_idle(thread, module):
                 # A thread of anyio runs several pieces of work, one after the other.
                 yield thread, getattr(thread, "idle_since", None)
         # Which thread runs which job is unknown, so the number of waiting threads is subtracted.
@@ -107,14 +108,14 @@ class WorkOut:
             idle = _idle_processes()
             yield from (transport for transport in self._processes if transport.get_pid() not in idle)
 
-    def _is_idle(self, thread: Any, home: str) -> bool:
+    def _is_idle(self, thread: Any, module: str) -> bool:
         """Return whether the thread is an idle worker thread of anyio, or one of another loop."""
-        if home != _ANYIO_THREADS:
+        if module != _ANYIO_THREADS:
             return False
         return thread.loop is not self._loop or thread.stopping or thread in thread.idle_workers
 
 
-def _home(thread: threading.Thread) -> str:
+def _module_of(thread: threading.Thread) -> str:
     """Return the module of the code that a thread runs."""
     if type(thread) is not threading.Thread:
         return type(thread).__module__
@@ -123,5 +124,5 @@ def _home(thread: threading.Thread) -> str:
 
 def _idle_processes() -> set[int]:
     """Return the process ids of anyio's idle worker processes on the running loop."""
-    idle: Any = getattr(anyio.to_process, "_process_pool_idle_workers", None)
+    idle: Any = getattr(sys.modules.get("anyio.to_process"), "_process_pool_idle_workers", None)
     return {process.pid for process, _ in idle.get(())} if idle is not None else set()

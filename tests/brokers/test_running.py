@@ -157,7 +157,7 @@ def test_wrong_configuration_shows_the_servers_own_words():
 def test_silence_is_noticed(monkeypatch):
     mute = dataclasses.replace(running.find("nats", print), speaks=lambda connection: False)
     monkeypatch.setattr(running, "find", lambda kind, report: mute)
-    with pytest.raises(brokers.BrokerUnavailableError, match=r"did not answer within 0\.1 s\. The end of its log"):
+    with pytest.raises(brokers.BrokerUnavailableError, match=r"did not answer within 0\.1 s\. Last lines of its log"):
         brokers.start("nats", deadline=0.1)
 
 
@@ -219,10 +219,10 @@ def test_nothing_to_be_had_lists_every_way(kind, ways, monkeypatch, tmp_path):
 def test_a_broker_that_was_stopped_does_not_restart(start_broker):
     broker = start_broker("nats")
     broker.stop()
-    with pytest.raises(brokers.BrokerUnavailableError, match="was stopped.*start a new one"):
+    with pytest.raises(brokers.BrokerUnavailableError, match="was stopped.*start another broker"):
         broker.restart()
 
 
 def test_a_kind_that_is_none_is_named_with_those_that_are():
-    with pytest.raises(ConfigError, match=r"'rabbit'.*redis, nats, kafka"):
+    with pytest.raises(ConfigError, match=r"redis, nats, kafka.*'rabbit'"):
         brokers.start("rabbit")

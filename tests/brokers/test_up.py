@@ -54,8 +54,8 @@ def pids(text):
 def test_one_broker_until_it_is_told_to_stop(number, up, is_gone):
     port = ports.free_port()
     process = up("nats", "--port", str(port))
-    text = read_until(process, "Ctrl-C stops it")
-    assert f"on 127.0.0.1:{port} is up" in text
+    text = read_until(process, "Ctrl-C stops the broker")
+    assert f"on 127.0.0.1:{port} is running" in text
     assert f"export MSIGHT_PUBSUB_BACKEND=nats\nexport MSIGHT_NATS_SERVERS=nats://127.0.0.1:{port}\n" in text
     process.send_signal(number)
     out, err = process.communicate(timeout=20)
@@ -68,7 +68,7 @@ def test_one_broker_until_it_is_told_to_stop(number, up, is_gone):
 def test_all_at_once(up, require_broker, is_gone):
     require_broker("kafka")
     process = up("all")
-    text = read_until(process, "Ctrl-C stops them all")
+    text = read_until(process, "Ctrl-C stops the brokers")
     assert re.findall("export MSIGHT_PUBSUB_BACKEND=(.*)", text) == ["redis", "nats", "kafka"]
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=20)
@@ -105,7 +105,7 @@ def test_a_taken_port_is_an_error(up):
         process = up("redis", "--port", str(other.getsockname()[1]))
         _, err = process.communicate(timeout=20)
     assert process.returncode == 1
-    assert "redis is not up" in err
+    assert "redis was not started" in err
     assert "Address already in use" in err
     assert "Traceback" not in err
 
@@ -116,7 +116,7 @@ def test_a_broker_that_dies_is_reported(up):
     os.kill(pid, signal.SIGKILL)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 1
-    assert "ended by itself" in err
+    assert "ended unexpectedly" in err
     assert "Listening for client connections" in err
 
 
@@ -157,7 +157,7 @@ def test_stopped_in_the_middle(number, maven, up_kafka, tmp_path, is_gone, event
     with up_kafka(mvn=maven) as process:
         assert any("x.jar" in line for line in process.stderr)
         process.send_signal(number)
-        assert "nothing is left running" in process.stderr.read()
+        assert "no process is left running" in process.stderr.read()
     assert process.returncode == 130
     assert [path.name for path in (tmp_path / "cache" / "msight-bus").iterdir()] == ["kafka-4.1.0.lock"]
     eventually(lambda: is_gone(int((tmp_path / "mvn.pid").read_text())))
@@ -182,7 +182,7 @@ def test_stopped_while_a_server_starts(up_kafka, tmp_path, is_gone, eventually):
     with up_kafka(java=slow, mvn=maven % (tmp_path / "x.jar")) as process:
         assert any("starting Apache Kafka" in line for line in process.stderr)
         process.send_signal(signal.SIGTERM)
-        assert "nothing is left running" in process.stderr.read()
+        assert "no process is left running" in process.stderr.read()
     assert process.returncode == 130
     eventually(lambda: is_gone(int((tmp_path / "java.pid").read_text())))
 

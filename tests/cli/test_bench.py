@@ -82,8 +82,8 @@ def test_a_lost_message_is_exit_status_1_and_said(on_nats, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--payload", "big"], "'big' is no size"),
-        (["--payload", "128B,,1MB"], "'' is no size"),
+        (["--payload", "big"], "'big' is not a size"),
+        (["--payload", "128B,,1MB"], "'' is not a size"),
         (["--payload", "4B"], "16B"),
         (["--payload", "2000MiB"], "1024MiB"),
         (["--rate", "inf"], "finite"),

@@ -51,7 +51,7 @@ def test_each_variable_says_whether_it_is_set(monkeypatch, tmp_path):
     lines = on_a_terminal("settings", "nats", columns=200)[1].splitlines()
     assert {
         "MSIGHT_NATS_TOKEN (MSIGHT_NATS_TOKEN_FILE is set; unset by default)",
-        "MSIGHT_NATS_USERNAME (empty, which counts as unset; unset by default)",
+        "MSIGHT_NATS_USERNAME (empty, and so unset; unset by default)",
         "MSIGHT_NATS_TLS_FIRST (set; default: false)",
         "MSIGHT_NATS_PASSWORD (unset by default)",
         "MSIGHT_NATS_SERVERS (default: ['nats://localhost:4222'])",
@@ -70,7 +70,7 @@ def test_no_name_is_broken_on_a_narrow_terminal():
 def test_a_name_that_no_variable_contains():
     result = CliRunner().invoke(app, ["settings", "carrier-pigeon"], env=WIDE)
     assert result.exit_code == 2
-    assert "no variable's name contains 'carrier-pigeon'" in result.output
+    assert "no variable has a name that contains 'carrier-pigeon'" in result.output
 
 
 def test_a_warning_is_a_sentence(monkeypatch):
@@ -78,6 +78,6 @@ def test_a_warning_is_a_sentence(monkeypatch):
     result = CliRunner().invoke(app, ["settings", "--check"], env=WIDE)
     assert result.exit_code == 0
     assert result.output.splitlines() == [
-        "Warning: MSIGHT_PUBSUB_BACKED is no variable of msight_bus and has no effect; did you mean MSIGHT_PUBSUB_BACKEND?",
-        "Environment OK apart from the warnings; backend: redis.",
+        "Warning: MSIGHT_PUBSUB_BACKED is not a variable of msight_bus and has no effect; did you mean MSIGHT_PUBSUB_BACKEND?",
+        "Environment OK, with warnings; backend: redis.",
     ]

@@ -148,7 +148,7 @@ def test_names_are_not_read_as_markup():
 
 
 def test_an_empty_table_says_what_to_wait_for():
-    assert "None heard of yet" in shown(registry_of())
+    assert "No heartbeat received yet" in shown(registry_of())
 
 
 async def test_watching_a_bus():
@@ -250,7 +250,7 @@ def test_the_cursor_comes_back_when_it_is_ended(nats, number):
     if not pid:
         os.execve(sys.executable, [sys.executable, "-m", "msight_bus", "top"], environment)
     said = b""
-    while b"\x1b[?25l" not in said or b"None heard" not in said:
+    while b"\x1b[?25l" not in said or b"No heartbeat" not in said:
         said += os.read(terminal, 4096)
     os.kill(pid, number)
     try:

@@ -167,9 +167,9 @@ def test_the_payload_itself_is_bounded():
 def test_nesting_is_bounded_where_the_limit_says():
     value = image_with("detection_results", nested(31))
     assert decode(value).detection_results is not None
-    with pytest.raises(DecodeError, match="32 deep"):
+    with pytest.raises(DecodeError, match="32 levels"):
         decode(image_with("detection_results", nested(32)))
-    with pytest.raises(DecodeError, match="5 deep"):
+    with pytest.raises(DecodeError, match="5 levels"):
         decode(value, max_nesting=5)
 
 

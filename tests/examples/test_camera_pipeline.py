@@ -47,5 +47,5 @@ def test_footage_of_ones_own(tmp_path):
 
 
 def test_a_wrong_folder_is_one_clear_sentence(tmp_path):
-    with pytest.raises(AssertionError, match=r"^\S+ holds no .jpg.*FRAMES=\S+ or video> names footage of your own.\n$"):
+    with pytest.raises(AssertionError, match=r"^\S+ has no .jpg.*Set FRAMES=\S+ or video>.\n$"):
         run("-m", "examples.camera_pipeline", "--frames", str(tmp_path), "--backend", "memory")

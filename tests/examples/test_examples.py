@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize("backend", ["memory", "redis", "nats", "kafka"])
 def test_hello(backend):
-    assert f"{backend}: intersection.cam_ne b'hello' {{'lens': 'wide'}} number 1" in run(
+    assert f"{backend}: intersection.cam_ne b'hello' {{'lens': 'wide'}} sequence 1" in run(
         "examples/hello.py", backend=backend
     )
 
@@ -26,7 +26,7 @@ def test_load_sharing(backend):
 def test_load_sharing_where_there_is_none():
     output = run("examples/load_sharing.py", backend="redis")
     assert "CapabilityWarning" in output
-    assert "worker 2 got 300 of 300 frames" in output
+    assert "worker 2 received 300 of 300 frames" in output
 
 
 @pytest.mark.parametrize("backend", ["memory", "redis", "nats", "kafka"])
@@ -39,13 +39,13 @@ def test_slow_consumer(backend):
 def test_replay():
     output = run("examples/replay.py", backend="kafka")
     assert output.count("from the beginning: frame") == 6
-    assert "from the moment on: frame 5" in output
+    assert "from a time on: frame 5" in output
     assert "MSIGHT_PUBSUB_BACKEND=kafka" in run("examples/replay.py", backend="nats")
 
 
 @pytest.mark.parametrize("backend", ["memory", "redis", "kafka"])
 def test_cpu_bound(backend):
-    assert "20 frames were computed off the loop" in run("examples/cpu_bound.py", backend=backend)
+    assert "20 frames processed in threads" in run("examples/cpu_bound.py", backend=backend)
 
 
 def test_unit_test():

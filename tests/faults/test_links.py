@@ -89,12 +89,12 @@ async def test_a_connection_cut_at_any_byte_misreads_no_frame(target, book, topi
 @live
 async def test_a_connection_that_delivers_single_bytes_misreads_no_frame(target, book, topic):
     async with proxied(target, book, topic, longest=200, pause=0.02) as (proxy, flow, _events):
-        proxy.weather.slices = 1
+        proxy.conditions.slices = 1
         for _ in range(3):
             await flow.flows()
             await proxy.reset()  # connecting is sliced as well
         await flow.flows()
-        proxy.weather.slices = 3000
+        proxy.conditions.slices = 3000
         await flow.flows()
     assert whole(book.account())
 
@@ -102,12 +102,12 @@ async def test_a_connection_that_delivers_single_bytes_misreads_no_frame(target,
 @live
 async def test_a_slow_connection_is_kept(target, book, topic):
     async with proxied(target, book, topic, longest=3000, pause=0.01) as (proxy, flow, events):
-        proxy.weather.rate, proxy.weather.delay = 300_000, 0.01
+        proxy.conditions.rate, proxy.conditions.delay = 300_000, 0.01
         slow_since = time.time()
         await until(lambda: time.time() > slow_since + 1.2)  # several times the deadline for a sign of life
         await flow.flows()
         assert not seen(events, Disconnected)
-        proxy.weather.rate, proxy.weather.delay = None, 0
+        proxy.conditions.rate, proxy.conditions.delay = None, 0
     account = book.account()
     assert account == Account(acknowledged=account.acknowledged, delivered=account.acknowledged)
 
@@ -148,9 +148,9 @@ async def test_kafka_loses_no_acknowledged_message_on_connections_that_are_reset
 async def test_kafka_on_a_connection_that_is_slow_or_delivers_single_bytes(book):
     async with kafka_behind_proxy(book, **QUICKLY, MSIGHT_CONNECT_TIMEOUT="5") as (proxy, flow, _):
         for slices, rate, delay in ((1, None, 0), (2000, None, 0), (None, 200_000, 0), (None, None, 0.05)):
-            proxy.weather.slices, proxy.weather.rate, proxy.weather.delay = slices, rate, delay
+            proxy.conditions.slices, proxy.conditions.rate, proxy.conditions.delay = slices, rate, delay
             await flow.flows()
-        proxy.weather.delay = 0
+        proxy.conditions.delay = 0
     assert kept(book.account())
 
 

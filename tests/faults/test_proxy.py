@@ -38,14 +38,14 @@ async def test_every_byte_passes_in_order_under_any_fault():
     data = bytes(range(256)) * 8
     async with echo_through_proxy() as (proxy, reader, writer):
         for delay, rate, slices in ((0, None, None), (0.001, None, 1500), (0, 100_000, None), (0, None, 1)):
-            proxy.weather.delay, proxy.weather.rate, proxy.weather.slices = delay, rate, slices
+            proxy.conditions.delay, proxy.conditions.rate, proxy.conditions.slices = delay, rate, slices
             writer.write(data)
             assert await reader.readexactly(len(data)) == data
 
 
 async def test_single_bytes_arrive_alone():
     async with echo_through_proxy() as (proxy, reader, writer):
-        proxy.weather.slices = 1
+        proxy.conditions.slices = 1
         writer.write(bytes(300))
         reads = []
         while sum(reads) < 300:
@@ -101,14 +101,14 @@ async def test_with_a_small_buffer_a_slow_uplink_acknowledges_no_faster_than_it_
 
     server = await asyncio.start_server(count, HOST, 0)
     async with FaultProxy(server.sockets[0].getsockname()[1], receive_buffer=8192) as proxy:
-        proxy.weather.uplink = 400_000
+        proxy.conditions.uplink = 400_000
         _, writer = await asyncio.open_connection(HOST, proxy.port)
         writer.write(bytes(500_000))
         while received < 300_000:
             await asyncio.sleep(0.01)
             assert acknowledged() <= received + 64 * 1024
         assert acknowledged() > 200_000
-        proxy.weather.uplink = None
+        proxy.conditions.uplink = None
         while received < 500_000:
             await asyncio.sleep(0.01)
         writer.close()

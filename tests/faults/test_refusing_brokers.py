@@ -72,12 +72,12 @@ async def test_a_peer_that_disconnects_after_each_handshake_is_retried_with_back
 @live
 async def test_an_authentication_of_5_seconds_is_waited_for(kind, book):
     async with streaming(kind, book, config=DOORS[kind]) as (_, proxy, flow, events, _):
-        proxy.weather.login = 5
+        proxy.conditions.login = 5
         await proxy.reset()
         book.recovered.append(await flow.flows(within=40))
         await until(lambda: is_back(events))
         assert len(seen(events, Disconnected)) <= 2  # the first try was the last
-        proxy.weather.login = 0
+        proxy.conditions.login = 0
     assert whole(book.account())
 
 
@@ -85,7 +85,7 @@ async def test_an_authentication_timeout_of_nats_is_retried(book):
     """The server allows 2 s by default, then sends "Authentication Timeout"."""
     config = [f'authorization {{ user: {USER}, password: "{PASSWORD}" }}']
     async with streaming("nats", book, config=config) as (_, proxy, flow, events, _):
-        proxy.weather.login = 5
+        proxy.conditions.login = 5
         await proxy.reset()
         tries = proxy.accepted
         await until(lambda: proxy.accepted >= tries + 4, within=60)
@@ -93,7 +93,7 @@ async def test_an_authentication_timeout_of_nats_is_retried(book):
         with pytest.raises(ConnectionLostError):
             async with backend.connect():
                 pass
-        proxy.weather.login = 0
+        proxy.conditions.login = 0
         book.recovered.append(await flow.flows(within=30))
         await until(lambda: is_back(events))
     assert whole(book.account())

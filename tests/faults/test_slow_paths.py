@@ -32,12 +32,12 @@ async def test_payloads_that_take_30_seconds_on_the_uplink_arrive(target, book, 
         async with target.connect() as near, through(proxy, target).connect(events=events, **patient) as bus:
             async with near.subscribe(topic) as messages:
                 reading = asyncio.create_task(take_all(messages, ledger))
-                proxy.weather.uplink = UPLINK
+                proxy.conditions.uplink = UPLINK
                 sender = Sender(bus, topic, ledger, random.Random(1))
                 for size in (SIZE, 100, SIZE, 100):
                     assert await sender.send(size)
                 await until(lambda: ledger.highest((None, 1)) == 4 or seen(events, Disconnected), within=120)
-                proxy.weather.uplink = None
+                proxy.conditions.uplink = None
                 reading.cancel()
                 await asyncio.wait((reading,))
     assert not events
@@ -85,7 +85,7 @@ async def test_500_subscriptions_on_a_path_with_a_long_delay_are_resubscribed_af
     with own_broker(kind) as (broker, backend):
         async with FaultProxy(broker.port) as proxy:
             far = through(proxy, backend)
-            proxy.weather.delay = delay
+            proxy.conditions.delay = delay
             async with far.connect(events=events, **patient) as receiving, far.connect(**patient) as sending:
                 async with many_streams(sending, receiving, book) as (send_on_each, have_arrived):
                     await send_on_each()
@@ -100,7 +100,7 @@ async def test_500_subscriptions_on_a_path_with_a_long_delay_are_resubscribed_af
                     await send_on_each()
                     await send_on_each()
                     await until(have_arrived, within=30)
-                    proxy.weather.delay = 0
+                    proxy.conditions.delay = 0
     account = book.account()
     assert account.delivered >= 3 * MANY
     assert whole(account)

@@ -26,11 +26,11 @@ async def slow_bus(target, events):
     """A bus behind a slow uplink."""
     async with FaultProxy(port_of(target), receive_buffer=8192) as proxy:
         async with through(proxy, target).connect(events=events, **PATIENCE) as bus:
-            proxy.weather.uplink = UPLINK
+            proxy.conditions.uplink = UPLINK
             try:
                 yield bus
             finally:
-                proxy.weather.uplink = None
+                proxy.conditions.uplink = None
 
 
 @live

@@ -125,7 +125,7 @@ def test_a_missing_letter_gets_a_hint(prefix_and_name, draw):
     prefix, name = prefix_and_name
     at = draw.draw(st.integers(len(prefix), len(name) - 1))
     slip = name[:at] + name[at + 1 :]
-    assert f"{slip} is no variable of msight_bus and has no effect; did you mean MSIGHT_" in hint(slip)
+    assert f"{slip} is not a variable of msight_bus and has no effect; did you mean MSIGHT_" in hint(slip)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_missing_letter_gets_a_hint(prefix_and_name, draw):
     ],
 )
 def test_misspelt_names(name, meant):
-    assert hint(name) == f"{name} is no variable of msight_bus and has no effect; did you mean {meant}?"
+    assert hint(name) == f"{name} is not a variable of msight_bus and has no effect; did you mean {meant}?"
 
 
 @pytest.mark.parametrize(
@@ -193,5 +193,5 @@ def test_a_patience_is_a_number_of_seconds_or_inf(value):
 
 
 def test_tls_first_without_tls_is_told():
-    with pytest.raises(ConfigError, match="MSIGHT_NATS_TLS_FIRST=true means nothing without TLS"):
+    with pytest.raises(ConfigError, match="MSIGHT_NATS_TLS_FIRST=true has no effect without TLS"):
         BusSettings(environ={"MSIGHT_NATS_TLS_FIRST": "true"}, backend="nats")

@@ -34,6 +34,6 @@ def test_each_limit_has_its_variable(field):
 
 
 def test_the_shortest_pause_is_not_over_the_longest():
-    with pytest.raises(ConfigError, match="MSIGHT_RECONNECT_MIN must not be over MSIGHT_RECONNECT_MAX"):
+    with pytest.raises(ConfigError, match="MSIGHT_RECONNECT_MIN must be at most MSIGHT_RECONNECT_MAX"):
         BusSettings(environ={"MSIGHT_RECONNECT_MIN": "3"})
     assert BusSettings(environ={"MSIGHT_RECONNECT_MIN": "1"}).limits.reconnect_min == 1

@@ -58,7 +58,7 @@ WAYS = {
 
 @pytest.mark.parametrize(("one", "other"), [(a, b) for a in WAYS for b in WAYS if a < b])
 def test_two_ways_to_authenticate_contradict_each_other(one, other):
-    with pytest.raises(ConfigError, match="are different ways to authenticate") as caught:
+    with pytest.raises(ConfigError, match="are different authentication methods") as caught:
         nats(**WAYS[one], **WAYS[other])
     assert len(caught.value.problems) == 1
     assert NATS + one in str(caught.value)
@@ -69,7 +69,7 @@ def test_two_ways_to_authenticate_contradict_each_other(one, other):
     ("one", "other"), [("USERNAME", "PASSWORD"), ("PASSWORD", "USERNAME"), ("USER_JWT", "NKEY_SEED")]
 )
 def test_half_a_way_to_authenticate(one, other):
-    with pytest.raises(ConfigError, match=f"^{NATS}{one} needs {NATS}{other} as well.$"):
+    with pytest.raises(ConfigError, match=f"^{NATS}{one} requires {NATS}{other}; set both.$"):
         nats(**{one: "x"})
 
 
@@ -77,7 +77,7 @@ def test_half_a_way_to_authenticate(one, other):
 def test_credentials_in_clear_text_are_loud_unless_they_stay_here(way):
     variables = {"SERVERS": "nats://nats.example"} | WAYS[way]
     variables["SERVERS"] = variables["SERVERS"].replace("localhost", "nats.example")
-    with pytest.warns(InsecureWarning, match=rf"^{NATS}{way} would go to nats\.example unencrypted"):
+    with pytest.warns(InsecureWarning, match=rf"^{NATS}{way} would be sent to nats\.example unencrypted"):
         nats(**variables)
     nats(**WAYS[way])  # a warning would fail this test
     nats(**variables, USE_TLS="1")
@@ -89,7 +89,7 @@ def test_turning_verification_off_is_loud():
             context = nats(TLS_VERIFY="0", **variables).ssl_context()
         assert context is not None
         assert context.verify_mode is ssl.CERT_NONE
-    with pytest.raises(ConfigError, match="TLS_VERIFY=false means nothing without TLS"):
+    with pytest.raises(ConfigError, match="TLS_VERIFY=false has no effect without TLS"):
         nats(TLS_VERIFY="0")
 
 

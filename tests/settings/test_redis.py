@@ -51,9 +51,9 @@ def test_contradictions(variables, sentence):
 
 
 def test_a_password_in_clear_text_is_loud_unless_it_stays_here():
-    with pytest.warns(InsecureWarning, match=f"^{REDIS}PASSWORD would go to redis.example unencrypted"):
+    with pytest.warns(InsecureWarning, match=f"^{REDIS}PASSWORD would be sent to redis.example unencrypted"):
         redis(HOST="redis.example", PASSWORD="x")
-    with pytest.warns(InsecureWarning, match=r"would go to b\.example"):
+    with pytest.warns(InsecureWarning, match=r"would be sent to b\.example"):
         redis(USE_CLUSTER="1", CLUSTER_NODES="localhost:1,b.example:2", PASSWORD="x")
     redis(HOST="127.0.0.1", PASSWORD="x")  # a warning would fail this test
     redis(HOST="redis.example", USE_TLS="1", PASSWORD="x")

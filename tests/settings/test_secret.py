@@ -37,7 +37,7 @@ def test_it_is_compared_by_its_value_and_hashed():
 def test_it_is_copied_but_not_pickled():
     assert copy.copy(SECRET) == copy.deepcopy([SECRET])[0] == SECRET
     for held in (SECRET, NatsServer("a", 1, user_info=SECRET), BusSettings(environ={}, nats={"token": "CANARY"})):
-        with pytest.raises(TypeError, match="A secret is not pickled") as caught:
+        with pytest.raises(TypeError, match="A Secret cannot be pickled") as caught:
             pickle.dumps(held)
         assert "CANARY" not in str(caught.value)
 

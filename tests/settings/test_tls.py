@@ -134,7 +134,7 @@ def test_the_variables_lead_to_a_context(files):
 @pytest.mark.parametrize(("given", "missing"), [("cert", "key"), ("key", "cert")])
 def test_a_certificate_and_its_key_belong_together(given, missing, files):
     name = f"{KAFKA}TLS_{given.upper()}_FILE"
-    with pytest.raises(ConfigError, match=f"^{name} needs {KAFKA}TLS_{missing.upper()}_FILE as well.$"):
+    with pytest.raises(ConfigError, match=f"^{name} requires {KAFKA}TLS_{missing.upper()}_FILE; set both.$"):
         kafka(USE_TLS="1", **{f"TLS_{given.upper()}_FILE": files[given]})
 
 

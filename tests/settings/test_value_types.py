@@ -138,7 +138,7 @@ def test_choices_in_any_case_give_the_word_as_it_is_written():
 
 @pytest.mark.parametrize("value", ["", "a\nb", "a\x00", "x" * 70_000, None, 5])
 def test_what_is_no_name(value):
-    with pytest.raises(ValueError, match=r"^$|printed"):
+    with pytest.raises(ValueError, match=r"^$|unprintable"):
         value_types.NAME.parse(value)
 
 
@@ -158,7 +158,7 @@ def test_files_must_exist_and_be_readable(tmp_path):
     file.write_text("x")
     assert value_types.PEM_FILE.parse(str(file)) == value_types.PEM_FILE.parse(file) == str(file)
     for path in (tmp_path, tmp_path / "none", "x" * 5000, "a\0b", "", None, 5):
-        with pytest.raises(ValueError, match=r"^$|no such file|printed"):
+        with pytest.raises(ValueError, match=r"^$|no such file|unprintable"):
             value_types.PEM_FILE.parse(path)
 
 
@@ -167,14 +167,14 @@ def test_a_file_that_may_not_be_read(tmp_path):
     file = tmp_path / "key.pem"
     file.write_text("x")
     file.chmod(stat.S_IWUSR)
-    with pytest.raises(ValueError, match="may not read"):
+    with pytest.raises(ValueError, match="has no permission"):
         value_types.PEM_FILE.parse(str(file))
 
 
 def test_socket_paths_fit_into_an_address():
     assert value_types.SOCKET_PATH.parse("/" + "a" * 106) == "/" + "a" * 106
     for path in ("/" + "a" * 107, "/" + "ä" * 60, "a\0", ""):
-        with pytest.raises(ValueError, match=r"^$|printed"):
+        with pytest.raises(ValueError, match=r"^$|unprintable"):
             value_types.SOCKET_PATH.parse(path)
 
 

@@ -1,4 +1,4 @@
-"""Real brokers, each started once for the whole run, and the backends that lead to them."""
+"""Real brokers, each started once per run, and the backends that connect to them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from msight_bus.settings import BusSettings
 BACKENDS = ["memory", "redis", "nats", "kafka"]
 started: dict[str, brokers.RunningBroker] = {}
 _CONFIG = {
-    "kafka": [  # a member's death, and a change of its group, are noticed sooner than in production
+    "kafka": [  # a killed member and a rebalance are detected sooner than by default
         "group.min.session.timeout.ms=500",
         *(f"group.consumer.{least}session.timeout.ms=3000" for least in ("min.", "")),
         *(f"group.consumer.{least}heartbeat.interval.ms=500" for least in ("min.", "")),
@@ -26,7 +26,7 @@ _CONFIG = {
 
 
 def start_broker(kind: str, config: Sequence[str] = ()) -> brokers.RunningBroker:
-    """A broker of this kind; a skip where there is none, a failure in CI."""
+    """Start a broker; skip the test if there is none, fail in CI."""
     try:
         return brokers.start(kind, config=[*_CONFIG.get(kind, ()), *config])  # type: ignore[arg-type]
     except brokers.NoBrokerError as error:
@@ -36,7 +36,7 @@ def start_broker(kind: str, config: Sequence[str] = ()) -> brokers.RunningBroker
 
 
 def running_broker(kind: str) -> brokers.RunningBroker:
-    """The run's broker of this kind, started on first use."""
+    """Return the run's broker of this kind, started on first use."""
     if kind not in started:
         started[kind] = start_broker(kind)
     return started[kind]
@@ -50,24 +50,24 @@ class Backend:
     env: dict[str, str]
 
     def settings(self, **variables: str) -> BusSettings:
-        """Settings that lead to the run's broker."""
+        """Return settings with the address of the run's broker."""
         return BusSettings(environ={**self.env, "MSIGHT_PUBSUB_BACKEND": self.name, **variables})
 
     @asynccontextmanager
     async def connect(self, *, events: list[BusEvent] | None = None, **variables: str) -> AsyncIterator[msight_bus.Bus]:
-        """A connected bus."""
+        """Return a connected bus."""
         on_event = events.append if events is not None else lambda _: None
         async with msight_bus.connect(self.settings(**variables), on_event=on_event) as bus:
             yield bus
 
 
 def make_backend(name: str, broker: brokers.RunningBroker | None = None) -> Backend:
-    """A backend of the run's broker or of ``broker``."""
+    """Return a backend of ``broker``; default: the run's broker."""
     return Backend(name, {} if name == "memory" else dict((broker or running_broker(name)).env))
 
 
 def backend_at(kind: str, *ports: int) -> Backend:
-    """Redis or NATS with servers at ``ports``, and a user."""
+    """Return Redis or NATS settings with servers at ``ports`` and a user."""
     if kind == "nats":
         where = {"MSIGHT_NATS_SERVERS": ",".join(f"nats://127.0.0.1:{port}" for port in ports)}
         return Backend(kind, {**where, "MSIGHT_NATS_USERNAME": "cam", "MSIGHT_NATS_PASSWORD": "secret word"})

@@ -1,4 +1,4 @@
-"""Certificates made for one run: right ones, and one for each way in which a certificate can be wrong."""
+"""Certificates of one run: valid ones, and one for each kind of invalid certificate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LONG_AGO = {"not_before": datetime(2019, 1, 1, tzinfo=UTC), "not_after": dateti
 
 @dataclass(frozen=True)
 class Pair:
-    """A certificate with its key, as files. ``pem`` has both, as Kafka wants it."""
+    """A certificate with its key, as files; ``pem`` has both, as Kafka requires."""
 
     cert: str
     key: str
@@ -25,16 +25,16 @@ class Pair:
 
 @dataclass(frozen=True)
 class Certificates:
-    """An authority with servers, clients, and an authority that nobody trusts.
+    """A trusted authority, an untrusted one, and their certificates.
 
     Attributes:
-        ca: file of the authority that everybody should trust.
-        stranger: file of another authority.
-        server: for this host.
-        expired: for this host, until 2020.
-        elsewhere: for another host.
-        client: of a client.
-        foreign_client: of a client, by the other authority.
+        ca: file of the trusted authority.
+        stranger: file of the untrusted authority.
+        server: certificate for this host.
+        expired: certificate for this host that expired in 2020.
+        elsewhere: certificate for another host.
+        client: certificate of a client.
+        foreign_client: certificate of a client, by the untrusted authority.
     """
 
     ca: str
@@ -56,7 +56,7 @@ def make_certificates(folder: Path) -> Certificates:
     def issue(name: str, *identities: str, ca: trustme.CA = authority, **dates: Any) -> Pair:
         issued = ca.issue_cert(*identities, **dates)
         loaded = serialization.load_pem_private_key(issued.private_key_pem.bytes(), password=None)
-        key = loaded.private_bytes(  # Java reads no other form
+        key = loaded.private_bytes(  # the only format that Java reads
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
         chain = b"".join(blob.bytes() for blob in issued.cert_chain_pems)

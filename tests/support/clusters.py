@@ -23,18 +23,18 @@ SIZE = 3
 
 @dataclass(frozen=True)
 class Cluster(Backend):
-    """A cluster as the bus sees it; its nodes die and come back one by one."""
+    """A cluster whose nodes can be killed and restarted one by one."""
 
     nodes: list[brokers.RunningBroker]
 
     def node(self, port: int) -> brokers.RunningBroker:
-        """The node that listens on ``port``."""
+        """Return the node that listens on ``port``."""
         return next(node for node in self.nodes if node.port == port)
 
 
 @contextmanager
 def redis_cluster() -> Iterator[Cluster]:
-    """Three masters without replicas: pub/sub needs no more, since each node passes every message on."""
+    """Start three masters without replicas, which suffice for pub/sub, because each node forwards every message."""
     ways = _free_ports()
     configs = [
         ["cluster-enabled yes", f"cluster-port {way}", "cluster-node-timeout 1000", "cluster-require-full-coverage no"]
@@ -57,7 +57,7 @@ def redis_cluster() -> Iterator[Cluster]:
 
 @contextmanager
 def nats_cluster(*lines: str) -> Iterator[Cluster]:
-    """Three servers with routes between all of them; ``lines`` end the configuration of each."""
+    """Start three servers with routes between all of them; ``lines`` are appended to each configuration."""
     ways = _free_ports()
     routes = ", ".join(f"nats://127.0.0.1:{way}" for way in ways)
     configs = [[f'cluster {{ name: three, listen: "127.0.0.1:{way}", routes: [{routes}] }}', *lines] for way in ways]
@@ -69,10 +69,10 @@ def nats_cluster(*lines: str) -> Iterator[Cluster]:
 
 @contextmanager
 def kafka_cluster(*, session_seconds: int = 3) -> Iterator[Cluster]:
-    """Three nodes, each a broker and a controller, where what is acknowledged is on two of them at least.
+    """Start three nodes, each a broker and a controller, with at least two in-sync replicas of acknowledged messages.
 
     Args:
-        session_seconds: how long a silent broker keeps the partitions that it leads; 9 by default in Apache Kafka.
+        session_seconds: seconds without a heartbeat after which a broker loses its leaderships; Apache Kafka's default is 9.
     """
     ways = _free_ports()
     voters = ",".join(f"{number}@127.0.0.1:{way}" for number, way in enumerate(ways, 1))
@@ -99,7 +99,7 @@ def _together(kind: KindName, nodes: list[brokers.RunningBroker], variable: str)
 
 
 def known_to(port: int) -> set[int]:
-    """The ports of all servers that a server tells its clients of."""
+    """Return the ports of all servers that a server announces to its clients."""
     with socket.create_connection(("127.0.0.1", port)) as connection, connection.makefile("rb") as lines:
         info = json.loads(lines.readline().partition(b" ")[2])
     return {int(url.rpartition(":")[2]) for url in info.get("connect_urls", [])}
@@ -109,7 +109,7 @@ def known_to(port: int) -> set[int]:
 def _started(
     kind: KindName, configs: list[list[str]], arguments: tuple[str, ...] = ()
 ) -> Iterator[list[brokers.RunningBroker]]:
-    """One broker for each configuration, all at once: some answer only when others do."""
+    """Start one broker per configuration, concurrently, because some answer only when the others run."""
     with ExitStack() as stack, ThreadPoolExecutor(len(configs)) as pool:
 
         def start(config: list[str]) -> brokers.RunningBroker:

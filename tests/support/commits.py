@@ -1,4 +1,4 @@
-"""Watches what a Kafka group has committed, with a client of its own."""
+"""Record the committed offsets of a Kafka group, with a separate client."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _EVERY = 0.1
 
 @asynccontextmanager
 async def watched_commits(backend: Backend, topic: str, group: str, ledger: Ledger) -> AsyncIterator[None]:
-    """Enter the group's committed offsets in the ledger while the body runs, whatever happens to the broker."""
+    """Record the group's committed offsets in the ledger while the body runs, also across outages of the broker."""
     watching = asyncio.create_task(_watch(backend, topic, group, ledger), name=f"watch on {group}")
     try:
         yield
@@ -40,6 +40,6 @@ async def _watch(backend: Backend, topic: str, group: str, ledger: Ledger) -> No
                         ledger.committed(where.partition, committed.offset)
                 await asyncio.sleep(_EVERY)
         except (KafkaError, OSError, TimeoutError):
-            await asyncio.sleep(_EVERY)  # the broker is away
+            await asyncio.sleep(_EVERY)  # the broker is down
         finally:
             await admin.close()

@@ -1,4 +1,4 @@
-"""Tokens and keys that tests sign themselves: NKeys and JWTs of NATS, unsecured tokens of Kafka."""
+"""Create tokens and keys: NKeys and JWTs of NATS, unsecured tokens of Kafka."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.canaries import remember
 
 @dataclass(frozen=True)
 class Key:
-    """An NKey: ``seed`` is secret, ``public`` names it."""
+    """An NKey: ``seed`` is the secret, ``public`` the public key."""
 
     seed: str
     public: str
@@ -40,7 +40,7 @@ def _part(content: dict[str, object]) -> str:
 
 @dataclass(frozen=True)
 class Operator:
-    """An operator with one account, as `nsc` makes them; signs the JWTs of users."""
+    """An operator with one account, as `nsc` creates them; signs the JWTs of users."""
 
     key: Key
     account: Key
@@ -53,10 +53,10 @@ class Operator:
         return _jwt(self.key, self.account, "account", {"limits": limits | {"wildcards": True}})
 
     def user_jwt(self, user: Key, *, expires: int | None = None, **permissions: object) -> str:
-        """The JWT of ``user``; ``pub`` and ``sub`` as in ``{"deny": ["a.>"]}``."""
+        """Return the JWT of ``user``; ``pub`` and ``sub`` are permissions such as ``{"deny": ["a.>"]}``."""
         limits = {"subs": -1, "data": -1, "payload": -1}
         token = _jwt(self.account, user, "user", limits | permissions, expires)
-        remember(token.rpartition(".")[2])  # a JWT begins as every other one; its signature is its own
+        remember(token.rpartition(".")[2])  # all JWTs have the same start; the signature is unique
         return token
 
 
@@ -65,7 +65,7 @@ def make_operator() -> Operator:
 
 
 def _jwt(issuer: Key, subject: Key, kind: str, claims: dict[str, object], expires: int | None = None) -> str:
-    """A JWT of version 2 (nats-io/jwt): Ed25519 over header and claims."""
+    """Return a JWT of version 2 (nats-io/jwt): Ed25519 over header and claims."""
     content: dict[str, object] = {
         "iat": int(time.time()),
         "iss": issuer.public,
@@ -82,7 +82,7 @@ def _jwt(issuer: Key, subject: Key, kind: str, claims: dict[str, object], expire
 
 
 def credentials_file(jwt: str, seed: str, newline: str = "\n") -> str:
-    """A .creds file as `nsc generate creds` writes it."""
+    """Return a .creds file in the format of `nsc generate creds`."""
     lines = [
         "-----BEGIN NATS USER JWT-----",
         jwt,
@@ -100,7 +100,7 @@ def credentials_file(jwt: str, seed: str, newline: str = "\n") -> str:
 
 
 def oauth_token(subject: str, *, lives: int = 3600) -> str:
-    """An unsecured JWS (RFC 7515, appendix A.5) that ends ``lives`` seconds from now."""
+    """Return an unsecured JWS (RFC 7515, appendix A.5) that expires in ``lives`` seconds."""
     now = int(time.time())
     claims = {"sub": subject, "iat": now - 3600, "exp": now + lives, "jti": os.urandom(32).hex()}
     token = f"{_part({'alg': 'none'})}.{_part(claims)}."

@@ -1,4 +1,4 @@
-"""A client that makes Kafka topics and changes them."""
+"""A client that creates and changes Kafka topics."""
 
 from __future__ import annotations
 
@@ -26,6 +26,6 @@ async def make(kafka, topic, partitions=1, **config):
 
 
 async def committed(kafka, topic, group):
-    """The group's committed offset of partition 0."""
+    """Return the group's committed offset of partition 0."""
     async with AIOKafkaConsumer(**client_options(kafka.settings()), group_id=group) as other:
         return await other.committed(TopicPartition(topic, 0))

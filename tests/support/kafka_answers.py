@@ -1,4 +1,4 @@
-"""A proxy before Kafka that hands each answer to a test, which may change it or lose it."""
+"""A proxy for Kafka that passes each response to a test, which can change or drop the response."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ PRODUCE, FETCH, OFFSETS, METADATA, INIT_PRODUCER_ID = 0, 1, 2, 3, 22
 
 
 class Request(NamedTuple):
-    """What was asked, as the protocol numbers it."""
+    """API keys of the requests."""
 
     kind: int
     version: int
 
 
 Change = Callable[[Request, bytes], bytes | None]
-"""Called with a request and its answer; returns the answer to pass on, ``None`` to close the connection."""
+"""Called with a request and its response; returns the response to forward, or ``None`` to close the connection."""
 
 
 class _Answers(FaultProxy):
-    """Tells its own address in the broker's place, so that all connections go through it."""
+    """Advertises its own address instead of the broker's, so that all connections pass through the proxy."""
 
     def __init__(self, broker_port: int, change: Change) -> None:
         super().__init__(broker_port)
         self._change = change
-        self._asked: dict[object, deque[Request]] = {}  # by connection, whose requests are answered in order
+        self._asked: dict[object, deque[Request]] = {}  # by connection; requests are answered in order
         self._there, self._here = (HOST.encode() + port.to_bytes(4, "big") for port in (broker_port, self.port))
 
     async def _copy(self, pair, source: socket, target: socket) -> None:  # type: ignore[no-untyped-def]
@@ -56,13 +56,13 @@ class _Answers(FaultProxy):
 
 @asynccontextmanager
 async def changing_answers(kafka: Backend, change: Change) -> AsyncIterator[Backend]:
-    """The same broker, with answers as ``change`` returns them."""
+    """Yield the broker with responses changed by ``change``."""
     async with _Answers(port_of(kafka), change) as proxy:
         yield through(proxy, kafka)
 
 
 def of_partition(answer: bytes, topic: str) -> int:
-    """Where the error code of the topic's first partition is in an answer that names one partition of it; -1 if it names none."""
+    """Return the offset of the error code of the topic's only partition in a response; -1 if the topic is not in it."""
     name = topic.encode()
     place = len(name).to_bytes(2, "big") + name + (1).to_bytes(4, "big") + bytes(4)
     at = answer.find(place)
@@ -70,7 +70,7 @@ def of_partition(answer: bytes, topic: str) -> int:
 
 
 def with_code(answer: bytes, topic: str, code: int) -> bytes:
-    """The answer with another error code for the topic's first partition."""
+    """Return the response with another error code for the topic's first partition."""
     at = of_partition(answer, topic)
     assert at >= 0
     return answer[:at] + code.to_bytes(2, "big", signed=True) + answer[at + 2 :]

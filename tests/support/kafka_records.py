@@ -1,4 +1,4 @@
-"""Record batches of format 2 byte by byte, and a producer that sends them as they are."""
+"""Encode record batches of format 2, and send them unchanged."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from aiokafka.record.util import calc_crc32c
 from msight_bus.backends.kafka.client import client_options
 
 LEADERLESS = (3, 5, 6)
-"""Errors of a partition that is being made."""
+"""Errors of a partition that is being created."""
 
 NOW_MS = 1_700_000_000_000
 
 
 def varint(value):
-    """A number in zigzag encoding."""
+    """Encode a number as a zigzag varint."""
     value = (value << 1) ^ (value >> 63)
     out = bytearray()
     while value > 0x7F:
@@ -34,13 +34,13 @@ def varint(value):
 
 
 def sized(value):
-    """Bytes behind their length; ``None`` has the length -1."""
+    """Encode bytes with their length; ``None`` has the length -1."""
     return varint(-1) if value is None else varint(len(value)) + value
 
 
 @dataclass
 class Rec:
-    """A record; ``raw`` is taken instead of all else, behind its length."""
+    """A record; ``raw`` replaces all other fields, after the length."""
 
     value: bytes | None = b""
     key: bytes | None = None
@@ -52,7 +52,7 @@ class Rec:
     length: int | None = None
 
     def encoded(self, index):
-        """The record's bytes."""
+        """Return the encoded record."""
         if (body := self.raw) is None:
             body = bytes([self.attributes]) + varint(self.timestamp_delta)
             body += varint(index if self.offset_delta is None else self.offset_delta)
@@ -62,7 +62,7 @@ class Rec:
 
 
 def batch_of(*records, codec=0, attributes=0, base=0, count=None, last=None, timestamp=NOW_MS, crc=None):
-    """A batch; ``codec`` is 0, or 1 for gzip."""
+    """Encode a batch; ``codec`` is 0, or 1 for gzip."""
     body = b"".join(record.encoded(index) for index, record in enumerate(records))
     if codec == 1:
         body = gzip.compress(body)
@@ -74,13 +74,13 @@ def batch_of(*records, codec=0, attributes=0, base=0, count=None, last=None, tim
 
 
 def now_ms():
-    """This moment as a record's timestamp."""
+    """Return the current time as a record's timestamp, in ms."""
     return int(time.time() * 1000)
 
 
 @asynccontextmanager
 async def raw_producer(kafka):
-    """A function ``produce(topic, batch, partition=0)`` that raises what the broker answers."""
+    """Yield a function ``produce(topic, batch, partition=0)`` that raises the broker's error."""
     options = client_options(kafka.settings())
     client = AIOKafkaClient(**options)
     await client.bootstrap()

@@ -1,16 +1,17 @@
-"""Publishes whose outcomes a test wants to know, and a stream that should go on beside what it does to another topic."""
+"""Publish and return the outcomes; publish a stream that must continue while a test changes another topic."""
 
 from __future__ import annotations
 
 import asyncio
 
 from msight_bus import BusError
+from tests.support.receiving import take
 
 PAD = bytes(20_000)  # so that a partition has several batches
 
 
 async def outcomes(*publishes):
-    """The error of each publish, or ``None``; anything but a ``BusError`` is a failure of the test."""
+    """Return the error of each publish, or ``None``; an error other than a ``BusError`` fails the test."""
     results = await asyncio.gather(*publishes, return_exceptions=True)
     for result in results:
         if result is not None and not isinstance(result, BusError):
@@ -22,8 +23,18 @@ def publishing(bus, topic, numbers, pad=PAD, **how):
     return [bus.publish(topic, b"%08d" % i + pad, **how) for i in numbers]
 
 
+async def received(kafka, topic):
+    """The numbers on a topic, in order, up to the one that is published now."""
+    async with kafka.connect() as bus, bus.subscribe(topic, start="earliest") as messages:
+        await bus.publish(topic, b"end", key="end")
+        numbers = []
+        while (payload := (await take(messages, 1))[0].payload) != b"end":
+            numbers.append(int(payload[:8]))
+        return numbers
+
+
 class Traffic:
-    """Publishes on one topic, one message after the other."""
+    """Publishes messages on one topic, in order."""
 
     def __init__(self, bus, topic):
         self._bus = bus
@@ -48,7 +59,7 @@ class Traffic:
             self._moved.set()
 
     async def moves(self):
-        """Wait for several acknowledgements from now on."""
+        """Wait for several further acknowledgements."""
         until = self.count + 5
         while self.count < until and not self._task.done():
             self._moved.clear()

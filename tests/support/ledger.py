@@ -1,7 +1,7 @@
-"""What became of every message that was published. Pure: it knows neither a bus nor a broker.
+"""Account for every published message. Pure: uses neither a bus nor a broker.
 
-Publishers number their messages from 1. A ledger keeps runs and holes instead of single messages, so a soak of an hour needs
-no more memory than one of a minute.
+Publishers number their messages from 1. A ledger stores runs and holes instead of messages, so its memory does not grow with the
+duration of a soak.
 """
 
 from __future__ import annotations
@@ -12,29 +12,29 @@ from collections.abc import Hashable
 from dataclasses import asdict, dataclass, field, fields
 
 SLACK = 0.5
-"""Seconds: a gap of unknown size is announced just behind the first messages that come over a new connection."""
+"""Seconds within which a gap of unknown size is announced after the first messages of a new connection."""
 
 TAIL_WITHIN = 30.0
-"""Seconds in which the loss of a stream's last messages is to be announced: a dead link is noticed within 15."""
+"""Seconds within which the loss of a stream's last messages must be announced; a dead connection is detected within 15."""
 
 
 @dataclass(frozen=True)
 class Account:
-    """What one subscription got of what was published, in messages.
+    """The account of one subscription, in messages.
 
     Attributes:
-        acknowledged: the backend's guarantee held for the publisher.
-        unknown: publishing failed, so that they may have arrived or not.
-        delivered: reached the consumer, each counted once.
-        announced: lost, and announced with their number.
-        unsized: lost, and announced as a gap of unknown size.
-        dropped: lost to the subscription's own queue policy, and counted there.
-        silent: lost, and nobody said so.
-        overstated: announced as lost, and not lost.
-        duplicated: came again.
-        reordered: came behind a later one of their stream.
-        damaged: arrived with other bytes than were sent.
-        below_committed: delivered again although committed.
+        acknowledged: acknowledged to the publisher.
+        unknown: publish failed, with an unknown outcome.
+        delivered: delivered to the consumer, without duplicates.
+        announced: lost, and reported with their number.
+        unsized: lost, and reported as a gap of unknown size.
+        dropped: dropped and counted by the subscription's queue.
+        silent: lost, and not reported.
+        overstated: reported as lost, but not lost.
+        duplicated: delivered again.
+        reordered: delivered after a later message of their stream.
+        damaged: delivered with another payload.
+        below_committed: delivered again after their commit.
     """
 
     acknowledged: int = 0
@@ -59,7 +59,7 @@ class Account:
 
 @dataclass
 class _Hole:
-    """Numbers ``first`` to ``end - 1`` are missing between deliveries at ``since`` and ``until``."""
+    """Missing numbers ``first`` to ``end - 1``, between deliveries at ``since`` and ``until``."""
 
     first: int
     end: int
@@ -69,7 +69,7 @@ class _Hole:
 
 @dataclass
 class _Stream:
-    """One life of one publisher."""
+    """One session of one publisher."""
 
     began: float
     acknowledged: int = 0
@@ -83,11 +83,11 @@ class _Stream:
 
 
 class Ledger:
-    """The messages of one topic, as one subscription, or one group, gets them. Times are in seconds, of one clock.
+    """The messages of one topic for one subscription or one group. Times are in seconds of one clock.
 
     Attributes:
-        commits: the group's position in each partition of a log, as far as is known.
-        damaged: messages that arrived with other bytes than were sent.
+        commits: known committed offsets of the group by partition.
+        damaged: messages that were delivered with another payload.
     """
 
     def __init__(self) -> None:
@@ -106,25 +106,25 @@ class Ledger:
     # -- the publisher's side
 
     def acknowledged(self, stream: Hashable, number: int, at: float) -> None:
-        """The publisher was told that message ``number`` is safe, as safe as the backend makes it."""
+        """Record that message ``number`` was acknowledged to the publisher."""
         kept = self._stream(stream, at)
         kept.acknowledged += 1
         kept.last, kept.last_at = max(kept.last, number), at
 
     def acknowledged_to(self, stream: Hashable, number: int, at: float) -> None:
-        """The same for all messages up to ``number``."""
+        """Record that all messages up to ``number`` were acknowledged."""
         kept = self._stream(stream, at)
         kept.acknowledged += max(0, number - kept.last)
         kept.last, kept.last_at = max(kept.last, number), at
 
     def unknown(self, stream: Hashable, number: int, at: float) -> None:
-        """Publishing ``number`` failed: it may arrive or not."""
+        """Record that the publish of ``number`` failed with an unknown outcome."""
         self._stream(stream, at).unknown.add(number)
 
     # -- the subscriber's side
 
     def delivered(self, stream: Hashable, number: int, at: float) -> None:
-        """Message ``number`` was received at ``at``."""
+        """Record that message ``number`` was received at ``at``."""
         kept = self._stream(stream, at)
         if number > kept.highest:
             if number > kept.highest + 1:
@@ -145,29 +145,29 @@ class Ledger:
         kept.delivered += 1
 
     def highest(self, stream: Hashable) -> int:
-        """The last message of a stream that arrived, 0 if none did."""
+        """Return the last received message of a stream, or 0."""
         return self._streams[stream].highest if stream in self._streams else 0
 
     def announced(self, missing: int | None, at: float) -> None:
-        """The subscription said at ``at`` that messages are missing; ``None``: it cannot know how many."""
+        """Record a gap that was reported at ``at``; ``None``: of unknown size."""
         self._announced.append((at, missing))
 
     def committed(self, partition: int, offset: int) -> None:
-        """The group's position in a log, as the broker tells it."""
+        """Record a committed offset of the group."""
         self.commits[partition] = max(offset, self.commits.get(partition, 0))
 
     def fetched(self, assignment: Hashable, partition: int, offset: int) -> None:
-        """A record was delivered by an assignment, which may begin nowhere below what was committed before it."""
+        """Record a delivery by an assignment, which must not start below an earlier commit."""
         floor = self._floors.setdefault((assignment, partition), self.commits.get(partition, 0))
         self._below_committed += offset < floor
 
     # -- the account
 
     def account(self, *, dropped: int = 0) -> Account:
-        """Settle what is missing against what was announced, hole by hole.
+        """Compare missing messages with reported gaps, hole by hole.
 
-        A hole is announced by announcements that came between the deliveries before and behind it. ``dropped`` messages
-        are counted by the subscription's queue, which does not say which ones they were.
+        A hole is reported by gaps between the deliveries before and after the hole. ``dropped`` messages are counted by the
+        subscription's queue, without their numbers.
         """
         announced = sorted(self._announced, key=lambda each: each[0])
         times = [at for at, _ in announced]
@@ -205,7 +205,7 @@ class Ledger:
         )
 
     def _lost(self) -> list[tuple[_Hole, int]]:
-        """Every hole and what is missing in it, by the time at which it has to be explained."""
+        """Return every hole with its missing messages, by the time until which it must be reported."""
         found = []
         for stream in self._streams.values():
             since = stream.delivered_at if stream.highest else stream.began

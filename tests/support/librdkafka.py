@@ -1,4 +1,4 @@
-"""Other programs on Kafka: producers and members of a group with confluent-kafka, which is librdkafka."""
+"""Producers and group members with confluent-kafka, which uses librdkafka."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tests.support.brokers import Backend
 CLASSIC = {"partition.assignment.strategy": "roundrobin", "session.timeout.ms": 6000, "heartbeat.interval.ms": 500}
 CONSUMER = {"group.protocol": "consumer"}
 PROTOCOLS = {"classic": CLASSIC, "KIP-848": CONSUMER}
-"""In the second, the broker assigns."""
+"""Group protocols; in the second, the broker assigns partitions."""
 
 
 def options(kafka: Backend) -> dict[str, Any]:
-    """The options of any client of librdkafka."""
+    """Return the common options of clients of librdkafka."""
     return {"bootstrap.servers": ",".join(map(str, kafka.settings().kafka.servers)), "log_level": 0}
 
 
@@ -43,7 +43,7 @@ async def produce(kafka: Backend, topic: str, *records: dict[str, Any], **more: 
 
 
 async def read(kafka: Backend, topic: str, count: int) -> list[Message]:
-    """The first records of a topic."""
+    """Return the first records of a topic."""
 
     def run() -> list[Message]:
         consumer = Consumer({**options(kafka), "group.id": f"{topic}.reader", "auto.offset.reset": "earliest"})
@@ -60,16 +60,16 @@ async def read(kafka: Backend, topic: str, count: int) -> list[Message]:
 
 
 class Member(threading.Thread):
-    """A member of a group that polls in a thread, and commits what it has seen like most such programs: in the background.
+    """A group member that polls in a thread and commits in the background, as is usual.
 
     Attributes:
-        partitions: that it owns.
+        partitions: assigned partitions.
     """
 
     def __init__(
         self, kafka: Backend, topic: str, group_id: str, seen: Callable[[Message], None] | None = None, **more: Any
     ) -> None:
-        """``seen`` is called for each record in the member's thread, before the record can be committed."""
+        """``seen``: called in the member's thread for each record before its commit."""
         super().__init__(daemon=True, name=f"member of {group_id}")
         self._consumer = Consumer(
             {**options(kafka), "group.id": group_id, "client.id": "a", "enable.auto.offset.store": False, **more}
@@ -89,13 +89,13 @@ class Member(threading.Thread):
                 try:
                     self._consumer.store_offsets(message)
                 except KafkaException:
-                    pass  # the partition was taken away meanwhile
+                    pass  # the partition was revoked meanwhile
             self.partitions = sorted(each.partition for each in self._consumer.assignment())
         if self._leaves:
             self._consumer.close()
 
     async def stop(self, *, leaves: bool = True) -> None:
-        """End the member; without ``leaves`` its group hears nothing of it."""
+        """End the member; without ``leaves``, it does not leave the group."""
         self._leaves = self._leaves and leaves
         self._stopped.set()
         await asyncio.to_thread(self.join)

@@ -1,4 +1,4 @@
-"""Connections without a socket, and a connector that opens them by a script."""
+"""Connections without a socket, and a connector that opens them as scripted."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from msight_bus.errors import BusError, ConnectionLostError
 from msight_bus.message import Message
 
 
-class Link(Connection):
-    """A connection that confirms everything at once.
+class ScriptedConnection(Connection):
+    """A connection that confirms every request at once.
 
     Attributes:
-        refusal: what it answers to a subscription instead.
-        unanswered: keeps the requests of subscriptions, where it is a list.
-        mute: whether it does not answer pings.
+        refusal: error with which subscriptions are refused.
+        unanswered: if a list, collects the requests of subscriptions without an answer.
+        mute: whether pings are not answered.
     """
 
     mute = False
@@ -47,11 +47,11 @@ class Link(Connection):
         return request
 
     def hears(self, topic: str) -> bool:
-        """Whether something is subscribed to a topic."""
+        """Return whether a topic is subscribed to."""
         return topic.encode() in self._routes
 
     def deliver(self, topic: str, *messages: Message) -> None:
-        """Messages come on a topic."""
+        """Deliver messages on a topic."""
         for route in self._routes[topic.encode()]:
             route.stream.deliver(list(messages))
 
@@ -74,28 +74,28 @@ class Link(Connection):
 
 
 class Script:
-    """A connector that does what is next: raises it, or opens a link and calls it with that (reconnecting.Connector)."""
+    """A connector (reconnecting.Connector) that executes steps: raises an error, or opens a connection and calls the step."""
 
     where = "the script"
     refusal_patience = 0.0
 
     def __init__(self, *steps) -> None:
         self.steps = list(steps)
-        self.links: list[Link] = []
-        self.on_leaving: Callable[[Connection], None] = lambda link: None
+        self.links: list[ScriptedConnection] = []
+        self.on_leaving: Callable[[Connection], None] = lambda opened: None
 
-    async def connect(self, on_lost, *, publishes, on_refused, on_leaving) -> Link:
+    async def connect(self, on_lost, *, publishes, on_refused, on_leaving) -> ScriptedConnection:
         self.on_leaving = on_leaving
         await asyncio.sleep(0)
         step = self.steps.pop(0) if self.steps else None
         if isinstance(step, Exception):
             raise step
-        link = Link(on_lost)
-        self.links.append(link)
+        opened = ScriptedConnection(on_lost)
+        self.links.append(opened)
         if step is not None:
-            step(link)
-        return link
+            step(opened)
+        return opened
 
 
-def cut(link: Link) -> None:
-    link.fail(ConnectionLostError("cut"))
+def cut(opened: ScriptedConnection) -> None:
+    opened.fail(ConnectionLostError("cut"))

@@ -1,4 +1,4 @@
-"""What stands between a bus and a broker, or in a broker's place: it counts connections and keeps every byte it is sent."""
+"""Listeners that forward to a broker or replace a broker; they count connections and record the received bytes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 class Recorder:
-    """What a listener has seen.
+    """The record of a listener.
 
     Attributes:
-        port: where it listens, on loopback.
-        connections: how many came.
-        received: all that they sent, one buffer a connection.
-        target: port that they are passed on to; may be changed while it runs.
+        port: port on loopback.
+        connections: number of accepted connections.
+        received: received bytes, one buffer per connection.
+        target: port to which connections are forwarded; can be changed at runtime.
     """
 
     def __init__(self, target: int = 0) -> None:
@@ -34,7 +34,7 @@ class Recorder:
         return b"".join(self.received)
 
     def cut(self) -> None:
-        """End every connection."""
+        """Close every connection."""
         for writer in self._open:
             writer.transport.abort()
 
@@ -44,14 +44,14 @@ class Recorder:
         return self.received[-1]
 
     async def forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Pass a connection on to the target."""
+        """Forward a connection to the target."""
         seen = self._keep(writer)
         there, onwards = await asyncio.open_connection("127.0.0.1", self.target)
         self._open.add(onwards)
         await asyncio.gather(_pump(reader, onwards, seen), _pump(there, writer, None))
 
     def record(self, serve: Serve) -> Serve:
-        """``serve`` with a reader whose bytes are kept."""
+        """Call ``serve`` with a reader whose bytes are recorded."""
 
         async def serve_recorded(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             seen = self._keep(writer)
@@ -115,14 +115,14 @@ async def _shielded(serve: Serve, reader: asyncio.StreamReader, writer: asyncio.
     try:
         await serve(reader, writer)
     except (OSError, asyncio.IncompleteReadError):
-        pass  # the bus has hung up
+        pass  # the bus has closed the connection
     finally:
         writer.transport.abort()
 
 
 @asynccontextmanager
 async def proxy(target: int, port: int = 0) -> AsyncIterator[Recorder]:
-    """A listener that passes every connection on to ``target``, byte by byte."""
+    """Yield a listener that forwards every connection to ``target``."""
     recorder = Recorder(target)
     async with _listening(recorder, recorder.forward, port):
         yield recorder
@@ -130,7 +130,7 @@ async def proxy(target: int, port: int = 0) -> AsyncIterator[Recorder]:
 
 @asynccontextmanager
 async def fake(serve: Serve) -> AsyncIterator[Recorder]:
-    """A listener that answers with ``serve`` in a broker's place."""
+    """Yield a listener that serves connections with ``serve`` instead of a broker."""
     recorder = Recorder()
     async with _listening(recorder, recorder.record(serve)):
         yield recorder

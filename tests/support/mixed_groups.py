@@ -1,4 +1,4 @@
-"""Members of one Kafka group that are of two makes: ours, and confluent-kafka in threads and in processes that can be killed."""
+"""A Kafka group with members of the bus and of confluent-kafka, in threads and in processes that can be killed."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ MEMBERS = [f"{make} {number}" for make in ("ours", "other") for number in range(
 
 
 class MixedGroup:
-    """Members of one group; each message that one of them has seen is in the ledger."""
+    """Members of one group, which record each received message in the ledger."""
 
     def __init__(self, kafka: Backend, topic: str, ledger: Ledger, protocol: str) -> None:
-        """``protocol`` is that of the other make's members, of `PROTOCOLS`."""
+        """``protocol``: group protocol of the members of confluent-kafka, one of `PROTOCOLS`."""
         self._kafka = kafka
         self._topic = topic
         self._ledger = ledger
@@ -59,7 +59,7 @@ class MixedGroup:
         async with python("-m", "tests.faults.peer", *arguments, env=self._kafka.env) as process:
             begun = asyncio.Event()
             reading = asyncio.create_task(self._read(process, begun))
-            with suppress(TimeoutError):  # it may own nothing but partitions without messages
+            with suppress(TimeoutError):  # its partitions can be without messages
                 async with asyncio.timeout(10):
                     await begun.wait()
             yield
@@ -84,17 +84,17 @@ class MixedGroup:
             self._ledger.delivered((message.key().decode(), numbers[0]), numbers[1], time.time())
 
     async def joins(self, who: str, what: str | None = None) -> None:
-        """Let a member join, which is called ``who`` from then on."""
+        """Start a member with the name ``who``."""
         stack = AsyncExitStack()
         await stack.enter_async_context(getattr(self, what or who)())
         self._here[who] = stack
 
     async def leaves(self, who: str) -> None:
-        """Let it leave."""
+        """Stop a member, which leaves the group."""
         await self._here.pop(who).aclose()
 
     async def flows(self) -> None:
-        """Wait until each key's messages flow, if anybody is there to read them."""
+        """Wait until messages of each key are received, if there are members."""
         if not self._here:
             return
         before = [sender.number for sender in self.senders]
@@ -105,7 +105,7 @@ class MixedGroup:
 
     @asynccontextmanager
     async def load(self) -> AsyncIterator[None]:
-        """Publish eight keys; at the end all that was acknowledged has arrived."""
+        """Publish eight keys; at the end, wait until all acknowledged messages are received."""
         async with self._kafka.connect(**SETTINGS) as bus:
             self.senders = [Sender(bus, self._topic, self._ledger, random.Random(i)) for i in range(KEYS)]
             await asyncio.gather(*(sender.send(0, key=f"k{i}") for i, sender in enumerate(self.senders)))
@@ -130,7 +130,7 @@ class MixedGroup:
                     await self.leaves(who)
 
     async def change(self, rng: random.Random) -> None:
-        """Let one member join, leave or be killed."""
+        """Start, stop or kill one member."""
         who = rng.choice(MEMBERS)
         if who in self._here:
             await self.leaves(who)

@@ -1,4 +1,4 @@
-"""Small nodes for the tests, and a way to run some beside a test."""
+"""Small nodes for tests, and functions that run them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DEADLINE = 20.0
 
 
 class Numbers(SourceNode):
-    """Publishes 0, 1, 2, ... as text; ``count`` of them, or for ever."""
+    """Publishes 0, 1, 2, ... as text: ``count`` items, or without end."""
 
     def __init__(self, config: NodeConfig, count: int | None = None) -> None:
         super().__init__(config)
@@ -29,7 +29,7 @@ class Numbers(SourceNode):
 
 
 class Apply(ProcessingNode):
-    """Publishes what a coroutine function makes of each input."""
+    """Publishes the result of a coroutine function for each input."""
 
     def __init__(self, config: NodeConfig, function: Callable[[Any], Awaitable[Any]]) -> None:
         super().__init__(config)
@@ -40,7 +40,7 @@ class Apply(ProcessingNode):
 
 
 class Collect(SinkNode):
-    """Keeps what comes; `until` waits for it."""
+    """Collects inputs; `until` waits for them."""
 
     def __init__(self, config: NodeConfig) -> None:
         super().__init__(config)
@@ -52,13 +52,13 @@ class Collect(SinkNode):
         self.came.set()
 
     async def until(self, count: int) -> list[Any]:
-        """The items, once there are ``count`` of them."""
+        """Wait for ``count`` items and return them."""
         await eventually(self.came, lambda: len(self.items) >= count)
         return self.items
 
 
 async def eventually(news: asyncio.Event, condition: Callable[[], bool]) -> None:
-    """Wait for ``condition``, asked at each ``news``."""
+    """Wait for ``condition``, checked at each ``news``."""
     async with asyncio.timeout(DEADLINE):
         while not condition():
             news.clear()
@@ -66,7 +66,7 @@ async def eventually(news: asyncio.Event, condition: Callable[[], bool]) -> None
 
 
 async def start(bus: Bus, node: Node) -> asyncio.Task[None]:
-    """Run the node in a task; returns when it is ready, or has ended."""
+    """Run the node in a task; return when the node is ready or has ended."""
     task = asyncio.create_task(node.run(bus))
     async with asyncio.timeout(DEADLINE):
         await asyncio.sleep(0)
@@ -76,7 +76,7 @@ async def start(bus: Bus, node: Node) -> asyncio.Task[None]:
 
 @asynccontextmanager
 async def running(bus: Bus, *nodes: Node) -> AsyncIterator[None]:
-    """Run the nodes, each started when the one before is ready; at the end stop them and raise what went wrong."""
+    """Start the nodes in order, each after the previous is ready; at the end stop them and raise their errors."""
     tasks = []
     try:
         for node in nodes:

@@ -1,4 +1,4 @@
-"""What an operator does to a Kafka cluster, with another make's tool: confluent-kafka's admin client."""
+"""Administer a Kafka cluster with confluent-kafka's admin client."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ AUTHORIZING = [
     "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer",
     "allow.everyone.if.no.acl.found=true",
 ]
-"""Lines of a broker on which `Operator.deny` has an effect."""
+"""Configuration of a broker with authorization, which `Operator.deny` needs."""
 
 _WITHIN = 20.0
 _EVERYBODY = "User:ANONYMOUS"
 
 
 class Operator:
-    """An administrator of one cluster. Each method returns when the cluster has done it."""
+    """An administrator of one cluster. Each method returns after the cluster has applied the change."""
 
     def __init__(self, kafka: Backend) -> None:
         self._client = AdminClient(options(kafka))
 
     def close(self) -> None:
-        """End the client."""
+        """Close the client."""
         del self._client
 
     async def create(self, topic: str, partitions: int = 1, **config: str) -> None:
-        """Create a topic, once one of the same name is gone."""
+        """Create a topic, after a topic of the same name was deleted."""
         new = NewTopic(topic, partitions, 1, config={name.replace("_", "."): value for name, value in config.items()})
         while True:
             try:
@@ -53,7 +53,7 @@ class Operator:
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise
-                await asyncio.sleep(0.02)  # it is still being deleted
+                await asyncio.sleep(0.02)  # the old topic is still being deleted
             else:
                 break
         await self._until_partitions(topic, partitions)
@@ -63,7 +63,7 @@ class Operator:
         await self._done(self._client.delete_topics, [topic])
 
     async def add_partitions(self, topic: str, total: int) -> None:
-        """Let a topic have ``total`` partitions."""
+        """Increase the number of partitions to ``total``."""
         await self._done(self._client.create_partitions, [NewPartitions(topic, total)])
         await self._until_partitions(topic, total)
 
@@ -74,16 +74,16 @@ class Operator:
         await self._done(self._client.incremental_alter_configs, [resource])
 
     async def delete_records(self, topic: str, before: dict[int, int]) -> None:
-        """Delete what lies below an offset of each partition, as retention does."""
+        """Delete the records below an offset of each partition, as retention does."""
         offsets = [TopicPartition(topic, partition, offset) for partition, offset in before.items()]
         await self._done(self._client.delete_records, offsets)
 
     async def deny(self, kind: str, name: str, operation: str) -> None:
-        """Take a permission away from everybody: ``kind`` is topic or group, ``operation`` read, write or describe."""
+        """Deny a permission to all users: ``kind`` is topic or group, ``operation`` read, write or describe."""
         await self._done(self._client.create_acls, [AclBinding(*self._acl(kind, name, operation))])
 
     async def permit(self, kind: str, name: str, operation: str) -> None:
-        """Give it back."""
+        """Remove the denial."""
         await self._done(self._client.delete_acls, [AclBindingFilter(*self._acl(kind, name, operation))])
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Peers that speak just enough Redis or NATS to a bus, read every command strictly, and then do what a test wants."""
+"""Minimal Redis and NATS servers for tests, which parse every command strictly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INFO = {"server_id": "x", "version": "2.15.1", "proto": 1, "headers": True, "max
 
 
 class Command(NamedTuple):
-    """One command as it came over the wire: its verb, its words, and what followed its line."""
+    """A received command: its verb, its words, and the data after its line."""
 
     verb: str
     words: tuple[bytes, ...]
@@ -25,7 +25,7 @@ class Command(NamedTuple):
 
 
 class MalformedError(Exception):
-    """What came is no sequence of well-formed commands."""
+    """The received data is not a sequence of well-formed commands."""
 
 
 # -- NATS
@@ -34,7 +34,7 @@ _LINE = re.compile(rb"(CONNECT|PING|PONG|SUB|UNSUB|HPUB)(?: ([^\r\n]+))?")
 
 
 def read_nats(data: bytes) -> tuple[list[Command], bytes]:
-    """The commands in ``data``, read to the letter, and the unfinished rest."""
+    """Parse ``data`` strictly; return the commands and the incomplete rest."""
     commands: list[Command] = []
     while b"\r\n" in data:
         line, _, rest = data.partition(b"\r\n")
@@ -46,7 +46,7 @@ def read_nats(data: bytes) -> tuple[list[Command], bytes]:
         headers = payload = b""
         if verb == "HPUB":
             if len(words) == 4 and not words[1]:
-                words = words[:1] + words[2:]  # nats-py leaves the place of the reply subject empty
+                words = words[:1] + words[2:]  # nats-py leaves the reply subject empty
             if len(words) != 3:
                 raise MalformedError(line[:80])
             head, total = int(words[1]), int(words[2])
@@ -70,7 +70,7 @@ def answer_nats(command: Command) -> bytes:
 
 
 def read_redis(data: bytes) -> tuple[list[Command], bytes]:
-    """The commands in ``data``: arrays of bulk strings, nothing else."""
+    """Parse the commands in ``data``, which must be arrays of bulk strings."""
     commands: list[Command] = []
     while data:
         words, rest = _array(data)
@@ -122,18 +122,18 @@ def _confirm(kind: bytes, channel: bytes) -> bytes:
 
 
 class Valve:
-    """Holds back what a peer writes, on all its connections, from `close` to `open`; afterwards it stays open."""
+    """Delays the writes of a peer on all its connections from `close` to `open`."""
 
     def __init__(self) -> None:
         self._held: list[tuple[asyncio.StreamWriter, bytes]] = []
         self._closed = self._done = False
 
     def close(self) -> None:
-        """Write nothing from now on."""
+        """Delay all further writes."""
         self._closed = not self._done
 
     def open(self) -> None:
-        """Write what was held, and go on for good."""
+        """Write the delayed data, and delay nothing from now on."""
         self._closed, self._done = False, True
         for writer, data in self._held:
             if not writer.is_closing():
@@ -141,7 +141,7 @@ class Valve:
         self._held.clear()
 
     def behind(self, serve: Serve) -> Serve:
-        """``serve`` with a writer that obeys the valve."""
+        """Call ``serve`` with a writer that the valve controls."""
 
         async def serve_behind(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await serve(reader, _ValveWriter(self, writer))  # type: ignore[arg-type]
@@ -149,7 +149,7 @@ class Valve:
         return serve_behind
 
     def write(self, writer: asyncio.StreamWriter, data: bytes) -> None:
-        """Write, now or later."""
+        """Write now, or when the valve opens."""
         if self._closed:
             self._held.append((writer, data))
         else:
@@ -157,7 +157,7 @@ class Valve:
 
 
 class _ValveWriter:
-    """What a `Peer` uses of a writer."""
+    """The methods of a writer that a `Peer` uses."""
 
     def __init__(self, valve: Valve, writer: asyncio.StreamWriter) -> None:
         self._valve = valve
@@ -171,11 +171,11 @@ class _ValveWriter:
 
 
 class Peer:
-    """Serves one connection after the other (listeners.Serve), and keeps what it was told.
+    """Serves connections (listeners.Serve) and records the commands.
 
     Attributes:
-        commands: all of them, of every connection.
-        malformed: what could not be read; the connection ends there.
+        commands: commands of all connections.
+        malformed: malformed data, after which a connection is closed.
     """
 
     def __init__(
@@ -189,9 +189,10 @@ class Peer:
         """
         Args:
             kind: ``redis`` or ``nats``.
-            answer: to a command; None is the usual answer.
-            greeting: what it begins with, if not as usual.
-            then: behind a command that satisfies the first, the second takes over, and nobody else is served.
+            answer: returns the answer to a command; None: the default answer.
+            greeting: first data of a connection; default: that of the server.
+            then: a condition and a function; after a command that satisfies the condition, the function serves the connection,
+                and no other connection is served.
         """
         self.commands: list[Command] = []
         self.malformed: list[MalformedError] = []

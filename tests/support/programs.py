@@ -1,4 +1,4 @@
-"""Running a program of the repository as its user would."""
+"""Run a program of the repository like a user."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A TCP proxy between a bus and its broker that does to connections what networks do, from a seed.
+"""A TCP proxy between a bus and its broker that injects network faults from a seed.
 
-It runs on the loop of the test, on plain sockets, so that a byte forwarded alone is a byte read alone.
+The proxy runs on the event loop of the test and on plain sockets, so that a single forwarded byte is a single read.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _CHUNK = 64 * 1024
 _SEGMENT = 1400
 _SHARES = 50
-"""Parts of a second's worth of data that a limited direction reads and forwards at a time."""
+"""A direction with a limited rate reads and forwards this fraction of a second's data at a time."""
 
 
 @dataclass
-class Weather:
-    """What happens to all that is forwarded from now on.
+class NetworkConditions:
+    """How data is forwarded.
 
     Attributes:
-        delay: seconds that each chunk is held back.
-        rate: bytes a second in each direction of a connection; ``None`` is no limit.
-        uplink: the same towards the broker only; it wins over ``rate`` there.
-        slices: chunks are forwarded in parts of 1 to this many bytes; 1 is single bytes; ``None`` is whole.
-        login: seconds that the first chunk of a connection towards the broker is held back.
+        delay: delay of each chunk, in seconds.
+        rate: bytes a second in each direction of a connection; ``None``: no limit.
+        uplink: bytes a second towards the broker; overrides ``rate`` there.
+        slices: maximum bytes of the random parts in which chunks are forwarded; ``None``: whole chunks.
+        login: delay of the first chunk of a connection towards the broker, in seconds.
     """
 
     delay: float = 0.0
@@ -61,25 +61,25 @@ class _Pair:
 
 
 class FaultProxy:
-    """Forwards connections to a broker on loopback, and harms them when told to.
+    """Forwards connections to a broker on loopback and injects faults.
 
     Attributes:
-        port: where it listens.
-        weather: how it forwards.
-        accepted: connections so far.
-        faults: connections that were reset or cut so far.
+        port: port of the proxy.
+        conditions: how data is forwarded.
+        accepted: number of accepted connections.
+        faults: number of connections that were reset or cut.
     """
 
     def __init__(self, broker_port: int = 0, *, seed: int = 0, receive_buffer: int | None = None) -> None:
         """
         Args:
-            broker_port: where the broker listens, on loopback.
-            seed: of what is random.
-            receive_buffer: bytes that the kernel takes from a client before the proxy reads them; so small a buffer makes
-                TCP acknowledge no faster than the proxy forwards, in segments as small as those of a real network.
+            broker_port: port of the broker on loopback.
+            seed: seed of the random faults.
+            receive_buffer: size of the kernel's receive buffer for clients, in bytes; a small buffer makes TCP acknowledge no
+                faster than the proxy forwards, in segments of the size of a real network.
         """
         self.broker_port = broker_port
-        self.weather = Weather()
+        self.conditions = NetworkConditions()
         self.accepted = 0
         self.faults = 0
         self._rng = random.Random(seed)
@@ -89,7 +89,7 @@ class FaultProxy:
         self._flowing.set()
         self._vanished = False
         self._listener = socket.socket()
-        if receive_buffer is not None:  # before listening, or what is accepted does not inherit it
+        if receive_buffer is not None:  # set before listening, so that accepted sockets inherit it
             self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
             self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, _SEGMENT)
         self._listener.bind((HOST, 0))
@@ -113,27 +113,27 @@ class FaultProxy:
 
     @property
     def connections(self) -> int:
-        """Connections open now."""
+        """Number of open connections."""
         return len(self._pairs)
 
     # -- faults
 
     def stall(self) -> None:
-        """Become half-open: accept connections and data, forward nothing."""
+        """Simulate half-open connections: accept connections and data, and forward nothing."""
         self._flowing.clear()
 
     def flow(self) -> None:
-        """Forward again."""
+        """Resume forwarding."""
         self._flowing.set()
 
     def vanish(self) -> None:
-        """Drop everything from now on, in both directions and without a word: what comes now is lost with its connection."""
+        """Drop all data silently, in both directions; affected connections do not recover."""
         self._vanished = True
         for pair in self._pairs:
             pair.vanished = True
 
     def appear(self) -> None:
-        """Forward new connections again; those that lost data stay silent, as behind a router that has forgotten them."""
+        """Forward new connections again; connections that lost data stay silent, as after a router lost their state."""
         self._vanished = False
 
     async def reset(self) -> None:
@@ -142,7 +142,7 @@ class FaultProxy:
         await asyncio.gather(*(self._end(pair, reset=True) for pair in list(self._pairs)))
 
     def cut_after(self, n: int) -> None:
-        """End each open connection (FIN) behind its next ``n`` bytes of either direction, wherever they end."""
+        """Close each open connection (FIN) after its next ``n`` bytes of either direction."""
         for pair in self._pairs:
             pair.left = n
 
@@ -182,7 +182,7 @@ class FaultProxy:
     async def _copy(self, pair: _Pair, source: socket.socket, target: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         up = source is pair.sides[0]
-        held = self.weather.login if up else 0
+        held = self.conditions.login if up else 0
         while data := await loop.sock_recv(source, self._step(up)):
             if held:
                 await asyncio.sleep(held)
@@ -191,8 +191,8 @@ class FaultProxy:
                 if pair.vanished:
                     break
                 await self._flowing.wait()
-                if self.weather.delay:
-                    await asyncio.sleep(self.weather.delay)
+                if self.conditions.delay:
+                    await asyncio.sleep(self.conditions.delay)
                 left = pair.left
                 if left is not None and len(part) >= left:
                     await loop.sock_sendall(target, part[:left])
@@ -203,18 +203,18 @@ class FaultProxy:
                     pair.left = left - len(part)
                 rate = self._rate(up)
                 await asyncio.sleep(len(part) / rate if rate else 0)
-        if pair.vanished:  # so is the end
+        if pair.vanished:  # the end of the stream is delayed too
             await asyncio.Event().wait()
 
     def _rate(self, up: bool) -> float | None:
-        return self.weather.uplink if up and self.weather.uplink is not None else self.weather.rate
+        return self.conditions.uplink if up and self.conditions.uplink is not None else self.conditions.rate
 
     def _step(self, up: bool) -> int:
         rate = self._rate(up)
         return _CHUNK if rate is None else max(1, int(rate / _SHARES))
 
     def _parts(self, data: bytes, step: int) -> list[bytes]:
-        slices = self.weather.slices
+        slices = self.conditions.slices
         if slices is None:
             return [data[at : at + step] for at in range(0, len(data), step)]
         parts = []
@@ -246,6 +246,6 @@ def port_of(backend: Backend) -> int:
 
 
 def through(proxy: FaultProxy, backend: Backend) -> Backend:
-    """The same broker, reached through the proxy."""
+    """Return the settings of the broker with the address of the proxy."""
     port = str(port_of(backend))
     return Backend(backend.name, {name: value.replace(port, str(proxy.port)) for name, value in backend.env.items()})

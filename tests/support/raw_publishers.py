@@ -1,4 +1,4 @@
-"""A publisher made of a socket and bytes: it stamps whatever session and sequence a test wants."""
+"""A publisher on a plain socket, with any session and sequence."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WITHIN = 20.0
 
 
 class RawPublisher:
-    """Writes envelopes by hand on a connection of its own."""
+    """Writes envelopes on its own connection."""
 
     def __init__(self, kind: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._kind = kind
@@ -34,7 +34,7 @@ class RawPublisher:
         return b"HPUB %b %d %d\r\n%b%b\r\n" % (name, len(block), len(block) + len(payload), block, payload)
 
     async def send(self, topic: str, stamps: Iterable[tuple[int, int]], payload: bytes = b"x") -> None:
-        """Publish one message for each (session, sequence); returns when the broker has taken them all."""
+        """Publish one message per (session, sequence); return when the broker has received all."""
         commands = [self._command(topic, session, sequence, payload) for session, sequence in stamps]
         self._writer.write(b"".join(commands))
         async with asyncio.timeout(_WITHIN):
@@ -46,13 +46,13 @@ class RawPublisher:
                 await self._reader.readuntil(b"PONG\r\n")
 
     async def announce(self, topic: str, session: int, highest: int) -> None:
-        """Say that ``highest`` was the session's last sequence on ``topic``."""
+        """Announce ``highest`` as the session's last sequence on ``topic``."""
         await self.send("_msight.seq", [(session, 1)], msgspec.msgpack.encode((session, {topic: highest})))
 
 
 @asynccontextmanager
 async def raw_publisher(backend: Backend) -> AsyncIterator[RawPublisher]:
-    """A connection to the backend's real broker, Redis or NATS."""
+    """Open a connection to the backend's broker, Redis or NATS."""
     if backend.name == "redis":
         port = int(backend.env["MSIGHT_REDIS_MESSAGE_BROKER_PORT"])
     else:

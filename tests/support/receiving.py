@@ -1,4 +1,4 @@
-"""Taking messages off a subscription."""
+"""Receive messages from a subscription."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from msight_bus import Bus
 
 
 async def take(messages, n, *, within=20.0):
-    """The next ``n`` messages."""
+    """Return the next ``n`` messages."""
     async with asyncio.timeout(within):
         return [await anext(messages) for _ in range(n)]
 
@@ -18,7 +18,7 @@ async def numbers(messages, n):
 
 
 def lose(bus: Bus, topic: str) -> None:
-    """Count a message on ``topic`` that never arrives; Redis, NATS and memory."""
+    """Increment the sequence of ``topic`` without a message, which simulates a loss; Redis, NATS and memory."""
     published = bus.core.backend._topics.known(topic)
     assert published is not None
     published.counter.sequence += 1

@@ -1,4 +1,4 @@
-"""A NATS server whose configuration changes while it runs."""
+"""Reload the configuration of a NATS server."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class NatsServer:
         self._path = broker.log_path.parent / "nats.conf"
 
     def change(self, old: str, new: str) -> None:
-        """Change what it reads when it starts again."""
+        """Change the configuration for the next start."""
         text = self._path.read_text()
         assert old in text
         self._path.write_text(text.replace(old, new))
 
     async def reload(self, old: str, new: str) -> None:
-        """Change the configuration while it runs, and wait until the server has read it."""
+        """Change the configuration of the running server and wait until it is reloaded."""
         self.change(old, new)
         reloads = self._reloads()
         os.kill(self.broker.pid, signal.SIGHUP)

@@ -1,4 +1,4 @@
-"""An error that is raised again and again must not grow: each time it is a new one, and nothing of the calls before stays."""
+"""Check that a repeatedly raised error is a new object each time, without references to earlier calls."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable
 
 TIMES = 1000
 FRAMES = 200
-"""More than any call is deep, causes included; an error that is raised again grows by one call each time."""
+"""Upper bound of the frames of one call, causes included; a reused error would gain frames with each call."""
 
 
 def frames(error: BaseException | None) -> int:
-    """Frames that an error keeps, with those of its causes."""
+    """Return the number of frames of an error and its causes."""
     count = 0
     while error is not None:
         count += len(list(traceback.walk_tb(error.__traceback__)))
@@ -20,7 +20,7 @@ def frames(error: BaseException | None) -> int:
 
 
 async def error_of(call: Callable[[], Awaitable[object]]) -> Exception | None:
-    """What a call raises."""
+    """Return the error that a call raises."""
     try:
         await call()
     except Exception as error:
@@ -29,7 +29,7 @@ async def error_of(call: Callable[[], Awaitable[object]]) -> Exception | None:
 
 
 async def assert_does_not_grow(call: Callable[[], Awaitable[object]], kind: type[Exception]) -> None:
-    """Each of many calls raises an error of its own, of exactly ``kind``, with the same text."""
+    """Check that many calls raise separate errors of exactly ``kind`` with the same text."""
     last: Exception | None = None
     raised_again = 0
     for _ in range(TIMES):

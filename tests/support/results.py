@@ -1,4 +1,4 @@
-"""Results of benchmarks that nobody measured."""
+"""Invented results of benchmarks."""
 
 from __future__ import annotations
 
@@ -28,6 +28,6 @@ def make_result() -> dict[str, Any]:
         "started": "2026-01-02T03:04:05+00:00",
         "seconds": 600.0,
         "machine": machine,
-        "versions": {"msight-bus": "0.1.0"},
+        "versions": {"msight-bus": "0.2.0"},
         "backends": {"redis": measured},
     }

@@ -1,4 +1,4 @@
-"""What fault tests have in common: brokers and processes of their own, and the book that each test keeps."""
+"""Common code of fault tests: brokers, processes, and the record of each test."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ from tests.support.ledger import Account, Ledger
 LIVE = ["redis", "nats"]
 EVERY = [*LIVE, "kafka"]
 QUICKLY = {"MSIGHT_RECONNECT_MAX": "0.2", "MSIGHT_PING_INTERVAL": "0.3", "MSIGHT_PONG_TIMEOUT": "0.3"}
-"""Settings with which an outage of a test is over soon."""
+"""Settings with short deadlines, for short outages."""
 
 
 @contextmanager
 def own_broker(kind: str, config: Sequence[str] = ()) -> Iterator[tuple[brokers.RunningBroker, Backend]]:
-    """A broker that the test may kill."""
+    """Start a broker that the test can kill."""
     with start_broker(kind, config) as broker:
         yield broker, make_backend(kind, broker)
 
 
 async def until(condition: Callable[[], object], within: float = 20.0) -> None:
-    """Wait for what has no event to wait for."""
+    """Poll until ``condition`` holds."""
     async with asyncio.timeout(within):
         while not condition():
             await asyncio.sleep(0.01)
 
 
 def seen(events: Sequence[BusEvent], kind: type[BusEvent]) -> list[BusEvent]:
-    """The events of one kind."""
+    """Return the events of one kind."""
     return [event for event in events if isinstance(event, kind)]
 
 
 @asynccontextmanager
 async def python(*arguments: str, env: dict[str, str]) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A Python process that is killed at the end."""
+    """Run a Python process that is killed at the end."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *arguments,
@@ -64,7 +64,7 @@ async def python(*arguments: str, env: dict[str, str]) -> AsyncIterator[asyncio.
 
 
 def whole(account: Account) -> bool:
-    """Nothing was lost in silence, misread, repeated or swapped, and each loss was announced with its size."""
+    """Check that no message was lost unreported, damaged, duplicated or reordered, and each loss was reported with its size."""
     return account == Account(
         acknowledged=account.acknowledged,
         unknown=account.unknown,
@@ -74,15 +74,15 @@ def whole(account: Account) -> bool:
 
 
 class Leftovers:
-    """Threads and descriptors that were not there at the beginning."""
+    """Threads and file descriptors that were not open at the start."""
 
     def __init__(self) -> None:
-        loop_factory()().close()  # the first loop of a process opens a pipe for ever
+        loop_factory()().close()  # the first event loop of a process opens a pipe that stays open
         self._threads = set(threading.enumerate())
         self._descriptors = _descriptors()
 
     def now(self) -> list[str]:
-        """What is left over, named."""
+        """Return the names of leftover threads and descriptors."""
         gc.collect()
         threads = [f"thread {thread.name}" for thread in threading.enumerate() if thread not in self._threads]
         return threads + [f"descriptor {one}" for one in sorted(_descriptors() - self._descriptors)]
@@ -97,16 +97,16 @@ def _descriptors() -> set[str]:
         try:
             found.add(f"{each.name} {each.readlink()}")
         except OSError:
-            continue  # it was that of the listing itself
+            continue  # the descriptor of this listing
     return found
 
 
 class Book:
-    """The figures of one test: a ledger for each topic, times to recover, peak memory, what was left over.
+    """The record of one test: a ledger per topic, recovery times, peak memory, and leftovers.
 
     Attributes:
-        recovered: seconds until messages flowed again, for each fault.
-        dropped: what subscriptions counted as dropped by their own queues, by topic.
+        recovered: seconds until messages were delivered again, by fault.
+        dropped: messages that the queues of subscriptions dropped, by topic.
     """
 
     def __init__(self) -> None:
@@ -117,12 +117,12 @@ class Book:
         forget_peak()
 
     def account(self) -> Account:
-        """All ledgers together."""
+        """Return the sum of all ledgers."""
         accounts = [ledger.account(dropped=self.dropped[topic]) for topic, ledger in self.ledgers.items()]
         return sum(accounts, Account())
 
     def close(self) -> dict[str, Any]:
-        """The figures, in one line each."""
+        """Return the figures, one per line."""
         left = self._leftovers.now()
         figures: dict[str, Any] = {"ledger": str(self.account()), "peak memory": f"{peak_bytes() / 2**20:.0f} MiB"}
         if self.recovered:

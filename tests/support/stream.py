@@ -1,4 +1,4 @@
-"""Numbered messages, who sends them and who reads them; each is entered in a ledger."""
+"""Send and receive numbered messages, recorded in a ledger."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _assignments = itertools.count()
 
 
 def make(life: int, number: int, size: int) -> bytes:
-    """A message of ``size`` bytes behind its head; they follow from its number."""
+    """Return a message of a head and ``size`` bytes; the number determines the bytes."""
     start = number * 7919 % LONGEST
     return _HEAD.pack(life, number) + _BODIES[start : start + size]
 
 
 def read(payload: bytes) -> tuple[int, int] | None:
-    """The life and number of a message, ``None`` if it is not what was sent."""
+    """Return the session and number of a message; ``None`` if the message is damaged."""
     if len(payload) < _HEAD.size:
         return None
     life, number = _HEAD.unpack_from(payload)
@@ -37,13 +37,13 @@ def read(payload: bytes) -> tuple[int, int] | None:
 
 
 class Sender:
-    """Publishes numbered messages until it is told to stop.
+    """Publishes numbered messages until `stop` is set.
 
     Attributes:
-        number: of the last one.
-        life: of this publisher, in its messages.
-        stop: set it to end.
-        errors: the types of what publishing has raised.
+        number: number of the last message.
+        life: session of this publisher, part of its messages.
+        stop: event that ends the sender.
+        errors: types of the raised errors.
     """
 
     def __init__(self, bus: Bus, topic: str, ledger: Ledger, rng: random.Random, *, life: int = 1) -> None:
@@ -57,13 +57,13 @@ class Sender:
         self.life = life
 
     async def run(self, *, longest: int = 2000, pause: float = 0.001, burst: int = 1, key: str | None = None) -> None:
-        """Publish ``burst`` messages of up to ``longest`` bytes, pause for so many seconds, and so on."""
+        """Publish ``burst`` messages of up to ``longest`` bytes, pause, and repeat."""
         while not self.stop.is_set():
             await asyncio.gather(*(self.send(self._rng.randint(0, longest), key=key) for _ in range(burst)))
             await asyncio.sleep(pause)
 
     async def send(self, size: int, *, key: str | None = None) -> bool:
-        """Publish one; returns whether it was acknowledged."""
+        """Publish one message; return whether it was acknowledged."""
         self.number = number = self.number + 1
         stream = (key, self.life)
         try:
@@ -96,11 +96,11 @@ async def take_all(messages: Subscription, ledger: Ledger, *, pause: float = 0.0
 
 
 class Traffic:
-    """A sender and a reader at work.
+    """A running sender and reader.
 
     Attributes:
-        sender: publishes.
-        messages: the reader's subscription.
+        sender: the sender.
+        messages: subscription of the reader.
     """
 
     def __init__(self, sender: Sender, messages: Subscription, ledger: Ledger, key: str | None) -> None:
@@ -110,7 +110,7 @@ class Traffic:
         self._stream = (key, sender.life)
 
     async def flows(self, *, messages: int = 30, within: float = 20.0) -> float:
-        """Wait until ``messages`` arrive of those published from now on; returns how long the first took, in seconds."""
+        """Wait for ``messages`` messages published from now on; return the seconds until the first."""
         began = time.monotonic()
         number = self.sender.number
         async with asyncio.timeout(within):
@@ -134,7 +134,7 @@ async def traffic(
     group_id: str | None = None,
     **how: Any,
 ) -> AsyncIterator[Traffic]:
-    """Numbered messages flow from one bus to another; at the end the last one has arrived. ``how`` is for `Sender.run`."""
+    """Send numbered messages from one bus to another; at the end wait for the last one. ``how``: arguments of `Sender.run`."""
     async with receiving.subscribe(topic, group_id=group_id) as messages:
         sender = Sender(sending, topic, ledger, random.Random(seed))
         flow = Traffic(sender, messages, ledger, key)
@@ -156,7 +156,7 @@ async def traffic(
 
 
 class Events(list[BusEvent]):
-    """What a bus reports: give it to ``connect(on_event=...)``; gaps go into the ledger of their topic."""
+    """Collects events as ``connect(on_event=...)``, and records gaps in the ledger of their topic."""
 
     def __init__(self, ledgers: Mapping[str, Ledger]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What tests of secured brokers do with a bus: talk through it, or be refused by it."""
+"""Publish and receive on secured brokers, or check that a connection is refused."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def new_topic() -> str:
 
 
 def settings_of(environ: dict[str, str], **more: str) -> BusSettings:
-    """Settings with a short deadline, which ``more`` may change."""
+    """Return settings with a short deadline; ``more`` overrides them."""
     return BusSettings(environ={"MSIGHT_CONNECT_TIMEOUT": f"{CONNECT_TIMEOUT:g}", **environ, **more})
 
 
 async def talk(settings: BusSettings) -> None:
-    """Publish, and receive what was published."""
+    """Publish and receive a message."""
     topic = new_topic()
     async with msight_bus.connect(settings) as bus, bus.subscribe(topic) as messages:
         await bus.publish(topic, b"hello", headers={"a": "b"})
@@ -41,7 +41,7 @@ async def talk(settings: BusSettings) -> None:
 
 
 async def refused(kind: type[BusError], settings: BusSettings, watch: Watch, match: str = "") -> BusError:
-    """Connect in vain: one error, of exactly this type, within the deadline."""
+    """Check that connecting raises one error of exactly this type within the deadline."""
     loop = asyncio.get_running_loop()
     start = loop.time()
     with pytest.raises(BusError, match=match or None) as caught:
@@ -55,7 +55,7 @@ async def refused(kind: type[BusError], settings: BusSettings, watch: Watch, mat
 
 
 def loudly(environ: dict[str, str], watch: Watch, match: str, **more: str) -> BusSettings:
-    """Settings that warn."""
+    """Return settings whose creation warns."""
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         settings = settings_of(environ, **more)
@@ -68,7 +68,7 @@ def loudly(environ: dict[str, str], watch: Watch, match: str, **more: str) -> Bu
 
 
 class Seen(list):
-    """Events, which can be waited for."""
+    """Collected events, with a method that waits for one."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Running ``msight-bus`` on a terminal of a given width."""
+"""Run ``msight-bus`` on a terminal of a given width."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def on_a_terminal(*arguments: str, columns: int = 80, **variables: str) -> tuple[int, str]:
-    """Return the exit status of ``msight-bus`` and what its terminal shows, without colours."""
+    """Return the exit status of ``msight-bus`` and the text of its terminal, without colours."""
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
     environment |= {"TERM": "xterm", **variables}
     pid, terminal = pty.fork()

@@ -1,6 +1,6 @@
-"""A TLS server in front of one that has none, as stunnel is.
+"""A TLS server that forwards to a server without TLS, like stunnel.
 
-It has threads because asyncio's TLS hangs up on a failed handshake without the alert that says why, and no server does that.
+The server uses threads, because asyncio closes the connection after a failed handshake without the alert that servers send.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import threading
 
 
 class TlsFront:
-    """Listens on ``port`` of loopback, and passes what it decrypts on to the port ``target``."""
+    """Listens on ``port`` of loopback and forwards the decrypted data to the port ``target``."""
 
     def __init__(self, target: int, context: ssl.SSLContext) -> None:
         class Handler(socketserver.BaseRequestHandler):
@@ -38,7 +38,7 @@ class _Server(socketserver.ThreadingTCPServer):
 def _serve(client: socket.socket, target: int, context: ssl.SSLContext) -> None:
     try:
         secure = context.wrap_socket(client, server_side=True)
-    except OSError:  # the alert is sent; closing now, with bytes unread, would take it back
+    except OSError:  # closing with unread data would discard the sent alert
         with contextlib.suppress(OSError):
             client.shutdown(socket.SHUT_WR)
             while client.recv(65536):
@@ -58,5 +58,5 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
     except OSError:
         pass
     for end in (source, sink):
-        with contextlib.suppress(OSError):  # it is gone already
+        with contextlib.suppress(OSError):  # already closed
             end.shutdown(socket.SHUT_RDWR)

@@ -36,9 +36,9 @@ def test_certainty_spares_nothing_and_nothing_is_the_default(fault):
 
 def test_commands_come_first_in_order_and_by_topic():
     injector = Injector(Faults())
-    injector.command("drop", "b", 1)
-    injector.command("delay", None, 2)
-    injector.command("reorder", "a", 1)
+    injector.inject("drop", "b", 1)
+    injector.inject("delay", None, 2)
+    injector.inject("reorder", "a", 1)
     assert [injector.decide(topic) for topic in "aaabb"] == ["delay", "delay", "reorder", "drop", None]
 
 
@@ -67,4 +67,4 @@ def test_what_is_no_probability_or_time_is_refused(wrong):
 @pytest.mark.parametrize(("fault", "times"), [("lose", 1), ("drop", 0)])
 def test_what_cannot_be_commanded_is_refused(fault, times):
     with pytest.raises(ValueError, match="fault|times"):
-        Injector(Faults()).command(fault, None, times)
+        Injector(Faults()).inject(fault, None, times)

@@ -134,9 +134,11 @@ async def test_a_long_day_takes_no_time_beside_idle_workers(msight_simulation):
         await asyncio.get_running_loop().run_in_executor(executor, work)
         await asyncio.to_thread(work)
         await off_loop(work)
-        with mock.patch.object(VirtualClockLoop, "jump", autospec=True, side_effect=VirtualClockLoop.jump) as jump:
+        with mock.patch.object(
+            VirtualClockLoop, "advance", autospec=True, side_effect=VirtualClockLoop.advance
+        ) as advance:
             await asyncio.sleep(DAY)
-    assert max(call.args[1] for call in jump.mock_calls) == pytest.approx(DAY)
+    assert max(call.args[1] for call in advance.mock_calls) == pytest.approx(DAY)
 
 
 # -- worker processes

@@ -86,6 +86,7 @@ class KafkaPublisher:
         name: str | None,
         within: float,
         *,
+        alone: bool,
         on_closed: Callable[[str], None] | None,
     ) -> None:
         """
@@ -94,12 +95,14 @@ class KafkaPublisher:
             topic: to publish on.
             name: the publisher's stable name, which selects the partition of messages without a key; ``None`` to spread them.
             within: seconds that a message may wait.
+            alone: whether messages share no acknowledgement; for single messages, whose callers wait for each.
             on_closed: called once, with the topic.
         """
         self._backend = backend
         self._topic = topic
         self._name = name
         self._within = within
+        self._alone = alone
         self._on_closed = on_closed
         self._gates: dict[str | None, Gate] = {}
         self.on_refused: Callable[[BusError, int], None] | None = None  # never called: each message has its own outcome
@@ -115,7 +118,7 @@ class KafkaPublisher:
         """Add a record to its partition's batch; ``BLOCKED`` if the writer is congested or an earlier record of the key waits."""
         if self._gates and key in self._gates:
             return BLOCKED
-        return self._backend.publish(self._topic, payload, key, headers, self._name)
+        return self._backend.publish(self._topic, payload, key, headers, self._name, alone=self._alone)
 
     async def send(self, payload: bytes, key: str | None, headers: Mapping[str, str] | None) -> asyncio.Future[None]:
         """Add a record to its partition's batch, after earlier records of the key and once the writer is not congested.
@@ -130,7 +133,7 @@ class KafkaPublisher:
         try:
             async with gate.turn(self._within):
                 while True:
-                    done = self._backend.publish(self._topic, payload, key, headers, self._name)
+                    done = self._backend.publish(self._topic, payload, key, headers, self._name, alone=self._alone)
                     if not isinstance(done, Blocked):
                         return done
                     await self._backend.ready(self._topic, key, self._name)
@@ -260,7 +263,14 @@ class KafkaBackend:
         self._refused_since = None
 
     def publish(
-        self, topic: str, payload: bytes, key: str | None, headers: Mapping[str, str] | None, name: str | None
+        self,
+        topic: str,
+        payload: bytes,
+        key: str | None,
+        headers: Mapping[str, str] | None,
+        name: str | None,
+        *,
+        alone: bool,
     ) -> asyncio.Future[None] | Blocked:
         """Add a record to its partition's batch.
 
@@ -276,7 +286,7 @@ class KafkaBackend:
             route = None if routes is None else routes.get(name)
             if route is not None and len(payload) <= route.surely_fits:
                 writer = route.only or route.take_turn()
-                return BLOCKED if writer is None or writer.congested else writer.append(None, payload)
+                return BLOCKED if writer is None or writer.congested else writer.append(None, payload, alone=alone)
         self._check_permitted()
         info = self._directory.known(topic)
         if info is None or not self._producer.is_open:
@@ -285,7 +295,7 @@ class KafkaBackend:
         user = [(header, to_bytes(value)) for header, value in headers.items()] if headers else []
         self._check_size(topic, info, record_key, payload, user)
         writer = self._writer(topic, info, record_key, name)
-        return BLOCKED if writer is None else writer.append(record_key, payload, user)
+        return BLOCKED if writer is None else writer.append(record_key, payload, user, alone=alone)
 
     def _writer(self, topic: str, info: TopicInfo, key: bytes | None, name: str | None) -> PartitionWriter | None:
         """Return the writer of a message; ``None`` if it is congested."""
@@ -365,7 +375,12 @@ class KafkaBackend:
         if keeps:
             self._producer.keep(topic)
         return KafkaPublisher(
-            self, topic, name, self._limits.publish_timeout, on_closed=self._producer.let_go if keeps else None
+            self,
+            topic,
+            name,
+            self._limits.publish_timeout,
+            alone=not keeps,
+            on_closed=self._producer.let_go if keeps else None,
         )
 
     def counter(self, topic: str) -> envelope.TopicCounter | None:
@@ -473,7 +488,7 @@ class KafkaBackend:
             self._check_size(topic, info, record_key, value, headers)
             writer = self._writer(topic, info, record_key, None)
             if writer is not None:
-                done = writer.append(record_key, value, headers)
+                done = writer.append(record_key, value, headers, alone=True)
             else:
                 await self.ready(topic, key, None)
         assert isinstance(done, asyncio.Future)

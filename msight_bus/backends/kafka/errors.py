@@ -133,14 +133,14 @@ def _refused_record(error: BaseException, kafka: str, text: str) -> BusError | N
             )
         case InvalidRecordError():
             return BusError(
-                f"{kafka} refused a record (INVALID_RECORD, code 87): a topic with cleanup.policy=compact accepts only records "
-                "with a key; publish with key=..."
+                f"{kafka} refused a record (INVALID_RECORD): {text.rstrip('.')}; a topic with cleanup.policy=compact "
+                "accepts only records with a key: publish with key=..."
             )
         case kafka_errors.InvalidTimestampError():
             return BusError(
-                f"{kafka} refused the timestamp of a record (INVALID_TIMESTAMP): the clocks of this machine and of the broker "
-                "differ by more than the topic's message.timestamp.after.max.ms or message.timestamp.before.max.ms "
-                "permits; synchronize the clocks."
+                f"{kafka} refused the timestamp of a record (INVALID_TIMESTAMP): {text.rstrip('.')}; the clocks of this "
+                "machine and of the broker differ by more than the topic's message.timestamp.after.max.ms or "
+                "message.timestamp.before.max.ms permits; synchronize the clocks."
             )
         case (
             kafka_errors.UnknownTopicOrPartitionError()

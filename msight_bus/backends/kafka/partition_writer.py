@@ -3,6 +3,9 @@
 While one batch is in flight the next one fills, so batches grow with the publish rate and no timer delays them. A partition has
 at most one batch in flight. A batch that was certainly not appended leaves its sequence numbers to the next one; after a batch
 with an unknown outcome, this partition needs another producer id.
+
+A batch that is refused for some of its records is sent again in parts, before later batches: without the records that the broker
+named (KIP-467), or in halves if it named none.
 """
 
 from __future__ import annotations
@@ -11,14 +14,14 @@ import asyncio
 import logging
 from binascii import hexlify
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from time import time_ns
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import aiokafka.errors as kafka_errors
 from aiokafka import TopicPartition
 
-from msight_bus.backends.kafka.aiokafka_compat import RecordHeader
+from msight_bus.backends.kafka.aiokafka_compat import RecordHeader, read_batch
 from msight_bus.backends.kafka.errors import InvalidRecordError, translate
 from msight_bus.errors import BusError, ConnectionLostError, PublishTimeoutError
 from msight_bus.protocol.envelope import HEADER, TopicCounter, pack_meta
@@ -40,6 +43,9 @@ _RETRY_AFTER = 0.1
 _TOLD_AT = 10
 """Attempts after which the reason is logged, once for each batch: an election of a leader takes fewer."""
 
+_MAX_SPLITS = 64
+"""Number of times that a batch and its parts are split. After them, a part is refused as a whole."""
+
 _MAX_SEQUENCE = 2**31 - 1
 
 _NOT_APPENDED = (
@@ -59,6 +65,14 @@ _NOT_APPENDED = (
 )
 """Responses to a first attempt after which the batch is certainly not in the log."""
 
+_REFUSED_RECORDS = (
+    InvalidRecordError,
+    kafka_errors.InvalidTimestampError,
+    kafka_errors.MessageSizeTooLargeError,
+    kafka_errors.RecordListTooLargeError,
+)
+"""Errors of single records, or of a batch that is too large as a whole."""
+
 
 class ProducerId(NamedTuple):
     """Identifies an idempotent producer to the broker (KIP-98)."""
@@ -68,7 +82,17 @@ class ProducerId(NamedTuple):
 
 
 class _Acknowledgement(asyncio.Future[None]):
-    """The acknowledgement of a batch. Its publishers share the future, so cancelling one of them does not cancel it."""
+    """The acknowledgement of records of a batch. Their publishers share the future, so cancelling one does not cancel it.
+
+    Attributes:
+        parts: after the batch was split, number of its parts that have some of the records and are not answered.
+        accepted: whether a part was accepted.
+        error: the error of a refused record; ``None`` without one.
+    """
+
+    parts = 0
+    accepted = False
+    error: BusError | None = None
 
     def __await__(self) -> Generator[Any, None, None]:
         return super().__await__() if self.done() else asyncio.shield(self).__await__()
@@ -77,29 +101,62 @@ class _Acknowledgement(asyncio.Future[None]):
         """Ignore the cancellation and return false."""
         return False
 
+    def fail(self, error: BusError) -> None:
+        """Raise ``error`` in those who wait; without one, it is not reported as never retrieved."""
+        if not self.done():
+            self.set_exception(error)
+            self.exception()
+
 
 class _Batch:
     """Records that are sent together.
 
     Attributes:
-        done: acknowledgement of the batch.
+        keyed: shared acknowledgement of records with a key; ``None`` without one.
+        unkeyed: shared acknowledgement of records without a key; ``None`` without one.
+        own: acknowledgements of records that share none of these, by the record's number.
         attempts: number of times that the batch was written to a connection.
         data: the encoded batch; ``None`` before the first attempt.
         begun: when the batch was created, by the loop's clock.
         count: number of records.
+        is_part: whether the batch is a part of a refused one.
     """
 
-    __slots__ = ("append", "attempts", "begun", "builder", "count", "data", "done")
+    __slots__ = ("append", "attempts", "begun", "builder", "count", "data", "is_part", "keyed", "own", "unkeyed")
 
-    def __init__(self, builder: Any) -> None:
-        loop = asyncio.get_running_loop()
+    def __init__(self, builder: Any, attempts: int = 0, *, is_part: bool = False) -> None:
         self.builder = builder
         self.append = builder.append
+        self.keyed: _Acknowledgement | None = None
+        self.unkeyed: _Acknowledgement | None = None
+        self.own: dict[int, _Acknowledgement] = {}
         self.count = 0
-        self.attempts = 0
+        self.attempts = attempts
         self.data: bytes | None = None
-        self.begun = loop.time()
-        self.done = _Acknowledgement(loop=loop)
+        self.begun = asyncio.get_running_loop().time()
+        self.is_part = is_part
+
+    def begin_acknowledgement(self, key: bytes | None, *, shared: bool) -> _Acknowledgement:
+        """Return a new acknowledgement of the next record, which has ``key``; later records may share it."""
+        done = _Acknowledgement()
+        if not shared:
+            self.own[self.count] = done
+        elif key is None:
+            self.unkeyed = done
+        else:
+            self.keyed = done
+        return done
+
+    def acknowledgement_of(self, number: int, key: bytes | None) -> _Acknowledgement:
+        """Return the acknowledgement of a record, which has ``key``."""
+        done = self.own.get(number) or (self.unkeyed if key is None else self.keyed)
+        assert done is not None
+        return done
+
+    def acknowledgements(self) -> list[_Acknowledgement]:
+        """Return the acknowledgements of all records, each once."""
+        shared = [done for done in (self.keyed, self.unkeyed) if done is not None]
+        return [*shared, *dict.fromkeys(self.own.values())]
 
 
 class PartitionWriter:
@@ -107,7 +164,6 @@ class PartitionWriter:
 
     Attributes:
         where: topic and partition.
-        unfinished: pending acknowledgements.
         congested: whether a publisher must wait for `room`.
         used_at: when the last batch was created, by the loop's clock.
         producer_id: producer id of the batches; ``None`` until the next batch is sent.
@@ -129,6 +185,9 @@ class PartitionWriter:
         self._linger = linger
         self._filling: _Batch | None = None
         self._full: deque[_Batch] = deque()
+        self._parts: deque[_Batch] = deque()  # of a refused batch
+        self._splits_left = _MAX_SPLITS
+        self._shares = True  # whether records share acknowledgements
         self._sending: _Batch | None = None
         self._is_awake = False  # whether the owner is sending or will send
         self._lingering: asyncio.TimerHandle | None = None
@@ -139,17 +198,23 @@ class PartitionWriter:
         self.sequence = 0
         self.producer_id: ProducerId | None = None
         self.spent: ProducerId | None = None
-        self.unfinished: set[asyncio.Future[None]] = set()
         self.congested = False
         self.used_at = 0.0
 
-    def append(self, key: bytes | None, value: bytes | None, user: Sequence[RecordHeader] = ()) -> asyncio.Future[None]:
-        """Add a record, with the bus's header, to the current batch and return the acknowledgement of the batch.
+    def append(
+        self, key: bytes | None, value: bytes | None, user: Sequence[RecordHeader] = (), *, alone: bool = False
+    ) -> asyncio.Future[None]:
+        """Add a record, with the bus's header, to the current batch and return its acknowledgement.
+
+        The records of a batch with a key share an acknowledgement, and those without a key another: a compacted topic refuses the
+        latter. If the broker refuses only some of the records that share one, all of these raise the error; later records have
+        acknowledgements of their own.
 
         Args:
             key: the record's key.
             value: the record's value.
             user: the publisher's headers.
+            alone: whether the record has an acknowledgement of its own.
         """
         now = time_ns()
         counter = self._counter
@@ -165,6 +230,9 @@ class PartitionWriter:
                 self._room.clear()
             if self._lingering is not None:
                 self._end_lingering()
+        done = batch.unkeyed if key is None else batch.keyed
+        if done is None or alone:
+            done = batch.begin_acknowledgement(key, shared=self._shares and not alone)
         batch.count += 1
         self._turn_bytes += (0 if value is None else len(value)) + 64
         if self._turn_bytes > _TURN_BYTES and not self.congested:
@@ -175,19 +243,12 @@ class PartitionWriter:
         if not self._is_awake:
             self._is_awake = True
             self._owner.wake(self)
-        return batch.done
+        return done
 
     def _next(self) -> _Batch:
         self._filling = batch = _Batch(self._owner.new_builder(self.where.topic))
         self.used_at = batch.begun
-        self.unfinished.add(batch.done)
-        batch.done.add_done_callback(self._finished)
         return batch
-
-    def _finished(self, done: asyncio.Future[None]) -> None:
-        self.unfinished.discard(done)
-        if not done.cancelled():
-            done.exception()  # marked as retrieved: the publisher may not wait for the outcome
 
     def _give_room(self) -> None:
         if len(self._full) < _QUEUED_BATCHES:
@@ -197,7 +258,12 @@ class PartitionWriter:
     @property
     def is_idle(self) -> bool:
         """Whether no record is queued or in flight."""
-        return not self.unfinished and not self._is_awake
+        return not self._is_awake and not self.unfinished()
+
+    def unfinished(self) -> list[_Acknowledgement]:
+        """Return the acknowledgements of the records that are queued or in flight."""
+        batches = (self._sending, *self._parts, *self._full, self._filling)
+        return [done for batch in batches if batch is not None for done in batch.acknowledgements()]
 
     async def room(self) -> None:
         """Wait until the writer is not congested."""
@@ -208,7 +274,9 @@ class PartitionWriter:
 
     def take(self) -> bool:
         """Choose the batch to send next and return whether there is one. A writer without a batch calls `KafkaProducer.wake`."""
-        if self._sending is None and self._full:
+        if self._sending is None and self._parts:
+            self._sending = self._parts.popleft()
+        elif self._sending is None and self._full:
             self._sending = self._full.popleft()
             self._give_room()
         elif self._sending is None and self._filling is not None and not self._lingers(self._filling):
@@ -247,11 +315,18 @@ class PartitionWriter:
         batch.attempts += 1
         return batch.data
 
-    def answered(self, error: kafka_errors.KafkaError | None) -> None:
-        """Handle the broker's response to the batch; ``error`` is ``None`` if the batch was appended."""
+    def answered(self, error: kafka_errors.KafkaError | None, refused: Mapping[int, str]) -> None:
+        """Handle the broker's response to the batch.
+
+        Args:
+            error: ``None`` if the batch was appended.
+            refused: the numbers of the records that the broker named as refused, and why.
+        """
         batch = self._sending
         if batch is None:  # the bus has closed
             return
+        if isinstance(error, kafka_errors.MessageSizeTooLargeError):
+            self._owner.too_large(self.where.topic)
         if error is None or isinstance(error, kafka_errors.DuplicateSequenceNumber):
             self.sequence = (self.sequence + batch.count) & _MAX_SEQUENCE
             self._end(None)
@@ -259,8 +334,50 @@ class PartitionWriter:
             if batch.attempts == _TOLD_AT:
                 logger.warning("Publishing on %s, partition %d, is refused again and again: %r", *self.where, error)
             self.retry(error)
-        else:
+        elif not self._split(batch, error, refused):
             self._refuse(error, is_unknown=batch.attempts > 1 or not isinstance(error, _NOT_APPENDED))
+
+    def _split(self, batch: _Batch, error: kafka_errors.KafkaError, refused: Mapping[int, str]) -> bool:
+        """Send a refused batch again, without the refused records or in halves; return false if it cannot be split.
+
+        The parts take the sequence numbers of the batch. If an earlier attempt appended the batch, although that was not
+        acknowledged, the broker does not append the parts: their sequence numbers are out of order.
+        """
+        if not batch.is_part:
+            self._splits_left = _MAX_SPLITS
+        if not isinstance(error, _REFUSED_RECORDS) or batch.count == 1 or not self._splits_left:
+            return False
+        refused = {number: reason for number, reason in refused.items() if 0 <= number < batch.count}
+        if len(refused) == batch.count:
+            return False
+        assert batch.data is not None
+        self._splits_left -= 1
+        self._sending = None
+        records = [
+            (batch.acknowledgement_of(number, record[1]), record)
+            for number, record in enumerate(read_batch(batch.data))
+        ]
+        half = batch.count // 2
+        parts = [records[:half], records[half:]]
+        if refused:
+            parts = [[record for number, record in enumerate(records) if number not in refused]]
+        self._parts.extendleft([self._part(part, batch.attempts - 1) for part in reversed(parts)])
+        for number, reason in refused.items():
+            done, _ = records[number]
+            done.error = done.error or self._translated(type(error)(reason))
+        self._settle(batch)
+        self._owner.wake(self)
+        return True
+
+    def _part(self, records: Iterable[tuple[_Acknowledgement, Any]], attempts: int) -> _Batch:
+        part = _Batch(self._owner.new_builder(self.where.topic, _MAX_SEQUENCE), attempts, is_part=True)
+        for done, (timestamp, key, value, headers) in records:
+            part.append(part.count, timestamp, key, value, headers)
+            part.own[part.count] = done
+            part.count += 1
+        for done in part.acknowledgements():
+            done.parts += 1
+        return part
 
     def retry(self, error: BaseException | None = None) -> None:
         """Send the batch again with the same sequence numbers, by which the broker detects a duplicate.
@@ -302,17 +419,32 @@ class PartitionWriter:
         if batch is None:  # the bus has closed
             return
         self._owner.wake(self)
-        if isinstance(error, kafka_errors.MessageSizeTooLargeError):
-            self._owner.too_large(self.where.topic)
-        if batch.done.done():
-            return
-        if error is None:
-            batch.done.set_result(None)
-            return
+        problem = None if error is None else self._translated(error)
+        for done in batch.acknowledgements():
+            if problem is not None:
+                done.error = done.error or problem
+            elif batch.is_part:
+                done.accepted = True
+        self._settle(batch)
+
+    def _settle(self, batch: _Batch) -> None:
+        """Set the outcome of the acknowledgements that wait for no other part."""
+        for done in batch.acknowledgements():
+            if batch.is_part:
+                done.parts -= 1
+            if done.parts or done.done():
+                continue
+            if done.error is None:
+                done.set_result(None)
+            else:
+                done.fail(done.error)
+                self._shares = self._shares and not done.accepted
+
+    def _translated(self, error: BaseException) -> BusError:
         problem = translate(error, "publish", f"on {self.where.topic!r}")
         if problem is not error:
             problem.__cause__ = error
-        batch.done.set_exception(problem)
+        return problem
 
     def give_up(self, error: BusError) -> asyncio.Task[None] | None:
         """Stop: pending acknowledgements raise ``error``.
@@ -320,13 +452,14 @@ class PartitionWriter:
         Returns:
             The cancelled retry, for the caller to await, if there is one.
         """
+        unfinished = self.unfinished()
         self._sending = self._filling = None
+        self._parts.clear()
         self._full.clear()
         if self._lingering is not None:
             self._lingering.cancel()
-        for done in list(self.unfinished):
-            if not done.done():
-                done.set_exception(error)
+        for done in unfinished:
+            done.fail(error)
         if self._retrying is not None:
             self._retrying.cancel()
         return self._retrying

@@ -28,8 +28,8 @@ from msight_bus.backends.kafka.aiokafka_compat import (
     InitProducerIdRequest,
     batch_builder,
     murmur2,
-    produce_errors,
     produce_request,
+    read_produce,
 )
 from msight_bus.backends.kafka.errors import error_for, translate
 from msight_bus.backends.kafka.partition_writer import PartitionWriter, ProducerId
@@ -221,13 +221,16 @@ class KafkaProducer:
         self._in_flight[node] -= 1
         self._will_send = True  # by the call of `_send` below
         try:
-            codes = produce_errors(answer.result())
-            errors = {where: error_for(code)(where.topic) if (code := codes[where]) else None for where in writers}
+            produced = read_produce(answer.result())
+            errors = {
+                where: error_for(one.code)(one.reason or where.topic) if (one := produced[where]).code else None
+                for where in writers
+            }
         except (Exception, asyncio.CancelledError) as error:
             self._failed(writers, error)
         else:
             for where, writer in writers.items():
-                writer.answered(errors[where])
+                writer.answered(errors[where], produced[where].refused)
         self._send()
 
     def _failed(self, writers: dict[TopicPartition, PartitionWriter], error: BaseException) -> None:
@@ -284,11 +287,13 @@ class KafkaProducer:
         """Look up the topic's limit again, because the broker refused a batch for its size."""
         self._topics.refresh_soon(topic)
 
-    def new_builder(self, topic: str) -> Any:
-        """Return an empty batch, at most as large as the topic accepts."""
-        info = self._topics.known(topic)
-        batch_bytes = self._settings.kafka.tuning.batch_bytes
-        return batch_builder(self._codec, batch_bytes if info is None else min(batch_bytes, info.max_message_bytes))
+    def new_builder(self, topic: str, max_bytes: int | None = None) -> Any:
+        """Return an empty batch of at most ``max_bytes``; without it, at most as large as the topic accepts."""
+        if max_bytes is None:
+            info = self._topics.known(topic)
+            batch_bytes = self._settings.kafka.tuning.batch_bytes
+            max_bytes = batch_bytes if info is None else min(batch_bytes, info.max_message_bytes)
+        return batch_builder(self._codec, max_bytes)
 
     # -- writers
 
@@ -363,7 +368,7 @@ class KafkaProducer:
         Returns:
             Whether that took at most ``within`` seconds.
         """
-        waiting = [done for writer in self._all_writers(topic) for done in writer.unfinished]
+        waiting = [done for writer in self._all_writers(topic) for done in writer.unfinished()]
         if waiting:
             _, late = await asyncio.wait(waiting, timeout=within)
             return not late

@@ -12,22 +12,12 @@ from aiokafka.protocol.admin import CreateAclsRequest
 from msight_bus import AuthenticationError, BusError, PublishTimeoutError
 from msight_bus.backends.base import BLOCKED
 from msight_bus.backends.kafka import producer
-from msight_bus.backends.kafka.aiokafka_compat import Client, produce_errors
+from msight_bus.backends.kafka.aiokafka_compat import Client, read_produce
 from tests.support.kafka_admin import administering, make
 from tests.support.kafka_answers import PRODUCE, changing_answers, of_partition, with_code
-from tests.support.kafka_traffic import PAD, Traffic, outcomes, publishing
+from tests.support.kafka_traffic import PAD, Traffic, outcomes, publishing, received
 from tests.support.receiving import numbers, take
 from tests.support.rig import own_broker, until
-
-
-async def received(kafka, topic):
-    """The numbers on a topic, in order, up to the one that is published now."""
-    async with kafka.connect() as bus, bus.subscribe(topic, start="earliest") as messages:
-        await bus.publish(topic, b"end", key="end")
-        found = []
-        while (payload := (await take(messages, 1))[0].payload) != b"end":
-            found.append(int(payload[:8]))
-        return found
 
 
 async def test_a_refused_batch_harms_no_other_topic(kafka, topic):
@@ -115,10 +105,12 @@ async def test_a_batch_that_a_broker_temporarily_refuses_is_logged_once_and_writ
     def refuse(response):
         nonlocal refusals
         refusals -= 1
-        codes = produce_errors(response)
-        return dict.fromkeys(codes, NotEnoughReplicasAfterAppendError.errno) if refusals >= 0 else codes
+        produced = read_produce(response)
+        if refusals < 0:
+            return produced
+        return {where: one._replace(code=NotEnoughReplicasAfterAppendError.errno) for where, one in produced.items()}
 
-    monkeypatch.setattr(producer, "produce_errors", refuse)
+    monkeypatch.setattr(producer, "read_produce", refuse)
     await make(kafka, topic)
     async with kafka.connect() as bus, bus.subscribe(topic) as messages:
         await bus.publish(topic, b"0")

@@ -42,10 +42,10 @@ async def far_away(kind, count, topic, **variables):
         bus = await stack.enter_async_context(through(proxy, backend).connect(events=events, **QUIET, **variables))
         subscriptions = [bus.subscribe(f"{topic}.t{i}") for i in range(count)]
         await enter(stack, subscriptions)
-        proxy.weather.delay = DELAY
+        proxy.conditions.delay = DELAY
         await proxy.reset()
         yield subscriptions, events
-        proxy.weather.delay = 0  # leaving is another story
+        proxy.conditions.delay = 0  # leaving is another story
 
 
 @live
@@ -379,13 +379,13 @@ async def test_a_real_broker_keeps_none(kind, topic):
             subscriptions = [bus.subscribe(each) for each in topics]
             await asyncio.gather(*(subscription.__aenter__() for subscription in subscriptions))
             accepted = proxy.accepted
-            proxy.weather.delay = DELAY
+            proxy.conditions.delay = DELAY
             await proxy.reset()
             await until(lambda: proxy.accepted > accepted)
             await asyncio.sleep(4 * DELAY)
             await asyncio.gather(*(leave(each) for each in subscriptions[::2]))
             await until(lambda: seen(events, Reconnected), within=4)
-            proxy.weather.delay = 0
+            proxy.conditions.delay = 0
             wanted = {each: i % 2 for i, each in enumerate(topics)}
             async with asyncio.timeout(2):
                 while await subscribers(kind, broker.port, monitor, topics) != wanted:

@@ -91,11 +91,11 @@ async def _connection_faults(course: Course, broker: brokers.RunningBroker, back
         async with behind.connect(events=events, **_STALLED) as receiving, behind.connect(**_STALLED) as sending:
             async with traffic(sending, receiving, HARMED, ledger, seed=rng.randrange(1000)) as flow:
                 while course.goes_on("faults", course.plan.faults):
-                    proxy.weather.slices = 1 + rng.randrange(2000) if rng.random() < 0.2 else None
+                    proxy.conditions.slices = 1 + rng.randrange(2000) if rng.random() < 0.2 else None
                     await _harm(course, proxy)
                     course.done["faults"] += 1
                     await flow.flows(messages=1 + rng.randrange(20))
-                proxy.weather.slices = None
+                proxy.conditions.slices = None
 
 
 async def _harm(course: Course, proxy: FaultProxy) -> None:

@@ -28,6 +28,7 @@ try:
         CODECS,
         RecordHeader,
         batch_builder,
+        read_batch,
         record_bytes,
     )
     from msight_bus.backends.kafka.aiokafka_compat.requests import (
@@ -37,9 +38,9 @@ try:
         READ_UNCOMMITTED,
         fetch_request,
         offsets_request,
-        produce_errors,
         produce_request,
         read_offsets,
+        read_produce,
     )
     from msight_bus.backends.kafka.aiokafka_compat.topic_identity import (
         TopicIdentity,
@@ -55,8 +56,8 @@ __all__ = [
     "AIOKAFKA", "CODECS", "EARLIEST", "LATEST", "READ_COMMITTED", "READ_UNCOMMITTED", "Client", "Connection",
     "CreateTopicsRequest", "DefaultRecordBatch", "DescribeConfigsRequest", "InitProducerIdRequest", "LegacyRecordBatch",
     "Member", "MetadataRequest", "RecordHeader", "TopicIdentity", "TopicIdentityRequest", "batch_builder",
-    "check_aiokafka", "fetch_request", "murmur2", "offsets_request", "produce_errors", "produce_request",
-    "read_identity", "read_offsets", "record_bytes",
+    "check_aiokafka", "fetch_request", "murmur2", "offsets_request", "produce_request", "read_batch",
+    "read_identity", "read_offsets", "read_produce", "record_bytes",
 ]  # fmt: skip
 
 install_log_filters()

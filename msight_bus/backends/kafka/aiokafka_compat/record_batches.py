@@ -1,11 +1,11 @@
-"""Encoding of record batches, by aiokafka's C extension."""
+"""Encoding of record batches, and decoding of our own, by aiokafka's C extension."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 
 CODECS = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
 
@@ -20,6 +20,12 @@ def batch_builder(codec: int, max_bytes: int) -> Any:
         max_bytes: maximum size of the batch, uncompressed.
     """
     return DefaultRecordBatchBuilder(2, codec, 0, -1, -1, 0, max_bytes)
+
+
+def read_batch(data: bytes) -> Iterator[tuple[int, bytes | None, bytes | None, Sequence[RecordHeader]]]:
+    """Yield timestamp, key, value and headers of each record of a batch that a `batch_builder` encoded."""
+    for record in DefaultRecordBatch(data):
+        yield record.timestamp, record.key, record.value, record.headers
 
 
 def record_bytes(key: bytes | None, value: bytes | None, headers: Sequence[RecordHeader]) -> int:

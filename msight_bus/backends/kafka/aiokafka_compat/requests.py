@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from aiokafka import TopicPartition
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.offset import OffsetRequest
-from aiokafka.protocol.produce import ProduceRequest
+from aiokafka.protocol.produce import ProduceRequest, ProduceRequest_v8
 
 READ_UNCOMMITTED, READ_COMMITTED = 0, 1
 LATEST, EARLIEST = -1, -2
@@ -45,19 +45,42 @@ class Fetched(NamedTuple):
     data: bytes | memoryview
 
 
+class _ProduceRequest(ProduceRequest):
+    """aiokafka's request, also in version 8, whose response names the refused records (KIP-467)."""
+
+
+_ProduceRequest._CLASSES = (*ProduceRequest._CLASSES, ProduceRequest_v8)
+
+
+class Produced(NamedTuple):
+    """One partition of a produce response.
+
+    Attributes:
+        code: error code; 0 without an error.
+        refused: the numbers of the records that the broker named as refused, and why; empty before version 8.
+        reason: why the batch, or the first of these records, was refused; empty if the broker gives no reason.
+    """
+
+    code: int
+    refused: Mapping[int, str]
+    reason: str
+
+
 def produce_request(batches: Mapping[TopicPartition, bytes], timeout: float) -> Any:
     """Return a request that appends a batch to each partition, acknowledged by all in-sync replicas in ``timeout`` seconds."""
     topics = _by_topic({where: (data,) for where, data in batches.items()})
-    return ProduceRequest(None, -1, int(timeout * 1000), topics)
+    return _ProduceRequest(None, -1, int(timeout * 1000), topics)
 
 
-def produce_errors(response: Any) -> Mapping[TopicPartition, int]:
-    """Return the error code of each partition in the response to a `produce_request`; 0 without an error."""
-    return {
-        TopicPartition(topic, partition): code
-        for topic, partitions in response.topics
-        for partition, code, *_ in partitions
-    }
+def read_produce(response: Any) -> Mapping[TopicPartition, Produced]:
+    """Return the outcome of each partition from the response to a `produce_request`."""
+    produced = {}
+    for topic, partitions in response.topics:
+        for partition, code, _, *rest in partitions:
+            refused, reason = rest[-2:] if response.API_VERSION >= 8 else ((), "")
+            named = {number: text or reason or topic for number, text in refused or ()}
+            produced[TopicPartition(topic, partition)] = Produced(code, named, next(iter(named.values()), reason or ""))
+    return produced
 
 
 def fetch_request(offsets: Mapping[TopicPartition, int], isolation: int, partition_bytes: int) -> Any:
