@@ -148,7 +148,7 @@ def main(
     """Compare the core of another checkout with this one."""
     base = base.resolve()
     if not (base / "msight_bus" / "__init__.py").exists():
-        raise typer.BadParameter(f"{base} has no package msight_bus.", param_hint="--base")
+        raise typer.BadParameter(f"There is no package msight_bus in {base}.", param_hint="--base")
     show(measure({BASE: base, NOW: PRESENT, AGAIN: base}, chosen(patterns), rounds, messages, path))
 
 

@@ -50,7 +50,7 @@ def main(
     """Compare the machine instructions per message of another checkout and this one."""
     base = base.resolve()
     if not (base / "msight_bus" / "__init__.py").exists():
-        raise typer.BadParameter(f"{base} has no package msight_bus.", param_hint="--base")
+        raise typer.BadParameter(f"There is no package msight_bus in {base}.", param_hint="--base")
     if shutil.which("valgrind") is None:
         raise typer.BadParameter("valgrind is not installed; install it to count instructions.", param_hint="--base")
     found = chosen(patterns)

@@ -106,4 +106,4 @@ def test_instructions_are_counted_for_each_checkout(tmp_path):
 def test_a_base_that_is_no_checkout_is_refused_before_anything_runs(tmp_path):
     done = CliRunner().invoke(instructions_app, ["--base", str(tmp_path)])
     assert done.exit_code == 2
-    assert "There is no msight_bus in" in " ".join(done.output.split())
+    assert "There is no package msight_bus in" in " ".join(done.output.split())

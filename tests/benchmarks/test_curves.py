@@ -65,7 +65,7 @@ def test_it_ends_at_the_rate_that_is_not_held(runner, topic):
     curve = by_rate(_pairs(runner, topic, slow), [1000, 10_000], 0.15, time.monotonic() + LATER, lambda _: None)["bus"]
     assert [point["rate"] for point in curve["points"]] == [1000]
     assert curve["saturated"]
-    assert curve["end"].startswith("1,000/s was not held")
+    assert curve["end"].startswith("1,000/s was not reached")
     assert curve["points"][0]["held"] < 500
 
 

@@ -22,8 +22,8 @@ def tls(made):
 
 
 def reconnecting():
-    names = ("msight_bus supervisor", "msight_bus kafka watch")
-    return [task for task in asyncio.all_tasks() if task.get_name() in names and not task.done()]
+    names = ("msight_bus connection to ", "msight_bus kafka watch")
+    return [task for task in asyncio.all_tasks() if task.get_name().startswith(names) and not task.done()]
 
 
 async def publish_for_certain(bus, topic):

@@ -128,7 +128,7 @@ class ReconnectingConnection:
         self._limits = limits
         self._publishes = publishes
         self._on_lost = on_lost
-        self._on_back = on_reconnected
+        self._on_reconnected = on_reconnected
         self._on_refused = on_refused
         self._restoring: Connection | None = None
         self._moving_from: Connection | None = None
@@ -410,7 +410,7 @@ class ReconnectingConnection:
             if subscriber.inbox is not None:
                 subscriber.inbox.gap(None, "reconnect")
         if self.connection is connection:
-            self._on_back(self, self._attempts)
+            self._on_reconnected(self, self._attempts)
 
     async def _restore(self, connection: Connection) -> None:
         """Resubscribe on ``connection``, including subscriptions that are added in the meantime.
