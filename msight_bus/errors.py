@@ -21,6 +21,7 @@ A client library's own error arrives as one of these, raised ``from`` the origin
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -190,3 +191,14 @@ class HeaderError(BusError, ValueError):
 
 class CapabilityWarning(UserWarning):
     """The backend does something weaker than what was asked; the text names what to switch to."""
+
+
+def level_of_the_user() -> int:
+    """Return the ``stacklevel`` of a warning that shows the user's line, also where a task runs the caller."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _OURS:
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+_OURS = ("msight_bus", "asyncio", "contextlib", "uvloop")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -25,17 +26,26 @@ not reached or refused the connection; 130 interrupted.
 def exit_status() -> Iterator[None]:
     """Turn a `BusError` into its text on standard error and an exit status, and SIGTERM or Ctrl-C into `INTERRUPTED`.
 
+    A warning is its text on standard error.
+
     SIGTERM interrupts as Ctrl-C does, so that a command restores the terminal and ends what it started.
     """
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            yield
     except BusError as error:
         fail(error)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    err = Console(stderr=True, highlight=False)
+    err.print(f"Warning: {message}", markup=False, style="yellow", soft_wrap=True)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

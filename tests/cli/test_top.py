@@ -98,6 +98,16 @@ def test_80_columns_cut_no_number():
     assert re.search(r"RUNNING +\d+ s", text)
 
 
+@pytest.mark.filterwarnings("default")
+def test_a_warning_about_the_environment_is_a_sentence(monkeypatch):
+    monkeypatch.setenv("MSIGHT_PUBSUB_BACKED", "nats")
+    result = CliRunner().invoke(app, ["top", "--backend", "memory", "--seconds", "0"])
+    assert result.exit_code == 0
+    assert result.stderr.splitlines() == [
+        "Warning: MSIGHT_PUBSUB_BACKED is no variable of msight_bus and has no effect; did you mean MSIGHT_PUBSUB_BACKEND?"
+    ]
+
+
 def test_rows_of_one_name_show_host_and_instance():
     text = shown(
         registry_of(
