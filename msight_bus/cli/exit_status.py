@@ -43,7 +43,7 @@ def exit_status() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _show_warning(message: Warning | str, *_: object) -> None:
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     err = Console(stderr=True, highlight=False)
     err.print(f"Warning: {message}", markup=False, style="yellow", soft_wrap=True)
 
