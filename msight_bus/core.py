@@ -7,7 +7,6 @@ import logging
 import os
 import secrets
 import socket
-import sys
 import time
 import warnings
 from asyncio import _get_running_loop
@@ -38,6 +37,7 @@ from msight_bus.errors import (
     UnsupportedError,
     fresh,
     late_publish,
+    user_stacklevel,
 )
 from msight_bus.events import BusEvent
 from msight_bus.message import Message
@@ -54,17 +54,6 @@ _PUBLISHERS = 10_000
 """Publishers that a bus keeps for `Bus.publish`, one for each topic."""
 
 _CLOSED = object()
-
-
-def _user_stacklevel() -> int:
-    """Return the ``stacklevel`` of a warning that shows the user's line, also where a task runs the caller."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _OURS:
-        level, frame = level + 1, frame.f_back
-    return level
-
-
-_OURS = ("msight_bus", "asyncio", "contextlib", "uvloop")
 
 
 def _session() -> int:
@@ -369,4 +358,4 @@ class Core:
             raise UnsupportedError(text)
         if not self._warned_of_groups:
             self._warned_of_groups = True
-            warnings.warn(CapabilityWarning(text), stacklevel=_user_stacklevel())
+            warnings.warn(CapabilityWarning(text), stacklevel=user_stacklevel())

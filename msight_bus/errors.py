@@ -21,6 +21,7 @@ An error of a client library is raised as one of these, ``from`` the original.
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -196,3 +197,14 @@ class HeaderError(BusError, ValueError):
 
 class CapabilityWarning(UserWarning):
     """The backend provides a weaker guarantee than requested; the text names the alternatives."""
+
+
+def user_stacklevel() -> int:
+    """Return the ``stacklevel`` of a warning that shows the user's line, also where a task runs the caller."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _OURS:
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+_OURS = ("msight_bus", "asyncio", "contextlib", "uvloop")

@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import msgspec
 
-from .pictures import FootageError, encode
+from .pictures import FootageError, decode, encode
 
 RATE = 10.0
 _MCITY = Path(__file__).parent / "mcity"
@@ -86,6 +86,10 @@ def _folder(camera: str, path: Path, rate: float) -> Iterator[Frame]:
         jpeg = file.read_bytes()
         if not jpeg.startswith(b"\xff\xd8"):
             raise FootageError(f"{file} is not a JPEG ({len(jpeg)} bytes)")
+        try:
+            decode(jpeg, cv2.IMREAD_REDUCED_GRAYSCALE_8)
+        except FootageError as error:
+            raise FootageError(f"{file}: {error}") from None
         yield Frame(camera, index, captured, jpeg)
 
 

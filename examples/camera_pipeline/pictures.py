@@ -14,13 +14,13 @@ def encode(picture: MatLike, quality: int = 85) -> bytes:
     return cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
 
 
-def decode(jpeg: bytes) -> MatLike:
-    """Return the decoded picture.
+def decode(jpeg: bytes, mode: int = cv2.IMREAD_COLOR) -> MatLike:
+    """Return the decoded picture; ``mode``: an ``IMREAD_`` constant of OpenCV.
 
     Raises:
         FootageError: the bytes are not a JPEG.
     """
-    picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR) if jpeg else None
+    picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), mode) if jpeg else None
     if picture is None:
         raise FootageError(f"{len(jpeg)} bytes cannot be decoded as JPEG")
     return picture

@@ -68,8 +68,11 @@ class TopicStream(Protocol):
     def announced(self, session: int, highest: int) -> None:
         """Account for a publisher's announcement that ``highest`` is its last sequence on this topic."""
 
-    def silence(self) -> float:
-        """Return the longest silence, in seconds, of a publisher that never announced its last sequence; 0.0 without one."""
+    def silence(self, within: float) -> float:
+        """Return the longest silence, in seconds, of a publisher that never announced its last sequence; 0.0 without one.
+
+        Only publishers heard in the last ``within`` seconds count.
+        """
 
     def gap(self, missing: int | None, cause: str, *, at_most: bool = False) -> None:
         """Report missing messages.

@@ -221,6 +221,10 @@ async def _send_timed(side: Publisher, plan: Plan, slips: array[int]) -> tuple[M
     """Send in an open loop: each message has an intended time that does not depend on earlier messages."""
     filling = bytes(max(0, plan.size - STAMP.size))
     total = plan.messages or int(plan.rate * (plan.warm_up + plan.seconds))
+    if not total:
+        raise VoidError(
+            f"{plan.rate:g} messages a second are none in {plan.warm_up + plan.seconds:g} s; send for longer."
+        )
     skip = int(plan.rate * plan.warm_up)
     step = 1e9 / plan.rate
     first = mark(0)

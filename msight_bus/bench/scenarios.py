@@ -10,6 +10,9 @@ from msight_bus.bench.runner import Runner
 from msight_bus.bench.sides import LoopName, Side
 
 PUBLISHER, SUBSCRIBER = "msight_bus.bench.sides:BusPublisher", "msight_bus.bench.sides:BusSubscriber"
+TOPICS = "msight-bench."
+"""What the names of topics begin with."""
+
 _FASTEST = 1000.0
 _MOST_BYTES_A_SECOND = 20_000_000
 
@@ -44,7 +47,7 @@ def throughput(runner: Runner, size: int, seconds: float, loop: LoopName) -> Fig
 
 
 def _topic() -> str:
-    return f"msight-bench.{secrets.token_hex(4)}"
+    return f"{TOPICS}{secrets.token_hex(4)}"
 
 
 def _sides(loop: LoopName) -> tuple[Side, Side]:

@@ -22,12 +22,12 @@ from msight_bus.bench.figures import SHOWN, Figures, is_disturbed
 from msight_bus.bench.jobs import STAMP, VoidError
 from msight_bus.bench.machine import describe, in_words, versions
 from msight_bus.bench.runner import Runner
-from msight_bus.bench.scenarios import latency, rate_for, throughput
+from msight_bus.bench.scenarios import TOPICS, latency, rate_for, throughput
 from msight_bus.bench.workers import WorkerError
 from msight_bus.cli.exit_status import FAILED, exit_status
 from msight_bus.cli.result_file import json_file
 from msight_bus.cli.tables import Column, print_table
-from msight_bus.errors import ConfigError
+from msight_bus.errors import ConfigError, MessageTooLargeError
 from msight_bus.settings import BusSettings
 
 EXAMPLES = """
@@ -74,7 +74,9 @@ def _size(text: str) -> int:
     match = re.fullmatch(r"([0-9]{1,10})([A-Z]*)", text.strip().upper())
     size = int(match[1]) * _UNITS.get(match[2], 0) if match else 0
     if not STAMP.size <= size <= _MOST_BYTES:
-        raise typer.BadParameter(f"{text!r} is not a size from {STAMP.size}B to 1024MiB; for example 128B,200KB,1MiB.")
+        raise typer.BadParameter(
+            f"{text!r} is not a size from {STAMP.size}B to 1024MiB in B, KB, MB, KiB or MiB; for example 128B,200KB,1MiB."
+        )
     return size
 
 
@@ -130,7 +132,8 @@ def bench(  # noqa: PLR0917 - the options of the command
             )
         env = {name: value for name, value in os.environ.items() if name.startswith("MSIGHT_")}
         env["MSIGHT_PUBSUB_BACKEND"] = chosen
-        address = asyncio.run(_reach(BusSettings(environ=env)))
+        sizes = [text.strip() for text in payload.split(",")]
+        address = asyncio.run(_reach(BusSettings(environ=env), max(sizes, key=_size)))
         result: dict[str, Any] = {
             "format": FORMAT,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -141,22 +144,28 @@ def bench(  # noqa: PLR0917 - the options of the command
             "event_loop": loop.value,
         }
         err.print(f"{address}; {in_words(result['machine'])}", markup=False, soft_wrap=True)
-        sizes = payload.split(",")
         with Runner(env) as runner:
-            result["payloads"] = [
-                _measure(runner, text.strip(), err, rate=rate, seconds=seconds, loop=loop) for text in sizes
-            ]
+            result["payloads"] = [_measure(runner, text, err, rate=rate, seconds=seconds, loop=loop) for text in sizes]
         write(result)
         _show(result["payloads"], err if json_path == Path("-") else Console(highlight=False))
         if any(row["void"] for row in result["payloads"]):
             raise typer.Exit(FAILED)
 
 
-async def _reach(settings: BusSettings) -> str:
-    """Connect once, so that an unreachable broker is reported before anything is measured; return the address."""
+async def _reach(settings: BusSettings, largest: str) -> str:
+    """Publish the largest payload once, so that a broker that does not answer or accept it is one sentence at the start.
+
+    Raises:
+        BusError: the broker cannot be reached, or does not accept the payload.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # each measuring process shows them
-        async with msight_bus.connect(settings):
+        async with msight_bus.connect(settings) as bus:
+            try:
+                async with bus.publisher(f"{TOPICS}size") as publisher:
+                    await publisher.send(bytes(_size(largest)))
+            except MessageTooLargeError as error:
+                raise ConfigError(f"--payload {largest} cannot be published. {error}") from error
             return settings.address
 
 

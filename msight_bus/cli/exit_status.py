@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -25,17 +26,25 @@ not reached or refused the connection; 130 interrupted.
 def exit_status() -> Iterator[None]:
     """Print a `BusError` to standard error and exit with its status; exit with `INTERRUPTED` at SIGTERM and Ctrl-C.
 
-    SIGTERM interrupts like Ctrl-C, so that a command restores the terminal and stops the processes that it started.
+    Warnings are printed to standard error as sentences. SIGTERM interrupts like Ctrl-C, so that a command restores the terminal
+    and stops the processes that it started.
     """
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            yield
     except BusError as error:
         fail(error)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    err = Console(stderr=True, highlight=False)
+    err.print(f"Warning: {message}", markup=False, style="yellow", soft_wrap=True)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import warnings
 from typing import Annotated
 
@@ -22,7 +23,7 @@ Examples:
 
 - `msight-bus settings nats`: variables with NATS in their name
 
-- `msight-bus settings > settings.env`: a line `NAME=default` for each variable
+- `msight-bus settings > settings.env`: a line `NAME=default` for each variable; `set -a; . ./settings.env` reads them
 
 - `msight-bus settings --check`: only check the environment
 """
@@ -36,7 +37,7 @@ def settings(
 ) -> None:
     """List the MSIGHT_ variables with type, default and meaning, and check the environment.
 
-    Output to a file or pipe has one line `NAME=default` for each variable.
+    Output to a file or pipe has one line `NAME=default` for each variable, quoted for a shell.
     """
     out, err = Console(highlight=False), Console(stderr=True, highlight=False)
     if not check:
@@ -50,7 +51,7 @@ def settings(
             if out.is_terminal:
                 _show(variable, out)
             else:
-                print(f"{variable.name}={variable.default or ''}")  # noqa: T201
+                print(f"{variable.name}={shlex.quote(variable.default) if variable.default else ''}")  # noqa: T201
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:

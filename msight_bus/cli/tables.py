@@ -1,4 +1,4 @@
-"""Plain-text tables that fit a terminal: text is folded, then columns are omitted; numbers are never cut."""
+"""Plain-text tables that fit a terminal: columns are omitted, then text is folded; numbers are never cut."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ class Column:
     Attributes:
         title: the heading, of one line or several.
         rank: columns with the highest rank are omitted first; columns with rank 0 are never omitted.
-        folds_at: width in characters to which a text column may be folded; 0 for numbers, which are never folded.
+        folds_at: width in characters to which a text column may be folded if no column can be omitted any more; 0 for numbers,
+            which are never folded.
         left: whether cells are aligned to the left.
     """
 
@@ -84,21 +85,22 @@ def fit(columns: Sequence[Column], rows: Sequence[Cells], width: int | None) -> 
         for number, column in enumerate(columns)
     }
     shown = dict(full)
-    while width is not None:
+    if width is None:
+        return Layout(columns, shown, 2)
+    while True:
         for gap in (2, 1):
             over = sum(shown.values()) + gap * (len(shown) - 1) - width
-            spare = {n: max(0, full[n] - columns[n].folds_at) if columns[n].folds_at else 0 for n in shown}
-            if over <= sum(spare.values()):
-                for number in sorted(spare, key=lambda n: -spare[n]):
-                    cut = min(max(0, over), spare[number])
-                    shown[number], over = shown[number] - cut, over - cut
+            if over <= 0:
                 return Layout(columns, shown, gap)
         last = max(shown, key=lambda n: (columns[n].rank, n))
-        if columns[last].rank == 0:  # too narrow for the columns of rank 0: the terminal wraps the lines
-            shown = {n: min(full[n], columns[n].folds_at or full[n]) for n in shown}
+        if columns[last].rank == 0:
             break
         del shown[last]
-    return Layout(columns, shown, 2 if width is None else 1)
+    spare = {n: max(0, full[n] - columns[n].folds_at) if columns[n].folds_at else 0 for n in shown}
+    for number in sorted(spare, key=lambda n: -spare[n]):
+        cut = min(max(0, over), spare[number])
+        shown[number], over = shown[number] - cut, over - cut
+    return Layout(columns, shown, 1)  # if `over` is still above 0, the terminal wraps the lines
 
 
 def width_of(out: Console) -> int | None:

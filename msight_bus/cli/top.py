@@ -46,7 +46,7 @@ _STYLES = {
 _WORST_FIRST = (NodeStatus.ERROR, NodeStatus.LOST, NodeStatus.REGISTERED, NodeStatus.RUNNING, NodeStatus.STOPPED)
 _COLUMNS = (
     Column("node", folds_at=8, left=True),
-    Column("topic", 3, folds_at=14, left=True),
+    Column("topic", 3, left=True),
     Column("msg/s", 2),
     Column("queued", 6),
     Column("lost", 1),
@@ -89,7 +89,9 @@ class NodeTable:
         number = f"{len(chosen)} of {len(self.infos)}" if self.containing else f"{len(chosen)}"
         yield _line(f"Nodes{f' on {self.broker}' if self.broker else ''} ({number})", "italic")
         if not chosen:
-            yield _line(f"No node contains {self.containing!r}." if self.infos else _NO_NODES, "dim")
+            nothing = f"No node contains {self.containing!r}." if self.infos else _NO_NODES
+            for text in textwrap.wrap(nothing, width or len(nothing)):
+                yield _line(text, "dim")
             return
         shown = heapq.nsmallest(len(chosen) if self.height is None else max(1, self.height), chosen, key=_severity)
         rows = [self._cells(info, ends) for ends in [_Ends(self.infos)] for info in shown]

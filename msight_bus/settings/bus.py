@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from msight_bus.errors import ConfigError
+from msight_bus.errors import ConfigError, user_stacklevel
 from msight_bus.settings.environment import Reading, read_environment
 from msight_bus.settings.section import ConfigWarning, Problem, Section, Variable, variable
 from msight_bus.settings.sections import KafkaSettings, Limits, NatsSettings, RedisSettings
@@ -64,7 +64,7 @@ class BusSettings(Section):
         del environ, overrides  # tracebacks can show local variables, which contain secrets
         try:
             for notice in notices:
-                warnings.warn(notice, stacklevel=2)
+                warnings.warn(notice, stacklevel=user_stacklevel())
         finally:
             if sentences:  # raised even if a warning filter raises a warning
                 raise ConfigError(sentences) from None
@@ -91,6 +91,13 @@ class BusSettings(Section):
         section = vars(self).get(self.backend)  # memory has none
         notices = section.notices() if section is not None and not sentences else ()
         return sentences, [*map(ConfigWarning, warned), *notices]
+
+    @classmethod
+    def _hint(cls, name: object, known: Iterable[str]) -> str:
+        sections = [kind.section for kind in _SECTIONS if name in kind.table()]
+        if not sections:
+            return super()._hint(name, known)
+        return f"; it is a setting of {' and of '.join(sections)}: BusSettings({sections[0]}={{{name!r}: ...}})."
 
     @classmethod
     def variables(cls) -> tuple[Variable, ...]:

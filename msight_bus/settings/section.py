@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, ClassVar, NamedTuple, Self
@@ -159,10 +159,15 @@ class Section:
                 problems.append(Problem((name,), row.describe(str(error), values[name])))
         for name in values:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1) if isinstance(name, str) else []
-                hint = f"; did you mean {near[0]!r}?" if near else "."
+                hint = self._hint(name, known)
                 problems.append(Problem((), f"{type(self).__name__} has no setting {_show(name) or '...'}{hint}"))
         return problems
+
+    @classmethod
+    def _hint(cls, name: object, known: Iterable[str]) -> str:
+        """The end of the sentence about an unknown setting."""
+        near = difflib.get_close_matches(name, known, n=1) if isinstance(name, str) else []
+        return f"; did you mean {near[0]!r}?" if near else "."
 
     def dump(self) -> dict[str, Any]:
         """Return the settings as plain values, for example for ``json.dumps``.

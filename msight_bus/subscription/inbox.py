@@ -122,9 +122,12 @@ class TopicStream:
             if finding is not None:
                 self._announce(finding.missing, finding.cause)
 
-    def silence(self) -> float:
-        """Return the longest silence, in seconds, of a publisher that never announced its last sequence; 0.0 without one."""
-        return 0.0 if self.tracker is None else self.tracker.silence()
+    def silence(self, within: float) -> float:
+        """Return the longest silence, in seconds, of a publisher that never announced its last sequence; 0.0 without one.
+
+        Only publishers heard in the last ``within`` seconds count.
+        """
+        return 0.0 if self.tracker is None else self.tracker.silence(within)
 
     def gap(self, missing: int | None, cause: str, *, at_most: bool = False) -> None:
         """Report ``missing`` messages as missing; ``None``: an unknown number; ``at_most``: the number is an upper bound."""

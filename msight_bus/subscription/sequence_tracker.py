@@ -269,14 +269,16 @@ class SequenceTracker:
         self._advance(session, position, highest, now)
         return finding
 
-    def silence(self) -> float:
+    def silence(self, within: float) -> float:
         """Return the longest silence, in seconds, of a session that never announced its last sequence; 0.0 without one.
 
-        Examines the least recently used sessions only, because this method is called periodically.
+        Only sessions heard in the last ``within`` seconds count. Examines the least recently used sessions only, because this
+        method is called periodically.
         """
         now = self._clock()
         first = [session for _, session in zip(range(_LOOKED_AT), self._sessions.values(), strict=False)]
-        return max((now - session.heard for session in first if not session.announced), default=0.0)
+        silences = (now - session.heard for session in first if not session.announced)
+        return max((silence for silence in silences if silence < within), default=0.0)
 
     def _account(self, session: _Session, sequence: int, now: float, found: list[Finding]) -> None:
         """Account for a message, except for the next one of a session with a single position."""

@@ -85,6 +85,7 @@ def test_a_lost_message_is_exit_status_1_and_said(on_nats, monkeypatch):
         (["--payload", "big"], "'big' is not a size"),
         (["--payload", "128B,,1MB"], "'' is not a size"),
         (["--payload", "4B"], "16B"),
+        (["--payload", "1GB"], "B, KB, MB, KiB or MiB"),
         (["--payload", "2000MiB"], "1024MiB"),
         (["--rate", "inf"], "finite"),
         (["--seconds", "nan"], "seconds"),
@@ -95,6 +96,21 @@ def test_a_lost_message_is_exit_status_1_and_said(on_nats, monkeypatch):
 )
 def test_what_cannot_be_measured_is_exit_status_2(arguments, says):
     assert says in _run(*arguments, status=2).output
+
+
+@pytest.mark.parametrize("backend", ["redis", "nats", "kafka"])
+def test_a_payload_over_the_limit_is_refused_before_anything_is_measured(backend, request, monkeypatch):
+    for name, value in request.getfixturevalue(backend).env.items():
+        monkeypatch.setenv(name, value)
+    result = _run("--payload", "64B, 100MB", "--backend", backend, status=2)
+    assert "--payload 100MB" in result.stderr
+    assert "MSIGHT_MAX_MESSAGE_BYTES" in result.stderr
+    assert ": latency" not in result.stderr
+
+
+def test_a_rate_at_which_no_message_is_due_is_said(on_nats):
+    result = _run("--payload", "64B", "--rate", "1", "--seconds", "0.3", status=1)
+    assert "No result: 64B, latency: 1 messages a second are none in 0.375 s" in result.stdout
 
 
 def test_a_broker_that_does_not_answer_is_exit_status_3(monkeypatch):

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+import subprocess
+import sys
+
 from typer.testing import CliRunner
 
 from msight_bus.cli import app
@@ -38,8 +43,23 @@ def test_a_wrong_environment_is_exit_status_2_with_every_problem(monkeypatch):
 
 def test_in_a_pipe_each_variable_is_a_line_with_its_default():
     result = CliRunner().invoke(app, ["settings"], env={"COLUMNS": "20"})
-    assert result.stdout.splitlines() == [f"{one.name}={one.default or ''}" for one in BusSettings.variables()]
+    lines = [line.partition("=") for line in result.stdout.splitlines()]
+    assert [(name, *shlex.split(value)) for name, _, value in lines] == [
+        (one.name, *filter(None, [one.default])) for one in BusSettings.variables()
+    ]
     assert "Environment OK" in result.stderr
+
+
+def test_a_shell_reads_the_lines_and_the_settings_are_the_same(tmp_path):
+    (tmp_path / "settings.env").write_text(CliRunner().invoke(app, ["settings"]).stdout)
+    script = 'set -a; . ./settings.env; exec "$0" -c "import os, json; print(json.dumps(dict(os.environ)))"'
+    shell = subprocess.run(
+        ["sh", "-c", script, sys.executable], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    environ = json.loads(shell.stdout)
+    for variable in BusSettings.variables():
+        assert environ[variable.name] == (variable.default or "")
+    assert BusSettings(environ=environ) == BusSettings(environ={})
 
 
 def test_each_variable_says_whether_it_is_set(monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""Tables fit the terminal: text is folded, columns are left out, numbers stay whole."""
+"""Tables fit the terminal: columns are left out, then text is folded, numbers stay whole."""
 
 from __future__ import annotations
 
@@ -32,20 +32,27 @@ def test_without_a_terminal_nothing_is_left_out_and_nothing_is_decorated():
     ]
 
 
-def test_text_is_folded_before_a_column_goes():
-    assert _terminal(33) == [
-        "                              age",
-        "name           rate   bytes  in s",
-        "intersec  1,234,567      12     3",
+def test_a_column_goes_before_text_is_folded():
+    assert _terminal(35)[:3] == [
+        "name                   rate   bytes",
+        "intersection.cam  1,234,567      12",
+        "b                         1  98,765",
+    ]
+
+
+def test_text_is_folded_when_no_other_column_can_go():
+    assert _terminal(18)[:4] == [
+        "name          rate",
+        "intersec 1,234,567",
         "tion.cam",
-        "b                 1  98,765    10",
+        "b                1",
     ]
 
 
 def test_the_column_with_the_highest_rank_goes_first_and_is_named():
-    lines = _terminal(24)
+    lines = _terminal(36)
     assert lines[0].split() == ["name", "rate", "bytes"]
-    assert lines[-1] == "Not shown on 24 columns: age in s."
+    assert lines[-1] == "Not shown on 36 columns: age in s."
 
 
 @pytest.mark.parametrize("width", range(1, 60))

@@ -85,15 +85,27 @@ def test_80_columns_cut_no_number():
         latency_p99_ms=54321,
     )
     registry = registry_of(
-        info(subscribe_topic="demo.frames", publish_topic="intersection.objects_ne", metrics=metrics)
+        info(name="ne", subscribe_topic="cam_ne", publish_topic="objects_ne", metrics=metrics),
+        info(name="sink", subscribe_topic="objects_ne"),
+        info(name="cam", publish_topic="cam_ne"),
     )
-    key, (seen, first, heard_at) = next(iter(registry._heard.items()))
-    registry._heard[key] = (msgspec.structs.replace(seen, last_heartbeat=time.time()), first, heard_at)
+    for key, (seen, first, heard_at) in registry._heard.items():
+        registry._heard[key] = (msgspec.structs.replace(seen, last_heartbeat=time.time()), first, heard_at)
     text = shown(registry, width=80)
     assert "…" not in text
-    for part in ("detector", "1,234", "10,000", "12,345", "123,456", "1,506", "54,321", "RUNNING", "heard"):
+    for part in ("-> objects_ne ", "1,234", "10,000", "12,345", "123,456", "1,506", "54,321", "RUNNING", "heard"):
         assert part in text
     assert re.search(r"RUNNING +\d+ s", text)
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_warning_about_the_environment_is_a_sentence(monkeypatch):
+    monkeypatch.setenv("MSIGHT_PUBSUB_BACKED", "nats")
+    result = CliRunner().invoke(app, ["top", "--backend", "memory", "--seconds", "0"])
+    assert result.exit_code == 0
+    assert result.stderr.splitlines() == [
+        "Warning: MSIGHT_PUBSUB_BACKED is no variable of msight_bus and has no effect; did you mean MSIGHT_PUBSUB_BACKEND?"
+    ]
 
 
 def test_rows_of_one_name_show_host_and_instance():
@@ -220,6 +232,27 @@ def test_a_filter_shows_whom_it_concerns():
     assert "Nodes (2 of 3)" in text
     assert listed(shown(registry, containing="error"))[1:] == ["n3"]
     assert "No node contains 'truck'." in shown(registry, containing="truck")
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_name_stays_whole_where_other_columns_can_go(width):
+    metrics = NodeMetrics(rate_in=1234.4, rate_out=1234.4, queued=10_000, missing=123_456, dropped=12_345, errors=1_234)
+    names = ("camera_north_east", "detector_north_east")
+    nodes = [info(name=name, subscribe_topic="a.frame", publish_topic=f"{name}.out", metrics=metrics) for name in names]
+    lines = shown(registry_of(*nodes), width=width).splitlines()
+    assert max(map(len, lines)) <= width
+    for name in names:
+        assert any(f"{name} " in line for line in lines)
+    if any("<-" in line for line in lines):
+        assert sum("<- a.frame (no node) " in line for line in lines) == 2
+        assert sum(".out (no node) " in line for line in lines) == 2
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_before_a_heartbeat_the_hint_fits(width):
+    lines = shown(registry_of(), width=width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert "(10 s by default)." in " ".join(lines)
 
 
 @pytest.mark.parametrize("width", [60, 80])

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from msight_bus.bus import connect
 from msight_bus.errors import BusError, ConfigError
 from msight_bus.settings import BusSettings, ConfigWarning, InsecureWarning, Limits, NatsSettings, RedisSettings
 
@@ -258,3 +259,21 @@ def test_a_number_too_long_to_be_written_is_not_shown():
 def test_a_dead_letter_suffix_keeps_the_name_a_topic(suffix):
     with pytest.raises(ConfigError, match="DEAD_LETTER_SUFFIX must be"):
         BusSettings(environ={"MSIGHT_DEAD_LETTER_SUFFIX": suffix})
+
+
+async def test_a_warning_points_to_the_line_of_the_user(monkeypatch):
+    monkeypatch.setenv("MSIGHT_PUBSUB_BACKED", "nats")
+    with pytest.warns(ConfigWarning) as caught:
+        BusSettings()
+        async with connect(backend="memory"):
+            pass
+    assert [warning.filename for warning in caught] == [__file__, __file__]
+
+
+def test_a_setting_of_a_section_names_the_section():
+    with pytest.raises(
+        ConfigError, match=r"no setting 'connect_timeout'; .*BusSettings\(limits={'connect_timeout': ...}\)"
+    ):
+        BusSettings(environ={}, connect_timeout=5)
+    with pytest.raises(ConfigError, match=r"a setting of redis and of nats"):
+        BusSettings(environ={}, username="u")

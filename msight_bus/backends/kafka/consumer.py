@@ -88,7 +88,7 @@ class KafkaConsumer:
         self._missing = asyncio.Event()
         self._missing_checks = 0
         self._failure: BusError | None = None
-        self._problem = ""
+        self._failing = False
         self._tasks: list[asyncio.Task[None]] = []
         self.on_closed: Callable[[], None] = lambda: None
         self.left: Callable[[float], float] = lambda most: most
@@ -241,15 +241,14 @@ class KafkaConsumer:
 
     def fetched(self, messages: list[Message]) -> None:
         """Deliver new messages to the subscription."""
-        self._problem = ""
+        self._failing = False
         self._stream.deliver(messages)
 
     def failed(self, error: Exception) -> None:
-        """Log a retriable error, once until the next successful fetch."""
-        text = str(translate(error, "subscribe"))
-        if text != self._problem:
-            self._problem = text
-            logger.warning("Fetch from %s failed; retrying: %s", self.topic, text)
+        """Log a retriable error: a WARNING at the first, DEBUG at the next ones until messages arrive."""
+        level = logging.DEBUG if self._failing else logging.WARNING
+        self._failing = True
+        logger.log(level, "Fetch from %s failed; retrying: %s", self.topic, translate(error, "subscribe"))
 
     def topic_missing(self) -> None:
         """Check the topic's identity soon."""

@@ -47,7 +47,7 @@ class _Answers:
     def announced(self, session: int, highest: int) -> None:
         """Do nothing."""
 
-    def silence(self) -> float:
+    def silence(self, within: float) -> float:
         """Return 0.0: there is no publisher."""
         return 0.0
 

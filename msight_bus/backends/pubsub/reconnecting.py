@@ -213,9 +213,15 @@ class ReconnectingConnection:
         return self._streams.get(topic, ())
 
     def silences(self) -> Iterable[tuple[str, float]]:
-        """Return some topics, each with the seconds since a publisher without an announcement was last heard."""
+        """Return some topics, each with the seconds since a publisher without an announcement was last heard.
+
+        Only publishers heard over the current connection count: what the others announced was not received while disconnected.
+        """
+        if self.connection is None:
+            return []
+        lasted = asyncio.get_running_loop().time() - self._opened_at
         some = [streams for _, streams in zip(range(_EXAMINED_TOPICS), self._streams.values(), strict=False)]
-        return [(topic, streams[0].silence()) for topic, streams in zip(list(self._streams), some, strict=False)]
+        return [(topic, streams[0].silence(lasted)) for topic, streams in zip(list(self._streams), some, strict=False)]
 
     # -- subscriptions
 

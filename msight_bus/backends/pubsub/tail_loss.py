@@ -217,7 +217,7 @@ class AnnouncementSubscriber:
     def announced(self, session: int, highest: int) -> None:
         """Do nothing: announcements are not announced."""
 
-    def silence(self) -> float:
+    def silence(self, within: float) -> float:
         """Return 0.0: the publishers of announcements are not tracked."""
         return 0.0
 

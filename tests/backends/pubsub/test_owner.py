@@ -47,7 +47,7 @@ def subscribed(topic: str, *, paused: bool = False):
     """A subscription that keeps the gaps and errors that it is told of (reconnecting.Subscriber)."""
     told: list[object] = []
     inbox = Record(gap=lambda missing, cause: told.append(cause), fail=told.append)
-    stream = Record(silence=lambda: 0.0)
+    stream = Record(silence=lambda within: 0.0)
     routes = [Route(topic, None, stream, lambda error: None)]
     return Record(inbox=inbox, routes=routes, paused=paused, told=told)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 import msgspec
@@ -65,4 +66,23 @@ async def test_a_publisher_that_announces_its_last_sequence_is_no_reason_to_doub
         await at.until(lambda: messages.stats.missing == 1)
         await at.round_trips("b", 200)
         assert at.bus.capabilities.tail_loss
+    assert not doubts(caplog)
+
+
+@pytest.mark.parametrize("away", [30, 600])
+async def test_what_was_silent_while_the_subscriber_was_disconnected_is_no_reason_to_doubt(
+    away, msight_simulation, monkeypatch, caplog
+):
+    monkeypatch.undo()
+    simulation = msight_simulation
+    async with simulation.connect() as bus, simulation.connect() as camera, bus.subscribe("cam") as frames:
+        await camera.publish("cam", b"first")
+        await take(frames, 1)
+        simulation.disconnect(bus)
+        await asyncio.sleep(away)
+        simulation.reconnect(bus)
+        await asyncio.sleep(20)
+        await camera.publish("cam", b"back")
+        await take(frames, 1)
+        assert bus.capabilities.tail_loss
     assert not doubts(caplog)
