@@ -120,6 +120,7 @@ class _ProcessCall(_Call):
 
     def __init__(self, function: Callable[..., object]) -> None:
         super().__init__(function)
+        self._lock = threading.Lock()
         self._worker: _Worker | None = None
         self._killed = False
 
@@ -133,10 +134,9 @@ class _ProcessCall(_Call):
         return super().__call__(partial(self._ask, request))
 
     def _ask(self, request: bytes) -> Any:
-        worker = self._worker = _idle_worker() or _Worker()
-        if self._killed:
-            worker.kill()
+        worker = _idle_worker() or _Worker()
         try:
+            self._use(worker)
             succeeded, result, trace = worker.ask(request)
         except (EOFError, OSError):
             status = worker.end()
@@ -144,9 +144,9 @@ class _ProcessCall(_Call):
                 f"The process of {self.name} ended before its result, with exit code {status}."
             ) from None
         except Exception:  # the result cannot be unpickled
-            _idle.append(worker)
+            self._release(worker)
             raise
-        _idle.append(worker)
+        self._release(worker)
         if not succeeded:
             result.add_note(f"Traceback in the process of off_loop:\n{trace}")
             try:
@@ -155,11 +155,26 @@ class _ProcessCall(_Call):
                 del result  # as in `off_loop`: breaks a reference cycle
         return result
 
+    def _use(self, worker: _Worker | None) -> None:
+        with self._lock:
+            self._worker = worker
+            if worker is not None and self._killed:
+                worker.kill()
+
+    def _release(self, worker: _Worker) -> None:
+        """Return a process to the idle ones; from then on, `kill` does not reach the process."""
+        self._use(None)
+        if self._killed:
+            worker.end()
+        else:
+            _idle.append(worker)
+
     def kill(self) -> None:
-        """Kill the process of the call, now or as soon as the call has one."""
-        self._killed = True
-        if self._worker is not None:
-            self._worker.kill()
+        """Kill the process of the call, now or as soon as the call has one; does nothing once the call has its result."""
+        with self._lock:
+            self._killed = True
+            if self._worker is not None:
+                self._worker.kill()
 
 
 class _Worker:

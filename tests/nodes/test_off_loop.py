@@ -95,6 +95,27 @@ def test_a_cancelled_call_kills_its_process(tmp_path):
         os.kill(worker, 0)
 
 
+async def test_a_late_cancellation_does_not_kill_the_process_of_another_call(tmp_path):
+    """The call is done, its process runs another call, and the event loop was busy meanwhile."""
+    processes = range(os.cpu_count() or 1)
+    await asyncio.gather(*(off_loop(time.sleep, 0.1, process=True) for _ in processes))
+    done = [asyncio.create_task(off_loop(abs, -1, process=True)) for _ in processes]
+    others = [asyncio.create_task(off_loop(touch_and_nap, str(tmp_path / str(n)), process=True)) for n in processes]
+    await asyncio.sleep(0)  # the calls are submitted
+    while len(list(tmp_path.iterdir())) < len(others):
+        time.sleep(0.005)  # noqa: ASYNC251 - the event loop is busy
+    for task in done:
+        task.cancel()
+    assert await asyncio.gather(*others) == ["done"] * len(others)
+
+
+def touch_and_nap(path):
+    """Report the start, and take longer than a kill."""
+    Path(path).touch()
+    time.sleep(1)
+    return "done"
+
+
 def touch_and_sleep(path):
     """Say that it has begun, then take for ever."""
     Path(path).touch()
