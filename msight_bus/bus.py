@@ -196,13 +196,15 @@ class Bus:
         """Drain and close: stop the intake, deliver queued messages, end the iterators, flush published messages, commit.
 
         Publishing is allowed until the iterators have ended. Called from a task that consumes one of the subscriptions, `drain`
-        only stops the intake and returns, because the queue cannot empty before that task continues.
+        only stops the intake and returns, because the queue cannot empty before that task continues. Concurrent calls drain
+        together: the earliest deadline holds, and each call raises its error.
 
         Args:
             timeout: seconds; default ``MSIGHT_DRAIN_TIMEOUT``.
 
         Raises:
-            DrainTimeoutError: not drained in time; the bus is closed, and ``left`` names the messages that were left.
+            DrainTimeoutError: not drained in time, by this or another call; the bus is closed, and ``left`` names the messages
+                that were left.
             ValueError: ``timeout`` is not a number of seconds above 0.
             BusError: called from another thread, event loop or process than the bus was opened in.
         """

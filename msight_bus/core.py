@@ -102,6 +102,8 @@ class Core:
         self.publishers: dict[str, TopicPublisher] = {}
         self.loop: object = _CLOSED
         self._closing: asyncio.Task[None] | None = None
+        self._abort_deadlines: list[float] = []
+        self._not_drained: BusError | None = None
         self._process = 0
         self._warned_of_groups = False
 
@@ -154,27 +156,31 @@ class Core:
         )
 
     async def drain(self, timeout: float) -> None:
-        """Drain within ``timeout`` seconds and close (`Bus.drain`).
+        """Drain within ``timeout`` seconds and close (`Bus.drain`). Of concurrent calls, the earliest deadline holds.
 
         Raises:
-            DrainTimeoutError: not drained in time; the bus is closed.
+            DrainTimeoutError: not drained in time, by this or another call; the bus is closed.
             BusError: as `check`.
         """
-        if not self.is_open:
-            await self._wait_until_closed()
-            return
-        self.check()
-        self.backend.abort_at(asyncio.get_running_loop().time() + timeout + CLOSE_WITHIN)
-        everything = list(self._subscriptions), list(self.drainables)
-        try:
-            ended = await drain(self._run_before_closing, *everything, self.backend, timeout)
-        except DrainTimeoutError:
-            await self.close()
-            raise
-        if ended:
-            await self.close()
-        else:
-            self.backend.abort_at(None)
+        if self.is_open:
+            self.check()
+            deadline = asyncio.get_running_loop().time() + timeout + CLOSE_WITHIN
+            self._abort_deadlines.append(deadline)
+            self.backend.abort_at(min(self._abort_deadlines))
+            everything = list(self._subscriptions), list(self.drainables)
+            try:
+                ended = await drain(self._run_before_closing, *everything, self.backend, timeout)
+            except DrainTimeoutError as error:
+                self._not_drained = self._not_drained or fresh(error)
+                await self.close()
+                raise
+            if not ended:
+                self._abort_deadlines.remove(deadline)
+                self.backend.abort_at(min(self._abort_deadlines, default=None))
+                return
+        await self.close()
+        if self._not_drained is not None:
+            raise fresh(self._not_drained)
 
     async def close(self) -> None:
         """Close without draining. A cancellation is raised once everything is closed.

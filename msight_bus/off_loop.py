@@ -41,6 +41,9 @@ async def off_loop(function: Callable[[*Ts], T], *args: *Ts, process: bool = Fal
     A coroutine that computes blocks every node of its process; a function off the event loop does not. Use a thread for code that
     releases the GIL, as NumPy, OpenCV and most inference engines do, and ``process=True`` for pure Python.
 
+    A function in a process can start programs with `subprocess`, but not with `multiprocessing`: the process is daemonic, and a
+    daemonic process cannot have children.
+
     At most 40 threads and one process for each processor run at a time; further calls wait. A hanging thread does not delay the
     end of the program. SIGINT (Ctrl-C) and a SIGTERM to the whole process group do not interrupt the processes; they end with the
     program.
@@ -120,6 +123,7 @@ class _ProcessCall(_Call):
 
     def __init__(self, function: Callable[..., object]) -> None:
         super().__init__(function)
+        self._lock = threading.Lock()
         self._worker: _Worker | None = None
         self._killed = False
 
@@ -133,20 +137,21 @@ class _ProcessCall(_Call):
         return super().__call__(partial(self._ask, request))
 
     def _ask(self, request: bytes) -> Any:
-        worker = self._worker = _idle_worker() or _Worker()
-        if self._killed:
-            worker.kill()
+        worker = _idle_worker() or _Worker()
         try:
-            succeeded, result, trace = worker.ask(request)
+            self._use(worker)
+            answer = worker.ask(request)
         except (EOFError, OSError):
             status = worker.end()
             raise RuntimeError(
                 f"The process of {self.name} ended before its result, with exit code {status}."
             ) from None
-        except Exception:  # the result cannot be unpickled
-            _idle.append(worker)
+        except BaseException:  # for example MemoryError; the rest of the answer is still in the pipe
+            worker.kill()
+            worker.end()
             raise
-        _idle.append(worker)
+        self._release(worker)
+        succeeded, result, trace = pickle.loads(answer)  # noqa: S301 - from a process of this program
         if not succeeded:
             result.add_note(f"Traceback in the process of off_loop:\n{trace}")
             try:
@@ -155,11 +160,26 @@ class _ProcessCall(_Call):
                 del result  # as in `off_loop`: breaks a reference cycle
         return result
 
+    def _use(self, worker: _Worker | None) -> None:
+        with self._lock:
+            self._worker = worker
+            if worker is not None and self._killed:
+                worker.kill()
+
+    def _release(self, worker: _Worker) -> None:
+        """Return a process to the idle ones; from then on, `kill` does not reach the process."""
+        self._use(None)
+        if self._killed:
+            worker.end()
+        else:
+            _idle.append(worker)
+
     def kill(self) -> None:
-        """Kill the process of the call, now or as soon as the call has one."""
-        self._killed = True
-        if self._worker is not None:
-            self._worker.kill()
+        """Kill the process of the call, now or as soon as the call has one; does nothing once the call has its result."""
+        with self._lock:
+            self._killed = True
+            if self._worker is not None:
+                self._worker.kill()
 
 
 class _Worker:
@@ -185,10 +205,10 @@ class _Worker:
         """Whether the process has not ended."""
         return self._process.is_alive()
 
-    def ask(self, request: bytes) -> Any:
-        """Return ``(True, result, "")`` or ``(False, error, traceback)``."""
+    def ask(self, request: bytes) -> bytes:
+        """Return ``(True, result, "")`` or ``(False, error, traceback)``, pickled."""
         self._connection.send_bytes(request)
-        return pickle.loads(self._connection.recv_bytes())  # noqa: S301 - from a process of this program
+        return self._connection.recv_bytes()
 
     def kill(self) -> None:
         """Kill the process."""
@@ -220,6 +240,8 @@ def _serve(connection: Connection) -> None:
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=connection.close)  # the pipe must end with this process
     with suppress(EOFError):
         while True:
             request = connection.recv_bytes()
@@ -228,6 +250,8 @@ def _serve(connection: Connection) -> None:
                 answer = pickle.dumps((True, function(*args), ""))
             except BaseException as error:
                 answer = _failure(error)
+            if connection.closed:  # the function has forked, and this is the child
+                os._exit(0)
             connection.send_bytes(answer)
 
 

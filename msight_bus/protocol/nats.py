@@ -314,14 +314,18 @@ class _Grammar:
         return position, taken
 
     def _read_line(self, line: bytes) -> tuple[Address, int, int]:
-        """Parse address, header bytes and total bytes of any MSG or HMSG line; remember its head if there is no reply subject."""
+        """Parse address, header bytes and total bytes of any MSG or HMSG line; remember a plain head.
+
+        A plain head has no reply subject, and single spaces between the words. The caller splits a line with a remembered head at
+        the last space.
+        """
         kind, *words = line.split()
         sizes = 2 if kind == b"HMSG" else 1
         if kind not in (b"MSG", b"HMSG") or not 2 <= len(words) - sizes <= 3:
             raise ProtocolError("Invalid MSG or HMSG line from NATS: subject, subscription id and sizes are expected.")
         address, block_bytes = words[0] + b" " + words[1], _parse_size(words[-2]) if sizes == 2 else 0
         head = line.rpartition(b" ")[0]
-        if len(words) - sizes == 2 and len(head) <= _LONGEST_HEAD:
+        if len(words) - sizes == 2 and len(head) <= _LONGEST_HEAD and line.split(b" ") == [kind, *words]:
             if len(self._heads) >= _HEADS:
                 self._heads.clear()
             self._heads[head] = address, block_bytes

@@ -67,6 +67,9 @@ def choice(literal: object, example: str) -> ValueType:
 
 _TOPIC_SUFFIX = re.compile(r"\.?[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
 _DECIMAL = re.compile(r"\+?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_LONGEST_DECIMAL = 50
+"""Maximum number of characters; matching takes quadratic time."""
+
 _FLAGS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -78,7 +81,7 @@ def _parse_flag(value: Any) -> bool:
 
 
 def _parse_seconds(value: Any) -> float:
-    if isinstance(value, str) and _DECIMAL.fullmatch(value.strip()):
+    if isinstance(value, str) and len(value) <= _LONGEST_DECIMAL and _DECIMAL.fullmatch(value.strip()):
         value = float(value)
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0.001 <= value <= 86400:
         raise ValueError

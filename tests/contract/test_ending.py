@@ -90,6 +90,25 @@ async def test_drain_that_takes_too_long_says_what_was_left(backend, topic):
         await asyncio.wait((hanging,))
 
 
+@pytest.mark.parametrize("timeouts", [(0.1, 30), (30, 0.1)])
+async def test_every_concurrent_drain_raises_the_error_of_the_earliest_deadline(backend, topic, timeouts):
+    async with backend.connect() as bus:
+        async with bus.subscribe(topic) as messages:
+            for _ in range(2):
+                await bus.publish(topic, b"x")
+            await anext(messages)
+            await until(lambda: messages.stats.queued == 1)
+            drains = [asyncio.create_task(bus.drain(timeout)) for timeout in timeouts]
+            async with asyncio.timeout(20):
+                errors = await asyncio.gather(*drains, return_exceptions=True)
+        assert [type(error) for error in errors] == [DrainTimeoutError] * 2
+        assert [error.left for error in errors] == [
+            {f"subscription {topic}": errors[0].left[f"subscription {topic}"]}
+        ] * 2
+        with pytest.raises(DrainTimeoutError):
+            await bus.drain()
+
+
 async def test_closing_the_bus_closes_its_subscriptions(backend, topic):
     async with backend.connect() as bus:
         waiting, unread = bus.subscribe(topic), bus.subscribe(f"{topic}.unread")

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import threading
@@ -93,6 +94,27 @@ def test_a_cancelled_call_kills_its_process(tmp_path):
     worker = run(cancel())
     with pytest.raises(ProcessLookupError):
         os.kill(worker, 0)
+
+
+async def test_a_late_cancellation_does_not_kill_the_process_of_another_call(tmp_path):
+    """The call is done, its process runs another call, and the event loop was busy meanwhile."""
+    processes = range(os.cpu_count() or 1)
+    await asyncio.gather(*(off_loop(time.sleep, 0.1, process=True) for _ in processes))
+    done = [asyncio.create_task(off_loop(abs, -1, process=True)) for _ in processes]
+    others = [asyncio.create_task(off_loop(touch_and_nap, str(tmp_path / str(n)), process=True)) for n in processes]
+    await asyncio.sleep(0)  # the calls are submitted
+    while len(list(tmp_path.iterdir())) < len(others):
+        time.sleep(0.005)  # the event loop is busy
+    for task in done:
+        task.cancel()
+    assert await asyncio.gather(*others) == ["done"] * len(others)
+
+
+def touch_and_nap(path):
+    """Report the start, and take longer than a kill."""
+    Path(path).touch()
+    time.sleep(1)
+    return "done"
 
 
 def touch_and_sleep(path):
@@ -183,6 +205,62 @@ class UnreadableError(Exception):
 
     def __init__(self, one, two="two"):
         super().__init__(one, two, "three")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the memory with RLIMIT_AS and /proc")
+async def test_a_result_without_room_in_memory_ends_the_process():
+    """The pipe still holds the result; another call on the process would receive it."""
+    worker = await off_loop(os.getpid, process=True)
+    await off_loop(abs, -1, process=True)  # the thread that asks the process runs before the limit
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 100_000_000, before[1]))
+    try:
+        with pytest.raises(MemoryError):
+            await off_loop(bytes, 400_000_000, process=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    async with asyncio.timeout(30):
+        assert await off_loop(os.getpid, process=True) != worker
+
+
+async def test_a_child_that_the_function_forks_sends_no_answer():
+    for _ in range(3):
+        assert await off_loop(fork, process=True) == "parent"
+    assert [await off_loop(abs, -n, process=True) for n in range(6)] == list(range(6))
+
+
+def fork():
+    """Return in the child and, later, in the parent."""
+    if not os.fork():
+        return "child"
+    time.sleep(0.2)
+    return "parent"
+
+
+async def test_a_cancelled_call_is_over_though_a_child_of_its_process_runs_on(tmp_path):
+    processes = range(os.cpu_count() or 1)
+    paths = [tmp_path / str(number) for number in processes]
+    tasks = [asyncio.create_task(off_loop(fork_and_sleep, str(path), process=True)) for path in paths]
+    while not all(path.exists() for path in paths):
+        await asyncio.sleep(0.005)
+    try:
+        for task in tasks:
+            task.cancel()
+        async with asyncio.timeout(30):
+            await asyncio.wait(tasks)
+            assert await off_loop(abs, -1, process=True) == 1
+    finally:
+        for path in paths:
+            os.kill(int(path.read_text()), signal.SIGKILL)
+
+
+def fork_and_sleep(path):
+    """Report the child, then take for ever, as the child does."""
+    if child := os.fork():
+        Path(path + ".new").write_text(str(child))
+        Path(path + ".new").rename(path)
+    time.sleep(600)
 
 
 async def test_a_process_is_used_again():

@@ -282,6 +282,13 @@ def test_a_malformed_line_is_refused_also_behind_messages_of_the_same_subscripti
         parse(KNOWN + line + b"\r\n", pause=100)
 
 
+@pytest.mark.parametrize(
+    "line", [b"MSG a 1\t1", b"MSG a 1 1 ", b"MSG\ta 1 1", b"MSG a  1 1", b"HMSG a 1 0\t1", b"HMSG a 1 0 1\t"]
+)
+def test_a_line_with_other_white_space_is_read_the_same_when_it_repeats(line):
+    assert parse(*[line + b"\r\nx\r\n"] * 3) == [(b"a 1", b"", b"x")] * 3
+
+
 def test_the_memory_for_lines_of_many_subjects_is_bounded():
     decoder = nats.decoder(LIMIT)
 

@@ -119,6 +119,7 @@ def test_seconds(text, seconds):
         True,
         None,
         10**400,
+        "0" * 100 + "1",  # matching would take quadratic time
         b"1",
         [1],
     ],
