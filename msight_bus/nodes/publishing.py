@@ -101,6 +101,12 @@ class NodePublisher:
                 raise
             # Without acknowledgements, a disconnect during the run must not fail the node at its end.
             run.logger.warning("Outputs may be lost: %s", error)
+        except asyncio.CancelledError:
+            if harmless:
+                run.logger.warning(
+                    "Outputs may be lost: the broker had not confirmed them when the node was cancelled."
+                )
+            raise
         if made._failure is not None:
             raise fresh(made._failure)
 

@@ -198,11 +198,14 @@ async def _drain(running: dict[asyncio.Task[None], Node], timeout: float) -> Dra
                 await asyncio.wait(ending)
                 left = {task: node for task, node in left.items() if task not in ending}
     except TimeoutError:
-        counts = {f"node {node.name}": node.left for task, node in left.items() if not task.done()}
-        hooks = {
-            f"node {node.name}": f" (in {run.hook})" for node in left.values() if (run := node._node_run) and run.hook
-        }
-        what = ", ".join(f"{count} messages at {place}{hooks.get(place, '')}" for place, count in counts.items())
+        late = [node for task, node in left.items() if not task.done()]
+        counts = {f"node {node.name}": node.left for node in late if node.left}
+        hooks = {f"node {node.name}": f" (in {run.hook})" for node in late if (run := node._node_run) and run.hook}
+        parts = [
+            (f"{counts[place]} messages at " if place in counts else "") + place + hooks.get(place, "")
+            for place in {**counts, **hooks}
+        ]
+        what = ", ".join(parts) or "no message, but the broker did not confirm"
         return DrainTimeoutError(f"Not drained within {timeout:g} s (MSIGHT_DRAIN_TIMEOUT); left: {what}.", left=counts)
     return None
 

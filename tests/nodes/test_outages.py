@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from msight_bus import PublishTimeoutError
-from msight_bus.nodes import NodeConfig, SourceNode
+from msight_bus import DrainTimeoutError, PublishTimeoutError
+from msight_bus.nodes import NodeConfig, SourceNode, run_until
 from tests.support.brokers import running_broker
 from tests.support.kafka_admin import committed, make
 from tests.support.nodes import DEADLINE, Collect, Numbers, running, start
@@ -57,6 +57,25 @@ async def test_outputs_are_dropped_and_counted_while_the_broker_is_frozen(kind, 
             await until(lambda: node._node_run.meter.messages_out > sent + 3)
             away, back = map(caplog.text.count, ("Publishing waits for the broker", "Publishing resumed"))
             assert back <= away
+
+
+@pytest.mark.parametrize("kind", ["redis", "nats"])
+async def test_outputs_unconfirmed_at_the_deadline_of_the_drain_are_logged(kind, caplog):
+    source, stop = Paced(NodeConfig(name="source", publish_topic_name="out")), asyncio.Event()
+    with own_broker(kind) as (broker, backend):
+        async with backend.connect(MSIGHT_DRAIN_TIMEOUT="0.5") as bus:
+            task = asyncio.create_task(run_until(bus, source, stop=stop))
+            await until(lambda: source.metrics().messages_out)
+            broker.freeze()
+            sent = source.metrics().messages_out
+            await until(lambda: source.metrics().messages_out > sent)
+            stop.set()
+            try:
+                with pytest.raises(DrainTimeoutError, match="left: no message, but the broker did not confirm"):
+                    await task
+            finally:
+                broker.thaw()
+    assert "Outputs may be lost" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["redis", "nats"])
