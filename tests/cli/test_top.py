@@ -104,7 +104,7 @@ def test_a_warning_about_the_environment_is_a_sentence(monkeypatch):
     result = CliRunner().invoke(app, ["top", "--backend", "memory", "--seconds", "0"])
     assert result.exit_code == 0
     assert result.stderr.splitlines() == [
-        "Warning: MSIGHT_PUBSUB_BACKED is no variable of msight_bus and has no effect; did you mean MSIGHT_PUBSUB_BACKEND?"
+        "Warning: MSIGHT_PUBSUB_BACKED is not a variable of msight_bus and has no effect; did you mean MSIGHT_PUBSUB_BACKEND?"
     ]
 
 

@@ -294,7 +294,7 @@ def test_a_file_that_is_no_jpeg_is_named(tmp_path):
     with pytest.raises(FootageError, match=rf"{TIMES[0]} is not a JPEG \(6 bytes\)"):
         list(cameras(tmp_path)[tmp_path.name])
     (tmp_path / TIMES[0]).write_bytes(pictures.encode(street())[:10])
-    with pytest.raises(FootageError, match=rf"{TIMES[0]}: 10 bytes do not decode"):
+    with pytest.raises(FootageError, match=rf"{TIMES[0]}: 10 bytes cannot be decoded"):
         list(cameras(tmp_path)[tmp_path.name])
     for broken in (b"", b"GIF89a", pictures.encode(street())[:10]):
         with pytest.raises(FootageError, match=f"{len(broken)} bytes"):
