@@ -253,7 +253,7 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
     async def _starts(self, own: list[TopicPartition]) -> dict[TopicPartition, OffsetAndMetadata]:
         if self._was_recreated:  # committed offsets may belong to the deleted topic
             committed = await self._decide(own)
-            self._was_recreated = not self._all_partitions()  # the metadata were out of date, so none were assigned
+            self._was_recreated = not await self._are_all_assigned(own)
             return committed
         everything = sorted({*self._all_partitions(), *own})
         committed = await self.member.committed(everything)
@@ -263,6 +263,12 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
         if missing:  # new, or owned before by a member with another client
             committed |= await self._decide(missing)
         return {where: committed[where] for where in own}
+
+    async def _are_all_assigned(self, own: list[TopicPartition]) -> bool:
+        """Return false while partitions are unassigned, because the metadata of the group's leader are out of date."""
+        everything = set(self._all_partitions())
+        peers = await self.member.partitions_of_peers()
+        return bool(everything) and (peers is None or everything <= {*own, *peers})
 
     async def _first_starts(
         self, everything: list[TopicPartition], own: list[TopicPartition]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from aiokafka import OffsetAndMetadata, TopicPartition
 from aiokafka.admin import NewTopic
+from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 from aiokafka.errors import KafkaConnectionError
 
 from msight_bus import AuthenticationError
 from msight_bus.backends.kafka import consumer
+from msight_bus.backends.kafka.aiokafka_compat.member import MarkingAssignor
 from msight_bus.events import Gap
 from tests.support.kafka_admin import administering
 from tests.support.kafka_records import Rec, batch_of, raw_producer
@@ -58,6 +61,34 @@ async def test_a_topic_that_is_made_anew_is_read_from_its_beginning(kafka, topic
             await produce(topic, batch_of(Rec(b"120")))
             assert await numbers(messages, 1) == [120]
     assert [event for event in events if isinstance(event, Gap)] == [Gap(topic, None, NO_SIZE)]
+
+
+async def test_a_commit_of_the_deleted_topic_is_ignored_until_the_new_partitions_are_assigned(
+    kafka, topic, monkeypatch
+):
+    """The group's leader can assign none of them, because its metadata are out of date."""
+    assign, empty = MarkingAssignor.assign, []
+
+    def assign_late(cluster, members):
+        if remade and cluster.partitions_for_topic(topic) and not empty:
+            empty.append(members)
+            return {member: ConsumerProtocolMemberAssignment(MarkingAssignor.version, [], b"") for member in members}
+        return assign(cluster, members)
+
+    remade = False
+    monkeypatch.setattr(MarkingAssignor, "assign", assign_late)
+    async with administering(kafka) as admin, raw_producer(kafka) as produce, kafka.connect() as bus:
+        await admin.create_topics([NewTopic(topic, 1, 1)])
+        async with bus.subscribe(topic, group_id=f"{topic}.g") as messages:
+            await produce(topic, batch_of(*[Rec(b"%d" % number) for number in range(15)]))
+            assert await numbers(messages, 15) == list(range(15))
+            await make_anew(admin, topic)
+            remade = True
+            await produce(topic, batch_of(*[Rec(b"%d" % number) for number in range(100, 120)]))
+            await until(lambda: empty and not messages._at_broker.partitions and messages._at_broker.member.is_joined)
+            await messages._at_broker.member.commit({TopicPartition(topic, 0): OffsetAndMetadata(15, "")})
+            messages._at_broker.member.request_rejoin()
+            assert await numbers(messages, 20) == list(range(100, 120))
 
 
 @GROUPS
