@@ -16,6 +16,8 @@ from msight_bus.errors import AuthenticationError, BusError, ConfigError, Connec
 
 FAILED, USAGE, NOT_REACHED, INTERRUPTED = 1, 2, 3, 130
 
+_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
+
 HELP = """
 Exit status: 0 done or healthy; 1 a fault was found or the operation failed; 2 wrong usage or configuration; 3 the broker was
 not reached or refused the connection; 130 interrupted.
@@ -24,12 +26,14 @@ not reached or refused the connection; 130 interrupted.
 
 @contextmanager
 def exit_status() -> Iterator[None]:
-    """Print a `BusError` to standard error and exit with its status; exit with `INTERRUPTED` at SIGTERM and Ctrl-C.
+    """Print a `BusError` to standard error and exit with its status; exit with `INTERRUPTED` at Ctrl-C, SIGTERM and SIGHUP.
 
-    Warnings are printed to standard error as sentences. SIGTERM interrupts like Ctrl-C, so that a command restores the terminal
-    and stops the processes that it started.
+    Warnings are printed to standard error as sentences. SIGTERM and SIGHUP interrupt like Ctrl-C, so that a command restores the
+    terminal, stops the processes that it started and removes its temporary file. A signal that the program ignores, as under
+    ``nohup``, stays ignored.
     """
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    caught = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, _interrupt) for number in caught}
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
@@ -39,7 +43,8 @@ def exit_status() -> Iterator[None]:
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

@@ -131,11 +131,15 @@ def _in_session(session):
     return [int(pid) for pid, sid, state in rows if sid == str(session) and not state.startswith("Z")]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_no_process_stays_when_it_is_ended_in_a_run(nats, number):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_no_process_stays_when_it_is_ended_in_a_run(nats, number, tmp_path):
     environment = {**os.environ, **nats.env, "MSIGHT_PUBSUB_BACKEND": "nats"}
     process = subprocess.Popen(
-        [*COMMAND, "--seconds", "30"], env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True
+        [*COMMAND, "--seconds", "30", "--json", str(tmp_path / "f.json")],
+        env=environment,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     with process:
         while "latency" not in (line := process.stderr.readline()):
@@ -147,6 +151,7 @@ def test_no_process_stays_when_it_is_ended_in_a_run(nats, number):
         assert process.wait(20) == (-9 if number == signal.SIGKILL else 130)
         said = process.stderr.read()
     assert "Traceback" not in said
+    assert number == signal.SIGKILL or not list(tmp_path.iterdir())  # the temporary file of --json
     while _in_session(process.pid):
         time.sleep(0.02)
 

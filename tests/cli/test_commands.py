@@ -60,12 +60,27 @@ def test_an_error_is_its_text_and_an_exit_status(error, status, capsys):
     assert capsys.readouterr().err == (f"{error}\n" if str(error) else "")
 
 
-def test_sigterm_interrupts_as_ctrl_c_does_and_its_handler_comes_back():
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(BaseException) as caught, exit_status():  # noqa: PT011
-        signal.raise_signal(signal.SIGTERM)
-    assert caught.value.exit_code == 130
-    assert signal.getsignal(signal.SIGTERM) is before
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_interrupts_as_ctrl_c_does_and_its_handler_comes_back(number):
+    before = signal.signal(number, lambda *_: None)
+    try:
+        handler = signal.getsignal(number)
+        with pytest.raises(BaseException) as caught, exit_status():  # noqa: PT011
+            signal.raise_signal(number)
+        assert caught.value.exit_code == 130
+        assert signal.getsignal(number) is handler
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    """``nohup`` ignores SIGHUP, for example."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with exit_status():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_terminal_without_utf_8_gets_another_character():
