@@ -47,6 +47,11 @@ def serve(side: Side, job: str, env: Mapping[str, str], counters: SharedCounters
     """Run the main function of a worker: receive plans and send outcomes, until ``None`` is received or the parent has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    with contextlib.suppress(EOFError, ConnectionError):  # the parent has ended
+        _serve(side, job, env, counters, connection)
+
+
+def _serve(side: Side, job: str, env: Mapping[str, str], counters: SharedCounters, connection: Connection) -> None:
     settings = BusSettings(environ=env)
     run = load(job)
     try:
@@ -104,7 +109,15 @@ class Worker:
         context = _context()
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(side, job, dict(env), counters, theirs), daemon=True)
-        self._process.start()
+        # A process inherits the signal mask; it could be interrupted before `serve` ignores SIGINT.
+        before = (
+            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,)) if hasattr(signal, "pthread_sigmask") else ()
+        )
+        try:
+            self._process.start()
+        finally:
+            if hasattr(signal, "pthread_sigmask"):
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         self.name = f"{job.rpartition(':')[2]} {side.path} {dict(side.options) or ''}"
         self._up = False
