@@ -93,7 +93,11 @@ def test_the_demo_installs_nothing_that_only_tests_need(tmp_path):
 
     def commands(target):
         return subprocess.run(
-            ["make", "-n", target, "PYTHON=python3"], cwd=tmp_path, check=True, capture_output=True, text=True
+            ["make", "-n", "--no-print-directory", target, "PYTHON=python3"],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+            text=True,
         ).stdout
 
     assert "'.[brokers,demo]'" in commands("demo")

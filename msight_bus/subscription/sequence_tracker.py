@@ -278,7 +278,7 @@ class SequenceTracker:
         now = self._clock()
         first = [session for _, session in zip(range(_LOOKED_AT), self._sessions.values(), strict=False)]
         silences = (now - session.heard for session in first if not session.announced)
-        return max((silence for silence in silences if silence < within), default=0.0)
+        return max((silence for silence in silences if silence <= within), default=0.0)
 
     def _account(self, session: _Session, sequence: int, now: float, found: list[Finding]) -> None:
         """Account for a message, except for the next one of a session with a single position."""

@@ -23,6 +23,9 @@ logger = logging.getLogger("msight_bus")
 _LASTING = 2.0
 """A connection that is lost sooner than this many times ``reconnect_max`` counts as a failed attempt: the backoff continues."""
 
+_CLOCK_ERROR = 0.001
+"""Seconds by which the loop's clock and the wall clock may differ over the life of a connection."""
+
 _EXAMINED_TOPICS = 64
 """Maximum number of topics examined for silent publishers."""
 
@@ -219,7 +222,7 @@ class ReconnectingConnection:
         """
         if self.connection is None:
             return []
-        lasted = asyncio.get_running_loop().time() - self._opened_at
+        lasted = asyncio.get_running_loop().time() - self._opened_at + _CLOCK_ERROR
         some = [streams for _, streams in zip(range(_EXAMINED_TOPICS), self._streams.values(), strict=False)]
         return [(topic, streams[0].silence(lasted)) for topic, streams in zip(list(self._streams), some, strict=False)]
 

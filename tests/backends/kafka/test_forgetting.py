@@ -18,7 +18,7 @@ async def test_an_evicted_topic_begins_a_new_session(topic, kafka):
             await bus.publish(topic, b"x")
         for i in range(3 * LIMIT):
             await bus.publish(f"{topic}.t{i}", b"x")
-            assert len(remembered(bus)) <= LIMIT
+            assert len(remembered(bus)) <= LIMIT + 1  # a topic whose acknowledgement has just arrived is not idle yet
         await until(lambda: topic not in remembered(bus))
         for _ in range(2):
             await bus.publish(topic, b"x")

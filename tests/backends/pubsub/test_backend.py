@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import msgspec
 import pytest
@@ -40,7 +39,7 @@ async def subscribe(backend: PubSubBackend, queue: QueuePolicy):
         selection,
         counts=True,
         deadline=None,
-        clock=time.time,
+        clock=asyncio.get_running_loop().time,
         report=lambda event: None,
         on_full=lambda: consumer.pause(),  # noqa: PLW0108 - it comes later
         on_room=lambda: consumer.resume(),  # noqa: PLW0108
@@ -130,7 +129,7 @@ async def test_only_announcements_of_others_show_that_announcements_come(msight_
     (link,) = broker.links
     announcement = msgspec.msgpack.encode((8 if whose == "another's" else 7, {"b": 1}))
     link.deliver(SEQUENCE_TOPIC, Message(SEQUENCE_TOPIC, announcement))
-    link.deliver("a", Message("a", b"", session=9, sequence=1))
+    link.deliver("a", Message("a", b"", session=9, sequence=1, received_at=asyncio.get_running_loop().time()))
     await asyncio.sleep(60)
     assert backend.capabilities.tail_loss is (whose == "another's")
     await backend.close()
