@@ -40,7 +40,7 @@ _TURN_BYTES = 128 * 1024
 _RETRY_AFTER = 0.1
 """Seconds until a batch is sent again."""
 
-_TOLD_AT = 10
+_WARN_AT = 10
 """Attempts after which the reason is logged, once for each batch: an election of a leader takes fewer."""
 
 _MAX_SPLITS = 64
@@ -331,7 +331,7 @@ class PartitionWriter:
             self.sequence = (self.sequence + batch.count) & _MAX_SEQUENCE
             self._end(None)
         elif error.retriable:
-            if batch.attempts == _TOLD_AT:
+            if batch.attempts == _WARN_AT:
                 logger.warning("Publishing on %s, partition %d, is refused again and again: %r", *self.where, error)
             self.retry(error)
         elif not self._split(batch, error, refused):
