@@ -56,8 +56,24 @@ class Copy:
 
     def test(self, arguments: list[str], within: float) -> Outcome:
         """Run pytest until its first failure, for at most ``within`` seconds."""
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "--tb=no", "-p", "no:cacheprovider"]
-        environment = os.environ | {"PYTHONPATH": str(self._folder), "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-x",
+            "-rfE",
+            "--no-header",
+            "--tb=no",
+            "-p",
+            "no:cacheprovider",
+        ]
+        # The options of the caller's own pytest would change the lines that are read below.
+        environment = os.environ | {
+            "PYTHONPATH": str(self._folder),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTEST_ADDOPTS": "",
+        }
         began = time.monotonic()
         with subprocess.Popen(
             [*command, *arguments],

@@ -281,7 +281,8 @@ async def test_more_than_one_request_carries_is_sent_in_several(kafka, topic, mo
             assert sorted([int(message.payload[:8]) for message in await take(messages, 36)]) == list(range(36))
             await until(lambda: messages.stats.lag == 0)
             assert messages.stats.received == 36
-    assert sum(len(request) for request in requests) == 36
+    # A batch that a broker refuses while it takes over the new topic's partition is sent again, as it was.
+    assert len({bytes(data) for request in requests for data in request}) == 36
     assert max(sum(map(len, request)) for request in requests) <= 8 * 2**20
 
 
