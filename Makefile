@@ -18,8 +18,8 @@ help:  ## list the targets
 # The demo needs fewer packages than the tests; an environment for the tests suffices for both.
 $(VENV)/installed: EXTRAS := dev
 $(VENV)/installed-for-demo: EXTRAS := brokers,demo
-$(VENV)/installed $(VENV)/installed-for-demo: pyproject.toml constraints.txt
-	@$(PYTHON) .ci/install.py $(VENV) -c constraints.txt -e '.[$(EXTRAS)]'
+$(VENV)/installed $(VENV)/installed-for-demo: pyproject.toml .ci/constraints.txt
+	@$(PYTHON) .ci/install.py $(VENV) -c .ci/constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
 setup: $(VENV)/installed  ## create the environment; the other targets do it if necessary
@@ -79,7 +79,7 @@ bench-full: setup $(PEERS)/installed  ## compare all sizes in all rounds: 25 min
 # In a separate folder, because these libraries pin other versions of packages that the project uses.
 $(PEERS)/installed: $(VENV)/installed
 	rm -rf $(PEERS)
-	$(BIN)/pip install --disable-pip-version-check --no-deps -c constraints.txt --target $(PEERS) \
+	$(BIN)/pip install --disable-pip-version-check --no-deps -c .ci/constraints.txt --target $(PEERS) \
 	  faststream fast-depends confluent-kafka msight-core
 	@touch $@
 

@@ -11,7 +11,7 @@ COMMAND = [
     "-m",
     "pip_audit",
     "--requirement",
-    "constraints.txt",
+    ".ci/constraints.txt",
     "--no-deps",
     "--disable-pip",
     "--progress-spinner=off",

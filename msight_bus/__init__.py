@@ -24,7 +24,7 @@ from msight_bus.errors import (
 from msight_bus.message import Message
 from msight_bus.nodes import NodeConfig, Outgoing, ProcessingNode, SinkNode, SourceNode, off_loop, paced, run_nodes
 from msight_bus.publisher import Publisher
-from msight_bus.queues import QueuePolicy
+from msight_bus.queue_policy import QueuePolicy
 from msight_bus.runtime import run
 from msight_bus.settings import BusSettings, ConfigWarning
 from msight_bus.subscription import Subscription, SubscriptionStats

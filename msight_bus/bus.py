@@ -15,7 +15,7 @@ from msight_bus.errors import ConfigError
 from msight_bus.events import BusEvent
 from msight_bus.payload import Payload, check_headers, check_key, to_bytes
 from msight_bus.publisher import Publisher
-from msight_bus.queues import QueuePolicy
+from msight_bus.queue_policy import QueuePolicy
 from msight_bus.registry import Registry
 from msight_bus.settings import BusSettings
 from msight_bus.subscription import AckMode, Subscription, SubscriptionOptions, check_seconds

@@ -42,7 +42,7 @@ from msight_bus.errors import (
 from msight_bus.events import BusEvent
 from msight_bus.message import Message
 from msight_bus.payload import check_headers, check_key
-from msight_bus.queues import QueuePolicy
+from msight_bus.queue_policy import QueuePolicy
 from msight_bus.reporting import Reporter
 from msight_bus.settings import BusSettings
 from msight_bus.subscription import Subscription, SubscriptionOptions

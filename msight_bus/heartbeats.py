@@ -11,7 +11,7 @@ import msgspec
 
 from msight_bus.core import Core
 from msight_bus.errors import AuthenticationError, BusError, ClosedError
-from msight_bus.queues import QueuePolicy
+from msight_bus.queue_policy import QueuePolicy
 from msight_bus.registry import NodeInfo, NodeStatus
 from msight_bus.topics import ALIVE_TOPIC, NODES_TOPIC
 

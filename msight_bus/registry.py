@@ -20,7 +20,7 @@ import msgspec
 from msight_bus.errors import BusError, ClosedError
 from msight_bus.events import BusEvent, Disconnected, Reconnected
 from msight_bus.message import Message
-from msight_bus.queues import QueuePolicy
+from msight_bus.queue_policy import QueuePolicy
 from msight_bus.reporting import Reporter
 from msight_bus.subscription import Subscription
 from msight_bus.tasks import BackgroundTasks

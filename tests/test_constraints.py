@@ -1,4 +1,4 @@
-"""CI installs versions that constraints.txt names, also of what our dependencies depend on, and audits them."""
+"""CI installs versions that .ci/constraints.txt names, also of what our dependencies depend on, and audits them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def needed(name, extras, found):
 
 
 def test_everything_that_is_installed_is_pinned():
-    lines = (PROJECT / "constraints.txt").read_text().splitlines()
+    lines = (PROJECT / ".ci/constraints.txt").read_text().splitlines()
     pinned = {normal(line.partition("==")[0]) for line in lines if "==" in line}
     assert not {name for name, _ in needed("msight-bus", {"", "dev"}, set())} - pinned - {"msight-bus"}
 

@@ -88,7 +88,8 @@ def test_what_pip_says_is_shown_when_it_fails(environment):
 
 def test_the_demo_installs_nothing_that_only_tests_need(tmp_path):
     (tmp_path / "Makefile").write_text((PROJECT / "Makefile").read_text())
-    for name in ("pyproject.toml", "constraints.txt"):
+    (tmp_path / ".ci").mkdir()
+    for name in ("pyproject.toml", ".ci/constraints.txt"):
         (tmp_path / name).touch()
 
     def commands(target):

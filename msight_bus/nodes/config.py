@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 from msight_bus.data import Data
 from msight_bus.errors import BusError, ConfigError
 from msight_bus.payload import check_key
-from msight_bus.queues import QueuePolicy
+from msight_bus.queue_policy import QueuePolicy
 from msight_bus.registry import LONGEST_INTERVAL
 from msight_bus.topics import MAX_TOPIC_BYTES, check_group, check_topic
 

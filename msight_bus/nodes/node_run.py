@@ -12,10 +12,10 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-from msight_bus.announcing import Announcer
 from msight_bus.bus import Bus
 from msight_bus.errors import described
 from msight_bus.events import BusEvent, Disconnected, Gap, Reconnected, Refused
+from msight_bus.heartbeats import Announcer
 from msight_bus.message import Message
 from msight_bus.nodes.config import NodeConfig
 from msight_bus.nodes.metrics import Meter

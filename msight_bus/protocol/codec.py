@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from msight_bus.protocol.decoder import Decoder
 from msight_bus.protocol.envelope import TopicCounter
-from msight_bus.protocol.runs import Meta
+from msight_bus.protocol.head_cache import Meta
+from msight_bus.protocol.stream_decoder import Decoder
 
 Publish = Callable[[TopicCounter, bytes, str | None, Mapping[str, str] | None, int, int], tuple[tuple[bytes, ...], int]]
 """Encode the topic's next message and advance the topic's sequence.

@@ -16,9 +16,16 @@ from urllib.parse import quote, unquote
 from msight_bus.errors import too_large
 from msight_bus.protocol import envelope
 from msight_bus.protocol.codec import Codec, Decoded
-from msight_bus.protocol.decoder import NO_UNDECODED, DecodeBuffer, Decoder, FrameTooLargeError, ProtocolError, Reply
 from msight_bus.protocol.envelope import TopicCounter
-from msight_bus.protocol.runs import FOREIGN, Address, Frame, HeadCache, Meta, Run, leading
+from msight_bus.protocol.head_cache import FOREIGN, Address, Frame, HeadCache, Meta, Run, leading
+from msight_bus.protocol.stream_decoder import (
+    NO_UNDECODED,
+    DecodeBuffer,
+    Decoder,
+    FrameTooLargeError,
+    ProtocolError,
+    Reply,
+)
 
 OVERHEAD = 64 * 1024
 """Bytes that a received message may have in addition to ``max_message_bytes``."""

@@ -16,9 +16,16 @@ from typing import Any, Final
 from msight_bus.errors import HeaderError, too_large
 from msight_bus.protocol import envelope
 from msight_bus.protocol.codec import Codec, Decoded
-from msight_bus.protocol.decoder import NO_UNDECODED, DecodeBuffer, Decoder, FrameTooLargeError, ProtocolError, Reply
 from msight_bus.protocol.envelope import MAGIC, PREFIX_BYTES, TopicCounter
-from msight_bus.protocol.runs import Address, Frame, HeadCache, Run, leading
+from msight_bus.protocol.head_cache import Address, Frame, HeadCache, Run, leading
+from msight_bus.protocol.stream_decoder import (
+    NO_UNDECODED,
+    DecodeBuffer,
+    Decoder,
+    FrameTooLargeError,
+    ProtocolError,
+    Reply,
+)
 
 OVERHEAD = 64 * 1024
 """Bytes that a received message may have in addition to ``max_message_bytes``, for the envelope."""

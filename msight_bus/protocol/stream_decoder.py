@@ -10,7 +10,7 @@ from typing import Protocol
 import msgspec
 
 from msight_bus.errors import ConnectionLostError, quoted
-from msight_bus.protocol.runs import Address, Frame, HeadCache, Meta
+from msight_bus.protocol.head_cache import Address, Frame, HeadCache, Meta
 
 Undecoded = tuple[bytes, bytes]
 """A message that is not a `Frame`: its undecoded metadata (see ``decode_metadata`` of the protocol) and its payload."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from msight_bus.errors import BusError, BusyError, ClosedError, fresh
 from msight_bus.message import Message
-from msight_bus.queues import QueuePolicy
+from msight_bus.queue_policy import QueuePolicy
 
 _BUSY = "Another task is iterating this subscription; a subscription has one consumer."
 

@@ -10,8 +10,8 @@ import pytest
 
 from msight_bus import AuthenticationError, Message
 from msight_bus.nodes import NodeConfig
+from msight_bus.nodes.input_window import InputWindow
 from msight_bus.nodes.node_run import NodeRun
-from msight_bus.nodes.processing import MessageProcessor
 
 
 class Log:
@@ -38,7 +38,7 @@ async def processing(memory, **variables):
     config = NodeConfig(name="n", subscribe_topic_name="in", action_on_error="continue")
     async with memory.connect(**variables) as bus, bus.subscribe("in") as subscription:
         run = NodeRun(config, "Node", bus, logging.getLogger("test"), None)
-        yield MessageProcessor(run, None, subscription, None)
+        yield InputWindow(run, None, subscription, None)
 
 
 def outputs(count):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from msight_bus.protocol import runs
-from msight_bus.protocol.runs import HeadCache, Run
+from msight_bus.protocol import head_cache
+from msight_bus.protocol.head_cache import HeadCache, Run
 
 
 def test_a_bounded_number_of_heads_is_remembered_and_the_last_ones_are(monkeypatch):
-    monkeypatch.setattr(runs, "_HEADS", 10)
+    monkeypatch.setattr(head_cache, "_HEADS", 10)
     cache = HeadCache(lambda address, head, payload_bytes: Run(address, head, len(head) + payload_bytes, None, None))
     for i in range(100):
         for _ in range(2):

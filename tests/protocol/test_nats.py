@@ -17,9 +17,9 @@ from nats.protocol.parser import Parser
 
 from msight_bus.errors import BusError
 from msight_bus.protocol import nats
-from msight_bus.protocol.decoder import FrameTooLargeError, ProtocolError, Reply
 from msight_bus.protocol.envelope import TopicCounter
 from msight_bus.protocol.nats import MAX_CONTROL_LINE, parse_headers
+from msight_bus.protocol.stream_decoder import FrameTooLargeError, ProtocolError, Reply
 
 INFO = (
     b'INFO {"server_id":"NCVN3FIZYYXOC3CYBJUSFNBYS3KSDJ2XLAXVIAFJWLQ25IMEN3WVGZP3","server_name":"recorder",'

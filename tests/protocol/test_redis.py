@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from msight_bus.protocol import envelope, redis
-from msight_bus.protocol.decoder import FrameTooLargeError, ProtocolError, Reply
 from msight_bus.protocol.envelope import TopicCounter
+from msight_bus.protocol.stream_decoder import FrameTooLargeError, ProtocolError, Reply
 
 
 def bulk(data):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from msight_bus.protocol import decoder
-from msight_bus.protocol.decoder import DecodeBuffer
+from msight_bus.protocol import stream_decoder
+from msight_bus.protocol.stream_decoder import DecodeBuffer
 
 
 def test_the_parts_of_a_payload_are_joined_now_and_then(monkeypatch):
-    monkeypatch.setattr(decoder, "_PARTS", 10)
+    monkeypatch.setattr(stream_decoder, "_PARTS", 10)
     reading = DecodeBuffer()
     sent = bytes(range(256)) * 2
     reading.begin((b"a", None, b""), b"head" + sent[:1], 4, len(sent) + 1)

@@ -11,7 +11,7 @@ import msight_bus
 from msight_bus import ConnectionLostError
 from msight_bus.backends.kafka import decompressing
 from msight_bus.events import Gap
-from msight_bus.protocol.decoder import ProtocolError
+from msight_bus.protocol.stream_decoder import ProtocolError
 from tests.support.listeners import fake
 from tests.support.peers import INFO, Peer
 from tests.support.servers import variables

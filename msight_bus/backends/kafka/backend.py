@@ -21,7 +21,7 @@ from msight_bus.backends.kafka.manual_assignment import ManualAssignmentConsumer
 from msight_bus.backends.kafka.partition_writer import PartitionWriter
 from msight_bus.backends.kafka.producer import KafkaProducer, choose_partition, choose_unkeyed_partition
 from msight_bus.backends.kafka.records import RawHeaders, raw_headers, to_bytes
-from msight_bus.backends.kafka.start import check_start
+from msight_bus.backends.kafka.start_offsets import check_start
 from msight_bus.backends.kafka.topics import DEFAULT_MAX_MESSAGE_BYTES, TopicDirectory, TopicInfo
 from msight_bus.capabilities import Capabilities
 from msight_bus.errors import (

@@ -24,7 +24,7 @@ from msight_bus.backends.kafka.aiokafka_compat import (
 from msight_bus.backends.kafka.errors import REFUSED, translate
 from msight_bus.backends.kafka.fetcher import Fetcher
 from msight_bus.backends.kafka.partition import DeadLetter, Partition
-from msight_bus.backends.kafka.start import Moment, list_offsets, resolve
+from msight_bus.backends.kafka.start_offsets import Moment, list_offsets, resolve
 from msight_bus.errors import BusError
 from msight_bus.message import Message
 from msight_bus.settings import BusSettings

@@ -22,7 +22,7 @@ from msight_bus.backends.deadlines import loop_timeout
 from msight_bus.backends.kafka.aiokafka_compat import LATEST, Member
 from msight_bus.backends.kafka.consumer import KafkaConsumer
 from msight_bus.backends.kafka.errors import REFUSED, translate
-from msight_bus.backends.kafka.start import Moment, list_offsets, moment_of
+from msight_bus.backends.kafka.start_offsets import Moment, list_offsets, moment_of
 from msight_bus.errors import BusError, ConnectionLostError, fresh
 
 logger = logging.getLogger("msight_bus")

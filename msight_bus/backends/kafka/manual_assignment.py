@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiokafka import TopicPartition
 
 from msight_bus.backends.kafka.consumer import KafkaConsumer
-from msight_bus.backends.kafka.start import moment_of
+from msight_bus.backends.kafka.start_offsets import moment_of
 
 
 class ManualAssignmentConsumer(KafkaConsumer):

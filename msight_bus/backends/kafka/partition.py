@@ -13,7 +13,7 @@ from aiokafka import TopicPartition
 from msight_bus.backends.base import Inbox
 from msight_bus.backends.kafka.partition_reader import PartitionReader
 from msight_bus.backends.kafka.records import offset_of, to_messages
-from msight_bus.backends.kafka.start import Moment
+from msight_bus.backends.kafka.start_offsets import Moment
 from msight_bus.message import Message
 from msight_bus.offset_tracker import PartitionLedger
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from aiokafka.errors import CorruptRecordException
 
 from msight_bus.backends.kafka.aiokafka_compat import DefaultRecordBatch, LegacyRecordBatch
-from msight_bus.backends.kafka.batches import (
+from msight_bus.backends.kafka.batch_parsing import (
     HEAD_BYTES,
     AbortedTransactions,
     FramingError,

@@ -8,7 +8,7 @@ from itertools import chain
 from operator import attrgetter
 from typing import Any
 
-from msight_bus.backends.kafka.batches import Record
+from msight_bus.backends.kafka.batch_parsing import Record
 from msight_bus.message import NO_HEADERS, Headers, Message, Settlement, overhead
 from msight_bus.protocol import envelope
 

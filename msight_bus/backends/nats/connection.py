@@ -20,7 +20,7 @@ from msight_bus.backends.pubsub.socket_connection import SocketConnection
 from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError
 from msight_bus.message import Message
 from msight_bus.protocol import nats
-from msight_bus.protocol.decoder import Reply
+from msight_bus.protocol.stream_decoder import Reply
 from msight_bus.topics import ALIVE_TOPIC
 
 logger = logging.getLogger("msight_bus")

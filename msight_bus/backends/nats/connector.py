@@ -23,7 +23,7 @@ from msight_bus.backends.failover import (
     look_up,
     raise_warning,
 )
-from msight_bus.backends.nats.announced import Candidate, read_announced
+from msight_bus.backends.nats.announced_servers import Candidate, read_announced
 from msight_bus.backends.nats.connection import NatsConnection
 from msight_bus.backends.nats.errors import meaning_of, normalize
 from msight_bus.backends.nats.takeover import ConnectingClient, NoTlsError, check_nats_py

@@ -14,7 +14,7 @@ from msight_bus.backends.pubsub.in_flight import InFlight, Request, Sender
 from msight_bus.errors import BusError
 from msight_bus.message import Message
 from msight_bus.protocol.envelope import TopicCounter
-from msight_bus.protocol.runs import Address
+from msight_bus.protocol.head_cache import Address
 
 
 class Route:

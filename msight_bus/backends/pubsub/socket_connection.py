@@ -21,8 +21,8 @@ from msight_bus.backends.pubsub.in_flight import Request, Sender
 from msight_bus.errors import BusError, ConnectionLostError
 from msight_bus.message import NO_HEADERS, Headers, Message, overhead
 from msight_bus.protocol.codec import Codec
-from msight_bus.protocol.decoder import Reply, Segment
 from msight_bus.protocol.envelope import TopicCounter
+from msight_bus.protocol.stream_decoder import Reply, Segment
 from msight_bus.topics import SEQUENCE_TOPIC
 
 BURST_BYTES = 128 * 1024

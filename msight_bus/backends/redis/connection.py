@@ -16,7 +16,7 @@ from msight_bus.backends.redis.errors import broker_error
 from msight_bus.backends.redis.health import REPLIES, Health, health_question, subscribers_question
 from msight_bus.errors import AuthenticationError, BusError
 from msight_bus.protocol import redis
-from msight_bus.protocol.decoder import Reply
+from msight_bus.protocol.stream_decoder import Reply
 
 
 class RedisConnection(SocketConnection):

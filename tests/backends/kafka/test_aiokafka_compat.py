@@ -95,4 +95,4 @@ def test_the_tested_range_is_that_of_the_project():
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     (permitted,) = [line for line in project["dependencies"] if re.match(r"aiokafka\b", line)]
     assert f">={AIOKAFKA.oldest}," in permitted
-    assert f"aiokafka=={AIOKAFKA.newest}" in (PROJECT / "constraints.txt").read_text().splitlines()
+    assert f"aiokafka=={AIOKAFKA.newest}" in (PROJECT / ".ci/constraints.txt").read_text().splitlines()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from msight_bus.backends.kafka import partition_reader
 from msight_bus.backends.kafka.aiokafka_compat.requests import FETCH_STRUCTS, read_fetch
-from msight_bus.backends.kafka.batches import read_records, split
+from msight_bus.backends.kafka.batch_parsing import read_records, split
 from msight_bus.backends.kafka.partition_reader import PartitionReader
 from msight_bus.backends.kafka.records import offset_of, to_messages
 from tests.support.kafka_records import NOW_MS, Rec, batch_of, varint
@@ -252,7 +252,7 @@ def test_whatever_byte_is_changed_what_comes_after_is_read(data):
 
 
 def test_the_tolerant_reader_reads_what_the_parser_reads():
-    from msight_bus.backends.kafka.batches import HEAD_BYTES, read_head
+    from msight_bus.backends.kafka.batch_parsing import HEAD_BYTES, read_head
 
     data = memoryview(batch_of(A, Rec(None, key=b"k", headers=[(b"h", None), (b"h", b"v")], timestamp_delta=5)))
     records = list(read_records(data[HEAD_BYTES:], read_head(data)))

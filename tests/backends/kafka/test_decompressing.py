@@ -8,7 +8,7 @@ import pytest
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from msight_bus.backends.kafka import decompressing
-from msight_bus.backends.kafka.batches import HEAD_BYTES
+from msight_bus.backends.kafka.batch_parsing import HEAD_BYTES
 from msight_bus.backends.kafka.decompressing import UnreadableBatchError, decompress
 
 CODECS = {"gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}

@@ -10,7 +10,7 @@ from aiokafka.record.memory_records import MemoryRecords
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msight_bus.backends.kafka.batches import Record
+from msight_bus.backends.kafka.batch_parsing import Record
 from msight_bus.backends.kafka.records import RecordHeaders, offset_of, to_messages
 
 OURS = b"%016x%016x%016x" % (7, 8, 1_700_000_000_000_000_000)

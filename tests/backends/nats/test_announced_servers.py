@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from msight_bus.backends.nats.announced import MAX_ANNOUNCED, Candidate, read_announced
+from msight_bus.backends.nats.announced_servers import MAX_ANNOUNCED, Candidate, read_announced
 from msight_bus.settings import NatsServer, Secret
 
 SECRET = Secret("cam:word")

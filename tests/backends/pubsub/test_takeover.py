@@ -100,4 +100,4 @@ def test_the_tested_range_is_that_of_the_project(library):
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     (permitted,) = [line for line in project["dependencies"] if re.match(rf"{library.name}\b", line)]
     assert f">={library.oldest}," in permitted
-    assert f"{library.name}=={library.newest}" in (PROJECT / "constraints.txt").read_text().splitlines()
+    assert f"{library.name}=={library.newest}" in (PROJECT / ".ci/constraints.txt").read_text().splitlines()
