@@ -79,7 +79,8 @@ def test_a_terminal_shows_one_line_that_counts(environment, tmp_path):
     os.close(end)
     shown = os.read(terminal, 10_000).decode()
     os.close(terminal)
-    assert re.sub(f"\r\033\\[K{COUNT.pattern}", "", shown) == "\r\033[KPackages found: 1\r\033[KPackages found: 2\r\033[KPackages to install: 2\r\n"
+    shown = re.sub("\r\033\\[K" + COUNT.pattern, "", shown)
+    assert shown == "\r\033[KPackages found: 1\r\033[KPackages found: 2\r\033[KPackages to install: 2\r\n"
 
 
 def test_packages_are_counted_while_pip_says_nothing(tmp_path):
