@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from msight_bus import QueuePolicy
+from msight_bus import BusError, QueuePolicy
 from msight_bus.backends.base import Selection
 from msight_bus.message import Message
 from msight_bus.settings import Limits
@@ -37,6 +37,7 @@ class Log:
     def __init__(self) -> None:
         self.ledger = Ledger()
         self.closed = 0
+        self.stopped = False
 
     async def subscribe(self, selection, inbox):
         self.stream = inbox.stream("t")
@@ -46,12 +47,17 @@ class Log:
         self.stream.deliver([Message("t", payload, _settlement=self.ledger) for payload in payloads])
 
     async def stop(self):
-        pass
+        self.stopped = True
 
-    commit = stop
+    async def commit(self):
+        pass
 
     async def close(self):
         self.closed += 1
+
+
+async def failing():
+    raise BusError("not now")
 
 
 def subscription_to(log: Log) -> Subscription:
@@ -88,21 +94,42 @@ async def test_what_was_in_hand_comes_again_and_says_so():
         assert log.ledger.settled == [b"1", b"2"]
 
 
+@pytest.mark.parametrize("consumer", ["none", "ended", "waits"])
 @pytest.mark.parametrize("unacknowledged", [False, True])
-async def test_intake_has_ended_all_when_nothing_is_queued_or_in_hand(unacknowledged):
+@pytest.mark.parametrize("queued", [False, True])
+async def test_intake_has_ended_all_when_nothing_is_queued_or_in_hand(queued, unacknowledged, consumer):
     log = Log()
     async with subscription_to(log) as messages:
-        log.deliver(b"1")
-        await asyncio.create_task(consume(messages, 1))
+        if unacknowledged or consumer == "ended":
+            log.deliver(b"1")
+            await asyncio.create_task(consume(messages, 1))
         if not unacknowledged:
-            (message,) = messages._inbox.unacknowledged
-            messages._inbox.drop(message, "by the test")
+            for message in list(messages._inbox.unacknowledged):
+                messages._inbox.drop(message, "by the test")
+        iterating = asyncio.create_task(asyncio.Event().wait() if consumer == "waits" else asyncio.sleep(0))
+        if consumer == "waits":
+            messages.consumer = iterating
+        await asyncio.sleep(0)
+        if queued:
+            log.deliver(b"2")
         await messages.end_intake()
+        assert log.stopped
+        assert messages._queue.ended
         finished = asyncio.create_task(messages.finished())
         await asyncio.sleep(0)
-        assert finished.done() is not unacknowledged
-        assert messages.left == int(unacknowledged)
+        assert finished.done() is (not queued and not unacknowledged and consumer != "waits")
+        assert messages.left == int(unacknowledged) + int(queued)
         finished.cancel()
+        iterating.cancel()
+
+
+async def test_the_queue_ends_even_if_the_intake_cannot_be_stopped():
+    log = Log()
+    async with subscription_to(log) as messages:
+        log.stop = failing
+        with pytest.raises(BusError, match="not now"):
+            await messages.end_intake()
+        assert [message async for message in messages] == []
 
 
 async def test_what_is_delivered_again_or_elsewhere_is_in_hand_no_more():
