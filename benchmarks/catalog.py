@@ -11,6 +11,7 @@ BACKENDS = ("redis", "nats", "kafka")
 CEILING, CLIENT, FRAMEWORK, BUS = "ceiling", "client", "FastStream", "bus"
 MSIGHT = "MSight Core"
 CONFLUENT, CONFLUENT_TUNED = "confluent-kafka", "confluent-kafka, no linger"
+ZMQ, ZENOH = "pyzmq, no broker", "zenoh, no broker"
 RUNS = "ceiling in runs"
 """The ceiling with an optimization of the bus: messages of equal size are parsed in one loop."""
 
@@ -27,6 +28,10 @@ DROPPING, BLOCKING, FROZEN = "stalled subscriber, drop_oldest", "stalled subscri
 _BUS_SUBSCRIBER = Side("msight_bus.bench.sides:BusSubscriber")
 _BUS_PUBLISHER = Side("msight_bus.bench.sides:BusPublisher")
 _MSIGHT_IN, _MSIGHT_OUT = "benchmarks.peers.msight:ListenSubscriber", "benchmarks.peers.msight:PublishPublisher"
+_BROKERLESS = {
+    name: (Side(f"benchmarks.peers.brokerless:{kind}Publisher"), Side(f"benchmarks.peers.brokerless:{kind}Subscriber"))
+    for name, kind in ((ZMQ, "Zmq"), (ZENOH, "Zenoh"))
+}
 _ON_ASYNCIO = Side(_BUS_PUBLISHER.path, loop="asyncio"), Side(_BUS_SUBSCRIBER.path, loop="asyncio")
 
 
@@ -103,6 +108,7 @@ def _live(backend: str, topics: int) -> Catalog:
             MSIGHT: (Side(_MSIGHT_OUT, {"backend": backend}), Side(_MSIGHT_IN, {"backend": backend})),
             BUS: (_BUS_PUBLISHER, _BUS_SUBSCRIBER),
             ASYNCIO: _ON_ASYNCIO,
+            **_BROKERLESS,
             AGAIN: (raw_out, raw_in),
         },
         titles={
@@ -193,6 +199,8 @@ _COMMON = {
     FRAMEWORK: "FastStream: a handler of bytes; broker.publish()",
     MSIGHT: "MSight Core's pub/sub layer: listen(); publish(), which waits for each message",
     BUS: "async for message in subscription; publisher.send()",
+    ZMQ: "pyzmq: XPUB and SUB sockets of zmq.asyncio, connected to each other",
+    ZENOH: "zenoh: put(), and a callback in its thread that fills an asyncio.Queue; peers connected to each other",
     ASYNCIO: "the bus on asyncio's own event loop; everything else is on uvloop",
     AGAIN: "the ceiling a second time",
 }

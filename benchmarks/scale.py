@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from benchmarks.catalog import ASYNCIO, CONFLUENT_TUNED, MSIGHT, RUNS
+from benchmarks.catalog import ASYNCIO, CONFLUENT_TUNED, MSIGHT, RUNS, ZENOH, ZMQ
 
 SMALL, MIDDLE, LARGE = 128, 128 * 1024, 1_000_000
 ALWAYS = ("ceiling", "bus", "ceiling again")
@@ -76,7 +76,7 @@ QUICK = Scale(
     latency_seconds=1.0,
     warm_up=0.2,
     logged={SMALL: 120_000, MIDDLE: 1500, LARGE: 200},
-    without=(RUNS, ASYNCIO, MSIGHT, CONFLUENT_TUNED),
+    without=(RUNS, ASYNCIO, MSIGHT, CONFLUENT_TUNED, ZMQ, ZENOH),
     budget=50.0,
 )
 SMOKE = Scale(

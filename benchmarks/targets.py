@@ -22,6 +22,8 @@ from benchmarks.catalog import (
     ROUND_ROBIN,
     RUNS,
     RUNS_OF_64,
+    ZENOH,
+    ZMQ,
 )  # fmt: skip
 from benchmarks.scale import LARGE, MIDDLE, SMALL
 
@@ -97,12 +99,17 @@ COMPARISONS = (
     *(Target("latency", LATENCY_SIZE, ASYNCIO, figure, _same(nan)) for figure in ("p50", "p99")),
     Target("subscribe", SMALL, ASYNCIO, "rate", _same(nan)),
     *(Target(what, SMALL, MSIGHT, "rate", _same(nan)) for what in ("subscribe", "publish")),
+    *(
+        Target("latency", LATENCY_SIZE, peer, figure, {"redis": nan, "nats": nan})
+        for peer in (ZMQ, ZENOH)
+        for figure in ("p50", "p99")
+    ),
     *(Target("latency", LATENCY_SIZE, CONFLUENT_TUNED, figure, {"kafka": nan}) for figure in ("p50", "p99")),
     *(Target(what, SMALL, CONFLUENT, "rate", {"kafka": nan}) for what in ("subscribe", "publish")),
 )
 """Ratios without a target."""
 
-_NOT_IN_EACH = (RUNS, MSIGHT, CONFLUENT)
+_NOT_IN_EACH = (RUNS, MSIGHT, CONFLUENT, ZMQ, ZENOH)
 """References that a quick measurement omits, with their rows."""
 
 _DISTURBED = 1.1

@@ -8,7 +8,7 @@ import json
 import pytest
 from rich.console import Console
 
-from benchmarks.catalog import BACKENDS, CONFLUENT, CONFLUENT_TUNED, FRAMEWORK, MSIGHT, catalog
+from benchmarks.catalog import BACKENDS, CONFLUENT, CONFLUENT_TUNED, FRAMEWORK, MSIGHT, ZENOH, ZMQ, catalog
 from benchmarks.measuring import FORMAT, on, save
 from benchmarks.report import show
 from benchmarks.scale import SMALL, SMOKE
@@ -21,6 +21,8 @@ _OPTIONAL = {
     MSIGHT: "msight_core",
     CONFLUENT: "confluent_kafka",
     CONFLUENT_TUNED: "confluent_kafka",
+    ZMQ: "zmq",
+    ZENOH: "zenoh",
 }
 
 
