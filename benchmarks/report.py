@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.targets import Verdict, comparisons, verdicts
+from benchmarks.targets import Verdict, comparisons, undecidable, verdicts
 from msight_bus.bench.machine import in_words
 from msight_bus.cli.tables import Column, print_table
 
@@ -28,9 +28,17 @@ _CURVES = {
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
-    """Print the figures of each backend, then the table of targets."""
+    """Print the targets, those that are not reached first, then the figures of each backend."""
     say(console, in_words(result["machine"]))
     say(console, ", ".join(f"{name} {number}" for name, number in result["versions"].items()))
+    judged = list(verdicts(result))
+    missed = [verdict for verdict in judged if verdict.state == "FAIL"]
+    ratios(console, "Not reached: bus / reference, medians of rounds", missed)
+    ratios(console, "Other targets", [verdict for verdict in judged if verdict.state != "FAIL"])
+    omitted = [f"{verdict.backend} {verdict.title}" for verdict in undecidable(result)]
+    if omitted:
+        say(console, f"\nLeft out, because the A/A band is wider than the margin: {'; '.join(omitted)}.")
+    ratios(console, "Comparisons without a target", comparisons(result))
     for backend, measured in result["backends"].items():
         stand_in = " - a stand-in, not Apache Kafka" if measured["is_stand_in"] else ""
         title = f"{backend}: {measured['broker']} {measured['version']}{stand_in}"
@@ -50,8 +58,6 @@ def show(result: Mapping[str, Any], console: Console) -> None:
                 say(console, f"void, {number} x: {row['what']} {row['size']:,} B {row['candidate']}: {why}")
         for what, found in measured.get("curves", {}).items():
             curves(console, title, what, found)
-    ratios(console, "Targets: bus / reference, medians of rounds", verdicts(result))
-    ratios(console, "Comparisons without a target", comparisons(result))
 
 
 def say(console: Console, text: str) -> None:

@@ -147,10 +147,23 @@ class Verdict:
     state: str
     rounds: int
 
+    @property
+    def is_undecidable(self) -> bool:
+        """Whether this is a row of the 99th percentile whose A/A band is wider than the distance between ratio and bound."""
+        if " p99 " not in self.title or not self.rounds or self.band is None:
+            return False
+        low, high = self.band
+        return high - low > abs(self.ratio - self.bound)
+
 
 def verdicts(result: Mapping[str, Any]) -> Iterator[Verdict]:
-    """Yield the verdict on each target of each backend in a result file."""
-    return _rows(result, TARGETS)
+    """Yield the verdict on each target of each backend in a result file, without those of `undecidable`."""
+    return (row for row in _rows(result, TARGETS) if not row.is_undecidable)
+
+
+def undecidable(result: Mapping[str, Any]) -> Iterator[Verdict]:
+    """Yield the rows of the 99th percentile whose A/A band is wider than the distance between ratio and bound."""
+    return (row for row in _rows(result, TARGETS) if row.is_undecidable)
 
 
 def comparisons(result: Mapping[str, Any]) -> Iterator[Verdict]:

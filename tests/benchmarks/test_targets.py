@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.interleaving import summary
-from benchmarks.targets import Verdict, comparisons, verdicts
+from benchmarks.targets import Verdict, comparisons, undecidable, verdicts
 
 
 def _row(what: str, candidate: str, values: list[float | None], figure: str, disturbed: tuple[int, ...] = ()) -> Any:
@@ -34,6 +34,23 @@ def test_a_ratio_is_taken_within_each_round():
 def test_a_rate_below_its_bound_fails():
     found = _judged(_row("subscribe", "ceiling", [100.0], "rate"), _row("subscribe", "bus", [69.0], "rate"))
     assert found["subscribe 128 B / ceiling"].state == "FAIL"
+
+
+@pytest.mark.parametrize(("again", "kept"), [(1.0, True), (1.04, True), (1.06, False)])
+def test_the_99th_percentile_is_no_row_if_the_noise_is_wider_than_the_margin(again, kept):
+    """Bus / ceiling is 1.10, the bound 1.15; the same holds for a miss of 1.20. p50 stays."""
+    for bus in (110.0, 120.0):
+        rows = [
+            _row("latency", "ceiling", [100.0, 100.0], "p99"),
+            _row("latency", "ceiling again", [100.0, 100.0 * again], "p99"),
+            _row("latency", "bus", [bus, bus], "p99"),
+        ]
+        rows = [row | {"runs": [run | {"p50": 1.0} for run in row["runs"]]} for row in rows]
+        result = {"backends": {"redis": {"measurements": rows}}}
+        title = "latency 1 KiB p99 / ceiling"
+        assert (title in _judged(*rows)) is kept
+        assert [verdict.title for verdict in undecidable(result)] == ([] if kept else [title])
+        assert "latency 1 KiB p50 / ceiling" in _judged(*rows)
 
 
 def test_void_rounds_go_with_their_partner():
