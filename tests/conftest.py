@@ -6,7 +6,6 @@ import asyncio
 import gc
 import inspect
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import hypothesis
@@ -14,7 +13,7 @@ import pytest
 
 from msight_bus.runtime import loop_factory
 from msight_bus.testing import Simulation, VirtualClockLoop
-from tests.support.brokers import BACKENDS, Backend, make_backend, started
+from tests.support.brokers import BACKENDS, Backend, describe_brokers, make_backend, share_brokers, stop_brokers
 
 pytest_plugins = ["tests.support.retrying"]
 
@@ -24,6 +23,16 @@ _TEST_WITHIN = 55.0
 # Machines differ in speed, and CI tells whether this change broke something, not whether luck found something old.
 hypothesis.settings.register_profile("suite", deadline=None, print_blob=True, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("suite")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes() -> None:
+    """Share the brokers before the workers start."""
+    share_brokers()
+
+
+def pytest_unconfigure() -> None:
+    stop_brokers()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -58,22 +67,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _stop_brokers() -> Iterator[None]:
-    yield
-    for broker in started.values():
-        broker.stop()
-
-
-def _describe_brokers() -> list[str]:
-    stand_in = " - a stand-in, not Apache Kafka"
-    return [f"{b.kind}: {b.name} {b.version}{stand_in if b.is_stand_in else ''}" for b in started.values()]
-
-
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Where tests run in several processes, let the first one know which brokers this one had."""
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["brokers"] = _describe_brokers()
+        session.config.workeroutput["brokers"] = describe_brokers()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -88,7 +85,7 @@ _brokers_elsewhere: set[str] = set()
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Say what the suite ran against."""
     terminalreporter.section("brokers")
-    lines = _brokers_elsewhere.union(_describe_brokers())
+    lines = _brokers_elsewhere.union(describe_brokers())
     for line in sorted(lines) or ["none was needed"]:
         terminalreporter.write_line(line)
 

@@ -14,13 +14,14 @@ from msight_bus import AuthenticationError
 from msight_bus.backends.kafka import consumer
 from msight_bus.backends.kafka.aiokafka_compat.member import MarkingAssignor
 from msight_bus.events import Gap
+from tests.support.brokers import GROUP
 from tests.support.kafka_admin import administering
 from tests.support.kafka_records import Rec, batch_of, raw_producer
 from tests.support.operators import AUTHORIZING, Operator
 from tests.support.receiving import numbers
 from tests.support.rig import own_broker, until
 
-GROUPS = pytest.mark.parametrize("group_id", ["g", None])
+GROUPS = pytest.mark.parametrize("group_id", [GROUP, None], ids=["group", "alone"])
 NO_SIZE = "retention"
 
 
@@ -152,7 +153,7 @@ async def test_a_topic_that_grew_as_long_meanwhile_is_noticed(kafka, topic, grou
 async def test_a_late_acknowledgement_settles_no_record_of_the_recreated_topic(kafka, topic):
     async with administering(kafka) as admin, raw_producer(kafka) as produce, kafka.connect() as bus:
         await admin.create_topics([NewTopic(topic, 1, 1)])
-        async with bus.subscribe(topic, group_id="g", ack="manual") as messages:
+        async with bus.subscribe(topic, group_id=GROUP, ack="manual") as messages:
             await produce(topic, batch_of(Rec(b"0"), Rec(b"1")))
             old = [await anext(messages) for _ in range(2)]
             await make_anew(admin, topic)
@@ -161,5 +162,5 @@ async def test_a_late_acknowledgement_settles_no_record_of_the_recreated_topic(k
                 pass
             for message in old:
                 await message.ack()
-        async with bus.subscribe(topic, group_id="g") as messages:
+        async with bus.subscribe(topic, group_id=GROUP) as messages:
             assert await numbers(messages, 2) == [100, 101]
