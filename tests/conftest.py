@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import itertools
 import os
+from collections import Counter
 from typing import Any
 
 import hypothesis
@@ -83,17 +85,30 @@ _brokers_elsewhere: set[str] = set()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say what the suite ran against."""
+    """Say what the suite ran against, and which files took longest."""
     terminalreporter.section("brokers")
     lines = _brokers_elsewhere.union(describe_brokers())
     for line in sorted(lines) or ["none was needed"]:
         terminalreporter.write_line(line)
+
+    seconds: Counter[str] = Counter()
+    for report in itertools.chain(*terminalreporter.stats.values()):
+        if isinstance(report, pytest.TestReport):
+            seconds[report.location[0]] += report.duration
+    terminalreporter.section("longest files")
+    for path, total in seconds.most_common(5):
+        terminalreporter.write_line(f"{total:.0f} s  {path}")
 
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Backend:
     """Each backend in turn."""
     return make_backend(request.param)
+
+
+@pytest.fixture
+def memory() -> Backend:
+    return make_backend("memory")
 
 
 @pytest.fixture

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from multiprocessing.connection import Client, Connection, Listener
-from pathlib import Path
 from threading import Thread
 from typing import Any
 
 
 def serve(answer: Callable[[Any], Any]) -> str:
     """Answer each question in a thread; return the address."""
-    listener = Listener(str(Path(tempfile.mkdtemp(prefix="msight-bus-tests-"), "questions")))
+    listener = Listener(family="AF_UNIX")
 
     def respond(connection: Connection) -> None:
         with connection:
