@@ -25,6 +25,11 @@ GROUPS = pytest.mark.parametrize("group_id", [GROUP, None], ids=["group", "alone
 NO_SIZE = "retention"
 
 
+@pytest.fixture(autouse=True)
+def _look_often(monkeypatch):
+    monkeypatch.setattr(consumer, "_LOOK_EVERY", 0.3)
+
+
 async def make_anew(admin, topic, partitions=1):
     """Delete a topic and make it again."""
     await admin.delete_topics([topic])
@@ -93,9 +98,8 @@ async def test_a_commit_of_the_deleted_topic_is_ignored_until_the_new_partitions
 
 
 @GROUPS
-async def test_a_deleted_topic_is_logged_once(kafka, topic, group_id, monkeypatch, caplog):
+async def test_a_deleted_topic_is_logged_once(kafka, topic, group_id, caplog):
     """(librdkafka 4836) And received from again when it is there again."""
-    monkeypatch.setattr(consumer, "_LOOK_EVERY", 0.3)
     async with administering(kafka) as admin, raw_producer(kafka) as produce, kafka.connect() as bus:
         await admin.create_topics([NewTopic(topic, 1, 1)])
         async with bus.subscribe(topic, group_id=group_id) as messages:
@@ -112,8 +116,7 @@ async def test_a_deleted_topic_is_logged_once(kafka, topic, group_id, monkeypatc
 
 @pytest.mark.faults
 @GROUPS
-async def test_a_permission_to_describe_that_is_taken_away_is_raised(group_id, monkeypatch):
-    monkeypatch.setattr(consumer, "_LOOK_EVERY", 0.3)
+async def test_a_permission_to_describe_that_is_taken_away_is_raised(group_id):
     with own_broker("kafka", AUTHORIZING) as (_, kafka):
         operator = Operator(kafka)
         async with kafka.connect() as bus, bus.subscribe("t", group_id=group_id) as messages:
@@ -124,9 +127,8 @@ async def test_a_permission_to_describe_that_is_taken_away_is_raised(group_id, m
 
 
 @GROUPS
-async def test_a_topic_that_grew_as_long_meanwhile_is_noticed(kafka, topic, group_id, monkeypatch):
+async def test_a_topic_that_grew_as_long_meanwhile_is_noticed(kafka, topic, group_id):
     """Nothing tells the two apart but the topic's id: the subscription could not reach the broker meanwhile."""
-    monkeypatch.setattr(consumer, "_LOOK_EVERY", 0.3)
     events: list = []
     async with administering(kafka) as admin, raw_producer(kafka) as produce, kafka.connect(events=events) as bus:
         await admin.create_topics([NewTopic(topic, 1, 1)])
