@@ -19,6 +19,8 @@ from tests.support.brokers import BACKENDS, Backend, describe_brokers, make_back
 
 pytest_plugins = ["tests.support.retrying"]
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # the programs that tests start compile the package once, not each time
+
 _TEST_WITHIN = 55.0
 
 

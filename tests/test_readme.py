@@ -24,7 +24,7 @@ def test_there_are_snippets():
 def test_the_readmes_snippets_run(snippet, backend, monkeypatch, capsys):
     for name, value in {**make_backend(backend).env, "MSIGHT_PUBSUB_BACKEND": backend}.items():
         monkeypatch.setenv(name, value)
-    with topics_of_examples():
+    with topics_of_examples(backend):
         exec(compile(snippet, "README.md", "exec"), {"__name__": "readme"})
     if "print(" in snippet:
         assert "intersection.cam_ne 7 1" in capsys.readouterr().out

@@ -108,10 +108,11 @@ def share_brokers() -> None:
 
 
 @contextmanager
-def topics_of_examples() -> Iterator[None]:
-    """Wait until no other process runs examples, because their topics have fixed names."""
-    if address := os.environ.get(_SHARED):
-        with Path(address).with_name("examples").open("w") as file:
+def topics_of_examples(backend: str) -> Iterator[None]:
+    """Wait until no other process runs an example on this broker, because the topics have fixed names."""
+    address = os.environ.get(_SHARED)
+    if address and backend != "memory":
+        with Path(address).with_name(backend).open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
     else:

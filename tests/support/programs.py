@@ -20,7 +20,7 @@ def run(*command, backend="memory", **variables):
     target = make_backend(backend)
     settings = {**target.env, "MSIGHT_PUBSUB_BACKEND": target.name, **variables}
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MSIGHT_")} | settings
-    with topics_of_examples():
+    with topics_of_examples(backend):
         done = subprocess.run(
             [sys.executable, "-W", "error::ResourceWarning", *command],
             cwd=ROOT,
