@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import itertools
 import os
-from collections.abc import Iterator
+from collections import Counter
 from typing import Any
 
 import hypothesis
@@ -14,9 +15,11 @@ import pytest
 
 from msight_bus.runtime import loop_factory
 from msight_bus.testing import Simulation, VirtualClockLoop
-from tests.support.brokers import BACKENDS, Backend, make_backend, started
+from tests.support.brokers import BACKENDS, Backend, describe_brokers, make_backend, share_brokers, stop_brokers
 
 pytest_plugins = ["tests.support.retrying"]
+
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # the programs that tests start compile the package once, not each time
 
 _TEST_WITHIN = 55.0
 
@@ -24,6 +27,16 @@ _TEST_WITHIN = 55.0
 # Machines differ in speed, and CI tells whether this change broke something, not whether luck found something old.
 hypothesis.settings.register_profile("suite", deadline=None, print_blob=True, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("suite")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes() -> None:
+    """Share the brokers before the workers start."""
+    share_brokers()
+
+
+def pytest_unconfigure() -> None:
+    stop_brokers()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -52,22 +65,16 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     return True
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _stop_brokers() -> Iterator[None]:
-    yield
-    for broker in started.values():
-        broker.stop()
-
-
-def _describe_brokers() -> list[str]:
-    stand_in = " - a stand-in, not Apache Kafka"
-    return [f"{b.kind}: {b.name} {b.version}{stand_in if b.is_stand_in else ''}" for b in started.values()]
+def pytest_collection_finish() -> None:
+    """Keep what exists before the tests out of `gc.collect`, which otherwise takes longer than most tests."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Where tests run in several processes, let the first one know which brokers this one had."""
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["brokers"] = _describe_brokers()
+        session.config.workeroutput["brokers"] = describe_brokers()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -80,17 +87,30 @@ _brokers_elsewhere: set[str] = set()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say what the suite ran against."""
+    """Say what the suite ran against, and which files took longest."""
     terminalreporter.section("brokers")
-    lines = _brokers_elsewhere.union(_describe_brokers())
+    lines = _brokers_elsewhere.union(describe_brokers())
     for line in sorted(lines) or ["none was needed"]:
         terminalreporter.write_line(line)
+
+    seconds: Counter[str] = Counter()
+    for report in itertools.chain(*terminalreporter.stats.values()):
+        if isinstance(report, pytest.TestReport):
+            seconds[report.location[0]] += report.duration
+    terminalreporter.section("longest files")
+    for path, total in seconds.most_common(5):
+        terminalreporter.write_line(f"{total:.0f} s  {path}")
 
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Backend:
     """Each backend in turn."""
     return make_backend(request.param)
+
+
+@pytest.fixture
+def memory() -> Backend:
+    return make_backend("memory")
 
 
 @pytest.fixture

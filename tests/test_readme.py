@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.brokers import make_backend
+from tests.support.brokers import make_backend, topics_of_examples
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -24,7 +24,8 @@ def test_there_are_snippets():
 def test_the_readmes_snippets_run(snippet, backend, monkeypatch, capsys):
     for name, value in {**make_backend(backend).env, "MSIGHT_PUBSUB_BACKEND": backend}.items():
         monkeypatch.setenv(name, value)
-    exec(compile(snippet, "README.md", "exec"), {"__name__": "readme"})
+    with topics_of_examples(backend):
+        exec(compile(snippet, "README.md", "exec"), {"__name__": "readme"})
     if "print(" in snippet:
         assert "intersection.cam_ne 7 1" in capsys.readouterr().out
 

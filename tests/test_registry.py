@@ -16,14 +16,7 @@ from msight_bus import AuthenticationError, ClosedError, Message
 from msight_bus.nodes import NodeConfig
 from msight_bus.registry import FORGET_AFTER, MAX_NODES, NodeInfo, NodeStatus, Registry
 from msight_bus.topics import ALIVE_TOPIC, NODES_TOPIC
-from tests.support.brokers import make_backend
 from tests.support.nodes import DEADLINE, Collect, Numbers, running, start
-
-
-@pytest.fixture
-def memory():
-    """The in-process broker."""
-    return make_backend("memory")
 
 
 def info(name="node", instance="1", **fields):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -12,6 +11,7 @@ import pytest
 
 from msight_bus import brokers
 from msight_bus.brokers import running
+from tests.support.brokers import skip_without
 
 
 @pytest.fixture
@@ -19,12 +19,8 @@ def require_broker() -> Callable[[brokers.KindName], None]:
     """Skip a test where no broker of a kind can be had; in CI that is a failure."""
 
     def require(kind: brokers.KindName) -> None:
-        try:
+        with skip_without(kind):
             running.find(kind, print)
-        except brokers.NoBrokerError as error:
-            if os.environ.get("CI"):
-                raise
-            pytest.skip(str(error))
 
     return require
 

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from tests.support.brokers import GROUP
 from tests.support.sweep import sweep
 
 # Who is cancelled while joining leaves a member behind, for which the others wait until its session is over.
@@ -22,7 +23,7 @@ SETTINGS = {
 async def observer(kafka, topic):
     """A consumer that can be asked what the group has committed, and is no member."""
     consumer = AIOKafkaConsumer(
-        bootstrap_servers=kafka.env["MSIGHT_KAFKA_SERVERS"].strip("[]'"), group_id="g", enable_auto_commit=False
+        bootstrap_servers=kafka.env["MSIGHT_KAFKA_SERVERS"].strip("[]'"), group_id=GROUP, enable_auto_commit=False
     )
     await consumer.start()
     try:
@@ -39,7 +40,7 @@ async def test_only_processed_messages_are_committed(kafka, topic, when, ack):
     async with kafka.connect(**SETTINGS) as bus:
 
         async def consume(until):
-            async with bus.subscribe(topic, group_id="g", start="earliest", ack=ack) as messages:
+            async with bus.subscribe(topic, group_id=GROUP, start="earliest", ack=ack) as messages:
                 async for message in messages:
                     await asyncio.sleep(0)
                     if ack == "auto":

@@ -8,7 +8,7 @@ import pytest
 
 from msight_bus import ConnectionLostError, DrainTimeoutError
 from msight_bus.backends.kafka import group
-from tests.support.brokers import make_backend
+from tests.support.brokers import breakable_broker, make_backend
 from tests.support.rig import EVERY, frozen, own_broker
 from tests.support.sweep import watched
 
@@ -79,12 +79,14 @@ async def test_a_freeze_at_each_suspension(frozen, monkeypatch):
 @pytest.mark.parametrize("kind", EVERY)
 async def test_a_drain_of_a_frozen_broker_ends_at_the_deadline_of_the_drain(kind, topic):
     long = {f"MSIGHT_{name}_TIMEOUT": "600" for name in ("CONNECT", "PUBLISH", "PONG")}
-    async with make_backend(kind).connect(**long, MSIGHT_PING_INTERVAL="600") as bus, bus.subscribe(topic) as messages:
+    broker = breakable_broker(kind)
+    backend = make_backend(kind, broker)
+    async with backend.connect(**long, MSIGHT_PING_INTERVAL="600") as bus, bus.subscribe(topic) as messages:
         await bus.nodes()
         await bus.publish(topic, b"before")
         await anext(messages)
         consumer = asyncio.create_task(anext(messages))
-        with frozen(kind):
+        with frozen(broker):
             publishing = asyncio.create_task(bus.publish(topic, b"not confirmed"))
             await asyncio.sleep(0)  # both begin
             with pytest.raises(DrainTimeoutError):

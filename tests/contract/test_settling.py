@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from msight_bus import DrainTimeoutError, UnsupportedError
+from tests.support.brokers import GROUP
 from tests.support.receiving import take
 
 
@@ -29,7 +30,7 @@ async def test_a_restarted_consumer_gets_what_was_not_done(backend, topic):
     async with backend.connect() as bus:
         if not bus.capabilities.load_balancing:
             pytest.skip(f"{backend.name} declares no groups")
-        async with bus.subscribe(topic, group_id="g") as messages:
+        async with bus.subscribe(topic, group_id=GROUP) as messages:
             await publish(bus, topic, 10)
             got = 0
             async for message in messages:
@@ -38,7 +39,7 @@ async def test_a_restarted_consumer_gets_what_was_not_done(backend, topic):
                 if got == 4:
                     break  # 0, 1 and 2 are done; 3 was in hand
         await bus.publish(topic, b"10")
-        async with bus.subscribe(topic, group_id="g") as messages:
+        async with bus.subscribe(topic, group_id=GROUP) as messages:
             if bus.capabilities.acknowledgement:
                 assert [int(m.payload) for m in await take(messages, 8)] == list(range(3, 11))
             else:
@@ -86,41 +87,44 @@ async def test_drain_waits_for_the_message_in_hand(backend, topic):
 
 async def test_ack_before_leaving_settles_the_message_in_hand(kafka, topic):
     async with kafka.connect() as bus:
-        async with bus.subscribe(topic, group_id="g") as messages:
+        async with bus.subscribe(topic, group_id=GROUP) as messages:
             await publish(bus, topic, 3)
             (message,) = await take(messages, 1)
             await message.ack()
-        async with bus.subscribe(topic, group_id="g") as messages:
+        async with bus.subscribe(topic, group_id=GROUP) as messages:
             assert [int(m.payload) for m in await take(messages, 2)] == [1, 2]
 
 
 async def test_asking_for_the_next_marks_the_one_before_even_if_cancelled(kafka, topic):
     async with kafka.connect() as bus:
-        async with bus.subscribe(topic, group_id="g") as messages:
+        async with bus.subscribe(topic, group_id=GROUP) as messages:
             await bus.publish(topic, b"0")
             await take(messages, 1)
             with pytest.raises(TimeoutError):
                 await take(messages, 1, within=0.05)
         await bus.publish(topic, b"1")
-        async with bus.subscribe(topic, group_id="g") as messages:
+        async with bus.subscribe(topic, group_id=GROUP) as messages:
             assert [int(m.payload) for m in await take(messages, 1)] == [1]
 
 
 async def test_manual_acknowledgements_commit_the_finished_prefix_only(kafka, topic):
     async with kafka.connect() as bus:
-        async with bus.subscribe(topic, group_id="g", ack="manual") as messages:
+        async with bus.subscribe(topic, group_id=GROUP, ack="manual") as messages:
             await publish(bus, topic, 6)
             received = await take(messages, 6)
             for i in (0, 1, 3, 5):
                 await received[i].ack()
-        async with bus.subscribe(topic, group_id="g", ack="manual") as messages:
+        async with bus.subscribe(topic, group_id=GROUP, ack="manual") as messages:
             assert [int(m.payload) for m in await take(messages, 4)] == [2, 3, 4, 5]
 
 
 async def test_nack_delivers_again_and_then_dead_letters(kafka, topic):
     async with kafka.connect(MSIGHT_KAFKA_MAX_REDELIVERIES="2") as bus:
         suffix = bus.settings.dead_letter_suffix
-        async with bus.subscribe(topic + suffix) as dead, bus.subscribe(topic, group_id="g", ack="manual") as messages:
+        async with (
+            bus.subscribe(topic + suffix) as dead,
+            bus.subscribe(topic, group_id=GROUP, ack="manual") as messages,
+        ):
             await bus.publish(topic, b"poison", headers={"a": "b"}, key="k")
             await bus.publish(topic, b"fine", key="k")
             for redeliveries in range(3):
@@ -132,6 +136,6 @@ async def test_nack_delivers_again_and_then_dead_letters(kafka, topic):
             (letter,) = await take(dead, 1)
             assert (letter.payload, letter.headers["a"], letter.headers["msight-dead-topic"]) == (b"poison", "b", topic)
             await message.ack()
-        async with bus.subscribe(topic, group_id="g") as messages:
+        async with bus.subscribe(topic, group_id=GROUP) as messages:
             await bus.publish(topic, b"next")
             assert (await take(messages, 1))[0].payload == b"next"

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from msight_bus import CapabilityWarning, NodeConfig, SourceNode
+from tests.support.brokers import GROUP
 from tests.support.receiving import take
 
 N = 300
@@ -40,7 +41,7 @@ async def test_a_group_shares_spread_messages(backend, topic, way):
     variables = {"MSIGHT_KAFKA_UNKEYED": "spread"} if way in ("variable", "bus") else {}
     async with backend.connect(**variables) as bus, AsyncExitStack() as stack:
         shares = bus.capabilities.load_balancing
-        subscriptions = [bus.subscribe(topic, group_id="g") for _ in range(MEMBERS)]
+        subscriptions = [bus.subscribe(topic, group_id=GROUP) for _ in range(MEMBERS)]
         await asyncio.gather(*map(stack.enter_async_context, subscriptions))
         got: Counter[bytes] = Counter()
         counts = [0] * MEMBERS

@@ -9,6 +9,7 @@ import weakref
 import pytest
 
 from msight_bus import BusyError, CapabilityWarning, ClosedError, QueuePolicy, UnsupportedError
+from tests.support.brokers import GROUP
 from tests.support.receiving import take
 
 
@@ -54,8 +55,8 @@ async def test_members_of_a_group_share(backend, topic):
         n = 400
         async with (
             backend.connect() as other,
-            bus.subscribe(topic, group_id="g") as a,
-            other.subscribe(topic, group_id="g") as b,
+            bus.subscribe(topic, group_id=GROUP) as a,
+            other.subscribe(topic, group_id=GROUP) as b,
             asyncio.TaskGroup() as tasks,
         ):
             readers = [tasks.create_task(collect(a, first)), tasks.create_task(collect(b, second))]
@@ -79,7 +80,7 @@ async def test_every_group_gets_all(backend, topic):
     async with backend.connect() as bus:
         if not bus.capabilities.load_balancing:
             pytest.skip(f"{backend.name} declares no load balancing")
-        async with bus.subscribe(topic, group_id="g1") as a, bus.subscribe(topic, group_id="g2") as b:
+        async with bus.subscribe(topic, group_id=f"{GROUP}-1") as a, bus.subscribe(topic, group_id=f"{GROUP}-2") as b:
             for i in range(30):
                 await bus.publish(topic, b"%d" % i)
             assert [int(m.payload) for m in await take(a, 30)] == list(range(30))
@@ -89,13 +90,13 @@ async def test_every_group_gets_all(backend, topic):
 async def test_a_group_where_nothing_is_shared_is_said_once(redis, topic):
     async with redis.connect() as bus:
         with pytest.warns(CapabilityWarning, match="nats or kafka") as warned:
-            async with bus.subscribe(topic, group_id="g") as a, bus.subscribe(topic, group_id="g") as b:
+            async with bus.subscribe(topic, group_id=GROUP) as a, bus.subscribe(topic, group_id=GROUP) as b:
                 await bus.publish(topic, b"to both")
                 assert [m.payload for m in await take(a, 1) + await take(b, 1)] == [b"to both"] * 2
         assert len(warned) == 1
     async with redis.connect(MSIGHT_STRICT="1") as bus:
         with pytest.raises(UnsupportedError, match="nats or kafka"):
-            bus.subscribe(topic, group_id="g")
+            bus.subscribe(topic, group_id=GROUP)
 
 
 async def test_what_came_before_the_subscription_is_gone_or_replayed(backend, topic):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from msight_bus.events import DeadlineMissed
+from tests.support.brokers import GROUP
 from tests.support.clocks import clock_behind
 from tests.support.receiving import take
 
@@ -64,9 +65,9 @@ async def test_a_list_has_only_what_is_young_enough(backend, topic):
 
 async def test_what_was_too_old_counts_as_done(kafka, topic):
     async with kafka.connect() as bus:
-        async with bus.subscribe(topic, group_id="g", lifespan=3600, ack="manual") as messages:
+        async with bus.subscribe(topic, group_id=GROUP, lifespan=3600, ack="manual") as messages:
             await publish_old(bus, topic, 2)
             await bus.publish(topic, b"new")
             assert (await take(messages, 1))[0].payload == b"new"
-        async with bus.subscribe(topic, group_id="g") as messages:
+        async with bus.subscribe(topic, group_id=GROUP) as messages:
             assert (await take(messages, 1))[0].payload == b"new"  # the first that is not done

@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from tests.support.brokers import GROUP
 from tests.support.commits import watched_commits
 from tests.support.rig import LIVE, python, until
 from tests.support.stream import Sender
@@ -58,16 +59,16 @@ async def test_kafka_redelivers_the_unacknowledged_messages_of_a_crashed_subscri
     variables = {"MSIGHT_KAFKA_SESSION_TIMEOUT": "1", "MSIGHT_KAFKA_COMMIT_INTERVAL": "0.05"}
     async with kafka.connect() as bus:
         sender = Sender(bus, topic, ledger, random.Random(1))
-        async with subscribing(kafka, topic, "g", **variables) as process:
+        async with subscribing(kafka, topic, GROUP, **variables) as process:
             assert await process.stdout.readline() == b"ready\n"
             await sender.send(100)
             await asyncio.gather(*(sender.send(100) for _ in range(19)))
             taken = [number for number, _ in await subscriber(process, ledger, 8, acknowledge=False)]
-            async with watched_commits(kafka, topic, "g", ledger):
+            async with watched_commits(kafka, topic, GROUP, ledger):
                 await until(lambda: sum(ledger.commits.values()) >= 7)
             process.kill()
             await process.wait()
-        async with subscribing(kafka, topic, "g", **variables) as process:
+        async with subscribing(kafka, topic, GROUP, **variables) as process:
             assert await process.stdout.readline() == b"ready\n"
             await asyncio.gather(*(sender.send(100) for _ in range(5)))
             again = []

@@ -9,6 +9,7 @@ import logging
 import pytest
 
 from msight_bus.backends.kafka import group as joining
+from tests.support.brokers import GROUP
 from tests.support.librdkafka import PROTOCOLS
 from tests.support.mixed_groups import SETTINGS, MixedGroup
 
@@ -24,7 +25,7 @@ ORDERS = [
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 async def test_members_of_two_clients_join_and_leave_in_every_order(kafka, book, topic, protocol):
     group = MixedGroup(kafka, topic, book.ledgers[topic], protocol)
-    async with kafka.connect(**SETTINGS) as bus, bus.subscribe(topic, group_id="g"):
+    async with kafka.connect(**SETTINGS) as bus, bus.subscribe(topic, group_id=GROUP):
         pass  # the group has its beginning from now on
     async with group.load():
         for order in ORDERS:
@@ -41,14 +42,14 @@ async def test_joining_waits_for_a_killed_member_of_another_client_and_logs_it(k
     """The session timeout of the member is four times the connect timeout."""
     monkeypatch.setattr(joining, "_TELL_EVERY", 0.5)
     group = MixedGroup(kafka, topic, book.ledgers[topic], "classic")
-    async with kafka.connect(**SETTINGS) as bus, bus.subscribe(topic, group_id="g"):
+    async with kafka.connect(**SETTINGS) as bus, bus.subscribe(topic, group_id=GROUP):
         pass
     async with group.load():
         await group.joins("other", "other_that_is_killed")
         await group.leaves("other")
         with caplog.at_level(logging.WARNING, "msight_bus"):
             async with kafka.connect(**{**SETTINGS, "MSIGHT_CONNECT_TIMEOUT": "1.5"}) as bus:
-                async with bus.subscribe(topic, group_id="g") as messages:
+                async with bus.subscribe(topic, group_id=GROUP) as messages:
                     assert {where.partition for where in messages._at_broker.partitions} == set(range(6))
-    assert [line for line in caplog.messages if "Joining the group g" in line and "session expires" in line]
+    assert [line for line in caplog.messages if f"Joining the group {GROUP}" in line and "session expires" in line]
     assert book.account().silent == 0

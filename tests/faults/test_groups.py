@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from msight_bus import QueuePolicy
+from tests.support.brokers import GROUP
 from tests.support.commits import watched_commits
 from tests.support.rig import until
 from tests.support.stream import Sender, take_all
@@ -28,7 +29,7 @@ class Members:
     @asynccontextmanager
     async def one_more(self, queue=None, pause=0.0):
         async with self._backend.connect(**self._variables) as bus:
-            async with bus.subscribe(self._topic, group_id="g", queue=queue) as messages:
+            async with bus.subscribe(self._topic, group_id=GROUP, queue=queue) as messages:
                 task = asyncio.create_task(take_all(messages, self._ledger, pause=pause))
                 yield messages
                 task.cancel()
@@ -62,7 +63,7 @@ async def test_nats_counts_the_messages_in_flight_to_a_leaving_member(nats, book
 async def test_kafka_loses_no_message_when_members_join_and_leave(kafka, book, topic, changes):
     ledger = book.ledgers[topic]
     members = Members(kafka, topic, ledger, MSIGHT_KAFKA_SESSION_TIMEOUT="2")
-    watched = watched_commits(kafka, topic, "g", ledger)
+    watched = watched_commits(kafka, topic, GROUP, ledger)
     async with kafka.connect() as bus, members.one_more(), watched:
         senders = [Sender(bus, topic, ledger, random.Random(i)) for i in range(8)]
         await asyncio.gather(*(sender.send(0, key=f"k{i}") for i, sender in enumerate(senders)))

@@ -9,7 +9,7 @@ import pytest
 
 from msight_bus import ConnectionLostError, PublishTimeoutError, QueuePolicy
 from msight_bus.events import Disconnected, Gap, Reconnected
-from tests.support.brokers import make_backend
+from tests.support.brokers import breakable_broker, make_backend
 from tests.support.receiving import lose, take
 from tests.support.rig import EVERY, LIVE, frozen, own_broker, seen, until
 
@@ -42,9 +42,11 @@ async def test_the_bus_reconnects_to_a_broker_that_was_killed_and_restarted(kind
 async def test_a_frozen_broker_is_detected_by_the_ping_deadline(kind, topic):
     events: list = []
     variables = {"MSIGHT_PING_INTERVAL": "0.2", "MSIGHT_PONG_TIMEOUT": "0.3", "MSIGHT_RECONNECT_MAX": "0.2"}
-    async with make_backend(kind).connect(events=events, MSIGHT_CONNECT_TIMEOUT="3", **variables) as bus:
+    broker = breakable_broker(kind)
+    backend = make_backend(kind, broker)
+    async with backend.connect(events=events, MSIGHT_CONNECT_TIMEOUT="3", **variables) as bus:
         async with bus.subscribe(topic) as messages:
-            with frozen(kind):
+            with frozen(broker):
                 await until(lambda: seen(events, Disconnected))
             await until(lambda: seen(events, Reconnected))
             await bus.publish(topic, b"after")

@@ -10,6 +10,7 @@ import pytest
 
 from msight_bus import QueuePolicy
 from msight_bus.events import Disconnected
+from tests.support.brokers import GROUP
 from tests.support.ledger import Account
 from tests.support.rig import LIVE, seen, until
 from tests.support.stream import Events, Sender, take_all
@@ -59,7 +60,7 @@ async def test_the_log_waits_for_a_slow_subscriber(kafka, book, topic):
     slow_book = book.ledgers[topic]
     async with kafka.connect() as bus, kafka.connect() as sending:
         queue = QueuePolicy.block(20, max_bytes=100_000)
-        async with reading(bus, topic, slow_book, queue=queue, pause=0.001, group_id="g") as slow:
+        async with reading(bus, topic, slow_book, queue=queue, pause=0.001, group_id=GROUP) as slow:
             sender = Sender(sending, topic, slow_book, rng := random.Random(1))
             await sender.send(0)
             await asyncio.gather(*(sender.send(rng.randint(0, 20_000)) for _ in range(499)))

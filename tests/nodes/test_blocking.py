@@ -11,6 +11,7 @@ import pytest
 from msight_bus import NodeConfig, SinkNode
 from msight_bus.backends.deadlines import loop_timeout
 from msight_bus.loop_share import LoopShare
+from tests.support.brokers import GROUP
 from tests.support.kafka_admin import administering, committed, make
 from tests.support.nodes import DEADLINE, eventually, running
 
@@ -73,8 +74,8 @@ async def test_a_consumer_that_blocks_the_loop_keeps_the_membership(kafka, topic
     await make(kafka, topic)
     items = []
     async with kafka.connect() as publishing, kafka.connect(MSIGHT_KAFKA_SESSION_TIMEOUT="1") as bus:
-        async with bus.subscribe(topic, group_id="g") as messages:
-            before = await member_ids(kafka, "g")
+        async with bus.subscribe(topic, group_id=GROUP) as messages:
+            before = await member_ids(kafka, GROUP)
             for number in range(6):
                 await publishing.publish(topic, b"%d" % number)
             while messages.stats.queued < 6:
@@ -85,10 +86,10 @@ async def test_a_consumer_that_blocks_the_loop_keeps_the_membership(kafka, topic
                 items.append(item)
                 if len(items) == 6:
                     break
-            assert await member_ids(kafka, "g") == before
+            assert await member_ids(kafka, GROUP) == before
             last = items[-1] if how == "messages" else items[-1][0]
             await last.ack()
-    assert await committed(kafka, topic, "g") == 6
+    assert await committed(kafka, topic, GROUP) == 6
 
 
 async def test_time_in_which_the_loop_is_blocked_does_not_count_for_a_deadline():

@@ -10,6 +10,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from msight_bus import AuthenticationError, NodeConfig
 from msight_bus.backends.kafka.client import client_options
 from msight_bus.core import Core
+from tests.support.brokers import GROUP
 from tests.support.kafka_admin import committed, make
 from tests.support.nodes import DEADLINE, Collect, eventually, running
 from tests.support.receiving import take
@@ -110,25 +111,25 @@ async def test_nack_dead_letters_a_record_unchanged(kafka, topic):
     await make(kafka, topic)
     headers = [("content type", b"x"), ("bytes", b"\xff\x00"), ("twice", b"1"), ("twice", b"2")]
     async with kafka.connect(MSIGHT_KAFKA_MAX_REDELIVERIES="0") as bus:
-        async with bus.subscribe(topic, group_id="g", ack="manual") as messages:
+        async with bus.subscribe(topic, group_id=GROUP, ack="manual") as messages:
             await send(kafka, topic, None, headers, b"\xfe key")
             await (await take(messages, 1))[0].nack()
     (letter,) = await records(kafka, f"{topic}.dead", 1)
     assert (letter.value, letter.key) == (None, b"\xfe key")
     assert [header for header in letter.headers if not header[0].startswith("msight")] == headers
     assert dict(letter.headers)["msight-dead-position"] == b"0:0"
-    assert await committed(kafka, topic, "g") == 1
+    assert await committed(kafka, topic, GROUP) == 1
 
 
 async def test_nack_of_a_record_that_cannot_be_dead_lettered_is_counted_and_done(kafka, topic, caplog):
     await make(kafka, topic)
     await make(kafka, f"{topic}.dead", **{"max.message.bytes": "1000"})
     async with kafka.connect(MSIGHT_KAFKA_MAX_REDELIVERIES="0") as bus:
-        async with bus.subscribe(topic, group_id="g", ack="manual") as messages:
+        async with bus.subscribe(topic, group_id=GROUP, ack="manual") as messages:
             await send(kafka, topic, bytes(1200))
             await (await take(messages, 1))[0].nack()
             assert messages.stats.dropped == {"no dead letter": 1}
-    assert await committed(kafka, topic, "g") == 1
+    assert await committed(kafka, topic, GROUP) == 1
     assert "Dead letter not published" in caplog.text
 
 

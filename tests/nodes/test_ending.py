@@ -10,12 +10,10 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.programs import environment, program, ready
 
 PROGRAM = """
 import asyncio, multiprocessing, os, signal, sys, threading, time
@@ -94,33 +92,9 @@ if __name__ == "__main__":
 """
 
 
-def environment(drain_timeout="1"):
-    return {
-        "PATH": os.environ["PATH"],
-        "PYTHONPATH": str(ROOT),
-        "MSIGHT_PUBSUB_BACKEND": "memory",
-        "MSIGHT_DRAIN_TIMEOUT": drain_timeout,
-    }
-
-
-@contextmanager
-def program(tmp_path, how, **variables):
+def running(tmp_path, how, **settings):
     """The program, once it has something in hand."""
-    script = tmp_path / "program.py"
-    script.write_text(PROGRAM)
-    command = [sys.executable, "-W", "default::ResourceWarning", str(script), how]
-    with subprocess.Popen(
-        command, env=environment(**variables), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            for line in process.stdout:
-                if line == "ready\n":
-                    break
-            else:
-                pytest.fail(process.stderr.read())
-            yield process
-        finally:
-            process.kill()
+    return ready(program(tmp_path, PROGRAM), how, env=environment(**settings))
 
 
 LEFT = {
@@ -134,7 +108,7 @@ LEFT = {
 
 @pytest.mark.parametrize("how", LEFT)
 def test_a_program_that_hangs_ends_at_the_deadline_with_status_1_and_logs_what_was_left(tmp_path, how):
-    with program(tmp_path, how) as process:
+    with running(tmp_path, how) as process:
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=30)
     assert process.returncode == 1, err
@@ -147,7 +121,7 @@ def test_a_program_that_hangs_ends_at_the_deadline_with_status_1_and_logs_what_w
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("how", LEFT)
 def test_a_second_signal_ends_a_program_that_hangs_with_its_number(tmp_path, how, number):
-    with program(tmp_path, how, drain_timeout="600") as process:
+    with running(tmp_path, how, MSIGHT_DRAIN_TIMEOUT="600") as process:
         process.send_signal(signal.SIGTERM)
         for line in process.stderr:
             if "another signal stops at once" in line:
@@ -159,14 +133,14 @@ def test_a_second_signal_ends_a_program_that_hangs_with_its_number(tmp_path, how
 
 
 def test_a_drained_program_ends_with_0(tmp_path):
-    with program(tmp_path, "ends") as process:
+    with running(tmp_path, "ends") as process:
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (0, "drained\n"), err
 
 
 def test_a_node_that_fails_is_status_1_and_its_error_is_logged_once(tmp_path):
-    with program(tmp_path, "fails") as process:
+    with running(tmp_path, "fails") as process:
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=30)
     assert process.returncode == 1
@@ -175,7 +149,7 @@ def test_a_node_that_fails_is_status_1_and_its_error_is_logged_once(tmp_path):
 
 
 def test_a_handler_that_leaves_its_task_cancelled_is_an_error(tmp_path):
-    with program(tmp_path, "cancels itself") as process:
+    with running(tmp_path, "cancels itself") as process:
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=30)
     assert process.returncode == 1, err
@@ -183,18 +157,15 @@ def test_a_handler_that_leaves_its_task_cancelled_is_an_error(tmp_path):
 
 
 def test_a_forked_child_ends_at_sigterm(tmp_path):
-    with program(tmp_path, "child") as process:
+    with running(tmp_path, "child") as process:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=30)
     assert process.returncode == 0
 
 
 def test_a_forked_child_has_the_previous_signal_handlers(tmp_path):
-    script = tmp_path / "program.py"
-    script.write_text(PROGRAM)
-    with subprocess.Popen(
-        [sys.executable, str(script), "child"], env=environment(), stdout=subprocess.PIPE, text=True
-    ) as process:
+    command = [sys.executable, program(tmp_path, PROGRAM), "child"]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout.readline() == f"child {-signal.SIGTERM}\n"
         finally:
@@ -203,11 +174,10 @@ def test_a_forked_child_has_the_previous_signal_handlers(tmp_path):
 
 def test_ctrl_c_on_a_terminal_drains_calls_in_processes(tmp_path):
     """The terminal sends SIGINT to the whole process group, including the worker process."""
-    script = tmp_path / "program.py"
-    script.write_text(PROGRAM)
+    command = [sys.executable, program(tmp_path, PROGRAM), "computes"]
     pid, terminal = pty.fork()
     if pid == 0:
-        os.execve(sys.executable, [sys.executable, str(script), "computes"], environment("30"))
+        os.execve(sys.executable, command, environment(MSIGHT_DRAIN_TIMEOUT="30"))
     said = b""
     deadline = time.monotonic() + 40
     sent = False
@@ -231,28 +201,16 @@ def test_ctrl_c_on_a_terminal_drains_calls_in_processes(tmp_path):
 
 def test_sigterm_to_the_whole_group_drains_calls_in_processes(tmp_path):
     """(celery 2700, 3631, kombu 1836) systemd and supervisord send SIGTERM to the worker processes, too."""
-    script = tmp_path / "program.py"
-    script.write_text(PROGRAM)
-    with subprocess.Popen(
-        [sys.executable, str(script), "computes"],
-        env=environment("30"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        try:
-            assert process.stdout.readline() == "ready\n"
-            os.killpg(process.pid, signal.SIGTERM)
-            said, errors = process.communicate(timeout=40)
-        finally:
-            process.kill()
+    env = environment(MSIGHT_DRAIN_TIMEOUT="30")
+    with ready(program(tmp_path, PROGRAM), "computes", env=env, new_session=True) as process:
+        os.killpg(process.pid, signal.SIGTERM)
+        said, errors = process.communicate(timeout=40)
     assert said == "computed b'x'\ndrained\n", errors
     assert process.returncode == 0
 
 
 def test_a_process_of_off_loop_ends_with_a_program_that_is_killed(tmp_path):
-    with program(tmp_path, "process") as process:
+    with running(tmp_path, "process") as process:
         child = int(process.stdout.readline())
         process.kill()
         process.wait()
@@ -263,14 +221,12 @@ def test_a_process_of_off_loop_ends_with_a_program_that_is_killed(tmp_path):
 
 
 def test_without_a_broker_a_program_prints_one_sentence_and_ends_with_status_1(tmp_path):
-    script = tmp_path / "program.py"
-    script.write_text(PROGRAM)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     variables = {"MSIGHT_PUBSUB_BACKEND": "redis", "MSIGHT_REDIS_MESSAGE_BROKER_PORT": f"{port}"}
     done = subprocess.run(
-        [sys.executable, str(script), "ends"],
-        env=environment() | variables,
+        [sys.executable, program(tmp_path, PROGRAM), "ends"],
+        env=environment(**variables),
         capture_output=True,
         text=True,
         timeout=50,

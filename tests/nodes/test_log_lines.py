@@ -12,6 +12,7 @@ from msight_bus import BusSettings, BytesData, ConnectionLostError, QueuePolicy,
 from msight_bus.events import DeadlineMissed, Disconnected, Gap, Reconnected, Refused
 from msight_bus.nodes import NodeConfig
 from msight_bus.tally import Tally
+from tests.support.brokers import GROUP
 from tests.support.nodes import Apply, Collect, Numbers, eventually, running, start
 
 INTERVAL = 0.2
@@ -41,7 +42,7 @@ async def lose(bus, topic, count):
 async def test_the_first_line_names_broker_topics_and_group(backend, topic, caplog):
     caplog.set_level(logging.INFO)
     node = Apply(
-        NodeConfig(name="n", subscribe_topic_name=topic, publish_topic_name=f"{topic}.out", group_id="g"), echo
+        NodeConfig(name="n", subscribe_topic_name=topic, publish_topic_name=f"{topic}.out", group_id=GROUP), echo
     )
     async with backend.connect(MSIGHT_STRICT="false") as bus:
         if not bus.capabilities.load_balancing:
@@ -53,7 +54,7 @@ async def test_the_first_line_names_broker_topics_and_group(backend, topic, capl
                 pass
         address = bus.settings.address
     (line,) = lines(caplog, "Running on ")
-    assert line == f"Running on {address}: {topic} -> {topic}.out, group g"
+    assert line == f"Running on {address}: {topic} -> {topic}.out, group {GROUP}"
     assert address == "memory" or re.fullmatch(r"(redis|nats|kafka)://(127\.0\.0\.1|localhost):\d+", address)
 
 

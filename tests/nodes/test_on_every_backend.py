@@ -9,6 +9,7 @@ import pytest
 
 from msight_bus import BytesData, CapabilityWarning
 from msight_bus.nodes import NodeConfig, Outgoing, run_until
+from tests.support.brokers import GROUP
 from tests.support.nodes import DEADLINE, Apply, Collect, Numbers, running, start
 from tests.support.receiving import take
 
@@ -39,7 +40,7 @@ async def test_a_pipeline_and_its_end(backend, topic):
 
 async def test_two_workers_of_one_name(backend, topic):
     def worker():
-        return Collect(NodeConfig(name="worker", subscribe_topic_name=topic, group_id="workers"))
+        return Collect(NodeConfig(name="worker", subscribe_topic_name=topic, group_id=GROUP))
 
     async def keyed(data):
         return Outgoing(data, key=data.decode())

@@ -9,7 +9,6 @@ import pytest
 from msight_bus import BusError, BytesData
 from msight_bus.nodes import NodeConfig, Outgoing, SourceNode
 from msight_bus.topics import ALIVE_TOPIC
-from tests.support.brokers import running_broker
 from tests.support.kafka_admin import administering, committed, make
 from tests.support.nodes import DEADLINE, Apply, Collect, Numbers, running, start
 from tests.support.receiving import take
@@ -129,45 +128,6 @@ async def test_a_refused_output_affects_no_other_output(kafka, topic, name, conc
             assert sorted(map(int, await sink.until(16))) == [n for n in range(20) if n % 5 != 3]
         assert node.metrics().errors == 4
     assert await committed(kafka, topic, f"{name}_group") == 20
-
-
-async def test_an_input_is_done_after_its_outputs_although_the_last_is_too_large(kafka, topic, name):
-    """Outputs accepted before the error are in flight: after a crash, the input must be redelivered."""
-    broker = running_broker("kafka")
-    waits, go_on = asyncio.Event(), asyncio.Event()
-
-    async def step(data):
-        if data == b"both":
-            while node.left < 2:  # the next input must be there before the broker is frozen
-                await asyncio.sleep(0.005)
-            broker.freeze()
-            return [b"small", bytes(3000)]
-        if data == b"next":
-            waits.set()
-            await go_on.wait()
-        return data
-
-    out = f"{topic}.out"
-    await make(kafka, topic)
-    node = Apply(
-        NodeConfig(name=name, subscribe_topic_name=topic, publish_topic_name=out, action_on_error="continue"), step
-    )
-    async with kafka.connect(MSIGHT_MAX_MESSAGE_BYTES="2000") as bus, bus.subscribe(out) as outputs:
-        async with running(bus, node), asyncio.timeout(DEADLINE):
-            await bus.publish(topic, b"first")  # after it, the publisher knows its topic
-            await take(outputs, 1)
-            async with bus.publisher(topic) as publisher:
-                await publisher.send(b"both")
-                await publisher.send(b"next")
-            try:
-                await waits.wait()
-                assert node.metrics().errors == 1
-                assert node.left == 2
-            finally:
-                broker.thaw()
-            go_on.set()
-            assert [message.payload for message in await take(outputs, 2)] == [b"small", b"next"]
-    assert await committed(kafka, topic, f"{name}_group") == 3
 
 
 @pytest.mark.parametrize("plain", [True, False])

@@ -8,10 +8,21 @@ import pytest
 
 from msight_bus import DrainTimeoutError, PublishTimeoutError
 from msight_bus.nodes import NodeConfig, SourceNode, run_until
-from tests.support.brokers import running_broker
+from tests.support.brokers import breakable_broker, make_backend
 from tests.support.kafka_admin import committed, make
-from tests.support.nodes import DEADLINE, Collect, Numbers, running, start
+from tests.support.nodes import DEADLINE, Apply, Collect, Numbers, running, start
+from tests.support.receiving import take
 from tests.support.rig import own_broker
+
+
+@pytest.fixture
+def broker():
+    return breakable_broker("kafka")
+
+
+@pytest.fixture
+def kafka(broker):
+    return make_backend("kafka", broker)
 
 
 class Paced(Numbers):
@@ -112,7 +123,7 @@ async def test_a_waiting_output_is_dropped_at_once_when_the_broker_goes_down(kin
             await asyncio.to_thread(broker.restart)
 
 
-async def test_a_log_receives_every_message_after_an_outage(kafka, topic, caplog):
+async def test_a_log_receives_every_message_after_an_outage(broker, kafka, topic, caplog):
     class Large(SourceNode):
         async def stream(self):
             for i in range(150):
@@ -120,7 +131,6 @@ async def test_a_log_receives_every_message_after_an_outage(kafka, topic, caplog
 
     source = Large(NodeConfig(name="source", publish_topic_name=topic))
     sink = Collect(NodeConfig(name=topic.replace(".", "-"), subscribe_topic_name=topic))
-    broker = running_broker("kafka")
     async with kafka.connect(MSIGHT_PUBLISH_TIMEOUT="0.3") as bus, running(bus, sink):
         broker.freeze()
         try:
@@ -134,8 +144,7 @@ async def test_a_log_receives_every_message_after_an_outage(kafka, topic, caplog
     assert source._node_run.meter.unsent == 0
 
 
-async def test_an_input_that_could_not_be_dead_lettered_before_the_end_is_redelivered(kafka, topic, caplog):
-    broker = running_broker("kafka")
+async def test_an_input_that_could_not_be_dead_lettered_before_the_end_is_redelivered(broker, kafka, topic, caplog):
     published = asyncio.Event()
 
     class Fails(Collect):
@@ -168,8 +177,7 @@ async def test_an_input_that_could_not_be_dead_lettered_before_the_end_is_redeli
     assert await committed(kafka, topic, f"{name}_group") == 1
 
 
-async def test_a_source_whose_last_output_a_log_did_not_confirm_ends_with_an_error(kafka, topic):
-    broker = running_broker("kafka")
+async def test_a_source_whose_last_output_a_log_did_not_confirm_ends_with_an_error(broker, kafka, topic):
 
     class Last(SourceNode):
         async def stream(self):
@@ -186,3 +194,42 @@ async def test_a_source_whose_last_output_a_log_did_not_confirm_ends_with_an_err
         finally:
             broker.thaw()
     assert node.status == "ERROR"
+
+
+async def test_an_input_is_done_after_its_outputs_although_the_last_is_too_large(broker, kafka, topic):
+    """Outputs accepted before the error are in flight: after a crash, the input must be redelivered."""
+    waits, go_on = asyncio.Event(), asyncio.Event()
+
+    async def step(data):
+        if data == b"both":
+            while node.left < 2:  # the next input must be there before the broker is frozen
+                await asyncio.sleep(0.005)
+            broker.freeze()
+            return [b"small", bytes(3000)]
+        if data == b"next":
+            waits.set()
+            await go_on.wait()
+        return data
+
+    out = f"{topic}.out"
+    await make(kafka, topic)
+    name = topic.replace(".", "-")
+    node = Apply(
+        NodeConfig(name=name, subscribe_topic_name=topic, publish_topic_name=out, action_on_error="continue"), step
+    )
+    async with kafka.connect(MSIGHT_MAX_MESSAGE_BYTES="2000") as bus, bus.subscribe(out) as outputs:
+        async with running(bus, node), asyncio.timeout(DEADLINE):
+            await bus.publish(topic, b"first")  # after it, the publisher knows its topic
+            await take(outputs, 1)
+            async with bus.publisher(topic) as publisher:
+                await publisher.send(b"both")
+                await publisher.send(b"next")
+            try:
+                await waits.wait()
+                assert node.metrics().errors == 1
+                assert node.left == 2
+            finally:
+                broker.thaw()
+            go_on.set()
+            assert [message.payload for message in await take(outputs, 2)] == [b"small", b"next"]
+    assert await committed(kafka, topic, f"{name}_group") == 3

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
-from tests.support.brokers import make_backend
-from tests.support.rig import own_broker
-
-ROOT = Path(__file__).parents[2]
+from tests.support.brokers import breakable_broker, make_backend
+from tests.support.programs import environment, program, ready
+from tests.support.rig import frozen, own_broker
 
 PROGRAM = """
 import asyncio, sys
@@ -93,26 +87,10 @@ run_nodes(
 LONG = {f"MSIGHT_{name}_TIMEOUT": "600" for name in ("CONNECT", "PUBLISH", "PONG")} | {"MSIGHT_PING_INTERVAL": "600"}
 
 
-@contextmanager
-def program(tmp_path, backend, how, topic, *, code=PROGRAM, variables=()):
+def running(tmp_path, backend, how, topic, *, code=PROGRAM, **settings):
     """The program, once it has taken some messages."""
-    script = tmp_path / "program.py"
-    script.write_text(code)
-    env = {
-        "PATH": os.environ["PATH"],
-        "PYTHONPATH": str(ROOT),
-        "MSIGHT_PUBSUB_BACKEND": backend.name,
-        "MSIGHT_DRAIN_TIMEOUT": "1",
-        **backend.env,
-        **dict(variables),
-    }
-    command = [sys.executable, "-W", "default", str(script), how, topic]
-    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout.readline() == "ready\n", process.stderr.read()
-            yield process
-        finally:
-            process.kill()
+    env = environment(**backend.env, **settings)
+    return ready(program(tmp_path, code), how, topic, env=env)
 
 
 def ended(process):
@@ -127,7 +105,7 @@ def ended(process):
 
 @pytest.mark.parametrize("kind", ["redis", "nats"])
 def test_while_flooded(tmp_path, topic, kind):
-    with program(tmp_path, make_backend(kind), "flooded", topic) as process:
+    with running(tmp_path, make_backend(kind), "flooded", topic) as process:
         last = ended(process)
     left = re.search(r"DrainTimeoutError: Not drained within 1 s .*left: .*?(\d+) messages at node sink", last)
     assert left is not None, last
@@ -136,7 +114,7 @@ def test_while_flooded(tmp_path, topic, kind):
 
 @pytest.mark.parametrize("kind", ["redis", "nats"])
 def test_while_a_handler_hangs(tmp_path, topic, kind):
-    with program(tmp_path, make_backend(kind), "hanging", topic) as process:
+    with running(tmp_path, make_backend(kind), "hanging", topic) as process:
         last = ended(process)
     assert re.search(r"DrainTimeoutError: Not drained within 1 s .*left: .*messages at node sink", last), last
 
@@ -144,7 +122,7 @@ def test_while_a_handler_hangs(tmp_path, topic, kind):
 @pytest.mark.parametrize("kind", ["redis", "nats", "kafka"])
 def test_while_the_broker_is_down(tmp_path, kind):
     with own_broker(kind) as (broker, backend):
-        with program(tmp_path, backend, "dead", "a") as process:
+        with running(tmp_path, backend, "dead", "a") as process:
             broker.kill()
             assert process.stdout.readline() == "stuck\n"
             last = ended(process)
@@ -154,32 +132,26 @@ def test_while_the_broker_is_down(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["redis", "nats", "kafka"])
-def test_while_the_broker_is_frozen_no_other_deadline_counts(tmp_path, kind):
-    with own_broker(kind) as (broker, backend):
-        with program(tmp_path, backend, "frozen", "a", code=PIPELINE, variables=LONG) as process:
-            broker.freeze()
-            try:
-                time.sleep(1)  # for something to be in flight
-                last = ended(process)
-            finally:
-                broker.thaw()
+def test_while_the_broker_is_frozen_no_other_deadline_counts(tmp_path, kind, topic):
+    broker = breakable_broker(kind)
+    with running(tmp_path, make_backend(kind, broker), "frozen", topic, code=PIPELINE, **LONG) as process:
+        with frozen(broker):
+            time.sleep(1)  # for something to be in flight
+            last = ended(process)
     assert "DrainTimeoutError: Not drained within 1 s" in last, last
 
 
 @pytest.mark.parametrize("kind", ["redis", "nats", "kafka"])
-def test_after_a_second_signal_no_deadline_of_a_frozen_broker_counts(tmp_path, kind):
-    with own_broker(kind) as (broker, backend):
-        variables = LONG | {"MSIGHT_DRAIN_TIMEOUT": "600"}
-        with program(tmp_path, backend, "frozen", "a", code=PIPELINE, variables=variables) as process:
-            broker.freeze()
-            try:
-                process.send_signal(signal.SIGTERM)
-                for line in process.stderr:
-                    if "another signal stops at once" in line:
-                        break
-                process.send_signal(signal.SIGTERM)
-                _, said = process.communicate(timeout=50)
-            finally:
-                broker.thaw()
+def test_after_a_second_signal_no_deadline_of_a_frozen_broker_counts(tmp_path, kind, topic):
+    broker = breakable_broker(kind)
+    settings = LONG | {"MSIGHT_DRAIN_TIMEOUT": "600"}
+    with running(tmp_path, make_backend(kind, broker), "frozen", topic, code=PIPELINE, **settings) as process:
+        with frozen(broker):
+            process.send_signal(signal.SIGTERM)
+            for line in process.stderr:
+                if "another signal stops at once" in line:
+                    break
+            process.send_signal(signal.SIGTERM)
+            _, said = process.communicate(timeout=50)
     assert process.returncode == 128 + signal.SIGTERM, said
     assert "Traceback" not in said, said

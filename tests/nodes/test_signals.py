@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.programs import environment, program, ready
 
 PROGRAM = """
 import asyncio, sys, time
@@ -54,30 +50,15 @@ print("lost", source.given - sink.taken, flush=True)
 """
 
 
-@contextmanager
-def program(tmp_path, *arguments, drain_timeout="30"):
+def running(tmp_path, *arguments, drain_timeout="30"):
     """The program, once it has something in hand."""
-    script = tmp_path / "program.py"
-    script.write_text(PROGRAM)
-    env = {
-        "PATH": os.environ["PATH"],
-        "PYTHONPATH": str(ROOT),
-        "MSIGHT_PUBSUB_BACKEND": "memory",
-        "MSIGHT_DRAIN_TIMEOUT": drain_timeout,
-    }
-    command = [sys.executable, "-W", "default", str(script), *arguments]
-    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout.readline() == "ready\n", process.stderr.read()
-            yield process
-        finally:
-            process.kill()
+    return ready(program(tmp_path, PROGRAM), *arguments, env=environment(MSIGHT_DRAIN_TIMEOUT=drain_timeout))
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "no-uvloop"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_first_signal_drains(tmp_path, number, loop):
-    with program(tmp_path, loop) as process:
+    with running(tmp_path, loop) as process:
         process.send_signal(number)
         out, err = process.communicate(timeout=30)
     assert out == "stopped in order\nlost 0\n"
@@ -90,7 +71,7 @@ def test_the_first_signal_drains(tmp_path, number, loop):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("how", ["stuck", "busy"])
 def test_the_second_signal_ends_at_once(tmp_path, number, code, loop, how):
-    with program(tmp_path, loop, how) as process:
+    with running(tmp_path, loop, how) as process:
         process.send_signal(number)
         until_handled(process, how)
         process.send_signal(number)
@@ -102,7 +83,7 @@ def test_the_second_signal_ends_at_once(tmp_path, number, code, loop, how):
 
 
 def test_the_deadline_of_the_drain(tmp_path):
-    with program(tmp_path, "stuck", drain_timeout="0.2") as process:
+    with running(tmp_path, "stuck", drain_timeout="0.2") as process:
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=30)
     assert "stopped in order" in out

@@ -1,11 +1,19 @@
-"""Real brokers, each started once per run, and the backends that connect to them."""
+"""Real brokers, each started once per run, and the backends that connect to them.
+
+In a parallel run, the process that distributes the tests starts the brokers, and its workers ask for their addresses.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from threading import Lock
 
 import pytest
 
@@ -13,9 +21,15 @@ import msight_bus
 from msight_bus import brokers
 from msight_bus.events import BusEvent
 from msight_bus.settings import BusSettings
+from tests.support import sharing
 
 BACKENDS = ["memory", "redis", "nats", "kafka"]
-started: dict[str, brokers.RunningBroker] = {}
+GROUP = f"g{os.getpid()}"
+"""A consumer group that no other process uses."""
+
+_SHARED = "TESTS_SHARE_BROKERS_OF"  # in the environment of workers
+_started: dict[str, brokers.RunningBroker] = {}
+_locks: defaultdict[str, Lock] = defaultdict(Lock)
 _CONFIG = {
     "kafka": [  # a killed member and a rebalance are detected sooner than by default
         "group.min.session.timeout.ms=500",
@@ -26,21 +40,95 @@ _CONFIG = {
 }
 
 
-def start_broker(kind: str, config: Sequence[str] = ()) -> brokers.RunningBroker:
-    """Start a broker; skip the test if there is none, fail in CI."""
+@contextmanager
+def skip_without(kind: str) -> Iterator[None]:
+    """Skip the test if no broker of this kind is found or downloaded; fail in CI."""
     try:
-        return brokers.start(kind, config=[*_CONFIG.get(kind, ()), *config])  # type: ignore[arg-type]
+        yield
     except brokers.NoBrokerError as error:
         if os.environ.get("CI"):
             raise
         pytest.skip(f"no {kind} broker on this machine: {error}")
 
 
-def running_broker(kind: str) -> brokers.RunningBroker:
-    """Return the run's broker of this kind, started on first use."""
-    if kind not in started:
-        started[kind] = start_broker(kind)
-    return started[kind]
+def start_broker(kind: str, config: Sequence[str] = ()) -> brokers.RunningBroker:
+    """Start a broker for one test."""
+    with skip_without(kind):
+        return _start(kind, config)
+    raise AssertionError("not reached")
+
+
+def _start(kind: str, config: Sequence[str] = ()) -> brokers.RunningBroker:
+    return brokers.start(kind, config=[*_CONFIG.get(kind, ()), *config])  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class SharedBroker:
+    """The run's broker of one kind; no test stops or suspends it."""
+
+    kind: str
+    name: str
+    version: str
+    is_stand_in: bool
+    port: int
+    env: Mapping[str, str]
+
+
+@cache
+def running_broker(kind: str) -> SharedBroker:
+    """Return the run's broker, started on first use."""
+    address = os.environ.get(_SHARED)
+    with skip_without(kind):
+        return sharing.ask(address, kind) if address else _describe(kind)
+    raise AssertionError("not reached")
+
+
+def breakable_broker(kind: str) -> brokers.RunningBroker:
+    """Return a broker of this process, which tests suspend and resume; started on first use."""
+    with skip_without(kind):
+        return _own(kind)
+    raise AssertionError("not reached")
+
+
+def _own(kind: str) -> brokers.RunningBroker:
+    with _locks[kind]:
+        if kind not in _started:
+            _started[kind] = _start(kind)
+        return _started[kind]
+
+
+def _describe(kind: str) -> SharedBroker:
+    broker = _own(kind)
+    return SharedBroker(kind, broker.name, broker.version, broker.is_stand_in, broker.port, dict(broker.env))
+
+
+def share_brokers() -> None:
+    """Let the workers that this process is going to start use its brokers."""
+    os.environ[_SHARED] = sharing.serve(_describe)
+
+
+@contextmanager
+def topics_of_examples(backend: str) -> Iterator[None]:
+    """Wait until no other process runs an example on this broker, because the topics have fixed names."""
+    address = os.environ.get(_SHARED)
+    if address and backend != "memory":
+        with Path(address).with_name(backend).open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+    else:
+        yield
+
+
+def stop_brokers() -> None:
+    """Stop the brokers of this process."""
+    for broker in _started.values():
+        broker.stop()
+
+
+def describe_brokers() -> list[str]:
+    """Return a line for each broker of this process."""
+    stand_in = " - a stand-in, not Apache Kafka"
+    return [f"{b.kind}: {b.name} {b.version}{stand_in if b.is_stand_in else ''}" for b in _started.values()]
 
 
 @dataclass(frozen=True)
@@ -62,7 +150,7 @@ class Backend:
             yield bus
 
 
-def make_backend(name: str, broker: brokers.RunningBroker | None = None) -> Backend:
+def make_backend(name: str, broker: brokers.RunningBroker | SharedBroker | None = None) -> Backend:
     """Return a backend of ``broker``; default: the run's broker."""
     return Backend(name, {} if name == "memory" else dict((broker or running_broker(name)).env))
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-import pytest
 import redis
 
 from msight_bus import brokers
 from msight_bus.brokers.running import KindName
-from tests.support.brokers import Backend
+from tests.support.brokers import Backend, skip_without
 from tests.support.waiting import wait_until
 
 SIZE = 3
@@ -115,12 +113,8 @@ def _started(
         def start(config: list[str]) -> brokers.RunningBroker:
             return stack.enter_context(brokers.start(kind, config=config, arguments=arguments, deadline=50))
 
-        try:
+        with skip_without(kind):
             nodes = list(pool.map(start, configs))
-        except brokers.NoBrokerError as error:
-            if os.environ.get("CI"):
-                raise
-            pytest.skip(f"no {kind} broker on this machine: {error}")
         yield nodes
 
 

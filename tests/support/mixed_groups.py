@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 from confluent_kafka import Message
 
-from tests.support.brokers import Backend
+from tests.support.brokers import GROUP, Backend
 from tests.support.ledger import Ledger
 from tests.support.librdkafka import PROTOCOLS, Member
 from tests.support.rig import python, until
@@ -35,7 +35,7 @@ class MixedGroup:
 
     @asynccontextmanager
     async def ours(self) -> AsyncIterator[None]:
-        async with self._kafka.connect(**SETTINGS) as bus, bus.subscribe(self._topic, group_id="g") as messages:
+        async with self._kafka.connect(**SETTINGS) as bus, bus.subscribe(self._topic, group_id=GROUP) as messages:
             task = asyncio.create_task(take_all(messages, self._ledger))
             yield
             assert task.cancel(), "a member ended"
@@ -46,7 +46,7 @@ class MixedGroup:
         loop = asyncio.get_running_loop()
         options = {**PROTOCOLS[self._protocol], "auto.offset.reset": "earliest"}
         member = Member(
-            self._kafka, self._topic, "g", lambda message: loop.call_soon_threadsafe(self._enter, message), **options
+            self._kafka, self._topic, GROUP, lambda message: loop.call_soon_threadsafe(self._enter, message), **options
         )
         member.start()
         await until(lambda: member.partitions, within=40)
@@ -55,7 +55,7 @@ class MixedGroup:
 
     @asynccontextmanager
     async def other_that_is_killed(self) -> AsyncIterator[None]:
-        arguments = ("other", self._topic, "g", self._protocol)
+        arguments = ("other", self._topic, GROUP, self._protocol)
         async with python("-m", "tests.faults.peer", *arguments, env=self._kafka.env) as process:
             begun = asyncio.Event()
             reading = asyncio.create_task(self._read(process, begun))

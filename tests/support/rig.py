@@ -17,7 +17,7 @@ from msight_bus import brokers
 from msight_bus.bench.usage import forget_peak, peak_bytes
 from msight_bus.events import BusEvent
 from msight_bus.runtime import loop_factory
-from tests.support.brokers import Backend, make_backend, running_broker, start_broker
+from tests.support.brokers import Backend, make_backend, start_broker
 from tests.support.ledger import Account, Ledger
 
 LIVE = ["redis", "nats"]
@@ -34,9 +34,8 @@ def own_broker(kind: str, config: Sequence[str] = ()) -> Iterator[tuple[brokers.
 
 
 @contextmanager
-def frozen(kind: str) -> Iterator[None]:
-    """The run's broker hangs."""
-    broker = running_broker(kind)
+def frozen(broker: brokers.RunningBroker) -> Iterator[None]:
+    """Suspend a broker."""
     broker.freeze()
     try:
         yield

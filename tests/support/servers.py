@@ -7,7 +7,6 @@ stunnel, so that the client side is always tested.
 
 from __future__ import annotations
 
-import os
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -17,7 +16,7 @@ import pytest
 
 from msight_bus import brokers
 from msight_bus.brokers import running
-from tests.support.brokers import Backend
+from tests.support.brokers import Backend, skip_without
 from tests.support.canaries import canary
 from tests.support.certificates import Certificates, Pair
 from tests.support.listeners import Recorder, proxy
@@ -78,13 +77,9 @@ class Secured:
 
 
 def start(kind: str, **options: object) -> brokers.RunningBroker:
-    """Start a broker; skip the test if there is none, fail in CI."""
-    try:
+    with skip_without(kind):
         return brokers.start(kind, **options)  # type: ignore[arg-type]
-    except brokers.NoBrokerError as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"no {kind} broker on this machine: {error}")
+    raise AssertionError("not reached")
 
 
 def start_secured(kind: str, made: Certificates) -> Secured:

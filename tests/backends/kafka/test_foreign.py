@@ -17,12 +17,13 @@ from aiokafka.protocol.fetch import FetchRequest
 from msight_bus import HeaderError, QueuePolicy
 from msight_bus.backends.kafka import consumer, partition
 from msight_bus.events import Gap
+from tests.support.brokers import GROUP
 from tests.support.kafka_admin import administering
 from tests.support.kafka_records import NOW_MS, Rec, batch_of, now_ms, raw_producer
 from tests.support.receiving import numbers, take
 from tests.support.rig import until
 
-GROUPS = pytest.mark.parametrize("group_id", ["g", None])
+GROUPS = pytest.mark.parametrize("group_id", [GROUP, None], ids=["group", "alone"])
 
 
 async def make_topic(kafka, topic, partitions=1, **options):
@@ -41,7 +42,7 @@ async def producing(kafka, **options):
         await producer.stop()
 
 
-async def committed(kafka, topic, group_id="g"):
+async def committed(kafka, topic, group_id=GROUP):
     """What is committed of the first partition."""
     consumer = AIOKafkaConsumer(
         bootstrap_servers=str(kafka.settings().kafka.servers[0]), group_id=group_id, enable_auto_commit=False
@@ -198,7 +199,7 @@ async def test_a_position_skips_the_markers_of_transactions(kafka, topic, end):
     await make_topic(kafka, topic)
     events: list = []
     async with kafka.connect(events=events) as bus, transactions(kafka, topic) as transaction:
-        async with bus.subscribe(topic, group_id="g") as messages:
+        async with bus.subscribe(topic, group_id=GROUP) as messages:
             await bus.publish(topic, b"0")
             await transaction(1, 2, end=end)
             count = 3 if end == "commit" else 1
@@ -302,12 +303,12 @@ async def test_a_consumer_of_the_latest_skips_what_is_older_when_it_comes(kafka,
     await make_topic(kafka, topic)
     events: list = []
     async with kafka.connect(events=events, **profile) as bus:
-        async with bus.subscribe(topic, group_id="g") as messages:
+        async with bus.subscribe(topic, group_id=GROUP) as messages:
             await publish(bus, topic, range(3))
             await numbers(messages, 3)
         before = await committed(kafka, topic)
         await publish(bus, topic, range(3, 300))
-        async with bus.subscribe(topic, group_id="g", queue=QueuePolicy.latest(10)) as messages:
+        async with bus.subscribe(topic, group_id=GROUP, queue=QueuePolicy.latest(10)) as messages:
             first = await anext(messages)
             assert int(first.payload) >= 290
             await messages.commit()
@@ -348,9 +349,9 @@ async def test_who_did_not_ask_for_the_latest_alone_gets_everything(kafka, topic
     await make_topic(kafka, topic)
     options = {"queue": QueuePolicy.latest(10), **options}
     async with kafka.connect() as bus:
-        async with bus.subscribe(topic, group_id="g"):
+        async with bus.subscribe(topic, group_id=GROUP):
             pass
         await publish(bus, topic, range(50))
-        async with bus.subscribe(topic, group_id="g", **options) as messages:
+        async with bus.subscribe(topic, group_id=GROUP, **options) as messages:
             await until(lambda: messages.stats.received == 50)
             assert "skipped" not in messages.stats.dropped

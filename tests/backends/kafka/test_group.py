@@ -17,6 +17,7 @@ from msight_bus import AuthenticationError, BusError, QueuePolicy
 from msight_bus.backends.kafka import consumer, group, partition
 from msight_bus.backends.kafka.liveness import watch
 from msight_bus.events import Disconnected, Gap, Reconnected
+from tests.support.brokers import GROUP
 from tests.support.kafka_admin import administering, make
 from tests.support.kafka_records import Rec, batch_of, raw_producer
 from tests.support.receiving import numbers, take
@@ -29,7 +30,7 @@ KEYS = 60
 class Group:
     """The members of one group, what each has read, and what was published."""
 
-    def __init__(self, kafka, topic, group_id="g"):
+    def __init__(self, kafka, topic, group_id=GROUP):
         self.subscriptions = []
         self.read = []
         self.published = set()
@@ -123,7 +124,7 @@ async def read_by_both(one, two, count):
 async def test_an_answer_that_comes_after_a_rebalance_delivers_nothing(kafka, topic):
     await make(kafka, topic, 2)
     held, released = asyncio.Event(), asyncio.Event()
-    async with kafka.connect() as bus, bus.subscribe(topic, group_id="g") as one:
+    async with kafka.connect() as bus, bus.subscribe(topic, group_id=GROUP) as one:
         client = one._at_broker.client
         original = client.send
 
@@ -138,7 +139,7 @@ async def test_an_answer_that_comes_after_a_rebalance_delivers_nothing(kafka, to
         sent = [b"%d" % number for number in range(20)]
         await asyncio.gather(*(bus.publish(topic, payload, key=payload.decode()) for payload in sent))
         await held.wait()
-        async with bus.subscribe(topic, group_id="g") as two:
+        async with bus.subscribe(topic, group_id=GROUP) as two:
             released.set()
             await until(lambda: one.stats.lag is not None and two.stats.lag is not None)
             assert await read_by_both(one, two, 20) == sorted(sent)
@@ -147,11 +148,11 @@ async def test_an_answer_that_comes_after_a_rebalance_delivers_nothing(kafka, to
 async def test_what_is_done_is_committed_before_its_partition_is_taken_away(kafka, topic):
     await make(kafka, topic, 2)
     async with kafka.connect(MSIGHT_KAFKA_COMMIT_INTERVAL="3600") as bus:
-        async with bus.subscribe(topic, group_id="g", ack="manual") as one:
+        async with bus.subscribe(topic, group_id=GROUP, ack="manual") as one:
             await asyncio.gather(*(bus.publish(topic, b"", key=f"{number}") for number in range(20)))
             for message in await take(one, 20):
                 await message.ack()
-            async with bus.subscribe(topic, group_id="g") as two:
+            async with bus.subscribe(topic, group_id=GROUP) as two:
                 await until(lambda: two.stats.lag == 0)
                 assert (one.stats.received, two.stats.received) == (20, 0)
 
@@ -162,9 +163,9 @@ async def test_a_fetch_that_is_read_in_parts_ends_with_a_rebalance(kafka, topic)
     async with kafka.connect() as bus:
         sent = [b"%d" % number for number in range(200)]
         await asyncio.gather(*(bus.publish(topic, payload, key=payload.decode()) for payload in sent))
-        async with bus.subscribe(topic, group_id="g", start="earliest", queue=queue) as one:
+        async with bus.subscribe(topic, group_id=GROUP, start="earliest", queue=queue) as one:
             await until(lambda: one.stats.queued)
-            async with bus.subscribe(topic, group_id="g", start="earliest", queue=queue) as two:
+            async with bus.subscribe(topic, group_id=GROUP, start="earliest", queue=queue) as two:
                 await until(lambda: one.stats.lag is not None and two.stats.lag is not None)
                 assert await read_by_both(one, two, 200) == sorted(sent)
 
@@ -199,7 +200,7 @@ async def test_partitions_that_only_the_leader_knows_of_are_read_and_nothing_is_
 async def test_added_partitions_are_found_at_the_next_check_of_the_topic(kafka, topic, monkeypatch):
     """Metadata is renewed every 30 s only."""
     monkeypatch.setattr(consumer, "_LOOK_EVERY", 0.3)
-    async with kafka.connect(MSIGHT_KAFKA_PARTITIONS="1") as bus, bus.subscribe(topic, group_id="g") as messages:
+    async with kafka.connect(MSIGHT_KAFKA_PARTITIONS="1") as bus, bus.subscribe(topic, group_id=GROUP) as messages:
         await add_partitions(kafka, topic, total=4)
         await until(lambda: {where.partition for where in messages._at_broker.partitions} == set(range(4)), within=15)
 
@@ -255,7 +256,7 @@ def failing(monkeypatch):
 
 @pytest.mark.parametrize("name", ["_starts", "_partition", "_commit_finished"])
 async def test_an_unexpected_error_in_a_listener_fails_the_subscription(kafka, topic, failing, name):
-    async with kafka.connect() as bus, bus.subscribe(topic, group_id="g") as messages:
+    async with kafka.connect() as bus, bus.subscribe(topic, group_id=GROUP) as messages:
         await bus.publish(topic, b"0")
         assert await numbers(messages, 1) == [0]
         failing(name, KeyError("a bug"), times=1)
@@ -268,13 +269,13 @@ async def test_an_unexpected_error_in_the_first_assignment_fails_subscribing(kaf
     failing("_starts", KeyError("a bug"))
     async with kafka.connect() as bus:
         with pytest.raises(BusError, match="a bug"):
-            async with bus.subscribe(topic, group_id="g"):
+            async with bus.subscribe(topic, group_id=GROUP):
                 pass
 
 
 async def test_a_refusal_in_a_listener_fails_the_subscription(kafka, topic, failing):
-    async with kafka.connect() as bus, bus.subscribe(topic, group_id="g") as messages:
-        failing("_starts", GroupAuthorizationFailedError("g"))
+    async with kafka.connect() as bus, bus.subscribe(topic, group_id=GROUP) as messages:
+        failing("_starts", GroupAuthorizationFailedError(GROUP))
         coordinator(messages).request_rejoin()
         with pytest.raises(AuthenticationError):
             await take(messages, 1)
@@ -284,7 +285,7 @@ async def test_a_refusal_in_a_listener_fails_the_subscription(kafka, topic, fail
     "error", [KafkaError("later"), OSError("later"), TimeoutError()], ids=["kafka", "os", "timeout"]
 )
 async def test_a_passing_error_in_a_listener_lets_the_member_join_again(kafka, topic, failing, error):
-    async with kafka.connect() as bus, bus.subscribe(topic, group_id="g") as messages:
+    async with kafka.connect() as bus, bus.subscribe(topic, group_id=GROUP) as messages:
         failing("_starts", error, times=2)
         coordinator(messages).request_rejoin()
         await bus.publish(topic, b"0")
@@ -296,7 +297,7 @@ async def test_a_passing_error_in_a_listener_lets_the_member_join_again(kafka, t
 
 async def test_a_failed_assignment_by_the_leader_is_made_again(kafka, topic):
     """aiokafka waits until somebody asks for the error, and nobody fetches during a rebalance."""
-    async with kafka.connect() as bus, bus.subscribe(topic, group_id="g") as messages:
+    async with kafka.connect() as bus, bus.subscribe(topic, group_id=GROUP) as messages:
         original = coordinator(messages)._perform_assignment
 
         async def fail_once(response):
@@ -313,7 +314,7 @@ async def test_a_failed_assignment_by_the_leader_is_made_again(kafka, topic):
 async def test_a_heartbeat_that_ended_with_an_error_begins_again(kafka, topic):
     """The member would leave the group after the session timeout, and hear nothing of it."""
     async with kafka.connect(MSIGHT_KAFKA_SESSION_TIMEOUT="2") as bus:
-        async with bus.subscribe(topic, group_id="g") as messages:
+        async with bus.subscribe(topic, group_id=GROUP) as messages:
             task = coordinator(messages)._heartbeat_task
             original = coordinator(messages)._do_heartbeat
 
@@ -328,7 +329,7 @@ async def test_a_heartbeat_that_ended_with_an_error_begins_again(kafka, topic):
             assert not coordinator(messages)._heartbeat_task.done()
 
 
-@pytest.mark.parametrize("group_id", ["g", None])
+@pytest.mark.parametrize("group_id", [GROUP, None], ids=["group", "alone"])
 async def test_a_subscription_whose_fetcher_ended_fails(kafka, topic, monkeypatch, group_id):
     def fail(*_):
         raise RuntimeError("a bug")
@@ -340,7 +341,7 @@ async def test_a_subscription_whose_fetcher_ended_fails(kafka, topic, monkeypatc
             await take(messages, 1)
 
 
-@pytest.mark.parametrize("group_id", ["g", None])
+@pytest.mark.parametrize("group_id", [GROUP, None], ids=["group", "alone"])
 async def test_a_subscription_whose_metadata_is_renewed_no_longer_fails(kafka, topic, group_id):
     def fail(_):
         raise RuntimeError("a bug")
@@ -358,7 +359,7 @@ async def test_a_subscription_whose_coordination_ended_fails(kafka, topic, cance
     async def fail(*_):
         raise asyncio.CancelledError if cancelled else RuntimeError("a bug")
 
-    async with kafka.connect() as bus, bus.subscribe(topic, group_id="g") as messages:
+    async with kafka.connect() as bus, bus.subscribe(topic, group_id=GROUP) as messages:
         coordinator(messages).ensure_active_group = fail
         coordinator(messages).request_rejoin()
         with pytest.raises(BusError):
@@ -466,8 +467,8 @@ async def test_a_member_whose_partitions_receive_nothing_while_others_do_is_told
 
     monkeypatch.setattr(group, "list_offsets", compare)
     async with kafka.connect(MSIGHT_KAFKA_PARTITIONS="2") as bus:
-        async with bus.subscribe(topic, group_id="g") as one:
-            async with bus.subscribe(topic, group_id="g") as two:
+        async with bus.subscribe(topic, group_id=GROUP) as one:
+            async with bus.subscribe(topic, group_id=GROUP) as two:
                 stop = asyncio.Event()
 
                 async def publish():

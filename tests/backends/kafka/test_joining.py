@@ -13,6 +13,7 @@ from aiokafka.admin import NewTopic
 
 from msight_bus import ConnectionLostError
 from msight_bus.backends.kafka import group
+from tests.support.brokers import GROUP
 from tests.support.kafka_admin import administering
 from tests.support.kafka_records import Rec, batch_of, raw_producer
 from tests.support.librdkafka import CLASSIC, PROTOCOLS, Member
@@ -131,7 +132,7 @@ async def test_a_group_that_never_accepts_is_an_error(kafka, topic, monkeypatch)
 
         monkeypatch.setattr(group.GroupConsumer, "on_partitions_assigned", never)
         with pytest.raises(ConnectionLostError, match="did not accept a member"):
-            async with bus.subscribe(topic, group_id="g"):
+            async with bus.subscribe(topic, group_id=GROUP):
                 pass
 
 
@@ -144,7 +145,7 @@ def at(moment):
     return b"%016x%016x%016x" % (1, 1, nanoseconds)
 
 
-@pytest.mark.parametrize("group_id", ["g", None])
+@pytest.mark.parametrize("group_id", [GROUP, None], ids=["group", "alone"])
 async def test_records_of_the_first_millisecond_from_before_the_moment_are_left_out(kafka, topic, group_id):
     async with administering(kafka) as admin:
         await admin.create_topics([NewTopic(topic, 1, 1)])

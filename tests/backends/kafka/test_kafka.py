@@ -19,6 +19,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 from msight_bus import AuthenticationError, BusError, MessageTooLargeError, PublishTimeoutError, QueuePolicy, TopicError
 from msight_bus.backends.kafka.client import client_options
 from msight_bus.events import Gap
+from tests.support.brokers import GROUP
 from tests.support.kafka_admin import administering
 from tests.support.receiving import numbers, take
 from tests.support.rig import until
@@ -51,11 +52,11 @@ async def test_a_groups_committed_position_wins_over_start(kafka, topic):
     async with kafka.connect() as bus:
         for i in range(4):
             await bus.publish(topic, b"%d" % i)
-        async with bus.subscribe(topic, group_id="g", start="earliest") as messages:
+        async with bus.subscribe(topic, group_id=GROUP, start="earliest") as messages:
             assert await numbers(messages, 2) == [0, 1]
             async with asyncio.timeout(20):
                 await anext(messages)
-        async with bus.subscribe(topic, group_id="g", start="earliest") as messages:
+        async with bus.subscribe(topic, group_id=GROUP, start="earliest") as messages:
             assert await numbers(messages, 2) == [2, 3]
 
 
@@ -173,7 +174,7 @@ async def test_members_come_and_go_under_load_and_nothing_is_lost(kafka, topic):
     enough = asyncio.Event()
 
     async def work(bus, member, stop):
-        async with bus.subscribe(topic, group_id="g") as messages:
+        async with bus.subscribe(topic, group_id=GROUP) as messages:
             while not stop.is_set():
                 try:
                     async with asyncio.timeout(0.2):
@@ -184,7 +185,7 @@ async def test_members_come_and_go_under_load_and_nothing_is_lost(kafka, topic):
 
     async with kafka.connect() as bus, kafka.connect() as other, asyncio.TaskGroup() as tasks:
         stops = [asyncio.Event() for _ in range(3)]
-        async with bus.subscribe(topic, group_id="g"):
+        async with bus.subscribe(topic, group_id=GROUP):
             pass  # the group exists from now on
 
         async def publish():
@@ -214,7 +215,7 @@ async def test_members_come_and_go_under_load_and_nothing_is_lost(kafka, topic):
 
 async def test_a_slow_handler_does_not_cost_the_membership(kafka, topic):
     async with kafka.connect(MSIGHT_KAFKA_SESSION_TIMEOUT="2") as bus:
-        async with bus.subscribe(topic, group_id="g") as messages:
+        async with bus.subscribe(topic, group_id=GROUP) as messages:
             await bus.publish(topic, b"0")
             await bus.publish(topic, b"1")
             assert await numbers(messages, 1) == [0]

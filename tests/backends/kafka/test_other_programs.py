@@ -15,6 +15,7 @@ from confluent_kafka import Producer
 
 from msight_bus.backends.kafka import partition
 from msight_bus.events import Gap
+from tests.support.brokers import GROUP
 from tests.support.kafka_admin import administering, make
 from tests.support.librdkafka import options, produce, read
 from tests.support.receiving import numbers, take
@@ -61,7 +62,7 @@ async def test_an_implausible_time(kafka, topic):
 
 async def test_an_old_record_and_a_lifespan(kafka, topic):
     await make(kafka, topic)
-    async with kafka.connect() as bus, bus.subscribe(topic, group_id="g", lifespan=60.0) as messages:
+    async with kafka.connect() as bus, bus.subscribe(topic, group_id=GROUP, lifespan=60.0) as messages:
         now = int(time.time() * 1000)
         await produce(kafka, topic, {"value": b"0", "timestamp": now - 3_600_000}, {"value": b"1", "timestamp": now})
         assert await numbers(messages, 1) == [1]
@@ -109,7 +110,7 @@ async def test_a_repeated_header(kafka, topic):
     await make(kafka, topic)
     repeated = [("h", b"1"), ("other", b"x"), ("h", b"2")]
     async with kafka.connect(MSIGHT_KAFKA_MAX_REDELIVERIES="0") as bus:
-        async with bus.subscribe(topic, group_id="g", ack="manual") as messages:
+        async with bus.subscribe(topic, group_id=GROUP, ack="manual") as messages:
             await produce(kafka, topic, {"value": b"x", "headers": repeated})
             (message,) = await take(messages, 1)
             await message.nack()
@@ -155,7 +156,7 @@ class Transactions:
 
 async def test_a_committed_transaction(kafka, topic):
     transactions = await Transactions.begin(kafka, topic)
-    async with kafka.connect() as bus, bus.subscribe(topic, group_id="g") as messages:
+    async with kafka.connect() as bus, bus.subscribe(topic, group_id=GROUP) as messages:
         await transactions.run(b"0", b"1", end="commit")
         await transactions.run(b"2", end="commit")
         assert await numbers(messages, 3) == [0, 1, 2]
@@ -243,7 +244,7 @@ async def test_a_compacted_topic(kafka, topic):
     records = [{"key": f"k{number % 3}", "value": b"%d" % number} for number in range(30)]
     await compact(kafka, topic, records)
     events: list = []
-    async with kafka.connect(events=events) as bus, bus.subscribe(topic, group_id="g", start="earliest") as messages:
+    async with kafka.connect(events=events) as bus, bus.subscribe(topic, group_id=GROUP, start="earliest") as messages:
         received = await take(messages, 3)
         assert [(message.key, int(message.payload)) for message in received] == [("k0", 27), ("k1", 28), ("k2", 29)]
         assert [message.offset for message in received] == [27, 28, 29]

@@ -14,14 +14,20 @@ from msight_bus import AuthenticationError
 from msight_bus.backends.kafka import consumer
 from msight_bus.backends.kafka.aiokafka_compat.member import MarkingAssignor
 from msight_bus.events import Gap
+from tests.support.brokers import GROUP
 from tests.support.kafka_admin import administering
 from tests.support.kafka_records import Rec, batch_of, raw_producer
 from tests.support.operators import AUTHORIZING, Operator
 from tests.support.receiving import numbers
 from tests.support.rig import own_broker, until
 
-GROUPS = pytest.mark.parametrize("group_id", ["g", None])
+GROUPS = pytest.mark.parametrize("group_id", [GROUP, None], ids=["group", "alone"])
 NO_SIZE = "retention"
+
+
+@pytest.fixture(autouse=True)
+def _look_often(monkeypatch):
+    monkeypatch.setattr(consumer, "_LOOK_EVERY", 0.3)
 
 
 async def make_anew(admin, topic, partitions=1):
@@ -92,9 +98,8 @@ async def test_a_commit_of_the_deleted_topic_is_ignored_until_the_new_partitions
 
 
 @GROUPS
-async def test_a_deleted_topic_is_logged_once(kafka, topic, group_id, monkeypatch, caplog):
+async def test_a_deleted_topic_is_logged_once(kafka, topic, group_id, caplog):
     """(librdkafka 4836) And received from again when it is there again."""
-    monkeypatch.setattr(consumer, "_LOOK_EVERY", 0.3)
     async with administering(kafka) as admin, raw_producer(kafka) as produce, kafka.connect() as bus:
         await admin.create_topics([NewTopic(topic, 1, 1)])
         async with bus.subscribe(topic, group_id=group_id) as messages:
@@ -111,8 +116,7 @@ async def test_a_deleted_topic_is_logged_once(kafka, topic, group_id, monkeypatc
 
 @pytest.mark.faults
 @GROUPS
-async def test_a_permission_to_describe_that_is_taken_away_is_raised(group_id, monkeypatch):
-    monkeypatch.setattr(consumer, "_LOOK_EVERY", 0.3)
+async def test_a_permission_to_describe_that_is_taken_away_is_raised(group_id):
     with own_broker("kafka", AUTHORIZING) as (_, kafka):
         operator = Operator(kafka)
         async with kafka.connect() as bus, bus.subscribe("t", group_id=group_id) as messages:
@@ -123,9 +127,8 @@ async def test_a_permission_to_describe_that_is_taken_away_is_raised(group_id, m
 
 
 @GROUPS
-async def test_a_topic_that_grew_as_long_meanwhile_is_noticed(kafka, topic, group_id, monkeypatch):
+async def test_a_topic_that_grew_as_long_meanwhile_is_noticed(kafka, topic, group_id):
     """Nothing tells the two apart but the topic's id: the subscription could not reach the broker meanwhile."""
-    monkeypatch.setattr(consumer, "_LOOK_EVERY", 0.3)
     events: list = []
     async with administering(kafka) as admin, raw_producer(kafka) as produce, kafka.connect(events=events) as bus:
         await admin.create_topics([NewTopic(topic, 1, 1)])
@@ -152,7 +155,7 @@ async def test_a_topic_that_grew_as_long_meanwhile_is_noticed(kafka, topic, grou
 async def test_a_late_acknowledgement_settles_no_record_of_the_recreated_topic(kafka, topic):
     async with administering(kafka) as admin, raw_producer(kafka) as produce, kafka.connect() as bus:
         await admin.create_topics([NewTopic(topic, 1, 1)])
-        async with bus.subscribe(topic, group_id="g", ack="manual") as messages:
+        async with bus.subscribe(topic, group_id=GROUP, ack="manual") as messages:
             await produce(topic, batch_of(Rec(b"0"), Rec(b"1")))
             old = [await anext(messages) for _ in range(2)]
             await make_anew(admin, topic)
@@ -161,5 +164,5 @@ async def test_a_late_acknowledgement_settles_no_record_of_the_recreated_topic(k
                 pass
             for message in old:
                 await message.ack()
-        async with bus.subscribe(topic, group_id="g") as messages:
+        async with bus.subscribe(topic, group_id=GROUP) as messages:
             assert await numbers(messages, 2) == [100, 101]

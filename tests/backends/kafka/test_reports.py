@@ -11,6 +11,7 @@ from msight_bus import MessageTooLargeError
 from msight_bus.backends.kafka import consumer
 from msight_bus.backends.kafka.aiokafka_compat import requests
 from msight_bus.events import Gap
+from tests.support.brokers import GROUP
 from tests.support.kafka_admin import committed, make
 from tests.support.kafka_traffic import outcomes
 from tests.support.operators import Operator
@@ -24,15 +25,15 @@ async def test_records_deleted_by_retention_during_an_absence_are_a_gap_and_the_
     await make(kafka, topic)
     events: list = []
     async with kafka.connect(events=events) as bus:
-        async with bus.subscribe(topic, group_id="g") as messages:
+        async with bus.subscribe(topic, group_id=GROUP) as messages:
             await bus.publish(topic, b"0")
             await numbers(messages, 1)
             await messages.commit()
         for number in range(1, 10):
             await bus.publish(topic, b"%d" % number)
-        start = await committed(kafka, topic, "g")
+        start = await committed(kafka, topic, GROUP)
         await Operator(kafka).delete_records(topic, {0: 6})
-        async with bus.subscribe(topic, group_id="g") as messages:
+        async with bus.subscribe(topic, group_id=GROUP) as messages:
             assert await numbers(messages, 4) == [6, 7, 8, 9]
     assert events == [Gap(topic, 6 - start, "retention", at_most=True)]
 
@@ -41,19 +42,19 @@ async def test_a_failed_message_is_redelivered_although_later_ones_are_done(kafk
     """(FastStream 2618, 2610) Nothing behind an open message is committed, nor a message before it is done."""
     await make(kafka, topic)
     async with kafka.connect() as bus:
-        async with bus.subscribe(topic, group_id="g", ack="manual") as messages:
+        async with bus.subscribe(topic, group_id=GROUP, ack="manual") as messages:
             for number in range(4):
                 await bus.publish(topic, b"%d" % number)
             taken = await take(messages, 4)
             for message in (taken[0], taken[2], taken[3]):
                 await message.ack()
             await messages.commit()
-        assert await committed(kafka, topic, "g") == 1
-        async with bus.subscribe(topic, group_id="g") as messages:
+        assert await committed(kafka, topic, GROUP) == 1
+        async with bus.subscribe(topic, group_id=GROUP) as messages:
             assert await numbers(messages, 3) == [1, 2, 3]
 
 
-@pytest.mark.parametrize("group_id", [None, "g"])
+@pytest.mark.parametrize("group_id", [None, GROUP], ids=["alone", "group"])
 @pytest.mark.parametrize("limits", [(100_000, 100_000), (10_000_000, 10_000)], ids=["full answer", "large batches"])
 async def test_a_backlog_in_one_partition_does_not_delay_the_others(kafka, topic, monkeypatch, group_id, limits):
     """(librdkafka 1854, Dekaf 2256) An answer is full before a broker comes to the last partition of the request, and only the
@@ -73,7 +74,7 @@ async def test_a_backlog_in_one_partition_does_not_delay_the_others(kafka, topic
 async def test_an_idle_member_keeps_its_membership(kafka, topic):
     """(kafka-python 1787, 2610) No message comes for two sessions."""
     async with kafka.connect(MSIGHT_KAFKA_SESSION_TIMEOUT="1.5") as bus:
-        async with bus.subscribe(topic, group_id="g") as messages:
+        async with bus.subscribe(topic, group_id=GROUP) as messages:
             member = messages._at_broker.member.member_id
             await asyncio.sleep(3.5)  # two sessions and more
             await bus.publish(topic, b"0")
@@ -104,7 +105,7 @@ async def test_records_of_a_partition_that_is_new_to_a_group_are_read_from_its_b
     """(sarama 1739, librdkafka 461) They were published before the group knew of the partition; its start is latest."""
     monkeypatch.setattr(consumer, "_LOOK_EVERY", 1.0)
     await make(kafka, topic)
-    async with kafka.connect() as bus, kafka.connect() as other, bus.subscribe(topic, group_id="g") as messages:
+    async with kafka.connect() as bus, kafka.connect() as other, bus.subscribe(topic, group_id=GROUP) as messages:
         await Operator(kafka).add_partitions(topic, 3)
         keys = [f"k{number}" for number in range(30)]
         for number, key in enumerate(keys):
@@ -140,7 +141,7 @@ async def test_subscriptions_that_are_idle_during_a_restart_receive_later_messag
     }
     with own_broker("kafka") as (broker, kafka):
         async with kafka.connect(**settings) as bus:
-            subscriptions = [bus.subscribe(f"t{number}", group_id="g") for number in range(3)]
+            subscriptions = [bus.subscribe(f"t{number}", group_id=GROUP) for number in range(3)]
             for messages in subscriptions:
                 await messages.__aenter__()
                 await bus.publish(messages.topic, b"0")
@@ -165,7 +166,7 @@ async def test_connections_whose_authentication_expires_are_replaced_without_a_w
         events: list = []
         async with (
             kafka.connect(events=events) as bus,
-            bus.subscribe("t", group_id="g") as grouped,
+            bus.subscribe("t", group_id=GROUP) as grouped,
             bus.subscribe("t") as live,
         ):
             for number in range(60):

@@ -15,12 +15,13 @@ from msight_bus import BusError, ConnectionLostError, PublishTimeoutError
 from msight_bus.backends.kafka import partition_writer
 from msight_bus.backends.kafka.errors import translate
 from msight_bus.events import Disconnected, Reconnected
+from tests.support.brokers import GROUP
 from tests.support.kafka_admin import make
 from tests.support.kafka_traffic import outcomes
 from tests.support.receiving import numbers, take
 from tests.support.rig import QUICKLY, own_broker, seen, until
 
-GROUPS = pytest.mark.parametrize("group_id", [None, "g"])
+GROUPS = pytest.mark.parametrize("group_id", [None, GROUP], ids=["alone", "group"])
 
 
 async def test_a_record_without_a_key_on_a_compacted_topic(kafka, topic):
@@ -48,7 +49,7 @@ async def test_a_clock_that_jumps_ahead_and_back_stops_nothing(kafka, topic, mon
     await make(kafka, topic)
     shift = 0
     monkeypatch.setattr(partition_writer, "time_ns", lambda: time.time_ns() + shift)
-    async with kafka.connect() as bus, bus.subscribe(topic, group_id="g", lifespan=60.0) as messages:
+    async with kafka.connect() as bus, bus.subscribe(topic, group_id=GROUP, lifespan=60.0) as messages:
         await bus.publish(topic, b"0")
         shift = ahead * 10**9
         refused = [await outcomes(bus.publish(topic, b"%d" % number)) for number in range(1, 4)]
@@ -69,10 +70,13 @@ async def test_a_group_that_refuses_a_member():
     with own_broker("kafka", limits) as (_, kafka):
         async with kafka.connect() as bus:
             with pytest.raises(BusError, match=r"MSIGHT_KAFKA_SESSION_TIMEOUT.*group\.max\.session\.timeout\.ms"):
-                await bus.subscribe("t", group_id="g").__aenter__()
-        async with kafka.connect(MSIGHT_KAFKA_SESSION_TIMEOUT="5") as bus, bus.subscribe("t", group_id="g") as messages:
+                await bus.subscribe("t", group_id=GROUP).__aenter__()
+        async with (
+            kafka.connect(MSIGHT_KAFKA_SESSION_TIMEOUT="5") as bus,
+            bus.subscribe("t", group_id=GROUP) as messages,
+        ):
             with pytest.raises(BusError, match=r"group\.max\.size"):
-                await bus.subscribe("t", group_id="g").__aenter__()
+                await bus.subscribe("t", group_id=GROUP).__aenter__()
             await bus.publish("t", b"0")
             assert await numbers(messages, 1) == [0]
 
@@ -108,7 +112,7 @@ async def test_an_outage_is_told_in_our_words_only(caplog):
     events = []
     with own_broker("kafka") as (broker, kafka):
         async with kafka.connect(events=events, MSIGHT_CONNECT_TIMEOUT="2", **QUICKLY) as bus:
-            async with bus.subscribe("t") as live, bus.subscribe("t", group_id="g") as member:
+            async with bus.subscribe("t") as live, bus.subscribe("t", group_id=GROUP) as member:
                 await bus.publish("t", b"x")
                 await take(live, 1)
                 await take(member, 1)

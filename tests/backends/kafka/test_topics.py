@@ -11,6 +11,7 @@ from aiokafka.partitioner import murmur2
 
 from msight_bus import MessageTooLargeError, PublishTimeoutError, TopicError
 from msight_bus.backends.kafka import backend, topics
+from tests.support.brokers import GROUP
 from tests.support.kafka_admin import administering, make
 from tests.support.kafka_traffic import Traffic, outcomes, publishing
 from tests.support.receiving import take
@@ -46,7 +47,7 @@ async def test_a_topic_that_must_not_be_created_stays_deleted(kafka, topic):
     """Neither publishers nor subscribers recreate the topic."""
     await make(kafka, topic, 4)
     async with kafka.connect(MSIGHT_KAFKA_CREATE_TOPICS="false", **SOON) as bus:
-        async with bus.subscribe(topic) as live, bus.subscribe(topic, group_id="g") as member:
+        async with bus.subscribe(topic) as live, bus.subscribe(topic, group_id=GROUP) as member:
             assert set(await publish_to_all(bus, topic)) == {None}
             await take(live, 1)
             await take(member, 1)
