@@ -4,6 +4,7 @@ from msight_bus import _ctrl_c as _ctrl_c  # first: handles Ctrl-C during the ot
 from msight_bus.bus import Bus, connect
 from msight_bus.capabilities import Capabilities
 from msight_bus.data import BytesData, Data, ImageData, SensorData
+from msight_bus.data.types import Json
 from msight_bus.errors import (
     AuthenticationError,
     BusError,
@@ -49,6 +50,7 @@ __all__ = [
     "DrainTimeoutError",
     "HeaderError",
     "ImageData",
+    "Json",
     "Message",
     "MessageTooLargeError",
     "NodeConfig",

@@ -13,6 +13,7 @@ from msight_bus.data.decoding import (
     PLAIN_TYPES,
     decode,
     decoder_of,
+    decoders,
     from_mapping,
 )
 from msight_bus.data.tags import DataType
@@ -36,7 +37,8 @@ class Data(msgspec.Struct, metaclass=DataType, tag="msight_core.data.base.Data")
             PayloadError: MessagePack has no type for the value of a field.
             ConfigError: an annotation of the class cannot be resolved or decoded, so that no reader could decode the value.
         """
-        decoder_of(type(self))
+        if type(self) not in decoders:
+            decoder_of(type(self))
         try:
             return _encode(self)
         except Exception as error:

@@ -158,8 +158,8 @@ def check_bounds(payload: bytes, *, max_bytes: int, max_nesting: int, container:
             due = count * 2 if is_map else count
             # The decoder allocates at most one entry per byte that is present, whatever the length says.
             budget -= container + min(count, size - at) * (_MAP_SLOT if is_map else _ARRAY_SLOT)
-            if due > _MANY and not is_map and budget >= 0 and len(outer) < max_nesting:
-                width, cost = _alike(payload, at, due, container)
+            if due > _MANY and not is_map and budget >= 0:
+                width, cost = _alike(payload, at, due, container, max_nesting - len(outer))
                 if width:
                     count = min(due, (size - at) // width)
                     at, due, budget = at + count * width, due - count, budget - count * cost
@@ -167,10 +167,10 @@ def check_bounds(payload: bytes, *, max_bytes: int, max_nesting: int, container:
             raise _too_large(max_bytes)
 
 
-def _alike(payload: bytes, at: int, count: int, container: int) -> tuple[int, int]:
+def _alike(payload: bytes, at: int, count: int, container: int, containers: int) -> tuple[int, int]:
     """Return the size and the memory of each of ``count`` entries if all have the shape of the first; else zeros.
 
-    The shape: a scalar, or a map or array of at most 15 scalars, such as a point of a LiDAR.
+    The shape is that of a point of a LiDAR or of a small map: at most ``containers`` containers and no large texts.
     """
     leads: list[int] = []  # where the shape has a lead byte
     end, due, cost = at, 1, 0
@@ -181,16 +181,15 @@ def _alike(payload: bytes, at: int, count: int, container: int) -> tuple[int, in
         if _WIDTHS[lead]:
             cost += _COSTS[lead]
             end += _WIDTHS[lead]
-        elif lead <= 0x9F and end == at:
-            end, due, is_map = _container(payload, at, lead)
-            cost = container + due * (_MAP_SLOT if is_map else _ARRAY_SLOT)
-            due *= 1 + is_map
+        elif lead <= 0x9F and containers and due < _MANY:
+            containers -= 1
+            end, entries, is_map = _container(payload, end, lead)
+            due += entries * (1 + is_map)
+            cost += container + entries * (_MAP_SLOT if is_map else _ARRAY_SLOT)
         else:
             return 0, 0
     width = end - at
-    if not width:
-        return 0, 0
-    count = min(count, (len(payload) - at) // width)
+    count = min(count, (len(payload) - at) // width) if width else 0
     stop = at + count * width
     same = all(payload[at + lead : stop : width].count(payload[at + lead]) == count for lead in leads)
     return (width, cost) if count and same else (0, 0)

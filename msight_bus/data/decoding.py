@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from functools import cache
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_type_hints
 
 import msgspec
@@ -188,11 +187,17 @@ def _class_for(tag: str, kinds: tuple[type[Data], ...]) -> type[Data]:
     return kind
 
 
-@cache
 def decoder_of(kind: type[Data]) -> Decoder[Data]:
     """Return the decoder of a class. Made on first use, so that annotations can name classes defined later.
 
     Raises:
         ConfigError: an annotation cannot be resolved or decoded.
     """
-    return make_decoder(kind)
+    decoder = decoders.get(kind)
+    if decoder is None:
+        decoder = decoders[kind] = make_decoder(kind)
+    return decoder
+
+
+decoders: dict[type[Data], Decoder[Data]] = {}
+"""Decoders made so far."""

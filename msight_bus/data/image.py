@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 from msight_bus.data import clock
 from msight_bus.data.image_header import count_pixels
 from msight_bus.data.sensor import SensorData
+from msight_bus.data.tags import DataType
 from msight_bus.errors import DecodeError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 DEFAULT_MAX_PIXELS = 64 * 1024 * 1024
 
 
-class ImageData(SensorData, tag="msight_core.data.image.ImageData"):
+class ImageData(SensorData, metaclass=DataType, tag="msight_core.data.image.ImageData"):
     """An image.
 
     Attributes:

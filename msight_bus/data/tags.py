@@ -19,7 +19,10 @@ _classes: dict[str, type[Data]] = {}
 
 @dataclass_transform(field_specifiers=(msgspec.field,))
 class DataType(msgspec.StructMeta):
-    """Metaclass of ``Data``: sets the tag of each class and registers the class when it is defined."""
+    """Metaclass of ``Data``: sets the tag of each class and registers the class when it is defined.
+
+    A class that names its metaclass can have frozen subclasses for type checkers too, which ``dataclass_transform`` defines.
+    """
 
     def __new__(
         cls,

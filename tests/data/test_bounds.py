@@ -130,6 +130,8 @@ FLAT = (
     | st.dictionaries(st.sampled_from("abc"), st.floats() | st.none())
     | st.integers(-40, 2**20)
     | st.booleans()
+    | st.just({"box": [[1.5], {"a": 2}], "id": "ab"})
+    | st.just([[[[]]]])
 )
 
 
