@@ -49,6 +49,7 @@ check: setup  ## check style, types and imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
 audit: $(VENV)/tools/installed  ## look up known vulnerabilities of the pinned versions

@@ -6,11 +6,12 @@ from asyncio import _get_running_loop
 from collections.abc import Callable, Generator, Mapping
 from datetime import datetime
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from msight_bus.backends.base import BLOCKED, Start
 from msight_bus.capabilities import Capabilities
 from msight_bus.core import Core
+from msight_bus.data.types import DATA, payload_type
 from msight_bus.errors import ConfigError
 from msight_bus.events import BusEvent
 from msight_bus.payload import Payload, check_headers, check_key, to_bytes
@@ -20,6 +21,11 @@ from msight_bus.registry import Registry
 from msight_bus.settings import BusSettings
 from msight_bus.subscription import AckMode, Subscription, SubscriptionOptions, check_seconds
 from msight_bus.topics import check_group, check_topic
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeForm
+
+T = TypeVar("T")
 
 
 class Bus:
@@ -92,6 +98,14 @@ class Bus:
         if outcome is not None:
             await core.acknowledged(topic, outcome)
 
+    # fmt: off
+    @overload
+    def publisher(self, topic: str, *, max_in_flight: int | None = None, name: str | None = None, spread: bool | None = None,
+                  type: None = None) -> Publisher: ...
+    @overload
+    def publisher(self, topic: str, *, max_in_flight: int | None = None, name: str | None = None, spread: bool | None = None,
+                  type: TypeForm[T]) -> Publisher[T]: ...
+    # fmt: on
     def publisher(
         self,
         topic: str,
@@ -99,7 +113,8 @@ class Bus:
         max_in_flight: int | None = None,
         name: str | None = None,
         spread: bool | None = None,
-    ) -> Publisher:
+        type: Any = None,  # noqa: A002 - the public name
+    ) -> Publisher[Any]:
         """Return a publisher for a stream on ``topic``: ``async with bus.publisher(topic) as p: await p.send(data)``.
 
         Args:
@@ -108,20 +123,34 @@ class Bus:
             name: stable name that selects the Kafka partition of messages without a key; default: the device's name.
             spread: Kafka: distribute messages without a key over all partitions, so that a group shares them and order holds
                 within a partition only; default ``MSIGHT_KAFKA_UNKEYED``.
+            type: type of the values that `Publisher.send` accepts, as for `subscribe`; default: bytes-like or ``Data``.
 
         Raises:
             TopicError: the topic name is not valid.
             ValueError: ``max_in_flight`` is below 1.
+            TypeError, ConfigError: ``type`` is no type that can be sent.
         """
         check_topic(topic)
         in_flight = self.core.limits.max_in_flight if max_in_flight is None else max_in_flight
         if in_flight < 1:
             raise ValueError(f"max_in_flight must be at least 1, not {in_flight}.")
         spreads = self.core.publisher_name is None if spread is None else spread
-        return Publisher(self.core, topic, max_in_flight=in_flight, name=None if spreads else name or self.core.name)
+        partition_name = None if spreads else name or self.core.name
+        kind = None if type is None else payload_type(type)
+        return Publisher(self.core, topic, max_in_flight=in_flight, name=partition_name, kind=kind)
 
     # -- subscribing
 
+    # fmt: off
+    @overload
+    def subscribe(self, topic: str, *, group_id: str | None = None, queue: QueuePolicy | None = None, start: Start | None = None,
+                  ack: AckMode = "auto", deadline: float | None = None, lifespan: float | None = None,
+                  type: None = None) -> Subscription: ...
+    @overload
+    def subscribe(self, topic: str, *, group_id: str | None = None, queue: QueuePolicy | None = None, start: Start | None = None,
+                  ack: AckMode = "auto", deadline: float | None = None, lifespan: float | None = None,
+                  type: TypeForm[T]) -> Subscription[T]: ...
+    # fmt: on
     def subscribe(
         self,
         topic: str,
@@ -132,7 +161,8 @@ class Bus:
         ack: AckMode = "auto",
         deadline: float | None = None,
         lifespan: float | None = None,
-    ) -> Subscription:
+        type: Any = None,  # noqa: A002 - the public name
+    ) -> Subscription[Any]:
         """Subscribe to ``topic``: ``async with bus.subscribe(topic) as messages: async for message in messages: ...``.
 
         Entering returns once the broker has confirmed the subscription: messages published after that are received. In a NATS
@@ -151,6 +181,8 @@ class Bus:
                 deadline again. Time in which a full queue pauses the stream does not count.
             lifespan: seconds after which a message is dropped, counted as ``"too old"`` and done: since the message was
                 received or, by the publisher's clock, since it was published. Requires synchronized clocks.
+            type: type of ``message.data``: ``Data``, a subclass of ``Data`` or a union of these (default: ``Data``), a
+                ``msgspec.Struct``, a dataclass, a pydantic model, ``bytes``, or ``Json[T]`` for other types.
 
         Raises:
             TopicError: the topic name or group name is not valid.
@@ -168,7 +200,7 @@ class Bus:
             check_seconds("lifespan", lifespan)
         if queue is not None and not isinstance(queue, QueuePolicy):
             raise TypeError(
-                f"queue must be a QueuePolicy, for example QueuePolicy.latest(5), not {type(queue).__name__}."
+                f"queue must be a QueuePolicy, for example QueuePolicy.latest(5), not {queue.__class__.__name__}."
             )
         if ack not in ("auto", "manual"):
             raise ValueError(f"ack must be 'auto' or 'manual', not {ack!r}.")
@@ -176,7 +208,7 @@ class Bus:
             start = "latest"
         else:
             _check_start(start)
-        options = SubscriptionOptions(ack, deadline, lifespan)
+        options = SubscriptionOptions(ack, deadline, lifespan, DATA if type is None else payload_type(type))
         return self.core.subscribe((topic,), group_id=group_id, queue=queue, start=start, options=options)
 
     def nodes(self) -> Registry:

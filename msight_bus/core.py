@@ -11,6 +11,7 @@ import time
 import warnings
 from asyncio import _get_running_loop
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 from msight_bus.backends import make_backend
 from msight_bus.backends.base import (
@@ -98,7 +99,7 @@ class Core:
         self.backend: Backend = opener(settings, self.reporter.report, new_session)
         self.drainables: set[Drainable] = set()
         self.before_closing: list[Callable[[], Awaitable[None]]] = []
-        self._subscriptions: set[Subscription] = set()
+        self._subscriptions: set[Subscription[Any]] = set()
         self.publishers: dict[str, TopicPublisher] = {}
         self.loop: object = _CLOSED
         self._closing: asyncio.Task[None] | None = None
@@ -322,7 +323,7 @@ class Core:
         options: SubscriptionOptions = SubscriptionOptions(),  # noqa: B008 - it is frozen
         report: Callable[[BusEvent], None] | None = None,
         on_drop: Callable[[Sequence[Message], str], None] | None = None,
-    ) -> Subscription:
+    ) -> Subscription[Any]:
         """Make a subscription to ``topics``, which may be reserved topics (`Bus.subscribe`).
 
         ``report`` is called with the events of the subscription and passes them to `reporter`; ``on_drop`` is called with

@@ -12,7 +12,7 @@
     ├── DrainTimeoutError       the bus closed before everything was delivered
     ├── ClosedError             the bus, publisher or subscription is closed
     ├── BusyError               a second task iterates a subscription
-    ├── PayloadError            a payload to publish is neither bytes-like nor Data
+    ├── PayloadError            a payload to publish is neither bytes-like nor Data, or not of the publisher's type
     └── HeaderError             a header or key is not valid on every backend
 
 An error of a client library is raised as one of these, ``from`` the original.
@@ -188,7 +188,7 @@ class BusyError(BusError, RuntimeError):
 
 
 class PayloadError(BusError, TypeError):
-    """A payload to publish is neither bytes-like nor a ``Data`` value."""
+    """A payload to publish is neither bytes-like nor a ``Data`` value, or not of the publisher's type."""
 
 
 class HeaderError(BusError, ValueError):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, Generic, Protocol, cast
 
 import msgspec
 
-from msight_bus.data import Data, decode
-from msight_bus.errors import UnsupportedError
+from msight_bus.data.types import DATA, T_co
+from msight_bus.errors import DecodeError, UnsupportedError
 from msight_bus.settings import Limits
 
 
@@ -44,7 +45,11 @@ def overhead(headers: Mapping[str, str], key: str | None) -> int:
     return size + sum([len(name) + len(value) + _ENTRY_BYTES for name, value in headers.items()])
 
 
-_DEFAULTS = Limits()
+Decode = Callable[[bytes], Any]
+"""Decodes a payload to a value of the type of a subscription; raises `DecodeError`."""
+
+_limits = Limits()
+_decode_data: Decode = partial(DATA.decode, max_bytes=_limits.max_decoded_bytes, max_nesting=_limits.max_nesting)
 
 
 class Settlement(Protocol):
@@ -56,15 +61,15 @@ class Settlement(Protocol):
 
     partition: int
 
-    def settle(self, message: Message) -> None:
+    def settle(self, message: Message[Any]) -> None:
         """Mark the message as done."""
 
-    async def release(self, message: Message) -> None:
+    async def release(self, message: Message[Any]) -> None:
         """Request a redelivery of the message."""
 
 
-class Message(msgspec.Struct, eq=False, gc=False):
-    """A received message.
+class Message(msgspec.Struct, Generic[T_co], eq=False, gc=False):
+    """A received message; ``Message[T]`` if its subscription has the type ``T``, else ``data`` is a `Data`.
 
     A `msgspec.Struct`, because creating messages is part of the hot path.
 
@@ -96,8 +101,8 @@ class Message(msgspec.Struct, eq=False, gc=False):
     _settlement: Settlement | None = None
     tombstone: bool = False
     _settled: bool = False
-    _data: Data | None = None
-    _limits: Limits | None = None
+    _data: T_co | None = None
+    _decode: Decode | None = None
     _overhead: int = 0
 
     @property
@@ -108,17 +113,23 @@ class Message(msgspec.Struct, eq=False, gc=False):
         return self._settlement.partition, self.offset
 
     @property
-    def data(self) -> Data:
-        """The payload as a ``Data`` value, decoded on first use.
+    def data(self) -> T_co:
+        """The payload as a value of the subscription's type, decoded on first use.
 
         Raises:
-            DecodeError: the payload is not a known ``Data`` value, or exceeds ``MSIGHT_MAX_DECODED_BYTES`` or
-                ``MSIGHT_MAX_NESTING``.
+            DecodeError: the payload is not of the type, or exceeds ``MSIGHT_MAX_DECODED_BYTES`` or ``MSIGHT_MAX_NESTING``.
         """
         if self._data is None:
-            limits = self._limits or _DEFAULTS
-            self._data = decode(self.payload, max_bytes=limits.max_decoded_bytes, max_nesting=limits.max_nesting)
-        return self._data
+            try:
+                self._data = (self._decode or _decode_data)(self.payload)
+            except DecodeError as error:
+                raise DecodeError(f"The message on {self.topic!r} is no {error}") from error.__cause__
+        return cast(T_co, self._data)
+
+    @property
+    def view(self) -> memoryview:
+        """A read-only view of the payload, without a copy."""
+        return memoryview(self.payload)
 
     async def ack(self) -> None:
         """Mark the message as done. Does nothing on a backend without acknowledgements."""

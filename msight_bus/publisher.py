@@ -7,17 +7,25 @@ import contextlib
 from asyncio import _get_running_loop
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from msight_bus.backends.base import BLOCKED, Blocked, Outcome, TopicPublisher
 from msight_bus.core import Core
+from msight_bus.data.types import PayloadType
 from msight_bus.errors import BusError, ClosedError, PublishTimeoutError, fresh
 from msight_bus.payload import Payload, check_headers, check_key, to_bytes
 from msight_bus.protocol.envelope import TopicCounter
 from msight_bus.tasks import Gate
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar as Variable  # has ``default``
 
-class Publisher:
+    T_contra = Variable("T_contra", contravariant=True, default=Payload)
+else:
+    T_contra = TypeVar("T_contra", contravariant=True)
+
+
+class Publisher(Generic[T_contra]):
     """A publisher on one topic that does not wait for each acknowledgement. Made by `Bus.publisher`.
 
     Leaving the context flushes (`flush`), which raises if a message was refused or never confirmed.
@@ -26,8 +34,15 @@ class Publisher:
         topic: the topic.
     """
 
-    def __init__(self, core: Core, topic: str, *, max_in_flight: int, name: str | None) -> None:
+    def __init__(
+        self, core: Core, topic: str, *, max_in_flight: int, name: str | None, kind: PayloadType[Any] | None = None
+    ) -> None:
         self.topic = topic
+        self._unchanged = bytes if kind is None or kind.kind is bytes else None  # the class of values that are payloads
+        self._encode = to_bytes if kind is None else kind.encode
+        self._content_type: Mapping[str, str] | None = None
+        if kind is not None and kind.content_type and carries_headers(core):
+            self._content_type = {"content-type": kind.content_type}
         self._core = core
         self._check = core.check
         self._limits = core.limits
@@ -81,14 +96,14 @@ class Publisher:
         self._on_refused = self._to.on_refused = to
 
     async def send(
-        self, data: Payload, key: str | bytes | None = None, headers: Mapping[str, str] | None = None
+        self, data: T_contra, key: str | bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> asyncio.Future[None] | None:
         """Send one message; wait while ``max_in_flight`` messages are unacknowledged or the write buffer is full.
 
         Args:
-            data: the payload, bytes-like or a ``Data`` value.
+            data: the payload: a value of the publisher's type, else bytes-like or a ``Data`` value.
             key: ordering key, as for `Bus.publish`.
-            headers: user headers, text.
+            headers: user headers, text. A publisher of structs, dataclasses or pydantic models adds ``content-type``.
 
         Returns:
             A future that is done when the message is acknowledged, ``None`` on a backend without acknowledgements. The caller
@@ -112,9 +127,14 @@ class Publisher:
             self._raise_error()
         if headers is not None:
             headers = check_headers(headers, self._limits, binary=self._binary)
+        if self._content_type is not None:
+            if headers is None:
+                headers = self._content_type
+            elif "content-type" not in map(str.lower, headers):
+                headers = {**self._content_type, **headers}
         if key is not None:
             key = check_key(key, binary=self._binary)
-        payload = data if type(data) is bytes else to_bytes(data)
+        payload: Any = data if type(data) is self._unchanged else self._encode(data)
         outcome: Outcome | Blocked = BLOCKED
         if self._count < self._max_in_flight and not self._gate.waiting:
             outcome = to.try_send(payload, key, headers)
@@ -200,3 +220,8 @@ class Publisher:
         error, self._error = self._error, None
         if error is not None:
             raise fresh(error)
+
+
+def carries_headers(core: Core) -> bool:
+    """Return whether messages can have headers: on Redis, a raw payload has none."""
+    return core.backend.capabilities.native_headers or core.settings.redis.wire != "raw"

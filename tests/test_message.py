@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 
-from msight_bus import message as module
 from msight_bus.data import BytesData, Data
+from msight_bus.data.types import DATA
 from msight_bus.errors import DecodeError, UnsupportedError
 from msight_bus.message import NO_HEADERS, Message
 from msight_bus.settings import Limits
@@ -38,16 +39,15 @@ def test_repr_shows_how_much_and_not_what():
     assert repr([message]) == "[Message(topic='a.b', 14 bytes, sequence=7)]"
 
 
-def test_data_is_decoded_on_first_use_and_once(monkeypatch):
+def test_data_is_decoded_on_first_use_and_once():
     decoded: list[bytes] = []
 
-    def decode(payload, **bounds):
+    def decode(payload):
         decoded.append(payload)
-        return BytesData.deserialize(payload, **bounds)
+        return BytesData.deserialize(payload)
 
-    monkeypatch.setattr(module, "decode", decode)
     payload = BytesData(data=b"x").serialize()
-    message = Message("t", payload)
+    message = Message("t", payload, _decode=decode)
     assert decoded == []
     assert message.data.data == b"x"
     assert message.data is message.data
@@ -57,8 +57,15 @@ def test_data_is_decoded_on_first_use_and_once(monkeypatch):
 def test_a_payload_that_is_no_data_is_an_error_each_time():
     message = Message("t", b"raw")
     for _ in range(2):
-        with pytest.raises(DecodeError):
+        with pytest.raises(DecodeError, match="^The message on 't' is no Data: The payload is not a MessagePack map"):
             _ = message.data
+
+
+def test_the_view_is_of_the_payload_and_read_only():
+    message = Message("t", b"payload")
+    assert message.view == b"payload"
+    assert message.view.readonly
+    assert message.view.obj is message.payload
 
 
 class Nested(Data):
@@ -70,7 +77,8 @@ def test_decoding_is_bounded_by_the_limits_of_the_bus(limits):
     payload = Nested(value=[[b"x" * 500]]).serialize()
     assert Message("t", payload).data.value == [[b"x" * 500]]
     with pytest.raises(DecodeError):
-        _ = Message("t", payload, _limits=limits).data
+        decode = partial(DATA.decode, max_bytes=limits.max_decoded_bytes, max_nesting=limits.max_nesting)
+        _ = Message("t", payload, _decode=decode).data
 
 
 def test_messages_are_compared_by_identity():

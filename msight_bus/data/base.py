@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import msgspec
 
@@ -12,8 +12,9 @@ from msight_bus.data.decoding import (
     DEFAULT_MAX_NESTING,
     PLAIN_TYPES,
     decode,
+    decoder_of,
+    decoders,
     from_mapping,
-    require,
 )
 from msight_bus.data.tags import DataType
 from msight_bus.errors import PayloadError
@@ -34,7 +35,10 @@ class Data(msgspec.Struct, metaclass=DataType, tag="msight_core.data.base.Data")
 
         Raises:
             PayloadError: MessagePack has no type for the value of a field.
+            ConfigError: an annotation of the class cannot be resolved or decoded, so that no reader could decode the value.
         """
+        if type(self) not in decoders:
+            decoder_of(type(self))
         try:
             return _encode(self)
         except Exception as error:
@@ -54,13 +58,13 @@ class Data(msgspec.Struct, metaclass=DataType, tag="msight_core.data.base.Data")
         Raises:
             DecodeError: the payload is not valid, is of another class, or exceeds a limit.
         """
-        return require(cls, decode(payload, max_bytes=max_bytes, max_nesting=max_nesting))
+        return cast(Self, decode(payload, max_bytes=max_bytes, max_nesting=max_nesting, kinds=(cls,)))
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to a dictionary of plain values, ``data_type`` first. Nested ``Data`` is converted too; ``bytes`` and
         ``datetime`` are not.
         """
-        plain: dict[str, Any] = msgspec.to_builtins(self, builtin_types=PLAIN_TYPES, enc_hook=_plain)
+        plain: dict[str, Any] = msgspec.to_builtins(self, builtin_types=PLAIN_TYPES, enc_hook=to_plain)
         return plain
 
     @classmethod
@@ -70,14 +74,14 @@ class Data(msgspec.Struct, metaclass=DataType, tag="msight_core.data.base.Data")
         Raises:
             DecodeError: the tag is missing, unknown or of a class other than ``cls``, or a field has another type.
         """
-        return require(cls, from_mapping(plain))
+        return cast(Self, from_mapping(plain, (cls,)))
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}={_shown(getattr(self, name))}" for name in self.__struct_fields__)
         return f"{type(self).__name__}({shown})"
 
 
-def _plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """Convert a scalar of NumPy to a Python value; msgspec calls this hook for types that it does not support."""
     kind = type(value)
     if kind.__module__ == "numpy" and getattr(value, "ndim", None) == 0:
@@ -85,7 +89,7 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"objects of type {kind.__module__}.{kind.__qualname__} are not supported")
 
 
-_encode = msgspec.msgpack.Encoder(enc_hook=_plain).encode
+_encode = msgspec.msgpack.Encoder(enc_hook=to_plain).encode
 
 
 def _unencodable(data: Data) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 from msight_bus.data import clock
 from msight_bus.data.image_header import count_pixels
 from msight_bus.data.sensor import SensorData
+from msight_bus.data.tags import DataType
 from msight_bus.errors import DecodeError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 DEFAULT_MAX_PIXELS = 64 * 1024 * 1024
 
 
-class ImageData(SensorData, tag="msight_core.data.image.ImageData"):
+class ImageData(SensorData, metaclass=DataType, tag="msight_core.data.image.ImageData"):
     """An image.
 
     Attributes:
@@ -57,14 +58,20 @@ class ImageData(SensorData, tag="msight_core.data.image.ImageData"):
             jpeg_quality: 0 to 100.
 
         Raises:
-            ValueError: the samples are not 8-bit, or JPEG cannot encode an array of this shape.
+            ValueError: the samples are not 8-bit, the shape is not that of an image, or ``jpeg_quality`` is out of range.
             ImportError: OpenCV, which JPEG needs, is not installed.
         """
         if image.dtype.str != "|u1":
             raise ValueError(f"The array has dtype {image.dtype}; an image has 8-bit samples (uint8)")
+        if not _is_image(image.shape):
+            raise ValueError(
+                f"The array has shape {image.shape}; an image has height x width, or height x width x channels"
+            )
+        if is_encoded and jpeg_quality not in range(101):
+            raise ValueError(f"jpeg_quality must be 0 to 100, not {jpeg_quality!r}")
         now = clock.now()
         return cls(
-            image=_to_jpeg(image, jpeg_quality) if is_encoded else image.tobytes(),
+            image=_to_jpeg(image, int(jpeg_quality)) if is_encoded else image.tobytes(),
             is_encoded=is_encoded,
             detection_results=detection_results,
             size=tuple(image.shape),
@@ -93,9 +100,13 @@ class ImageData(SensorData, tag="msight_core.data.image.ImageData"):
             _check_pixels(self.image, max_pixels)
             return _decode(samples)
         size = self.size or ()
-        if len(size) not in (2, 3) or min(size) <= 0 or math.prod(size) != len(self.image):
+        if not _is_image(size) or math.prod(size) != len(self.image):
             raise DecodeError(f"The image has {len(self.image)} raw samples, which does not match its size {self.size}")
         return samples.reshape(size)
+
+
+def _is_image(shape: tuple[int, ...]) -> bool:
+    return len(shape) in (2, 3) and min(shape) > 0
 
 
 def _need(module: str, package: str) -> Any:

@@ -10,6 +10,7 @@ import msgspec
 from msight_bus.data.base import Data
 from msight_bus.data.clock import now
 from msight_bus.data.frame_id import new_frame_id
+from msight_bus.data.tags import DataType
 
 device_names: list[str] = []
 """Configured device names of the open buses of this process; the last one is used."""
@@ -20,7 +21,7 @@ def _device_name() -> str | None:
     return device_names[-1] if device_names else os.environ.get("MSIGHT_EDGE_DEVICE_NAME") or None
 
 
-class SensorData(Data, kw_only=True, tag="msight_core.data.base.SensorData"):
+class SensorData(Data, metaclass=DataType, kw_only=True, tag="msight_core.data.base.SensorData"):
     """A reading of a sensor.
 
     Attributes:
@@ -54,7 +55,7 @@ class SensorData(Data, kw_only=True, tag="msight_core.data.base.SensorData"):
         return datetime.fromtimestamp(self.creation_timestamp).isoformat()
 
 
-class BytesData(SensorData, tag="msight_core.data.bytes.BytesData"):
+class BytesData(SensorData, metaclass=DataType, tag="msight_core.data.bytes.BytesData"):
     """Bytes that the bus does not interpret, such as a LiDAR packet.
 
     Attributes:

@@ -19,7 +19,10 @@ _classes: dict[str, type[Data]] = {}
 
 @dataclass_transform(field_specifiers=(msgspec.field,))
 class DataType(msgspec.StructMeta):
-    """Metaclass of ``Data``: sets the tag of each class and registers the class when it is defined."""
+    """Metaclass of ``Data``: sets the tag of each class and registers the class when it is defined.
+
+    A class that names its metaclass can have frozen subclasses for type checkers too, which ``dataclass_transform`` defines.
+    """
 
     def __new__(
         cls,
@@ -39,11 +42,17 @@ class DataType(msgspec.StructMeta):
             options: options of ``msgspec.Struct``.
 
         Raises:
-            ConfigError: another class has this tag.
+            ConfigError: another class has this tag, or values of the class could not be decoded by their tag.
         """
         # A tag function of Struct gets the qualname only, but MSight's tags include the module.
         path = f"{namespace['__module__']}.{namespace['__qualname__']}"
-        tag = tag or path
+        tag = path if tag is None else tag
+        if not isinstance(tag, str) or not 0 < len(tag.encode("utf-8", "replace")) < 256 or not tag.isprintable():
+            raise ConfigError(f"The tag of {path} must be a str of 1 to 255 printable bytes, not {tag!r:.100}.")
+        if options.get("array_like") or "tag_field" in options:
+            raise ConfigError(
+                f"{path} cannot have array_like or tag_field: a Data value is a map that begins with {TAG_FIELD!r}."
+            )
         taken = _classes.get(tag)
         # The same path is redefined when a module is reloaded or a notebook cell is run again.
         if taken is not None and path != f"{taken.__module__}.{taken.__qualname__}":
@@ -51,7 +60,10 @@ class DataType(msgspec.StructMeta):
                 f"The data_type {tag!r} of {path} is already used by {taken.__module__}.{taken.__qualname__}; "
                 f'set another tag, such as class {name}(..., tag="my_project.{name}")'
             )
-        created = super().__new__(cls, name, bases, namespace, tag=tag, tag_field=TAG_FIELD, **options)
+        try:
+            created = super().__new__(cls, name, bases, namespace, tag=tag, tag_field=TAG_FIELD, **options)
+        except ValueError as error:  # a field is named as the tag
+            raise ConfigError(f"{path}: {error}.") from error
         _classes[tag] = created  # type: ignore[assignment]  # only Data and its subclasses use this metaclass
         return created
 

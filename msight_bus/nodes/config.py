@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any, Literal, Self
 
-from msight_bus.data import Data
+from msight_bus.data.types import payload_type
 from msight_bus.errors import BusError, ConfigError
 from msight_bus.payload import check_key
 from msight_bus.queue_policy import QueuePolicy
@@ -29,9 +29,10 @@ class NodeConfig:
         name: name of the node, with the grammar of a topic; the workers of a group share one name.
         publish_topic_name: topic on which a source or processing node publishes.
         subscribe_topic_name: topic to which a processing node or sink subscribes.
-        publish_topic_data_type: a ``Data`` class that every output must be an instance of; default: any publishable value.
-        subscribe_topic_data_type: a ``Data`` class to which inputs are decoded, or ``bytes`` for payloads without decoding.
-            Default: a payload in the format of ``Data`` is decoded to the class that it names; others are ``bytes``.
+        publish_topic_data_type: type of every output, as for `Bus.publisher`; default: any publishable value.
+        subscribe_topic_data_type: type to which inputs are decoded, as for `Bus.subscribe`; ``bytes``: without decoding.
+            Default: a payload in the format of ``Data`` is decoded to the class that it names; others are ``bytes``. The type
+            parameters of a typed node, ``ProcessingNode[In, Out]``, set both; these fields may narrow them to subclasses.
         heartbeat_update_interval: seconds between two heartbeats, by the clock.
         action_on_error: ``"stop"`` ends the node at an error in its code; ``"continue"`` counts the error and continues.
         heartbeat_tolerance: seconds for which the node's code may handle one item before the node is announced with status
@@ -59,8 +60,8 @@ class NodeConfig:
     name: str
     publish_topic_name: str | None = None
     subscribe_topic_name: str | None = None
-    publish_topic_data_type: type[Data] | None = None
-    subscribe_topic_data_type: type[Data] | type[bytes] | None = None
+    publish_topic_data_type: Any = None
+    subscribe_topic_data_type: Any = None
     heartbeat_update_interval: float = 10.0
     action_on_error: Literal["stop", "continue"] = "stop"
     heartbeat_tolerance: float | None = None
@@ -119,7 +120,7 @@ def _passes(check: Callable[[Any], object]) -> Callable[[Any], bool]:
     def passes(value: Any) -> bool:
         try:
             check(value)
-        except BusError:
+        except (BusError, TypeError):
             return False
         return True
 
@@ -134,17 +135,13 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_data(value: object) -> bool:
-    return isinstance(value, type) and issubclass(value, Data)
-
-
 def _whole(least: int, most: float) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 Check = tuple[Callable[[Any], bool], str]
 _TOPIC: Check = _passes(check_topic), "is a topic such as 'intersection.cam_ne'"
-_DATA: Check = _is_data, "is a subclass of Data"
+_DATA: Check = _passes(payload_type), "is Data, a subclass of Data, or another type that Bus.subscribe accepts"
 _TEXT: Check = lambda value: isinstance(value, str), "is a str"
 _SECONDS: Check = lambda value: _is_number(value) and value > 0, "is a number of seconds above 0"
 
@@ -156,7 +153,7 @@ _CHECKS: dict[str, Check] = {
     "publish_topic_name": _TOPIC,
     "subscribe_topic_name": _TOPIC,
     "publish_topic_data_type": _DATA,
-    "subscribe_topic_data_type": (lambda value: value is bytes or _is_data(value), _DATA[1]),
+    "subscribe_topic_data_type": _DATA,
     "heartbeat_update_interval": (
         lambda value: _is_number(value) and 0 < value <= LONGEST_INTERVAL,
         f"is a number of seconds above 0, at most {LONGEST_INTERVAL:g}",

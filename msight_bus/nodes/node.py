@@ -6,9 +6,11 @@ import inspect
 import logging
 from abc import ABC, abstractmethod
 from contextlib import suppress
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin
 
 from msight_bus.bus import Bus
+from msight_bus.data.types import payload_type
 from msight_bus.errors import BusyError, ClosedError, ConfigError
 from msight_bus.events import BusEvent
 from msight_bus.nodes.config import NodeConfig
@@ -27,6 +29,7 @@ class Node(ABC):
 
     required_topics: ClassVar[tuple[str, ...]] = ()
     unused_topics: ClassVar[tuple[str, ...]] = ()
+    type_fields: ClassVar[tuple[str, ...]] = ()
     default_heartbeat_tolerance: ClassVar[float] = 0.0
     coroutines: ClassVar[tuple[str, ...]] = ("on_start", "on_stop")
 
@@ -54,7 +57,7 @@ class Node(ABC):
             config: must name the topics that this class of node uses, and no other.
 
         Raises:
-            ConfigError: a topic is missing, or is not used by this class.
+            ConfigError: a topic is missing, or is not used by this class; or a type contradicts the class's type parameters.
         """
         kind = type(self).__name__
         if not isinstance(config, NodeConfig):
@@ -69,8 +72,16 @@ class Node(ABC):
             for field in self.unused_topics
             if getattr(config, field) is not None
         ]
+        types: dict[str, Any] = {}
+        for field, declared in zip(self.type_fields, type_parameters(type(self)), strict=False):
+            if not isinstance(declared, TypeVar) and declared is not Any:
+                try:
+                    types[field] = _narrowed(getattr(config, field), declared)
+                except (TypeError, ConfigError) as error:
+                    problems.append(f"NodeConfig.{field} of {config.name!r}, and the type parameter of {kind}: {error}")
         if problems:
             raise ConfigError(problems)
+        config = replace(config, **types) if types else config
         self.config = config
         self.name = config.name
         self.logger = logging.getLogger(f"msight_bus.nodes.{config.name}")
@@ -167,3 +178,40 @@ class Node(ABC):
     @abstractmethod
     async def _work(self, run: NodeRun) -> None:
         """Process items until the node ends; see `SourceNode`, `ProcessingNode` and `SinkNode`."""
+
+
+def type_parameters(cls: type) -> tuple[Any, ...]:
+    """Return the type parameters that a class of nodes gives to `SourceNode`, `ProcessingNode` or `SinkNode`, itself or through
+    its bases; a ``TypeVar`` for one that it does not give.
+    """
+    if "type_fields" in vars(cls):
+        return tuple(getattr(cls, "__parameters__", ()))
+    found: list[tuple[Any, ...]] = []
+    for base in vars(cls).get("__orig_bases__", cls.__bases__):
+        origin = get_origin(base) or base
+        if isinstance(origin, type) and issubclass(origin, Node):
+            given = dict(zip(getattr(origin, "__parameters__", ()), get_args(base), strict=False))
+            found.append(tuple(_substituted(parameter, given) for parameter in type_parameters(origin)))
+    # Of several bases, one can be untyped.
+    return tuple(min(each, key=lambda one: isinstance(one, TypeVar)) for each in zip(*found, strict=False))
+
+
+def _substituted(parameter: Any, given: dict[Any, Any]) -> Any:
+    inner = getattr(parameter, "__parameters__", ())
+    return parameter[tuple(given.get(one, one) for one in inner)] if inner else given.get(parameter, parameter)
+
+
+def _narrowed(configured: Any, declared: Any) -> Any:
+    """Return the type that holds: the configured one if it is the declared one or its subclass.
+
+    Raises:
+        TypeError: it is neither.
+        ConfigError: see `payload_type`.
+    """
+    known = payload_type(declared)
+    if configured is None or configured == declared:
+        return declared
+    is_json = Annotated in (get_origin(configured), get_origin(declared))
+    if is_json or not all(issubclass(one, known.classes) for one in payload_type(configured).classes):
+        raise TypeError(f"{configured!r:.100} is neither {known.name} nor a subclass.")
+    return configured

@@ -7,8 +7,10 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from msight_bus.data import Data
+from msight_bus.data.types import payload_type
 from msight_bus.errors import (
     BusError,
     ClosedError,
@@ -21,6 +23,15 @@ from msight_bus.nodes.node_run import NodeRun
 from msight_bus.payload import Payload
 from msight_bus.publisher import Publisher
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar as Variable  # has ``default``
+
+    In = Variable("In", default=Any)
+    Out = Variable("Out", default=Any)
+    Out_co = Variable("Out_co", covariant=True, default=Payload)
+else:
+    In, Out, Out_co = TypeVar("In"), TypeVar("Out"), TypeVar("Out_co", covariant=True)
+
 BROKER_AWAY = (PublishTimeoutError, ConnectionLostError)
 """Errors while the broker is down; a node retries after them."""
 
@@ -31,23 +42,22 @@ RETRY_AFTER = 0.1  # seconds; the failed publish has already waited ``publish_ti
 
 
 @dataclass(frozen=True, slots=True)
-class Outgoing:
-    """An output with a key or headers: ``return Outgoing(track, key=track.sensor_name)``.
+class Outgoing(Generic[Out_co]):
+    """An output with a key or headers: ``return Outgoing(track, key=track.sensor_name)``. An output that is a list must be one.
 
     Attributes:
-        data: bytes-like or a ``Data`` value.
+        data: a value of the node's type, else bytes-like or a ``Data`` value.
         key: outputs with the same key keep their order; on Kafka, a group shares outputs with different keys.
         headers: headers of the message.
     """
 
-    data: Payload
+    data: Out_co
     key: str | None = None
     headers: Mapping[str, str] | None = None
 
 
-Output = Payload | Outgoing
-Result = Output | Sequence[Output] | None
-"""The result of a node's code."""
+Result: TypeAlias = Out | Outgoing[Out] | Sequence[Out | Outgoing[Out]] | None
+"""The result of a node's code: nothing, an output or several."""
 
 Accepted = asyncio.Future[None]
 """The acknowledgement of an output."""
@@ -62,19 +72,20 @@ class NodePublisher:
         on_failure: called with the error of an output that was refused after it was sent, if that ends the node.
     """
 
-    def __init__(self, publisher: Publisher, run: NodeRun) -> None:
+    def __init__(self, publisher: Publisher[Any], run: NodeRun) -> None:
         self._keeps = run.bus.capabilities.acknowledgement
         self._publisher = publisher
         self._topic = publisher.topic
         self._run = run
         self._meter = run.meter
         self._key = run.config.key
-        self._type = run.config.publish_topic_data_type
+        kind = run.config.publish_topic_data_type
+        self._type = None if kind is None else payload_type(kind)
         self._drops = run.config.while_disconnected == "drop"
         self._stops = run.config.action_on_error == "stop"
         self._waits = False
         self._sending: asyncio.Timeout | None = None
-        self.plain = self._key is None and self._type is None and not self._drops
+        self.plain = self._key is None and kind in (None, bytes) and not self._drops
         self.send_plain = publisher.send
         self.on_failure: Callable[[Exception], None] = lambda _: run.stopping.set()
         self._failure: BusError | None = None
@@ -92,7 +103,8 @@ class NodePublisher:
         """
         harmless = False
         try:
-            async with run.bus.publisher(topic, name=run.config.name, spread=run.config.spread) as publisher:
+            kind = run.config.publish_topic_data_type
+            async with run.bus.publisher(topic, name=run.config.name, spread=run.config.spread, type=kind) as publisher:
                 made = cls(publisher, run)
                 yield made
                 harmless = not run.bus.capabilities.acknowledgement
@@ -115,7 +127,7 @@ class NodePublisher:
         """Number of outputs in flight; 0 on backends without acknowledgement."""
         return self._publisher.in_flight
 
-    def outputs(self, result: object) -> list[Outgoing]:
+    def outputs(self, result: object) -> list[Outgoing[Any]]:
         """Return the result of a node's code as a list of outputs.
 
         Raises:
@@ -125,16 +137,17 @@ class NodePublisher:
             return []
         results = result if isinstance(result, (list, tuple)) else (result,)
         outputs = [item if isinstance(item, Outgoing) else Outgoing(item) for item in results]
+        classes = (bytes, bytearray, memoryview, Data) if self._type is None else self._type.classes
         for output in outputs:
-            if not isinstance(output.data, self._type or (bytes, bytearray, memoryview, Data)):
-                expected = "bytes, a Data value" if self._type is None else self._type.__name__
+            if classes and not isinstance(output.data, classes):
+                expected = "bytes, a Data value" if self._type is None else self._type.name
                 given = type(output.data).__name__
                 raise PayloadError(
                     f"A node's output must be {expected}, an Outgoing with one, or a list of these, not {given}."
                 )
         return outputs
 
-    async def send(self, output: Outgoing, error: BusError | None = None) -> Accepted | None:
+    async def send(self, output: Outgoing[Any], error: BusError | None = None) -> Accepted | None:
         """Send one output, in order, and return its acknowledgement; ``None`` without one, or if the output was dropped.
 
         Args:
@@ -165,7 +178,7 @@ class NodePublisher:
     def _drop(self) -> None:
         self._run.unsent(self._topic, 1, "while_disconnected='drop'")
 
-    async def _deliver(self, output: Outgoing, error: BusError | None) -> Accepted | None:
+    async def _deliver(self, output: Outgoing[Any], error: BusError | None) -> Accepted | None:
         key = self._key if output.key is None else output.key
         while True:
             if error is None:
@@ -197,7 +210,7 @@ class NodePublisher:
         elif self._run.config.subscribe_topic_name is None:  # else its input is redelivered
             self._run.unsent(self._topic, count, str(error))
 
-    def _delivered(self, output: Outgoing) -> None:
+    def _delivered(self, output: Outgoing[Any]) -> None:
         self._meter.messages_out += 1
         if self._waits:
             self._waits = False

@@ -88,7 +88,7 @@ class NodeRun:
         self.unfinished: Callable[[], int] = lambda: 0
         self.abandoned = 0
         self.hook = ""
-        self.subscription: Subscription | None = None
+        self.subscription: Subscription[Any] | None = None
         self.kind = kind
         self.gap_lines = Tally("Messages missing", logger, interval)
         self.drop_lines = Tally("Inputs dropped, slower than the stream", logger, interval)

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from msight_bus.data import decode, looks_like_data
+from msight_bus.data import looks_like_data
 from msight_bus.errors import BusError, ClosedError, ConnectionLostError, DecodeError
 from msight_bus.loop_share import LoopShare
 from msight_bus.message import Message
@@ -26,7 +26,7 @@ from msight_bus.nodes.node_run import LEFT_CANCELLED, NodeRun
 from msight_bus.subscription import SharedSubscription, Subscription
 from msight_bus.tasks import error_of_code
 
-Handler = Callable[[Any], Awaitable[Result]]
+Handler = Callable[[Any], Awaitable[Result[Any]]]
 Place = list[Any]
 """An entry of the window: the message, ``None`` once it is skipped, and the handler's result, or `_RUNNING`."""
 
@@ -43,7 +43,7 @@ class InputWindow:
     """
 
     def __init__(
-        self, run: NodeRun, handler: Handler, subscription: Subscription, publisher: NodePublisher | None
+        self, run: NodeRun, handler: Handler, subscription: Subscription[Any], publisher: NodePublisher | None
     ) -> None:
         """
         Args:
@@ -177,7 +177,7 @@ class InputWindow:
                     kind is not None or (message.payload > b"\x80" and looks_like_data(message.payload))
                 ):
                     try:
-                        data = self._decode(message)
+                        data = self._subscription.decode(message.payload)
                     except DecodeError as error:
                         await self._undecodable(message, error, place)
                         continue
@@ -220,14 +220,6 @@ class InputWindow:
         finally:
             busy_since.pop(number, None)
             shared.wake_one()
-
-    def _decode(self, message: Message) -> object:
-        limits = self._limits
-        value = decode(message.payload, max_bytes=limits.max_decoded_bytes, max_nesting=limits.max_nesting)
-        kind = self._kind
-        if kind is not None and not isinstance(value, kind):
-            raise DecodeError(f"The payload is {type(value).__name__}, not {kind.__name__}")
-        return value
 
     # -- publishing and acknowledging
 

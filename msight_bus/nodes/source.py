@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from typing import ClassVar
+from typing import Any, ClassVar, Generic
 
 from msight_bus.errors import BusError, ConfigError
 from msight_bus.loop_share import LoopShare
 from msight_bus.nodes.config import NodeConfig
 from msight_bus.nodes.metrics import BOUNDS
 from msight_bus.nodes.node import Node
-from msight_bus.nodes.node_publisher import BUS_IS_OVER, NodePublisher, Output, Result
+from msight_bus.nodes.node_publisher import BUS_IS_OVER, NodePublisher, Out, Result
 from msight_bus.nodes.node_run import LEFT_CANCELLED, NodeRun
 from msight_bus.tasks import error_of_code
 
@@ -25,8 +25,9 @@ _FIRST_PAUSE = 0.1  # seconds before a retry after an error; doubled at each con
 _LONGEST_PAUSE = 10.0
 
 
-class SourceNode(Node):
-    """Publishes data from a sensor or a file. Define `get_data` or `stream`.
+class SourceNode(Node, Generic[Out]):
+    """Publishes data from a sensor or a file. Define `get_data` or `stream`. ``SourceNode[Out]`` checks that its outputs are an
+    ``Out``, a type as for `Bus.publisher`.
 
     With ``action_on_error="continue"``, the source is called again after an error, with exponential backoff from 0.1 s to 10 s.
 
@@ -36,6 +37,7 @@ class SourceNode(Node):
 
     required_topics: ClassVar[tuple[str, ...]] = ("publish_topic_name",)
     unused_topics: ClassVar[tuple[str, ...]] = ("subscribe_topic_name",)
+    type_fields: ClassVar[tuple[str, ...]] = ("publish_topic_data_type",)
     default_heartbeat_tolerance: ClassVar[float] = 60.0
     coroutines: ClassVar[tuple[str, ...]] = (*Node.coroutines, "get_data")
 
@@ -51,14 +53,14 @@ class SourceNode(Node):
             raise ConfigError(f"{own.__name__} is a SourceNode: define either get_data or stream.")
         self.sensor_name = config.sensor_name
 
-    async def get_data(self) -> Output | Sequence[Output] | None:
+    async def get_data(self) -> Result[Out]:
         """Return the next item to publish, a list of items, or ``None`` to publish nothing this time.
 
         The call is cancelled when the node is stopped. Raise ``StopAsyncIteration`` to end the node.
         """
         raise NotImplementedError
 
-    def stream(self) -> AsyncIterator[Output | Sequence[Output] | None]:
+    def stream(self) -> AsyncIterator[Result[Out]]:
         """Yield the items to publish. The node ends with the generator; the generator is closed when the node is stopped."""
         return _Asked(self)
 
@@ -73,20 +75,22 @@ class SourceNode(Node):
 class _Asked:
     """Iterates the results of `SourceNode.get_data`."""
 
-    def __init__(self, node: SourceNode) -> None:
+    def __init__(self, node: SourceNode[Any]) -> None:
         self._node = node
 
     def __aiter__(self) -> _Asked:
         return self
 
-    async def __anext__(self) -> Output | Sequence[Output] | None:
+    async def __anext__(self) -> Result[Any]:
         return await self._node.get_data()
 
 
 class Items:
     """One run of a source: gets items from the node's code and publishes them."""
 
-    def __init__(self, run: NodeRun, stream: Callable[[], AsyncIterator[Result]], publisher: NodePublisher) -> None:
+    def __init__(
+        self, run: NodeRun, stream: Callable[[], AsyncIterator[Result[Any]]], publisher: NodePublisher
+    ) -> None:
         """
         Args:
             run: the state of the run.
@@ -96,7 +100,7 @@ class Items:
         self._run = run
         self._stream = stream
         self._publisher = publisher
-        self._items: AsyncIterator[Result] | None = None
+        self._items: AsyncIterator[Result[Any]] | None = None
         self._task: asyncio.Task[None] | None = None
         self._asking = False
         self._interrupted = False
@@ -214,7 +218,7 @@ class Items:
             if self._task.uncancel() == 0:
                 raise StopAsyncIteration from error
 
-    async def _publish(self, result: Result, error: BusError | None = None) -> None:
+    async def _publish(self, result: Result[Any], error: BusError | None = None) -> None:
         """Publish an item; ``error`` is the error of a first attempt to send it, if there was one."""
         self._run.busy_since.clear()  # time spent publishing does not count against heartbeat_tolerance
         try:

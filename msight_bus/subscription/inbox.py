@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from msight_bus.backends.base import Selection
 from msight_bus.errors import BusError
@@ -170,7 +171,7 @@ class Inbox:
             on_room: called when that queue has room again.
         """
         self.queue = MessageQueue(selection.queue, on_full=on_full, on_room=on_room)
-        self.unacknowledged: list[Message] = []
+        self.unacknowledged: list[Message[Any]] = []
         self.deadline = None if deadline is None else Deadline(selection.name, deadline, self.queue, report)
         self._counts = counts
         self._clock = clock

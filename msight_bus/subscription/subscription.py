@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from types import MappingProxyType, TracebackType
-from typing import Literal, NoReturn, Self
+from typing import Any, Generic, Literal, NoReturn, Self
 
 from msight_bus.backends.base import Backend, Consumer, Selection
+from msight_bus.data.types import DATA, PayloadType, T_co
 from msight_bus.errors import ClosedError
 from msight_bus.events import BusEvent
 from msight_bus.loop_share import LONG_TURN, run_until_idle
@@ -35,11 +38,13 @@ class SubscriptionOptions:
         ack: ``"auto"``: requesting the next message marks the one before as done; ``"manual"``: ``message.ack()`` does.
         deadline: seconds without a message after which `DeadlineMissed` is reported.
         lifespan: seconds after which a message is dropped instead of delivered.
+        type: type of the payloads.
     """
 
     ack: AckMode = "auto"
     deadline: float | None = None
     lifespan: float | None = None
+    type: PayloadType[Any] = DATA
 
 
 def check_seconds(name: str, value: object) -> None:
@@ -54,7 +59,7 @@ def check_seconds(name: str, value: object) -> None:
         raise ValueError(f"{name} must be a number of seconds above 0, or None, not {value!r}.")
 
 
-class Subscription:
+class Subscription(Generic[T_co]):
     """Messages of one topic: an async context manager and an async iterator, for one consumer.
 
     Entering returns once the broker has confirmed the subscription. With ``ack="auto"``, requesting the next message marks the
@@ -64,6 +69,7 @@ class Subscription:
     Attributes:
         topic: the name of the topic; for several topics, their names joined with commas.
         consumer: the task that iterates the subscription, ``None`` before the first request.
+        decode: decodes a payload.
     """
 
     def __init__(
@@ -76,9 +82,9 @@ class Subscription:
         clock: Callable[[], float],
         check: Callable[[], None],
         report: Callable[[BusEvent], None],
-        on_entered: Callable[[Subscription], None],
-        on_closed: Callable[[Subscription], None],
-        on_drop: Callable[[Sequence[Message], str], None] | None = None,
+        on_entered: Callable[[Subscription[Any]], None],
+        on_closed: Callable[[Subscription[Any]], None],
+        on_drop: Callable[[Sequence[Message[Any]], str], None] | None = None,
     ) -> None:
         """``check`` raises where the bus cannot be used (`Core.check`); ``clock`` returns POSIX seconds; ``on_drop`` is called
         with messages that are dropped and the cause."""
@@ -88,7 +94,7 @@ class Subscription:
         self._selection = selection
         self._auto = options.ack == "auto"
         self._lifespan = options.lifespan
-        self._limits = limits
+        self.decode = partial(options.type.decode, max_bytes=limits.max_decoded_bytes, max_nesting=limits.max_nesting)
         self._clock = clock
         self._check = check
         self._on_entered = on_entered
@@ -108,7 +114,7 @@ class Subscription:
         self._inbox.queue.on_drop = on_drop
         self._counts = self._keeps or not shares
         self._queue = self._inbox.queue
-        self._messages = self._queue.messages
+        self._messages: deque[Any] = self._queue.messages
         for topic in selection.topics:
             self._inbox.stream(topic)
         self._at_broker: Consumer | None = None
@@ -169,7 +175,7 @@ class Subscription:
 
     # -- consuming
 
-    def __aiter__(self) -> AsyncIterator[Message]:
+    def __aiter__(self) -> AsyncIterator[Message[T_co]]:
         self._check_loop()
         self.consumer = asyncio.current_task()
         unacknowledged, self._inbox.unacknowledged = self._inbox.unacknowledged, []
@@ -179,7 +185,7 @@ class Subscription:
                 self._queue.put_back(message)
         return self
 
-    async def __anext__(self) -> Message:
+    async def __anext__(self) -> Message[T_co]:
         inbox = self._inbox
         if inbox.unacknowledged:
             self._settle_returned()
@@ -193,32 +199,32 @@ class Subscription:
                 if not await queue.wait():
                     self._end()
                 self._turned_at = monotonic()
-            message = messages.popleft()
+            message: Message[T_co] = messages.popleft()
             queue.size -= len(message.payload) + message._overhead
             if queue.full:
                 queue.taken()
             if self._lifespan is None or self._drop_old([message]):
                 break
-        message._limits = self._limits
+        message._decode = self.decode
         if self._auto and message._settlement is not None:
             inbox.unacknowledged = [message]
         return message
 
-    def take(self) -> Message | None:
+    def take(self) -> Message[T_co] | None:
         """Return the next message if one is queued, as ``__anext__`` does with ``ack="manual"``; else ``None``."""
         messages = self._messages
         queue = self._queue
         while messages:
-            message = messages.popleft()
+            message: Message[T_co] = messages.popleft()
             queue.size -= len(message.payload) + message._overhead
             if queue.full:
                 queue.taken()
             if self._lifespan is None or self._drop_old([message]):
-                message._limits = self._limits
+                message._decode = self.decode
                 return message
         return None
 
-    def batches(self, max_messages: int, within: float = 0.0) -> Batches:
+    def batches(self, max_messages: int, within: float = 0.0) -> Batches[T_co]:
         """Return an async iterator of lists of 1 to ``max_messages`` messages.
 
         Args:
@@ -232,7 +238,7 @@ class Subscription:
             raise ValueError(f"max_messages must be at least 1, not {max_messages}.")
         return Batches(self, max_messages, within)
 
-    async def next_batch(self, max_messages: int, within: float) -> list[Message]:
+    async def next_batch(self, max_messages: int, within: float) -> list[Message[T_co]]:
         """Return the next list (`batches`); with ``ack="auto"``, marks the list before as done.
 
         Raises:
@@ -251,13 +257,13 @@ class Subscription:
                     self._end()
                 self._turned_at = monotonic()
             await queue.wait_for_more(max_messages, within)
-            batch = queue.take(max_messages)
+            batch: list[Any] = queue.take(max_messages)
             if self._lifespan is not None:
                 batch = self._drop_old(batch)
             if batch:
                 break
         for message in batch:
-            message._limits = self._limits
+            message._decode = self.decode
         if self._auto and batch[0]._settlement is not None:
             self._inbox.unacknowledged = batch
         return batch
@@ -299,7 +305,7 @@ class Subscription:
             if message._settlement is not None and not message._settled:
                 message._settlement.settle(message)
 
-    def _drop_old(self, batch: list[Message]) -> list[Message]:
+    def _drop_old(self, batch: list[Any]) -> list[Any]:
         """Drop the messages older than the lifespan, marked as done; return the others."""
         assert self._lifespan is not None
         born = self._clock() - self._lifespan
@@ -377,10 +383,10 @@ class Subscription:
             self._at_broker.resume()
 
 
-class Batches:
+class Batches(Generic[T_co]):
     """The async iterator of lists of messages that `Subscription.batches` returns."""
 
-    def __init__(self, subscription: Subscription, max_messages: int, within: float) -> None:
+    def __init__(self, subscription: Subscription[T_co], max_messages: int, within: float) -> None:
         self._subscription = subscription
         self._max_messages = max_messages
         self._within = within
@@ -389,5 +395,5 @@ class Batches:
         aiter(self._subscription)
         return self
 
-    async def __anext__(self) -> list[Message]:
+    async def __anext__(self) -> list[Message[T_co]]:
         return await self._subscription.next_batch(self._max_messages, self._within)

@@ -8,6 +8,7 @@ import json
 import pytest
 from rich.console import Console
 
+from benchmarks import decoding
 from benchmarks.catalog import BACKENDS, CONFLUENT, CONFLUENT_TUNED, FRAMEWORK, MSIGHT, ZENOH, ZMQ, catalog
 from benchmarks.measuring import FORMAT, on, save
 from benchmarks.report import show
@@ -24,6 +25,12 @@ _OPTIONAL = {
     ZMQ: "zmq",
     ZENOH: "zenoh",
 }
+
+
+def test_each_type_is_decoded(capsys, monkeypatch):
+    monkeypatch.setattr(decoding, "ROWS", {name: row for name, row in decoding.ROWS.items() if "7 MB" not in name})
+    decoding.main(0)
+    assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()[1:]] == list(decoding.ROWS)
 
 
 @pytest.mark.timeout(180)

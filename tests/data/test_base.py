@@ -195,14 +195,16 @@ def test_scalars_of_numpy_travel_as_pythons():
     assert Scored(score=np.float32(1.5)).to_dict()["score"] == 1.5
 
 
+class Odd(SensorData):
+    score: Any
+
+
+class Outer(SensorData):
+    inner: Odd
+
+
 @pytest.mark.parametrize("value", [2**64, "\ud800", object(), np.zeros(3), [object()]])
 def test_what_has_no_form_names_class_and_field(value):
-    class Odd(SensorData, tag="tests.data.Odd"):
-        score: Any
-
-    class Outer(SensorData, tag="tests.data.Outer"):
-        inner: Odd
-
     with pytest.raises(PayloadError, match=r"Odd\.score of type "):
         Odd(score=value).serialize()
     with pytest.raises(PayloadError, match=r"Outer\.inner: Odd\.score of type "):

@@ -5,12 +5,13 @@ import subprocess
 import sys
 
 import msgpack
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from msight_bus.data import BytesData, Data, ImageData, decode, looks_like_data
-from msight_bus.errors import DecodeError
+from msight_bus.data import BytesData, Data, ImageData, decode, decoding, looks_like_data
+from msight_bus.errors import ConfigError, DecodeError
 
 BYTES = msgpack.packb("data_type") + msgpack.packb("msight_core.data.bytes.BytesData")
 IMAGE = msgpack.packb("data_type") + msgpack.packb("msight_core.data.image.ImageData")
@@ -62,7 +63,38 @@ def test_a_bomb_in_a_field_that_the_class_does_not_have_takes_nothing(bomb):
     with contextlib.suppress(DecodeError):
         assert decode(payload).data == b"x"
     with pytest.raises(DecodeError):
-        decode(b"\x82" + IMAGE + b"\xa3new" + BOMBS[bomb])
+        decode(b"\x82" + IMAGE + b"\xa3new" + BOMBS[bomb])  # has a field of type Any
+
+
+class Track(Data):
+    box: tuple[float, ...]
+    parts: list[dict[str, float]] = msgspec.field(default_factory=list)
+
+
+TRACK = msgpack.packb("data_type") + msgpack.packb(f"{__name__}.Track")
+
+
+@pytest.mark.parametrize("field", ["box", "parts"])
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_bombs_in_a_class_whose_fields_bound_the_nesting_are_refused(bomb, field):
+    with pytest.raises(DecodeError):
+        decode(b"\x82" + TRACK + msgpack.packb(field) + BOMBS[bomb])
+
+
+def test_a_limit_below_what_the_class_nests_holds():
+    payload = Track(box=(1.5,), parts=[{"a": 1.5}]).serialize()
+    assert decode(payload, max_nesting=3).parts == [{"a": 1.5}]
+    with pytest.raises(DecodeError, match="2 levels"):
+        decode(payload, max_nesting=2)
+
+
+def test_points_are_decoded_without_a_walk(monkeypatch):
+    def walk(*_, **__):
+        raise AssertionError("walked")
+
+    monkeypatch.setattr(decoding, "check_bounds", walk)
+    track = Track(box=(1.5,) * 1000, parts=[{"a": 1.5}] * 1000)
+    assert decode(track.serialize()) == track
 
 
 def refuse_all_bombs() -> int:
@@ -231,3 +263,38 @@ def test_whatever_a_class_raises_while_it_is_made_is_a_decode_error():
     assert isinstance(caught.value.__cause__, AssertionError)
     with pytest.raises(DecodeError):
         Data.from_dict({"data_type": "tests.data.Asserting", "value": -1})
+
+
+class Unresolved(Data):
+    good: int = 0
+    bad: list[NotDefinedAnywhere] = msgspec.field(default_factory=list)  # noqa: F821
+
+
+class Foreign(Data):
+    camera: Track | None = None
+    handle: contextlib.suppress | None = None
+
+
+class Ambiguous(Data):
+    either: contextlib.suppress | msgpack.Packer | None = None
+
+
+class Holder(Data):
+    inner: list[Foreign] = msgspec.field(default_factory=list)
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [
+        (Unresolved, "Unresolved.bad"),
+        (Foreign, "Foreign.handle"),
+        (Ambiguous, "Ambiguous.either"),
+        (Holder, "Foreign.handle"),
+    ],
+)
+def test_a_class_that_no_reader_can_decode_is_an_error_at_the_writer(kind, field):
+    with pytest.raises(ConfigError, match=f"^{field}: "):
+        kind().serialize()
+    payload = b"\x81" + msgpack.packb("data_type") + msgpack.packb(f"{__name__}.{kind.__name__}")
+    with pytest.raises(DecodeError, match=f"^{field}: "):
+        decode(payload)

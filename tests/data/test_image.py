@@ -36,6 +36,19 @@ def test_metadata_is_taken_over():
     assert image.detection_results == {"objects": []}
 
 
+@pytest.mark.parametrize("shape", [(6,), (2, 3, 3, 1), (0, 4), (2, 0, 3)], ids=str)
+@pytest.mark.parametrize("encoded", [True, False])
+def test_an_array_that_is_no_image_is_refused(shape, encoded):
+    with pytest.raises(ValueError, match=r"shape \(.*height x width"):
+        ImageData.from_ndarray(np.zeros(shape, np.uint8), "cam", is_encoded=encoded)
+
+
+@pytest.mark.parametrize("quality", [-1, 101, 50.5, "high", None])
+def test_a_wrong_quality_is_named(quality):
+    with pytest.raises(ValueError, match="jpeg_quality must be 0 to 100, not"):
+        ImageData.from_ndarray(COLOURS, "cam", jpeg_quality=quality)
+
+
 def test_quality_has_its_effect():
     sizes = [len(ImageData.from_ndarray(COLOURS, "cam", jpeg_quality=q).image) for q in (10, 95)]
     assert sizes[0] < sizes[1]

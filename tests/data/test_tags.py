@@ -55,3 +55,46 @@ def test_subclasses_of_subclasses_get_tags_of_their_own():
 
     assert type(decode(Faster(speed=2.0).serialize())) is Faster
     assert type(decode(Named(speed=2.0).serialize())) is Named
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"array_like": True},
+        {"tag_field": "kind"},
+        {"tag": 7},
+        {"tag": True},
+        {"tag": str.lower},
+        {"tag": ""},
+        {"tag": "x" * 256},
+        {"tag": "ü" * 128},
+        {"tag": "\ud800"},
+        {"tag": "a\nb"},
+        {"rename": {"value": "data_type"}},
+    ],
+    ids=str,
+)
+def test_options_that_no_reader_can_decode_are_refused_when_the_class_is_defined(options):
+    with pytest.raises(ConfigError, match="Odd"):
+
+        class Odd(Data, **options):
+            value: int = 0
+
+
+def test_a_field_named_as_the_tag_is_refused():
+    with pytest.raises(ConfigError, match="data_type"):
+
+        class Odd(Data):
+            data_type: str = ""
+
+
+@pytest.mark.parametrize(
+    "options", [{"tag": "x" * 255}, {"frozen": True}, {"rename": "camel"}, {"omit_defaults": True}], ids=str
+)
+def test_other_options_make_no_difference_to_a_reader(options):
+    options = {"tag": f"tests.{min(options)}", **options}
+
+    class Fine(Data, **options):
+        some_value: int = 0
+
+    assert Data.deserialize(Fine(some_value=3).serialize()) == Fine(some_value=3)

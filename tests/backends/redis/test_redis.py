@@ -11,6 +11,7 @@ from msight_bus import HeaderError, brokers
 from msight_bus.protocol import envelope
 from tests.support.brokers import Backend
 from tests.support.receiving import take
+from tests.support.typed import Point
 
 
 def client_of(redis):
@@ -25,6 +26,16 @@ async def test_other_makes_publish_raw_payloads(redis, topic):
         received = await take(messages, len(foreign))
     assert [message.payload for message in received] == foreign
     assert {(message.sequence, message.published_at, message.key) for message in received} == {(None, None, None)}
+
+
+async def test_a_typed_publisher_writes_no_header_on_a_raw_wire(redis, topic):
+    async with redis.connect(MSIGHT_WIRE="raw") as bus, bus.subscribe(topic, type=Point) as messages:
+        async with bus.publisher(topic, type=Point) as publisher:
+            await publisher.send(Point(1.0))
+            with pytest.raises(HeaderError):
+                await publisher.send(Point(1.0), headers={"lens": "wide"})
+        (message,) = await take(messages, 1)
+    assert (message.data, message.headers) == (Point(1.0), {})
 
 
 async def test_raw_wire_is_readable_by_other_makes(redis, topic):

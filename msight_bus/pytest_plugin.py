@@ -1,7 +1,4 @@
-"""The pytest plugin of msight_bus (entry point ``pytest11``).
-
-It is no module of the package, so that pytest does not import the package where no test uses it.
-"""
+"""The pytest plugin (entry point ``pytest11``). Imports nothing of the package before a test uses the fixture."""
 
 from __future__ import annotations
 
@@ -16,6 +13,6 @@ if TYPE_CHECKING:
 @pytest.fixture
 def msight_simulation() -> Simulation:
     """Return an in-memory broker without faults, into which a test can inject faults; see `Simulation`."""
-    from msight_bus.testing import Simulation
+    from msight_bus.testing import Simulation  # noqa: PLC0415 - see above
 
     return Simulation()
