@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from msight_bus.off_loop import DaemonThreads
+from msight_bus.executors import DaemonThreads
 
 logger = logging.getLogger("msight_bus")
 

@@ -11,9 +11,9 @@ from msight_bus.bus import Bus, connect
 from msight_bus.draining import CLOSE_WITHIN
 from msight_bus.errors import BusError, ConfigError, DrainTimeoutError
 from msight_bus.events import BusEvent
+from msight_bus.executors import left_running
 from msight_bus.nodes.node import Node
 from msight_bus.nodes.source import SourceNode
-from msight_bus.off_loop import left_running
 from msight_bus.runtime import UNWIND_WITHIN, bounded_shutdown, run, running_loop
 from msight_bus.settings import BusSettings
 from msight_bus.signals import StopSignals, mark_logged, print_logged_briefly

@@ -19,7 +19,7 @@ PATIENCE = 10.0
 never ends, must not stop the clock for ever."""
 
 _ANYIO_THREADS = "anyio._backends._asyncio"
-_OFF_LOOP_THREADS = "msight_bus.off_loop"
+_OFF_LOOP_THREADS = "msight_bus.executors"
 _EXECUTOR_THREADS = ("concurrent.futures.thread", _OFF_LOOP_THREADS)
 _HELPER_THREADS = ("asyncio.unix_events", "concurrent.futures.process", "multiprocessing.")
 """Modules whose threads only manage processes."""

@@ -31,7 +31,7 @@ BESIDE = {
 ELSEWHERE = {
     "heartbeat_sender": ["nodes/test_heartbeat.py", "test_registry.py"],
     "loop_share": ["nodes/test_bad_input.py", "nodes/test_handling.py"],
-    "off_loop": ["nodes/test_off_loop.py", "nodes/test_ending.py"],
+    "executors": ["nodes/test_off_loop.py", "nodes/test_ending.py"],
     "pacing": ["nodes/test_source.py"],
     "runtime": ["nodes/test_signals.py", "nodes/test_running.py"],
     "signals": ["nodes/test_signals.py"],
