@@ -15,7 +15,7 @@ from benchmarks.report import show
 from benchmarks.scale import SMALL, SMOKE
 from benchmarks.targets import verdicts
 from msight_bus.bench.machine import describe, versions
-from tests.support.brokers import running_broker
+from tests.support.brokers import breakable_broker
 
 _OPTIONAL = {
     FRAMEWORK: "faststream",
@@ -36,7 +36,7 @@ def test_each_type_is_decoded(capsys, monkeypatch):
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_candidate_runs_and_every_message_is_counted(backend, tmp_path):
-    broker = running_broker(backend)
+    broker = breakable_broker(backend)
     said: list[str] = []
     measured = on(broker, SMOKE, said.append)
 
