@@ -252,6 +252,22 @@ def test_the_nesting_of_json_is_measured_exactly(value, ascii_only):
             check_json(payload, ANY, max_bytes=1 << 30, max_nesting=levels - 1)
 
 
+@pytest.mark.parametrize(
+    "text", [b'"' + b'\\"' * 200_000, b'"' + b"\\" * 400_001, b'"' * 400_001], ids=["quotes", "backslashes", "empty"]
+)
+def test_a_string_without_an_end_takes_linear_time_and_little_memory(text):
+    payload = b"[" * 40 + text
+    tracemalloc.start()
+    try:
+        check_json(
+            payload, ANY, max_bytes=1 << 30, max_nesting=32
+        )  # quadratic time would exceed the deadline of the test
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * len(payload)
+
+
 @given(st.binary(max_size=64))
 def test_any_bytes_are_checked_as_json(payload):
     with contextlib.suppress(DecodeError):
