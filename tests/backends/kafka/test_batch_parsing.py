@@ -5,12 +5,16 @@ from __future__ import annotations
 from itertools import count
 
 import pytest
+from aiokafka import TopicPartition
+from aiokafka.errors import IncompatibleBrokerVersion
+from aiokafka.protocol.fetch import FetchRequest as AiokafkaFetchRequest
 from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from hypothesis import given
 from hypothesis import strategies as st
 
 from msight_bus.backends.kafka import partition_reader
-from msight_bus.backends.kafka.aiokafka_compat.requests import FETCH_STRUCTS, read_fetch
+from msight_bus.backends.kafka.aiokafka_compat import READ_COMMITTED
+from msight_bus.backends.kafka.aiokafka_compat.requests import FETCH_VERSIONS, FetchRequest, read_fetch
 from msight_bus.backends.kafka.batch_parsing import read_records, split
 from msight_bus.backends.kafka.partition_reader import PartitionReader
 from msight_bus.backends.kafka.records import offset_of, to_messages
@@ -197,7 +201,29 @@ def test_batches_of_the_formats_before_kafka_0_11_are_read(magic, codec):
     assert read(bytes(data) + batch_of(A, base=3)).read[-1] == (3, b"a")
 
 
-@pytest.mark.parametrize("struct", FETCH_STRUCTS, ids=lambda struct: f"version {struct.API_VERSION}")
+STRUCTS = [struct for struct in AiokafkaFetchRequest._CLASSES if struct.API_VERSION in FETCH_VERSIONS]
+
+
+@pytest.mark.parametrize("struct", STRUCTS, ids=lambda struct: f"version {struct.API_VERSION}")
+def test_a_request_of_any_version_is_encoded_as_by_aiokafka(struct):
+    version = struct.API_VERSION
+    offsets = {TopicPartition("one", 0): 12, TopicPartition("two", 2): 2**40, TopicPartition("one", 1): 0}
+    request = FetchRequest(offsets, READ_COMMITTED, 2_000_000).prepare({1: (0, version)})
+    topics = [("one", [(0, 12, 2_000_000), (1, 0, 2_000_000)]), ("two", [(2, 2**40, 2_000_000)])]
+    theirs = AiokafkaFetchRequest(500, 1, 50 * 1024 * 1024, READ_COMMITTED, topics).prepare({1: (0, version)})
+    assert isinstance(theirs, struct)
+    assert request.encode() == theirs.encode()
+    header = theirs.build_request_header(7, "cliënt")
+    assert request.build_request_header(7, "cliënt").encode() == header.encode()
+
+
+@pytest.mark.parametrize("versions", [{}, {1: (0, 3)}, {1: (12, 17)}])
+def test_a_broker_without_a_known_version_of_fetch_is_refused(versions):
+    with pytest.raises(IncompatibleBrokerVersion):
+        FetchRequest({}, READ_COMMITTED, 1).prepare(versions)
+
+
+@pytest.mark.parametrize("struct", STRUCTS, ids=lambda struct: f"version {struct.API_VERSION}")
 def test_an_answer_of_any_version_is_read(struct):
     """Of two topics, with an error, with aborted transactions and without a list of them."""
     version, schema = struct.API_VERSION, struct.RESPONSE_TYPE.SCHEMA

@@ -36,7 +36,7 @@ try:
         LATEST,
         READ_COMMITTED,
         READ_UNCOMMITTED,
-        fetch_request,
+        FetchRequest,
         offsets_request,
         produce_request,
         read_offsets,
@@ -54,10 +54,10 @@ except ImportError as error:
 
 __all__ = [
     "AIOKAFKA", "CODECS", "EARLIEST", "LATEST", "READ_COMMITTED", "READ_UNCOMMITTED", "Client", "Connection",
-    "CreateTopicsRequest", "DefaultRecordBatch", "DescribeConfigsRequest", "InitProducerIdRequest", "LegacyRecordBatch",
-    "Member", "MetadataRequest", "RecordHeader", "TopicIdentity", "TopicIdentityRequest", "batch_builder",
-    "check_aiokafka", "fetch_request", "murmur2", "offsets_request", "produce_request", "read_batch",
-    "read_identity", "read_offsets", "read_produce", "record_bytes",
+    "CreateTopicsRequest", "DefaultRecordBatch", "DescribeConfigsRequest", "FetchRequest", "InitProducerIdRequest",
+    "LegacyRecordBatch", "Member", "MetadataRequest", "RecordHeader", "TopicIdentity", "TopicIdentityRequest",
+    "batch_builder", "check_aiokafka", "murmur2", "offsets_request", "produce_request", "read_batch", "read_identity",
+    "read_offsets", "read_produce", "record_bytes",
 ]  # fmt: skip
 
 install_log_filters()

@@ -1,4 +1,4 @@
-"""A connection to one broker: aiokafka encodes requests and authenticates; this module reads the socket."""
+"""A connection to one broker: aiokafka writes requests and authenticates; this module reads the socket."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import aiokafka.errors as kafka_errors
 from aiokafka.conn import AIOKafkaConnection, CloseReason, OAuthAuthenticator
 
-from msight_bus.backends.kafka.aiokafka_compat.requests import FETCH_STRUCTS, read_fetch
+from msight_bus.backends.kafka.aiokafka_compat.requests import FetchRequest, read_fetch
 
 
 class _OAuth(OAuthAuthenticator):
@@ -136,14 +136,18 @@ class Connection(AIOKafkaConnection):
             Exception: the response cannot be parsed.
         """
         expected, request, answer = self._requests[0]
-        if not isinstance(request, FETCH_STRUCTS) or answer.done() or _SIZE.unpack_from(frame)[0] != expected:
+        if not isinstance(request, FetchRequest):
             self._handle_frame(bytes(frame))
             return
+        (got,) = _SIZE.unpack_from(frame)
+        if got != expected:
+            raise kafka_errors.CorrelationIdError(f"the response to request {expected} has the id {got}")
         # Decode before removing the request: on an error, closing the connection then fails the request too.
         fetched = read_fetch(memoryview(frame)[_SIZE.size :], request.API_VERSION)
         self._requests.popleft()
         self._last_action = time.monotonic()
-        answer.set_result(fetched)
+        if not answer.done():
+            answer.set_result(fetched)
 
     def authenticator_oauth(self) -> _OAuth:
         return _OAuth(sasl_oauth_token_provider=self._sasl_oauth_token_provider)
