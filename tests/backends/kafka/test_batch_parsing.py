@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import count
 
+import google_crc32c
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import IncompatibleBrokerVersion
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from msight_bus.backends.kafka import partition_reader
-from msight_bus.backends.kafka.aiokafka_compat import READ_COMMITTED
+from msight_bus.backends.kafka.aiokafka_compat import READ_COMMITTED, has_valid_checksum
 from msight_bus.backends.kafka.aiokafka_compat.requests import FETCH_VERSIONS, FetchRequest, read_fetch
 from msight_bus.backends.kafka.batch_parsing import read_records, split
 from msight_bus.backends.kafka.partition_reader import PartitionReader
@@ -246,6 +247,18 @@ def test_an_answer_of_any_version_is_read(struct):
     answer = schema.encode((100, *((0, 0) if version >= 7 else ()), topics))
     found = [(*each[0], *each[1:5], bytes(each.data)) for each in read_fetch(memoryview(answer), version)]
     assert found == [(*part[:5], part[5] or [], part[6]) for part in parts]
+
+
+@pytest.mark.parametrize("implementation", ["c", "python"])
+@pytest.mark.parametrize("size", [0, 200, 200_000])
+def test_a_changed_byte_is_found_with_and_without_a_wheel_of_the_checksum(implementation, size, monkeypatch):
+    monkeypatch.setattr(google_crc32c, "implementation", implementation)
+    batch = bytearray(batch_of(Rec(value=bytes(size))))
+    assert has_valid_checksum(memoryview(batch))
+    for place in (17, 20, 21, len(batch) - 1):
+        batch[place] ^= 1
+        assert not has_valid_checksum(memoryview(batch))
+        batch[place] ^= 1
 
 
 def sealed(data):

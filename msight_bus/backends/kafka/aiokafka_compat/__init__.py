@@ -28,6 +28,7 @@ try:
         CODECS,
         RecordHeader,
         batch_builder,
+        has_valid_checksum,
         read_batch,
         record_bytes,
     )
@@ -56,8 +57,8 @@ __all__ = [
     "AIOKAFKA", "CODECS", "EARLIEST", "LATEST", "READ_COMMITTED", "READ_UNCOMMITTED", "Client", "Connection",
     "CreateTopicsRequest", "DefaultRecordBatch", "DescribeConfigsRequest", "FetchRequest", "InitProducerIdRequest",
     "LegacyRecordBatch", "Member", "MetadataRequest", "RecordHeader", "TopicIdentity", "TopicIdentityRequest",
-    "batch_builder", "check_aiokafka", "murmur2", "offsets_request", "produce_request", "read_batch", "read_identity",
-    "read_offsets", "read_produce", "record_bytes",
+    "batch_builder", "check_aiokafka", "has_valid_checksum", "murmur2", "offsets_request", "produce_request",
+    "read_batch", "read_identity", "read_offsets", "read_produce", "record_bytes",
 ]  # fmt: skip
 
 install_log_filters()

@@ -1,15 +1,27 @@
-"""Encoding of record batches, and decoding of our own, by aiokafka's C extension."""
+"""Encoding of record batches, and decoding of our own, by aiokafka's C extension; checksums of all batches."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import google_crc32c
 from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 
 CODECS = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
 
 RecordHeader = tuple[str, bytes | None]
+
+_CHECKSUM_AT, _CHECKSUM_END = 17, 21
+
+
+def has_valid_checksum(batch: memoryview) -> bool:
+    """Return whether the CRC-32C of a batch is correct; with the processor's instruction, where google-crc32c has a wheel."""
+    if google_crc32c.implementation != "c":  # its Python code takes 100 times as long as aiokafka's C code
+        return bool(DefaultRecordBatch(batch).validate_crc())
+    expected = int.from_bytes(batch[_CHECKSUM_AT:_CHECKSUM_END], "big")
+    # google-crc32c accepts only bytes; the copy takes a quarter of the time that aiokafka's code takes more.
+    return bool(google_crc32c.value(bytes(batch[_CHECKSUM_END:])) == expected)
 
 
 def batch_builder(codec: int, max_bytes: int) -> Any:
