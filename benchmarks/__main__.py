@@ -12,7 +12,7 @@ from typing import Annotated, Any, cast
 import typer
 from rich.console import Console
 
-from benchmarks import against, decoding, nodes
+from benchmarks import against, camera, decoding, nodes
 from benchmarks.catalog import BACKENDS
 from benchmarks.core import PRESENT
 from benchmarks.measuring import measure, save
@@ -67,6 +67,7 @@ def full(
 
 app.command(name="nodes")(nodes.main)
 app.command(name="decoding")(decoding.main)
+app.command(name="camera")(camera.main)
 
 
 @app.command()
