@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asyncio import _get_running_loop
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
@@ -14,6 +14,7 @@ from msight_bus.core import Core
 from msight_bus.data.types import DATA, payload_type
 from msight_bus.errors import ConfigError
 from msight_bus.events import BusEvent
+from msight_bus.patterns import check_entries, is_pattern
 from msight_bus.payload import Payload, check_headers, check_key, to_bytes
 from msight_bus.publisher import Publisher
 from msight_bus.queue_policy import QueuePolicy
@@ -143,17 +144,17 @@ class Bus:
 
     # fmt: off
     @overload
-    def subscribe(self, topic: str, *, group_id: str | None = None, queue: QueuePolicy | None = None, start: Start | None = None,
-                  ack: AckMode = "auto", deadline: float | None = None, lifespan: float | None = None,
+    def subscribe(self, topics: str | Sequence[str], *, group_id: str | None = None, queue: QueuePolicy | None = None,
+                  start: Start | None = None, ack: AckMode = "auto", deadline: float | None = None, lifespan: float | None = None,
                   type: None = None) -> Subscription: ...
     @overload
-    def subscribe(self, topic: str, *, group_id: str | None = None, queue: QueuePolicy | None = None, start: Start | None = None,
-                  ack: AckMode = "auto", deadline: float | None = None, lifespan: float | None = None,
+    def subscribe(self, topics: str | Sequence[str], *, group_id: str | None = None, queue: QueuePolicy | None = None,
+                  start: Start | None = None, ack: AckMode = "auto", deadline: float | None = None, lifespan: float | None = None,
                   type: TypeForm[T]) -> Subscription[T]: ...
     # fmt: on
     def subscribe(
         self,
-        topic: str,
+        topics: str | Sequence[str],
         *,
         group_id: str | None = None,
         queue: QueuePolicy | None = None,
@@ -163,35 +164,39 @@ class Bus:
         lifespan: float | None = None,
         type: Any = None,  # noqa: A002 - the public name
     ) -> Subscription[Any]:
-        """Subscribe to ``topic``: ``async with bus.subscribe(topic) as messages: async for message in messages: ...``.
+        """Subscribe to topics: ``async with bus.subscribe("camera.*") as messages: async for message in messages: ...``.
 
         Entering returns once the broker has confirmed the subscription: messages published after that are received. In a NATS
         cluster this holds for publishers on the same server only; the other servers learn of the subscription a moment later,
         and messages published there before are not counted as missing.
 
         Args:
-            topic: dotted name.
+            topics: a topic, a pattern, or a list of topics and patterns. In a pattern ``*`` stands for one part of a name, ``>``
+                for all remaining parts, at least one. Patterns match neither reserved topics nor dead-letter topics. A message
+                is delivered once however many entries match; `Message.topic` names its topic.
             group_id: consumer group or queue group, whose members share the messages where the backend supports that.
-            queue: policy for a consumer that is slower than the stream; default: ``block`` on Kafka, else ``drop_oldest``.
-            start: ``"latest"`` (default), ``"earliest"``, a ``datetime`` or ``{partition: offset}``. All but ``"latest"`` need
-                a backend with replay.
+            queue: policy for a consumer that is slower than the streams; default: ``block`` on Kafka, else ``drop_oldest``.
+                ``latest(n)`` keeps n messages of each topic; the other policies bound the queue as a whole.
+            start: ``"latest"`` (default), ``"earliest"``, a ``datetime``, ``{partition: offset}`` for one topic or
+                ``{(topic, partition): offset}`` for a list of topics. All but ``"latest"`` need a backend with replay.
             ack: ``"auto"`` marks a message as done when the next message is requested; ``"manual"`` leaves that to
                 ``message.ack()``.
-            deadline: seconds without a message after which one `DeadlineMissed` event is reported; the next message arms the
-                deadline again. Time in which a full queue pauses the stream does not count.
+            deadline: seconds without a message of a topic after which one `DeadlineMissed` event is reported; the next message
+                arms the deadline again. A topic that only a pattern matches has a deadline from its first message on. Time in
+                which a full queue pauses the stream does not count.
             lifespan: seconds after which a message is dropped, counted as ``"too old"`` and done: since the message was
                 received or, by the publisher's clock, since it was published. Requires synchronized clocks.
             type: type of ``message.data``: ``Data``, a subclass of ``Data`` or a union of these (default: ``Data``), a
                 ``msgspec.Struct``, a dataclass, a pydantic model, ``bytes``, or ``Json[T]`` for other types.
 
         Raises:
-            TopicError: the topic name or group name is not valid.
+            TopicError: a topic, a pattern or the group name is not valid, the list is empty or names an entry twice.
             ValueError, TypeError: another argument is not valid.
             UnsupportedError: the backend cannot replay; or, with ``MSIGHT_STRICT``, cannot share a topic among a group.
             ClosedError: the bus is closed.
             BusError: called from another thread, event loop or process than the bus was opened in.
         """
-        check_topic(topic)
+        entries = check_entries(topics)
         if group_id is not None:
             check_group(group_id)
         if deadline is not None:
@@ -207,9 +212,9 @@ class Bus:
         if start is None:
             start = "latest"
         else:
-            _check_start(start)
+            _check_start(start, entries)
         options = SubscriptionOptions(ack, deadline, lifespan, DATA if type is None else payload_type(type))
-        return self.core.subscribe((topic,), group_id=group_id, queue=queue, start=start, options=options)
+        return self.core.subscribe(entries, group_id=group_id, queue=queue, start=start, options=options)
 
     def nodes(self) -> Registry:
         """Return the registry of nodes that announce themselves on this broker.
@@ -312,13 +317,26 @@ def connect(
     return Connecting(Core(settings, on_event))
 
 
-def _check_start(start: object) -> None:
+def _check_start(start: object, entries: tuple[str, ...]) -> None:
     if start in ("latest", "earliest") or isinstance(start, datetime):
         return
-    if (
-        isinstance(start, Mapping)
-        and start
-        and all(isinstance(n, int) and n >= 0 for pair in start.items() for n in pair)
-    ):
+    if not isinstance(start, Mapping) or not start or not all(map(_is_whole, start.values())):
+        raise ValueError(
+            "start must be 'latest', 'earliest', a datetime, {partition: offset} or {(topic, partition): offset}, "
+            f"not {start!r:.200}."
+        )
+    if any(is_pattern(entry) for entry in entries):
+        raise ValueError("start cannot be a mapping with a pattern: the topics that it matches are not known.")
+    if len(entries) == 1 and all(map(_is_whole, start)):
         return
-    raise ValueError(f"start must be 'latest', 'earliest', a datetime or {{partition: offset}}, not {start!r}.")
+    pairs = [key for key in start if isinstance(key, tuple) and len(key) == 2 and _is_whole(key[1])]
+    if len(pairs) < len(start):
+        accepted = "{(topic, partition): offset}" if len(entries) > 1 else "{partition: offset}"
+        raise ValueError(f"start must be {accepted} with these topics, not {start!r:.200}.")
+    unknown = [topic for topic, _ in pairs if topic not in entries]
+    if unknown:
+        raise ValueError(f"start names the topic {unknown[0]!r:.80}, which is not subscribed.")
+
+
+def _is_whole(number: object) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and number >= 0

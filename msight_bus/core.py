@@ -19,6 +19,7 @@ from msight_bus.backends.base import (
     Backend,
     DeadLetterBackend,
     Opener,
+    Position,
     PresenceBackend,
     Selection,
     Start,
@@ -42,6 +43,7 @@ from msight_bus.errors import (
 )
 from msight_bus.events import BusEvent
 from msight_bus.message import Message
+from msight_bus.patterns import TopicPattern, is_pattern
 from msight_bus.payload import check_headers, check_key
 from msight_bus.queue_policy import QueuePolicy
 from msight_bus.reporting import Reporter
@@ -324,7 +326,7 @@ class Core:
         report: Callable[[BusEvent], None] | None = None,
         on_drop: Callable[[Sequence[Message], str], None] | None = None,
     ) -> Subscription[Any]:
-        """Make a subscription to ``topics``, which may be reserved topics (`Bus.subscribe`).
+        """Make a subscription to topics, which may be reserved topics, and patterns (`Bus.subscribe`).
 
         ``report`` is called with the events of the subscription and passes them to `reporter`; ``on_drop`` is called with
         messages that are dropped and the cause.
@@ -345,7 +347,7 @@ class Core:
             self._warn_of_group(group_id, topics)
         return Subscription(
             self.backend,
-            Selection(topics, group_id, queue or self._default_queue, start),
+            self._selection(topics, group_id, queue or self._default_queue, start),
             options,
             limits=self.limits,
             clock=self.clock,
@@ -354,7 +356,22 @@ class Core:
             on_drop=on_drop,
             on_entered=self._subscriptions.add,
             on_closed=self._subscriptions.discard,
+            entries=topics,
         )
+
+    def _selection(self, entries: tuple[str, ...], group_id: str | None, queue: QueuePolicy, start: Start) -> Selection:
+        patterns = [TopicPattern(entry, self.settings.dead_letter_suffix) for entry in entries if is_pattern(entry)]
+        # The broker sends each message once for each entry that matches.
+        needed = tuple(
+            one for one in patterns if not any(other is not one and other.covers(one.text) for other in patterns)
+        )
+        topics = tuple(entry for entry in entries if not is_pattern(entry))
+        position: Position = (
+            {key if isinstance(key, tuple) else (topics[0], key): offset for key, offset in start.items()}
+            if isinstance(start, Mapping)
+            else start
+        )
+        return Selection(topics, group_id, queue, position, needed)
 
     def _warn_of_group(self, group_id: str, topics: tuple[str, ...]) -> None:
         text = (

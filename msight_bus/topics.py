@@ -45,7 +45,8 @@ def check_topic(topic: str) -> str:
         )
     if not _GRAMMAR.fullmatch(topic) or len(topic) > MAX_TOPIC_BYTES:
         raise TopicError(
-            f"{_shown(topic)} is not a valid topic: {_reason(topic)} For example 'intersection.cam_ne'.", topic=topic
+            f"{quoted_topic(topic)} is not a valid topic: {_reason(topic)} For example 'intersection.cam_ne'.",
+            topic=topic,
         )
     if len(_checked) >= _CHECKED_LIMIT:
         _checked.clear()
@@ -53,7 +54,8 @@ def check_topic(topic: str) -> str:
     return topic
 
 
-def _shown(topic: str) -> str:
+def quoted_topic(topic: str) -> str:
+    """Return a name in quotation marks for an error, escaped and shortened."""
     return repr(topic if len(topic) <= 60 else topic[:57] + "...")
 
 
@@ -67,7 +69,7 @@ def _reason(topic: str) -> str:
     if "" in topic.split("."):
         return "a part between dots is empty."
     if "*" in topic or topic.endswith(">"):
-        return f"wildcards are not supported, subscribe to each topic; {_ACCEPTED}."
+        return f"a pattern can be subscribed only; {_ACCEPTED}."
     return f"{_ACCEPTED}."
 
 

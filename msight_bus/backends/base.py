@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 from typing import Literal, Protocol, runtime_checkable
@@ -17,12 +17,20 @@ from msight_bus.capabilities import Capabilities
 from msight_bus.errors import BusError
 from msight_bus.events import BusEvent
 from msight_bus.message import Message
+from msight_bus.patterns import TopicPattern
 from msight_bus.protocol.envelope import TopicCounter
 from msight_bus.queue_policy import QueuePolicy
 from msight_bus.settings import BusSettings
 
-Start = Literal["latest", "earliest"] | datetime | Mapping[int, int]
-"""The start of a subscription; a mapping has an offset for each partition of a log."""
+Start = Literal["latest", "earliest"] | datetime | Mapping[int, int] | Mapping[tuple[str, int], int]
+"""The start of a subscription as users give it. A mapping has an offset for each partition of a log, or, for several topics, for
+each pair of topic and partition."""
+
+Position = Literal["latest", "earliest"] | datetime | Mapping[tuple[str, int], int]
+"""A `Start` for backends: a mapping has pairs of topic and partition."""
+
+_NAMED = 3
+"""Maximum number of topics that `Selection.name` names."""
 
 
 class Blocked(Enum):
@@ -42,21 +50,44 @@ class Selection:
     """The checked arguments of one subscription.
 
     Attributes:
-        topics: the topics, in the given order.
+        topics: the topics that are given by name, in the given order.
         group_id: consumer group or queue group; ``None``: the subscriber receives every message.
         queue: policy for a consumer that is slower than the stream.
         start: the start of the subscription.
+        patterns: the patterns, in the given order. A topic that several patterns match belongs to the first; a topic that is
+            given by name belongs to no pattern (`owner`).
     """
 
     topics: tuple[str, ...]
     group_id: str | None
     queue: QueuePolicy
-    start: Start
+    start: Position
+    patterns: tuple[TopicPattern, ...] = ()
+    _named: frozenset[str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_named", frozenset(self.topics))
 
     @property
     def name(self) -> str:
-        """The topics joined with commas, for logs and errors."""
-        return ", ".join(self.topics)
+        """The first topics and patterns joined with commas, for logs and errors."""
+        entries = [*self.topics, *(pattern.text for pattern in self.patterns)]
+        more = f" and {len(entries) - _NAMED} more" if len(entries) > _NAMED else ""
+        return ", ".join(entries[:_NAMED]) + more
+
+    @property
+    def many(self) -> bool:
+        """Whether the subscription can have more than one topic."""
+        return bool(self.patterns) or len(self.topics) > 1
+
+    def owner(self, name: str) -> TopicPattern | None:
+        """Return the pattern to which a name belongs; ``None`` for a topic that is given by name, and without a match.
+
+        A broker sends a message once for each entry that matches; a backend delivers the owner's copy only.
+        """
+        if name in self._named:
+            return None
+        return next((pattern for pattern in self.patterns if pattern.matches(name)), None)
 
 
 class TopicStream(Protocol):
@@ -88,7 +119,10 @@ class Inbox(Protocol):
     """The receiving side of one subscription, which its backend calls."""
 
     def stream(self, topic: str) -> TopicStream:
-        """Return the stream of a topic."""
+        """Return the stream of a topic, which stays valid until the subscription is closed."""
+
+    def invalid(self, count: int) -> None:
+        """Count messages that a pattern matches and whose channel is not a valid topic; they are not delivered."""
 
     @property
     def room(self) -> int:
@@ -106,8 +140,8 @@ class Inbox(Protocol):
     def drop(self, message: Message, cause: str) -> None:
         """Count a message that was returned to the consumer as dropped, and mark it as done."""
 
-    def skip(self, count: int) -> None:
-        """Count at most ``count`` records of a log that are skipped for the latest ones."""
+    def skip(self, topic: str, count: int) -> None:
+        """Count at most ``count`` records of a topic of a log that are skipped for the latest ones."""
 
     def shed(self) -> None:
         """Drop the newest messages over the bound: the backend cannot pause the stream any longer."""

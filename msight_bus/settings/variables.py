@@ -71,6 +71,11 @@ class Limits(Section):
     publisher_topics: int = variable(
         COUNT, 100_000, "Topics whose sequence counters a bus keeps; the least recently used is evicted."
     )
+    stats_topics: int = variable(
+        COUNT,
+        10_000,
+        "Topics of a subscription whose counters and sequences are kept; the least recently used is evicted.",
+    )
     max_message_bytes: int = variable(BYTES, 64 * _MIB, "Largest message; the broker can have a lower limit.")
     max_decoded_bytes: int = variable(BYTES, 64 * _MIB, "Largest payload that is decoded, and the memory of its value.")
     max_nesting: int = variable(whole(1, 200, "32"), 32, "Depth of nested maps and arrays in a decoded payload.")

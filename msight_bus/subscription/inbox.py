@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Sequence
+from heapq import heapify, heappop, heappush
+from time import monotonic
 from typing import Any
 
 from msight_bus.backends.base import Selection
@@ -16,14 +19,31 @@ from msight_bus.subscription.sequence_tracker import SequenceTracker
 
 logger = logging.getLogger("msight_bus")
 
+_TELL_EVERY = 1.0
+"""Minimum seconds between two events about topics that were forgotten."""
+
+
+class EvictedGaps:
+    """The sums of the topics that were forgotten."""
+
+    __slots__ = ("duplicates", "gaps", "missing")
+
+    def __init__(self) -> None:
+        self.gaps = 0
+        self.missing = 0
+        self.duplicates = 0
+
+    def add(self, stream: TopicStream) -> None:
+        """Add the counters of a topic."""
+        self.gaps += stream.gaps
+        self.missing += stream.total_missing
+        self.duplicates += stream.duplicates or 0
+
 
 class Deadline:
     """A timer that reports `DeadlineMissed` when no message arrives for some seconds, once until the next message.
 
     Time in which the queue is full, so that the stream is paused, does not count.
-
-    Attributes:
-        missed: number of deadlines missed.
     """
 
     def __init__(self, name: str, seconds: float, queue: MessageQueue, report: Callable[[BusEvent], None]) -> None:
@@ -34,7 +54,6 @@ class Deadline:
         self._timer: asyncio.TimerHandle | None = None
         self._heard_at = 0.0
         self._watching = False
-        self.missed = 0
 
     def start(self) -> None:
         """Arm the deadline."""
@@ -69,7 +88,6 @@ class Deadline:
         if left > 0:
             self._watch_for(left)
             return
-        self.missed += 1
         logger.warning("Deadline missed: no message on %s for %g s.", self._name, self._seconds)
         self._report(DeadlineMissed(self._name, self._seconds))
 
@@ -81,32 +99,53 @@ class TopicStream:
         topic: the topic's name.
         tracker: tracks the publishers' sequences; ``None`` on a log, where offsets reveal gaps, and for a member of a group,
             which receives a part of the stream only.
+        received: number of messages delivered to the queue.
         gaps: number of gaps reported.
         missing: messages that the backend reported as missing, besides those of the tracker.
+        deadline: the topic's deadline, ``None`` without one.
+        used: number of messages that the subscription had received when this topic was used last.
+        evicted: whether the inbox has forgotten the topic; the next message makes it known again.
     """
 
-    __slots__ = ("_deadline", "_queue", "_report", "gaps", "missing", "topic", "tracker")
+    __slots__ = (
+        "_inbox",
+        "_queue",
+        "_report",
+        "deadline",
+        "evicted",
+        "gaps",
+        "missing",
+        "received",
+        "topic",
+        "tracker",
+        "used",
+    )
 
-    def __init__(
-        self,
-        topic: str,
-        queue: MessageQueue,
-        tracker: SequenceTracker | None,
-        deadline: Deadline | None,
-        report: Callable[[BusEvent], None],
-    ) -> None:
+    def __init__(self, topic: str, inbox: Inbox, report: Callable[[BusEvent], None]) -> None:
         self.topic = topic
-        self.tracker = tracker
+        self._inbox = inbox
+        self._queue = inbox.queue
+        self._report = report
+        self.deadline: Deadline | None = None
+        self.begin()
+
+    def begin(self) -> None:
+        """Set all counters to the beginning."""
+        self.tracker = self._inbox.make_tracker()
+        self.received = 0
         self.gaps = 0
         self.missing = 0
-        self._queue = queue
-        self._deadline = deadline
-        self._report = report
+        self.used = 0
+        self.evicted = False
 
     def deliver(self, batch: list[Message]) -> None:
         """Queue a list of at least one message, and report gaps in their sequences."""
-        if self._deadline is not None:
-            self._deadline.heard()
+        if self.evicted:
+            self._inbox.keep(self)
+        if self.deadline is not None:
+            self.deadline.heard()
+        self.received += len(batch)
+        self.used = self._queue.received
         if self.tracker is None:
             self._queue.put(batch)
             return
@@ -135,6 +174,16 @@ class TopicStream:
         self.missing += missing or 0
         self._announce(missing, cause, at_most=at_most)
 
+    @property
+    def total_missing(self) -> int:
+        """Messages known to be missing."""
+        return self.missing + (0 if self.tracker is None else self.tracker.missing)
+
+    @property
+    def duplicates(self) -> int | None:
+        """Messages received more than once; ``None`` where they are not detected."""
+        return None if self.tracker is None else self.tracker.duplicates
+
     def _announce(self, missing: int | None, cause: str, *, at_most: bool = False) -> None:
         self.gaps += 1
         self._report(Gap(self.topic, missing, cause, at_most=at_most))
@@ -146,7 +195,10 @@ class Inbox:
     Attributes:
         queue: messages that wait for the consumer.
         unacknowledged: messages of a log that were returned to the consumer and are not marked as done.
-        deadline: the subscription's deadline, ``None`` without one.
+        counts: whether the sequences of publishers are tracked.
+        deadlines_missed: number of deadlines missed.
+        evicted: number of topics that were forgotten, because more than ``most`` were received.
+        evicted_gaps: gaps of those topics, and messages missing and duplicated there.
     """
 
     def __init__(
@@ -155,6 +207,7 @@ class Inbox:
         *,
         counts: bool,
         deadline: float | None,
+        most: int,
         clock: Callable[[], float],
         report: Callable[[BusEvent], None],
         on_full: Callable[[], None],
@@ -165,30 +218,94 @@ class Inbox:
             selection: the topics and the queue policy.
             counts: whether the sequences of publishers are tracked.
             deadline: seconds, or ``None``.
+            most: maximum number of topics whose counters are kept.
             clock: returns POSIX seconds.
             report: called with each event.
             on_full: called when a queue with the ``block`` policy is full.
             on_room: called when that queue has room again.
         """
-        self.queue = MessageQueue(selection.queue, on_full=on_full, on_room=on_room)
+        self.queue = MessageQueue(selection.queue, many=selection.many, on_full=on_full, on_room=on_room)
         self.unacknowledged: list[Message[Any]] = []
-        self.deadline = None if deadline is None else Deadline(selection.name, deadline, self.queue, report)
-        self._counts = counts
+        self.deadlines_missed = 0
+        self.evicted = 0
+        self.evicted_gaps = EvictedGaps()
+        self._deadline = deadline
+        self._most = most
+        self.counts = counts
         self._clock = clock
         self._report = report
         self._streams: dict[str, TopicStream] = {}
+        self._watching = False
+        self._least_used: list[tuple[int, str]] = []  # a heap
+        self._eviction_told_at = -math.inf
+
+    def make_tracker(self) -> SequenceTracker | None:
+        """Return a tracker for one topic, ``None`` where sequences are not tracked."""
+        return SequenceTracker(clock=self._clock) if self.counts else None
 
     def stream(self, topic: str) -> TopicStream:
-        """Return the stream of a topic; made at the first call."""
+        """Return the stream of a topic; made at the first call. It stays valid until the subscription is closed."""
         stream = self._streams.get(topic)
         if stream is None:
-            tracker = SequenceTracker(clock=self._clock) if self._counts else None
-            stream = self._streams[topic] = TopicStream(topic, self.queue, tracker, self.deadline, self._report)
+            stream = TopicStream(topic, self, self._report)
+            self.keep(stream)
         return stream
+
+    def keep(self, stream: TopicStream) -> None:
+        """Keep the counters of a topic; forget those of the least recently used topic if there are too many."""
+        if stream.evicted:
+            stream.begin()
+        if len(self._streams) >= self._most:
+            self._evict()
+        stream.used = self.queue.received
+        self._streams[stream.topic] = stream
+        if self._deadline is not None:
+            stream.deadline = Deadline(stream.topic, self._deadline, self.queue, self._deadline_missed)
+            if self._watching:
+                stream.deadline.start()
+
+    def _evict(self) -> None:
+        streams, heap = self._streams, self._least_used
+        while True:
+            if not heap:
+                heap.extend((stream.used, topic) for topic, stream in streams.items())
+                heapify(heap)
+            used, topic = heappop(heap)
+            stream = streams.get(topic)
+            if stream is not None and stream.used == used:
+                break
+            if stream is not None:
+                heappush(heap, (stream.used, topic))
+        del streams[topic]
+        stream.evicted = True
+        if stream.deadline is not None:
+            stream.deadline.stop()
+        self.evicted += 1
+        self.evicted_gaps.add(stream)
+        dropped_of = self.queue.dropped_of
+        dropped_of.pop(topic, None)
+        if len(dropped_of) > 2 * self._most:  # messages of forgotten topics were dropped later
+            for name in [name for name in dropped_of if name not in streams]:
+                del dropped_of[name]
+        now = monotonic()
+        if now - self._eviction_told_at >= _TELL_EVERY:
+            self._eviction_told_at = now
+            self._report(Gap(topic, None, "evicted"))
+
+    def start_watching(self) -> None:
+        """Arm the deadlines of the topics known by now; of others from their first message on."""
+        self._watching = True
+        for stream in self._streams.values():
+            if stream.deadline is not None:
+                stream.deadline.start()
+
+    def _deadline_missed(self, event: BusEvent) -> None:
+        self.deadlines_missed += 1
+        self._report(event)
 
     @property
     def streams(self) -> Sequence[TopicStream]:
-        """The streams made so far."""
+        """The streams whose counters are kept."""
         return tuple(self._streams.values())
 
     @property
@@ -216,9 +333,14 @@ class Inbox:
         self.unacknowledged = [held for held in self.unacknowledged if held is not message]
         self.queue.drop((message,), cause)
 
-    def skip(self, count: int) -> None:
-        """Count at most ``count`` records of a log that are skipped for the latest ones."""
-        self.queue.skip(count)
+    def skip(self, topic: str, count: int) -> None:
+        """Count at most ``count`` records of a topic of a log that are skipped for the latest ones."""
+        self.stream(topic).received += count
+        self.queue.skip(topic, count)
+
+    def invalid(self, count: int) -> None:
+        """Count messages that a pattern matches and whose channel is not a valid topic."""
+        self.queue.reject(count, "invalid topic")
 
     def shed(self) -> None:
         """Drop the newest messages over the bound: the backend cannot pause the stream any longer."""
@@ -230,6 +352,8 @@ class Inbox:
         self.queue.fail(error)
 
     def stop_watching(self) -> None:
-        """Disarm the deadline, if there is one."""
-        if self.deadline is not None:
-            self.deadline.stop()
+        """Disarm the deadlines."""
+        self._watching = False
+        for stream in self._streams.values():
+            if stream.deadline is not None:
+                stream.deadline.stop()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from msight_bus.errors import BusError, BusyError, ClosedError, fresh
 from msight_bus.message import Message
 from msight_bus.queue_policy import QueuePolicy
+from msight_bus.subscription.latest_of_each import LatestOfEach
 
 _BUSY = "Another task is iterating this subscription; a subscription has one consumer."
 
@@ -34,6 +35,7 @@ class MessageQueue:
         full: whether the stream was asked to pause.
         received: number of messages put.
         dropped: messages that were not delivered, by cause.
+        dropped_of: the same by topic.
         peak: the maximum number of messages queued so far.
         ended: whether `end` was called.
         on_drop: called with the messages of each `drop` and its cause.
@@ -41,7 +43,9 @@ class MessageQueue:
 
     __slots__ = (
         "_blocks",
+        "_check_from",
         "_closed",
+        "_each",
         "_error",
         "_max_bytes",
         "_max_messages",
@@ -54,6 +58,7 @@ class MessageQueue:
         "_waiter",
         "_wanted",
         "dropped",
+        "dropped_of",
         "ended",
         "full",
         "messages",
@@ -64,19 +69,33 @@ class MessageQueue:
     )
 
     def __init__(
-        self, policy: QueuePolicy, *, on_full: Callable[[], None] = _nothing, on_room: Callable[[], None] = _nothing
+        self,
+        policy: QueuePolicy,
+        *,
+        many: bool = False,
+        on_full: Callable[[], None] = _nothing,
+        on_room: Callable[[], None] = _nothing,
     ) -> None:
-        """``on_full`` pauses the stream and ``on_room`` resumes the stream; only the ``block`` policy calls them."""
-        self.messages: deque[Message] = deque()
+        """
+        Args:
+            policy: the bounds, and the action at a bound.
+            many: whether the messages can be of more than one topic; then ``latest`` keeps the latest of each.
+            on_full: pauses the stream; only the ``block`` policy calls it.
+            on_room: resumes the stream.
+        """
+        self._each = LatestOfEach(policy.max_messages) if many and policy.when_full == "latest" else None
+        self.messages: deque[Message] | LatestOfEach = deque() if self._each is None else self._each
         self.size = 0
         self.full = False
         self.received = 0
         self.dropped: Counter[str] = Counter()
+        self.dropped_of: dict[str, Counter[str]] = {}
         self.peak = 0
         self.ended = False
         self.on_drop: Callable[[Sequence[Message], str], None] | None = None
         self._policy = policy
         self._max_messages = policy.max_messages
+        self._check_from = policy.max_messages if self._each is None else 0
         self._max_bytes = policy.max_bytes
         self._blocks = policy.when_full == "block"
         self._on_full = on_full
@@ -96,6 +115,8 @@ class MessageQueue:
         """Number of messages that still fit; a backend that fetches requests at most this number."""
         if self.size >= self._max_bytes and self.messages:
             return 0
+        if self._each is not None:
+            return self._max_messages
         return max(0, self._max_messages - len(self.messages))
 
     def put(self, batch: list[Message]) -> None:
@@ -105,7 +126,7 @@ class MessageQueue:
         size = self.size
         for message in batch:
             size += len(message.payload) + message._overhead
-        if queued >= self._max_messages or size >= self._max_bytes or self.full or self._over:
+        if queued >= self._check_from or size >= self._max_bytes or self.full or self._over:
             self._put_at_bound(batch)
             return
         self.received += len(batch)
@@ -132,7 +153,10 @@ class MessageQueue:
         elif self._policy.when_full in ("drop_oldest", "latest"):
             messages.extend(batch)
             self.size += sum([len(message.payload) + message._overhead for message in batch])
-            self._drop_oldest()
+            if self._each is None:
+                self._drop_oldest()
+            else:
+                self._drop_oldest_of_each(self._each, batch)
         else:
             self._put_while_room(batch)
         if len(messages) > self.peak:
@@ -157,6 +181,18 @@ class MessageQueue:
             dropped.append(oldest)
         self.drop(dropped, self._policy.when_full)
 
+    def _drop_oldest_of_each(self, each: LatestOfEach, batch: list[Message]) -> None:
+        dropped: list[Message] = []
+        for topic in {message.topic for message in batch}:
+            while (oldest := each.pop_surplus(topic)) is not None:
+                self.size -= len(oldest.payload) + oldest._overhead
+                dropped.append(oldest)
+        while self.size > self._max_bytes and len(each) > 1:
+            oldest = each.popleft()
+            self.size -= len(oldest.payload) + oldest._overhead
+            dropped.append(oldest)
+        self.drop(dropped, self._policy.when_full)
+
     def _put_while_room(self, batch: list[Message]) -> None:
         dropped: list[Message] = []
         for message in batch:
@@ -176,6 +212,7 @@ class MessageQueue:
         self._shedding = True
         dropped: list[Message] = []
         while self._is_over:
+            assert isinstance(self.messages, deque)  # a queue that blocks
             newest = self.messages.pop()
             self.size -= len(newest.payload) + newest._overhead
             dropped.append(newest)
@@ -206,13 +243,27 @@ class MessageQueue:
                 message._settlement.settle(message)
         if dropped:
             self.dropped[cause] += len(dropped)
+            for topic, count in Counter([message.topic for message in dropped]).items():
+                self._count_dropped(topic, count, cause)
             if self.on_drop is not None:
                 self.on_drop(dropped, cause)
 
-    def skip(self, count: int) -> None:
-        """Count ``count`` records of a log that were skipped for the latest ones."""
+    def _count_dropped(self, topic: str, count: int, cause: str) -> None:
+        dropped = self.dropped_of.get(topic)
+        if dropped is None:
+            dropped = self.dropped_of[topic] = Counter()
+        dropped[cause] += count
+
+    def skip(self, topic: str, count: int) -> None:
+        """Count ``count`` records of a topic of a log that were skipped for the latest ones."""
         self.received += count
         self.dropped["skipped"] += count
+        self._count_dropped(topic, count, "skipped")
+
+    def reject(self, count: int, cause: str) -> None:
+        """Count messages that cannot be delivered and were not put."""
+        self.received += count
+        self.dropped[cause] += count
 
     def discard(self, unwanted: Callable[[Message], bool], cause: str) -> None:
         """Remove queued messages without marking them as done: another member receives them."""

@@ -3,7 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class TopicStats:
+    """A snapshot of the counters of one topic of a subscription, in messages; see `SubscriptionStats`.
+
+    Attributes:
+        received: received from the broker.
+        delivered: returned to the consumer.
+        dropped: not returned to the consumer, by cause.
+        gaps: number of gaps reported; ``None`` where gaps are not counted.
+        missing: messages known to be missing; ``None`` where gaps are not counted.
+        duplicates: messages received more than once; ``None`` where they are not detected.
+    """
+
+    received: int
+    delivered: int
+    dropped: Mapping[str, int]
+    gaps: int | None
+    missing: int | None
+    duplicates: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +36,7 @@ class SubscriptionStats:
         delivered: returned to the consumer.
         dropped: not returned to the consumer, by cause: the name of a queue policy, ``"block_timeout"``, ``"revoked"``,
             ``"closed"``, ``"too old"`` (older than the lifespan), ``"no dead letter"``, ``"skipped"`` (records of a log that were
-            skipped for the latest ones; an upper bound).
+            skipped for the latest ones; an upper bound), ``"invalid topic"`` (a pattern matched a name that is no topic).
         gaps: number of gaps reported, those of a reconnect included; ``None`` where gaps are not counted.
         missing: messages known to be missing; ``None`` for a member of a group that shares a stream.
         duplicates: messages received more than once; ``None`` where they are not detected.
@@ -24,6 +45,8 @@ class SubscriptionStats:
         lag: records of a log between the last one returned to the consumer and the end of the log, queued ones included;
             ``None`` without a log, or while the end is not known.
         deadlines_missed: number of `DeadlineMissed` events.
+        topics: the counters by topic, of at most ``MSIGHT_STATS_TOPICS`` topics.
+        evicted: topics whose counters were forgotten for those of other topics.
     """
 
     received: int
@@ -36,3 +59,5 @@ class SubscriptionStats:
     queued_peak: int
     deadlines_missed: int = 0
     lag: int | None = None
+    topics: Mapping[str, TopicStats] = field(default_factory=dict)
+    evicted: int = 0

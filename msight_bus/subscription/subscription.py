@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,8 +21,9 @@ from msight_bus.events import BusEvent
 from msight_bus.loop_share import LONG_TURN, run_until_idle
 from msight_bus.message import Message
 from msight_bus.settings import Limits
-from msight_bus.subscription.inbox import Inbox
-from msight_bus.subscription.stats import SubscriptionStats
+from msight_bus.subscription.inbox import Inbox, TopicStream
+from msight_bus.subscription.latest_of_each import LatestOfEach
+from msight_bus.subscription.stats import SubscriptionStats, TopicStats
 from msight_bus.tasks import reraise_swallowed, run_shielded
 
 AckMode = Literal["auto", "manual"]
@@ -67,7 +68,8 @@ class Subscription(Generic[T_co]):
     messages that are not done.
 
     Attributes:
-        topic: the name of the topic; for several topics, their names joined with commas.
+        topics: the topics and patterns, as they were given.
+        topic: the name of the topic; of several, the first names joined with commas.
         consumer: the task that iterates the subscription, ``None`` before the first request.
         decode: decodes a payload.
     """
@@ -85,9 +87,11 @@ class Subscription(Generic[T_co]):
         on_entered: Callable[[Subscription[Any]], None],
         on_closed: Callable[[Subscription[Any]], None],
         on_drop: Callable[[Sequence[Message[Any]], str], None] | None = None,
+        entries: tuple[str, ...] = (),
     ) -> None:
         """``check`` raises where the bus cannot be used (`Core.check`); ``clock`` returns POSIX seconds; ``on_drop`` is called
-        with messages that are dropped and the cause."""
+        with messages that are dropped and the cause; ``entries``: the topics and patterns as they were given."""
+        self.topics = entries or selection.topics
         self.topic = selection.name
         self.consumer: asyncio.Task[object] | None = None
         self._backend = backend
@@ -106,6 +110,7 @@ class Subscription(Generic[T_co]):
             selection,
             counts=not self._keeps and not shares,
             deadline=options.deadline,
+            most=limits.stats_topics,
             clock=clock,
             report=report,
             on_full=self._pause,
@@ -114,7 +119,7 @@ class Subscription(Generic[T_co]):
         self._inbox.queue.on_drop = on_drop
         self._counts = self._keeps or not shares
         self._queue = self._inbox.queue
-        self._messages: deque[Any] = self._queue.messages
+        self._messages: deque[Any] | LatestOfEach = self._queue.messages
         for topic in selection.topics:
             self._inbox.stream(topic)
         self._at_broker: Consumer | None = None
@@ -143,8 +148,7 @@ class Subscription(Generic[T_co]):
             raise
         if self._queue.full:
             self._pause()
-        if self._inbox.deadline is not None:
-            self._inbox.deadline.start()
+        self._inbox.start_watching()
         self._turned_at = monotonic()
         return self
 
@@ -320,22 +324,37 @@ class Subscription(Generic[T_co]):
     @property
     def stats(self) -> SubscriptionStats:
         """A snapshot of the counters."""
-        queue, streams = self._queue, self._inbox.streams
-        trackers = [stream.tracker for stream in streams if stream.tracker is not None]
-        missing = sum(stream.missing for stream in streams) + sum(tracker.missing for tracker in trackers)
-        deadline = self._inbox.deadline
+        queue, inbox = self._queue, self._inbox
+        queued = Counter([message.topic for message in queue.messages])
+        topics = {stream.topic: self._stats_of(stream, queued[stream.topic]) for stream in inbox.streams}
+        gone = inbox.evicted_gaps
         behind = self._at_broker.lag if self._at_broker is not None else None
         return SubscriptionStats(
             received=queue.received,
             delivered=queue.received - len(queue.messages) - queue.dropped.total(),
             dropped=MappingProxyType(dict(queue.dropped)),
-            gaps=sum(stream.gaps for stream in streams) if self._counts else None,
-            missing=missing if self._counts else None,
-            duplicates=sum(tracker.duplicates for tracker in trackers) if trackers else None,
+            gaps=gone.gaps + sum(topic.gaps or 0 for topic in topics.values()) if self._counts else None,
+            missing=gone.missing + sum(topic.missing or 0 for topic in topics.values()) if self._counts else None,
+            duplicates=(
+                gone.duplicates + sum(topic.duplicates or 0 for topic in topics.values()) if inbox.counts else None
+            ),
             queued=len(queue.messages),
             queued_peak=queue.peak,
-            deadlines_missed=0 if deadline is None else deadline.missed,
+            deadlines_missed=inbox.deadlines_missed,
             lag=None if behind is None else behind + len(queue.messages),
+            topics=MappingProxyType(topics),
+            evicted=inbox.evicted,
+        )
+
+    def _stats_of(self, stream: TopicStream, queued: int) -> TopicStats:
+        dropped = dict(self._queue.dropped_of.get(stream.topic, ()))
+        return TopicStats(
+            received=stream.received,
+            delivered=max(0, stream.received - queued - sum(dropped.values())),
+            dropped=MappingProxyType(dropped),
+            gaps=stream.gaps if self._counts else None,
+            missing=stream.total_missing if self._counts else None,
+            duplicates=stream.duplicates,
         )
 
     @property

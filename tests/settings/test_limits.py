@@ -26,7 +26,7 @@ def test_defaults():
 
 @pytest.mark.parametrize("field", Limits.table())
 def test_each_limit_has_its_variable(field):
-    wanted = 3 if field.startswith(("max_", "queue_", "publisher_", "reconnect_limit")) else 0.5
+    wanted = 3 if field.startswith(("max_", "queue_", "publisher_", "stats_", "reconnect_limit")) else 0.5
     settings = BusSettings(environ={f"MSIGHT_{field.upper()}": str(wanted)})
     assert getattr(settings.limits, field) == wanted
     with pytest.raises(ConfigError, match=f"^MSIGHT_{field.upper()} must be"):

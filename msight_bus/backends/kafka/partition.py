@@ -148,7 +148,7 @@ class Partition:
         first = self._readable_end - self._latest
         if first <= self.ledger.expected:
             return messages
-        self._inbox.skip(first - self.ledger.expected)
+        self._inbox.skip(self.where.topic, first - self.ledger.expected)
         self.ledger.skip_to(first)
         return [message for message in messages if offset_of(message) >= first]
 

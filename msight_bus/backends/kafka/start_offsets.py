@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError, KafkaTimeoutError, LeaderNotAvailableError
 
-from msight_bus.backends.base import Start
+from msight_bus.backends.base import Position
 from msight_bus.backends.kafka.aiokafka_compat import EARLIEST, LATEST, Client, offsets_request, read_offsets
 from msight_bus.backends.kafka.errors import error_for
 from msight_bus.message import Message
@@ -61,27 +61,27 @@ class Moment:
             return None
 
 
-def moment_of(start: Start) -> Moment | None:
+def moment_of(start: Position) -> Moment | None:
     """Return the moment of a ``datetime`` start; ``None`` for other starts."""
     return Moment(start) if isinstance(start, datetime) else None
 
 
-def check_start(start: Start, topic: str, partitions: int) -> None:
+def check_start(start: Position, topic: str, partitions: int) -> None:
     """Check the partitions of an offset mapping.
 
     Raises:
         ValueError: ``topic`` has no partition of that number.
     """
     if isinstance(start, Mapping):
-        for partition in start:
-            if partition >= partitions:
+        for named, partition in start:
+            if named == topic and partition >= partitions:
                 raise ValueError(
                     f"start names partition {partition}; topic {topic!r} has {partitions} partitions, 0 to {partitions - 1}."
                 )
 
 
 async def resolve(
-    client: Client, partitions: list[TopicPartition], start: Start, isolation: int
+    client: Client, partitions: list[TopicPartition], start: Position, isolation: int
 ) -> dict[TopicPartition, int]:
     """Return the start offset of each partition.
 
@@ -97,7 +97,7 @@ async def resolve(
         found = await list_offsets(client, partitions, max(0, Moment(start).milliseconds), isolation)
         return {where: found[where] if found[where] >= 0 else ends[where] for where in partitions}
     if isinstance(start, Mapping):
-        return {where: start.get(where.partition, ends[where]) for where in partitions}
+        return {where: start.get(where, ends[where]) for where in partitions}
     return ends
 
 

@@ -39,6 +39,7 @@ async def subscribe(backend: PubSubBackend, queue: QueuePolicy):
         selection,
         counts=True,
         deadline=None,
+        most=10,
         clock=asyncio.get_running_loop().time,
         report=lambda event: None,
         on_full=lambda: consumer.pause(),  # noqa: PLW0108 - it comes later
