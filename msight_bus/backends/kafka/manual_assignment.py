@@ -25,8 +25,12 @@ class ManualAssignmentConsumer(KafkaConsumer):
     async def _check_topics(self) -> None:
         recreated = await self._find_recreated()
         self._track()
-        former = {where: each for where, each in self.partitions.items() if where.topic not in recreated}
+        former = {
+            where: each
+            for where, each in self.partitions.items()
+            if where.topic in self.topics and where.topic not in recreated
+        }
         new = [where for where in self.topics.partitions() if where not in former]
-        if new:
+        if new or len(former) < len(self.partitions):
             starts = await self._resolve(new, "earliest")
             self._fetcher.assign(former | {where: self._partition(where, at) for where, at in starts.items()})

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from aiokafka import TopicPartition
-from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
+from aiokafka.errors import IncompatibleBrokerVersion, KafkaError, UnknownTopicOrPartitionError
 
 from msight_bus.backends.base import Selection
 from msight_bus.backends.kafka.aiokafka_compat import Client, MetadataRequest, TopicIdentitiesRequest, TopicIdentity
@@ -81,6 +81,10 @@ class SelectedTopics:
         ]
         return [TopicPartition(name, partition) for name, count in counts for partition in range(count)]
 
+    def __contains__(self, name: str) -> bool:
+        """Whether a topic is read, or was read and can be created again."""
+        return name in self._topics
+
     def is_given(self, name: str) -> bool:
         """Return whether a topic is given by name."""
         return name in self._given
@@ -122,7 +126,7 @@ class SelectedTopics:
         try:
             request = TopicIdentitiesRequest(wanted)
             found: Found = (await self._client.ask(request, within=_ANSWER_WITHIN, shared=True)).topics
-        except NotImplementedError:  # brokers before Kafka 2.8 have no topic ids
+        except IncompatibleBrokerVersion:  # brokers before Kafka 2.8 have no topic ids
             response = await self._client.ask(MetadataRequest(wanted, allow_auto_topic_creation=False))
             return {
                 name: error_for(code) if code else TopicIdentity(b"", len(partitions))
