@@ -22,7 +22,6 @@ _HEADER = struct.Struct(">hhih")
 _FETCH_KEY = 1
 _FETCH = struct.Struct(">iiiib")
 _NO_SESSION = struct.pack(">ii", 0, -1)
-_TOPIC = struct.Struct(">ih")
 _PARTITION_4 = struct.Struct(">iqi")
 _PARTITION_5 = struct.Struct(">iqqi")
 _PARTITION_9 = struct.Struct(">iiqqi")
@@ -132,25 +131,32 @@ class FetchRequest:
         self.version = version = min(newest, FETCH_VERSIONS[-1])
         if version < max(oldest, FETCH_VERSIONS[0]):
             raise IncompatibleBrokerVersion(f"The broker's fetch versions are {oldest} to {newest}.")
-        topic = next(iter(self._offsets)).topic.encode()
+        topics: dict[str, list[bytes]] = {}
+        for (topic, partition), offset in self._offsets.items():
+            if version >= 9:
+                position = _PARTITION_9.pack(partition, -1, offset, -1, self._partition_bytes)
+            elif version >= 5:
+                position = _PARTITION_5.pack(partition, offset, -1, self._partition_bytes)
+            else:
+                position = _PARTITION_4.pack(partition, offset, self._partition_bytes)
+            topics.setdefault(topic, []).append(position)
         parts = [
             _HEADER.pack(_FETCH_KEY, version, number, len(client)),
             client,
             _FETCH.pack(-1, _FETCH_WAIT_MS, 1, _FETCH_MAX_BYTES, self._isolation),
             _NO_SESSION if version >= 7 else b"",
-            _TOPIC.pack(1, len(topic)),
-            topic,
-            _INT32.pack(len(self._offsets)),
+            *_encode_topics(topics),
         ]
-        for (_, partition), offset in self._offsets.items():
-            if version >= 9:
-                parts.append(_PARTITION_9.pack(partition, -1, offset, -1, self._partition_bytes))
-            elif version >= 5:
-                parts.append(_PARTITION_5.pack(partition, offset, -1, self._partition_bytes))
-            else:
-                parts.append(_PARTITION_4.pack(partition, offset, self._partition_bytes))
         parts.append(_END_11 if version >= 11 else _END_7 if version >= 7 else b"")
         return b"".join(parts)
+
+
+def _encode_topics(topics: Mapping[str, list[bytes]]) -> Iterator[bytes]:
+    yield _INT32.pack(len(topics))
+    for topic, partitions in topics.items():
+        name = topic.encode()
+        yield _INT16.pack(len(name)) + name + _INT32.pack(len(partitions))
+        yield from partitions
 
 
 def read_fetch(answer: memoryview, version: int) -> list[Fetched]:
