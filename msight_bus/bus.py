@@ -180,7 +180,7 @@ class Bus:
         if start is None:
             start = "latest"
         else:
-            _check_start(start, entries)
+            check_start(start, entries)
         options = SubscriptionOptions(ack, deadline, lifespan)
         return self.core.subscribe(entries, group_id=group_id, queue=queue, start=start, options=options)
 
@@ -285,7 +285,12 @@ def connect(
     return Connecting(Core(settings, on_event))
 
 
-def _check_start(start: object, entries: tuple[str, ...]) -> None:
+def check_start(start: object, entries: tuple[str, ...]) -> None:
+    """Check the start of a subscription to ``entries``.
+
+    Raises:
+        ValueError: ``start`` is not valid; the text says what is accepted.
+    """
     if start in ("latest", "earliest") or isinstance(start, datetime):
         return
     if not isinstance(start, Mapping) or not start or not all(map(_is_whole, start.values())):

@@ -42,7 +42,7 @@ from msight_bus.errors import (
 )
 from msight_bus.events import BusEvent
 from msight_bus.message import Message
-from msight_bus.patterns import TopicPattern, is_pattern
+from msight_bus.patterns import TopicPattern, is_pattern, named
 from msight_bus.payload import check_headers, check_key
 from msight_bus.queue_policy import QueuePolicy
 from msight_bus.reporting import Reporter
@@ -375,7 +375,8 @@ class Core:
     def _warn_of_group(self, group_id: str, topics: tuple[str, ...]) -> None:
         text = (
             f"{self.settings.backend} cannot share a topic among the group {group_id!r}: every subscriber of "
-            f"{', '.join(map(repr, topics))} gets every message. To share the load set MSIGHT_PUBSUB_BACKEND to nats or kafka."
+            f"{named([repr(topic) for topic in topics])} gets every message. To share the load set MSIGHT_PUBSUB_BACKEND to nats "
+            "or kafka."
         )
         if self.settings.strict:
             raise UnsupportedError(text)

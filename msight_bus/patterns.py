@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from msight_bus.errors import TopicError
 from msight_bus.topics import check_topic, quoted_topic
 
 _WILDCARDS = frozenset("*>")
+
+MAX_NAMED = 3
+"""Maximum number of topics that a log line, an error or an announcement names."""
+
 _ONE_OR_MORE = "Subscribe to a topic, a pattern such as 'camera.*', or a list of them"
 
 
 def is_pattern(entry: str) -> bool:
     """Whether an entry of a subscription is a pattern."""
     return not _WILDCARDS.isdisjoint(entry)
+
+
+def named(entries: Sequence[str]) -> str:
+    """Return the first topics and patterns joined with commas, and the number of the others, for logs and errors."""
+    more = f" and {len(entries) - MAX_NAMED:,} more" if len(entries) > MAX_NAMED else ""
+    return ", ".join(entries[:MAX_NAMED]) + more
 
 
 class TopicPattern:

@@ -17,7 +17,7 @@ from msight_bus.capabilities import Capabilities
 from msight_bus.errors import BusError
 from msight_bus.events import BusEvent
 from msight_bus.message import Message
-from msight_bus.patterns import TopicPattern
+from msight_bus.patterns import TopicPattern, named
 from msight_bus.protocol.envelope import TopicCounter
 from msight_bus.queue_policy import QueuePolicy
 from msight_bus.settings import BusSettings
@@ -28,9 +28,6 @@ each pair of topic and partition."""
 
 Position = Literal["latest", "earliest"] | datetime | Mapping[tuple[str, int], int]
 """A `Start` for backends: a mapping has pairs of topic and partition."""
-
-_NAMED = 3
-"""Maximum number of topics that `Selection.name` names."""
 
 
 class Blocked(Enum):
@@ -71,9 +68,7 @@ class Selection:
     @property
     def name(self) -> str:
         """The first topics and patterns joined with commas, for logs and errors."""
-        entries = [*self.topics, *(pattern.text for pattern in self.patterns)]
-        more = f" and {len(entries) - _NAMED} more" if len(entries) > _NAMED else ""
-        return ", ".join(entries[:_NAMED]) + more
+        return named([*self.topics, *(pattern.text for pattern in self.patterns)])
 
     @property
     def many(self) -> bool:

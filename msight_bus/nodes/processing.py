@@ -18,7 +18,7 @@ from msight_bus.subscription import SubscriptionOptions
 
 
 class ProcessingNode(Node):
-    """Subscribes to one topic and publishes the results of `process` on another."""
+    """Subscribes to topics and publishes the results of `process` on another topic."""
 
     required_topics: ClassVar[tuple[str, ...]] = ("subscribe_topic_name", "publish_topic_name")
     coroutines: ClassVar[tuple[str, ...]] = (*Node.coroutines, "process")
@@ -39,7 +39,7 @@ class ProcessingNode(Node):
 
 
 class SinkNode(Node):
-    """Subscribes to one topic and publishes nothing."""
+    """Subscribes to topics and publishes nothing."""
 
     required_topics: ClassVar[tuple[str, ...]] = ("subscribe_topic_name",)
     unused_topics: ClassVar[tuple[str, ...]] = ("publish_topic_name",)
@@ -61,15 +61,15 @@ async def _consume(run: NodeRun, handler: Handler) -> None:
     config, bus = run.config, run.bus
     # With persistence, the node resumes at its group's position; without, a group only shares the load.
     group = config.group_where_kept() if bus.capabilities.persistence else config.group_id
-    assert config.subscribe_topic_name is not None
     async with AsyncExitStack() as stack:
         publisher: NodePublisher | None = None
         if config.publish_topic_name is not None:
             publisher = await stack.enter_async_context(NodePublisher.open(run, config.publish_topic_name))
         run.subscription = subscription = bus.core.subscribe(
-            (config.subscribe_topic_name,),
+            config.inputs,
             group_id=group,
             queue=config.queue,
+            start="latest" if config.start is None else config.start,
             options=SubscriptionOptions("manual", config.deadline, config.lifespan),
             report=run.report,
             on_drop=run.dropped,
