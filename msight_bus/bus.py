@@ -115,6 +115,7 @@ class Bus:
             ValueError: ``max_in_flight`` is below 1.
         """
         check_topic(topic)
+        self.core.backend.check_topic(topic)
         in_flight = self.core.limits.max_in_flight if max_in_flight is None else max_in_flight
         if in_flight < 1:
             raise ValueError(f"max_in_flight must be at least 1, not {in_flight}.")

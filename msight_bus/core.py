@@ -232,9 +232,11 @@ class Core:
         """Make the publisher of `publish` on ``topic``, which may be a reserved topic.
 
         Raises:
+            TopicError: the broker does not accept the name.
             BusError: as `check`.
         """
         self.check()
+        self.backend.check_topic(topic)
         if len(self.publishers) >= min(_PUBLISHERS, self.limits.publisher_topics):
             self.publishers.pop(next(iter(self.publishers))).close()
         publisher = self.publishers[topic] = self.backend.publisher(topic, self.publisher_name, keeps=False)
@@ -331,11 +333,14 @@ class Core:
         messages that are dropped and the cause.
 
         Raises:
+            TopicError: the broker does not accept a name.
             UnsupportedError: the backend cannot replay; or, with ``MSIGHT_STRICT``, cannot share a topic among a group.
             BusError: as `check`.
         """
         if self.loop is _CLOSED or _get_running_loop() not in (self.loop, None):  # None: called before the loop runs
             raise self._misuse()
+        for entry in topics:
+            self.backend.check_topic(entry)
         capabilities = self.backend.capabilities
         if start != "latest" and not capabilities.replay:
             raise UnsupportedError(

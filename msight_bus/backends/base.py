@@ -229,6 +229,13 @@ class Backend(Protocol):
             AuthenticationError: the broker refused the credentials, or a certificate was refused.
         """
 
+    def check_topic(self, entry: str) -> None:
+        """Check that the broker accepts a valid topic or pattern.
+
+        Raises:
+            TopicError: the broker does not accept the name; the text says why.
+        """
+
     def publisher(self, topic: str, name: str | None, *, keeps: bool) -> TopicPublisher:
         """Make a publisher on ``topic``.
 

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from typing import Any, Literal, Self
 
 from msight_bus.backends.base import Start
-from msight_bus.bus import check_start
+from msight_bus.bus import Bus, check_start
 from msight_bus.data import Data
 from msight_bus.errors import BusError, ConfigError, TopicError
 from msight_bus.patterns import TopicPattern, check_entries, is_pattern
@@ -138,14 +138,18 @@ class NodeConfig:
             or any(TopicPattern(entry, dead_letter_suffix).matches(topic) for entry in self.inputs if is_pattern(entry))
         )
 
-    def check_for(self, settings: BusSettings) -> None:
-        """Check what depends on the settings of the bus.
+    def check_for(self, bus: Bus) -> None:
+        """Check what depends on the bus: its broker and its settings.
 
         Raises:
+            TopicError: the broker does not accept a topic.
             ConfigError: the dead-letter topic does not end in ``MSIGHT_DEAD_LETTER_SUFFIX``, or the node would receive its own
                 messages.
         """
-        dead, suffix = self.dead_letter_topic_name, settings.dead_letter_suffix
+        dead, suffix = self.dead_letter_topic_name, bus.settings.dead_letter_suffix
+        for topic in (*self.inputs, self.publish_topic_name, dead):
+            if topic is not None:
+                bus.core.backend.check_topic(topic)
         problems = self._loops(suffix)
         if dead is not None and not dead.endswith(suffix):
             problems.append(

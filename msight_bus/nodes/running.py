@@ -110,7 +110,7 @@ async def _run_until(
 ) -> None:
     _check(nodes)
     for node in nodes:
-        node.config.check_for(bus.settings)
+        node.config.check_for(bus)
     loop = asyncio.get_running_loop()
     errors: list[BaseException] = []
     running: dict[asyncio.Task[None], Node] = {}

@@ -10,7 +10,7 @@ from typing import Annotated
 import msgspec
 import pytest
 
-from msight_bus import BusSettings, ConfigError, UnsupportedError
+from msight_bus import ConfigError, UnsupportedError
 from msight_bus.nodes import NodeConfig, run_until
 from msight_bus.registry import MAX_ANNOUNCEMENT_BYTES, NodeStatus
 from msight_bus.topics import NODES_TOPIC
@@ -75,9 +75,10 @@ def test_a_node_does_not_publish_where_its_pattern_matches(pattern):
         config(["lidar", pattern], publish_topic_name="camera.ne")
 
 
-def test_a_pattern_matches_neither_other_outputs_nor_dead_letters():
-    config("camera.*", publish_topic_name="camera.ne.objects", dead_letter_topic_name="camera.dead")
-    config(">", dead_letter_topic_name="camera.dead").check_for(BusSettings(environ={}))
+async def test_a_pattern_matches_neither_other_outputs_nor_dead_letters(memory):
+    async with memory.connect() as bus:
+        config("camera.*", publish_topic_name="camera.ne.objects", dead_letter_topic_name="camera.dead").check_for(bus)
+        config(">", dead_letter_topic_name="camera.dead").check_for(bus)
 
 
 @pytest.mark.parametrize("given", ["latest", "earliest", datetime(2026, 1, 1, tzinfo=UTC), {0: 5}])

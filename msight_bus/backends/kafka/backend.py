@@ -30,6 +30,7 @@ from msight_bus.errors import (
     ConnectionLostError,
     MessageTooLargeError,
     PublishTimeoutError,
+    TopicError,
     aborted,
     fresh,
 )
@@ -38,6 +39,7 @@ from msight_bus.message import Message
 from msight_bus.protocol import envelope
 from msight_bus.settings import BusSettings
 from msight_bus.tasks import Alarm, Gate, run_shielded
+from msight_bus.topics import quoted_topic
 
 logger = logging.getLogger("msight_bus")
 
@@ -368,6 +370,19 @@ class KafkaBackend:
                 "(max.message.bytes of the topic, or MSIGHT_MAX_MESSAGE_BYTES).",
                 size=size,
                 limit=limit,
+            )
+
+    def check_topic(self, entry: str) -> None:
+        """Refuse ``/``, which a Kafka topic cannot have (`Backend.check_topic`).
+
+        Raises:
+            TopicError: the name has a ``/``.
+        """
+        if "/" in entry:
+            raise TopicError(
+                f"{quoted_topic(entry)} is not a valid topic on Kafka, which does not accept '/'. Use '.' instead, for example "
+                f"{quoted_topic(entry.replace('/', '.'))}.",
+                topic=entry,
             )
 
     def publisher(self, topic: str, name: str | None, *, keeps: bool) -> KafkaPublisher:

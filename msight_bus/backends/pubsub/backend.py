@@ -193,6 +193,9 @@ class PubSubBackend:
                 for topic, seconds in connection.silences():
                     self._announcer.notice_silence(topic, seconds)
 
+    def check_topic(self, entry: str) -> None:
+        """Accept every valid topic and pattern (`Backend.check_topic`)."""
+
     def publisher(self, topic: str, name: str | None, *, keeps: bool) -> PubSubPublisher:
         """Make a publisher on ``topic``; ``name`` is not used."""
         return PubSubPublisher(self._topics, topic, self._publishing, self._limits, self._report, keeps=keeps)
