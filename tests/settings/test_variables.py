@@ -53,6 +53,7 @@ NEW = {
     "MSIGHT_DEAD_LETTER_SUFFIX",
     NATS + "TLS_FIRST",
     "MSIGHT_PUBLISHER_TOPICS",
+    "MSIGHT_TOPIC_MAP",
 }
 VARIABLES = BusSettings.variables()
 
