@@ -54,6 +54,7 @@ NEW = {
     NATS + "TLS_FIRST",
     "MSIGHT_PUBLISHER_TOPICS",
     "MSIGHT_TOPIC_MAP",
+    "MSIGHT_STATS_TOPICS",
 }
 VARIABLES = BusSettings.variables()
 
