@@ -115,7 +115,7 @@ class Bus:
             ValueError: ``max_in_flight`` is below 1.
         """
         check_topic(topic)
-        self.core.backend.check_topic(topic)
+        self.core.on_broker(topic)
         in_flight = self.core.limits.max_in_flight if max_in_flight is None else max_in_flight
         if in_flight < 1:
             raise ValueError(f"max_in_flight must be at least 1, not {in_flight}.")
@@ -192,7 +192,7 @@ class Bus:
         heartbeat interval.
         """
         if self._registry is None:
-            self._registry = Registry(self.core)
+            self._registry = Registry(self.core, topic_map=self.settings.topic_map)
             self.core.before_closing.append(self._registry.close)
         return self._registry
 

@@ -12,7 +12,7 @@ import logging
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from enum import StrEnum
 from typing import Annotated, Any, Protocol
 
@@ -26,6 +26,7 @@ from msight_bus.queue_policy import QueuePolicy
 from msight_bus.reporting import Reporter
 from msight_bus.subscription import Subscription
 from msight_bus.tasks import BackgroundTasks
+from msight_bus.topic_map import TopicMap
 from msight_bus.topics import ALIVE_TOPIC, NODES_TOPIC
 
 logger = logging.getLogger("msight_bus")
@@ -158,14 +159,14 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
             msgspec.structs.force_setattr(self, "inputs", (self.subscribe_topic,))
 
 
-def announced_topics(output: str | None, inputs: tuple[str, ...]) -> dict[str, Any]:
-    """Return the fields of a `NodeInfo` that describe its topics."""
+def announced_topics(output: str | None, inputs: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of a `NodeInfo` that describe its topics, by their names on the broker."""
     single = inputs[0] if len(inputs) == 1 else None
     return {
         "publish_topic": output if output and _NAME.match(output) else None,
         "subscribe_topic": single if single and _NAME.match(single) else None,
         "output": output,
-        "inputs": inputs[:MAX_NAMED],
+        "inputs": tuple(inputs[:MAX_NAMED]),
         "more_inputs": max(0, len(inputs) - MAX_NAMED),
     }
 
@@ -199,10 +200,14 @@ class Registry:
         ignored: number of announcements that could not be decoded.
     """
 
-    def __init__(self, bus: Listens, *, clock: Callable[[], float] | None = None) -> None:
-        """``clock`` returns seconds, for the age of heartbeats; default: the running event loop's clock."""
+    def __init__(
+        self, bus: Listens, *, clock: Callable[[], float] | None = None, topic_map: TopicMap | None = None
+    ) -> None:
+        """``clock`` returns seconds, for the age of heartbeats; default: the running event loop's clock. ``topic_map``: topics
+        that have other names on the broker."""
         self.ignored = 0
         self._bus = bus
+        self._topic_map = topic_map or TopicMap()
         self._clock = _loop_clock() if clock is None else clock
         # By name and instance, in the order of the last heartbeat.
         self._heard: OrderedDict[Key, Heard] = OrderedDict()
@@ -412,11 +417,16 @@ class Registry:
         key = (info.name, info.instance)
         now = self._time()
         before = self._heard.get(key)
+        here = self._topic_map.here
+        output = info.output and (here(info.output) or info.output)
+        inputs = tuple(here(entry) or entry for entry in info.inputs)
         info = msgspec.structs.replace(
             info,
             last_heartbeat=message.received_at,
-            publish_topic=info.output,
-            subscribe_topic=info.inputs[0] if len(info.inputs) == 1 and not info.more_inputs else None,
+            publish_topic=output,
+            output=output,
+            subscribe_topic=inputs[0] if len(inputs) == 1 and not info.more_inputs else None,
+            inputs=inputs,
         )
         self._heard[key] = info, now if before is None else before[1], now
         self._heard.move_to_end(key)

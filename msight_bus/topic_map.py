@@ -16,7 +16,7 @@ from msight_bus.topics import check_topic, quoted_topic
 
 _LONGEST_TEXT = 1024 * 1024
 _MOST_ENTRIES = 10_000
-_NAME = re.compile(r"(?!_msight\.)[^\ud800-\udfff]{1,255}", re.DOTALL)
+_NAME = re.compile(r"(?!_msight\.)[^\ud800-\udfff]{1,200}", re.DOTALL)
 
 
 class TopicMap:
@@ -92,7 +92,7 @@ def parse_topic_map(value: Any) -> TopicMap:
         raise ValueError(f"it has more than {_MOST_ENTRIES:,} entries")
     for name, topic in pairs:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise ValueError(f"{name!r:.60} is not a text of 1 to 255 characters, or is reserved for the bus")
+            raise ValueError(f"{name!r:.60} is not a text of 1 to 200 characters, or is reserved for the bus")
         try:
             check_topic(topic)
         except TopicError as error:

@@ -142,14 +142,14 @@ class NodeConfig:
         """Check what depends on the bus: its broker and its settings.
 
         Raises:
-            TopicError: the broker does not accept a topic.
+            TopicError: as `Core.on_broker`.
             ConfigError: the dead-letter topic does not end in ``MSIGHT_DEAD_LETTER_SUFFIX``, or the node would receive its own
                 messages.
         """
         dead, suffix = self.dead_letter_topic_name, bus.settings.dead_letter_suffix
         for topic in (*self.inputs, self.publish_topic_name, dead):
             if topic is not None:
-                bus.core.backend.check_topic(topic)
+                bus.core.on_broker(topic)
         problems = self._loops(suffix)
         if dead is not None and not dead.endswith(suffix):
             problems.append(

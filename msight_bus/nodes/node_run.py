@@ -281,6 +281,11 @@ class NodeRun:
         return self.meter.snapshot()
 
     def _describe(self) -> NodeInfo:
+        output = self.config.publish_topic_name
+
+        def on_broker(entry: str) -> str:
+            return _printable(self.bus.core.on_broker(entry))
+
         return NodeInfo(
             name=self.name,
             instance=self._announcer.instance,
@@ -291,7 +296,7 @@ class NodeRun:
             status=self.status,
             started_at=self._started_at,
             heartbeat_interval=self.config.heartbeat_update_interval,
-            **announced_topics(self.config.publish_topic_name, self.config.inputs),
+            **announced_topics(output and on_broker(output), [on_broker(entry) for entry in self.config.inputs]),
             group_id=self._group,
             last_heartbeat=self.bus.core.clock(),
             ended=self.ended,

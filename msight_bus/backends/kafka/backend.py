@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -49,6 +50,7 @@ _METADATA_AGE_MS = 300_000
 _CONSUMER_METADATA_AGE_MS = 30_000
 """The same of each consumer's client."""
 
+_KAFKA_TOPIC = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,249}")
 _RECORD_OVERHEAD = record_bytes(None, b"", [(envelope.HEADER, b"0" * 48)]) + 16
 
 
@@ -167,6 +169,7 @@ class KafkaBackend:
     def __init__(
         self, settings: BusSettings, report: Callable[[BusEvent], None], new_session: Callable[[], int]
     ) -> None:
+        settings.topic_map.check_for("Kafka", _KAFKA_TOPIC, "of 1 to 249 letters, digits, '.', '_' and '-'")
         self._settings = settings
         self._limits = settings.limits
         self._credentials = Credentials(settings.kafka)
@@ -496,6 +499,7 @@ class KafkaBackend:
 
     async def _publish_and_wait(self, topic: str, key: str | None, value: bytes | None, headers: RawHeaders) -> None:
         done: asyncio.Future[None] | Blocked = BLOCKED
+        topic = self._settings.topic_map.on_broker(topic)
         while done is BLOCKED:
             info = await self._directory.ensure(topic)
             await self._producer.ensure_open()
