@@ -82,6 +82,11 @@ class Operator:
         """Deny a permission to all users: ``kind`` is topic or group, ``operation`` read, write or describe."""
         await self._done(self._client.create_acls, [AclBinding(*self._acl(kind, name, operation))])
 
+    async def allow(self, kind: str, name: str, operation: str) -> None:
+        """Allow an operation to all users, while another one is denied: an ACL of a resource ends what its lack permits."""
+        acl = (*self._acl(kind, name, operation)[:-1], AclPermissionType.ALLOW)
+        await self._done(self._client.create_acls, [AclBinding(*acl)])
+
     async def permit(self, kind: str, name: str, operation: str) -> None:
         """Remove the denial."""
         await self._done(self._client.delete_acls, [AclBindingFilter(*self._acl(kind, name, operation))])

@@ -433,35 +433,30 @@ class KafkaBackend:
         """Join the group of ``selection``; without a group, consume all partitions.
 
         Raises:
-            TopicError: the topic is missing and must not be created.
-            AuthenticationError: the user may not read the topic or join the group.
+            TopicError: a topic is missing and must not be created.
+            AuthenticationError: the user may not read a topic or join the group.
             ConnectionLostError: Kafka or the group's coordinator did not respond in time.
-            ValueError: ``selection.start`` names a partition that the topic does not have.
+            ValueError: ``selection.start`` names a partition that a topic does not have.
         """
         self._check_permitted()
-        info = await self._directory.ensure(selection.topics[0])
-        check_start(selection.start, selection.topics[0], info.partitions)
+        for topic, partitions in (await self._directory.create(selection.topics)).items():
+            check_start(selection.start, topic, partitions)
         client = Client(self._credentials, metadata_max_age_ms=_CONSUMER_METADATA_AGE_MS, **self._options)
         arguments = (selection, inbox, self._settings, client, self._dead_letter)
         group_id = selection.group_id
         consumer = ManualAssignmentConsumer(*arguments) if group_id is None else GroupConsumer(group_id, *arguments)
         self._consumers.add(consumer)
-        consumer.on_closed = lambda: self._consumer_closed(consumer)
+        consumer.on_closed = lambda: self._consumers.discard(consumer)
         consumer.left = self._alarm.left
         try:
             await consumer.start()
         except KafkaError as error:
             await run_shielded(consumer.close())
-            raise translate(error, "subscribe", f"on {selection.topics[0]!r}") from error
+            raise translate(error, "subscribe", f"on {selection.name!r}") from error
         except BaseException:
             await run_shielded(consumer.close())
             raise
         return consumer
-
-    def _consumer_closed(self, consumer: KafkaConsumer) -> None:
-        self._consumers.discard(consumer)
-        if self._producer.counter(consumer.topic) is None:
-            self._directory.forget(consumer.topic)
 
     async def _dead_letter(self, message: Message) -> bool:
         partition, offset = message.position or (0, 0)

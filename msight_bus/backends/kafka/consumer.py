@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from aiokafka import TopicPartition
-from aiokafka.errors import KafkaError, KafkaTimeoutError
+from aiokafka.errors import KafkaError, KafkaTimeoutError, TopicAuthorizationFailedError
 
 from msight_bus.backends.base import Inbox, Selection
 from msight_bus.backends.kafka.aiokafka_compat import (
@@ -17,13 +17,11 @@ from msight_bus.backends.kafka.aiokafka_compat import (
     READ_COMMITTED,
     READ_UNCOMMITTED,
     Client,
-    TopicIdentity,
-    TopicIdentityRequest,
-    read_identity,
 )
 from msight_bus.backends.kafka.errors import REFUSED, translate
 from msight_bus.backends.kafka.fetcher import Fetcher
 from msight_bus.backends.kafka.partition import DeadLetter, Partition
+from msight_bus.backends.kafka.selected_topics import SelectedTopics
 from msight_bus.backends.kafka.start_offsets import Moment, list_offsets, resolve
 from msight_bus.errors import BusError
 from msight_bus.message import Message
@@ -35,28 +33,27 @@ _CHECK_EVERY = 0.5
 """Seconds between two checks of aiokafka's tasks and of open transactions."""
 
 _LOOK_EVERY = 5.0
-"""Seconds between two checks of the topic's identity and partitions."""
+"""Seconds between two checks of the identity and partitions of the topics."""
 
-_IDENTIFY_WITHIN = 3.0
-"""Maximum seconds of one check; a group member waits for it in each rebalance."""
+_MATCH_EVERY = 2.0
+"""The same with a pattern: topics that match are found by these checks."""
 
 _LOOK_AGAIN = 0.1
-"""Seconds until the next check after a broker reported the topic as unknown."""
+"""Seconds until the next check after a broker reported a topic as unknown."""
 
 _LOOK_FOR = 0.5
-"""Seconds between two checks while the topic does not exist."""
-
-_GONE_AFTER = 2
-"""Consecutive checks without the topic after which it counts as deleted; the metadata of one broker can be out of date."""
+"""Seconds between two checks, without a pattern, while a topic does not exist."""
 
 _LEAVE_WITHIN = 1.0
 """Maximum seconds for leaving the group."""
 
 
 class KafkaConsumer:
-    """Fetches a topic's records into a subscription (backends.base.Consumer, fetcher.FetchListener).
+    """Fetches the records of the topics of a subscription (backends.base.Consumer, fetcher.FetchListener).
 
     Attributes:
+        name: names the topics in logs and errors.
+        topics: the topics.
         on_closed: called when the subscription is closed.
         left: returns the seconds that are left to wait for the broker, at most the given number.
     """
@@ -64,11 +61,13 @@ class KafkaConsumer:
     def __init__(
         self, selection: Selection, inbox: Inbox, settings: BusSettings, client: Client, dead_letter: DeadLetter
     ) -> None:
-        self.topic = selection.topics[0]
+        self.name = selection.name
+        self.topics = SelectedTopics(selection, client)
         self.client = client
         self._selection = selection
         self._inbox = inbox
-        self._stream = inbox.stream(self.topic)
+        for topic in selection.topics:
+            inbox.stream(topic)  # its deadline begins now
         self._settings = settings
         self._dead_letter = dead_letter
         self._reads_committed = settings.kafka.isolation == "read_committed"
@@ -83,10 +82,8 @@ class KafkaConsumer:
             settings.kafka.tuning.fetch_bytes,
             settings.limits.reconnect_min,
         )
-        self._identity: TopicIdentity | None = None
-        self._exists = True
+        self._tracked: list[str] = []
         self._missing = asyncio.Event()
-        self._missing_checks = 0
         self._failure: BusError | None = None
         self._failing = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -97,24 +94,38 @@ class KafkaConsumer:
         """Start to deliver and return once the start offsets are fixed: records published afterwards are delivered.
 
         Raises:
-            KafkaError, BusError: the topic cannot be read.
+            KafkaError, BusError: a topic cannot be read.
         """
         raise NotImplementedError
 
     async def _connect(self) -> None:
-        """Connect and get the partitions of the topic.
+        """Connect and get the partitions of the topics.
 
         Raises:
             KafkaError: no broker reported the partitions within the request timeout.
         """
         await self.client.bootstrap()
-        self.client.track(self.topic)
+        unknown: list[str] = list(self._selection.topics)
         try:
             async with asyncio.timeout(self.client.request_timeout):
-                while not (await self.client.update_metadata() and self.client.partitions(self.topic)):
+                while True:
+                    await self.topics.check()
+                    names = self._track()
+                    if await self.client.update_metadata():
+                        unknown = [name for name in names if not self.client.partitions(name)]
+                        if not unknown:
+                            return
                     await asyncio.sleep(_LOOK_AGAIN)
         except TimeoutError as error:
-            raise KafkaTimeoutError(f"no broker reported the partitions of {self.topic!r}") from error
+            raise KafkaTimeoutError(f"no broker reported the partitions of {', '.join(unknown[:3])}") from error
+
+    def _track(self) -> list[str]:
+        """Have the metadata of the topics, and of no others; return their names."""
+        names = self.topics.names
+        if names != self._tracked:
+            self._tracked = names
+            self.client.set_topics(names)
+        return names
 
     @property
     def partitions(self) -> dict[TopicPartition, Partition]:
@@ -122,7 +133,11 @@ class KafkaConsumer:
         return self._fetcher.partitions
 
     def _all_partitions(self) -> list[TopicPartition]:
-        return [TopicPartition(self.topic, partition) for partition in sorted(self.client.partitions(self.topic))]
+        return [
+            TopicPartition(name, partition)
+            for name in self.topics.names
+            for partition in sorted(self.client.partitions(name))
+        ]
 
     def _partition(self, where: TopicPartition, start: int, moment: Moment | None = None) -> Partition:
         return Partition(
@@ -143,7 +158,7 @@ class KafkaConsumer:
     # -- tasks
 
     def _run(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        task = asyncio.create_task(coroutine, name=f"msight_bus {name} {self.topic}")
+        task = asyncio.create_task(coroutine, name=f"msight_bus {name} {self.name}")
         task.add_done_callback(self._task_ended)
         self._tasks.append(task)
         return task
@@ -153,7 +168,7 @@ class KafkaConsumer:
         if isinstance(error, REFUSED):
             self._fail(translate(error, "subscribe"))
         elif error is not None:  # no caller awaits the task: end the subscription with the error
-            logger.error("Consuming %s failed.", self.topic, exc_info=error)
+            logger.error("Consuming %s failed.", self.name, exc_info=error)
             self._fail(translate(error, "subscribe"))
 
     def _fail(self, error: BusError) -> None:
@@ -173,7 +188,7 @@ class KafkaConsumer:
             for task in done:
                 error = None if task.cancelled() else task.exception()
                 raise BusError(
-                    f"Kafka: consuming {self.topic!r} stopped because a task of aiokafka ended: {error!r}"
+                    f"Kafka: consuming {self.name!r} stopped because a task of aiokafka ended: {error!r}"
                 ) from error
             self._check_client()
             for partition in self.partitions.values():
@@ -182,59 +197,57 @@ class KafkaConsumer:
     def _check_client(self) -> None:
         """Report the errors that aiokafka raises only in a fetch; does nothing without a group."""
 
-    # -- deletion and re-creation of the topic
+    # -- topics that are created, deleted and created again
 
-    async def _watch_topic(self) -> None:
+    async def _watch_topics(self) -> None:
         while True:
+            every = _MATCH_EVERY if self._selection.patterns else _LOOK_FOR if self.topics.are_missing else _LOOK_EVERY
             try:
-                async with asyncio.timeout(_LOOK_EVERY if self._exists else _LOOK_FOR):
+                async with asyncio.timeout(every):
                     await self._missing.wait()
                 await asyncio.sleep(_LOOK_AGAIN)
             except TimeoutError:
                 pass
             self._missing.clear()
             try:
-                await self._check_topic()
-            except REFUSED:
-                raise  # fails the subscription
+                await self._check_topics()
+            except REFUSED as error:
+                if not self._leave_out(error):
+                    raise  # fails the subscription
             except (KafkaError, OSError) as error:
                 self.failed(error)
 
-    async def _check_topic(self) -> None:
-        """Check whether the topic was created again; if so, consume the new topic from its start.
+    async def _check_topics(self) -> None:
+        """Check which topics exist; consume new ones, and those that were created again, from their start.
 
         Raises:
-            KafkaError: no broker responded.
+            KafkaError: no broker responded, or the user may not read a topic.
         """
         raise NotImplementedError
 
-    async def _identify(self) -> bool:
-        """Get the topic's identity and return whether it is known to have changed.
+    async def _find_recreated(self) -> set[str]:
+        """Check which topics exist, and return those that were created again after reporting a gap on each.
 
         Raises:
-            KafkaError: the user may not describe the topic.
+            KafkaError: the user may not describe a topic that is given by name.
         """
-        try:
-            answer = await self.client.ask(TopicIdentityRequest(self.topic), within=_IDENTIFY_WITHIN, shared=True)
-            found = read_identity(answer, self.topic)
-        except NotImplementedError:  # brokers before Kafka 2.8 have no topic ids
+        recreated = await self.topics.check()
+        for name in recreated:
+            self._inbox.stream(name).gap(None, "retention")
+        for where, partition in self.partitions.items():
+            partition.exists = self.topics.exists(where.topic)
+        return recreated
+
+    def _leave_out(self, error: KafkaError) -> bool:
+        """Leave out the topics that the user may not read; return false if one is given by name, or none is known."""
+        refused = error.args[0] if error.args and isinstance(error, TopicAuthorizationFailedError) else ()
+        names = {refused} if isinstance(refused, str) else set(refused)
+        if not names or any(map(self.topics.is_given, names)):
             return False
-        except REFUSED:
-            raise
-        except (KafkaError, OSError) as error:
-            logger.debug("No identity of topic %s: %s", self.topic, error)
-            return False
-        self._missing_checks = self._missing_checks + 1 if found is None else 0
-        self._exists = found is not None
-        if found is None:
-            if self._missing_checks == _GONE_AFTER:
-                logger.warning("Topic %s was deleted; no messages until it is created again.", self.topic)
-            return False
-        before, self._identity = self._identity, found
-        if before is None or before.id == found.id:
-            return False
-        logger.warning("Topic %s was deleted and created again; consuming from its start.", self.topic)
-        self._stream.gap(None, "retention")
+        for name in names:
+            self.topics.leave_out(name, str(translate(error, "subscribe")))
+        self._fetcher.assign({where: each for where, each in self.partitions.items() if where.topic not in names})
+        self.topic_missing()
         return True
 
     # -- fetcher.FetchListener
@@ -242,16 +255,20 @@ class KafkaConsumer:
     def fetched(self, messages: list[Message]) -> None:
         """Deliver new messages to the subscription."""
         self._failing = False
-        self._stream.deliver(messages)
+        self._inbox.stream(messages[0].topic).deliver(messages)
 
     def failed(self, error: Exception) -> None:
         """Log a retriable error: a WARNING at the first, DEBUG at the next ones until messages arrive."""
         level = logging.DEBUG if self._failing else logging.WARNING
         self._failing = True
-        logger.log(level, "Fetch from %s failed; retrying: %s", self.topic, translate(error, "subscribe"))
+        logger.log(level, "Fetch from %s failed; retrying: %s", self.name, translate(error, "subscribe"))
+
+    def not_permitted(self, error: KafkaError) -> bool:
+        """Leave out a topic that matches a pattern; return false if the topic is given by name."""
+        return self._leave_out(error)
 
     def topic_missing(self) -> None:
-        """Check the topic's identity soon."""
+        """Check the identity of the topics soon."""
         self._missing.set()
 
     async def out_of_range(self, partition: Partition) -> None:
@@ -276,9 +293,9 @@ class KafkaConsumer:
         """Records between the positions and the ends of the partitions; ``None`` until each partition was fetched once."""
         behind = 0
         for partition in self.partitions.values():
-            if partition.end is None:
+            if partition.exists and partition.end is None:
                 return None
-            behind += max(0, partition.end - partition.ledger.expected)
+            behind += max(0, (partition.end or 0) - partition.ledger.expected)
         return behind
 
     def pause(self) -> None:
@@ -305,7 +322,7 @@ class KafkaConsumer:
         try:
             await self.commit()
         except BusError as error:
-            logger.warning("Commit of %s failed at close; its records are redelivered: %s", self.topic, error)
+            logger.warning("Commit of %s failed at close; its records are redelivered: %s", self.name, error)
         finally:
             self.on_closed()
             await self._end(self.left(_LEAVE_WITHIN))

@@ -29,6 +29,9 @@ class FetchListener(Protocol):
     def failed(self, error: Exception) -> None:
         """Handle a failed fetch, which will be repeated."""
 
+    def not_permitted(self, error: KafkaError) -> bool:
+        """Handle that the user may not read a topic; return whether to go on without the topic."""
+
     def topic_missing(self) -> None:
         """Handle that a broker does not know the topic, which may have been deleted."""
 
@@ -93,7 +96,7 @@ class Fetcher:
         try:
             while True:
                 self._changed = asyncio.get_running_loop().create_future()
-                leaders = {self._client.leader(where) for where in self.partitions}
+                leaders = {self._client.leader(where) for where, each in self.partitions.items() if each.exists}
                 for node in leaders - fetching.keys():
                     if node is not None:
                         fetching[node] = asyncio.create_task(self._fetch(node), name=f"msight_bus fetch from {node}")
@@ -166,7 +169,10 @@ class Fetcher:
             try:
                 await self._handle(partition, error)
             except (KafkaError, OSError) as problem:
-                problems.append(problem)
+                if not isinstance(problem, KafkaError) or not self._listener.not_permitted(problem):
+                    problems.append(problem)
+        if any(error.invalid_metadata for _, error in errors):
+            await asyncio.sleep(_AGAIN_AFTER)
         if problems:
             raise next((problem for problem in problems if isinstance(problem, REFUSED)), problems[0])
 
@@ -180,4 +186,3 @@ class Fetcher:
         elif not error.invalid_metadata:
             raise error
         self._client.force_metadata_update()
-        await asyncio.sleep(_AGAIN_AFTER)

@@ -5,6 +5,10 @@ members are skipped. Of the members that run this library (the peers), the owner
 in one commit. Members that run another client decide for their own partitions, and no peer waits for them. A partition without
 a committed offset in a group that has others is new: its owner commits its first offset.
 
+Every member subscribes to all topics that exist and match, and rejoins when there are others. A topic found later starts at its
+earliest record. So does a topic that matches a pattern in a group that has committed offsets of other topics; a topic given by
+name in which the group has none starts as the subscription says.
+
 An assignment can contain partitions that are missing from this member's metadata, because the group leader computes it.
 """
 
@@ -12,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from aiokafka import ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
@@ -46,8 +50,20 @@ _COMMIT_WITHIN = 3.0
 _COMPARE_EVERY = 10.0
 """Seconds between two comparisons of own and other partitions."""
 
+_NAMED = 10
+"""Maximum number of partitions that a log line names."""
+
 _MANY = 100
 """Number of records in other partitions at which a member without records logs a WARNING; fewer can be chance."""
+
+
+async def _nothing() -> None:
+    pass
+
+
+def _listed(partitions: list[TopicPartition], text: Callable[[TopicPartition], str]) -> str:
+    more = f" and {len(partitions) - _NAMED} more" if len(partitions) > _NAMED else ""
+    return ", ".join(map(text, partitions[:_NAMED])) + more
 
 
 class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
@@ -59,8 +75,7 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
         self._group_id = group_id
         self._member: Member | None = None
         self._joined = asyncio.Event()
-        self._start = self._selection.start
-        self._was_recreated = False
+        self._recreated: set[str] = set()
         # start offsets when this member joined, also of partitions whose owner runs another client and commits nothing
         self._initial_starts: dict[TopicPartition, int] = {}
 
@@ -72,12 +87,19 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
             KafkaError, BusError: the user may not read the topic or join the group.
         """
         await self._connect()
-        self._member = Member(self.client, self.topic, self._group_id, self._settings.kafka.session_timeout, self)
+        self._member = Member(
+            self.client,
+            self.topics.names,
+            self._group_id,
+            self._settings.kafka.session_timeout,
+            self,
+            before_join=self._match if self._selection.patterns else _nothing,
+        )
         fetching = self._begin_fetching(self.client.background_task, self._member.background_task)
         await self._join(fetching)
         await self._wait_for_peers()
         self._run(self._commit_regularly(), "committer")
-        self._run(self._watch_topic(), "topic")
+        self._run(self._watch_topics(), "topics")
         self._run(self._compare_partitions(), "comparison")
 
     @property
@@ -92,8 +114,12 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
         own: set[TopicPartition] = set()
         while True:
             await asyncio.sleep(_COMPARE_EVERY)
+            topics = {where.topic for where in self.partitions}
+            shared = [where for where in self._all_partitions() if where.topic in topics]
+            if len(shared) == len(self.partitions):
+                continue
             try:
-                ends = await list_offsets(self.client, self._all_partitions(), LATEST, self._isolation)
+                ends = await list_offsets(self.client, shared, LATEST, self._isolation)
             except (KafkaError, OSError):
                 continue
             if own != self.partitions.keys() or ends.keys() != first.keys():
@@ -112,10 +138,13 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
             "spread messages without a key at the publisher: "
             "publisher(spread=True), NodeConfig(spread=True) or MSIGHT_KAFKA_UNKEYED=spread.",
             self._group_id,
-            self.topic,
-            ", ".join(str(where.partition) for where in sorted(own)),
-            ", ".join(f"{where.partition}: {count} records" for where, count in sorted(others.items())),
+            self.name,
+            _listed(sorted(own), self._shown),
+            _listed(sorted(others), lambda where: f"{self._shown(where)}: {others[where]} records"),
         )
+
+    def _shown(self, where: TopicPartition) -> str:
+        return f"{where.topic}-{where.partition}" if self._selection.many else str(where.partition)
 
     async def _join(self, fetching: asyncio.Task[None]) -> None:
         """Wait for the first assignment.
@@ -145,7 +174,7 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
                     )
                 if now - begun >= within:
                     raise ConnectionLostError(
-                        f"The group {self._group_id!r} did not accept a member for {self.topic!r} within {within:g} s."
+                        f"The group {self._group_id!r} did not accept a member for {self.name!r} within {within:g} s."
                     )
                 if now >= told:
                     told = now + _TELL_EVERY
@@ -153,7 +182,7 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
                         "Joining the group %s for %s: waiting for %.0f s, at most %g s. The coordinator waits for a crashed "
                         "member until its session expires.",
                         self._group_id,
-                        self.topic,
+                        self.name,
                         now - begun,
                         within,
                     )
@@ -204,13 +233,16 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
         except RebalanceInProgressError:  # the next assignment repeats this step
             self.member.request_rejoin()
         except REFUSED as error:
-            self._fail(translate(error, "subscribe"))
+            if self._leave_out(error):
+                self.member.request_rejoin()
+            else:
+                self._fail(translate(error, "subscribe"))
         except (KafkaError, OSError) as error:
-            logger.warning("Rebalance of %s failed; rejoining the group: %s", self.topic, translate(error, "subscribe"))
+            logger.warning("Rebalance of %s failed; rejoining the group: %s", self.name, translate(error, "subscribe"))
             await asyncio.sleep(self._settings.limits.reconnect_min)
             self.member.request_rejoin()
         except Exception as error:
-            logger.exception("Rebalance of %s failed.", self.topic)
+            logger.exception("Rebalance of %s failed.", self.name)
             self._fail(translate(error, "subscribe"))
 
     async def _revoke(self) -> None:
@@ -225,8 +257,7 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
 
     async def _assign(self, own: list[TopicPartition]) -> None:
         async with loop_timeout(self._settings.kafka.session_timeout * 0.6):
-            if await self._identify():
-                self._reset()
+            self._reset(await self._find_recreated())
             starts = await self._starts(sorted(own))
         partitions = {
             where: self._partition(where, start.offset, Moment.noted(start.metadata)) for where, start in starts.items()
@@ -236,47 +267,70 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
         self._fetcher.assign(partitions)
         self._joined.set()
 
-    async def _check_topic(self) -> None:
-        if await self._identify():
-            self._reset()
+    async def _check_topics(self) -> None:
+        recreated = await self._find_recreated()
+        self._reset(recreated)
+        if set(self.topics.names) != self.member.topics:
+            self.member.subscribe(self.topics.names)
+        elif recreated:
             self.member.request_rejoin()
-        elif self._identity is not None and self._identity.partitions != len(self._all_partitions()):
+        elif set(self.topics.partitions()) - set(self._all_partitions()):
             await self.client.update_metadata()  # a group leader computes the assignment from it
 
-    def _reset(self) -> None:
-        """Drop the partitions of the deleted topic; those of the new topic start at their first offset."""
-        self._fetcher.assign({})
-        self._initial_starts = {}
-        self._start = "earliest"
-        self._was_recreated = True
+    async def _match(self) -> None:
+        """Subscribe to the topics that match now, so that all members join with the same topics."""
+        self._reset(await self._find_recreated())
+        if self._member is not None and set(self.topics.names) != self._member.topics:
+            self._member.subscribe(self.topics.names)
+
+    def _reset(self, topics: set[str]) -> None:
+        """Drop the partitions of deleted topics; those of the new topics of these names start at their first offset."""
+        if topics:
+            self._fetcher.assign({where: each for where, each in self.partitions.items() if where.topic not in topics})
+            self._initial_starts = {
+                where: at for where, at in self._initial_starts.items() if where.topic not in topics
+            }
+            self._recreated |= topics
 
     async def _starts(self, own: list[TopicPartition]) -> dict[TopicPartition, OffsetAndMetadata]:
-        if self._was_recreated:  # committed offsets may belong to the deleted topic
-            committed = await self._decide(own)
-            self._was_recreated = not await self._are_all_assigned(own)
-            return committed
-        everything = sorted({*self._all_partitions(), *own})
-        committed = await self.member.committed(everything)
-        if not committed:
-            committed = await self._first_starts(everything, own)
+        anew = self._recreated
+        decided = await self._decide(
+            [where for where in own if where.topic in anew]
+        )  # commits may be of the deleted topic
+        if anew:
+            self._recreated = anew & await self._topics_not_assigned(own)
+        everything = sorted(where for where in {*self._all_partitions(), *own} if where.topic not in anew)
+        committed = decided | await self.member.committed(everything)
+        begun = {where.topic for where in committed}
+        first = [
+            where
+            for where in everything
+            if where.topic not in begun and (not begun - anew or self.topics.is_given(where.topic))
+        ]
+        if first:
+            topics = {where.topic for where in first}
+            committed |= await self._first_starts(first, [where for where in own if where.topic in topics])
         missing = [where for where in own if where not in committed]
         if missing:  # new, or owned before by a member with another client
             committed |= await self._decide(missing)
         return {where: committed[where] for where in own}
 
-    async def _are_all_assigned(self, own: list[TopicPartition]) -> bool:
-        """Return false while partitions are unassigned, because the metadata of the group's leader are out of date."""
-        everything = set(self._all_partitions())
+    async def _topics_not_assigned(self, own: list[TopicPartition]) -> set[str]:
+        """Return topics with unassigned partitions, because the metadata of the group's leader are out of date."""
+        everything = set(self.topics.partitions())
         peers = await self.member.partitions_of_peers()
-        return bool(everything) and (peers is None or everything <= {*own, *peers})
+        return set() if peers is None else {where.topic for where in everything - {*own, *peers}}
 
     async def _first_starts(
-        self, everything: list[TopicPartition], own: list[TopicPartition]
+        self, first: list[TopicPartition], own: list[TopicPartition]
     ) -> dict[TopicPartition, OffsetAndMetadata]:
-        """Return the start offsets of the own partitions in a group without committed offsets."""
-        peers = await self._peer_partitions(own)
-        found = await self._resolve(sorted({*everything, *peers}), self._start)
-        self._initial_starts = found | self._initial_starts
+        """Return the start offsets of the own partitions of topics in which the group has no committed offset."""
+        peers = await self._peer_partitions(own, {where.topic for where in first})
+        unresolved = sorted({*first, *peers} - self._initial_starts.keys())
+        later = [where for where in unresolved if self.topics.is_later(where.topic)]
+        existing = [where for where in unresolved if not self.topics.is_later(where.topic)]
+        self._initial_starts |= await self._resolve(existing, self._selection.start)
+        self._initial_starts |= await self._resolve(later, "earliest")
         if not own:
             return {}
         if peers[0] in own:
@@ -287,16 +341,20 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
         """Commit start offsets: those resolved when this member joined; for new partitions, the first offset."""
         new = [where for where in partitions if where not in self._initial_starts]
         starts = self._initial_starts | await self._resolve(new, "earliest")
-        moment = moment_of(self._start)
-        decided = {where: OffsetAndMetadata(starts[where], moment.note if moment else "") for where in partitions}
+        moment = moment_of(self._selection.start)
+        note = moment.note if moment else ""
+        decided = {
+            where: OffsetAndMetadata(starts[where], "" if self.topics.is_later(where.topic) else note)
+            for where in partitions
+        }
         if decided:
             await self.member.commit(decided)
         return decided
 
-    async def _peer_partitions(self, own: list[TopicPartition]) -> list[TopicPartition]:
-        """Return the peers' partitions of the topic, in order."""
+    async def _peer_partitions(self, own: list[TopicPartition], topics: set[str]) -> list[TopicPartition]:
+        """Return the peers' partitions of these topics, in order."""
         peers = await self.member.partitions_of_peers() or set()
-        return sorted({*own, *(where for where in peers if where.topic == self.topic)})
+        return sorted({*own, *(where for where in peers if where.topic in topics)})
 
     async def _decided_elsewhere(self, own: list[TopicPartition]) -> dict[TopicPartition, OffsetAndMetadata]:
         waited = 0.0
@@ -344,7 +402,7 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
             async with loop_timeout(within):
                 await self._member.commit({where: OffsetAndMetadata(at, "") for where, at in finished.items()})
         except TimeoutError as error:
-            raise BusError(f"Kafka did not confirm a commit of {self.topic!r} within {within:.2g} s.") from error
+            raise BusError(f"Kafka did not confirm a commit of {self.name!r} within {within:.2g} s.") from error
         except KafkaError as error:
             raise translate(error, "subscribe") from error
         for where, offset in finished.items():

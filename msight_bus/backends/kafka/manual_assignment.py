@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from aiokafka import TopicPartition
-
 from msight_bus.backends.kafka.consumer import KafkaConsumer
 from msight_bus.backends.kafka.start_offsets import moment_of
 
@@ -18,21 +16,21 @@ class ManualAssignmentConsumer(KafkaConsumer):
             KafkaError: the topic cannot be read.
         """
         await self._connect()
-        await self._identify()
-        starts = await self._resolve(self._existing(), self._selection.start)
+        starts = await self._resolve(self.topics.partitions(), self._selection.start)
         moment = moment_of(self._selection.start)
         self._fetcher.assign({where: self._partition(where, at, moment) for where, at in starts.items()})
         self._begin_fetching(self.client.background_task)
-        self._run(self._watch_topic(), "topic")
+        self._run(self._watch_topics(), "topics")
 
-    def _existing(self) -> list[TopicPartition]:
-        if self._identity is None:
-            return self._all_partitions()
-        return [TopicPartition(self.topic, number) for number in range(self._identity.partitions)]
-
-    async def _check_topic(self) -> None:
-        if await self._identify():
-            self._fetcher.assign({})
-        new = {where: self._partition(where, 0) for where in self._existing() if where not in self.partitions}
-        if new:
-            self._fetcher.assign(self.partitions | new)
+    async def _check_topics(self) -> None:
+        recreated = await self._find_recreated()
+        self._track()
+        former = {
+            where: each
+            for where, each in self.partitions.items()
+            if where.topic in self.topics and where.topic not in recreated
+        }
+        new = [where for where in self.topics.partitions() if where not in former]
+        if new or len(former) < len(self.partitions):
+            starts = await self._resolve(new, "earliest")
+            self._fetcher.assign(former | {where: self._partition(where, at) for where, at in starts.items()})

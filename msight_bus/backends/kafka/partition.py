@@ -40,13 +40,14 @@ class Partition:
         partition: the partition's number.
         ledger: delivered and finished offsets; ``ledger.expected`` is the offset of the next fetch.
         owned: whether the partition is still assigned to the subscription.
+        exists: whether the topic is not known to be deleted; if it is, the partition is not fetched.
         end: offset after the last record of the log; ``None`` before the first fetch.
         stable: last stable offset: the first record of an open transaction; ``end`` without one.
     """
 
     __slots__ = (
         "_arrives", "_damaged", "_dead_letter", "_held_back", "_inbox", "_latest", "_max_redeliveries", "_moment",
-        "_reads_committed", "_stream", "_waits", "end", "ledger", "owned", "partition", "stable", "where",
+        "_reads_committed", "_waits", "end", "exists", "ledger", "owned", "partition", "stable", "where",
     )  # fmt: skip
 
     def __init__(
@@ -78,10 +79,10 @@ class Partition:
         self.partition: int = where.partition
         self.ledger = PartitionLedger(start)
         self.owned = True
+        self.exists = True
         self.end: int | None = None
         self.stable = 0
         self._arrives = bool(latest)
-        self._stream = inbox.stream(where.topic)
         self._inbox = inbox
         self._max_redeliveries = max_redeliveries
         self._dead_letter = dead_letter
@@ -130,7 +131,7 @@ class Partition:
     def unreadable(self, count: int, reason: str, *, at_most: bool) -> None:
         """Report skipped records as a gap."""
         logger.warning("Skipped %d records of %s, partition %d: %s", count, *self.where, reason)
-        self._stream.gap(count, "unreadable", at_most=at_most)
+        self._inbox.stream(self.where.topic).gap(count, "unreadable", at_most=at_most)
 
     def fetch_again(self, offset: int) -> bool:
         """Return whether to fetch damaged bytes at ``offset`` again; true for the first two fetches."""
@@ -180,13 +181,13 @@ class Partition:
         ledger = self.ledger
         if oldest <= ledger.expected:
             return False
-        self._stream.gap(oldest - ledger.expected, "retention", at_most=True)
+        self._inbox.stream(self.where.topic).gap(oldest - ledger.expected, "retention", at_most=True)
         ledger.expected = oldest
         return True
 
     def truncated(self, oldest: int) -> None:
         """Restart at the oldest record, because the log ends before the position; report a gap of unknown size."""
-        self._stream.gap(None, "retention")
+        self._inbox.stream(self.where.topic).gap(None, "retention")
         self.ledger = PartitionLedger(oldest)
 
     def warn_if_held_back(self, now: float) -> None:

@@ -121,7 +121,7 @@ async def list_offsets(
     found: dict[TopicPartition, int] = {}
     problem: KafkaError = LeaderNotAvailableError("no leader is known")
     try:
-        async with asyncio.timeout(client.request_timeout):
+        async with asyncio.timeout(client.request_timeout) as deadline:
             while missing := [where for where in partitions if where not in found]:
                 by_node: dict[int | None, dict[TopicPartition, int]] = {}
                 for where in missing:
@@ -133,13 +133,19 @@ async def list_offsets(
                         for where, code, offset in read_offsets(
                             await client.send(node, offsets_request(times, isolation))
                         ):
-                            if code:
-                                raise error_for(code)(where.topic)
-                            found[where] = offset
+                            if not code:
+                                found[where] = offset
+                                continue
+                            problem = error_for(code)(where.topic)
+                            if not problem.retriable:
+                                raise problem
                 except KafkaError as error:
                     if not error.retriable:
                         raise
                     problem = error
+                if len(found) > len(partitions) - len(missing):  # a broker takes its time for many new topics
+                    deadline.reschedule(asyncio.get_running_loop().time() + client.request_timeout)
+                if len(found) < len(partitions):
                     await client.update_metadata()
                     await asyncio.sleep(_AGAIN_AFTER)
     except TimeoutError as error:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError
 
@@ -114,7 +116,7 @@ class TopicDirectory:
     async def _refresh(self, topic: str) -> None:
         try:
             async with asyncio.timeout(self._settings.limits.connect_timeout), self._lock:
-                found = await self._metadata(topic)
+                found = (await self._metadata([topic]))[topic]
                 if not found.partitions:
                     logger.warning("Topic %s was deleted.", topic)
                     self.forget(topic)
@@ -153,14 +155,33 @@ class TopicDirectory:
             AuthenticationError: the user is not permitted to describe or create the topic.
         """
         info = self._known.get(topic)
-        if info is not None:
-            return info
+        if info is None:
+            async with self._asking((topic,)):
+                info = self._known.get(topic) or await self._look_up(topic)
+        return info
+
+    async def create(self, topics: Sequence[str]) -> dict[str, int]:
+        """Return the number of partitions of each topic; create those that do not exist, and cache none.
+
+        Raises:
+            TopicError, ConnectionLostError, AuthenticationError: see `ensure`.
+        """
+        found = {topic: info.partitions for topic in topics if (info := self._known.get(topic)) is not None}
+        wanted = [topic for topic in topics if topic not in found]
+        if wanted:
+            async with self._asking(wanted):
+                found |= {topic: each.partitions for topic, each in (await self._find_or_create(wanted)).items()}
+        return found
+
+    @asynccontextmanager
+    async def _asking(self, topics: Sequence[str]) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(self._settings.limits.connect_timeout), self._lock:
-                return await self._look_up(topic)
+                yield
         except TimeoutError:
+            more = f" and {len(topics) - 1} more" if len(topics) > 1 else ""
             raise ConnectionLostError(
-                f"Kafka did not answer about topic {topic!r} within {self._settings.limits.connect_timeout:g} s "
+                f"Kafka did not answer about topic {topics[0]!r}{more} within {self._settings.limits.connect_timeout:g} s "
                 "(MSIGHT_CONNECT_TIMEOUT)."
             ) from None
         except KafkaError as error:
@@ -172,35 +193,44 @@ class TopicDirectory:
         Raises:
             KafkaError: no broker responded, or the user may not describe the topic.
         """
-        return (await self._metadata(topic)).partitions
+        return (await self._metadata([topic]))[topic].partitions
 
-    async def _metadata(self, topic: str) -> TopicMetadata:
-        """Ask the cluster for a topic's metadata, without creating the topic.
+    async def _metadata(self, topics: Sequence[str]) -> dict[str, TopicMetadata]:
+        """Ask the cluster for the metadata of topics, without creating a topic.
 
         Raises:
-            KafkaError: no broker responded, or the user may not describe the topic.
+            KafkaError: no broker responded, or the user may not describe a topic.
         """
-        response = await self._client.ask(MetadataRequest([topic], allow_auto_topic_creation=False))
+        response = await self._client.ask(MetadataRequest(list(topics), allow_auto_topic_creation=False))
         brokers = len(response.brokers)
+        found = dict.fromkeys(topics, TopicMetadata(0, 0, brokers))
         for code, name, *_, partitions in response.topics:
-            if name == topic and code == 0 and all(partition[2] >= 0 for partition in partitions):
-                return TopicMetadata(len(partitions), min(len(partition[3]) for partition in partitions), brokers)
-            if name == topic and error_for(code) in REFUSED:
+            if name in found and code == 0 and all(partition[2] >= 0 for partition in partitions):
+                found[name] = TopicMetadata(
+                    len(partitions), min(len(partition[3]) for partition in partitions), brokers
+                )
+            elif name in found and error_for(code) in REFUSED:
                 raise error_for(code)(name)
-        return TopicMetadata(0, 0, brokers)
+        return found
 
     async def _look_up(self, topic: str) -> TopicInfo:
-        if topic in self._known:
-            return self._known[topic]
-        found = await self._metadata(topic)
-        if not found.partitions:
-            await self._create(topic)
-            while not (found := await self._metadata(topic)).partitions:
-                await asyncio.sleep(0.02)  # leaders are being elected; bounded by the caller's deadline
+        found = (await self._find_or_create([topic]))[topic]
         looked_up = asyncio.get_running_loop().time()
         info = self._known[topic] = await self._describe(topic, found, warn=True)
         self._looked_up[topic] = looked_up
         return info
+
+    async def _find_or_create(self, topics: Sequence[str]) -> dict[str, TopicMetadata]:
+        found = await self._metadata(topics)
+        missing = [topic for topic in topics if not found[topic].partitions]
+        if missing:
+            await self._create(missing)
+        while missing:
+            found |= await self._metadata(missing)
+            missing = [topic for topic in missing if not found[topic].partitions]
+            if missing:
+                await asyncio.sleep(0.02)  # leaders are being elected; bounded by the caller's deadline
+        return found
 
     async def _describe(self, topic: str, found: TopicMetadata, *, warn: bool = False) -> TopicInfo:
         options = await self._options_of(topic)
@@ -220,34 +250,35 @@ class TopicDirectory:
                 found.brokers,
             )
 
-    async def _create(self, topic: str) -> None:
+    async def _create(self, topics: Sequence[str]) -> None:
         kafka = self._settings.kafka
         cluster = await self._client.ask(MetadataRequest(None, allow_auto_topic_creation=False))
-        for _, other, *_ in cluster.topics:
-            if other != topic and other.replace(".", "_") == topic.replace(".", "_"):
+        similar = {other.replace(".", "_"): other for _, other, *_ in cluster.topics}
+        for topic in topics:
+            other = similar.setdefault(topic.replace(".", "_"), topic)
+            if other != topic:
                 raise TopicError(
                     f"The topic {topic!r} collides with the topic {other!r}: Kafka replaces '.' by '_' in metric names and "
                     "accepts only one of the two. Choose another name.",
                     topic=topic,
                 )
-        if not kafka.create_topics:
-            raise TopicError(
-                f"The topic {topic!r} does not exist and MSIGHT_KAFKA_CREATE_TOPICS is false. Create the topic, or set the "
-                "variable to true.",
-                topic=topic,
-            )
-        count = 1 if topic.startswith("_") else kafka.partitions
+            if not kafka.create_topics:
+                raise TopicError(
+                    f"The topic {topic!r} does not exist and MSIGHT_KAFKA_CREATE_TOPICS is false. Create the topic, or set the "
+                    "variable to true.",
+                    topic=topic,
+                )
+        counts = {topic: 1 if topic.startswith("_") else kafka.partitions for topic in topics}
         replication = -1 if kafka.replication is None else kafka.replication
         timeout = int(self._settings.limits.connect_timeout * 1000)
-        request = CreateTopicsRequest([(topic, count, replication, [], [])], timeout, False)
+        new: list[Any] = [(topic, count, replication, [], []) for topic, count in counts.items()]
         # Begin with the controller; other brokers of a KRaft cluster forward the request (KIP-590).
-        response = await self._client.ask(request, first=cluster.controller_id)
-        for entry in response.topic_errors:
-            error = error_for(entry[1])
-            if entry[1] and error is not TopicAlreadyExistsError:
-                detail = entry[2] if len(entry) > 2 else ""
-                raise translate(error(detail or topic), "administer", f"on {topic!r}")
-        logger.info("Created topic %s with %d partitions.", topic, count)
+        response = await self._client.ask(CreateTopicsRequest(new, timeout, False), first=cluster.controller_id)
+        for topic, code, *details in response.topic_errors:
+            error = error_for(code)
+            if code and error is not TopicAlreadyExistsError:
+                raise translate(error((details and details[0]) or topic), "administer", f"on {topic!r}")
+            logger.info("Created topic %s with %d partitions.", topic, counts[topic])
 
     async def _options_of(self, topic: str) -> dict[str, str]:
         """Return the topic's limits; empty if the user may not describe them or the broker does not report them."""

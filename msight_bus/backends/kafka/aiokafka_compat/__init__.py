@@ -43,9 +43,8 @@ try:
         read_produce,
     )
     from msight_bus.backends.kafka.aiokafka_compat.topic_identity import (
+        TopicIdentitiesRequest,
         TopicIdentity,
-        TopicIdentityRequest,
-        read_identity,
     )
 except ImportError as error:
     if (error.name or "").startswith("msight_bus"):
@@ -55,9 +54,9 @@ except ImportError as error:
 __all__ = [
     "AIOKAFKA", "CODECS", "EARLIEST", "LATEST", "READ_COMMITTED", "READ_UNCOMMITTED", "Client", "Connection",
     "CreateTopicsRequest", "DefaultRecordBatch", "DescribeConfigsRequest", "InitProducerIdRequest", "LegacyRecordBatch",
-    "Member", "MetadataRequest", "RecordHeader", "TopicIdentity", "TopicIdentityRequest", "batch_builder",
+    "Member", "MetadataRequest", "RecordHeader", "TopicIdentitiesRequest", "TopicIdentity", "batch_builder",
     "check_aiokafka", "fetch_request", "murmur2", "offsets_request", "produce_request", "read_batch",
-    "read_identity", "read_offsets", "read_produce", "record_bytes",
+    "read_offsets", "read_produce", "record_bytes",
 ]  # fmt: skip
 
 install_log_filters()

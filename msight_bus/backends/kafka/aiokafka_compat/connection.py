@@ -156,6 +156,8 @@ class Connection(AIOKafkaConnection):
         """
         try:
             return super().send(request, expect_response)
+        except kafka_errors.KafkaError:  # also a RuntimeError
+            raise
         except RuntimeError as error:
             raise kafka_errors.KafkaConnectionError("The connection was closed.") from error
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import aiokafka.errors as kafka_errors
@@ -22,7 +23,18 @@ _MARK = b"msight_bus"
 
 
 class MarkingAssignor(RoundRobinPartitionAssignor):
-    """Round-robin assignor whose user data marks the members that run this library."""
+    """Round-robin assignor whose user data marks the members that run this library.
+
+    It lays out the partitions of all topics in turn, so that the members share topics with one partition each.
+    """
+
+    @classmethod
+    def assign(cls, cluster: Any, members: Any) -> Any:
+        """Return the assignment of each member; aiokafka searches each subscription, a list, once for each partition."""
+        return super().assign(
+            cluster,
+            {name: SimpleNamespace(subscription=frozenset(each.subscription)) for name, each in members.items()},
+        )
 
     @classmethod
     def metadata(cls, topics: Iterable[str]) -> ConsumerProtocolMemberMetadata:
@@ -33,20 +45,28 @@ class Member(GroupCoordinator):
     """A member of a consumer group. Joins, and rejoins after each rebalance, until closed."""
 
     def __init__(
-        self, client: Client, topic: str, group_id: str, session_timeout: float, listener: ConsumerRebalanceListener
+        self,
+        client: Client,
+        topics: Iterable[str],
+        group_id: str,
+        session_timeout: float,
+        listener: ConsumerRebalanceListener,
+        *,
+        before_join: Callable[[], Awaitable[None]],
     ) -> None:
         """
         Args:
             client: the connections of this member; not shared.
-            topic: the topic to subscribe to.
+            topics: the topics to subscribe to.
             group_id: the group to join.
             session_timeout: seconds without a heartbeat after which the coordinator removes the member.
             listener: called at each rebalance.
+            before_join: awaited before each attempt to join; can call `subscribe`.
         """
+        self._before_join = before_join
         subscription = SubscriptionState()
         subscription.register_fetch_waiters(set())
-        subscription.subscribe({topic}, listener)
-        client.track(topic)
+        subscription.subscribe(set(topics), listener)
         session_ms = int(session_timeout * 1000)
         super().__init__(
             client,
@@ -59,6 +79,22 @@ class Member(GroupCoordinator):
             enable_auto_commit=False,
             assignors=(MarkingAssignor,),
         )
+
+    @property
+    def topics(self) -> frozenset[str]:
+        """The topics of the subscription."""
+        topics: frozenset[str] = self._subscription.topics
+        return topics
+
+    def subscribe(self, topics: Iterable[str]) -> None:
+        """Replace the topics of the subscription, and rejoin the group."""
+        self._client.set_topics(topics)
+        self._subscription.subscribe(set(topics), self._subscription.listener)
+
+    async def ensure_active_group(self, subscription: Any, prev_assignment: Any) -> Any:
+        """Join the group; return ``None`` to be called again, because the subscription was replaced or the join failed."""
+        await self._before_join()
+        return await super().ensure_active_group(subscription, prev_assignment) if subscription.active else None
 
     @property
     def background_task(self) -> asyncio.Task[None]:
