@@ -68,7 +68,7 @@ def _reason(topic: str) -> str:
     if topic.startswith("_"):
         return "names that begin with '_' are reserved for the bus."
     if "" in re.split("[./]", topic):
-        return "a part between dots or slashes is empty."
+        return f"a part between {'dots' if '' in topic.split('.') else 'slashes'} is empty."
     if "*" in topic or topic.endswith(">"):
         return f"a pattern can be subscribed only; {_ACCEPTED}."
     return f"{_ACCEPTED}, or by '/' except on Kafka."
