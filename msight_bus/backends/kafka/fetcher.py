@@ -9,7 +9,7 @@ from typing import Protocol
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaConnectionError, KafkaError, OffsetOutOfRangeError, UnknownTopicOrPartitionError
 
-from msight_bus.backends.kafka.aiokafka_compat import Client, fetch_request
+from msight_bus.backends.kafka.aiokafka_compat import Client, FetchRequest
 from msight_bus.backends.kafka.errors import REFUSED, error_for
 from msight_bus.backends.kafka.partition import Partition
 from msight_bus.message import Message
@@ -139,7 +139,7 @@ class Fetcher:
 
     async def _fetch_once(self, node: int, wanted: dict[TopicPartition, Partition]) -> None:
         positions = {where: partition.ledger.expected for where, partition in wanted.items()}
-        request = fetch_request(positions, self._isolation, self._partition_bytes)
+        request = FetchRequest(positions, self._isolation, self._partition_bytes)
         try:
             fetched = await self._client.send(node, request)
         except KafkaError:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from aiokafka.errors import CorruptRecordException
 
-from msight_bus.backends.kafka.aiokafka_compat import DefaultRecordBatch, LegacyRecordBatch
+from msight_bus.backends.kafka.aiokafka_compat import DefaultRecordBatch, LegacyRecordBatch, has_valid_checksum
 from msight_bus.backends.kafka.batch_parsing import (
     HEAD_BYTES,
     AbortedTransactions,
@@ -85,7 +85,7 @@ class PartitionReader:
     def _read_batch(self, head: Head, batch: memoryview) -> Iterator[list[Message]]:
         # A fetch returns complete batches, so records before the requested offset are possible.
         missing = head.next_offset - max(head.base_offset, self.next_fetch_offset)
-        if not DefaultRecordBatch(batch).validate_crc():
+        if not has_valid_checksum(batch):
             self._damaged(missing, head.next_offset, "wrong checksum")
             return
         records: bytes | memoryview = batch[HEAD_BYTES:]

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from itertools import count
 
+import google_crc32c
 import pytest
+from aiokafka import TopicPartition
+from aiokafka.errors import IncompatibleBrokerVersion
+from aiokafka.protocol.fetch import FetchRequest as AiokafkaFetchRequest
 from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from hypothesis import given
 from hypothesis import strategies as st
 
 from msight_bus.backends.kafka import partition_reader
-from msight_bus.backends.kafka.aiokafka_compat.requests import FETCH_STRUCTS, read_fetch
+from msight_bus.backends.kafka.aiokafka_compat import READ_COMMITTED, has_valid_checksum
+from msight_bus.backends.kafka.aiokafka_compat.requests import FETCH_VERSIONS, FetchRequest, read_fetch
 from msight_bus.backends.kafka.batch_parsing import read_records, split
 from msight_bus.backends.kafka.partition_reader import PartitionReader
 from msight_bus.backends.kafka.records import offset_of, to_messages
@@ -197,7 +202,30 @@ def test_batches_of_the_formats_before_kafka_0_11_are_read(magic, codec):
     assert read(bytes(data) + batch_of(A, base=3)).read[-1] == (3, b"a")
 
 
-@pytest.mark.parametrize("struct", FETCH_STRUCTS, ids=lambda struct: f"version {struct.API_VERSION}")
+STRUCTS = [struct for struct in AiokafkaFetchRequest._CLASSES if struct.API_VERSION in FETCH_VERSIONS]
+
+
+@pytest.mark.parametrize("struct", STRUCTS, ids=lambda struct: f"version {struct.API_VERSION}")
+def test_a_request_of_any_version_is_encoded_as_by_aiokafka(struct):
+    versions = {1: (0, struct.API_VERSION)}
+    request = FetchRequest(
+        {TopicPartition("a.tópic", 0): 12, TopicPartition("a.tópic", 3): 2**40}, READ_COMMITTED, 2_000_000
+    )
+    topics = [("a.tópic", [(0, 12, 2_000_000), (3, 2**40, 2_000_000)])]
+    theirs = AiokafkaFetchRequest(500, 1, 50 * 1024 * 1024, READ_COMMITTED, topics).prepare(versions)
+    header = theirs.build_request_header(7, "cliënt")
+    assert request.encode(versions, 7, "cliënt".encode()) == header.encode() + theirs.encode()
+    assert request.version == struct.API_VERSION
+
+
+@pytest.mark.parametrize("versions", [{}, {1: (0, 3)}, {1: (12, 17)}])
+def test_a_broker_without_a_known_version_of_fetch_is_refused(versions):
+    request = FetchRequest({TopicPartition("t", 0): 0}, READ_COMMITTED, 1)
+    with pytest.raises(IncompatibleBrokerVersion):
+        request.encode(versions, 1, b"")
+
+
+@pytest.mark.parametrize("struct", STRUCTS, ids=lambda struct: f"version {struct.API_VERSION}")
 def test_an_answer_of_any_version_is_read(struct):
     """Of two topics, with an error, with aborted transactions and without a list of them."""
     version, schema = struct.API_VERSION, struct.RESPONSE_TYPE.SCHEMA
@@ -220,6 +248,18 @@ def test_an_answer_of_any_version_is_read(struct):
     answer = schema.encode((100, *((0, 0) if version >= 7 else ()), topics))
     found = [(*each[0], *each[1:5], bytes(each.data)) for each in read_fetch(memoryview(answer), version)]
     assert found == [(*part[:5], part[5] or [], part[6]) for part in parts]
+
+
+@pytest.mark.parametrize("implementation", ["c", "python"])
+@pytest.mark.parametrize("size", [0, 200, 200_000])
+def test_a_changed_byte_is_found_with_and_without_a_wheel_of_the_checksum(implementation, size, monkeypatch):
+    monkeypatch.setattr(google_crc32c, "implementation", implementation)
+    batch = bytearray(batch_of(Rec(value=bytes(size))))
+    assert has_valid_checksum(memoryview(batch))
+    for place in (17, 20, 21, len(batch) - 1):
+        batch[place] ^= 1
+        assert not has_valid_checksum(memoryview(batch))
+        batch[place] ^= 1
 
 
 def sealed(data):

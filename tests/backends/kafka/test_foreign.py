@@ -12,10 +12,10 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import NewTopic
 from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.errors import KafkaConnectionError
-from aiokafka.protocol.fetch import FetchRequest
 
 from msight_bus import HeaderError, QueuePolicy
 from msight_bus.backends.kafka import consumer, partition
+from msight_bus.backends.kafka.aiokafka_compat import FetchRequest
 from msight_bus.events import Gap
 from tests.support.kafka_admin import administering
 from tests.support.kafka_records import NOW_MS, Rec, batch_of, now_ms, raw_producer

@@ -11,10 +11,10 @@ from aiokafka import TopicPartition
 from aiokafka.admin import NewPartitions, NewTopic
 from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.errors import GroupAuthorizationFailedError, KafkaError, KafkaTimeoutError
-from aiokafka.protocol.fetch import FetchRequest
 
 from msight_bus import AuthenticationError, BusError, QueuePolicy
 from msight_bus.backends.kafka import consumer, group, partition
+from msight_bus.backends.kafka.aiokafka_compat import FetchRequest
 from msight_bus.backends.kafka.liveness import watch
 from msight_bus.events import Disconnected, Gap, Reconnected
 from tests.support.kafka_admin import administering, make

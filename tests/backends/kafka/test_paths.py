@@ -79,6 +79,20 @@ async def test_a_connection_without_an_answer_to_a_request_is_replaced_at_the_de
 
 
 @pytest.mark.faults
+async def test_a_connection_without_an_answer_to_a_fetch_is_replaced_at_the_deadline():
+    """Also if it answered the fetches before."""
+    path = Path()
+    settings = {"MSIGHT_PING_INTERVAL": "3600", "MSIGHT_CONNECT_TIMEOUT": "1"}
+    async with behind(path) as (_, kafka), kafka.connect(**settings) as bus, bus.subscribe("t") as messages:
+        for _ in range(3):
+            await bus.publish("t", b"before")
+            await take(messages, 1)
+        path.silence()
+        await bus.publish("t", b"after")
+        assert (await take(messages, 1))[0].payload == b"after"
+
+
+@pytest.mark.faults
 async def test_an_unconfirmed_commit_is_logged_by_the_bus_only(caplog):
     """aiokafka continues the commit after the deadline, and no task retrieves its error."""
     path = Path()

@@ -28,6 +28,7 @@ try:
         CODECS,
         RecordHeader,
         batch_builder,
+        has_valid_checksum,
         read_batch,
         record_bytes,
     )
@@ -36,7 +37,7 @@ try:
         LATEST,
         READ_COMMITTED,
         READ_UNCOMMITTED,
-        fetch_request,
+        FetchRequest,
         offsets_request,
         produce_request,
         read_offsets,
@@ -53,10 +54,10 @@ except ImportError as error:
 
 __all__ = [
     "AIOKAFKA", "CODECS", "EARLIEST", "LATEST", "READ_COMMITTED", "READ_UNCOMMITTED", "Client", "Connection",
-    "CreateTopicsRequest", "DefaultRecordBatch", "DescribeConfigsRequest", "InitProducerIdRequest", "LegacyRecordBatch",
-    "Member", "MetadataRequest", "RecordHeader", "TopicIdentitiesRequest", "TopicIdentity", "batch_builder",
-    "check_aiokafka", "fetch_request", "murmur2", "offsets_request", "produce_request", "read_batch",
-    "read_offsets", "read_produce", "record_bytes",
+    "CreateTopicsRequest", "DefaultRecordBatch", "DescribeConfigsRequest", "FetchRequest", "InitProducerIdRequest",
+    "LegacyRecordBatch", "Member", "MetadataRequest", "RecordHeader", "TopicIdentitiesRequest", "TopicIdentity",
+    "batch_builder", "check_aiokafka", "has_valid_checksum", "murmur2", "offsets_request", "produce_request",
+    "read_batch", "read_offsets", "read_produce", "record_bytes",
 ]  # fmt: skip
 
 install_log_filters()
@@ -72,8 +73,9 @@ def check_aiokafka() -> None:
         (AIOKafkaClient, ("_get_conn", "_metadata_update", "_md_synchronizer", "_on_connection_closed")),
         (AIOKafkaClient, ("force_metadata_update", "hosts")),
         (AIOKafkaClient(), ("cluster", "_conns", "_topics", "_sync_task", "_request_timeout_ms", "_retry_backoff")),
-        (AIOKafkaConnection, ("connected", "send", "close", "authenticator_oauth")),
+        (AIOKafkaConnection, ("connected", "send", "close", "authenticator_oauth", "_next_correlation_id")),
         (AIOKafkaConnection("", 0), ("_requests", "_writer", "_on_close_cb", "_request_timeout", "_loop")),
+        (AIOKafkaConnection("", 0), ("_versions", "_client_id")),
         (GroupCoordinator, ("_send_req", "_maybe_leave_group", "request_rejoin", "check_errors", "commit_offsets")),
         (GroupCoordinator, ("fetch_committed_offsets", "_do_commit_offsets")),
         (DefaultRecordBatchBuilder, ("append", "build", "set_producer_state", "estimate_size_in_bytes")),

@@ -1,4 +1,4 @@
-"""A connection to one broker: aiokafka encodes requests and authenticates; this module reads the socket."""
+"""A connection to one broker: aiokafka writes requests and authenticates; this module reads the socket."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import aiokafka.errors as kafka_errors
 from aiokafka.conn import AIOKafkaConnection, CloseReason, OAuthAuthenticator
 
-from msight_bus.backends.kafka.aiokafka_compat.requests import FETCH_STRUCTS, read_fetch
+from msight_bus.backends.kafka.aiokafka_compat.requests import FetchRequest, read_fetch
 
 
 class _OAuth(OAuthAuthenticator):
@@ -22,6 +22,9 @@ class _OAuth(OAuthAuthenticator):
 
 
 _SCRATCH_BYTES = 64 * 1024
+_MOST_SCRATCH_BYTES = 256 * 1024
+"""Bytes of the scratch buffer after a frame that was larger than `_SCRATCH_BYTES` and fits: one read can bring such a frame."""
+
 _FRAME_BYTES = 4 * 1024 * 1024
 """Bytes first allocated for a large frame, doubled as data arrives: a peer of another protocol can announce any size."""
 
@@ -72,7 +75,9 @@ class _Frames(asyncio.BufferedProtocol):
                 raise ValueError(f"a response of {size} bytes")
             start, end = at + _SIZE.size, at + _SIZE.size + size
             if end > self._filled:
-                if end <= _SCRATCH_BYTES:
+                if len(self._scratch) < _SIZE.size + size <= _MOST_SCRATCH_BYTES:
+                    self._scratch = bytearray(_MOST_SCRATCH_BYTES)
+                if _SIZE.size + size <= len(self._scratch):
                     break
                 self._size = size
                 self._frame = bytearray(min(size, _FRAME_BYTES))
@@ -81,7 +86,7 @@ class _Frames(asyncio.BufferedProtocol):
                 return
             self._connection.take(view[start:end].tobytes())
             at = end
-        view[: self._filled - at] = view[at : self._filled]
+        memoryview(self._scratch)[: self._filled - at] = view[at : self._filled]
         self._filled -= at
 
     def eof_received(self) -> None:
@@ -98,6 +103,8 @@ class _Frames(asyncio.BufferedProtocol):
 
 class Connection(AIOKafkaConnection):
     """A connection to one broker."""
+
+    _fetch_timer: asyncio.TimerHandle | None = None
 
     async def connect(self) -> None:
         """Connect and authenticate.
@@ -136,14 +143,18 @@ class Connection(AIOKafkaConnection):
             Exception: the response cannot be parsed.
         """
         expected, request, answer = self._requests[0]
-        if not isinstance(request, FETCH_STRUCTS) or answer.done() or _SIZE.unpack_from(frame)[0] != expected:
+        if not isinstance(request, FetchRequest):
             self._handle_frame(bytes(frame))
             return
+        (got,) = _SIZE.unpack_from(frame)
+        if got != expected:
+            raise kafka_errors.CorrelationIdError(f"the response to request {expected} has the id {got}")
         # Decode before removing the request: on an error, closing the connection then fails the request too.
-        fetched = read_fetch(memoryview(frame)[_SIZE.size :], request.API_VERSION)
+        fetched = read_fetch(memoryview(frame)[_SIZE.size :], request.version)
         self._requests.popleft()
         self._last_action = time.monotonic()
-        answer.set_result(fetched)
+        if not answer.done():
+            answer.set_result(fetched)
 
     def authenticator_oauth(self) -> _OAuth:
         return _OAuth(sasl_oauth_token_provider=self._sasl_oauth_token_provider)
@@ -167,11 +178,41 @@ class Connection(AIOKafkaConnection):
         Raises:
             KafkaConnectionError: the connection is closed.
         """
+        if isinstance(request, FetchRequest):
+            return self._write_fetch(request)
         self.send(request).close()  # the coroutine that would wait for the response
         answer: asyncio.Future[Any] = self._requests[-1][2]
         timer = self._loop.call_later(self._request_timeout, self._time_out, answer)
         answer.add_done_callback(lambda _: timer.cancel())
         return answer
+
+    def _write_fetch(self, request: FetchRequest) -> asyncio.Future[Any]:
+        if self._writer is None:
+            raise kafka_errors.KafkaConnectionError("The connection was closed.")
+        number = self._next_correlation_id()
+        data = request.encode(self._versions, number, self._client_id.encode())
+        try:
+            self._writer.write(_SIZE.pack(len(data)) + data)
+        except (OSError, RuntimeError) as error:
+            self.close(reason=CloseReason.CONNECTION_BROKEN)
+            raise kafka_errors.KafkaConnectionError("The connection was closed.") from error
+        answer: asyncio.Future[Any] = self._loop.create_future()
+        self._requests.append((number, request, answer))
+        request.deadline = self._loop.time() + self._request_timeout
+        if self._fetch_timer is None:
+            self._fetch_timer = self._loop.call_at(request.deadline, self._check_fetch)
+        return answer
+
+    def _check_fetch(self) -> None:
+        """Abort the connection if the oldest fetch is past its deadline: one timer for all, which is set once in a timeout."""
+        self._fetch_timer = None
+        for _, request, answer in self._requests:
+            if isinstance(request, FetchRequest):
+                if request.deadline <= self._loop.time():
+                    self._time_out(answer)
+                else:
+                    self._fetch_timer = self._loop.call_at(request.deadline, self._check_fetch)
+                return
 
     def _time_out(self, answer: asyncio.Future[Any]) -> None:
         if not answer.done():
@@ -181,6 +222,8 @@ class Connection(AIOKafkaConnection):
     def abort(self) -> None:
         """Close the connection and discard what is not yet sent."""
         writer, self._on_close_cb = self._writer, None
+        if self._fetch_timer is not None:
+            self._fetch_timer.cancel()
         self.close(reason=CloseReason.CONNECTION_TIMEOUT)
         if writer is not None:
             writer.transport.abort()
