@@ -182,6 +182,37 @@ async def test_a_node_with_several_inputs_is_drained_after_those_that_feed_it(me
     assert len(sink.items) == 100
 
 
+async def test_a_node_receives_what_its_entries_match(backend, topic):
+    name = topic.replace(".", "-")
+    node = Apply(config([f"{topic}.camera.*", f"{topic}.lidar"], name=name, publish_topic_name=f"{topic}.out"), echo)
+    sink = Collect(config(f"{topic}.out", name=f"{name}-sink"))
+    inputs = [f"{topic}.camera.ne", f"{topic}.camera.sw", f"{topic}.lidar"]
+    async with backend.connect() as bus, asyncio.timeout(DEADLINE * 2):
+        for each in [
+            *inputs,
+            f"{topic}.radar",
+        ]:  # topics exist before the nodes: Kafka looks for others every few seconds
+            await bus.publish(each, b"before")
+        async with running(bus, sink, node):
+            for number in range(5):
+                for each in [*inputs, f"{topic}.radar"]:
+                    await bus.publish(each, f"{each} {number}".encode())
+            assert sorted(await sink.until(15)) == sorted(
+                f"{each} {number}".encode() for each in inputs for number in range(5)
+            )
+            assert node.metrics().missing == 0
+
+
+async def test_a_node_is_drained_after_those_that_its_pattern_receives(memory):
+    stop = asyncio.Event()
+    source = Numbers(NodeConfig(name="source", publish_topic_name="a.b"), count=100)
+    middle = Apply(config("a.*", name="middle", publish_topic_name="b.c"), echo)
+    sink = Collect(config("b.>", name="sink"))
+    async with memory.connect() as bus, asyncio.timeout(DEADLINE):
+        await run_until(bus, sink, middle, source, stop=stop, end_with_sources=True)
+    assert len(sink.items) == 100
+
+
 async def test_the_first_line_names_three_topics(memory, caplog):
     caplog.set_level(logging.INFO)
     async with memory.connect() as bus:
