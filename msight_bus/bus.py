@@ -132,6 +132,7 @@ class Bus:
             TypeError, ConfigError: ``type`` is no type that can be sent.
         """
         check_topic(topic)
+        self.core.on_broker(topic)
         in_flight = self.core.limits.max_in_flight if max_in_flight is None else max_in_flight
         if in_flight < 1:
             raise ValueError(f"max_in_flight must be at least 1, not {in_flight}.")
@@ -212,7 +213,7 @@ class Bus:
         if start is None:
             start = "latest"
         else:
-            _check_start(start, entries)
+            check_start(start, entries)
         options = SubscriptionOptions(ack, deadline, lifespan, DATA if type is None else payload_type(type))
         return self.core.subscribe(entries, group_id=group_id, queue=queue, start=start, options=options)
 
@@ -223,7 +224,7 @@ class Bus:
         heartbeat interval.
         """
         if self._registry is None:
-            self._registry = Registry(self.core)
+            self._registry = Registry(self.core, topic_map=self.settings.topic_map)
             self.core.before_closing.append(self._registry.close)
         return self._registry
 
@@ -317,7 +318,12 @@ def connect(
     return Connecting(Core(settings, on_event))
 
 
-def _check_start(start: object, entries: tuple[str, ...]) -> None:
+def check_start(start: object, entries: tuple[str, ...]) -> None:
+    """Check the start of a subscription to ``entries``.
+
+    Raises:
+        ValueError: ``start`` is not valid; the text says what is accepted.
+    """
     if start in ("latest", "earliest") or isinstance(start, datetime):
         return
     if not isinstance(start, Mapping) or not start or not all(map(_is_whole, start.values())):

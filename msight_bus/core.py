@@ -11,6 +11,7 @@ import time
 import warnings
 from asyncio import _get_running_loop
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from msight_bus.backends import make_backend
@@ -41,9 +42,9 @@ from msight_bus.errors import (
     late_publish,
     user_stacklevel,
 )
-from msight_bus.events import BusEvent
+from msight_bus.events import BusEvent, Refused
 from msight_bus.message import Message
-from msight_bus.patterns import TopicPattern, is_pattern
+from msight_bus.patterns import TopicPattern, is_pattern, named
 from msight_bus.payload import check_headers, check_key
 from msight_bus.queue_policy import QueuePolicy
 from msight_bus.reporting import Reporter
@@ -98,7 +99,7 @@ class Core:
         self.binary = False
         self.clock = clock
         self.reporter = Reporter(on_event)
-        self.backend: Backend = opener(settings, self.reporter.report, new_session)
+        self.backend: Backend = opener(settings, self._report, new_session)
         self.drainables: set[Drainable] = set()
         self.before_closing: list[Callable[[], Awaitable[None]]] = []
         self._subscriptions: set[Subscription[Any]] = set()
@@ -227,18 +228,36 @@ class Core:
         for hook in self.before_closing:
             await hook()
 
+    def _report(self, event: BusEvent) -> None:
+        """Report an event of the backend, which uses names on the broker."""
+        if isinstance(event, Refused):
+            event = replace(event, topic=self.settings.topic_map.here(event.topic) or event.topic)
+        self.reporter.report(event)
+
+    def on_broker(self, entry: str) -> str:
+        """Return the name of a topic on the broker; a pattern stays as it is.
+
+        Raises:
+            TopicError: the broker does not accept the name, or the topic has another name here.
+        """
+        name = entry if is_pattern(entry) else self.settings.topic_map.on_broker(entry)
+        self.backend.check_topic(name)
+        return name
+
     # -- publishing
 
     def publisher(self, topic: str) -> TopicPublisher:
         """Make the publisher of `publish` on ``topic``, which may be a reserved topic.
 
         Raises:
+            TopicError: as `on_broker`.
             BusError: as `check`.
         """
         self.check()
+        name = self.on_broker(topic)
         if len(self.publishers) >= min(_PUBLISHERS, self.limits.publisher_topics):
             self.publishers.pop(next(iter(self.publishers))).close()
-        publisher = self.publishers[topic] = self.backend.publisher(topic, self.publisher_name, keeps=False)
+        publisher = self.publishers[topic] = self.backend.publisher(name, self.publisher_name, keeps=False)
         return publisher
 
     async def publish(
@@ -332,6 +351,7 @@ class Core:
         messages that are dropped and the cause.
 
         Raises:
+            TopicError: as `on_broker`.
             UnsupportedError: the backend cannot replay; or, with ``MSIGHT_STRICT``, cannot share a topic among a group.
             BusError: as `check`.
         """
@@ -365,18 +385,20 @@ class Core:
         needed = tuple(
             one for one in patterns if not any(other is not one and other.covers(one.text) for other in patterns)
         )
-        topics = tuple(entry for entry in entries if not is_pattern(entry))
+        names = {entry: self.on_broker(entry) for entry in entries}
+        topics = tuple(name for entry, name in names.items() if not is_pattern(entry))
         position: Position = (
-            {key if isinstance(key, tuple) else (topics[0], key): offset for key, offset in start.items()}
+            {(names[key[0]], key[1]) if isinstance(key, tuple) else (topics[0], key): at for key, at in start.items()}
             if isinstance(start, Mapping)
             else start
         )
-        return Selection(topics, group_id, queue, position, needed)
+        return Selection(topics, group_id, queue, position, needed, self.settings.topic_map)
 
     def _warn_of_group(self, group_id: str, topics: tuple[str, ...]) -> None:
         text = (
             f"{self.settings.backend} cannot share a topic among the group {group_id!r}: every subscriber of "
-            f"{', '.join(map(repr, topics))} gets every message. To share the load set MSIGHT_PUBSUB_BACKEND to nats or kafka."
+            f"{named([repr(topic) for topic in topics])} gets every message. To share the load set MSIGHT_PUBSUB_BACKEND to nats "
+            "or kafka."
         )
         if self.settings.strict:
             raise UnsupportedError(text)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from msight_bus.errors import TopicError
 from msight_bus.topics import check_topic, quoted_topic
 
 _WILDCARDS = frozenset("*>")
+
+MAX_NAMED = 3
+"""Maximum number of topics that a log line, an error or an announcement names."""
+
 MAX_PATTERNS = 1000
 """Maximum number of patterns of a subscription: each topic that arrives is compared with all of them."""
 
@@ -17,6 +22,12 @@ _ONE_OR_MORE = "Subscribe to a topic, a pattern such as 'camera.*', or a list of
 def is_pattern(entry: str) -> bool:
     """Whether an entry of a subscription is a pattern."""
     return not _WILDCARDS.isdisjoint(entry)
+
+
+def named(entries: Sequence[str]) -> str:
+    """Return the first topics and patterns joined with commas, and the number of the others, for logs and errors."""
+    more = f" and {len(entries) - MAX_NAMED:,} more" if len(entries) > MAX_NAMED else ""
+    return ", ".join(entries[:MAX_NAMED]) + more
 
 
 class TopicPattern:

@@ -63,7 +63,7 @@ class Publisher(Generic[T_contra]):
     async def __aenter__(self) -> Self:
         self._check()
         if self._to is None:
-            self._to = self._core.backend.publisher(self.topic, self._name, keeps=True)
+            self._to = self._core.backend.publisher(self._core.on_broker(self.topic), self._name, keeps=True)
         return self
 
     async def __aexit__(

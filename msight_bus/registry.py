@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from enum import StrEnum
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
 import msgspec
 
 from msight_bus.errors import BusError, ClosedError
 from msight_bus.events import BusEvent, Disconnected, Reconnected
 from msight_bus.message import Message
+from msight_bus.patterns import MAX_NAMED
 from msight_bus.queue_policy import QueuePolicy
 from msight_bus.reporting import Reporter
 from msight_bus.subscription import Subscription
 from msight_bus.tasks import BackgroundTasks
+from msight_bus.topic_map import TopicMap
 from msight_bus.topics import ALIVE_TOPIC, NODES_TOPIC
 
 logger = logging.getLogger("msight_bus")
@@ -50,7 +53,8 @@ _ASKED_AT_ONCE = 64
 """Maximum number of nodes for which the broker is asked at a time."""
 
 # Shown in terminals: no control characters and no bidirectional formatting characters.
-Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,200}\Z")]
+_NAME = re.compile(r"^[A-Za-z0-9._-]{1,200}\Z")
+Name = Annotated[str, msgspec.Meta(pattern=_NAME.pattern)]
 Text = Annotated[
     str, msgspec.Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]{0,200}\Z")
 ]
@@ -117,7 +121,12 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
         status: see `NodeStatus`.
         started_at: POSIX seconds by the node's clock.
         heartbeat_interval: seconds between two announcements.
-        publish_topic, subscribe_topic, group_id: from the node's configuration.
+        publish_topic: the output topic.
+        subscribe_topic: the input, if it is one topic or pattern.
+        output, inputs: the output topic, and the first topics and patterns of the input, also where `publish_topic` and
+            `subscribe_topic` are announced as ``None``, because earlier versions accept only letters, digits and ``._-`` there.
+        more_inputs: number of the other topics and patterns of the input.
+        group_id: from the node's configuration.
         last_heartbeat: POSIX seconds; in a registry by the observer's clock.
         ended: whether this was the node's last announcement.
         metrics: see `NodeMetrics`.
@@ -134,10 +143,32 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_interval: Annotated[float, msgspec.Meta(gt=0, le=LONGEST_INTERVAL)]
     publish_topic: Name | None = None
     subscribe_topic: Name | None = None
+    output: Text | None = None
+    inputs: Annotated[tuple[Text, ...], msgspec.Meta(max_length=MAX_NAMED)] = ()
+    more_inputs: Count = 0
     group_id: Name | None = None
     last_heartbeat: float = 0.0
     ended: bool = False
     metrics: NodeMetrics = NodeMetrics()
+
+    def __post_init__(self) -> None:
+        """Set the fields that earlier versions do not announce."""
+        if self.output is None:
+            msgspec.structs.force_setattr(self, "output", self.publish_topic)
+        if not self.inputs and self.subscribe_topic is not None:
+            msgspec.structs.force_setattr(self, "inputs", (self.subscribe_topic,))
+
+
+def announced_topics(output: str | None, inputs: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of a `NodeInfo` that describe its topics, by their names on the broker."""
+    single = inputs[0] if len(inputs) == 1 else None
+    return {
+        "publish_topic": output if output and _NAME.match(output) else None,
+        "subscribe_topic": single if single and _NAME.match(single) else None,
+        "output": output,
+        "inputs": tuple(inputs[:MAX_NAMED]),
+        "more_inputs": max(0, len(inputs) - MAX_NAMED),
+    }
 
 
 class Listens(Protocol):
@@ -169,10 +200,14 @@ class Registry:
         ignored: number of announcements that could not be decoded.
     """
 
-    def __init__(self, bus: Listens, *, clock: Callable[[], float] | None = None) -> None:
-        """``clock`` returns seconds, for the age of heartbeats; default: the running event loop's clock."""
+    def __init__(
+        self, bus: Listens, *, clock: Callable[[], float] | None = None, topic_map: TopicMap | None = None
+    ) -> None:
+        """``clock`` returns seconds, for the age of heartbeats; default: the running event loop's clock. ``topic_map``: topics
+        that have other names on the broker."""
         self.ignored = 0
         self._bus = bus
+        self._topic_map = topic_map or TopicMap()
         self._clock = _loop_clock() if clock is None else clock
         # By name and instance, in the order of the last heartbeat.
         self._heard: OrderedDict[Key, Heard] = OrderedDict()
@@ -382,7 +417,17 @@ class Registry:
         key = (info.name, info.instance)
         now = self._time()
         before = self._heard.get(key)
-        info = msgspec.structs.replace(info, last_heartbeat=message.received_at)
+        here = self._topic_map.here
+        output = info.output and (here(info.output) or info.output)
+        inputs = tuple(here(entry) or entry for entry in info.inputs)
+        info = msgspec.structs.replace(
+            info,
+            last_heartbeat=message.received_at,
+            publish_topic=output,
+            output=output,
+            subscribe_topic=inputs[0] if len(inputs) == 1 and not info.more_inputs else None,
+            inputs=inputs,
+        )
         self._heard[key] = info, now if before is None else before[1], now
         self._heard.move_to_end(key)
         self._gone.discard(key)

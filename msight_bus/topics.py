@@ -1,7 +1,8 @@
 """Topic names: one grammar for every backend.
 
 A topic is a dotted name whose parts consist of ``[A-Za-z0-9_-]``. Such a name is valid as a Redis channel, a NATS subject and
-a Kafka topic, and cannot inject a protocol command, as a NATS subject with a space or CR LF could.
+a Kafka topic, and cannot inject a protocol command, as a NATS subject with a space or CR LF could. ``/`` separates parts too,
+for the names of other programs; Kafka does not accept it (`Backend.check_topic`).
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ ALIVE_TOPIC = "_msight.alive."
 SEQUENCE_TOPIC = "_msight.seq"
 """The reserved topic on which the last sequences of idle publishers are announced."""
 
-_GRAMMAR = re.compile(r"[A-Za-z0-9-][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)*", re.ASCII)
+_GRAMMAR = re.compile(r"[A-Za-z0-9-][A-Za-z0-9_-]*(?:[./][A-Za-z0-9_-]+)*", re.ASCII)
 _ACCEPTED = "ASCII letters, digits, '_' and '-' are accepted, in parts joined by dots"
 _checked: dict[str, None] = {}
 _CHECKED_LIMIT = 4096
 
 
 def check_topic(topic: str) -> str:
-    """Return ``topic`` if the name is valid on every backend.
+    """Return ``topic`` if the name is valid on every backend, or with ``/`` on every backend except Kafka.
 
     Raises:
         TopicError: ``topic`` is not valid; the text names the accepted characters.
@@ -66,24 +67,24 @@ def _reason(topic: str) -> str:
         return f"the name has {len(topic.encode(errors='replace'))} bytes, and at most {MAX_TOPIC_BYTES} are accepted."
     if topic.startswith("_"):
         return "names that begin with '_' are reserved for the bus."
-    if "" in topic.split("."):
-        return "a part between dots is empty."
+    if "" in re.split("[./]", topic):
+        return f"a part between {'dots' if '' in topic.split('.') else 'slashes'} is empty."
     if "*" in topic or topic.endswith(">"):
         return f"a pattern can be subscribed only; {_ACCEPTED}."
-    return f"{_ACCEPTED}."
+    return f"{_ACCEPTED}, or by '/' except on Kafka."
 
 
 def check_group(group: str) -> str:
     """Return ``group``, the name of a consumer group or queue group, if the name is valid on every backend.
 
     Raises:
-        TopicError: ``group`` is not valid; group names have the grammar of topics.
+        TopicError: ``group`` is not valid; group names have the grammar of topics, without ``/``.
     """
     if not isinstance(group, str):
         raise TopicError(
             f"A group name must be a str, not {type(group).__name__}; for example 'detectors'.", topic=group
         )
-    if not _GRAMMAR.fullmatch(group) or len(group) > MAX_TOPIC_BYTES:
+    if not _GRAMMAR.fullmatch(group) or "/" in group or len(group) > MAX_TOPIC_BYTES:
         raise TopicError(
             f"{group!r:.80} is not a valid group name: {_ACCEPTED}, at most {MAX_TOPIC_BYTES} bytes. For example 'detectors'.",
             topic=group,

@@ -76,6 +76,9 @@ class Backend:
         if self.refuses is not None:
             raise self.refuses
 
+    def check_topic(self, entry):
+        pass
+
     def publisher(self, topic, name, *, keeps=True):
         made = self.publishers[topic] = Publisher(topic)
         return made

@@ -40,6 +40,9 @@ class Backend:
     def __init__(self) -> None:
         self.log = Log()
 
+    def check_topic(self, entry):
+        pass
+
     def publisher(self, topic, name, *, keeps):
         return self.log
 

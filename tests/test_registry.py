@@ -426,3 +426,29 @@ async def test_a_refused_liveness_subscription_is_logged_once(memory, caplog, mo
             await registry.wait_until(lambda nodes: "n" in nodes and nodes["n"].status == "RUNNING")
             assert not registry["n"].present
     assert caplog.text.count("missed heartbeats only: no permission") == 1
+
+
+def test_topics_of_an_announcement(memory):
+    """Topics that earlier versions cannot announce are read from the new fields, those of earlier versions from the old ones."""
+    registry = Registry(None)
+
+    def observed(**fields):
+        registry._observe(Message(NODES_TOPIC, announcement(info(**fields))))
+        return registry["node"]
+
+    earlier = observed(publish_topic="out", subscribe_topic="in")
+    assert (earlier.output, earlier.inputs, earlier.more_inputs) == ("out", ("in",), 0)
+    slashed = observed(output="a/b", inputs=("c/d",))
+    assert (slashed.publish_topic, slashed.subscribe_topic) == ("a/b", "c/d")
+    several = observed(inputs=("a", "b.*"), subscribe_topic="a")
+    assert (several.subscribe_topic, several.inputs) == (None, ("a", "b.*"))
+
+
+@pytest.mark.parametrize(
+    "fields", [{"inputs": ["a"] * 4}, {"inputs": ["\x1b[2J"]}, {"output": "x" * 201}, {"more_inputs": -1}]
+)
+def test_topics_that_are_not_bounded_or_not_printable_are_ignored(fields):
+    registry = Registry(None)
+    fields = {**msgspec.to_builtins(info()), **fields}
+    registry._observe(Message(NODES_TOPIC, json.dumps(fields).encode()))
+    assert (len(registry), registry.ignored) == (0, 1)

@@ -14,10 +14,16 @@ from msight_bus.topics import MAX_TOPIC_BYTES, NODES_TOPIC, SEQUENCE_TOPIC, chec
 
 ALLOWED = string.ascii_letters + string.digits + "_-"
 PARTS = st.text(ALLOWED, min_size=1, max_size=20)
-TOPICS = st.lists(PARTS, min_size=1, max_size=6).map(".".join).filter(lambda topic: topic[0] != "_")
+GROUPS = st.lists(PARTS, min_size=1, max_size=6).map(".".join).filter(lambda group: group[0] != "_")
+TOPICS = GROUPS.flatmap(
+    lambda group: st.lists(st.sampled_from("./"), min_size=(many := group.count(".")), max_size=many).map(
+        lambda dots: "".join(part + dot for part, dot in zip(group.split("."), [*dots, ""], strict=True))
+    )
+)
 
 GOOD = ["a", "0", "-", "a_", "intersection.cam_ne", "A-b.C_d.9", "a._hidden", "x" * MAX_TOPIC_BYTES]
-EMPTY_PARTS = [".", "..", ".a", "a.", "a..b", "a.b."]
+SLASHED = ["a/b", "camera/ne/front", "a.b/c.d", "a/_hidden", "a/-"]
+EMPTY_PARTS = [".", "..", ".a", "a.", "a..b", "a.b.", "/", "//", "/a", "a/", "a//b", "a./b", "a/.b", "a/b."]
 RESERVED = ["_", "_msight", "_a.b", NODES_TOPIC, SEQUENCE_TOPIC]
 WILDCARDS = ["*", ">", "a.*", "a.>", "a?", "[ab]", "news.*"]
 INJECTIONS = [
@@ -30,7 +36,7 @@ INJECTIONS = [
     "a\tb",
     "a\x00",
     "\x00",
-    "a/b",
+    "a/b c",
     "a:b",
     "a$b",
     "{a}",
@@ -54,6 +60,13 @@ def test_accepted(topic):
     assert check_group(topic) is topic
 
 
+@pytest.mark.parametrize("topic", SLASHED)
+def test_a_slash_separates_parts_of_a_topic_and_not_of_a_group(topic):
+    assert check_topic(topic) is topic
+    with pytest.raises(TopicError, match="is not a valid group name"):
+        check_group(topic)
+
+
 @pytest.mark.parametrize("topic", ["", *EMPTY_PARTS, *RESERVED, *WILDCARDS, *INJECTIONS, *LOOK_ALIKES])
 @pytest.mark.parametrize("check", [check_topic, check_group])
 def test_refused_every_time(check, topic):
@@ -64,21 +77,22 @@ def test_refused_every_time(check, topic):
         assert "For example" in str(caught.value)
 
 
-@given(TOPICS)
-def test_dotted_names_are_accepted(topic):
-    assert check_topic(topic) == check_group(topic) == topic
+@given(GROUPS, TOPICS)
+def test_names_of_parts_are_accepted(group, topic):
+    assert check_topic(group) == check_group(group) == group
+    assert check_topic(topic) == topic
 
 
-@given(TOPICS, st.integers(0, 40), st.characters(blacklist_characters=ALLOWED + "."))
+@given(GROUPS, st.integers(0, 40), st.characters(blacklist_characters=ALLOWED + "./"))
 def test_one_wrong_character_anywhere_is_refused(topic, where, wrong):
     for check in (check_topic, check_group):
         with pytest.raises(TopicError):
             check(topic[:where] + wrong + topic[where:])
 
 
-@given(st.text(max_size=30) | st.text("aZ0_-..\n ", max_size=8))
+@given(st.text(max_size=30) | st.text("aZ0_-../\n ", max_size=8))
 def test_nothing_but_the_grammar_passes(text):
-    grammar = all(part and not part.strip(ALLOWED) for part in text.split(".")) and text[0] != "_"
+    grammar = all(part and not part.strip(ALLOWED) for part in re.split("[./]", text)) and text[0] != "_"
     try:
         check_topic(text)
     except TopicError:
@@ -108,7 +122,9 @@ def test_two_hundred_bytes_and_no_more():
         ("_a", "reserved"),
         ("a..b", "part between dots is empty"),
         ("a.", "part between dots is empty"),
-        ("a b", "ASCII letters, digits, '_' and '-'"),
+        ("a//b", "part between slashes is empty"),
+        ("a./b", "part between slashes is empty"),
+        ("a b", "ASCII letters, digits, '_' and '-'.*joined by dots, or by '/' except on Kafka"),
         ("a.*", "a pattern can be subscribed only.*letters, digits, '_' and '-'"),
         ("a*.b", "a pattern can be subscribed only"),
         ("a.>", "a pattern can be subscribed only"),

@@ -17,10 +17,11 @@ from msight_bus.capabilities import Capabilities
 from msight_bus.errors import BusError
 from msight_bus.events import BusEvent
 from msight_bus.message import Message
-from msight_bus.patterns import TopicPattern
+from msight_bus.patterns import TopicPattern, named
 from msight_bus.protocol.envelope import TopicCounter
 from msight_bus.queue_policy import QueuePolicy
 from msight_bus.settings import BusSettings
+from msight_bus.topic_map import TopicMap
 
 Start = Literal["latest", "earliest"] | datetime | Mapping[int, int] | Mapping[tuple[str, int], int]
 """The start of a subscription as users give it. A mapping has an offset for each partition of a log, or, for several topics, for
@@ -28,9 +29,6 @@ each pair of topic and partition."""
 
 Position = Literal["latest", "earliest"] | datetime | Mapping[tuple[str, int], int]
 """A `Start` for backends: a mapping has pairs of topic and partition."""
-
-_NAMED = 3
-"""Maximum number of topics that `Selection.name` names."""
 
 
 class Blocked(Enum):
@@ -50,12 +48,14 @@ class Selection:
     """The checked arguments of one subscription.
 
     Attributes:
-        topics: the topics that are given by name, in the given order.
+        topics: the topics that are given by name, in the given order, by their names on the broker.
         group_id: consumer group or queue group; ``None``: the subscriber receives every message.
         queue: policy for a consumer that is slower than the stream.
         start: the start of the subscription.
         patterns: the patterns, in the given order. A topic that several patterns match belongs to the first; a topic that is
             given by name belongs to no pattern (`owner`).
+        topic_map: the topics that have other names on the broker.
+        mapped: the names on the broker of those of them that only patterns match, which the broker's patterns may not match.
     """
 
     topics: tuple[str, ...]
@@ -63,17 +63,19 @@ class Selection:
     queue: QueuePolicy
     start: Position
     patterns: tuple[TopicPattern, ...] = ()
+    topic_map: TopicMap = TopicMap()  # noqa: RUF009 - immutable
+    mapped: frozenset[str] = field(init=False, repr=False, compare=False)
     _named: frozenset[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_named", frozenset(self.topics))
+        names = [name for name, _ in self.topic_map.entries if self.owner(name) is not None]
+        object.__setattr__(self, "mapped", frozenset(names))
 
     @property
     def name(self) -> str:
         """The first topics and patterns joined with commas, for logs and errors."""
-        entries = [*self.topics, *(pattern.text for pattern in self.patterns)]
-        more = f" and {len(entries) - _NAMED} more" if len(entries) > _NAMED else ""
-        return ", ".join(entries[:_NAMED]) + more
+        return named([*self.topics, *(pattern.text for pattern in self.patterns)])
 
     @property
     def many(self) -> bool:
@@ -81,13 +83,14 @@ class Selection:
         return bool(self.patterns) or len(self.topics) > 1
 
     def owner(self, name: str) -> TopicPattern | None:
-        """Return the pattern to which a name belongs; ``None`` for a topic that is given by name, and without a match.
+        """Return the pattern to which a name on the broker belongs; ``None`` for a topic given by name, and without a match.
 
         A broker sends a message once for each entry that matches; a backend delivers the owner's copy only.
         """
-        if name in self._named:
+        topic = self.topic_map.here(name)
+        if topic is None or name in self._named:
             return None
-        return next((pattern for pattern in self.patterns if pattern.matches(name)), None)
+        return next((pattern for pattern in self.patterns if pattern.matches(topic)), None)
 
 
 class TopicStream(Protocol):
@@ -118,8 +121,11 @@ class TopicStream(Protocol):
 class Inbox(Protocol):
     """The receiving side of one subscription, which its backend calls."""
 
-    def stream(self, topic: str) -> TopicStream:
-        """Return the stream of a topic, which stays valid until the subscription is closed."""
+    def topic_of(self, name: str) -> str:
+        """Return the topic with a name on the broker, for `Message.topic`."""
+
+    def stream(self, name: str) -> TopicStream:
+        """Return the stream of the topic with a name on the broker; it stays valid until the subscription is closed."""
 
     def invalid(self, count: int) -> None:
         """Count messages that a pattern matches and whose channel is not a valid topic; they are not delivered."""
@@ -140,8 +146,8 @@ class Inbox(Protocol):
     def drop(self, message: Message, cause: str) -> None:
         """Count a message that was returned to the consumer as dropped, and mark it as done."""
 
-    def skip(self, topic: str, count: int) -> None:
-        """Count at most ``count`` records of a topic of a log that are skipped for the latest ones."""
+    def skip(self, name: str, count: int) -> None:
+        """Count at most ``count`` records of a log, by its name on the broker, that are skipped for the latest ones."""
 
     def shed(self) -> None:
         """Drop the newest messages over the bound: the backend cannot pause the stream any longer."""
@@ -234,11 +240,18 @@ class Backend(Protocol):
             AuthenticationError: the broker refused the credentials, or a certificate was refused.
         """
 
+    def check_topic(self, entry: str) -> None:
+        """Check that the broker accepts a name on it, or a pattern.
+
+        Raises:
+            TopicError: the broker does not accept the name; the text says why.
+        """
+
     def publisher(self, topic: str, name: str | None, *, keeps: bool) -> TopicPublisher:
         """Make a publisher on ``topic``.
 
         Args:
-            topic: the topic's name.
+            topic: the topic's name on the broker.
             name: stable name that selects the partition of messages without a key; ``None`` spreads them.
             keeps: whether the topic's counter must not be evicted until the publisher is closed.
         """

@@ -379,7 +379,7 @@ class MemoryConnection(Connection):
             return
         received_at = self._clock()
         self.received_at = self.loop.time()
-        topic = delivery.route.topic
+        topic = delivery.route.name
         delivery.route.stream.deliver(
             [
                 Message(

@@ -20,6 +20,8 @@ from rich.text import Text
 from msight_bus.bus import Bus, connect
 from msight_bus.cli.exit_status import exit_status
 from msight_bus.cli.tables import Column, fit
+from msight_bus.errors import TopicError
+from msight_bus.patterns import TopicPattern, check_entries, is_pattern
 from msight_bus.registry import NodeInfo, NodeStatus, Registry
 from msight_bus.runtime import run
 from msight_bus.settings import BusSettings
@@ -60,6 +62,7 @@ _LEGEND = "ms: from publishing an input to publishing its outputs; for a source:
 _ALL_ANNOUNCED = 12.0
 """Seconds after which every node has sent a heartbeat, at the default interval."""
 
+_NO_NODE = " (no node)"
 _NO_NODES = "No heartbeat received yet; each node sends one per heartbeat interval (10 s by default)."
 
 
@@ -120,20 +123,19 @@ class NodeTable:
 
     def _cells(self, info: NodeInfo, ends: _Ends) -> tuple[str, ...]:
         metrics = info.metrics
-        topics = [
-            (f"{arrow} {topic}" + ("" if topic in others or info.ended else " (no node)"), _short(rate))
-            for arrow, topic, rate, others in (
-                ("<-", info.subscribe_topic, metrics.rate_in, ends.published),
-                ("->", info.publish_topic, metrics.rate_out, ends.subscribed),
-            )
-            if topic is not None
-        ]
+        lines = [f"<- {entry}{'' if info.ended or ends.feed(entry) else _NO_NODE}" for entry in info.inputs]
+        if info.more_inputs:
+            lines.append(f"   and {info.more_inputs:,} more")
+        rates = [_short(metrics.rate_in), *[""] * (len(lines) - 1)] if lines else []
+        if info.output is not None:
+            lines.append(f"-> {info.output}{'' if info.ended or ends.receive(info.output) else _NO_NODE}")
+            rates.append(_short(metrics.rate_out))
         missing = "?" if metrics.missing is None else f"{metrics.missing:,}"
-        receives = info.subscribe_topic is not None
+        receives = bool(info.inputs)
         return (
             f"{info.name}\n{info.host}\n{info.instance[:8]}" if ends.names[info.name] > 1 else info.name,
-            "\n".join(topic for topic, _ in topics),
-            "\n".join(rate for _, rate in topics),
+            "\n".join(lines),
+            "\n".join(rates),
             f"{metrics.queued:,}" if receives else "",
             missing if receives else "",
             f"{metrics.dropped:,}",
@@ -149,9 +151,28 @@ class _Ends:
 
     def __init__(self, infos: list[NodeInfo]) -> None:
         running = [info for info in infos if not info.ended and info.status is not NodeStatus.LOST]
-        self.published = {info.publish_topic for info in running}
-        self.subscribed = {info.subscribe_topic for info in running}
+        self._outputs = {info.output for info in running if info.output is not None}
+        self._inputs = {entry for info in running for entry in info.inputs}
+        self._patterns = {entry: pattern for entry in self._inputs if (pattern := _pattern(entry)) is not None}
+        self._more = any(info.more_inputs for info in running)
         self.names = Counter(info.name for info in infos)
+
+    def feed(self, entry: str) -> bool:
+        """Whether a running node publishes on a topic, or on one that a pattern matches."""
+        pattern = _pattern(entry)
+        return entry in self._outputs or (pattern is not None and any(map(pattern.matches, self._outputs)))
+
+    def receive(self, topic: str) -> bool:
+        """Whether a running node can receive a topic; inputs that a node does not name can be this topic."""
+        return self._more or topic in self._inputs or any(one.matches(topic) for one in self._patterns.values())
+
+
+def _pattern(entry: str) -> TopicPattern | None:
+    """Return an announced pattern; ``None`` for a topic, and for other text."""
+    with suppress(TopicError):
+        if is_pattern(entry):
+            return TopicPattern(check_entries(entry)[0], BusSettings.dead_letter_suffix)
+    return None
 
 
 def render(registry: Registry, broker: str = "", *, containing: str = "", height: int | None = None) -> NodeTable:
@@ -170,7 +191,7 @@ def render(registry: Registry, broker: str = "", *, containing: str = "", height
 
 
 def _contains(info: NodeInfo, text: str) -> bool:
-    shown = (info.name, info.host, info.subscribe_topic or "", info.publish_topic or "", info.status.value)
+    shown = (info.name, info.host, *info.inputs, info.output or "", info.status.value)
     return not text or any(text in part.lower() for part in shown)
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any, Literal, Self
 
+from msight_bus.backends.base import Start
+from msight_bus.bus import Bus, check_start
 from msight_bus.data.types import payload_type
-from msight_bus.errors import BusError, ConfigError
+from msight_bus.errors import BusError, ConfigError, TopicError
+from msight_bus.patterns import TopicPattern, check_entries, is_pattern
 from msight_bus.payload import check_key
 from msight_bus.queue_policy import QueuePolicy
 from msight_bus.registry import LONGEST_INTERVAL
+from msight_bus.settings import BusSettings
 from msight_bus.topics import MAX_TOPIC_BYTES, check_group, check_topic
 
 _GROUP_SUFFIX = "_group"
@@ -28,7 +32,8 @@ class NodeConfig:
     Attributes:
         name: name of the node, with the grammar of a topic; the workers of a group share one name.
         publish_topic_name: topic on which a source or processing node publishes.
-        subscribe_topic_name: topic to which a processing node or sink subscribes.
+        subscribe_topic_name: topic, pattern, or list of topics and patterns to which a processing node or sink subscribes; see
+            `Bus.subscribe`.
         publish_topic_data_type: type of every output, as for `Bus.publisher`; default: any publishable value.
         subscribe_topic_data_type: type to which inputs are decoded, as for `Bus.subscribe`; ``bytes``: without decoding.
             Default: a payload in the format of ``Data`` is decoded to the class that it names; others are ``bytes``. The type
@@ -47,11 +52,13 @@ class NodeConfig:
         deadline: seconds without an input after which the bus reports a `DeadlineMissed`; see `Bus.subscribe`.
         lifespan: age in seconds at which an input is dropped instead of handled; see `Bus.subscribe`.
         dead_letter_topic_name: topic for inputs that fail with ``"continue"`` or cannot be decoded; they are published unchanged,
-            with the headers ``msight-dead-topic`` and ``msight-dead-error``.
+            with the headers ``msight-dead-topic`` and ``msight-dead-error``. Ends in ``MSIGHT_DEAD_LETTER_SUFFIX``, so that no
+            pattern matches it; checked when the node starts.
         key: key of each output without a key of its own; see `Outgoing`.
         while_disconnected: ``"wait"``: outputs wait until the broker is reconnected; ``"drop"``: they are dropped and counted.
         spread: on Kafka, whether outputs without a key go to all partitions in turn, so that a group shares them and order
             holds within a partition only; default: ``MSIGHT_KAFKA_UNKEYED``.
+        start: where a group without a committed position begins, see `Bus.subscribe`; default ``"latest"``.
 
     Raises:
         ConfigError: one or more fields are wrong; the error lists all of them.
@@ -59,7 +66,7 @@ class NodeConfig:
 
     name: str
     publish_topic_name: str | None = None
-    subscribe_topic_name: str | None = None
+    subscribe_topic_name: str | Sequence[str] | None = None
     publish_topic_data_type: Any = None
     subscribe_topic_data_type: Any = None
     heartbeat_update_interval: float = 10.0
@@ -78,6 +85,7 @@ class NodeConfig:
     key: str | None = None
     while_disconnected: Literal["wait", "drop"] = "wait"
     spread: bool | None = None
+    start: Start | None = None
 
     def __new__(cls, *_: Any, **given: Any) -> Self:
         """
@@ -99,15 +107,71 @@ class NodeConfig:
             f"NodeConfig.{field.name} {_CHECKS[field.name][1]}, not {value!r:.100}."
             for field in fields(self)
             if ((value := getattr(self, field.name)) is not None or field.default is not None)
+            and field.name in _CHECKS
             and not _CHECKS[field.name][0](value)
         ]
-        for name in ("publish_topic_name", "dead_letter_topic_name"):
-            if getattr(self, name) is not None and getattr(self, name) == self.subscribe_topic_name:
-                problems.append(
-                    f"NodeConfig.{name} must differ from subscribe_topic_name: the node would receive its own messages."
-                )
+        topics = self.subscribe_topic_name
+        if isinstance(topics, list):  # a list can change
+            object.__setattr__(self, "subscribe_topic_name", tuple(topics))
+        try:
+            if topics is not None:
+                check_entries(topics)
+                problems += self._loops(BusSettings.dead_letter_suffix)
+            if self.start is not None:
+                check_start(self.start, self.inputs)
+        except TopicError as error:
+            problems.append(f"NodeConfig.subscribe_topic_name {_ENTRIES}, not {topics!r:.100}. {error}")
+        except ValueError as error:
+            problems.append(f"NodeConfig.{error}")
         if problems:
             raise ConfigError(problems)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The topics and patterns of ``subscribe_topic_name``."""
+        topics = self.subscribe_topic_name
+        return () if topics is None else (topics,) if isinstance(topics, str) else tuple(topics)
+
+    def receives(self, topic: str | None, dead_letter_suffix: str) -> bool:
+        """Whether a topic is one of the inputs or a pattern among them matches it."""
+        return isinstance(topic, str) and (
+            topic in self.inputs
+            or any(TopicPattern(entry, dead_letter_suffix).matches(topic) for entry in self.inputs if is_pattern(entry))
+        )
+
+    def check_for(self, bus: Bus) -> None:
+        """Check what depends on the bus: its broker and its settings.
+
+        Raises:
+            TopicError: as `Core.on_broker`.
+            ConfigError: the dead-letter topic does not end in ``MSIGHT_DEAD_LETTER_SUFFIX``, or the node would receive its own
+                messages.
+        """
+        dead, suffix = self.dead_letter_topic_name, bus.settings.dead_letter_suffix
+        for topic in (*self.inputs, self.publish_topic_name, dead):
+            if topic is not None:
+                bus.core.on_broker(topic)
+        problems = self._loops(suffix)
+        if dead is not None and not dead.endswith(suffix):
+            problems.append(
+                f"NodeConfig.dead_letter_topic_name of {self.name!r} must end in {suffix!r} (MSIGHT_DEAD_LETTER_SUFFIX), so that "
+                f"no pattern matches dead letters, such as 'intersection.cam_ne{suffix}', not {dead!r}."
+            )
+        if problems:
+            raise ConfigError(problems)
+
+    def _loops(self, dead_letter_suffix: str) -> list[str]:
+        """Return the problems of topics on which the node publishes and which it receives."""
+        looped = {
+            "publish_topic_name": self.receives(self.publish_topic_name, dead_letter_suffix),
+            "dead_letter_topic_name": self.dead_letter_topic_name in self.inputs,  # patterns match no dead letters
+        }
+        return [
+            f"NodeConfig.{name} must differ from the topics of subscribe_topic_name and match none of its patterns: "
+            "the node would receive its own messages."
+            for name, loops in looped.items()
+            if loops
+        ]
 
     def group_where_kept(self) -> str:
         """Return the consumer group for a backend with persistence, where a group owns the position."""
@@ -139,6 +203,8 @@ def _whole(least: int, most: float) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
+_ENTRIES = "is a topic such as 'intersection.cam_ne', a pattern such as 'intersection.*', or a list of them"
+
 Check = tuple[Callable[[Any], bool], str]
 _TOPIC: Check = _passes(check_topic), "is a topic such as 'intersection.cam_ne'"
 _DATA: Check = _passes(payload_type), "is Data, a subclass of Data, or another type that Bus.subscribe accepts"
@@ -151,7 +217,6 @@ _CHECKS: dict[str, Check] = {
         f"is letters, digits, '_' and '-', in parts joined by dots, at most {_LONGEST_NAME} bytes, such as 'detector'",
     ),
     "publish_topic_name": _TOPIC,
-    "subscribe_topic_name": _TOPIC,
     "publish_topic_data_type": _DATA,
     "subscribe_topic_data_type": _DATA,
     "heartbeat_update_interval": (

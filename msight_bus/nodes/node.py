@@ -145,11 +145,13 @@ class Node(ABC):
 
         Raises:
             BusyError: the node is already running.
+            ConfigError, TopicError: a topic of the configuration contradicts the settings or the broker of the bus.
             BusError: the broker refused a topic or a message, or the bus was closed.
             Exception: an error in the node's code, with ``action_on_error="stop"``, or in a hook.
         """
         if self._node_run is not None and not self._node_run.over.is_set():
             raise BusyError(f"The node {self.name!r} is already running; create another node for a second worker.")
+        self.config.check_for(bus)
         level = self.config.logging_level or bus.settings.logging_level
         if level is not None:
             self.logger.setLevel(level.upper())

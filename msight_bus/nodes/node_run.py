@@ -19,7 +19,8 @@ from msight_bus.heartbeat_sender import Announcer
 from msight_bus.message import Message
 from msight_bus.nodes.config import NodeConfig
 from msight_bus.nodes.metrics import Meter
-from msight_bus.registry import NodeInfo, NodeMetrics, NodeStatus
+from msight_bus.patterns import named
+from msight_bus.registry import NodeInfo, NodeMetrics, NodeStatus, announced_topics
 from msight_bus.reporting import Reporter
 from msight_bus.signals import mark_logged
 from msight_bus.subscription import Subscription
@@ -108,7 +109,7 @@ class NodeRun:
     def running(self, group: str | None) -> None:
         """Set the status to RUNNING and log the topics; ``group`` is the consumer group, if there is one."""
         self._group = group
-        topics = f"{self.config.subscribe_topic_name or ''} -> {self.config.publish_topic_name or ''}".strip()
+        topics = f"{named(self.config.inputs)} -> {self.config.publish_topic_name or ''}".strip()
         self.logger.info("Running on %s: %s%s", self.bus.settings.address, topics, f", group {group}" if group else "")
         self._set_status(NodeStatus.RUNNING)
         self.ready.set()
@@ -234,8 +235,8 @@ class NodeRun:
         assert task is not None
         self.tasks.add(task)
         others = (other for other in self.bus.core.drainables if isinstance(other, NodeRun) and other.name == self.name)
-        source = self.config.subscribe_topic_name
-        if any(source is None or other.config.subscribe_topic_name != source for other in others):
+        inputs = self.config.inputs
+        if any(not inputs or other.config.inputs != inputs for other in others):
             self.logger.warning(
                 "Two nodes of this process are named %s and do not share an input topic, as workers of a group do: their log "
                 "lines and heartbeats cannot be distinguished.",
@@ -280,6 +281,11 @@ class NodeRun:
         return self.meter.snapshot()
 
     def _describe(self) -> NodeInfo:
+        output = self.config.publish_topic_name
+
+        def on_broker(entry: str) -> str:
+            return _printable(self.bus.core.on_broker(entry))
+
         return NodeInfo(
             name=self.name,
             instance=self._announcer.instance,
@@ -290,8 +296,7 @@ class NodeRun:
             status=self.status,
             started_at=self._started_at,
             heartbeat_interval=self.config.heartbeat_update_interval,
-            publish_topic=self.config.publish_topic_name,
-            subscribe_topic=self.config.subscribe_topic_name,
+            **announced_topics(output and on_broker(output), [on_broker(entry) for entry in self.config.inputs]),
             group_id=self._group,
             last_heartbeat=self.bus.core.clock(),
             ended=self.ended,

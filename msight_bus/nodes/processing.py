@@ -15,8 +15,11 @@ from msight_bus.subscription import SubscriptionOptions
 
 
 class ProcessingNode(Node, Generic[In, Out]):
-    """Subscribes to one topic and publishes the results of `process` on another. ``ProcessingNode[In, Out]`` decodes its inputs
-    to ``In`` and checks that its outputs are an ``Out``; the types are those of `Bus.subscribe`."""
+    """Subscribes to topics and publishes the results of `process` on another topic.
+
+    ``ProcessingNode[In, Out]`` decodes its inputs to ``In`` and checks that its outputs are an ``Out``; the types are those of
+    `Bus.subscribe`.
+    """
 
     type_fields: ClassVar[tuple[str, ...]] = ("subscribe_topic_data_type", "publish_topic_data_type")
     required_topics: ClassVar[tuple[str, ...]] = ("subscribe_topic_name", "publish_topic_name")
@@ -39,7 +42,7 @@ class ProcessingNode(Node, Generic[In, Out]):
 
 
 class SinkNode(Node, Generic[In]):
-    """Subscribes to one topic and publishes nothing. ``SinkNode[In]`` decodes its inputs to ``In``."""
+    """Subscribes to topics and publishes nothing. ``SinkNode[In]`` decodes its inputs to ``In``."""
 
     type_fields: ClassVar[tuple[str, ...]] = ("subscribe_topic_data_type",)
     required_topics: ClassVar[tuple[str, ...]] = ("subscribe_topic_name",)
@@ -62,16 +65,16 @@ async def _consume(run: NodeRun, handler: Handler) -> None:
     config, bus = run.config, run.bus
     # With persistence, the node resumes at its group's position; without, a group only shares the load.
     group = config.group_where_kept() if bus.capabilities.persistence else config.group_id
-    assert config.subscribe_topic_name is not None
     kind = config.subscribe_topic_data_type
     async with AsyncExitStack() as stack:
         publisher: NodePublisher | None = None
         if config.publish_topic_name is not None:
             publisher = await stack.enter_async_context(NodePublisher.open(run, config.publish_topic_name))
         run.subscription = subscription = bus.core.subscribe(
-            (config.subscribe_topic_name,),
+            config.inputs,
             group_id=group,
             queue=config.queue,
+            start="latest" if config.start is None else config.start,
             options=SubscriptionOptions(
                 "manual", config.deadline, config.lifespan, DATA if kind is None else payload_type(kind)
             ),

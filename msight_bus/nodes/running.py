@@ -109,6 +109,8 @@ async def _run_until(
     bus: Bus, nodes: tuple[Node, ...], stop: asyncio.Event, end_with_sources: bool, abort_at: Callable[[float], None]
 ) -> None:
     _check(nodes)
+    for node in nodes:
+        node.config.check_for(bus)
     loop = asyncio.get_running_loop()
     errors: list[BaseException] = []
     running: dict[asyncio.Task[None], Node] = {}
@@ -137,7 +139,7 @@ async def _run_until(
         await _wait_for_end(running, stopped, end_with_sources)
         timeout = bus.settings.limits.drain_timeout
         abort_at(loop.time() + timeout + CLOSE_WITHIN)
-        late = await _drain(running, timeout)
+        late = await _drain(running, timeout, bus.settings.dead_letter_suffix)
     except asyncio.CancelledError:
         abort_at(loop.time() + CLOSE_WITHIN)
         raise
@@ -179,7 +181,9 @@ async def _wait_for_end(
         logger.info("Draining %s; another signal stops at once.", names)
 
 
-async def _drain(running: dict[asyncio.Task[None], Node], timeout: float) -> DrainTimeoutError | None:
+async def _drain(
+    running: dict[asyncio.Task[None], Node], timeout: float, dead_letter_suffix: str
+) -> DrainTimeoutError | None:
     """Stop the nodes, each after those that feed it, so that their last outputs are still handled.
 
     Returns:
@@ -190,8 +194,12 @@ async def _drain(running: dict[asyncio.Task[None], Node], timeout: float) -> Dra
     try:
         async with asyncio.timeout(timeout):
             while left:
-                fed = {node.config.publish_topic_name for node in left.values()} - {None}
-                ending = {task for task, node in left.items() if node.config.subscribe_topic_name not in fed}
+                outputs = {node.config.publish_topic_name for node in left.values()}
+                ending = {
+                    task
+                    for task, node in left.items()
+                    if not any(node.config.receives(topic, dead_letter_suffix) for topic in outputs)
+                }
                 ending = ending or set(left)  # a cycle of nodes
                 for task in ending:
                     left[task].stop()

@@ -11,8 +11,9 @@ from typing import Any, ClassVar, Literal
 from msight_bus.errors import ConfigError, user_stacklevel
 from msight_bus.settings.environment import Reading, read_environment
 from msight_bus.settings.section import ConfigWarning, Problem, Section, Variable, variable
-from msight_bus.settings.value_types import FLAG, NAME, TOPIC_SUFFIX, choice
+from msight_bus.settings.value_types import FLAG, NAME, TOPIC_MAP, TOPIC_SUFFIX, choice
 from msight_bus.settings.variables import KafkaSettings, Limits, NatsSettings, RedisSettings
+from msight_bus.topic_map import TopicMap
 
 Backend = Literal["redis", "nats", "kafka", "memory"]
 LogLevel = Literal["CRITICAL", "FATAL", "ERROR", "WARN", "WARNING", "INFO", "DEBUG", "NOTSET"]
@@ -44,6 +45,7 @@ class BusSettings(Section):
         choice(LogLevel, "INFO"), None, "Log level of nodes; unset: the levels of the program's logging configuration."
     )
     dead_letter_suffix: str = variable(TOPIC_SUFFIX, ".dead", "Suffix of a topic's name for its dead letters.")
+    topic_map: TopicMap = variable(TOPIC_MAP, TopicMap(), "Topics here that have other names on the broker.")
     limits: Limits = field(default=Limits())
     redis: RedisSettings = field(default=RedisSettings())
     nats: NatsSettings = field(default=NatsSettings())

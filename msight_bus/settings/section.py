@@ -12,6 +12,7 @@ from msight_bus.errors import ConfigError
 from msight_bus.settings.addresses import NatsServer
 from msight_bus.settings.secret import Secret, SecretFile
 from msight_bus.settings.value_types import ValueType
+from msight_bus.topic_map import TopicMap
 
 FILE_SUFFIX = "_FILE"
 """Suffix for secrets: ``MSIGHT_NATS_PASSWORD_FILE`` names a file with the value of ``MSIGHT_NATS_PASSWORD``."""
@@ -211,6 +212,8 @@ def _is_unset(value: object, default: object) -> bool:
 def _plain(value: Any) -> Any:
     if isinstance(value, Section):
         return value.dump()
+    if isinstance(value, TopicMap):
+        return dict(value.entries)
     if isinstance(value, tuple):
         return [entry.masked_url() if isinstance(entry, NatsServer) else str(entry) for entry in value]
     return str(value) if isinstance(value, Secret) else value

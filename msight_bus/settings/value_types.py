@@ -17,6 +17,7 @@ from typing import Any, get_args
 from msight_bus.settings.addresses import HostPort, NatsServer, parse_host, parse_host_port, parse_nats_server
 from msight_bus.settings.secret import MASK, MAX_TEXT, Secret, SecretFile
 from msight_bus.settings.server_list import check_entries, split_list
+from msight_bus.topic_map import parse_topic_map
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class ValueType:
 
     Attributes:
         accepts: phrase that completes "must be ...".
-        example: a value that needs no quotes in a shell.
+        example: a value as a shell needs it.
         parse: returns the value, or raises ValueError.
         secret: whether the value is never shown and can be read from a file.
         shown: whether an error shows a wrong value. A list of servers is not shown, because it can contain a password.
@@ -179,6 +180,11 @@ HOST = ValueType("a host name or an IP address", "localhost", lambda value: pars
 PEM_FILE = ValueType("the path of a file", "/etc/msight/tls.pem", _parse_file)
 CREDS_FILE = ValueType("the path of a file", "/etc/msight/user.creds", _parse_file)
 TOPIC_SUFFIX = ValueType("the end of a topic name, of letters, digits, '_', '-' and '.'", ".dead", _parse_topic_suffix)
+TOPIC_MAP = ValueType(
+    "a JSON object of names on the broker, each with its topic here",
+    """'{"camera@gs ne": "camera.gs_ne"}'""",
+    parse_topic_map,
+)
 SOCKET_PATH = ValueType("a path of at most 107 bytes", "/run/redis.sock", _parse_socket_path)
 SECRET = ValueType(f"a text of 1 to {MAX_TEXT} characters", "s3cret", _parse_secret, secret=True, shown=False)
 HOST_PORTS = ValueType("a list of host:port", "a:9092,b:9092", _list_of(parse_host_port), shown=False)

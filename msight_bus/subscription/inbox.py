@@ -229,6 +229,7 @@ class Inbox:
         self.deadlines_missed = 0
         self.evicted = 0
         self.evicted_gaps = EvictedGaps()
+        self._topic_map = selection.topic_map
         self._deadline = deadline
         self._most = most
         self.counts = counts
@@ -243,8 +244,13 @@ class Inbox:
         """Return a tracker for one topic, ``None`` where sequences are not tracked."""
         return SequenceTracker(clock=self._clock) if self.counts else None
 
-    def stream(self, topic: str) -> TopicStream:
-        """Return the stream of a topic; made at the first call. It stays valid until the subscription is closed."""
+    def topic_of(self, name: str) -> str:
+        """Return the topic with a name on the broker."""
+        return self._topic_map.here(name) or name
+
+    def stream(self, name: str) -> TopicStream:
+        """Return the stream of the topic with a name on the broker; it stays valid until the subscription is closed."""
+        topic = self.topic_of(name)
         stream = self._streams.get(topic)
         if stream is None:
             stream = TopicStream(topic, self, self._report)
@@ -333,10 +339,11 @@ class Inbox:
         self.unacknowledged = [held for held in self.unacknowledged if held is not message]
         self.queue.drop((message,), cause)
 
-    def skip(self, topic: str, count: int) -> None:
-        """Count at most ``count`` records of a topic of a log that are skipped for the latest ones."""
-        self.stream(topic).received += count
-        self.queue.skip(topic, count)
+    def skip(self, name: str, count: int) -> None:
+        """Count at most ``count`` records of a log, by its name on the broker, that are skipped for the latest ones."""
+        stream = self.stream(name)
+        stream.received += count
+        self.queue.skip(stream.topic, count)
 
     def invalid(self, count: int) -> None:
         """Count messages that a pattern matches and whose channel is not a valid topic."""

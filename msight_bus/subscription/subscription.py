@@ -20,6 +20,7 @@ from msight_bus.errors import ClosedError
 from msight_bus.events import BusEvent
 from msight_bus.loop_share import LONG_TURN, run_until_idle
 from msight_bus.message import Message
+from msight_bus.patterns import named
 from msight_bus.settings import Limits
 from msight_bus.subscription.inbox import Inbox, TopicStream
 from msight_bus.subscription.latest_of_each import LatestOfEach
@@ -92,7 +93,7 @@ class Subscription(Generic[T_co]):
         """``check`` raises where the bus cannot be used (`Core.check`); ``clock`` returns POSIX seconds; ``on_drop`` is called
         with messages that are dropped and the cause; ``entries``: the topics and patterns as they were given."""
         self.topics = entries or selection.topics
-        self.topic = selection.name
+        self.topic = named(self.topics)
         self.consumer: asyncio.Task[object] | None = None
         self._backend = backend
         self._selection = selection

@@ -296,3 +296,39 @@ def test_the_cursor_comes_back_when_it_is_ended(nats, number):
     assert said.rindex(b"\x1b[?25h") > said.rindex(b"\x1b[?25l")
     assert b"Traceback" not in said
     assert os.waitstatus_to_exitcode(status) == 130
+
+
+def test_a_node_with_several_inputs_has_a_line_for_each():
+    metrics = NodeMetrics(rate_in=30, rate_out=7)
+    text = shown(
+        registry_of(
+            info(
+                name="fuse",
+                inputs=("camera.*", "lidar", "radar"),
+                more_inputs=2,
+                publish_topic="tracks",
+                metrics=metrics,
+            ),
+            info(name="ne", publish_topic="camera.ne"),
+            info(name="lidar", publish_topic="lidar"),
+        )
+    )
+    lines = [line.split() for line in text.splitlines() if "<-" in line or "->" in line or "more" in line]
+    assert lines[0][:4] == ["fuse", "<-", "camera.*", "30.0"]
+    assert [line[:4] for line in lines[1:4]] == [["<-", "lidar"], ["<-", "radar", "(no", "node)"], ["and", "2", "more"]]
+    assert lines[4][:3] == ["->", "tracks", "7.0"]  # one of the two others can be this topic
+
+
+def test_an_output_has_a_node_if_a_pattern_matches_it():
+    outputs = registry_of(
+        info(name="a", publish_topic="camera.ne"),
+        info(name="b", publish_topic="radar"),
+        info(name="sink", inputs=("camera.*",)),
+        info(name="wrong", inputs=("a.>.b",)),
+    )
+    text = shown(outputs)
+    assert "-> camera.ne (no node)" not in text
+    assert "-> radar (no node)" in text
+    assert "<- camera.* (no node)" not in text
+    assert "<- a.>.b (no node)" in text
+    assert "(1 of 4)" in shown(outputs, containing="camera.*")

@@ -39,6 +39,7 @@ def test_the_fields_are_those_of_msight_and_a_few_more():
         "key",
         "while_disconnected",
         "spread",
+        "start",
     ]
     assert [field.name for field in dataclasses.fields(NodeConfig)] == [*MSIGHT_FIELDS, *more]
 
@@ -68,6 +69,7 @@ def test_everything_at_once_can_be_right():
         deadline=1.5,
         lifespan=1,
         dead_letter_topic_name="cam.dead",
+        start="earliest",
     )
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.gap = 3

@@ -88,9 +88,9 @@ async def test_what_cannot_be_decoded_is_counted_and_left_out(memory, caplog, ki
 
 
 async def test_what_fails_or_cannot_be_decoded_is_on_the_dead_letter_topic(memory):
-    node = Apply(config(action_on_error="continue", dead_letter_topic_name="dead"), divide)
+    node = Apply(config(action_on_error="continue", dead_letter_topic_name="in.dead"), divide)
     damaged = Reading(value=3).serialize()[:-1]
-    async with memory.connect() as bus, bus.subscribe("dead") as dead, running(bus, node):
+    async with memory.connect() as bus, bus.subscribe("in.dead") as dead, running(bus, node):
         await bus.publish("in", b"0", key="lane 3", headers={"lens": "wide"})
         await bus.publish("in", damaged)
         first, second = await take(dead, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -30,6 +31,7 @@ from msight_bus.errors import (
     ConnectionLostError,
     MessageTooLargeError,
     PublishTimeoutError,
+    TopicError,
     aborted,
     fresh,
 )
@@ -38,6 +40,7 @@ from msight_bus.message import Message
 from msight_bus.protocol import envelope
 from msight_bus.settings import BusSettings
 from msight_bus.tasks import Alarm, Gate, run_shielded
+from msight_bus.topics import quoted_topic
 
 logger = logging.getLogger("msight_bus")
 
@@ -47,6 +50,7 @@ _METADATA_AGE_MS = 300_000
 _CONSUMER_METADATA_AGE_MS = 30_000
 """The same of each consumer's client."""
 
+_KAFKA_TOPIC = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,249}")
 _RECORD_OVERHEAD = record_bytes(None, b"", [(envelope.HEADER, b"0" * 48)]) + 16
 
 
@@ -165,6 +169,7 @@ class KafkaBackend:
     def __init__(
         self, settings: BusSettings, report: Callable[[BusEvent], None], new_session: Callable[[], int]
     ) -> None:
+        settings.topic_map.check_for("Kafka", _KAFKA_TOPIC, "of 1 to 249 letters, digits, '.', '_' and '-'")
         self._settings = settings
         self._limits = settings.limits
         self._credentials = Credentials(settings.kafka)
@@ -370,6 +375,19 @@ class KafkaBackend:
                 limit=limit,
             )
 
+    def check_topic(self, entry: str) -> None:
+        """Refuse ``/``, which a Kafka topic cannot have (`Backend.check_topic`).
+
+        Raises:
+            TopicError: the name has a ``/``.
+        """
+        if "/" in entry:
+            raise TopicError(
+                f"{quoted_topic(entry)} is not a valid topic on Kafka, which does not accept '/'. Use '.' instead, for example "
+                f"{quoted_topic(entry.replace('/', '.'))}.",
+                topic=entry,
+            )
+
     def publisher(self, topic: str, name: str | None, *, keeps: bool) -> KafkaPublisher:
         """Return a publisher on ``topic``; see `backends.base.Backend`."""
         if keeps:
@@ -476,6 +494,7 @@ class KafkaBackend:
 
     async def _publish_and_wait(self, topic: str, key: str | None, value: bytes | None, headers: RawHeaders) -> None:
         done: asyncio.Future[None] | Blocked = BLOCKED
+        topic = self._settings.topic_map.on_broker(topic)
         while done is BLOCKED:
             info = await self._directory.ensure(topic)
             await self._producer.ensure_open()

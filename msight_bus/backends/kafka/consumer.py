@@ -255,7 +255,7 @@ class KafkaConsumer:
     def fetched(self, messages: list[Message]) -> None:
         """Deliver new messages to the subscription."""
         self._failing = False
-        self._inbox.stream(messages[0].topic).deliver(messages)
+        self._inbox.stream(self._selection.topic_map.on_broker(messages[0].topic)).deliver(messages)
 
     def failed(self, error: Exception) -> None:
         """Log a retriable error: a WARNING at the first, DEBUG at the next ones until messages arrive."""

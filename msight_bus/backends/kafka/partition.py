@@ -121,7 +121,7 @@ class Partition:
 
     def make(self, records: Iterator[Any], first: int | None) -> list[Message]:
         """Convert records to messages (partition_reader.MessageMaker)."""
-        return to_messages(self.where.topic, records, time.time(), self, first)
+        return to_messages(self._inbox.topic_of(self.where.topic), records, time.time(), self, first)
 
     def passed(self, offset: int) -> None:
         """Move the position to ``offset``: no message below it is left."""

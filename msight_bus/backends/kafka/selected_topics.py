@@ -144,7 +144,7 @@ class SelectedTopics:
             if name in self._topics or name in self._left_out or self._selection.owner(name) is None:
                 continue
             try:
-                check_topic(name)
+                check_topic(self._selection.topic_map.here(name) or name)
             except TopicError as error:
                 self.leave_out(name, str(error))
             else:

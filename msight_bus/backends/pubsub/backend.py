@@ -46,7 +46,8 @@ class PubSubConsumer:
         self.inbox: Inbox | None = inbox
         group_id = selection.group_id
         self.routes: list[Route] = [
-            Route(topic, group_id, inbox.stream(topic), self._refused, number) for topic in selection.topics
+            Route(name, group_id, inbox.stream(name), self._refused, number, name=inbox.topic_of(name))
+            for name in (*selection.topics, *selection.mapped)
         ]
         self.routes += [
             PatternRoute(pattern, selection, inbox, self._refused, number, limits.stats_topics)
@@ -200,6 +201,9 @@ class PubSubBackend:
             for connection in list(self._listening):
                 for topic, seconds in connection.silences():
                     self._announcer.notice_silence(topic, seconds)
+
+    def check_topic(self, entry: str) -> None:
+        """Accept every name and pattern (`Backend.check_topic`)."""
 
     def publisher(self, topic: str, name: str | None, *, keeps: bool) -> PubSubPublisher:
         """Make a publisher on ``topic``; ``name`` is not used."""

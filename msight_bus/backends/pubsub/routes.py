@@ -15,14 +15,15 @@ class Route:
     """One topic of one subscription. Stays the same when the subscription is resubscribed on another connection.
 
     Attributes:
-        topic: the topic's name; of a `PatternRoute`, the pattern.
+        topic: the topic's name on the broker; of a `PatternRoute`, the pattern.
+        name: the topic's name here, for `Message.topic`.
         group_id: queue group; ``None``: every message is received.
         stream: receives the messages.
         on_refused: called when the broker revokes the permission to subscribe.
         subscription: number of the subscription, which its routes share.
     """
 
-    __slots__ = ("group_id", "on_refused", "stream", "subscription", "topic")
+    __slots__ = ("group_id", "name", "on_refused", "stream", "subscription", "topic")
 
     def __init__(
         self,
@@ -31,8 +32,11 @@ class Route:
         stream: TopicStream,
         on_refused: Callable[[BusError], None],
         subscription: int = 0,
+        *,
+        name: str | None = None,
     ) -> None:
         self.topic = topic
+        self.name = name or topic
         self.group_id = group_id
         self.stream = stream
         self.on_refused = on_refused
@@ -69,7 +73,7 @@ class PatternRoute(Route):
 
     def takes(self, name: str) -> bool:
         """Whether messages on a channel are delivered as messages of this pattern, not of another entry of the subscription."""
-        return self._selection.owner(name) is self._pattern
+        return self._selection.owner(name) is self._pattern and name not in self._selection.mapped
 
     def route_of(self, name: str) -> Route | None:
         """Return the route that receives this pattern's messages on a channel: this route if the channel is no valid topic.

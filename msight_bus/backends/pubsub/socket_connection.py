@@ -298,7 +298,7 @@ class SocketConnection(Connection, asyncio.Protocol):
         """Deliver to each route. Two subscriptions never share a `Message`, because a consumer can change its state."""
         _, frames, undecoded = segment
         for route in tuple(routes):
-            topic = route.topic
+            topic = route.name
             if frames is not None:
                 batch = [
                     Message(topic, payload, NO_HEADERS, None, session, sequence, published * 1e-9, received_at)

@@ -1,0 +1,104 @@
+"""``MSIGHT_TOPIC_MAP``: topics of this program whose names on the broker are no valid topics. Pure.
+
+`Core` and `Inbox` translate: the code above uses the names here, the backends use the names on the broker.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from msight_bus.errors import ConfigError, TopicError
+from msight_bus.topics import check_topic, quoted_topic
+
+_LONGEST_TEXT = 1024 * 1024
+_MOST_ENTRIES = 10_000
+_NAME = re.compile(r"(?!_msight\.)[^\ud800-\udfff]{1,200}", re.DOTALL)
+
+
+class TopicMap:
+    """Names on the broker, each with its topic here. Other topics have the same name in both places. Immutable."""
+
+    def __init__(self, entries: Iterable[tuple[str, str]] = ()) -> None:
+        """``entries``: pairs of a name on the broker and a topic."""
+        self.entries = tuple(entries)
+        self._here = dict(self.entries)
+        self._on_broker = {topic: name for name, topic in self.entries}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TopicMap) and self.entries == other.entries
+
+    def __hash__(self) -> int:
+        return hash(self.entries)
+
+    def __repr__(self) -> str:
+        return f"TopicMap({self._here})"
+
+    def on_broker(self, topic: str) -> str:
+        """Return the name of a topic on the broker.
+
+        Raises:
+            TopicError: ``topic`` is a name on the broker that has another name here.
+        """
+        name = self._on_broker.get(topic)
+        if name is None and topic in self._here:
+            raise TopicError(
+                f"{quoted_topic(topic)} has the name {quoted_topic(self._here[topic])} here (MSIGHT_TOPIC_MAP); use that name.",
+                topic=topic,
+            )
+        return name or topic
+
+    def here(self, name: str) -> str | None:
+        """Return the topic with a name on the broker; ``None`` if another name on the broker is mapped to that topic."""
+        return self._here.get(name) or (None if name in self._on_broker else name)
+
+    def check_for(self, broker: str, accepted: re.Pattern[str], text: str) -> None:
+        """Check that a broker accepts the names; ``text`` describes those that it accepts.
+
+        Raises:
+            ConfigError: the broker does not accept a name.
+        """
+        problems = [
+            f"MSIGHT_TOPIC_MAP must name topics of {broker}, {text}, not {quoted_topic(name)}."
+            for name in self._here
+            if not accepted.fullmatch(name)
+        ]
+        if problems:
+            raise ConfigError(problems)
+
+
+def parse_topic_map(value: Any) -> TopicMap:
+    """Return the map of a JSON text or a mapping.
+
+    Raises:
+        ValueError: the value is not a map of names to topics; the text says why.
+    """
+    if isinstance(value, TopicMap):
+        return value
+    pairs: object = tuple(value.items()) if isinstance(value, Mapping) else None
+    if isinstance(value, str):
+        if len(value) > _LONGEST_TEXT:
+            raise ValueError(f"it has more than {_LONGEST_TEXT:,} characters")
+        try:
+            pairs = json.loads(value, object_pairs_hook=tuple)  # pairs show a name that is given twice
+        except (ValueError, RecursionError):
+            raise ValueError("it is not JSON") from None
+    if not isinstance(pairs, tuple):
+        raise ValueError("it is not an object")  # noqa: TRY004 - every wrong value is a ValueError
+    if len(pairs) > _MOST_ENTRIES:
+        raise ValueError(f"it has more than {_MOST_ENTRIES:,} entries")
+    for name, topic in pairs:
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r:.60} is not a text of 1 to 200 characters, or is reserved for the bus")
+        try:
+            check_topic(topic)
+        except TopicError as error:
+            raise ValueError(str(error).removesuffix(".")) from None
+    for names in zip(*pairs, strict=True):
+        name, count = Counter(names).most_common(1)[0]
+        if count > 1:
+            raise ValueError(f"{count} entries have the name {quoted_topic(name)}")
+    return TopicMap(pairs)
