@@ -13,13 +13,6 @@ from tests.support.receiving import lose, take
 from tests.support.rig import seen, until
 
 CAMERAS = [f"cam{number}" for number in range(8)]
-_ON_KAFKA_TOO = {"test_what_is_no_list_of_topics_and_patterns_is_refused", "test_an_invalid_entry_is_named"}
-
-
-@pytest.fixture(autouse=True)
-def _not_on_kafka_yet(request, backend):
-    if backend.name == "kafka" and request.node.originalname not in _ON_KAFKA_TOO:
-        request.applymarker(pytest.mark.xfail(reason="lists and patterns on Kafka are not there yet", strict=True))
 
 
 def without_log(bus):

@@ -89,7 +89,7 @@ def test_names_that_cannot_be_used(name):
 
 
 def test_an_output_that_is_the_input_is_refused():
-    with pytest.raises(ConfigError, match="publish_topic_name must differ from subscribe_topic_name"):
+    with pytest.raises(ConfigError, match="publish_topic_name must differ from the topics of subscribe_topic_name"):
         config(publish_topic_name="in")
 
 
