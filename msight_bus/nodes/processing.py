@@ -7,10 +7,10 @@ from contextlib import AsyncExitStack
 from typing import ClassVar, Generic
 
 from msight_bus.data.types import DATA, payload_type
-from msight_bus.nodes.input_window import Handler, InputWindow
 from msight_bus.nodes.node import Node
+from msight_bus.nodes.node_publisher import In, NodePublisher, Out, Result
 from msight_bus.nodes.node_run import NodeRun
-from msight_bus.nodes.publishing import In, NodePublisher, Out, Result
+from msight_bus.nodes.ordered_window import Handler, InputWindow
 from msight_bus.subscription import SubscriptionOptions
 
 
