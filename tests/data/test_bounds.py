@@ -157,6 +157,13 @@ def test_skipping_entries_that_are_alike_changes_no_outcome(runs, max_bytes, max
     assert outcome(payload, **limits) == expected
 
 
+def test_entries_that_are_alike_count_their_nesting():
+    payload = msgpack.packb([[[[[]]]] * 100])
+    check_bounds(payload, max_bytes=10**6, max_nesting=5)
+    with pytest.raises(DecodeError, match="4 levels"):
+        check_bounds(payload, max_bytes=10**6, max_nesting=4)
+
+
 @pytest.mark.parametrize("cut", range(0, 200, 7))
 def test_alike_entries_may_be_truncated(cut):
     payload = msgpack.packb([[1.5, 2.5]] * 100)
