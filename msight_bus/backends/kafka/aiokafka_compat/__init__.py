@@ -37,6 +37,7 @@ try:
         LATEST,
         READ_COMMITTED,
         READ_UNCOMMITTED,
+        FetchAnswer,
         FetchRequest,
         offsets_request,
         produce_request,
@@ -54,10 +55,10 @@ except ImportError as error:
 
 __all__ = [
     "AIOKAFKA", "CODECS", "EARLIEST", "LATEST", "READ_COMMITTED", "READ_UNCOMMITTED", "Client", "Connection",
-    "CreateTopicsRequest", "DefaultRecordBatch", "DescribeConfigsRequest", "FetchRequest", "InitProducerIdRequest",
-    "LegacyRecordBatch", "Member", "MetadataRequest", "RecordHeader", "TopicIdentitiesRequest", "TopicIdentity",
-    "batch_builder", "check_aiokafka", "has_valid_checksum", "murmur2", "offsets_request", "produce_request",
-    "read_batch", "read_offsets", "read_produce", "record_bytes",
+    "CreateTopicsRequest", "DefaultRecordBatch", "DescribeConfigsRequest", "FetchAnswer", "FetchRequest",
+    "InitProducerIdRequest", "LegacyRecordBatch", "Member", "MetadataRequest", "RecordHeader", "TopicIdentitiesRequest",
+    "TopicIdentity", "batch_builder", "check_aiokafka", "has_valid_checksum", "murmur2", "offsets_request",
+    "produce_request", "read_batch", "read_offsets", "read_produce", "record_bytes",
 ]  # fmt: skip
 
 install_log_filters()
@@ -73,6 +74,7 @@ def check_aiokafka() -> None:
         (AIOKafkaClient, ("_get_conn", "_metadata_update", "_md_synchronizer", "_on_connection_closed")),
         (AIOKafkaClient, ("force_metadata_update", "hosts")),
         (AIOKafkaClient(), ("cluster", "_conns", "_topics", "_sync_task", "_request_timeout_ms", "_retry_backoff")),
+        (AIOKafkaClient().cluster, ("_partitions",)),
         (AIOKafkaConnection, ("connected", "send", "close", "authenticator_oauth", "_next_correlation_id")),
         (AIOKafkaConnection("", 0), ("_requests", "_writer", "_on_close_cb", "_request_timeout", "_loop")),
         (AIOKafkaConnection("", 0), ("_versions", "_client_id")),
