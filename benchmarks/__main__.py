@@ -12,7 +12,7 @@ from typing import Annotated, Any, cast
 import typer
 from rich.console import Console
 
-from benchmarks import against, nodes
+from benchmarks import against, camera, nodes
 from benchmarks.catalog import BACKENDS
 from benchmarks.core import PRESENT
 from benchmarks.measuring import measure, save
@@ -66,6 +66,7 @@ def full(
 
 
 app.command(name="nodes")(nodes.main)
+app.command(name="camera")(camera.main)
 
 
 @app.command()

@@ -24,6 +24,9 @@ STAMP = struct.Struct("<qq")
 """Start of each payload of a latency run: intended send time in ns, and number."""
 
 _TICK = 0.001
+_TICK_OF_RATE = 0.02
+"""The same in an open loop, which needs no credits: its processor time is that of the messages."""
+
 _READY = "ready"
 _BEHIND_CHUNK = 32
 """Messages that a late sender of an open loop sends in one iteration of the event loop."""
@@ -134,7 +137,7 @@ async def _watch(tally: Tally, receiving: asyncio.Future[None], plan: Plan, coun
     first: Mark | None = None
     seen, seen_at = 0, perf_counter_ns()
     while True:
-        await asyncio.sleep(_TICK)
+        await asyncio.sleep(_TICK_OF_RATE if plan.rate else _TICK)
         received = tally.received
         counters[RECEIVED] = received
         now = perf_counter_ns()
