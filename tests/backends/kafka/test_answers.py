@@ -54,6 +54,24 @@ async def test_a_fetch_whose_answer_is_cut_short_is_sent_again(kafka, topic, kep
     assert cut
 
 
+async def test_a_fetch_whose_answer_has_another_number_is_sent_again(kafka, topic):
+    changed = []
+
+    def change(request, answer):
+        if request.kind == FETCH and b"payload" in answer and not changed:
+            changed.append(answer)
+            return bytes([answer[0] ^ 1]) + answer[1:]
+        return answer
+
+    await make(kafka, topic)
+    async with changing_answers(kafka, change) as way, way.connect(**PATIENT) as bus:
+        async with bus.subscribe(topic) as messages:
+            await bus.publish(topic, b"payload")
+            assert [message.payload for message in await take(messages, 1)] == [b"payload"]
+            assert messages.stats.received == 1
+    assert changed
+
+
 def failing_fetches(topic, code, over):
     """A change that answers each fetch of the topic with an error until ``over`` is set."""
 

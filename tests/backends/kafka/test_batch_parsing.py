@@ -207,21 +207,22 @@ STRUCTS = [struct for struct in AiokafkaFetchRequest._CLASSES if struct.API_VERS
 
 @pytest.mark.parametrize("struct", STRUCTS, ids=lambda struct: f"version {struct.API_VERSION}")
 def test_a_request_of_any_version_is_encoded_as_by_aiokafka(struct):
-    version = struct.API_VERSION
-    offsets = {TopicPartition("one", 0): 12, TopicPartition("two", 2): 2**40, TopicPartition("one", 1): 0}
-    request = FetchRequest(offsets, READ_COMMITTED, 2_000_000).prepare({1: (0, version)})
-    topics = [("one", [(0, 12, 2_000_000), (1, 0, 2_000_000)]), ("two", [(2, 2**40, 2_000_000)])]
-    theirs = AiokafkaFetchRequest(500, 1, 50 * 1024 * 1024, READ_COMMITTED, topics).prepare({1: (0, version)})
-    assert isinstance(theirs, struct)
-    assert request.encode() == theirs.encode()
+    versions = {1: (0, struct.API_VERSION)}
+    request = FetchRequest(
+        {TopicPartition("a.tópic", 0): 12, TopicPartition("a.tópic", 3): 2**40}, READ_COMMITTED, 2_000_000
+    )
+    topics = [("a.tópic", [(0, 12, 2_000_000), (3, 2**40, 2_000_000)])]
+    theirs = AiokafkaFetchRequest(500, 1, 50 * 1024 * 1024, READ_COMMITTED, topics).prepare(versions)
     header = theirs.build_request_header(7, "cliënt")
-    assert request.build_request_header(7, "cliënt").encode() == header.encode()
+    assert request.encode(versions, 7, "cliënt".encode()) == header.encode() + theirs.encode()
+    assert request.version == struct.API_VERSION
 
 
 @pytest.mark.parametrize("versions", [{}, {1: (0, 3)}, {1: (12, 17)}])
 def test_a_broker_without_a_known_version_of_fetch_is_refused(versions):
+    request = FetchRequest({TopicPartition("t", 0): 0}, READ_COMMITTED, 1)
     with pytest.raises(IncompatibleBrokerVersion):
-        FetchRequest({}, READ_COMMITTED, 1).prepare(versions)
+        request.encode(versions, 1, b"")
 
 
 @pytest.mark.parametrize("struct", STRUCTS, ids=lambda struct: f"version {struct.API_VERSION}")

@@ -99,6 +99,8 @@ class _Frames(asyncio.BufferedProtocol):
 class Connection(AIOKafkaConnection):
     """A connection to one broker."""
 
+    _fetch_timer: asyncio.TimerHandle | None = None
+
     async def connect(self) -> None:
         """Connect and authenticate.
 
@@ -143,7 +145,7 @@ class Connection(AIOKafkaConnection):
         if got != expected:
             raise kafka_errors.CorrelationIdError(f"the response to request {expected} has the id {got}")
         # Decode before removing the request: on an error, closing the connection then fails the request too.
-        fetched = read_fetch(memoryview(frame)[_SIZE.size :], request.API_VERSION)
+        fetched = read_fetch(memoryview(frame)[_SIZE.size :], request.version)
         self._requests.popleft()
         self._last_action = time.monotonic()
         if not answer.done():
@@ -169,11 +171,41 @@ class Connection(AIOKafkaConnection):
         Raises:
             KafkaConnectionError: the connection is closed.
         """
+        if isinstance(request, FetchRequest):
+            return self._write_fetch(request)
         self.send(request).close()  # the coroutine that would wait for the response
         answer: asyncio.Future[Any] = self._requests[-1][2]
         timer = self._loop.call_later(self._request_timeout, self._time_out, answer)
         answer.add_done_callback(lambda _: timer.cancel())
         return answer
+
+    def _write_fetch(self, request: FetchRequest) -> asyncio.Future[Any]:
+        if self._writer is None:
+            raise kafka_errors.KafkaConnectionError("The connection was closed.")
+        number = self._next_correlation_id()
+        data = request.encode(self._versions, number, self._client_id.encode())
+        try:
+            self._writer.write(_SIZE.pack(len(data)) + data)
+        except (OSError, RuntimeError) as error:
+            self.close(reason=CloseReason.CONNECTION_BROKEN)
+            raise kafka_errors.KafkaConnectionError("The connection was closed.") from error
+        answer: asyncio.Future[Any] = self._loop.create_future()
+        self._requests.append((number, request, answer))
+        request.deadline = self._loop.time() + self._request_timeout
+        if self._fetch_timer is None:
+            self._fetch_timer = self._loop.call_at(request.deadline, self._check_fetch)
+        return answer
+
+    def _check_fetch(self) -> None:
+        """Abort the connection if the oldest fetch is past its deadline: one timer for all, which is set once in a timeout."""
+        self._fetch_timer = None
+        for _, request, answer in self._requests:
+            if isinstance(request, FetchRequest):
+                if request.deadline <= self._loop.time():
+                    self._time_out(answer)
+                else:
+                    self._fetch_timer = self._loop.call_at(request.deadline, self._check_fetch)
+                return
 
     def _time_out(self, answer: asyncio.Future[Any]) -> None:
         if not answer.done():
@@ -183,6 +215,8 @@ class Connection(AIOKafkaConnection):
     def abort(self) -> None:
         """Close the connection and discard what is not yet sent."""
         writer, self._on_close_cb = self._writer, None
+        if self._fetch_timer is not None:
+            self._fetch_timer.cancel()
         self.close(reason=CloseReason.CONNECTION_TIMEOUT)
         if writer is not None:
             writer.transport.abort()

@@ -19,12 +19,17 @@ FETCH_VERSIONS = range(4, 12)
 
 _INT16, _INT32 = struct.Struct(">h"), struct.Struct(">i")
 _HEADER = struct.Struct(">hhih")
+_FETCH_KEY = 1
 _FETCH = struct.Struct(">iiiib")
 _NO_SESSION = struct.pack(">ii", 0, -1)
+_TOPIC = struct.Struct(">ih")
 _PARTITION_4 = struct.Struct(">iqi")
 _PARTITION_5 = struct.Struct(">iqqi")
 _PARTITION_9 = struct.Struct(">iiqqi")
-_FETCHED = struct.Struct(">ihqq")
+_END_7 = bytes(4)  # topics to remove from the session
+_END_11 = _END_7 + bytes(2)  # rack
+_FETCHED_4 = struct.Struct(">ihqqi")
+_FETCHED_5 = struct.Struct(">ihqqqi")
 _ABORTED = struct.Struct(">qq")
 
 _FETCH_WAIT_MS = 500
@@ -89,18 +94,15 @@ def read_produce(response: Any) -> Mapping[TopicPartition, Produced]:
     return produced
 
 
-class _Encoded(bytes):
-    def encode(self) -> bytes:
-        return self
-
-
 class FetchRequest:
-    """A request for records, with the methods of aiokafka's requests that a connection calls.
+    """A request for records of one topic. aiokafka's own request makes about 90 calls to encode its fields.
 
-    aiokafka's own request makes about 90 calls to encode its fields.
+    Attributes:
+        version: the version that was encoded.
+        deadline: the loop's time until which a response must arrive.
     """
 
-    API_KEY = 1
+    __slots__ = ("_isolation", "_offsets", "_partition_bytes", "deadline", "version")
 
     def __init__(self, offsets: Mapping[TopicPartition, int], isolation: int, partition_bytes: int) -> None:
         """
@@ -109,49 +111,45 @@ class FetchRequest:
             isolation: `READ_COMMITTED` or `READ_UNCOMMITTED`.
             partition_bytes: maximum number of bytes of one partition.
         """
-        self.API_VERSION = FETCH_VERSIONS[-1]
-        self._topics = _by_topic({where: (offset,) for where, offset in offsets.items()})
+        self.version = 0
+        self.deadline = 0.0
+        self._offsets = offsets
         self._isolation = isolation
         self._partition_bytes = partition_bytes
 
-    def prepare(self, versions: Mapping[int, tuple[int, int]]) -> FetchRequest:
-        """Choose the newest version of a broker's ``versions``.
+    def encode(self, versions: Mapping[int, tuple[int, int]], number: int, client: bytes) -> bytes:
+        """Return the request with its header, in the newest version of a broker.
+
+        Args:
+            versions: oldest and newest version of each request that the broker knows.
+            number: correlation id.
+            client: client id.
 
         Raises:
             IncompatibleBrokerVersion: the broker has none of `FETCH_VERSIONS`.
         """
-        oldest, newest = versions.get(self.API_KEY, (0, -1))
-        self.API_VERSION = min(newest, FETCH_VERSIONS[-1])
-        if max(oldest, FETCH_VERSIONS[0]) > self.API_VERSION:
+        oldest, newest = versions.get(_FETCH_KEY, (0, -1))
+        self.version = version = min(newest, FETCH_VERSIONS[-1])
+        if version < max(oldest, FETCH_VERSIONS[0]):
             raise IncompatibleBrokerVersion(f"The broker's fetch versions are {oldest} to {newest}.")
-        return self
-
-    def build_request_header(self, correlation_id: int, client_id: str) -> _Encoded:
-        """Return the header."""
-        name = client_id.encode()
-        return _Encoded(_HEADER.pack(self.API_KEY, self.API_VERSION, correlation_id, len(name)) + name)
-
-    def encode(self) -> bytes:
-        """Return the request without its header."""
-        version = self.API_VERSION
-        parts = [_FETCH.pack(-1, _FETCH_WAIT_MS, 1, _FETCH_MAX_BYTES, self._isolation)]
-        if version >= 7:
-            parts.append(_NO_SESSION)
-        parts.append(_INT32.pack(len(self._topics)))
-        for topic, partitions in self._topics:
-            name = topic.encode()
-            parts += _INT16.pack(len(name)), name, _INT32.pack(len(partitions))
-            for partition, offset in partitions:
-                if version >= 9:
-                    parts.append(_PARTITION_9.pack(partition, -1, offset, -1, self._partition_bytes))
-                elif version >= 5:
-                    parts.append(_PARTITION_5.pack(partition, offset, -1, self._partition_bytes))
-                else:
-                    parts.append(_PARTITION_4.pack(partition, offset, self._partition_bytes))
-        if version >= 7:
-            parts.append(_INT32.pack(0))  # topics to remove from the session
-        if version >= 11:
-            parts.append(_INT16.pack(0))  # rack
+        topic = next(iter(self._offsets)).topic.encode()
+        parts = [
+            _HEADER.pack(_FETCH_KEY, version, number, len(client)),
+            client,
+            _FETCH.pack(-1, _FETCH_WAIT_MS, 1, _FETCH_MAX_BYTES, self._isolation),
+            _NO_SESSION if version >= 7 else b"",
+            _TOPIC.pack(1, len(topic)),
+            topic,
+            _INT32.pack(len(self._offsets)),
+        ]
+        for (_, partition), offset in self._offsets.items():
+            if version >= 9:
+                parts.append(_PARTITION_9.pack(partition, -1, offset, -1, self._partition_bytes))
+            elif version >= 5:
+                parts.append(_PARTITION_5.pack(partition, offset, -1, self._partition_bytes))
+            else:
+                parts.append(_PARTITION_4.pack(partition, offset, self._partition_bytes))
+        parts.append(_END_11 if version >= 11 else _END_7 if version >= 7 else b"")
         return b"".join(parts)
 
 
@@ -161,6 +159,7 @@ def read_fetch(answer: memoryview, version: int) -> list[Fetched]:
     Raises:
         struct.error: the response is incomplete.
     """
+    layout = _FETCHED_5 if version >= 5 else _FETCHED_4
     at = 10 if version >= 7 else 4  # throttle time; error code and session id, unused
     (topics,) = _INT32.unpack_from(answer, at)
     at += 4
@@ -171,12 +170,14 @@ def read_fetch(answer: memoryview, version: int) -> list[Fetched]:
         (partitions,) = _INT32.unpack_from(answer, at + 2 + size)
         at += 6 + size
         for _ in range(partitions):
-            partition, code, end, stable = _FETCHED.unpack_from(answer, at)
-            at += _FETCHED.size + (8 if version >= 5 else 0)  # log start offset
-            (count,) = _INT32.unpack_from(answer, at)
-            at += 4
-            aborted = [_ABORTED.unpack_from(answer, at + number * _ABORTED.size) for number in range(max(0, count))]
-            at += len(aborted) * _ABORTED.size + (4 if version >= 11 else 0)  # preferred read replica
+            # from version 5 on, the log start offset is after the last stable offset
+            partition, code, end, stable, *_, count = layout.unpack_from(answer, at)
+            at += layout.size
+            aborted: list[tuple[int, int]] = []
+            if count > 0:
+                aborted = [_ABORTED.unpack_from(answer, at + number * _ABORTED.size) for number in range(count)]
+                at += count * _ABORTED.size
+            at += 4 if version >= 11 else 0  # preferred read replica
             (size,) = _INT32.unpack_from(answer, at)
             at += 4
             data = answer[at : at + max(0, size)]
