@@ -19,7 +19,7 @@ from tests.support.talking import settings_of
 ROOM = 10_000_000
 
 
-@pytest.mark.parametrize("size", [0, 60_000, 66_000, 200_000, 5_000_000])
+@pytest.mark.parametrize("size", [0, 60_000, 66_000, 200_000, 262_000, 5_000_000])
 async def test_a_message_of_any_size_comes_through(kafka, topic, size):
     payload = random.Random(size).randbytes(size)
     async with administering(kafka) as admin:

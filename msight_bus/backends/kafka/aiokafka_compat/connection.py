@@ -22,6 +22,9 @@ class _OAuth(OAuthAuthenticator):
 
 
 _SCRATCH_BYTES = 64 * 1024
+_MOST_SCRATCH_BYTES = 256 * 1024
+"""Bytes of the scratch buffer after a frame that was larger than `_SCRATCH_BYTES` and fits: one read can bring such a frame."""
+
 _FRAME_BYTES = 4 * 1024 * 1024
 """Bytes first allocated for a large frame, doubled as data arrives: a peer of another protocol can announce any size."""
 
@@ -72,7 +75,9 @@ class _Frames(asyncio.BufferedProtocol):
                 raise ValueError(f"a response of {size} bytes")
             start, end = at + _SIZE.size, at + _SIZE.size + size
             if end > self._filled:
-                if end <= _SCRATCH_BYTES:
+                if len(self._scratch) < _SIZE.size + size <= _MOST_SCRATCH_BYTES:
+                    self._scratch = bytearray(_MOST_SCRATCH_BYTES)
+                if _SIZE.size + size <= len(self._scratch):
                     break
                 self._size = size
                 self._frame = bytearray(min(size, _FRAME_BYTES))
@@ -81,7 +86,7 @@ class _Frames(asyncio.BufferedProtocol):
                 return
             self._connection.take(view[start:end].tobytes())
             at = end
-        view[: self._filled - at] = view[at : self._filled]
+        memoryview(self._scratch)[: self._filled - at] = view[at : self._filled]
         self._filled -= at
 
     def eof_received(self) -> None:
