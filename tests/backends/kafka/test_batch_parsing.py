@@ -9,12 +9,13 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import IncompatibleBrokerVersion
 from aiokafka.protocol.fetch import FetchRequest as AiokafkaFetchRequest
+from aiokafka.protocol.produce import ProduceRequest, ProduceRequest_v8
 from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from hypothesis import given
 from hypothesis import strategies as st
 
 from msight_bus.backends.kafka import partition_reader
-from msight_bus.backends.kafka.aiokafka_compat import READ_COMMITTED, has_valid_checksum
+from msight_bus.backends.kafka.aiokafka_compat import READ_COMMITTED, has_valid_checksum, produce_request
 from msight_bus.backends.kafka.aiokafka_compat.requests import FETCH_VERSIONS, FetchRequest, read_fetch
 from msight_bus.backends.kafka.batch_parsing import read_records, split
 from msight_bus.backends.kafka.partition_reader import PartitionReader
@@ -216,6 +217,20 @@ def test_a_request_of_any_version_is_encoded_as_by_aiokafka(struct):
     header = theirs.build_request_header(7, "cliënt")
     assert request.encode(versions, 7, "cliënt".encode()) == header.encode() + theirs.encode()
     assert request.version == struct.API_VERSION
+
+
+@pytest.mark.parametrize("version", range(9))
+def test_a_produce_request_of_any_version_is_encoded_as_by_aiokafka(version):
+    batches = {
+        TopicPartition("a.tópic", 0): b"one",
+        TopicPartition("b", 7): b"",
+        TopicPartition("a.tópic", 3): bytes(2000),
+    }
+    ours = produce_request(batches, 1.5).prepare({0: (0, version)})
+    topics = [("a.tópic", [(0, b"one"), (3, bytes(2000))]), ("b", [(7, b"")])]
+    (struct,) = [each for each in (*ProduceRequest._CLASSES, ProduceRequest_v8) if version == each.API_VERSION]
+    theirs = struct(*(() if version < 3 else (None,)), -1, 1500, topics)
+    assert ours.encode() == theirs.encode()
 
 
 @pytest.mark.parametrize("versions", [{}, {1: (0, 3)}, {1: (12, 17)}])

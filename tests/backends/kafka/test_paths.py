@@ -9,13 +9,17 @@ import shutil
 from contextlib import asynccontextmanager
 
 import pytest
+from aiokafka import TopicPartition
+from aiokafka.errors import RequestTimedOutError
 
 import msight_bus
 from msight_bus import AuthenticationError, ConnectionLostError, brokers
+from msight_bus.backends.kafka.aiokafka_compat import READ_COMMITTED, Connection, FetchRequest
 from msight_bus.events import Disconnected, Reconnected
 from tests.support.brokers import Backend
 from tests.support.certificates import make_certificates
-from tests.support.proxy import HOST, FaultProxy, through
+from tests.support.kafka_admin import make
+from tests.support.proxy import HOST, FaultProxy, port_of, through
 from tests.support.receiving import take
 from tests.support.rig import QUICKLY, own_broker, seen, until
 
@@ -76,6 +80,28 @@ async def test_a_connection_without_an_answer_to_a_request_is_replaced_at_the_de
         with pytest.raises(ConnectionLostError):
             await bus.publish("new", b"")
         await bus.publish("newer", b"")
+
+
+async def test_a_fetch_without_an_answer_fails_at_the_deadline_and_closes_its_connection(kafka, topic):
+    """One timer serves all fetches of a connection, also those that are sent after it was set."""
+    await make(kafka, topic)
+    where = TopicPartition(topic, 0)
+
+    def fetch():
+        return connection.write(FetchRequest({where: 0}, READ_COMMITTED, 1000))
+
+    async with Path() as path:
+        path.broker_port = port_of(kafka)
+        connection = Connection(HOST, path.port, request_timeout_ms=4000)
+        await connection.connect()
+        while (await fetch())[0].code:  # the topic is new
+            await asyncio.sleep(0.1)
+        assert [(part.where, part.code, part.data) for part in await fetch()] == [(where, 0, b"")]
+        path.silence()
+        async with asyncio.timeout(20):
+            with pytest.raises(RequestTimedOutError):
+                await fetch()
+        assert not connection.connected()
 
 
 @pytest.mark.faults

@@ -18,6 +18,8 @@ FETCH_VERSIONS = range(4, 12)
 """The fetch versions that report aborted transactions and have the old header."""
 
 _INT16, _INT32 = struct.Struct(">h"), struct.Struct(">i")
+_PRODUCE = struct.Struct(">hhii")
+_BATCH = struct.Struct(">ii")
 _HEADER = struct.Struct(">hhih")
 _FETCH_KEY = 1
 _FETCH = struct.Struct(">iiiib")
@@ -56,7 +58,22 @@ class Fetched(NamedTuple):
 
 
 class _ProduceRequest(ProduceRequest):
-    """aiokafka's request, also in version 8, whose response names the refused records (KIP-467)."""
+    """aiokafka's request, also in version 8, whose response names the refused records (KIP-467). Copies a batch once."""
+
+    def build(self, request_struct_class: Any) -> Any:
+        request = super().build(request_struct_class)
+        if request.API_VERSION >= 3:
+            request.encode = self._encode  # aiokafka joins the batch once for each level of the request
+        return request
+
+    def _encode(self) -> bytes:
+        parts = [_PRODUCE.pack(-1, self._required_acks, self._timeout, len(self._topics))]
+        for topic, partitions in self._topics:
+            name = topic.encode()
+            parts += _INT16.pack(len(name)), name, _INT32.pack(len(partitions))
+            for partition, batch in partitions:
+                parts += _BATCH.pack(partition, len(batch)), batch
+        return b"".join(parts)
 
 
 _ProduceRequest._CLASSES = (*ProduceRequest._CLASSES, ProduceRequest_v8)
