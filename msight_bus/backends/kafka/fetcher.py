@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from typing import Protocol
 
 from aiokafka import TopicPartition
-from aiokafka.errors import KafkaConnectionError, KafkaError, OffsetOutOfRangeError, UnknownTopicOrPartitionError
+from aiokafka.errors import (
+    FetchSessionIdNotFound,
+    InvalidFetchSessionEpoch,
+    KafkaConnectionError,
+    KafkaError,
+    OffsetOutOfRangeError,
+    UnknownTopicOrPartitionError,
+)
 
-from msight_bus.backends.kafka.aiokafka_compat import Client, FetchRequest
+from msight_bus.backends.kafka.aiokafka_compat import Client, FetchAnswer, FetchRequest
 from msight_bus.backends.kafka.errors import REFUSED, error_for
 from msight_bus.backends.kafka.partition import Partition
 from msight_bus.message import Message
@@ -18,6 +26,12 @@ logger = logging.getLogger("msight_bus")
 
 _AGAIN_AFTER = 0.1
 """Seconds until the next fetch from a broker that no longer leads a partition."""
+
+
+_SESSION_FROM = 32
+"""Number of partitions from which on a broker is asked to remember them; with fewer, a request that names all is small."""
+
+_LAST_EPOCH = 2**31 - 1
 
 
 class FetchListener(Protocol):
@@ -43,11 +57,58 @@ class FetchListener(Protocol):
         """
 
 
+class _Session:
+    """The fetches from one broker.
+
+    The broker remembers many partitions (KIP-227): a request then names only those whose position has changed, and a response
+    only those with news. A new session begins with each error, and whenever the partitions or the metadata may have changed.
+
+    Attributes:
+        partitions: the partitions to fetch, in the order in which they are requested.
+        positions: the offset from which each is fetched.
+    """
+
+    def __init__(self) -> None:
+        self.partitions: dict[TopicPartition, Partition] = {}
+        self.positions: dict[TopicPartition, int] = {}
+        self._id = 0
+        self._epoch = 0
+        self._answered: Iterable[TopicPartition] = ()
+
+    def begin(self, partitions: dict[TopicPartition, Partition]) -> None:
+        """Fetch these partitions from now on, in a new session."""
+        self.partitions = partitions
+        self._epoch = 0
+
+    def request(self, isolation: int, partition_bytes: int) -> FetchRequest:
+        """Return the next request."""
+        if self._epoch == 0:
+            self.positions = {where: each.ledger.expected for where, each in self.partitions.items()}
+            session = (self._id, 0) if len(self.partitions) >= _SESSION_FROM else (0, -1)
+            return FetchRequest(self.positions, isolation, partition_bytes, session)
+        at = {where: self.partitions[where].ledger.expected for where in self._answered}
+        moved = {where: position for where, position in at.items() if position != self.positions[where]}
+        self.positions |= moved
+        return FetchRequest(moved, isolation, partition_bytes, (self._id, self._epoch))
+
+    def answered(self, answer: FetchAnswer) -> None:
+        """Note a response.
+
+        Raises:
+            KafkaError: it is an error.
+        """
+        if answer.code:
+            raise error_for(answer.code)()
+        self._id = answer.session
+        self._epoch = self._epoch % _LAST_EPOCH + 1 if answer.session else 0
+        self._answered = [part.where for part in answer]
+
+
 class Fetcher:
     """Fetches with at most one request to each leader at a time.
 
     Attributes:
-        partitions: the assigned partitions, in the order in which they are requested; replaced by `assign`.
+        partitions: the assigned partitions; replaced by `assign`.
         room: set while the subscription accepts messages.
     """
 
@@ -71,6 +132,7 @@ class Fetcher:
         self._partition_bytes = partition_bytes
         self._retry_after = retry_after
         self._changed: asyncio.Future[None] | None = None
+        self._changes = 0
         client.on_update = self._wake
 
     def assign(self, partitions: dict[TopicPartition, Partition]) -> None:
@@ -82,6 +144,7 @@ class Fetcher:
         self._wake()
 
     def _wake(self) -> None:
+        self._changes += 1
         if self._changed is not None and not self._changed.done():
             self._changed.set_result(None)
 
@@ -120,43 +183,51 @@ class Fetcher:
     async def _fetch(self, node: int) -> None:
         """Fetch from a broker while it leads an assigned partition."""
         failed = False
+        session, seen = _Session(), -1
         while True:
             await self.room.wait()
-            wanted = {where: each for where, each in self.partitions.items() if self._client.leader(where) == node}
-            if not wanted:
+            if seen != self._changes:
+                seen = self._changes
+                session.begin(
+                    {where: each for where, each in self.partitions.items() if self._client.leader(where) == node}
+                )
+            if not session.partitions:
                 return
             try:
-                await self._fetch_once(node, wanted)
+                await self._fetch_once(node, session)
                 failed = False
             except REFUSED:
                 raise
+            except (FetchSessionIdNotFound, InvalidFetchSessionEpoch):  # the broker keeps a limited number
+                session.begin(session.partitions)
             except (KafkaError, OSError) as error:
+                session.begin(session.partitions)
                 # Brokers close connections: with connections.max.reauth.ms all, at regular intervals.
                 if failed or not isinstance(error, KafkaConnectionError):
                     self._listener.failed(error)
                 failed = True
                 await asyncio.sleep(self._retry_after)
 
-    async def _fetch_once(self, node: int, wanted: dict[TopicPartition, Partition]) -> None:
-        positions = {where: partition.ledger.expected for where, partition in wanted.items()}
-        request = FetchRequest(positions, self._isolation, self._partition_bytes)
+    async def _fetch_once(self, node: int, session: _Session) -> None:
+        wanted = session.partitions
         try:
-            fetched = await self._client.send(node, request)
+            fetched = await self._client.send(node, session.request(self._isolation, self._partition_bytes))
         except KafkaError:
             for partition in wanted.values():
                 partition.came_back()
             raise
+        session.answered(fetched)
         errors: list[tuple[Partition, KafkaError]] = []
         for where, code, end, stable, aborted, data in fetched:
             partition = wanted[where]
-            if not partition.owned or partition.ledger.expected != positions[where]:
+            if not partition.owned or partition.ledger.expected != session.positions[where]:
                 continue  # the response to a fetch before a rebalance
             if code:
                 errors.append((partition, error_for(code)(where.topic)))
                 continue
             partition.end, partition.stable = end, stable
             if data:  # brokers fill an answer in the order of the request, and stop when it is full (KIP-74)
-                self.partitions[where] = self.partitions.pop(where)
+                wanted[where] = wanted.pop(where)
             # No await between the check of `owned` and the queue.
             for messages in partition.read(data, aborted):
                 self._listener.fetched(messages)

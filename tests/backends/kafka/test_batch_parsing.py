@@ -208,10 +208,10 @@ STRUCTS = [struct for struct in AiokafkaFetchRequest._CLASSES if struct.API_VERS
 @pytest.mark.parametrize("struct", STRUCTS, ids=lambda struct: f"version {struct.API_VERSION}")
 def test_a_request_of_any_version_is_encoded_as_by_aiokafka(struct):
     versions = {1: (0, struct.API_VERSION)}
-    request = FetchRequest(
-        {TopicPartition("a.tópic", 0): 12, TopicPartition("a.tópic", 3): 2**40}, READ_COMMITTED, 2_000_000
-    )
-    topics = [("a.tópic", [(0, 12, 2_000_000), (3, 2**40, 2_000_000)])]
+    """Of two topics, in an order in which their partitions alternate."""
+    positions = {("a.tópic", 0): 12, ("b", 7): 1, ("a.tópic", 3): 2**40}
+    request = FetchRequest({TopicPartition(*where): at for where, at in positions.items()}, READ_COMMITTED, 2_000_000)
+    topics = [("a.tópic", [(0, 12, 2_000_000), (3, 2**40, 2_000_000)]), ("b", [(7, 1, 2_000_000)])]
     theirs = AiokafkaFetchRequest(500, 1, 50 * 1024 * 1024, READ_COMMITTED, topics).prepare(versions)
     header = theirs.build_request_header(7, "cliënt")
     assert request.encode(versions, 7, "cliënt".encode()) == header.encode() + theirs.encode()
@@ -245,8 +245,9 @@ def test_an_answer_of_any_version_is_read(struct):
         )
         for topic in ("one", "two")
     ]
-    answer = schema.encode((100, *((0, 0) if version >= 7 else ()), topics))
-    found = [(*each[0], *each[1:5], bytes(each.data)) for each in read_fetch(memoryview(answer), version)]
+    answer = read_fetch(memoryview(schema.encode((100, *((70, 12) if version >= 7 else ()), topics))), version)
+    assert (answer.code, answer.session) == ((70, 12) if version >= 7 else (0, 0))
+    found = [(*each[0], *each[1:5], bytes(each.data)) for each in answer]
     assert found == [(*part[:5], part[5] or [], part[6]) for part in parts]
 
 

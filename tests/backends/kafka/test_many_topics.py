@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import chain
+from types import SimpleNamespace
 
 import pytest
 from aiokafka.admin import NewPartitions, NewTopic
 from confluent_kafka import Consumer
 
 from msight_bus import AuthenticationError, QueuePolicy, TopicError
-from msight_bus.backends.kafka import consumer, selected_topics
-from msight_bus.backends.kafka.aiokafka_compat import TopicIdentitiesRequest
+from msight_bus.backends.kafka import consumer, fetcher, selected_topics
+from msight_bus.backends.kafka.aiokafka_compat import FetchRequest, TopicIdentitiesRequest
+from msight_bus.backends.kafka.aiokafka_compat.member import MarkingAssignor
 from msight_bus.events import Gap
 from tests.support.kafka_admin import administering
 from tests.support.librdkafka import CLASSIC, options
@@ -28,6 +31,7 @@ ONE = {"MSIGHT_KAFKA_PARTITIONS": "1"}
 def look_often(monkeypatch):
     monkeypatch.setattr(consumer, "_LOOK_EVERY", 0.3)
     monkeypatch.setattr(consumer, "_MATCH_EVERY", 0.2)
+    monkeypatch.setattr(fetcher, "_SESSION_FROM", 2)
 
 
 async def create(admin, *topics, partitions=1):
@@ -148,7 +152,7 @@ async def test_reserved_dead_letter_and_invalid_names_are_not_read(kafka, topic,
     async with administering(kafka) as admin, kafka.connect(**ONE) as bus:
         await create(admin, *others, f"{topic}.x")
         async with bus.subscribe(">", group_id=group_id and f"{topic}.g") as messages:
-            assert f"{topic}.x" in read_topics(messages)
+            await until(lambda: f"{topic}.x" in read_topics(messages))
             assert not read_topics(messages) & {*others, "__consumer_offsets"}
             await until(lambda: caplog.text.count(f"'{topic}..x' matches > and is not read: ") == 1)
         assert f"'{topic}..x' matches > and is not read: '{topic}..x' is not a valid topic" in caplog.text
@@ -179,6 +183,35 @@ async def test_a_topic_that_is_created_again_is_read_from_its_beginning_and_the_
         Gap(f"{topic}.named", None, "retention"),
         Gap(f"{topic}.m.a", None, "retention"),
     ]
+
+
+async def test_a_fetch_session_that_the_broker_has_forgotten_is_begun_again(kafka, topic, caplog):
+    """Only the partitions with news are in a response; the broker keeps a limited number of sessions."""
+    names = [f"{topic}.{number}" for number in range(5)]
+    async with kafka.connect(**ONE) as bus, bus.subscribe(names) as messages:
+        client = messages._at_broker.client
+        original, requests, answers = client.send, [], []
+        forged: list = []
+
+        async def watched(node, request, **how):
+            if not isinstance(request, FetchRequest):
+                return await original(node, request, **how)
+            if forged:
+                request._session = forged.pop()
+            requests.append(request._session)
+            answers.append(await original(node, request, **how))
+            return answers[-1]
+
+        client.send = watched
+        for code in (0, 70, 71):  # FETCH_SESSION_ID_NOT_FOUND, INVALID_FETCH_SESSION_EPOCH
+            if code:
+                forged.append((1 if code == 70 else answers[-1].session, 7000))
+            for _ in range(3):
+                await publish(bus, names[3], b"x")
+                assert await received(messages, 1) == [(names[3], b"x")]
+            assert code in {answer.code for answer in answers}
+        assert any(epoch > 1 and len(answer) == 1 for (_, epoch), answer in zip(requests, answers, strict=False))
+    assert "failed" not in caplog.text
 
 
 @GROUPS
@@ -262,6 +295,24 @@ async def test_a_topic_that_may_not_be_read_is_left_out_of_a_pattern_and_fails_a
 
 
 # -- groups
+
+
+@pytest.mark.parametrize("partitions", [1, 2, 4, 5])
+@pytest.mark.parametrize("members", [1, 2, 3, 4])
+def test_the_partitions_of_each_number_and_of_each_topic_are_shared(partitions, members):
+    cluster = SimpleNamespace(partitions_for_topic=lambda topic: set(range(partitions)))
+    names = [f"t{number}" for number in range(12)]
+    group = {f"m{number}": SimpleNamespace(subscription=names) for number in range(members)}
+    assignment = MarkingAssignor.assign(cluster, group)
+    owned = [
+        [(topic, number) for topic, numbers in each.assignment for number in numbers] for each in assignment.values()
+    ]
+    assert sorted(chain(*owned)) == [(name, number) for name in sorted(names) for number in range(partitions)]
+    assert len(set(map(len, owned))) == 1
+    for number in range(partitions):
+        assert all(any(each == number for _, each in own) for own in owned)
+    for name in names:
+        assert sum(any(topic == name for topic, _ in own) for own in owned) == min(partitions, members)
 
 
 class Readers:

@@ -37,6 +37,7 @@ try:
         LATEST,
         READ_COMMITTED,
         READ_UNCOMMITTED,
+        FetchAnswer,
         FetchRequest,
         offsets_request,
         produce_request,
@@ -54,10 +55,10 @@ except ImportError as error:
 
 __all__ = [
     "AIOKAFKA", "CODECS", "EARLIEST", "LATEST", "READ_COMMITTED", "READ_UNCOMMITTED", "Client", "Connection",
-    "CreateTopicsRequest", "DefaultRecordBatch", "DescribeConfigsRequest", "FetchRequest", "InitProducerIdRequest",
-    "LegacyRecordBatch", "Member", "MetadataRequest", "RecordHeader", "TopicIdentitiesRequest", "TopicIdentity",
-    "batch_builder", "check_aiokafka", "has_valid_checksum", "murmur2", "offsets_request", "produce_request",
-    "read_batch", "read_offsets", "read_produce", "record_bytes",
+    "CreateTopicsRequest", "DefaultRecordBatch", "DescribeConfigsRequest", "FetchAnswer", "FetchRequest",
+    "InitProducerIdRequest", "LegacyRecordBatch", "Member", "MetadataRequest", "RecordHeader", "TopicIdentitiesRequest",
+    "TopicIdentity", "batch_builder", "check_aiokafka", "has_valid_checksum", "murmur2", "offsets_request",
+    "produce_request", "read_batch", "read_offsets", "read_produce", "record_bytes",
 ]  # fmt: skip
 
 install_log_filters()

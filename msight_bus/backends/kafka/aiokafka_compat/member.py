@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import aiokafka.errors as kafka_errors
@@ -13,7 +12,11 @@ from aiokafka import ConsumerRebalanceListener, OffsetAndMetadata, TopicPartitio
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.consumer.subscription_state import SubscriptionState
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
-from aiokafka.coordinator.protocol import ConsumerProtocol, ConsumerProtocolMemberMetadata
+from aiokafka.coordinator.protocol import (
+    ConsumerProtocol,
+    ConsumerProtocolMemberAssignment,
+    ConsumerProtocolMemberMetadata,
+)
 from aiokafka.protocol.admin import DescribeGroupsRequest
 
 from msight_bus.backends.kafka.aiokafka_compat.client import Client, end_tasks
@@ -25,16 +28,32 @@ _MARK = b"msight_bus"
 class MarkingAssignor(RoundRobinPartitionAssignor):
     """Round-robin assignor whose user data marks the members that run this library.
 
-    It lays out the partitions of all topics in turn, so that the members share topics with one partition each.
+    Unlike aiokafka's, it moves on by a member with each topic if all have the same number of partitions: a publisher without
+    keys uses the partition of one number in all topics, which one member would own.
     """
 
     @classmethod
-    def assign(cls, cluster: Any, members: Any) -> Any:
-        """Return the assignment of each member; aiokafka searches each subscription, a list, once for each partition."""
-        return super().assign(
-            cluster,
-            {name: SimpleNamespace(subscription=frozenset(each.subscription)) for name, each in members.items()},
-        )
+    def assign(cls, cluster: Any, members: Mapping[str, Any]) -> dict[str, ConsumerProtocolMemberAssignment]:
+        """Return the assignment of each member; ``members`` have their subscriptions."""
+        subscribers: dict[str, list[str]] = {}
+        for member in sorted(members):
+            for topic in members[member].subscription:
+                subscribers.setdefault(topic, []).append(member)
+        owned: dict[str, dict[str, list[int]]] = {member: {} for member in members}
+        counts = dict.fromkeys(members, 0)
+        turn = 0
+        for topic in sorted(subscribers):
+            those = subscribers[topic]
+            turn = min(range(turn, turn + len(those)), key=lambda at: counts[those[at % len(those)]])
+            for at, partition in enumerate(sorted(cluster.partitions_for_topic(topic) or ()), turn):
+                member = those[at % len(those)]
+                owned[member].setdefault(topic, []).append(partition)
+                counts[member] += 1
+            turn += 1
+        return {
+            member: ConsumerProtocolMemberAssignment(cls.version, list(topics.items()), b"")
+            for member, topics in owned.items()
+        }
 
     @classmethod
     def metadata(cls, topics: Iterable[str]) -> ConsumerProtocolMemberMetadata:

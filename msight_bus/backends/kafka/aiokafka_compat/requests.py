@@ -21,7 +21,7 @@ _INT16, _INT32 = struct.Struct(">h"), struct.Struct(">i")
 _HEADER = struct.Struct(">hhih")
 _FETCH_KEY = 1
 _FETCH = struct.Struct(">iiiib")
-_NO_SESSION = struct.pack(">ii", 0, -1)
+_SESSION, _ERROR_AND_SESSION = struct.Struct(">ii"), struct.Struct(">hi")
 _PARTITION_4 = struct.Struct(">iqi")
 _PARTITION_5 = struct.Struct(">iqqi")
 _PARTITION_9 = struct.Struct(">iiqqi")
@@ -93,6 +93,22 @@ def read_produce(response: Any) -> Mapping[TopicPartition, Produced]:
     return produced
 
 
+class FetchAnswer(list[Fetched]):
+    """The partitions of a fetch response.
+
+    Attributes:
+        code: error code of the whole response; 0 without an error.
+        session: id of the fetch session; 0 without one.
+    """
+
+    __slots__ = ("code", "session")
+
+    def __init__(self, code: int, session: int) -> None:
+        super().__init__()
+        self.code = code
+        self.session = session
+
+
 class FetchRequest:
     """A request for records of one topic. aiokafka's own request makes about 90 calls to encode its fields.
 
@@ -101,15 +117,23 @@ class FetchRequest:
         deadline: the loop's time until which a response must arrive.
     """
 
-    __slots__ = ("_isolation", "_offsets", "_partition_bytes", "deadline", "version")
+    __slots__ = ("_isolation", "_offsets", "_partition_bytes", "_session", "deadline", "version")
 
-    def __init__(self, offsets: Mapping[TopicPartition, int], isolation: int, partition_bytes: int) -> None:
+    def __init__(
+        self,
+        offsets: Mapping[TopicPartition, int],
+        isolation: int,
+        partition_bytes: int,
+        session: tuple[int, int] = (0, -1),
+    ) -> None:
         """
         Args:
             offsets: first offset of each partition. The first batch arrives complete, however large it is (KIP-74).
             isolation: `READ_COMMITTED` or `READ_UNCOMMITTED`.
             partition_bytes: maximum number of bytes of one partition.
+            session: id and epoch of a fetch session (KIP-227); epoch 0 begins another one, -1 none.
         """
+        self._session = session
         self.version = 0
         self.deadline = 0.0
         self._offsets = offsets
@@ -144,7 +168,7 @@ class FetchRequest:
             _HEADER.pack(_FETCH_KEY, version, number, len(client)),
             client,
             _FETCH.pack(-1, _FETCH_WAIT_MS, 1, _FETCH_MAX_BYTES, self._isolation),
-            _NO_SESSION if version >= 7 else b"",
+            _SESSION.pack(*self._session) if version >= 7 else b"",
             *_encode_topics(topics),
         ]
         parts.append(_END_11 if version >= 11 else _END_7 if version >= 7 else b"")
@@ -159,17 +183,19 @@ def _encode_topics(topics: Mapping[str, list[bytes]]) -> Iterator[bytes]:
         yield from partitions
 
 
-def read_fetch(answer: memoryview, version: int) -> list[Fetched]:
+def read_fetch(answer: memoryview, version: int) -> FetchAnswer:
     """Decode the response to a `FetchRequest` of a ``version``; ``Fetched.data`` are slices of ``answer``.
 
     Raises:
         struct.error: the response is incomplete.
     """
     layout = _FETCHED_5 if version >= 5 else _FETCHED_4
-    at = 10 if version >= 7 else 4  # throttle time; error code and session id, unused
+    at = 4  # throttle time
+    code, session = _ERROR_AND_SESSION.unpack_from(answer, at) if version >= 7 else (0, 0)
+    at += _ERROR_AND_SESSION.size if version >= 7 else 0
     (topics,) = _INT32.unpack_from(answer, at)
     at += 4
-    found: list[Fetched] = []
+    found = FetchAnswer(code, session)
     for _ in range(topics):
         (size,) = _INT16.unpack_from(answer, at)
         topic = str(answer[at + 2 : at + 2 + size], "utf-8")
