@@ -270,6 +270,8 @@ class KafkaProducer:
         await self._client.connect(node)
 
     async def _locate(self, where: TopicPartition) -> None:
+        if await self._client.add_metadata(where.topic) and self.is_located(where):
+            return
         for _ in range(2):  # an update in progress may have begun before this call
             if await self._client.update_metadata() and self.is_located(where):
                 return

@@ -74,6 +74,7 @@ def check_aiokafka() -> None:
         (AIOKafkaClient, ("_get_conn", "_metadata_update", "_md_synchronizer", "_on_connection_closed")),
         (AIOKafkaClient, ("force_metadata_update", "hosts")),
         (AIOKafkaClient(), ("cluster", "_conns", "_topics", "_sync_task", "_request_timeout_ms", "_retry_backoff")),
+        (AIOKafkaClient().cluster, ("_partitions",)),
         (AIOKafkaConnection, ("connected", "send", "close", "authenticator_oauth", "_next_correlation_id")),
         (AIOKafkaConnection("", 0), ("_requests", "_writer", "_on_close_cb", "_request_timeout", "_loop")),
         (AIOKafkaConnection("", 0), ("_versions", "_client_id")),

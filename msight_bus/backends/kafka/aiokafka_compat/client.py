@@ -12,6 +12,7 @@ import aiokafka.errors as kafka_errors
 from aiokafka import TopicPartition
 from aiokafka.client import AIOKafkaClient, ConnectionGroup
 from aiokafka.protocol.metadata import MetadataRequest
+from aiokafka.structs import PartitionMetadata
 
 from msight_bus.backends.deadlines import loop_timeout
 from msight_bus.backends.failover import in_turn
@@ -90,6 +91,23 @@ class Client(AIOKafkaClient):
     def untrack(self, topic: str) -> None:
         """Leave a topic out of metadata requests again."""
         self._topics.discard(topic)
+
+    async def add_metadata(self, topic: str) -> bool:
+        """Get the metadata of one topic besides those of the others; return whether a broker responded.
+
+        An update asks for all topics, which would take a square of time for a bus that publishes on one topic after the other.
+        """
+        try:
+            response = await self.ask(MetadataRequest([topic], allow_auto_topic_creation=False))
+        except (kafka_errors.KafkaError, OSError):
+            return False
+        for code, name, _, partitions in response.topics:
+            if name == topic and not code:
+                self.cluster._partitions[topic] = {
+                    number: PartitionMetadata(topic, number, leader, replicas, isr, error)
+                    for error, number, leader, replicas, isr, *_ in partitions
+                }
+        return True
 
     async def update_metadata(self) -> bool:
         """Update the metadata and return whether a broker responded."""
