@@ -134,10 +134,8 @@ class NodeConfig:
 
     def receives(self, topic: str | None, dead_letter_suffix: str) -> bool:
         """Whether a topic is one of the inputs or a pattern among them matches it."""
-        return isinstance(topic, str) and (
-            topic in self.inputs
-            or any(TopicPattern(entry, dead_letter_suffix).matches(topic) for entry in self.inputs if is_pattern(entry))
-        )
+        patterns = [TopicPattern(entry, dead_letter_suffix) for entry in self.inputs if is_pattern(entry)]
+        return isinstance(topic, str) and (topic in self.inputs or any(one.matches(topic) for one in patterns))
 
     def check_for(self, bus: Bus) -> None:
         """Check what depends on the bus: its broker and its settings.
@@ -162,15 +160,13 @@ class NodeConfig:
 
     def _loops(self, dead_letter_suffix: str) -> list[str]:
         """Return the problems of topics on which the node publishes and which it receives."""
-        looped = {
-            "publish_topic_name": self.receives(self.publish_topic_name, dead_letter_suffix),
-            "dead_letter_topic_name": self.dead_letter_topic_name in self.inputs,  # patterns match no dead letters
-        }
+        looped = ["publish_topic_name"] if self.receives(self.publish_topic_name, dead_letter_suffix) else []
+        if self.dead_letter_topic_name in self.inputs:  # a pattern matches no dead letters
+            looped.append("dead_letter_topic_name")
         return [
             f"NodeConfig.{name} must differ from the topics of subscribe_topic_name and match none of its patterns: "
             "the node would receive its own messages."
-            for name, loops in looped.items()
-            if loops
+            for name in looped
         ]
 
     def group_where_kept(self) -> str:

@@ -285,8 +285,9 @@ async def test_a_slash_here_can_be_another_name_on_kafka(kafka, topic):
 
 async def test_a_registry_shows_the_topics_of_its_own_map():
     memory = make_backend("memory")
-    entries = {"camera@gs ne": "camera.gs_ne", "objects\r\n": "objects"}
-    config = NodeConfig(name="n", subscribe_topic_name=["camera.gs_ne", "lidar.*"], publish_topic_name="objects")
+    entries = {"camera@gs ne": "camera.gs_ne", "objects of ne": "objects", "radar\r\n": "radar"}
+    topics = ["camera.gs_ne", "lidar.*", "radar"]
+    config = NodeConfig(name="n", subscribe_topic_name=topics, publish_topic_name="objects")
 
     async def echo(data):
         return data
@@ -301,9 +302,13 @@ async def test_a_registry_shows_the_topics_of_its_own_map():
             task = await start(bus, Apply(config, echo))
             for registry in registries:
                 await registry.wait_until(lambda nodes: "n" in nodes)
-            inputs = [registry["n"].inputs for registry in registries]
+            seen = [(registry["n"].inputs, registry["n"].output) for registry in registries]
             task.cancel()
             await asyncio.wait([task])
             payload = json.loads((await anext(announcements)).payload)
-    assert inputs == [("camera.gs_ne", "lidar.*"), ("ne", "lidar.*"), ("camera@gs ne", "lidar.*")]
-    assert (payload["publish_topic"], payload["output"]) == (None, "objects??")
+    assert seen == [
+        (("camera.gs_ne", "lidar.*", "radar??"), "objects"),
+        (("ne", "lidar.*", "radar??"), "objects of ne"),
+        (("camera@gs ne", "lidar.*", "radar??"), "objects of ne"),
+    ]
+    assert (payload["publish_topic"], payload["output"]) == (None, "objects of ne")
