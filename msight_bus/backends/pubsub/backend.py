@@ -46,7 +46,8 @@ class PubSubConsumer:
         self.inbox: Inbox | None = inbox
         group_id = selection.group_id
         self.routes: list[Route] = [
-            Route(topic, group_id, inbox.stream(topic), self._refused, number) for topic in selection.topics
+            Route(topic, group_id, inbox.stream(topic), self._refused, subscription=number, inbox=inbox)
+            for topic in selection.topics
         ]
         self.routes += [
             PatternRoute(pattern, selection, inbox, self._refused, number, limits.stats_topics)
