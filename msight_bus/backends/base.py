@@ -99,6 +99,9 @@ class TopicStream(Protocol):
     def deliver(self, batch: list[Message]) -> None:
         """Queue a list of at least one message. The caller must not use the list or the messages afterwards."""
 
+    def observe(self, batch: list[Message]) -> None:
+        """Account for a list of at least one message, which the caller queues next (`Inbox.put`)."""
+
     def announced(self, session: int, highest: int) -> None:
         """Account for a publisher's announcement that ``highest`` is its last sequence on this topic."""
 
@@ -126,6 +129,9 @@ class Inbox(Protocol):
 
     def stream(self, name: str) -> TopicStream:
         """Return the stream of the topic with a name on the broker; it stays valid until the subscription is closed."""
+
+    def put(self, batch: list[Message]) -> None:
+        """Queue messages of any topics, for which their streams have accounted."""
 
     def invalid(self, count: int) -> None:
         """Count messages that a pattern matches and whose channel is not a valid topic; they are not delivered."""

@@ -38,10 +38,6 @@ _BACKLOG_BYTES = 64 * 1024 * 1024
 """Maximum pending messages and bytes of a connection that does not read; the exchange then closes it, as Redis and NATS do."""
 
 
-_MATCHED_TOPICS = 10_000
-"""Maximum number of topics of which the exchange remembers the subscriptions, while there are patterns."""
-
-
 class Filter(Protocol):
     """A source of faults between the exchange and its subscriptions (msight_bus.testing)."""
 
@@ -61,35 +57,16 @@ class Delivery:
         entry: the route that was subscribed.
     """
 
-    __slots__ = ("_topics", "connection", "entry", "route")
+    __slots__ = ("connection", "entry", "route")
 
     def __init__(self, route: Route, connection: MemoryConnection, entry: Route | None = None) -> None:
         self.route = route
         self.connection = connection
         self.entry = entry or route
-        self._topics: dict[str, Delivery] = {}
 
     def arrive(self, messages: list[Sent], late: float = 0.0) -> None:
         """Deliver messages ``late`` seconds from now, after those in transit."""
         self.connection.arrive(self, messages, late)
-
-    def of(self, topic: str) -> Delivery | None:
-        """Return the delivery of one topic of a pattern; ``None`` if the pattern does not deliver the topic."""
-        assert isinstance(self.route, PatternRoute)
-        route = self.route.route_of(topic)
-        if route is None:
-            return None
-        delivery = self._topics.get(topic)
-        if delivery is None:
-            if len(self._topics) >= self.route.most:
-                del self._topics[next(iter(self._topics))]
-            delivery = self._topics[topic] = Delivery(route, self.connection, self.route)
-        return delivery
-
-    @property
-    def all(self) -> list[Delivery]:
-        """This delivery and, of a pattern, those of its topics."""
-        return [self, *self._topics.values()]
 
 
 _Groups = dict[str | None, list[Delivery]]
@@ -105,7 +82,7 @@ class Exchange:
     def __init__(self) -> None:
         self.filter: Filter | None = None
         self._topics: dict[str, _Groups] = {}
-        self._patterns: dict[Delivery, None] = {}
+        self._patterns: dict[Delivery, PatternRoute] = {}
         self._matched: dict[str, _Groups] = {}  # by topic, with the deliveries of patterns
         self._full: dict[str, set[Delivery]] = {}  # by topic: paused subscriptions
         self._full_patterns: dict[Delivery, PatternRoute] = {}
@@ -116,7 +93,7 @@ class Exchange:
         self._matched.clear()
         route = delivery.route
         if isinstance(route, PatternRoute):
-            self._patterns[delivery] = None
+            self._patterns[delivery] = route
         else:
             self._topics.setdefault(route.topic, {}).setdefault(route.group_id, []).append(delivery)
 
@@ -135,8 +112,7 @@ class Exchange:
                 del self._topics[route.topic]
         self.resume(delivery)
         if self.filter is not None:
-            for one in delivery.all:
-                self.filter.forget(one)
+            self.filter.forget(delivery)
 
     def has_subscribers(self, topic: str) -> bool:
         """Return whether a topic has a subscriber."""
@@ -187,10 +163,10 @@ class Exchange:
         groups = self._matched.get(topic)
         if groups is None:
             groups = {group_id: list(members) for group_id, members in self._topics.get(topic, {}).items()}
-            for delivery in self._patterns:
-                if (of_topic := delivery.of(topic)) is not None:
-                    groups.setdefault(of_topic.route.group_id, []).append(of_topic)
-            if len(self._matched) >= _MATCHED_TOPICS:
+            for delivery, pattern in self._patterns.items():
+                if (route := pattern.route_of(topic)) is not None:
+                    groups.setdefault(route.group_id, []).append(Delivery(route, delivery.connection, pattern))
+            if len(self._matched) >= pattern.most:
                 self._matched.clear()
             self._matched[topic] = groups
         return groups

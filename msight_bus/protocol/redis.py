@@ -161,10 +161,12 @@ _PREFIX_START = MAGIC + bytes(4)
 
 _unpack_meta = struct.Struct(">QQQ").unpack_from
 
-_USUAL = re.compile(
-    rb"\*3\r\n\$7\r\nmessage\r\n\$(\d{1,3}+)\r\n([^\r]{1,999}+)\r\n\$(\d{1,9}+)\r\n(\xc1MB\x01\0\0\0\0)?+"
-)
-"""Up to the payload: length of the channel, channel, length of the payload, the beginning of a prefix without an extension."""
+_NAME = rb"\$(\d{1,3}+)\r\n([^\r]{1,999}+)\r\n"
+_SIZE_AND_START = rb"\$(\d{1,9}+)\r\n(\xc1MB\x01\0\0\0\0)?+"
+_USUAL = re.compile(rb"\*3\r\n\$7\r\nmessage\r\n" + _NAME + _SIZE_AND_START)
+_USUAL_OF_PATTERN = re.compile(rb"\*4\r\n\$8\r\npmessage\r\n" + _NAME + _NAME + _SIZE_AND_START)
+"""Up to the payload: lengths of pattern and channel, each before it, length of the payload, the beginning of a prefix without an
+extension."""
 
 _SIZES = {b"%d" % size: size for size in range(4096)}
 """Small lengths, which are looked up instead of parsed."""
@@ -234,7 +236,8 @@ class _Grammar:
         """See `Grammar.read`."""
         buffer, largest = self._buffer, self._limit
         items, opened, opened_undecoded = buffer.items, buffer.opened, buffer.opened_undecoded
-        match, startswith, end = _USUAL.match, data.startswith, len(data)
+        match, match_of_pattern = _USUAL.match, _USUAL_OF_PATTERN.match
+        startswith, end = data.startswith, len(data)
         taken = 0
         address: Address
         while taken < limit and position < end:
@@ -243,6 +246,14 @@ class _Grammar:
                 _, address, digits, has_prefix = parts
                 if (size := _SIZES.get(digits, -1)) < 0:
                     size = int(digits)
+                body = usual.end() - 8 if has_prefix else usual.end()
+            elif (
+                (usual := match_of_pattern(data, position)) is not None
+                and _SIZES.get((parts := usual.groups())[0]) == len(parts[1])
+                and _SIZES.get(parts[2]) == len(parts[3])
+            ):
+                _, pattern, _, name, digits, has_prefix = parts
+                address, size = (pattern, name), int(digits)
                 body = usual.end() - 8 if has_prefix else usual.end()
             elif startswith((_MESSAGE, _PMESSAGE), position):
                 found = self._read_head(data, position)

@@ -293,7 +293,7 @@ class Decoder:
     def _decode(self, data: bytes, position: int, left: int) -> tuple[int, int]:
         """Decode until the limit or the first incomplete frame; return the position, and the rest of the limit."""
         heads, buffer, read = self._heads, self._buffer, self._grammar.read
-        known, opened = heads.known, buffer.opened
+        known, items, opened, undecoded = heads.known, buffer.items, buffer.opened, buffer.opened_undecoded
         startswith, end = data.startswith, len(data)
         while left > 0 and position < end:
             if heads.pause:
@@ -309,10 +309,13 @@ class Decoder:
                     if not frame[2]:  # foreign
                         break
                     frames = opened.get(run.address)
-                    if frames is None:
+                    if frames is not None:
+                        frames.append(frame)
+                    elif undecoded:
                         frames = buffer.add(run.address, frame)
                     else:
-                        frames.append(frame)
+                        opened[run.address] = frames = [frame]
+                        items.append((run.address, frames, NO_UNDECODED))
                     left -= 1
                     position = after
                     if startswith(run.head, after):

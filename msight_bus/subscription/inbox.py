@@ -140,19 +140,19 @@ class TopicStream:
 
     def deliver(self, batch: list[Message]) -> None:
         """Queue a list of at least one message, and report gaps in their sequences."""
+        self.observe(batch)
+        self._queue.put(batch)
+
+    def observe(self, batch: list[Message]) -> None:
+        """Account for a list of at least one message, which is queued next, and report gaps in their sequences."""
         if self.evicted:
             self._inbox.keep(self)
         if self.deadline is not None:
             self.deadline.heard()
         self.received += len(batch)
         self.used = self._queue.received
-        if self.tracker is None:
-            self._queue.put(batch)
-            return
-        found = self.tracker.observe(batch)
-        self._queue.put(batch)
-        if found:
-            for finding in found:
+        if self.tracker is not None:
+            for finding in self.tracker.observe(batch):
                 self._announce(finding.missing, finding.cause)
 
     def announced(self, session: int, highest: int) -> None:
@@ -194,6 +194,7 @@ class Inbox:
 
     Attributes:
         queue: messages that wait for the consumer.
+        put: queues messages of any topics, for which their streams have accounted.
         unacknowledged: messages of a log that were returned to the consumer and are not marked as done.
         counts: whether the sequences of publishers are tracked.
         deadlines_missed: number of deadlines missed.
@@ -225,6 +226,7 @@ class Inbox:
             on_room: called when that queue has room again.
         """
         self.queue = MessageQueue(selection.queue, many=selection.many, on_full=on_full, on_room=on_room)
+        self.put = self.queue.put
         self.unacknowledged: list[Message[Any]] = []
         self.deadlines_missed = 0
         self.evicted = 0

@@ -16,7 +16,7 @@ from msight_bus.backends.nats.errors import meaning_of, refused_subject
 from msight_bus.backends.pubsub.connection import Connection
 from msight_bus.backends.pubsub.in_flight import Request
 from msight_bus.backends.pubsub.reconnecting import LeavingCallback, RefusedCallback
-from msight_bus.backends.pubsub.routes import PatternRoute, Route
+from msight_bus.backends.pubsub.routes import PatternRoute, Route, UncountedStream
 from msight_bus.backends.pubsub.socket_connection import SocketConnection
 from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError
 from msight_bus.message import Message
@@ -31,7 +31,7 @@ _PING_EVERY = 8192
 """Messages after which a PING follows without a flush: bounds the number of unconfirmed messages that are tracked."""
 
 
-class _Answers:
+class _Answers(UncountedStream):
     """The receiver of the server's answer to a request without subscribers (pubsub.connection.Route.stream)."""
 
     def __init__(self) -> None:
@@ -45,16 +45,6 @@ class _Answers:
     def refused(self, error: BusError) -> None:
         """Note that the subscription was refused."""
         self.error = error
-
-    def announced(self, session: int, highest: int) -> None:
-        """Do nothing."""
-
-    def silence(self, within: float) -> float:
-        """Return 0.0: there is no publisher."""
-        return 0.0
-
-    def gap(self, missing: int | None, cause: str, *, at_most: bool = False) -> None:
-        """Do nothing."""
 
 
 class NatsConnection(SocketConnection):

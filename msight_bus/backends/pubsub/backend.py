@@ -46,7 +46,15 @@ class PubSubConsumer:
         self.inbox: Inbox | None = inbox
         group_id = selection.group_id
         self.routes: list[Route] = [
-            Route(name, group_id, inbox.stream(name), self._refused, number, name=inbox.topic_of(name))
+            Route(
+                name,
+                group_id,
+                inbox.stream(name),
+                self._refused,
+                subscription=number,
+                name=inbox.topic_of(name),
+                inbox=inbox,
+            )
             for name in (*selection.topics, *selection.mapped)
         ]
         self.routes += [

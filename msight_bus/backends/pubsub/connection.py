@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from msight_bus.backends.pubsub.in_flight import InFlight, Request, Sender
 from msight_bus.backends.pubsub.routes import PatternRoute, Route
@@ -23,16 +23,6 @@ class Interceptor(Protocol):
 
     def deliver(self, route: Route, batch: list[Message]) -> None:
         """Receive a list of messages of one route."""
-
-
-_R = TypeVar("_R", bound=Route)
-
-
-def _remove(table: dict[Address, list[_R]], address: Address, route: _R) -> None:
-    routes = table[address]
-    routes.remove(route)
-    if not routes:
-        del table[address]
 
 
 class Connection:
@@ -150,26 +140,26 @@ class Connection:
 
     def add_route(self, route: Route, address: Address) -> None:
         """Deliver messages with ``address`` to the route; to a `PatternRoute`, those of which `split` returns ``address``."""
+        self._table(route).setdefault(address, []).append(route)
         self._addresses[route] = address
-        if isinstance(route, PatternRoute):
-            self._forget_matched()
-            self._patterns.setdefault(address, []).append(route)
-        else:
-            self._routes.setdefault(address, []).append(route)
 
     def forget_route(self, route: Route) -> None:
         """Stop delivering to the route."""
         address = self._addresses.pop(route, None)
-        if address is not None and isinstance(route, PatternRoute):
-            self._forget_matched()
-            _remove(self._patterns, address, route)
-        elif address is not None:
-            _remove(self._routes, address, route)
+        if address is not None:
+            table = self._table(route)
+            table[address].remove(route)
+            if not table[address]:
+                del table[address]
 
-    def _forget_matched(self) -> None:
+    def _table(self, route: Route) -> dict[Address, list[Any]]:
+        """Return the table of a route that is about to be added or removed."""
+        if not isinstance(route, PatternRoute):
+            return self._routes
         for address in self._matched:
             del self._routes[address]
         self._matched.clear()
+        return self._patterns
 
     def split(self, address: Address) -> tuple[Address, bytes] | None:
         """Split the address of a message into the part that all messages of its pattern share, and the channel.

@@ -21,9 +21,10 @@ class Route:
         stream: receives the messages.
         on_refused: called when the broker revokes the permission to subscribe.
         subscription: number of the subscription, which its routes share.
+        inbox: of a user's subscription, whose stream the route has; else ``None``.
     """
 
-    __slots__ = ("group_id", "name", "on_refused", "stream", "subscription", "topic")
+    __slots__ = ("group_id", "inbox", "name", "on_refused", "stream", "subscription", "topic")
 
     def __init__(
         self,
@@ -31,9 +32,10 @@ class Route:
         group_id: str | None,
         stream: TopicStream,
         on_refused: Callable[[BusError], None],
-        subscription: int = 0,
         *,
+        subscription: int = 0,
         name: str | None = None,
+        inbox: Inbox | None = None,
     ) -> None:
         self.topic = topic
         self.name = name or topic
@@ -41,6 +43,7 @@ class Route:
         self.stream = stream
         self.on_refused = on_refused
         self.subscription = subscription
+        self.inbox = inbox
 
 
 class PatternRoute(Route):
@@ -64,7 +67,7 @@ class PatternRoute(Route):
         subscription: int,
         most: int,
     ) -> None:
-        super().__init__(pattern.text, selection.group_id, InvalidNames(inbox), on_refused, subscription)
+        super().__init__(pattern.text, selection.group_id, InvalidNames(inbox), on_refused, subscription=subscription)
         self.most = most
         self.routes: dict[str, Route] = {}
         self._pattern = pattern
@@ -92,12 +95,32 @@ class PatternRoute(Route):
             return self
         if len(self.routes) >= self.most:
             del self.routes[next(iter(self.routes))]
-        route = self.routes[name] = Route(name, self.group_id, self._inbox.stream(name), self.on_refused)
+        stream, inbox = self._inbox.stream(name), self._inbox
+        route = self.routes[name] = Route(
+            name, self.group_id, stream, self.on_refused, subscription=self.subscription, inbox=inbox
+        )
         return route
 
 
-class InvalidNames:
-    """The receiver of messages whose channel is not a valid topic (backends.base.TopicStream)."""
+class UncountedStream:
+    """The base class of receivers of messages whose sequences are not tracked (backends.base.TopicStream)."""
+
+    def observe(self, batch: list[Message]) -> None:
+        """Do nothing."""
+
+    def announced(self, session: int, highest: int) -> None:
+        """Do nothing."""
+
+    def silence(self, within: float) -> float:
+        """Return 0.0."""
+        return 0.0
+
+    def gap(self, missing: int | None, cause: str, *, at_most: bool = False) -> None:
+        """Do nothing."""
+
+
+class InvalidNames(UncountedStream):
+    """The receiver of messages whose channel is not a valid topic."""
 
     def __init__(self, inbox: Inbox) -> None:
         self._inbox = inbox
@@ -105,13 +128,3 @@ class InvalidNames:
     def deliver(self, batch: list[Message]) -> None:
         """Count the messages."""
         self._inbox.invalid(len(batch))
-
-    def announced(self, session: int, highest: int) -> None:
-        """Do nothing: the bus does not publish on such channels."""
-
-    def silence(self, within: float) -> float:
-        """Return 0.0: publishers on such channels are not tracked."""
-        return 0.0
-
-    def gap(self, missing: int | None, cause: str, *, at_most: bool = False) -> None:
-        """Do nothing: there is no topic."""

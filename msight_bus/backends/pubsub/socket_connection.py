@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from msight_bus.backends.base import Inbox
 from msight_bus.backends.pubsub.connection import Connection
 from msight_bus.backends.pubsub.in_flight import Request, Sender
 from msight_bus.backends.pubsub.routes import Route
@@ -219,7 +220,14 @@ class SocketConnection(Connection, asyncio.Protocol):
             routes: Sequence[Route] | None = self._routes.get(address)
             if routes is None:
                 routes = self.match(address)
-            self._deliver_segment(routes, (address, [frame], []), time.time())
+            if len(routes) == 1 and self.interceptor is None and (inbox := (route := routes[0]).inbox) is not None:
+                _, session, sequence, published, payload = frame
+                at = time.time()
+                batch = [Message(route.name, payload, NO_HEADERS, None, session, sequence, published * 1e-9, at)]
+                route.stream.observe(batch)
+                inbox.put(batch)
+            else:
+                self._deliver_segment(routes, (address, [frame], []), time.time())
             return
         self._held_bytes += len(data)
         full = len(data) >= _FULL_READ
@@ -274,47 +282,70 @@ class SocketConnection(Connection, asyncio.Protocol):
                 self._next_turn()
 
     def _deliver(self) -> None:
+        """Deliver the decoded messages; those of one subscription, on whatever topics, are queued together."""
         self._held_bytes = 0
         received_at = time.time()
         announcements: list[tuple[Sequence[Route], Segment]] = []
+        inbox: Inbox | None = None
+        batch: list[Message] = []
         for item in self._decoder.take():  # in order: messages before the reply to an unsubscribe are still delivered
             if not isinstance(item, tuple):
+                if inbox is not None:
+                    inbox.put(batch)
+                    inbox = None
                 self.answered(item)
                 continue
             routes: Sequence[Route] | None = self._routes.get(item[0])
             if not routes:
-                if routes is None:
-                    routes = self.match(item[0])
+                routes = self.match(item[0]) if routes is None else routes
                 if not routes:
                     continue
-            if routes[0].topic == SEQUENCE_TOPIC:  # after the messages that they announce, which are on other topics
+            route = routes[0]
+            if route.inbox is not None and len(routes) == 1 and self.interceptor is None:
+                if route.inbox is not inbox:
+                    if inbox is not None:
+                        inbox.put(batch)
+                    inbox, batch = route.inbox, []
+                messages = self._messages(route.name, item, received_at)
+                route.stream.observe(messages)
+                batch += messages
+            elif route.topic == SEQUENCE_TOPIC:  # after the messages that they announce, which are on other topics
                 announcements.append((routes, item))
             else:
+                if inbox is not None:
+                    inbox.put(batch)
+                    inbox = None
                 self._deliver_segment(routes, item, received_at)
+        if inbox is not None:
+            inbox.put(batch)
         for routes, item in announcements:
             self._deliver_segment(routes, item, received_at)
 
     def _deliver_segment(self, routes: Sequence[Route], segment: Segment, received_at: float) -> None:
         """Deliver to each route. Two subscriptions never share a `Message`, because a consumer can change its state."""
-        _, frames, undecoded = segment
         for route in tuple(routes):
-            topic = route.name
-            if frames is not None:
-                batch = [
-                    Message(topic, payload, NO_HEADERS, None, session, sequence, published * 1e-9, received_at)
-                    for _, session, sequence, published, payload in frames
-                ]
-            else:
-                batch = [
-                    self._message(topic, metadata, payload, received_at)
-                    if metadata
-                    else Message(topic, payload, NO_HEADERS, None, None, None, None, received_at)
-                    for metadata, payload in undecoded
-                ]
+            batch = self._messages(route.name, segment, received_at)
             if self.interceptor is None:
                 route.stream.deliver(batch)
             else:
                 self.interceptor.deliver(route, batch)
+
+    def _messages(self, topic: str, segment: Segment, received_at: float) -> list[Message]:
+        _, frames, undecoded = segment
+        if frames is None:
+            return [
+                self._message(topic, metadata, payload, received_at)
+                if metadata
+                else Message(topic, payload, NO_HEADERS, None, None, None, None, received_at)
+                for metadata, payload in undecoded
+            ]
+        if len(frames) == 1:  # faster, and usual with many topics
+            _, session, sequence, published, payload = frames[0]
+            return [Message(topic, payload, NO_HEADERS, None, session, sequence, published * 1e-9, received_at)]
+        return [
+            Message(topic, payload, NO_HEADERS, None, session, sequence, published * 1e-9, received_at)
+            for _, session, sequence, published, payload in frames
+        ]
 
     def _message(self, topic: str, metadata: bytes, payload: bytes, received_at: float) -> Message:
         """Make a `Message` of an `Undecoded` message: one with a key or headers, or of a foreign publisher."""

@@ -18,7 +18,7 @@ import msgspec
 from msight_bus.backends.base import Inbox, TopicStream
 from msight_bus.backends.pubsub.in_flight import Sender, UnconfirmedRun
 from msight_bus.backends.pubsub.publishing import PublishedTopic
-from msight_bus.backends.pubsub.routes import Route
+from msight_bus.backends.pubsub.routes import Route, UncountedStream
 from msight_bus.errors import AuthenticationError, BusError
 from msight_bus.message import Message
 from msight_bus.topics import SEQUENCE_TOPIC
@@ -178,7 +178,7 @@ class SequenceAnnouncer:
         """Do nothing: the next announcement replaces a lost one."""
 
 
-class AnnouncementSubscriber:
+class AnnouncementSubscriber(UncountedStream):
     """The subscription to announcements on one connection (reconnecting.Subscriber, backends.base.TopicStream)."""
 
     paused = False
@@ -213,13 +213,3 @@ class AnnouncementSubscriber:
             for topic, highest in sequences.items():
                 for stream in self._streams(topic):
                     stream.announced(session, highest)
-
-    def announced(self, session: int, highest: int) -> None:
-        """Do nothing: announcements are not announced."""
-
-    def silence(self, within: float) -> float:
-        """Return 0.0: the publishers of announcements are not tracked."""
-        return 0.0
-
-    def gap(self, missing: int | None, cause: str, *, at_most: bool = False) -> None:
-        """Do nothing: the next announcement replaces a lost one."""

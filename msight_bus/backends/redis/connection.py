@@ -104,19 +104,16 @@ class RedisConnection(SocketConnection):
 
     def subscribe(self, route: Route) -> Request:
         """Send SUBSCRIBE or PSUBSCRIBE. Several routes of one topic or pattern share the subscription."""
-        if isinstance(route, PatternRoute):
-            glob = redis.glob_of(route.topic)
-            self.add_route(route, glob)
-            return self.request(redis.psubscribe(glob), topic=route.topic)
-        channel = route.topic.encode()
-        self.add_route(route, channel)
-        return self.request(redis.subscribe(channel), topic=route.topic)
+        is_pattern = isinstance(route, PatternRoute)
+        name = redis.glob_of(route.topic) if is_pattern else route.topic.encode()
+        self.add_route(route, name)
+        return self.request(redis.psubscribe(name) if is_pattern else redis.subscribe(name), topic=route.topic)
 
     def unsubscribe(self, route: Route) -> Request:
         """Unsubscribe for the last route of a topic or pattern; messages in transit arrive before the confirmation."""
-        self._leaving.add(route)
         is_pattern = isinstance(route, PatternRoute)
         name = redis.glob_of(route.topic) if is_pattern else route.topic.encode()
+        self._leaving.add(route)
         sharing: Sequence[Route] = (self._patterns if is_pattern else self._routes).get(name, ())
         if any(other not in self._leaving for other in sharing):
             request = self.ping()
