@@ -16,10 +16,12 @@ help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 # The demo needs fewer packages than the tests; an environment for the tests suffices for both.
-$(VENV)/installed: EXTRAS := dev
-$(VENV)/installed-for-demo: EXTRAS := brokers,demo
-$(VENV)/installed $(VENV)/installed-for-demo: pyproject.toml .ci/constraints.txt
-	@$(PYTHON) .ci/install.py $(VENV) -c .ci/constraints.txt -e '.[$(EXTRAS)]'
+FOR_DEMO := -e '.[brokers,images]'
+FOR_TESTS := -e '.[brokers,images,nkeys]' -r .ci/requirements.txt
+$(VENV)/installed: NEEDS = $(FOR_TESTS)
+$(VENV)/installed-for-demo: NEEDS = $(FOR_DEMO)
+$(VENV)/installed $(VENV)/installed-for-demo: pyproject.toml .ci/constraints.txt .ci/requirements.txt
+	@$(PYTHON) .ci/install.py $(VENV) -c .ci/constraints.txt $(NEEDS)
 	@touch $@
 
 setup: $(VENV)/installed  ## create the environment; the other targets do it if necessary
@@ -63,9 +65,9 @@ $(VENV)/tools/installed:
 	$(VENV)/tools/bin/pip install --disable-pip-version-check pip-audit==2.10.1 uv==0.13.9
 	@touch $@
 
-$(VENV)/lowest-direct/installed $(VENV)/highest/installed: $(VENV)/%/installed: pyproject.toml $(VENV)/tools/installed
+$(VENV)/lowest-direct/installed $(VENV)/highest/installed: $(VENV)/%/installed: pyproject.toml .ci/requirements.txt $(VENV)/tools/installed
 	$(PYTHON) -m venv --clear $(@D)
-	$(VENV)/tools/bin/uv pip install --python $(@D)/bin/python --resolution $* -e '.[dev]'
+	$(VENV)/tools/bin/uv pip install --python $(@D)/bin/python --resolution $* $(FOR_TESTS)
 	@touch $@
 
 $(VENV)/highest/installed: force  # look for newer releases each time

@@ -7,6 +7,7 @@ pip's output is shown when pip fails. An environment that cannot be completed is
 
 from __future__ import annotations
 
+import select
 import shutil
 import subprocess
 import sys
@@ -37,11 +38,11 @@ def main(folder: str, *arguments: str) -> str | None:
                 shutil.rmtree(environment, ignore_errors=True)
         if not made:
             return f"The environment {environment} cannot be made."
-    return install([str(environment / "bin" / "python"), "-m", "pip", "install", *arguments])
+    return install([str(environment / "bin" / "python"), "-m", "pip", "install", *arguments], environment)
 
 
-def install(command: list[str]) -> str | None:
-    """Run pip, and count the packages that it finds. Return its output if it fails."""
+def install(command: list[str], environment: Path) -> str | None:
+    """Run pip, and count the packages that it finds and installs. Return its output if it fails."""
     found: set[str] = set()
     output = []
     command += ["--progress-bar=off", "--disable-pip-version-check"]
@@ -53,10 +54,23 @@ def install(command: list[str]) -> str | None:
                 found.add(what.split(" (")[0])
                 show(f"Packages found: {len(found)}", rarely=True)
             elif line.startswith("Installing collected packages"):
-                show(f"Packages to install: {what.count(',') + 1}")
+                count_installed(pip, environment, what.count(",") + 1)
     if sys.stdout.isatty():
         print()
     return "".join([*output, f"pip failed: {' '.join(command)}"]) if pip.returncode else None
+
+
+def count_installed(pip: subprocess.Popen[str], environment: Path, total: int) -> None:
+    """Show how many packages are installed until pip, which says nothing meanwhile, has written its last line."""
+    pattern = "lib/python*/site-packages/*.dist-info/INSTALLER"
+    before = len(list(environment.glob(pattern)))
+    show(f"Packages to install: {total}")
+    shown = 0
+    while select.select([pip.stdout], [], [], 0.5) == ([], [], []):
+        installed = min(len(list(environment.glob(pattern))) - before, total)
+        if installed > shown:
+            shown = installed
+            show(f"Packages installed: {shown} of {total}")
 
 
 def show(text: str, *, rarely: bool = False) -> None:

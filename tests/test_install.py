@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import subprocess
 import sys
 import zipfile
@@ -13,6 +14,7 @@ import pytest
 
 PROJECT = Path(__file__).parents[1]
 INSTALL = PROJECT / ".ci/install.py"
+COUNT = re.compile(r"Packages installed: \d+ of \d+")
 
 
 def wheel(folder, name):
@@ -60,7 +62,8 @@ def environment(tmp_path_factory):
     folder = tmp_path_factory.mktemp("install") / "environment"
     (folder / "bin").mkdir(parents=True)
     done = install(folder, "--no-index", *(wheel(folder.parent, f"package{i}") for i in range(10)))
-    assert done.stdout.splitlines() == [
+    lines = [line for line in done.stdout.splitlines() if not COUNT.fullmatch(line)]  # none if pip is fast
+    assert lines == [
         f"Making the environment {folder}",
         "Packages found: 10",
         "Packages to install: 10",
@@ -76,7 +79,30 @@ def test_a_terminal_shows_one_line_that_counts(environment, tmp_path):
     os.close(end)
     shown = os.read(terminal, 10_000).decode()
     os.close(terminal)
+    shown = re.sub("\r\033\\[K" + COUNT.pattern, "", shown)
     assert shown == "\r\033[KPackages found: 1\r\033[KPackages found: 2\r\033[KPackages to install: 2\r\n"
+
+
+def test_packages_are_counted_while_pip_says_nothing(tmp_path):
+    script = (
+        "import pathlib, time\n"
+        "print('Installing collected packages: a, b, c', flush=True)\n"
+        "for name in 'abc':\n"
+        "    path = pathlib.Path('environment/lib/python3/site-packages') / f'{name}.dist-info'\n"
+        "    path.mkdir(parents=True)\n"
+        "    (path / 'INSTALLER').touch()\n"
+        "    time.sleep(1.2)\n"
+    )
+    (tmp_path / "environment/bin").mkdir(parents=True)
+    for name in ("pip", "python"):
+        (tmp_path / "environment/bin" / name).touch()
+    (tmp_path / "environment/bin/python").write_text(f"#!{sys.executable}\n{script}")
+    (tmp_path / "environment/bin/python").chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, INSTALL, "environment", "x"], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[0] == "Packages to install: 3"
+    assert done.stdout.splitlines()[-1] in ("Packages installed: 2 of 3", "Packages installed: 3 of 3")
 
 
 def test_what_pip_says_is_shown_when_it_fails(environment):
@@ -89,7 +115,7 @@ def test_what_pip_says_is_shown_when_it_fails(environment):
 def test_the_demo_installs_nothing_that_only_tests_need(tmp_path):
     (tmp_path / "Makefile").write_text((PROJECT / "Makefile").read_text())
     (tmp_path / ".ci").mkdir()
-    for name in ("pyproject.toml", ".ci/constraints.txt"):
+    for name in ("pyproject.toml", ".ci/constraints.txt", ".ci/requirements.txt"):
         (tmp_path / name).touch()
 
     def commands(target):
@@ -101,9 +127,9 @@ def test_the_demo_installs_nothing_that_only_tests_need(tmp_path):
             text=True,
         ).stdout
 
-    assert "'.[brokers,demo]'" in commands("demo")
-    assert "dev" not in commands("demo")
-    assert "'.[dev]'" in commands("test")
+    assert "'.[brokers,images]'" in commands("demo")
+    assert "requirements" not in commands("demo")
+    assert "-r .ci/requirements.txt" in commands("test")
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv/installed").touch()
     assert "install" not in commands("demo")

@@ -15,7 +15,7 @@ from enum import Enum
 from typing import TypeVar
 
 from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError, quoted
-from msight_bus.settings.redaction import chain
+from msight_bus.settings.error_redaction import chain
 
 S = TypeVar("S")
 T = TypeVar("T")

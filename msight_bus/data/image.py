@@ -103,7 +103,7 @@ def _need(module: str, package: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"Converting an image to an array needs {package}: pip install 'msight-bus[demo]'", name=module
+            f"Converting an image to an array needs {package}: pip install 'msight-bus[images]'", name=module
         ) from error
 
 

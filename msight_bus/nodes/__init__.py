@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from msight_bus.nodes.config import NodeConfig
 from msight_bus.nodes.node import Node
+from msight_bus.nodes.node_publisher import Outgoing
 from msight_bus.nodes.processing import ProcessingNode, SinkNode
-from msight_bus.nodes.publishing import Outgoing
 from msight_bus.nodes.running import run_nodes, run_until
 from msight_bus.nodes.source import SourceNode
 from msight_bus.off_loop import off_loop

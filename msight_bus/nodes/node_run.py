@@ -15,7 +15,7 @@ from typing import Any
 from msight_bus.bus import Bus
 from msight_bus.errors import described
 from msight_bus.events import BusEvent, Disconnected, Gap, Reconnected, Refused
-from msight_bus.heartbeats import Announcer
+from msight_bus.heartbeat_sender import Announcer
 from msight_bus.message import Message
 from msight_bus.nodes.config import NodeConfig
 from msight_bus.nodes.metrics import Meter

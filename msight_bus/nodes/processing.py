@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Any, ClassVar
 
-from msight_bus.nodes.input_window import Handler, InputWindow
 from msight_bus.nodes.node import Node
-from msight_bus.nodes.node_run import NodeRun
-from msight_bus.nodes.publishing import (
+from msight_bus.nodes.node_publisher import (
     NodePublisher,
     Output,
 )
+from msight_bus.nodes.node_run import NodeRun
+from msight_bus.nodes.ordered_window import Handler, InputWindow
 from msight_bus.subscription import SubscriptionOptions
 
 

@@ -14,8 +14,8 @@ from msight_bus.loop_share import LoopShare
 from msight_bus.nodes.config import NodeConfig
 from msight_bus.nodes.metrics import BOUNDS
 from msight_bus.nodes.node import Node
+from msight_bus.nodes.node_publisher import BUS_IS_OVER, NodePublisher, Output, Result
 from msight_bus.nodes.node_run import LEFT_CANCELLED, NodeRun
-from msight_bus.nodes.publishing import BUS_IS_OVER, NodePublisher, Output, Result
 from msight_bus.tasks import error_of_code
 
 _A_TURN = 250

@@ -6,7 +6,7 @@ from msight_bus.settings.addresses import HostPort, NatsServer
 from msight_bus.settings.bus import BusSettings
 from msight_bus.settings.secret import Secret
 from msight_bus.settings.section import ConfigWarning, InsecureWarning, Variable
-from msight_bus.settings.sections import KafkaSettings, Limits, NatsSettings, RedisSettings
+from msight_bus.settings.variables import KafkaSettings, Limits, NatsSettings, RedisSettings
 
 __all__ = [
     "BusSettings",

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal
 from msight_bus.errors import ConfigError, user_stacklevel
 from msight_bus.settings.environment import Reading, read_environment
 from msight_bus.settings.section import ConfigWarning, Problem, Section, Variable, variable
-from msight_bus.settings.sections import KafkaSettings, Limits, NatsSettings, RedisSettings
 from msight_bus.settings.value_types import FLAG, NAME, TOPIC_SUFFIX, choice
+from msight_bus.settings.variables import KafkaSettings, Limits, NatsSettings, RedisSettings
 
 Backend = Literal["redis", "nats", "kafka", "memory"]
 LogLevel = Literal["CRITICAL", "FATAL", "ERROR", "WARN", "WARNING", "INFO", "DEBUG", "NOTSET"]

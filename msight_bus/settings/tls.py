@@ -6,7 +6,7 @@ import re
 import ssl
 
 from msight_bus.errors import ConfigError
-from msight_bus.settings.redaction import chain
+from msight_bus.settings.error_redaction import chain
 
 # Alerts of a server that refuses the client's certificate, or requires one (RFC 8446, 6.2; before TLS 1.3 a handshake
 # failure).

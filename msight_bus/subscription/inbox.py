@@ -13,7 +13,7 @@ from msight_bus.backends.base import Selection
 from msight_bus.errors import BusError
 from msight_bus.events import BusEvent, DeadlineMissed, Gap
 from msight_bus.message import Message
-from msight_bus.subscription.queue import MessageQueue
+from msight_bus.subscription.message_queue import MessageQueue
 from msight_bus.subscription.sequence_tracker import SequenceTracker
 
 logger = logging.getLogger("msight_bus")

@@ -99,7 +99,7 @@ def test_formats_of_unknown_size_need_the_callers_word():
 def test_a_missing_library_is_named_with_its_remedy(module, monkeypatch):
     image = ImageData.from_ndarray(COLOURS, "cam")
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=r"pip install 'msight-bus\[demo\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'msight-bus\[images\]'"):
         image.to_ndarray()
 
 

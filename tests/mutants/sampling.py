@@ -29,7 +29,7 @@ BESIDE = {
 """The tests that cover a path beside its folder. A module beside the packages has the contract of the memory backend."""
 
 ELSEWHERE = {
-    "heartbeats": ["nodes/test_heartbeat.py", "test_registry.py"],
+    "heartbeat_sender": ["nodes/test_heartbeat.py", "test_registry.py"],
     "loop_share": ["nodes/test_bad_input.py", "nodes/test_handling.py"],
     "off_loop": ["nodes/test_off_loop.py", "nodes/test_ending.py"],
     "pacing": ["nodes/test_source.py"],

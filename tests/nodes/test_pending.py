@@ -10,8 +10,8 @@ import pytest
 
 from msight_bus import AuthenticationError, Message
 from msight_bus.nodes import NodeConfig
-from msight_bus.nodes.input_window import InputWindow
 from msight_bus.nodes.node_run import NodeRun
+from msight_bus.nodes.ordered_window import InputWindow
 
 
 class Log:

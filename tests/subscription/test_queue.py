@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from msight_bus.errors import BusError, BusyError, ClosedError, ConnectionLostError
 from msight_bus.message import Message
 from msight_bus.queue_policy import QueuePolicy
-from msight_bus.subscription.queue import MessageQueue
+from msight_bus.subscription.message_queue import MessageQueue
 
 POLICIES = ["block", "drop_oldest", "drop_newest", "latest"]
 

@@ -11,7 +11,7 @@ from msight_bus.backends.kafka.credentials import Credentials
 from msight_bus.backends.kafka.errors import translate
 from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError
 from msight_bus.settings import BusSettings
-from msight_bus.settings.redaction import hide_secrets
+from msight_bus.settings.error_redaction import hide_secrets
 
 
 def client_options(settings: BusSettings, credentials: Credentials | None = None) -> dict[str, Any]:

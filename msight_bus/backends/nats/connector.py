@@ -32,7 +32,7 @@ from msight_bus.backends.pubsub.reconnecting import LeavingCallback, LostCallbac
 from msight_bus.capabilities import Capabilities
 from msight_bus.errors import AuthenticationError, BusError, ConfigError, ConnectionLostError, quoted
 from msight_bus.settings import BusSettings, HostPort, NatsServer
-from msight_bus.settings.redaction import chain, hide_secrets, quote_texts
+from msight_bus.settings.error_redaction import chain, hide_secrets, quote_texts
 from msight_bus.settings.tls import find_refused_certificate
 
 DEFAULT_MAX_PAYLOAD = 1024 * 1024

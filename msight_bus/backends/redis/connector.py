@@ -38,7 +38,7 @@ from msight_bus.backends.redis.takeover import (
 from msight_bus.capabilities import Capabilities
 from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError, quoted
 from msight_bus.settings import BusSettings, HostPort
-from msight_bus.settings.redaction import hide_secrets, quote_texts
+from msight_bus.settings.error_redaction import hide_secrets, quote_texts
 from msight_bus.settings.tls import find_refused_certificate
 
 DEFAULT_OUTPUT_LIMIT = 32 * 1024 * 1024

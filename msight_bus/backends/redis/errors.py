@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from msight_bus.backends.failover import Meaning
 from msight_bus.errors import AuthenticationError, BusError, quoted
-from msight_bus.settings.redaction import chain
+from msight_bus.settings.error_redaction import chain
 
 REFUSALS = (
     ("WRONGPASS", Meaning.CREDENTIALS),  # AUTH: unknown user, wrong password, or the user is disabled

@@ -14,8 +14,7 @@ from msight_bus.errors import BusError, ClosedError, ConnectionLostError, Decode
 from msight_bus.loop_share import LoopShare
 from msight_bus.message import Message
 from msight_bus.nodes.metrics import BOUNDS
-from msight_bus.nodes.node_run import LEFT_CANCELLED, NodeRun
-from msight_bus.nodes.publishing import (
+from msight_bus.nodes.node_publisher import (
     BROKER_AWAY,
     BUS_IS_OVER,
     RETRY_AFTER,
@@ -23,6 +22,7 @@ from msight_bus.nodes.publishing import (
     NodePublisher,
     Result,
 )
+from msight_bus.nodes.node_run import LEFT_CANCELLED, NodeRun
 from msight_bus.subscription import SharedSubscription, Subscription
 from msight_bus.tasks import error_of_code
 
