@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, dataclass_transform
 
 import msgspec
@@ -59,3 +61,8 @@ class DataType(msgspec.StructMeta):
 def class_of(tag: str) -> type[Data] | None:
     """Return the class registered for ``tag``, or None."""
     return _classes.get(tag)
+
+
+def registered() -> Mapping[str, type[Data]]:
+    """Return all classes by tag."""
+    return MappingProxyType(_classes)

@@ -1,0 +1,185 @@
+"""Read topics for display: without a group, without creating a topic, and within bounded memory."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from msight_bus.backends.base import Start
+from msight_bus.bus import Bus
+from msight_bus.errors import ConfigError, TopicError
+from msight_bus.message import Message
+from msight_bus.patterns import TopicPattern, check_entries, is_pattern
+from msight_bus.queue_policy import DEFAULT_BYTES, DEFAULT_MESSAGES, QueuePolicy
+from msight_bus.settings import BusSettings
+from msight_bus.subscription import Subscription
+from msight_bus.subscription.stats import TopicStats
+
+BackendOption = Annotated[
+    str | None, typer.Option("--backend", help="redis, nats or kafka; unset: MSIGHT_PUBSUB_BACKEND.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
+SecondsOption = Annotated[
+    float | None, typer.Option("--seconds", min=0.01, max=86400 * 365, help="End after this many seconds.")
+]
+TopicsArgument = Annotated[
+    list[str], typer.Argument(help="Topics and patterns: `*` is one part of a name, `>` the rest.")
+]
+CountOption = Annotated[int | None, typer.Option("--count", min=1, help="End after this many messages.")]
+
+Receive = Callable[[Sequence[Message]], None]
+
+_BATCH = 128
+_RETRY = 1.0
+_HINT_AFTER = 3
+"""Seconds without a message after which a line says so."""
+
+
+READING = {"MSIGHT_KAFKA_CREATE_TOPICS": "false"}
+"""The variables of commands that only read."""
+
+
+def settings_of(backend: str | None, variables: Mapping[str, str]) -> BusSettings:
+    """Return the settings of a command that exchanges messages with other programs; ``variables`` override the environment.
+
+    Raises:
+        ConfigError: the settings are wrong, or select the memory backend.
+    """
+    settings = BusSettings(environ={**os.environ, **variables}, backend=backend)
+    if settings.backend == "memory":
+        raise ConfigError(
+            "The memory backend connects tasks of one process; this command needs --backend redis, nats or kafka."
+        )
+    return settings
+
+
+def entries_of(topics: Sequence[str]) -> tuple[str, ...]:
+    """Return the topics and patterns of a command line.
+
+    Raises:
+        typer.BadParameter: one is not valid.
+    """
+    try:
+        return check_entries(list(topics))
+    except TopicError as error:
+        raise typer.BadParameter(str(error), param_hint="topics") from None
+
+
+def note(text: str) -> None:
+    """Print a line about the display to standard error."""
+    Console(stderr=True, highlight=False).print(Text(text, style="yellow"), soft_wrap=True)
+
+
+class Observation:
+    """Messages of topics and patterns, for display.
+
+    Attributes:
+        bus: the bus.
+        received: number of messages received.
+    """
+
+    def __init__(self, bus: Bus, receive: Receive, on_drop: Receive | None = None) -> None:
+        """``receive`` is called with all messages, ``on_drop`` with those that arrived too fast to be read."""
+        self.bus = bus
+        self.received = 0
+        self._receive = receive
+        self._on_drop = on_drop
+        self._subscriptions: list[Subscription] = []
+
+    @property
+    def counters(self) -> dict[str, TopicStats]:
+        """The counters of each topic."""
+        return {topic: stats for one in self._subscriptions for topic, stats in one.stats.topics.items()}
+
+    def dropped(self, cause: str) -> int:
+        """Return the number of messages that were dropped for a cause (`SubscriptionStats.dropped`)."""
+        return sum([subscription.stats.dropped.get(cause, 0) for subscription in self._subscriptions])
+
+    async def run(
+        self,
+        topics: Sequence[str],
+        *,
+        seconds: float | None = None,
+        until: Callable[[], bool] = lambda: False,
+        each_second: Callable[[], None] = lambda: None,
+        start: Start = "latest",
+    ) -> None:
+        """Receive messages until ``seconds`` have passed since the broker confirmed, or ``until()`` is true.
+
+        Args:
+            topics: topics and patterns; a topic that does not exist is waited for.
+            seconds: ``None`` for no limit.
+            until: asked after each list of messages.
+            each_second: called once a second.
+            start: where to begin; with ``"earliest"`` the log waits for this command, and nothing is dropped.
+
+        Raises:
+            BusError: the broker refused a subscription.
+        """
+        patterns = tuple(topic for topic in topics if is_pattern(topic))
+        matchers = [TopicPattern(pattern, self.bus.settings.dead_letter_suffix) for pattern in patterns]
+        single = [(topic,) for topic in topics if not is_pattern(topic) and not any(m.matches(topic) for m in matchers)]
+        entries = [*([patterns] if patterns else []), *single]
+        policy = QueuePolicy.block if start == "earliest" else QueuePolicy.drop_oldest
+        queue = policy(DEFAULT_MESSAGES, max_bytes=DEFAULT_BYTES // max(1, len(entries)) or 1)
+        ready = [asyncio.Event() for _ in entries]
+        reading = [
+            asyncio.create_task(self._read(one, queue, start, until, is_ready), name=f"reading {one[0]}")
+            for one, is_ready in zip(entries, ready, strict=True)
+        ]
+        clock = asyncio.create_task(self._keep_time(", ".join(topics), ready, seconds, each_second), name="clock")
+        try:
+            done, _ = await asyncio.wait([clock, *reading], return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in (clock, *reading):
+                task.cancel()
+            await asyncio.wait([clock, *reading])
+
+    async def _read(
+        self, topics: tuple[str, ...], queue: QueuePolicy, start: Start, until: Callable[[], bool], ready: asyncio.Event
+    ) -> None:
+        on_drop = self._on_drop
+        while True:
+            subscription = self.bus.core.subscribe(
+                topics, queue=queue, start=start, on_drop=on_drop and (lambda messages, _: on_drop(messages))
+            )
+            try:
+                async with subscription:
+                    self._subscriptions.append(subscription)
+                    ready.set()
+                    async for batch in subscription.batches(_BATCH):
+                        self.received += len(batch)
+                        self._receive(batch)
+                        if until():
+                            return
+                        await asyncio.sleep(0)  # Ctrl-C and the clock have their turn at the broker's full rate too
+            except TopicError as error:
+                if not ready.is_set():
+                    note(f"The topic {error.topic} does not exist on {self.bus.settings.address}; waiting for it.")
+                ready.set()
+            await asyncio.sleep(_RETRY)
+
+    async def _keep_time(
+        self, names: str, ready: Sequence[asyncio.Event], seconds: float | None, each_second: Callable[[], None]
+    ) -> None:
+        for event in ready:
+            await event.wait()
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        for second in itertools.count(1):
+            due = second if seconds is None else min(second, seconds)
+            await asyncio.sleep(begun + due - loop.time())
+            if seconds is not None and second >= seconds:
+                return
+            if second == _HINT_AFTER and not self.received:
+                note(f"No message on {names} yet; waiting. `msight-bus topics` lists the topics of nodes.")
+            each_second()
