@@ -1,4 +1,4 @@
-"""Read topics for display: without a group, without creating a topic, and within bounded memory."""
+"""Read topics for display: without a group, without creating topics, and within bounded memory. And the shared options."""
 
 from __future__ import annotations
 
@@ -22,28 +22,19 @@ from msight_bus.settings import BusSettings
 from msight_bus.subscription import Subscription
 from msight_bus.subscription.stats import TopicStats
 
-BackendOption = Annotated[
-    str | None, typer.Option("--backend", help="redis, nats or kafka; unset: MSIGHT_PUBSUB_BACKEND.")
-]
+_PATTERNS = "Topics and patterns: `*` is one part of a name, `>` the rest."
+TopicsArgument = Annotated[list[str], typer.Argument(help=_PATTERNS)]
+BackendOption = Annotated[str | None, typer.Option(help="redis, nats or kafka; unset: MSIGHT_PUBSUB_BACKEND.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
-SecondsOption = Annotated[
-    float | None, typer.Option("--seconds", min=0.01, max=86400 * 365, help="End after this many seconds.")
-]
-TopicsArgument = Annotated[
-    list[str], typer.Argument(help="Topics and patterns: `*` is one part of a name, `>` the rest.")
-]
-CountOption = Annotated[int | None, typer.Option("--count", min=1, help="End after this many messages.")]
+SecondsOption = Annotated[float | None, typer.Option(min=0.01, max=1e9, help="End after this many seconds.")]
+CountOption = Annotated[int | None, typer.Option(min=1, help="End after this many messages.")]
 
-Receive = Callable[[Sequence[Message]], None]
+READING = {"MSIGHT_KAFKA_CREATE_TOPICS": "false"}
+"""The variables of commands that only read."""
 
 _BATCH = 128
 _RETRY = 1.0
 _HINT_AFTER = 3
-"""Seconds without a message after which a line says so."""
-
-
-READING = {"MSIGHT_KAFKA_CREATE_TOPICS": "false"}
-"""The variables of commands that only read."""
 
 
 def settings_of(backend: str | None, variables: Mapping[str, str]) -> BusSettings:
@@ -81,16 +72,21 @@ class Observation:
     """Messages of topics and patterns, for display.
 
     Attributes:
-        bus: the bus.
         received: number of messages received.
     """
 
-    def __init__(self, bus: Bus, receive: Receive, on_drop: Receive | None = None) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        receive: Callable[[Sequence[Message]], None],
+        on_drop: Callable[[Sequence[Message]], None] = lambda _: None,
+    ) -> None:
         """``receive`` is called with all messages, ``on_drop`` with those that arrived too fast to be read."""
-        self.bus = bus
         self.received = 0
+        self._bus = bus
         self._receive = receive
         self._on_drop = on_drop
+        self._ready: list[asyncio.Event] = []
         self._subscriptions: list[Subscription] = []
 
     @property
@@ -116,44 +112,41 @@ class Observation:
         Args:
             topics: topics and patterns; a topic that does not exist is waited for.
             seconds: ``None`` for no limit.
-            until: asked after each list of messages.
+            until: called after each list of messages.
             each_second: called once a second.
-            start: where to begin; with ``"earliest"`` the log waits for this command, and nothing is dropped.
+            start: where to begin; with ``"earliest"``, the log waits for this command, and nothing is dropped.
 
         Raises:
             BusError: the broker refused a subscription.
         """
         patterns = tuple(topic for topic in topics if is_pattern(topic))
-        matchers = [TopicPattern(pattern, self.bus.settings.dead_letter_suffix) for pattern in patterns]
-        single = [(topic,) for topic in topics if not is_pattern(topic) and not any(m.matches(topic) for m in matchers)]
-        entries = [*([patterns] if patterns else []), *single]
+        matchers = [TopicPattern(pattern, self._bus.settings.dead_letter_suffix) for pattern in patterns]
+        named = [
+            (topic,) for topic in topics if topic not in patterns and not any(one.matches(topic) for one in matchers)
+        ]
+        entries = [patterns, *named] if patterns else named  # a topic of its own can be waited for
         policy = QueuePolicy.block if start == "earliest" else QueuePolicy.drop_oldest
         queue = policy(DEFAULT_MESSAGES, max_bytes=DEFAULT_BYTES // max(1, len(entries)) or 1)
-        ready = [asyncio.Event() for _ in entries]
-        reading = [
-            asyncio.create_task(self._read(one, queue, start, until, is_ready), name=f"reading {one[0]}")
-            for one, is_ready in zip(entries, ready, strict=True)
-        ]
-        clock = asyncio.create_task(self._keep_time(", ".join(topics), ready, seconds, each_second), name="clock")
+        self._ready = [asyncio.Event() for _ in entries]
+        work = [self._keep_time(", ".join(topics), seconds, each_second)]
+        work += [self._read(one, queue, start, until, ready) for one, ready in zip(entries, self._ready, strict=True)]
+        tasks = [asyncio.create_task(one) for one in work]
         try:
-            done, _ = await asyncio.wait([clock, *reading], return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
+            for task in (await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED))[0]:
                 task.result()
         finally:
-            for task in (clock, *reading):
+            for task in tasks:
                 task.cancel()
-            await asyncio.wait([clock, *reading])
+            await asyncio.wait(tasks)
 
     async def _read(
         self, topics: tuple[str, ...], queue: QueuePolicy, start: Start, until: Callable[[], bool], ready: asyncio.Event
     ) -> None:
-        on_drop = self._on_drop
         while True:
-            subscription = self.bus.core.subscribe(
-                topics, queue=queue, start=start, on_drop=on_drop and (lambda messages, _: on_drop(messages))
-            )
             try:
-                async with subscription:
+                async with self._bus.core.subscribe(
+                    topics, queue=queue, start=start, on_drop=lambda messages, _: self._on_drop(messages)
+                ) as subscription:
                     self._subscriptions.append(subscription)
                     ready.set()
                     async for batch in subscription.batches(_BATCH):
@@ -164,22 +157,20 @@ class Observation:
                         await asyncio.sleep(0)  # Ctrl-C and the clock have their turn at the broker's full rate too
             except TopicError as error:
                 if not ready.is_set():
-                    note(f"The topic {error.topic} does not exist on {self.bus.settings.address}; waiting for it.")
+                    note(f"The topic {error.topic} does not exist on {self._bus.settings.address}; waiting for it.")
                 ready.set()
             await asyncio.sleep(_RETRY)
 
-    async def _keep_time(
-        self, names: str, ready: Sequence[asyncio.Event], seconds: float | None, each_second: Callable[[], None]
-    ) -> None:
-        for event in ready:
+    async def _keep_time(self, names: str, seconds: float | None, each_second: Callable[[], None]) -> None:
+        for event in self._ready:
             await event.wait()
         loop = asyncio.get_running_loop()
         begun = loop.time()
         for second in itertools.count(1):
-            due = second if seconds is None else min(second, seconds)
+            due = float(second) if seconds is None else min(second, seconds)
             await asyncio.sleep(begun + due - loop.time())
-            if seconds is not None and second >= seconds:
+            if due == seconds:
                 return
-            if second == _HINT_AFTER and not self.received:
+            if second == _HINT_AFTER and names and not self.received:
                 note(f"No message on {names} yet; waiting. `msight-bus topics` lists the topics of nodes.")
             each_second()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Awaitable
 from time import perf_counter
 from typing import Annotated
 
@@ -15,11 +15,9 @@ from rich.console import Console
 from msight_bus.bus import Bus, connect
 from msight_bus.cli.exit_status import FAILED, exit_status
 from msight_bus.cli.observing import BackendOption, JsonOption, settings_of
-from msight_bus.cli.rates import number
 from msight_bus.errors import ConnectionLostError
 from msight_bus.queue_policy import QueuePolicy
 from msight_bus.runtime import run
-from msight_bus.settings import BusSettings
 from msight_bus.subscription import Subscription
 from msight_bus.topics import PING_TOPIC
 
@@ -33,7 +31,11 @@ Examples:
 
 
 class Pings:
-    """The round trips of one run, in milliseconds; ``None`` without an answer."""
+    """The round trips of one run, in milliseconds; ``None`` without an answer.
+
+    Attributes:
+        messages, pings: those of messages, and of the broker's own PING.
+    """
 
     def __init__(self, within: float, *, as_json: bool) -> None:
         """``within``: seconds to wait for an answer; ``as_json`` prints JSON."""
@@ -42,64 +44,67 @@ class Pings:
         self._within = within
         self._as_json = as_json
         self._out = Console(highlight=False, soft_wrap=True)
-        self._run = secrets.token_bytes(8)
 
     async def once(self, bus: Bus, answers: Subscription) -> None:
         """Measure one PING and one message, and print both."""
-        self.pings.append(await self._timed(bus.core.backend.ping()))
-        self.messages.append(await self._timed(self._round_trip(bus, answers)))
-        number_of, message, ping = len(self.messages), self.messages[-1], self.pings[-1]
-        if self._as_json:
-            self._out.out(json.dumps({"number": number_of, "message_ms": message, "ping_ms": ping}), highlight=False)
-            return
-        lost = f"no answer within {self._within:g} s"
-        texts = [lost if value is None else f"{value:.3f} ms" for value in (message, ping)]
-        self._out.print(f"{number_of}: message {texts[0]}, PING of the broker {texts[1]}")
+        ping = await self._timed(bus.core.backend.ping())
+        message = await self._timed(_round_trip(bus, answers))
+        self.pings.append(ping)
+        self.messages.append(message)
+        self._say(
+            f"{len(self.messages)}: message {_text(message)}, PING of the broker {_text(ping)}",
+            {"number": len(self.messages), "message_ms": message, "ping_ms": ping},
+        )
 
-    async def _timed(self, answered: asyncio.Future[None] | object) -> float | None:
+    async def _timed(self, answer: Awaitable[None]) -> float | None:
         begun = perf_counter()
         try:
             async with asyncio.timeout(self._within):
-                await answered  # type: ignore[misc]
+                await answer
         except (TimeoutError, ConnectionLostError):
             return None
         return (perf_counter() - begun) * 1e3
 
-    async def _round_trip(self, bus: Bus, answers: Subscription) -> None:
-        payload = self._run + secrets.token_bytes(8)
-        await bus.core.publish(PING_TOPIC, payload)
-        async for message in answers:
-            if message.payload == payload:
-                return
-
     def summarize(self) -> None:
         """Print the loss and the quantiles."""
-        sent, got, pings = len(self.messages), *map(_sorted, (self.messages, self.pings))
-        figures = {
-            "sent": sent,
-            "received": len(got),
-            **{f"message_{name}_ms": _quantile(got, at) for name, at in (("p50", 0.5), ("p99", 0.99))},
-            **{f"ping_{name}_ms": _quantile(pings, at) for name, at in (("p50", 0.5), ("p99", 0.99))},
-        }
-        if self._as_json:
-            self._out.out(json.dumps(figures), highlight=False)
+        sent, lost = len(self.messages), self.messages.count(None)
+        m50, m99, p50, p99 = (_quantile(of, at) for of in (self.messages, self.pings) for at in (0.5, 0.99))
+        difference = None if m50 is None or p50 is None else m50 - p50
+        self._say(
+            f"{sent:,} sent, {lost:,} lost ({lost / max(1, sent):.1%})\n"
+            f"message: p50 {_text(m50)}, p99 {_text(m99)}\n"
+            f"PING of the broker: p50 {_text(p50)}, p99 {_text(p99)}\n"
+            f"difference of p50, the bus and the event loop: {_text(difference)}",
+            {
+                "sent": sent,
+                "lost": lost,
+                "message_p50_ms": m50,
+                "message_p99_ms": m99,
+                "ping_p50_ms": p50,
+                "ping_p99_ms": p99,
+                "difference_p50_ms": difference,
+            },
+        )
+
+    def _say(self, text: str, fields: dict[str, float | None]) -> None:
+        self._out.print(json.dumps(fields) if self._as_json else text, markup=False)
+
+
+async def _round_trip(bus: Bus, answers: Subscription) -> None:
+    payload = secrets.token_bytes(16)
+    await bus.core.publish(PING_TOPIC, payload)
+    async for message in answers:
+        if message.payload == payload:
             return
-        lost = (sent - len(got)) / sent if sent else 0.0
-        self._out.print(f"{sent:,} sent, {len(got):,} received, {lost:.1%} lost")
-        for title, kind in (("message", "message"), ("PING of the broker", "ping")):
-            p50, p99 = (number(figures[f"{kind}_{name}_ms"], 3) for name in ("p50", "p99"))
-            self._out.print(f"{title}: p50 {p50} ms, p99 {p99} ms")
-        if got and pings:
-            difference = (_quantile(got, 0.5) or 0.0) - (_quantile(pings, 0.5) or 0.0)
-            self._out.print(f"difference of the p50, bus and event loop: {difference:.3f} ms")
 
 
-def _sorted(values: Sequence[float | None]) -> list[float]:
-    return sorted([value for value in values if value is not None])
+def _quantile(values: list[float | None], at: float) -> float | None:
+    known = sorted([value for value in values if value is not None])
+    return known[min(len(known) - 1, int(at * len(known)))] if known else None
 
 
-def _quantile(values: Sequence[float], at: float) -> float | None:
-    return values[min(len(values) - 1, int(at * len(values)))] if values else None
+def _text(milliseconds: float | None) -> str:
+    return "no answer" if milliseconds is None else f"{milliseconds:,.3f} ms"
 
 
 def ping(
@@ -112,24 +117,25 @@ def ping(
     """Measure the round trip of a message: published, passed through the broker, and received by the same program.
 
     The broker's own PING (on Kafka, a metadata request) is measured before each message; the difference is the time of the bus
-    and the event loop, and on Kafka of the log. The messages use the reserved topic `_msight.ping`, which Kafka creates. The
-    exit status is 1 if a message was lost.
+    and the event loop, and on Kafka of the log. The messages use the reserved topic `_msight.ping`, which is created on Kafka.
+    The exit status is 1 if a message was lost.
     """
     with exit_status():
-        pings = Pings(timeout, as_json=json_lines)
-        run(_ping(settings_of(backend, {}), pings, count, interval))
+        settings, pings = settings_of(backend, {}), Pings(timeout, as_json=json_lines)
+
+        async def measure() -> None:
+            async with (
+                connect(settings) as bus,
+                bus.core.subscribe((PING_TOPIC,), queue=QueuePolicy.drop_oldest()) as answers,
+            ):
+                await bus.core.publish(PING_TOPIC, b"")  # opens the publisher before the first measurement
+                try:
+                    while count is None or len(pings.messages) < count:
+                        await pings.once(bus, answers)
+                        await asyncio.sleep(interval if len(pings.messages) != count else 0)
+                finally:
+                    pings.summarize()
+
+        run(measure())
         if None in pings.messages:
             raise typer.Exit(FAILED)
-
-
-async def _ping(settings: BusSettings, pings: Pings, count: int | None, interval: float) -> None:
-    async with connect(settings) as bus, bus.core.subscribe((PING_TOPIC,), queue=QueuePolicy.drop_oldest()) as answers:
-        await bus.core.publish(PING_TOPIC, b"")  # opens the publisher before the first measurement
-        due = asyncio.get_running_loop().time()
-        try:
-            while count is None or len(pings.messages) < count:
-                await asyncio.sleep(due - asyncio.get_running_loop().time())
-                await pings.once(bus, answers)
-                due = max(due + interval, asyncio.get_running_loop().time())
-        finally:
-            pings.summarize()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console, Group
@@ -29,10 +28,120 @@ from msight_bus.cli.observing import (
     note,
     settings_of,
 )
-from msight_bus.cli.tables import Cells, Column, table_lines
-from msight_bus.cli.topic_rates import Arrivals, TopicRates
+from msight_bus.cli.tables import Column, table_lines
+from msight_bus.cli.topic_rates import TopicRates
 from msight_bus.runtime import run
 
+MOST_TOPICS = 1000
+Figures = Mapping[str, float | None]
+
+_TOPIC = Column("topic", folds_at=8, left=True)
+_HZ = {"rate": Column("msg/s"), "jitter_ms": Column("jitter\nms", 2), "longest_ms": Column("longest\nms", 3)}
+_BW = {"megabytes_rate": Column("MB/s"), "mean_bytes": Column("mean\nB", 2), "largest_bytes": Column("largest\nB", 3)}
+_BOTH = {"messages": Column("messages", 4), "missing": Column("missing", 1)}
+_DIGITS = {"rate": 2, "megabytes_rate": 3, "jitter_ms": 1, "longest_ms": 1}
+
+
+def cell(figures: Figures, name: str) -> str:
+    """Return a figure for a table; ``?`` where it is not known."""
+    value = figures[name]
+    return "?" if value is None else f"{value:,.{_DIGITS.get(name, 0)}f}"
+
+
+class Display:
+    """A live table on a terminal, else a line a second and topic."""
+
+    def __init__(self, columns: Mapping[str, Column], *, live: Live | None, as_json: bool) -> None:
+        """``columns``: those of the figures; ``live``: the live table; ``as_json``: print all figures as JSON."""
+        self._columns = columns
+        self._live = live
+        self._as_json = as_json
+        self._out = Console(highlight=False)
+
+    def show(self, rates: TopicRates, observation: Observation, *, total: bool) -> None:
+        """Show the figures of the window or of the whole time."""
+        counters, now = observation.counters, time.time()
+        rows: dict[str, Figures] = {
+            topic: {**arrivals.figures(now), "missing": counters[topic].missing if topic in counters else 0}
+            for topic, arrivals in sorted((rates.total() if total else rates.recent()).items())
+        }
+        if self._live is not None:
+            self._live.update(self._table(rows, every=total), refresh=True)
+            return
+        when = "total" if total else datetime.now().strftime("%H:%M:%S")
+        for topic, row in rows.items():
+            cells = [f"{column.title} {cell(row, name)}".replace("\n", " ") for name, column in self._columns.items()]
+            text = (
+                json.dumps({"topic": topic, "total": total, **row})
+                if self._as_json
+                else "  ".join([when, topic, *cells])
+            )
+            self._out.print(Text(text), soft_wrap=True)
+
+    def _table(self, rows: Mapping[str, Figures], *, every: bool) -> Group:
+        cells = [[topic, *(cell(row, name) for name in self._columns)] for topic, row in rows.items()]
+        shown = cells if every else cells[: max(1, self._out.height - 5)]
+        lines = table_lines([_TOPIC, *self._columns.values()], shown, self._out.width)
+        more = len(cells) - len(shown)
+        return Group(*lines, *([Text(f"… and {more:,} more", style="dim")] if more else []))
+
+
+def _command(name: str, columns: Mapping[str, Column], help_text: str) -> Callable[..., None]:
+    def command(  # noqa: PLR0917 - the options of the command
+        topics: TopicsArgument,
+        window: Annotated[int, typer.Option(min=1, max=3600, help="Seconds over which rates are measured.")] = 5,
+        count: CountOption = None,
+        seconds: SecondsOption = None,
+        json_lines: JsonOption = False,
+        backend: BackendOption = None,
+    ) -> None:
+        with exit_status(), ExitStack() as stack:
+            entries, settings = entries_of(topics), settings_of(backend, READING)
+            live = Live(console=Console(highlight=False), auto_refresh=False)
+            on_terminal = live.console.is_terminal and not json_lines
+            display = Display(columns, live=stack.enter_context(live) if on_terminal else None, as_json=json_lines)
+            rates = TopicRates(window, MOST_TOPICS)
+
+            async def measure() -> None:
+                async with connect(settings) as bus:
+                    observation = Observation(bus, rates.add, rates.add)
+
+                    def each_second() -> None:
+                        rates.turn()
+                        display.show(rates, observation, total=False)
+
+                    def is_complete() -> bool:
+                        return count is not None and observation.received >= count
+
+                    try:
+                        await observation.run(entries, seconds=seconds, until=is_complete, each_second=each_second)
+                    finally:
+                        display.show(rates, observation, total=True)
+
+            run(measure())
+            if rates.others:
+                note(f"{rates.others:,} messages of other topics; at most {MOST_TOPICS:,} topics are measured.")
+            if not rates.total():
+                raise typer.Exit(FAILED)
+
+    command.__name__, command.__doc__ = name, help_text
+    return command
+
+
+_AT_THE_END = """
+
+    Without a terminal, a line a second and topic is printed, and at the end one of the whole time. `?`: not known. The exit
+    status is 1 without a message."""
+
+hz = _command(
+    "hz",
+    _HZ | _BOTH,
+    """Measure messages a second, from the times of their arrival.
+
+    *jitter*: standard deviation of the intervals; *longest*: the longest interval; *missing*: messages lost on the way, by the
+    publishers' sequences or the log's offsets."""
+    + _AT_THE_END,
+)
 HZ_EXAMPLES = """
 Examples:
 
@@ -40,6 +149,15 @@ Examples:
 
 - `msight-bus hz 'site.*' --seconds 3 --json`: for a program; the last line of each topic is of the whole time
 """
+
+bw = _command(
+    "bw",
+    _BW | _BOTH,
+    """Measure megabytes of payloads a second (1 MB is a million bytes), and the sizes of payloads.
+
+    Headers and keys are not counted."""
+    + _AT_THE_END,
+)
 BW_EXAMPLES = """
 Examples:
 
@@ -47,159 +165,3 @@ Examples:
 
 - `msight-bus bw '>' --count 100`: of all topics, over 100 messages
 """
-
-MOST_TOPICS = 1000
-_TOPIC = Column("topic", folds_at=8, left=True)
-_COLUMNS = {  # name of the figure, decimal places, column of hz, column of bw
-    "rate": (2, Column("msg/s"), None),
-    "megabytes_rate": (3, None, Column("MB/s")),
-    "jitter_ms": (1, Column("jitter\nms", 2), None),
-    "longest_ms": (1, Column("longest\nms", 3), None),
-    "mean_bytes": (0, None, Column("mean\nB", 1)),
-    "largest_bytes": (0, None, Column("largest\nB", 2)),
-    "messages": (0, Column("messages", 4), Column("messages", 4)),
-    "missing": (0, Column("missing", 1), Column("missing", 3)),
-}
-WindowOption = Annotated[int, typer.Option(min=1, max=3600, help="Seconds over which rates are measured.")]
-
-
-def figures(arrivals: Arrivals, missing: int | None) -> dict[str, float | None]:
-    """Return the figures of a topic; ``None`` where a figure is not known."""
-    rate, jitter, count = arrivals.rate(time.time()), arrivals.jitter, arrivals.count
-    return {
-        "rate": rate,
-        "megabytes_rate": None if rate is None else rate * arrivals.bytes / max(1, count) / 1e6,
-        "jitter_ms": None if jitter is None else jitter * 1e3,
-        "longest_ms": None if jitter is None else arrivals.longest * 1e3,
-        "mean_bytes": arrivals.bytes / count if count else None,
-        "largest_bytes": arrivals.largest,
-        "messages": count,
-        "missing": missing,
-    }
-
-
-def number(value: float | None, digits: int) -> str:
-    """Return a number for a table; ``?`` where it is not known."""
-    return "?" if value is None else f"{value:,.{digits}f}"
-
-
-@dataclass(frozen=True)
-class Display:
-    """A live table on a terminal, else a line a second and topic.
-
-    Attributes:
-        chosen: decimal places and column of each figure that is shown.
-        live: the live table; ``None`` without a terminal.
-        as_json: whether the lines are JSON, with all figures.
-    """
-
-    chosen: Mapping[str, tuple[int, Column]]
-    live: Live | None
-    as_json: bool
-
-    def show(self, rates: TopicRates, observation: Observation, *, total: bool) -> None:
-        """Show the figures of the window or of the whole time."""
-        counters = observation.counters
-        rows = {
-            topic: figures(arrivals, counters[topic].missing if topic in counters else 0)
-            for topic, arrivals in sorted((rates.total() if total else rates.recent()).items())
-        }
-        if self.live is not None:
-            self.live.update(self._table(rows, self.live.console, every=total), refresh=True)
-            return
-        out = Console(highlight=False)
-        when = "total" if total else datetime.now().strftime("%H:%M:%S")
-        for topic, row in rows.items():
-            titles = [column.title.replace("\n", " ") for _, column in self.chosen.values()]
-            cells = [f"{title} {cell}" for title, cell in zip(titles, self._cells(row), strict=True)]
-            text = (
-                json.dumps({"topic": topic, "total": total, **row})
-                if self.as_json
-                else "  ".join([when, topic, *cells])
-            )
-            out.print(Text(text), soft_wrap=True)
-
-    def _cells(self, row: Mapping[str, float | None]) -> Cells:
-        return [number(row[name], digits) for name, (digits, _) in self.chosen.items()]
-
-    def _table(self, rows: Mapping[str, Mapping[str, float | None]], out: Console, *, every: bool) -> Group:
-        cells = [[topic, *self._cells(row)] for topic, row in rows.items()]
-        shown = cells if every else cells[: max(1, out.height - 5)]
-        lines = table_lines([_TOPIC, *(column for _, column in self.chosen.values())], shown, out.width)
-        more = len(cells) - len(shown)
-        return Group(*lines, *([Text(f"… and {more:,} more", style="dim")] if more else []))
-
-
-def hz(  # noqa: PLR0917 - the options of the command
-    topics: TopicsArgument,
-    window: WindowOption = 5,
-    count: CountOption = None,
-    seconds: SecondsOption = None,
-    json_lines: JsonOption = False,
-    backend: BackendOption = None,
-) -> None:
-    """Measure messages a second, from the times of their arrival.
-
-    *jitter*: standard deviation of the intervals; *longest*: the longest interval; *missing*: messages lost on the way, by the
-    publishers' sequences or the log's offsets. `?`: not known. Without a terminal, a line a second and topic is printed, and
-    at the end one of the whole time. The exit status is 1 without a message.
-    """
-    chosen = {name: (digits, column) for name, (digits, column, _) in _COLUMNS.items() if column}
-    _measure(chosen, topics, window, count, seconds, backend, as_json=json_lines)
-
-
-def bw(  # noqa: PLR0917 - the options of the command
-    topics: TopicsArgument,
-    window: WindowOption = 5,
-    count: CountOption = None,
-    seconds: SecondsOption = None,
-    json_lines: JsonOption = False,
-    backend: BackendOption = None,
-) -> None:
-    """Measure megabytes of payloads a second (1 MB is a million bytes), and the sizes of payloads.
-
-    Headers and keys are not counted. Without a terminal, a line a second and topic is printed, and at the end one of the whole
-    time. The exit status is 1 without a message.
-    """
-    chosen = {name: (digits, column) for name, (digits, _, column) in _COLUMNS.items() if column}
-    _measure(chosen, topics, window, count, seconds, backend, as_json=json_lines)
-
-
-def _measure(  # noqa: PLR0917 - the options of the commands
-    chosen: Mapping[str, tuple[int, Column]],
-    topics: Sequence[str],
-    window: int,
-    count: int | None,
-    seconds: float | None,
-    backend: str | None,
-    *,
-    as_json: bool,
-) -> None:
-    rates = TopicRates(window, MOST_TOPICS)
-
-    async def measure(settings: Any, entries: tuple[str, ...], display: Display) -> None:
-        async with connect(settings) as bus:
-            observation = Observation(bus, rates.add, on_drop=rates.add)
-
-            def each_second() -> None:
-                rates.turn()
-                display.show(rates, observation, total=False)
-
-            def is_complete() -> bool:
-                return count is not None and observation.received >= count
-
-            try:
-                await observation.run(entries, seconds=seconds, until=is_complete, each_second=each_second)
-            finally:
-                display.show(rates, observation, total=True)
-
-    with exit_status(), ExitStack() as stack:
-        entries, settings = entries_of(topics), settings_of(backend, READING)
-        live = Live(console=Console(highlight=False), auto_refresh=False)
-        on_terminal = live.console.is_terminal and not as_json
-        display = Display(chosen, stack.enter_context(live) if on_terminal else None, as_json)
-        run(measure(settings, entries, display))
-        if rates.others:
-            note(f"{rates.others:,} messages of other topics; at most {MOST_TOPICS:,} topics are measured.")
-        if not rates.total():
-            raise typer.Exit(FAILED)

@@ -14,7 +14,6 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from msight_bus.backends.base import Start
 from msight_bus.bus import connect
 from msight_bus.cli.exit_status import FAILED, exit_status
 from msight_bus.cli.observing import (
@@ -33,7 +32,7 @@ from msight_bus.cli.payload_text import as_json, as_text, decoded, matches
 from msight_bus.errors import quoted
 from msight_bus.message import Message
 from msight_bus.runtime import run
-from msight_bus.settings import BusSettings
+from msight_bus.settings import Limits
 
 EXAMPLES = """
 Examples:
@@ -48,29 +47,30 @@ Examples:
 """
 
 _INDENT = "  "
+_UNITS = (("ms", 1e3), ("s", 1.0), ("min", 1 / 60), ("h", 1 / 3600))
 
 
 class Tail:
-    """Prints messages, at most ``rate`` a second, and counts the others.
+    """Prints messages, at most some a second, and counts the others.
 
     Attributes:
         shown: number of messages printed.
     """
 
     def __init__(
-        self, settings: BusSettings, wanted: str | None, rate: float | None, count: int | None, as_lines: bool
+        self, limits: Limits, wanted: str | None, rate: float | None, count: int | None, *, as_json: bool
     ) -> None:
-        """``wanted`` is the filter, ``count`` the number of messages to print, ``as_lines`` prints JSON."""
+        """``wanted`` is the filter, ``rate`` and ``count`` bound the messages to print, ``as_json`` prints JSON."""
         self.shown = 0
-        self._limits = settings.limits
+        self._limits = limits
         self._wanted = wanted
         self._pause = 1 / rate if rate else 0.0
         self._count = count
-        self._as_lines = as_lines
+        self._as_json = as_json
         self._out = Console(highlight=False)
         self._next_at = 0.0
-        self._limited = 0
-        self._reported: Counter[str] = Counter()
+        self._passed_over = 0
+        self._noted: Counter[str] = Counter()
 
     @property
     def is_complete(self) -> bool:
@@ -80,55 +80,50 @@ class Tail:
     def receive(self, messages: Sequence[Message]) -> None:
         """Print messages that match the filter."""
         for message in messages:
-            if self.is_complete:
-                return
             now = time.monotonic()
-            if self._pause and now < self._next_at and self._wanted is None:
-                self._limited += 1
+            waits = now < self._next_at
+            if self.is_complete or (waits and self._wanted is None):
+                self._passed_over += 1
                 continue
             value = decoded(message, self._limits)
             if self._wanted is not None and not matches(message, value, self._wanted):
                 continue
-            if self._pause and now < self._next_at:
-                self._limited += 1
+            if waits:
+                self._passed_over += 1
                 continue
             self._next_at = now + self._pause
             self.shown += 1
-            if self._as_lines:
+            if self._as_json:
                 self._out.out(json.dumps(_fields(message, value)), highlight=False)
             else:
                 self._print(message, value)
 
     def _print(self, message: Message, value: Any) -> None:
-        width = self._out.width if self._out.is_terminal else None
-        most = 400 if width is None else 4 * (width - len(_INDENT))
-        title, *rest = _heading(message)
+        width = self._out.width - len(_INDENT) if self._out.is_terminal else None
         headers = ", ".join(f"{quoted(name)}: {quoted(text, 120)}" for name, text in message.headers.items())
-        payload = "no value (tombstone)" if message.tombstone else as_text(value, most)
-        lines = [Text(title, style="bold").append("  " + "  ".join(rest), style="not bold dim")]
-        for text, style in ((headers, "cyan"), (payload, "")):
-            folded = textwrap.wrap(text, width - len(_INDENT)) if width is not None else [text]
-            lines += [Text(_INDENT + line, style=style) for line in folded if text]
+        payload = "no value (tombstone)" if message.tombstone else as_text(value, 4 * width if width else 400)
+        lines = [Text(message.topic, style="bold").append("  " + "  ".join(_details(message)), style="not bold dim")]
+        for text in (headers, payload):
+            folded = textwrap.wrap(text, width) if width is not None else [text]
+            lines += [Text(_INDENT + line, style="cyan" if text is headers else "") for line in folded if line]
         for line in lines:
             self._out.print(line, soft_wrap=True)
 
     def report(self, observation: Observation) -> None:
-        """Print what was not shown since the last call."""
-        counters = observation.counters
+        """Print the number of messages that were not shown since the last call, by cause."""
         counts = {
-            "not shown (--rate)": self._limited,
+            "not shown (--rate)": 0 if self.is_complete else self._passed_over,
             "dropped: they arrive faster than they can be printed": observation.dropped("drop_oldest"),
-            "missing: lost on the way": sum([counter.missing or 0 for counter in counters.values()]),
+            "missing: lost on the way": sum([counter.missing or 0 for counter in observation.counters.values()]),
             "on channels that are no valid topics": observation.dropped("invalid topic"),
         }
         for what, count in counts.items():
-            if count > self._reported[what]:
-                note(f"… {count - self._reported[what]:,} messages {what}.")
-        self._reported.update(counts)
+            if count > self._noted[what]:
+                note(f"… {count - self._noted[what]:,} messages {what}.")
+        self._noted.update(Counter(counts) - self._noted)
 
 
-def _heading(message: Message) -> Iterator[str]:
-    yield message.topic
+def _details(message: Message) -> Iterator[str]:
     yield f"{len(message.payload):,} B"
     if message.session is not None:
         yield f"#{message.sequence} of {message.session:016x}"
@@ -137,33 +132,20 @@ def _heading(message: Message) -> Iterator[str]:
     if message.key is not None:
         yield f"key {quoted(message.key, 60)}"
     if message.published_at is not None:
-        yield f"age {_duration(message.received_at - message.published_at)}"
+        age = message.received_at - message.published_at
+        unit, factor = next((one for one in _UNITS if abs(age) * one[1] < 1000), _UNITS[-1])
+        yield f"age {age * factor:,.1f} {unit}"
     yield datetime.fromtimestamp(message.received_at).strftime("%H:%M:%S.%f")[:-3]
 
 
-def _duration(seconds: float) -> str:
-    for unit, factor in (("ms", 1e3), ("s", 1.0), ("min", 1 / 60), ("h", 1 / 3600)):
-        if abs(seconds) * factor < 1000 or unit == "h":
-            break
-    return f"{seconds * factor:,.1f} {unit}"
-
-
 def _fields(message: Message, value: Any) -> dict[str, Any]:
-    partition, offset = message.position or (None, None)
-    age = None if message.published_at is None else round((message.received_at - message.published_at) * 1e3, 3)
+    names = ("topic", "key", "sequence", "offset", "published_at", "received_at", "tombstone")
     return {
-        "topic": message.topic,
-        "size": len(message.payload),
-        "key": message.key,
-        "headers": dict(message.headers),
+        **{name: getattr(message, name) for name in names},
+        "partition": None if message.position is None else message.position[0],
         "session": None if message.session is None else f"{message.session:016x}",
-        "sequence": message.sequence,
-        "partition": partition,
-        "offset": offset,
-        "published_at": message.published_at,
-        "received_at": message.received_at,
-        "age_ms": age,
-        "tombstone": message.tombstone,
+        "headers": dict(message.headers),
+        "size": len(message.payload),
         "payload": as_json(value),
     }
 
@@ -171,8 +153,7 @@ def _fields(message: Message, value: Any) -> dict[str, Any]:
 def tail(  # noqa: PLR0917 - the options of the command
     topics: TopicsArgument,
     containing: Annotated[
-        str | None,
-        typer.Option("--filter", help="Show only messages that contain this text, or have this field: `name=value`."),
+        str | None, typer.Option("--filter", help="Show only messages with this text, or this field: `name=value`.")
     ] = None,
     rate: Annotated[
         float | None, typer.Option(min=0.001, help="Show at most this many messages a second; count the others.")
@@ -180,7 +161,7 @@ def tail(  # noqa: PLR0917 - the options of the command
     count: CountOption = None,
     seconds: SecondsOption = None,
     earliest: Annotated[
-        bool, typer.Option("--earliest", help="Begin with the oldest message that the broker keeps (Kafka).")
+        bool, typer.Option("--earliest", help="Begin with the oldest message that Kafka keeps.")
     ] = False,
     json_lines: JsonOption = False,
     backend: BackendOption = None,
@@ -192,26 +173,23 @@ def tail(  # noqa: PLR0917 - the options of the command
     clocks. The exit status is 1 if `--seconds` end before `--count`, or without a message.
     """
     with exit_status():
-        entries = entries_of(topics)
-        settings = settings_of(backend, READING)
-        view = Tail(settings, containing, rate, count, json_lines)
-        run(_tail(settings, entries, view, seconds, "earliest" if earliest else "latest"))
+        entries, settings = entries_of(topics), settings_of(backend, READING)
+        view = Tail(settings.limits, containing, rate, count, as_json=json_lines)
+
+        async def show() -> None:
+            async with connect(settings) as bus:
+                observation = Observation(bus, view.receive)
+                try:
+                    await observation.run(
+                        entries,
+                        seconds=seconds,
+                        until=lambda: view.is_complete,
+                        each_second=lambda: view.report(observation),
+                        start="earliest" if earliest else "latest",
+                    )
+                finally:
+                    view.report(observation)
+
+        run(show())
         if not view.is_complete if count is not None else not view.shown:
             raise typer.Exit(FAILED)
-
-
-async def _tail(
-    settings: BusSettings, topics: tuple[str, ...], view: Tail, seconds: float | None, start: Start
-) -> None:
-    async with connect(settings) as bus:
-        observation = Observation(bus, view.receive)
-
-        def report() -> None:
-            view.report(observation)
-
-        try:
-            await observation.run(
-                topics, seconds=seconds, until=lambda: view.is_complete, each_second=report, start=start
-            )
-        finally:
-            report()

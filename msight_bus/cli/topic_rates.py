@@ -32,6 +32,19 @@ class Arrivals:
     squares: float = 0.0
     longest: float = 0.0
 
+    def add(self, at: float, size: int, interval: float | None) -> None:
+        """Count a message of ``size`` bytes, ``interval`` seconds after the one before."""
+        self.count += 1
+        self.bytes += size
+        self.largest = max(self.largest, size)
+        self.first = min(self.first, at)
+        self.last = at
+        if interval is not None:
+            self.intervals += 1
+            self.sum += interval
+            self.squares += interval * interval
+            self.longest = max(self.longest, interval)
+
     def __add__(self, other: Arrivals) -> Arrivals:
         """Return the messages of both spans."""
         return Arrivals(
@@ -46,21 +59,27 @@ class Arrivals:
             max(self.longest, other.longest),
         )
 
-    def rate(self, now: float) -> float | None:
-        """Return messages a second until the last one, or until ``now`` if the topic has become silent; ``None`` if unknown."""
-        if self.count < 2 or self.last <= self.first:
-            return None if self.count else 0.0
-        lasted = self.last - self.first
-        silent = now - self.last - 2 * lasted / (self.count - 1)
-        return (self.count - 1) / (lasted + max(0.0, silent))
+    def figures(self, now: float) -> dict[str, float | None]:
+        """Return the figures of the span that ends at ``now``, ``None`` where one is not known.
 
-    @property
-    def jitter(self) -> float | None:
-        """Standard deviation of the intervals, in seconds; ``None`` if unknown."""
-        if not self.intervals:
-            return None
-        mean = self.sum / self.intervals
-        return math.sqrt(max(0.0, self.squares / self.intervals - mean * mean))
+        The rate is that of the intervals between the first and the last message, and the silence since then if it is long.
+        """
+        rate = jitter = None
+        if self.last > self.first:
+            lasted = self.last - self.first
+            silence = now - self.last - 2 * lasted / (self.count - 1)
+            rate = (self.count - 1) / (lasted + max(0.0, silence))
+        if self.intervals:
+            jitter = math.sqrt(max(0.0, self.squares / self.intervals - (self.sum / self.intervals) ** 2)) * 1e3
+        return {
+            "rate": rate if self.count else 0.0,
+            "megabytes_rate": None if rate is None else rate * self.bytes / self.count / 1e6,
+            "jitter_ms": jitter,
+            "longest_ms": None if jitter is None else self.longest * 1e3,
+            "mean_bytes": self.bytes / self.count if self.count else None,
+            "largest_bytes": self.largest,
+            "messages": self.count,
+        }
 
 
 class TopicRates:
@@ -73,47 +92,36 @@ class TopicRates:
     def __init__(self, window: int, most: int) -> None:
         """``window``: number of `turn`s that the window lasts; ``most``: maximum number of topics."""
         self.others = 0
-        self._window = window
         self._most = most
-        self._spans: dict[str, deque[Arrivals]] = {}  # the last one is current
-        self._before: dict[str, Arrivals] = {}
-        self._last: dict[str, float] = {}
+        self._window = window
+        self._spans: dict[str, deque[Arrivals]] = {}  # all before the window, the window, and the current second
 
     def add(self, messages: Sequence[Message]) -> None:
         """Count messages in the order of their arrival."""
         for message in messages:
             spans = self._spans.get(message.topic)
-            if spans is None:
-                if len(self._spans) >= self._most:
-                    self.others += 1
-                    continue
-                spans = self._spans[message.topic] = deque([Arrivals()])
-            now, at, size = spans[-1], message.received_at, len(message.payload)
-            last = self._last.get(message.topic)
-            self._last[message.topic] = at
-            now.count += 1
-            now.bytes += size
-            now.largest = max(now.largest, size)
-            now.first = min(now.first, at)
-            now.last = at
-            if last is not None:
-                interval = max(0.0, at - last)
-                now.intervals += 1
-                now.sum += interval
-                now.squares += interval * interval
-                now.longest = max(now.longest, interval)
+            at, size = message.received_at, len(message.payload)
+            if spans is not None:
+                last = max([span.last for span in spans]) if not spans[-1].count else spans[-1].last
+                spans[-1].add(at, size, max(0.0, at - last))
+            elif len(self._spans) < self._most:
+                self._spans[message.topic] = deque([Arrivals(), Arrivals()])
+                self._spans[message.topic][-1].add(at, size, None)
+            else:
+                self.others += 1
 
     def turn(self) -> None:
         """End a second."""
-        for topic, spans in self._spans.items():
+        for spans in self._spans.values():
             spans.append(Arrivals())
-            if len(spans) > self._window + 1:
-                self._before[topic] = self._before.get(topic, Arrivals()) + spans.popleft()
+            if len(spans) > self._window + 2:
+                before = spans.popleft()
+                spans[0] = before + spans[0]
 
     def recent(self) -> dict[str, Arrivals]:
         """Return the arrivals of the window, by topic."""
-        return {topic: sum(spans, Arrivals()) for topic, spans in self._spans.items()}
+        return {topic: sum(list(spans)[1:], Arrivals()) for topic, spans in self._spans.items()}
 
     def total(self) -> dict[str, Arrivals]:
         """Return all arrivals, by topic."""
-        return {topic: sum(spans, self._before.get(topic, Arrivals())) for topic, spans in self._spans.items()}
+        return {topic: sum(spans, Arrivals()) for topic, spans in self._spans.items()}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import typer
@@ -12,14 +14,15 @@ from rich.console import Console
 from msight_bus.bus import connect
 from msight_bus.cli.exit_status import exit_status
 from msight_bus.cli.observing import READING, BackendOption, JsonOption, Observation, note, settings_of
-from msight_bus.cli.rates import MOST_TOPICS, figures, number
+from msight_bus.cli.rates import MOST_TOPICS, Figures, cell
 from msight_bus.cli.tables import Column, print_table
 from msight_bus.cli.top import ALL_ANNOUNCED
-from msight_bus.cli.topic_rates import TopicRates
+from msight_bus.cli.topic_rates import Arrivals, TopicRates
 from msight_bus.errors import TopicError
+from msight_bus.queue_policy import QueuePolicy
 from msight_bus.registry import NodeInfo, NodeStatus
 from msight_bus.runtime import run
-from msight_bus.settings import BusSettings
+from msight_bus.topics import NODES_TOPIC
 
 EXAMPLES = """
 Examples:
@@ -37,26 +40,19 @@ _COLUMNS = (
     Column("msg/s\nannounced", 4),
     Column("subscribed by", 2, left=True),
 )
-_OBSERVED = (Column("msg/s"), Column("MB/s", 1), Column("mean\nB", 5))
-_NOT_SHOWN = "Not shown: subscribers that are no nodes, and "
+_OBSERVED = {"rate": Column("msg/s"), "megabytes_rate": Column("MB/s", 1), "mean_bytes": Column("mean\nB", 5)}
 
 
+@dataclass
 class Ends:
-    """The nodes at the ends of one topic.
+    """The nodes at the ends of one topic, by name, and the messages a second that they announce to publish."""
 
-    Attributes:
-        publishers: names of the nodes that publish on the topic.
-        subscribers: names of the nodes that subscribe to the topic.
-        rate: messages a second that the publishers announce.
-    """
-
-    def __init__(self) -> None:
-        self.publishers: set[str] = set()
-        self.subscribers: set[str] = set()
-        self.rate = 0.0
+    publishers: set[str] = field(default_factory=set)
+    subscribers: set[str] = field(default_factory=set)
+    rate: float = 0.0
 
 
-def ends_of(nodes: Iterator[NodeInfo]) -> dict[str, Ends]:
+def ends_of(nodes: Iterable[NodeInfo]) -> dict[str, Ends]:
     """Return the ends of each topic of the nodes that run."""
     topics: dict[str, Ends] = {}
     for info in nodes:
@@ -71,62 +67,58 @@ def ends_of(nodes: Iterator[NodeInfo]) -> dict[str, Ends]:
     return topics
 
 
+def show(topics: dict[str, Ends], arrived: dict[str, Arrivals] | None, now: float, *, as_json: bool) -> None:
+    """Print the topics; ``arrived``: what was observed until ``now``, ``None`` without ``--observe``."""
+    rows = []
+    for topic in sorted({*topics, *(arrived or ())}):
+        ends = topics.get(topic, Ends())
+        publishers, subscribers = sorted(ends.publishers), sorted(ends.subscribers)
+        seen: Figures | None = None if arrived is None else arrived.get(topic, Arrivals()).figures(now)
+        if as_json:
+            names = {"publishers": publishers, "subscribers": subscribers}
+            typer.echo(json.dumps({"topic": topic, **names, "announced_rate": ends.rate, "observed": seen}))
+        announced = f"{ends.rate:,.1f}" if publishers else ""
+        observed = [] if seen is None else [cell(seen, name) for name in _OBSERVED]
+        rows.append([topic, "\n".join(publishers), announced, "\n".join(subscribers), *observed])
+    if not as_json:
+        columns = _COLUMNS if arrived is None else (*_COLUMNS, *_OBSERVED.values())
+        print_table(columns, rows, Console(highlight=False))
+    others = "topics of programs that are no nodes (see --observe)" if arrived is None else "topics without traffic"
+    note(f"{len(rows):,} topics. Not shown: {others}, and subscribers that are no nodes.")
+
+
 def topics(
     observe: Annotated[
         float | None,
         typer.Option(min=0.1, max=86400, help="Subscribe to all topics for this many seconds, and show what arrives."),
-    ] = None,
-    seconds: Annotated[
-        float | None, typer.Option(min=0.1, max=86400, help="Seconds to listen to nodes; unset: 12, or as --observe.")
     ] = None,
     json_lines: JsonOption = False,
     backend: BackendOption = None,
 ) -> None:
     """List the topics of the nodes on the broker: who publishes, who subscribes, and the announced rate.
 
-    Nodes announce themselves every 10 seconds. `--observe` also subscribes to all topics (`>`), within bounded memory, and shows
-    the topics of any program with traffic. No group is joined and no topic created. Ctrl-C shows what was received until then.
+    Nodes announce themselves every 10 seconds; the list is printed after 12. `--observe` also subscribes to all topics (`>`),
+    within bounded memory, and shows the topics with traffic of any program. No group is joined and no topic created. Ctrl-C
+    shows at once what was received until then.
     """
     with exit_status():
-        run(_topics(settings_of(backend, READING), observe, seconds or observe or ALL_ANNOUNCED, as_json=json_lines))
+        settings, seconds = settings_of(backend, READING), ALL_ANNOUNCED if observe is None else observe
+        rates = TopicRates(1, MOST_TOPICS)
 
+        async def observe_all() -> None:
+            async with connect(settings) as bus:
+                observation = Observation(bus, rates.add, rates.add)
+                nodes: Iterable[NodeInfo] = ()
+                with suppress(TopicError):  # no node has announced itself on this Kafka
+                    async with bus.core.subscribe((NODES_TOPIC,), queue=QueuePolicy.latest()):
+                        nodes = await bus.nodes()
+                note(f"Listening for {seconds:g} s; Ctrl-C ends earlier.")
+                try:
+                    await observation.run([] if observe is None else [">"], seconds=seconds)
+                finally:
+                    arrived = None if observe is None else rates.total()
+                    show(ends_of(nodes), arrived, bus.clock(), as_json=json_lines)
+                    if more := rates.others + observation.dropped("invalid topic"):
+                        note(f"Not shown: {more:,} messages of more topics, or on channels that are no valid topics.")
 
-async def _topics(settings: BusSettings, observe: float | None, seconds: float, *, as_json: bool) -> None:
-    rates = TopicRates(int(seconds) + 1, MOST_TOPICS)
-    async with connect(settings) as bus:
-        observation = Observation(bus, rates.add, on_drop=rates.add)
-        try:
-            nodes = await bus.nodes()
-        except TopicError:  # on Kafka
-            nodes = None
-            note("No node has announced itself on this broker.")
-        note(f"Listening for {seconds:g} s; Ctrl-C ends earlier.")
-        try:
-            await observation.run([] if observe is None else [">"], seconds=seconds)
-        finally:
-            _show(ends_of(iter(nodes or ())), None if observe is None else rates, observation, as_json=as_json)
-
-
-def _show(ends: dict[str, Ends], rates: TopicRates | None, observation: Observation, *, as_json: bool) -> None:
-    arrived = {} if rates is None else rates.total()
-    rows = []
-    for topic in sorted({*ends, *arrived}):
-        end = ends.get(topic, Ends())
-        row = [topic, "\n".join(sorted(end.publishers)), number(end.rate if end.publishers else None, 1)]
-        row.append("\n".join(sorted(end.subscribers)))
-        seen = figures(arrived[topic], None) if topic in arrived else None
-        if as_json:
-            nodes = {"publishers": sorted(end.publishers), "subscribers": sorted(end.subscribers)}
-            typer.echo(json.dumps({"topic": topic, **nodes, "announced_rate": end.rate, "observed": seen}))
-        elif rates is not None:
-            names = ("rate", 1), ("megabytes_rate", 3), ("mean_bytes", 0)
-            row += [number(seen[name], digits) if seen else "0" for name, digits in names]
-        rows.append(row)
-    if not as_json:
-        print_table(_COLUMNS if rates is None else (*_COLUMNS, *_OBSERVED), rows, Console(highlight=False))
-    traffic = "topics of other programs (see --observe)." if rates is None else "topics without traffic."
-    note(f"{len(rows):,} topics. {_NOT_SHOWN}{traffic}")
-    if invalid := observation.dropped("invalid topic"):
-        note(f"{invalid:,} messages arrived on channels that are no valid topics.")
-    if rates is not None and rates.others:
-        note(f"{rates.others:,} messages of more topics arrived.")
+        run(observe_all())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, dataclass_transform
 
 import msgspec
@@ -63,6 +61,6 @@ def class_of(tag: str) -> type[Data] | None:
     return _classes.get(tag)
 
 
-def registered() -> Mapping[str, type[Data]]:
+def registered() -> dict[str, type[Data]]:
     """Return all classes by tag."""
-    return MappingProxyType(_classes)
+    return dict(_classes)
