@@ -159,6 +159,7 @@ class Observation:
                 if not ready.is_set():
                     note(f"The topic {error.topic} does not exist on {self._bus.settings.address}; waiting for it.")
                 ready.set()
+                start = "earliest"  # of a topic that is created from now on, everything is shown
             await asyncio.sleep(_RETRY)
 
     async def _keep_time(self, names: str, seconds: float | None, each_second: Callable[[], None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -109,12 +110,13 @@ def width_of(out: Console) -> int | None:
 
 
 def table_lines(columns: Sequence[Column], rows: Sequence[Cells], width: int | None) -> list[Text]:
-    """Return the lines of a table that fits ``width`` characters, and one with the headings of the omitted columns."""
+    """Return the lines of a table that fits ``width`` characters, and the headings of the omitted columns."""
     layout = fit(columns, rows, width)
     lines = [Text(line, style="bold") for line in layout.heading()]
     lines += [Text(line) for row in rows for line in layout.row(row)]
-    if layout.hidden:
-        lines.append(Text(f"Not shown on {width} columns: {', '.join(layout.hidden)}.", style="dim"))
+    if layout.hidden and width is not None:
+        hidden = f"Not shown on {width} columns: {', '.join(layout.hidden)}."
+        lines += [Text(line, style="dim") for line in textwrap.wrap(hidden, width)]
     return lines
 
 

@@ -102,12 +102,12 @@ class Tail:
         width = self._out.width - len(_INDENT) if self._out.is_terminal else None
         headers = ", ".join(f"{quoted(name)}: {quoted(text, 120)}" for name, text in message.headers.items())
         payload = "no value (tombstone)" if message.tombstone else as_text(value, 4 * width if width else 400)
-        lines = [Text(message.topic, style="bold").append("  " + "  ".join(_details(message)), style="not bold dim")]
-        for text in (headers, payload):
-            folded = textwrap.wrap(text, width) if width is not None else [text]
-            lines += [Text(_INDENT + line, style="cyan" if text is headers else "") for line in folded if line]
-        for line in lines:
-            self._out.print(line, soft_wrap=True)
+        heading = "  ".join([message.topic, *_details(message)])
+        for text, style in ((heading, "bold"), (headers, "cyan"), (payload, "")):
+            lines = textwrap.wrap(text, width) if width is not None else [text] if text else []
+            for number, line in enumerate(lines):
+                indent = "" if text is heading and not number else _INDENT
+                self._out.print(Text(indent + line, style=style), soft_wrap=True)
 
     def report(self, observation: Observation) -> None:
         """Print the number of messages that were not shown since the last call, by cause."""

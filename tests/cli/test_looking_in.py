@@ -1,0 +1,115 @@
+"""What the commands that look at topics have in common: their examples run, Ctrl-C ends them, and they outlive the broker."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from msight_bus import brokers
+from msight_bus.cli import ping, pub, rates, tail, topics
+from tests.support.brokers import make_backend, start_broker
+from tests.support.commands import publishing
+from tests.support.waiting import wait_until
+
+EXAMPLES = [
+    example
+    for text in (topics.EXAMPLES, tail.EXAMPLES, rates.HZ_EXAMPLES, rates.BW_EXAMPLES, ping.EXAMPLES, pub.EXAMPLES)
+    for example in re.findall(r"^- `(.*?)`:", text, re.MULTILINE)
+]
+TOPICS = ("site.cam_ne", "site.cam_sw")
+
+
+def started(command, backend, **variables):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MSIGHT_")}
+    environment |= {**backend.env, "MSIGHT_PUBSUB_BACKEND": backend.name, **variables}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command,
+        shell=True,
+        executable="/bin/bash",
+        env=environment,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run_example(example, backend, variables):
+    """Run an example; interrupt one without an end once it has printed something."""
+    with started(example if "|" in example else f"exec {example}", backend, **variables) as process:
+        first = process.stdout.readline()
+        if not re.search("--count|-c |--seconds|pub |topics", example):
+            os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=50)
+    return process.returncode, first + out, err
+
+
+@pytest.mark.timeout(120)
+def test_the_examples_run(nats, kafka):
+    kafka_address = {name: value for name, value in kafka.env.items() if "KAFKA" in name}
+    payloads = {topic: lambda _: b'{"sensor_name": "ne"}' for topic in TOPICS}
+    with publishing(nats, payloads), publishing(kafka, payloads), ThreadPoolExecutor(6) as pool:
+        results = list(pool.map(lambda example: run_example(example, nats, kafka_address), EXAMPLES))
+    assert len(results) >= 16
+    for example, (status, out, err) in zip(EXAMPLES, results, strict=True):
+        assert status in (0, 130), f"{example}: {status} {out} {err}"
+        assert out.strip(), f"{example}: {err}"
+        assert "Traceback" not in err, f"{example}: {err}"
+
+
+@pytest.mark.parametrize("command", ["tail", "hz"])
+@pytest.mark.parametrize("kind", ["redis", "nats"])
+def test_the_command_goes_on_when_the_broker_is_back(kind, command, topic):
+    broker = start_broker(kind)
+    backend = make_backend(kind, broker)
+    lines = []
+
+    def read(stream):
+        for line in stream:
+            lines.append(line)
+
+    try:
+        with (
+            publishing(backend, {topic: lambda _: b"x"}),
+            started(f"exec msight-bus {command} {topic} 2>&1", backend) as process,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            pool.submit(read, process.stdout)
+            wait_until(lambda: any(topic in line for line in lines))
+            broker.stop()
+            wait_until(lambda: any("Disconnected" in line for line in lines))
+            broker = brokers.start(kind, port=broker.port)
+            wait_until(lambda: any("Reconnected" in line for line in lines))
+            back = len(lines)
+            wait_until(lambda: any(topic in line for line in lines[back:]))
+            process.send_signal(signal.SIGINT)
+        assert process.returncode == 130
+        assert sum("Disconnected" in line for line in lines) == 1
+        assert not any("Traceback" in line for line in lines)
+        if command == "hz":
+            assert lines[-1].startswith(f"total  {topic}  ")
+    finally:
+        broker.stop()
+
+
+def test_no_message_of_the_full_rate_stays_in_memory(nats, topic):
+    """600 MB are published while a command prints, in a process that may use 250 MB."""
+    with started(f"exec msight-bus tail {topic} --rate 1", nats) as process:
+        with publishing(nats, {topic: lambda _: os.urandom(500_000)}, rate=1e6) as times:
+            wait_until(lambda: len(times) > 1200, within=50)
+            status = Path(f"/proc/{process.pid}/status").read_text()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    peak = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
+    assert peak < 250_000
+    assert "messages not shown (--rate)" in err
+    assert "500,000 B" in out
