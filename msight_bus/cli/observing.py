@@ -32,7 +32,10 @@ CountOption = Annotated[int | None, typer.Option(min=1, help="End after this man
 READING = {"MSIGHT_KAFKA_CREATE_TOPICS": "false"}
 """The variables of commands that only read."""
 
-_BATCH = 128
+_SLICE = 0.02
+"""Seconds after which the event loop has the same time to read: a queue that is full drops messages, and the broker does not
+close the connection of a slow reader."""
+
 _RETRY = 1.0
 _HINT_AFTER = 3
 
@@ -78,10 +81,10 @@ class Observation:
     def __init__(
         self,
         bus: Bus,
-        receive: Callable[[Sequence[Message]], None],
-        on_drop: Callable[[Sequence[Message]], None] = lambda _: None,
+        receive: Callable[[Message], None],
+        on_drop: Callable[[Message], None] = lambda _: None,
     ) -> None:
-        """``receive`` is called with all messages, ``on_drop`` with those that arrived too fast to be read."""
+        """``receive`` is called with each message, ``on_drop`` with each that arrived too fast to be read."""
         self.received = 0
         self._bus = bus
         self._receive = receive
@@ -112,7 +115,7 @@ class Observation:
         Args:
             topics: topics and patterns; a topic that does not exist is waited for.
             seconds: ``None`` for no limit.
-            until: called after each list of messages.
+            until: called after each message.
             each_second: called once a second.
             start: where to begin; with ``"earliest"``, the log waits for this command, and nothing is dropped.
 
@@ -142,25 +145,34 @@ class Observation:
     async def _read(
         self, topics: tuple[str, ...], queue: QueuePolicy, start: Start, until: Callable[[], bool], ready: asyncio.Event
     ) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             try:
                 async with self._bus.core.subscribe(
-                    topics, queue=queue, start=start, on_drop=lambda messages, _: self._on_drop(messages)
+                    topics, queue=queue, start=start, on_drop=self._dropped
                 ) as subscription:
                     self._subscriptions.append(subscription)
                     ready.set()
-                    async for batch in subscription.batches(_BATCH):
-                        self.received += len(batch)
-                        self._receive(batch)
+                    begun = loop.time()
+                    async for message in subscription:
+                        self.received += 1
+                        self._receive(message)
                         if until():
                             return
-                        await asyncio.sleep(0)  # Ctrl-C and the clock have their turn at the broker's full rate too
+                        if (held := loop.time() - begun) > _SLICE:
+                            await asyncio.sleep(held)
+                            begun = loop.time()
             except TopicError as error:
                 if not ready.is_set():
                     note(f"The topic {error.topic} does not exist on {self._bus.settings.address}; waiting for it.")
                 ready.set()
                 start = "earliest"  # of a topic that is created from now on, everything is shown
             await asyncio.sleep(_RETRY)
+
+    def _dropped(self, messages: Sequence[Message], cause: str) -> None:
+        if cause != "closed":
+            for message in messages:
+                self._on_drop(message)
 
     async def _keep_time(self, names: str, seconds: float | None, each_second: Callable[[], None]) -> None:
         for event in self._ready:

@@ -6,7 +6,7 @@ import json
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -77,26 +77,25 @@ class Tail:
         """Whether ``count`` messages were printed."""
         return self._count is not None and self.shown >= self._count
 
-    def receive(self, messages: Sequence[Message]) -> None:
-        """Print messages that match the filter."""
-        for message in messages:
-            now = time.monotonic()
-            waits = now < self._next_at
-            if self.is_complete or (waits and self._wanted is None):
-                self._passed_over += 1
-                continue
-            value = decoded(message, self._limits)
-            if self._wanted is not None and not matches(message, value, self._wanted):
-                continue
-            if waits:
-                self._passed_over += 1
-                continue
-            self._next_at = now + self._pause
-            self.shown += 1
-            if self._as_json:
-                self._out.out(json.dumps(_fields(message, value)), highlight=False)
-            else:
-                self._print(message, value)
+    def receive(self, message: Message) -> None:
+        """Print a message that matches the filter."""
+        now = time.monotonic()
+        waits = now < self._next_at
+        if waits and self._wanted is None:
+            self._passed_over += 1
+            return
+        value = decoded(message, self._limits)
+        if self._wanted is not None and not matches(message, value, self._wanted):
+            return
+        if waits:
+            self._passed_over += 1
+            return
+        self._next_at = now + self._pause
+        self.shown += 1
+        if self._as_json:
+            self._out.out(json.dumps(_fields(message, value)), highlight=False)
+        else:
+            self._print(message, value)
 
     def _print(self, message: Message, value: Any) -> None:
         width = self._out.width - len(_INDENT) if self._out.is_terminal else None
@@ -112,7 +111,7 @@ class Tail:
     def report(self, observation: Observation) -> None:
         """Print the number of messages that were not shown since the last call, by cause."""
         counts = {
-            "not shown (--rate)": 0 if self.is_complete else self._passed_over,
+            "not shown (--rate)": self._passed_over,
             "dropped: they arrive faster than they can be printed": observation.dropped("drop_oldest"),
             "missing: lost on the way": sum([counter.missing or 0 for counter in observation.counters.values()]),
             "on channels that are no valid topics": observation.dropped("invalid topic"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from msight_bus.message import Message
@@ -96,19 +95,18 @@ class TopicRates:
         self._window = window
         self._spans: dict[str, deque[Arrivals]] = {}  # all before the window, the window, and the current second
 
-    def add(self, messages: Sequence[Message]) -> None:
-        """Count messages in the order of their arrival."""
-        for message in messages:
-            spans = self._spans.get(message.topic)
-            at, size = message.received_at, len(message.payload)
-            if spans is not None:
-                last = max([span.last for span in spans]) if not spans[-1].count else spans[-1].last
-                spans[-1].add(at, size, max(0.0, at - last))
-            elif len(self._spans) < self._most:
-                self._spans[message.topic] = deque([Arrivals(), Arrivals()])
-                self._spans[message.topic][-1].add(at, size, None)
-            else:
-                self.others += 1
+    def add(self, message: Message) -> None:
+        """Count a message; call this in the order of arrival."""
+        spans = self._spans.get(message.topic)
+        at, size = message.received_at, len(message.payload)
+        if spans is not None:
+            last = spans[-1].last if spans[-1].count else max([span.last for span in spans])
+            spans[-1].add(at, size, max(0.0, at - last))
+        elif len(self._spans) < self._most:
+            self._spans[message.topic] = deque([Arrivals(), Arrivals()])
+            self._spans[message.topic][-1].add(at, size, None)
+        else:
+            self.others += 1
 
     def turn(self) -> None:
         """End a second."""

@@ -67,8 +67,10 @@ def test_without_a_message_the_status_is_1(nats, topic):
 def test_the_table_fits(columns, figures):
     rates = TopicRates(5, 100)
     topic = "intersection.huron-plymouth.cam_ne"
-    rates.add([Message(topic, bytes(1000), received_at=tick / 123_456) for tick in range(2000)])
-    rates.add([Message(f"t{number}", b"", received_at=1.0) for number in range(90)])
+    for tick in range(2000):
+        rates.add(Message(topic, bytes(1000), received_at=tick / 123_456))
+    for number in range(90):
+        rates.add(Message(f"t{number}", b"", received_at=1.0))
     out = Console(file=io.StringIO(), width=columns, height=30, force_terminal=True, color_system=None)
     display = Display(figures | _BOTH, live=None, as_json=False)
     display._out = out

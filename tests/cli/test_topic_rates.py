@@ -9,7 +9,8 @@ from msight_bus.message import Message
 
 
 def arrive(rates, times, size=200_000, topic="t"):
-    rates.add([Message(topic, bytes(size), received_at=at) for at in times])
+    for at in times:
+        rates.add(Message(topic, bytes(size), received_at=at))
 
 
 def seconds_of(rates, hertz, begin, seconds):
