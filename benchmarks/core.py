@@ -1,4 +1,4 @@
-"""Rows that measure the core: topics, sizes, foreign payloads, the memory backend, both ways to publish.
+"""Rows that measure the core: topics, sizes, lists, patterns, foreign payloads, the memory backend, both ways to publish.
 
 `benchmarks.core_program` runs a row in its own process, with a given source tree. A received stream was recorded once from a bus
 that published the same row; this process replays it, with at most one window of messages in flight.
@@ -47,6 +47,7 @@ random.Random(1).shuffle(_mixed)
 _MIXED = tuple(_mixed)
 """A prime number of sizes, so that each of 1,000 topics has all sizes in turn."""
 
+_ONE_SUBSCRIPTION: tuple[Literal["list"], Literal["pattern"]] = ("list", "pattern")
 Sizes = Literal["128 B", "80-900 B"]
 Figures = dict[str, float]
 
@@ -61,20 +62,24 @@ class Row:
 
     Attributes:
         backend: the backend.
-        what: ``receive``: messages of a bus; ``foreign``: messages without metadata; ``publish``; ``publisher``.
+        what: ``receive``: messages of a bus, with a subscription for each topic; ``list``, ``pattern``: the same with one
+            subscription; ``foreign``: messages without metadata; ``publish``; ``publisher``.
         topics: number of topics, used in turn.
         sizes: name of the payload sizes.
+        runs: consecutive messages of each topic.
     """
 
     backend: str
-    what: Literal["receive", "foreign", "publish", "publisher"]
+    what: Literal["receive", "list", "pattern", "foreign", "publish", "publisher"]
     topics: int
     sizes: Sizes
+    runs: int = 1
 
     @property
     def name(self) -> str:
         """Name in tables and for ``--rows``."""
-        return f"{self.backend} {self.what} {self.topics} x {self.sizes}"
+        runs = f" in runs of {self.runs}" if self.runs > 1 else ""
+        return f"{self.backend} {self.what} {self.topics} x {self.sizes}{runs}"
 
     def payload_sizes(self) -> Sequence[int]:
         """Return the payload sizes in bytes, which the messages use in turn."""
@@ -100,6 +105,10 @@ def rows(patterns: Sequence[str] = ()) -> list[Row]:
         if backend != "memory"
         or what in {"publish", "publisher"}  # the memory backend publishes and receives in one process
     ]
+    for backend in BACKENDS:
+        for what in _ONE_SUBSCRIPTION:
+            found += [Row(backend, what, topics, sizes) for topics, sizes in shapes if topics == MANY]
+            found.append(Row(backend, what, MANY, "128 B", runs=64))
     for pattern in patterns:
         if not any(fnmatch.fnmatch(row.name, pattern) for row in found):
             names = "\n".join(row.name for row in found)
@@ -164,6 +173,7 @@ class Core:
             "do": "receive" if feed is not None else "both" if row.backend == "memory" else "publish",
             "through": row.what,
             "topic_names": row.topic_names(),
+            "runs": row.runs,
             "sizes": row.payload_sizes(),
             "messages": self._messages,
             "progress": str(progress),
@@ -243,7 +253,7 @@ class Core:
         port = port_of(env)
         with _recorder(port) as (own_port, streams):
             env = {name: value.replace(str(port), str(own_port)) for name, value in env.items()}
-            publishing = Row(row.backend, "publish", row.topics, row.sizes)
+            publishing = Row(row.backend, "publish", row.topics, row.sizes, row.runs)
             self._play(publishing, self._recorded_from, env)
         return bytes(max(streams, key=len))
 

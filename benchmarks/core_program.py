@@ -1,7 +1,8 @@
 """Run a row of ``benchmarks.core`` in its own process: ``python -P core_program.py '{"do": "receive", ...}'``.
 
 PYTHONPATH selects the measured `msight_bus`, which can be an old version: the program uses only functions that all versions have,
-and nothing else of this repository. It prints ``ready`` after subscribing, and its figures as JSON at the end.
+lists and patterns excepted, and nothing else of this repository. It prints ``ready`` after subscribing, and its figures as JSON
+at the end.
 """
 
 from __future__ import annotations
@@ -70,14 +71,16 @@ def _peak_mib() -> float:
 
 
 async def _receive(bus: Any, row: dict[str, Any], clock: Clock, stack: AsyncExitStack) -> list[asyncio.Task[None]]:
-    """Subscribe to every topic, with a task per topic that counts messages."""
+    """Subscribe to every topic, with a task per subscription that counts messages."""
 
     async def count(messages: Any) -> None:
         async for message in messages:
             message.payload  # noqa: B018 - who takes a message reads it
             clock.add()
 
-    subscriptions = [await stack.enter_async_context(bus.subscribe(topic)) for topic in row["topic_names"]]
+    names = row["topic_names"]
+    entries = {"list": [names], "pattern": [names[0].rpartition(".")[0] + ".*"]}.get(row["through"], names)
+    subscriptions = [await stack.enter_async_context(bus.subscribe(entry)) for entry in entries]
     return [asyncio.create_task(count(messages)) for messages in subscriptions]
 
 
@@ -87,14 +90,14 @@ async def _publish(bus: Any, row: dict[str, Any], clock: Clock, stack: AsyncExit
     block = bytes(range(256)) * 4
     payloads = [block[:size] for size in sizes]
     by_handle = row["through"] == "publisher"
-    receives = row["do"] == "both"
+    receives, runs = row["do"] == "both", row["runs"]
     senders = [await stack.enter_async_context(bus.publisher(topic)) for topic in topics] if by_handle else []
     for number in range(row["messages"]):
         payload = payloads[number % len(payloads)]
         if by_handle:
-            await senders[number % len(senders)].send(payload)
+            await senders[number // runs % len(senders)].send(payload)
         else:
-            await bus.publish(topics[number % len(topics)], payload)
+            await bus.publish(topics[number // runs % len(topics)], payload)
         if not receives:
             clock.add()
         elif number % 100 == 0:

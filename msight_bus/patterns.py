@@ -8,6 +8,9 @@ from msight_bus.errors import TopicError
 from msight_bus.topics import check_topic, quoted_topic
 
 _WILDCARDS = frozenset("*>")
+MAX_PATTERNS = 1000
+"""Maximum number of patterns of a subscription: each topic that arrives is compared with all of them."""
+
 _ONE_OR_MORE = "Subscribe to a topic, a pattern such as 'camera.*', or a list of them"
 
 
@@ -76,6 +79,8 @@ def check_entries(topics: object) -> tuple[str, ...]:
     if len(set(entries)) < len(entries):
         twice = next(entry for entry in entries if entries.count(entry) > 1)
         raise TopicError(f"{quoted_topic(twice)} is in the list of topics twice; name it once.", topic=twice)
+    if (count := sum(map(is_pattern, entries))) > MAX_PATTERNS:
+        raise TopicError(f"The list has {count:,} patterns; at most {MAX_PATTERNS:,} are accepted.", topic=topics)
     return entries
 
 

@@ -21,7 +21,9 @@ def test_there_are_snippets():
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
 @pytest.mark.parametrize("backend", ["memory", "redis", "nats", "kafka"])
-def test_the_readmes_snippets_run(snippet, backend, monkeypatch, capsys):
+def test_the_readmes_snippets_run(request, snippet, backend, monkeypatch, capsys):
+    if backend == "kafka" and ".*" in snippet:
+        request.applymarker(pytest.mark.xfail(reason="patterns on Kafka are not there yet", strict=True))
     for name, value in {**make_backend(backend).env, "MSIGHT_PUBSUB_BACKEND": backend}.items():
         monkeypatch.setenv(name, value)
     exec(compile(snippet, "README.md", "exec"), {"__name__": "readme"})

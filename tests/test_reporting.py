@@ -9,7 +9,7 @@ import logging
 import pytest
 
 from msight_bus import reporting
-from msight_bus.events import Disconnected
+from msight_bus.events import Disconnected, Gap
 from msight_bus.reporting import Reporter
 
 
@@ -175,3 +175,13 @@ def test_a_coroutine_function_is_refused(callback):
 def test_what_cannot_be_called_is_refused(callback):
     with pytest.raises(TypeError, match=type(callback).__name__):
         Reporter(callback)
+
+
+async def test_the_gaps_of_many_topics_leave_room_for_other_events(monkeypatch):
+    monkeypatch.setattr(reporting, "_WAITING", 10)
+    told: list[object] = []
+    reporter = Reporter(told.append)
+    for event in (*[Gap("a", None, "reconnect")] * 20, *events(5)):
+        reporter.report(event)
+    await turn()
+    assert (told, reporter.dropped) == ([*[Gap("a", None, "reconnect")] * 5, *events(5)], 15)

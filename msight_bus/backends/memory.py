@@ -15,10 +15,11 @@ from weakref import WeakKeyDictionary
 
 from msight_bus.backends.base import BLOCKED, Blocked
 from msight_bus.backends.pubsub.backend import PubSubBackend
-from msight_bus.backends.pubsub.connection import Connection, Route
+from msight_bus.backends.pubsub.connection import Connection
 from msight_bus.backends.pubsub.in_flight import Request, Sender
 from msight_bus.backends.pubsub.publishing import PubSubPublisher
 from msight_bus.backends.pubsub.reconnecting import LeavingCallback, LostCallback, RefusedCallback
+from msight_bus.backends.pubsub.routes import PatternRoute, Route
 from msight_bus.capabilities import Capabilities
 from msight_bus.errors import BusError, ClosedError, ConnectionLostError, PublishTimeoutError, too_large
 from msight_bus.events import BusEvent
@@ -37,6 +38,10 @@ _BACKLOG_BYTES = 64 * 1024 * 1024
 """Maximum pending messages and bytes of a connection that does not read; the exchange then closes it, as Redis and NATS do."""
 
 
+_MATCHED_TOPICS = 10_000
+"""Maximum number of topics of which the exchange remembers the subscriptions, while there are patterns."""
+
+
 class Filter(Protocol):
     """A source of faults between the exchange and its subscriptions (msight_bus.testing)."""
 
@@ -48,22 +53,46 @@ class Filter(Protocol):
 
 
 class Delivery:
-    """One subscription at the exchange.
+    """One subscription to a topic or pattern at the exchange, or one topic of a pattern.
 
     Attributes:
-        route: the subscription's route.
+        route: the route that receives the messages.
         connection: the connection of the route.
+        entry: the route that was subscribed.
     """
 
-    __slots__ = ("connection", "route")
+    __slots__ = ("_topics", "connection", "entry", "route")
 
-    def __init__(self, route: Route, connection: MemoryConnection) -> None:
+    def __init__(self, route: Route, connection: MemoryConnection, entry: Route | None = None) -> None:
         self.route = route
         self.connection = connection
+        self.entry = entry or route
+        self._topics: dict[str, Delivery] = {}
 
     def arrive(self, messages: list[Sent], late: float = 0.0) -> None:
         """Deliver messages ``late`` seconds from now, after those in transit."""
-        self.connection.arrive(self.route, messages, late)
+        self.connection.arrive(self, messages, late)
+
+    def of(self, topic: str) -> Delivery | None:
+        """Return the delivery of one topic of a pattern; ``None`` if the pattern does not deliver the topic."""
+        assert isinstance(self.route, PatternRoute)
+        route = self.route.route_of(topic)
+        if route is None:
+            return None
+        delivery = self._topics.get(topic)
+        if delivery is None:
+            if len(self._topics) >= self.route.most:
+                del self._topics[next(iter(self._topics))]
+            delivery = self._topics[topic] = Delivery(route, self.connection, self.route)
+        return delivery
+
+    @property
+    def all(self) -> list[Delivery]:
+        """This delivery and, of a pattern, those of its topics."""
+        return [self, *self._topics.values()]
+
+
+_Groups = dict[str | None, list[Delivery]]
 
 
 class Exchange:
@@ -75,17 +104,26 @@ class Exchange:
 
     def __init__(self) -> None:
         self.filter: Filter | None = None
-        self._topics: dict[str, dict[str | None, list[Delivery]]] = {}
+        self._topics: dict[str, _Groups] = {}
+        self._patterns: dict[Delivery, None] = {}
+        self._matched: dict[str, _Groups] = {}  # by topic, with the deliveries of patterns
         self._full: dict[str, set[Delivery]] = {}  # by topic: paused subscriptions
+        self._full_patterns: dict[Delivery, PatternRoute] = {}
         self._waiting: dict[str, asyncio.Future[None]] = {}
 
     def join(self, delivery: Delivery) -> None:
         """Add a subscription."""
+        self._matched.clear()
         route = delivery.route
-        self._topics.setdefault(route.topic, {}).setdefault(route.group_id, []).append(delivery)
+        if isinstance(route, PatternRoute):
+            self._patterns[delivery] = None
+        else:
+            self._topics.setdefault(route.topic, {}).setdefault(route.group_id, []).append(delivery)
 
     def leave(self, delivery: Delivery) -> None:
         """Remove a subscription."""
+        self._matched.clear()
+        self._patterns.pop(delivery, None)
         route = delivery.route
         groups = self._topics.get(route.topic, {})
         members = groups.get(route.group_id, [])
@@ -97,43 +135,69 @@ class Exchange:
                 del self._topics[route.topic]
         self.resume(delivery)
         if self.filter is not None:
-            self.filter.forget(delivery)
+            for one in delivery.all:
+                self.filter.forget(one)
 
     def has_subscribers(self, topic: str) -> bool:
         """Return whether a topic has a subscriber."""
         return topic in self._topics
 
     def pause(self, delivery: Delivery) -> None:
-        """Pause a subscription: publishers on its topic have to wait."""
-        self._full.setdefault(delivery.route.topic, set()).add(delivery)
+        """Pause a subscription: publishers on its topics have to wait."""
+        if isinstance(delivery.route, PatternRoute):
+            self._full_patterns[delivery] = delivery.route
+        else:
+            self._full.setdefault(delivery.route.topic, set()).add(delivery)
 
     def resume(self, delivery: Delivery) -> None:
-        """Resume a subscription; wake the publishers if no other subscription of the topic is paused."""
+        """Resume a subscription; wake the publishers on topics of which no other subscription is paused."""
         topic = delivery.route.topic
         full = self._full.get(topic)
         if full is not None and delivery in full:
             full.discard(delivery)
             if not full:
                 del self._full[topic]
-                waiting = self._waiting.pop(topic, None)
-                if waiting is not None and not waiting.done():
-                    waiting.set_result(None)
+                self._wake(topic)
+        elif self._full_patterns.pop(delivery, None) is not None:
+            for waited in list(self._waiting):
+                self._wake(waited)
+
+    def _wake(self, topic: str) -> None:
+        waiting = None if self.is_full(topic) else self._waiting.pop(topic, None)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(None)
 
     def is_full(self, topic: str) -> bool:
         """Whether a subscription of the topic is paused."""
-        return topic in self._full
+        if topic in self._full:
+            return True
+        return bool(self._full_patterns) and any(route.takes(topic) for route in self._full_patterns.values())
 
     async def room(self, topic: str) -> None:
         """Wait until no subscription of the topic is paused."""
-        while topic in self._full:
+        while self.is_full(topic):
             waiting = self._waiting.get(topic)
             if waiting is None or waiting.done():
                 waiting = self._waiting[topic] = asyncio.get_running_loop().create_future()
             await asyncio.shield(waiting)
 
+    def _groups_of(self, topic: str) -> _Groups:
+        if not self._patterns:
+            return self._topics.get(topic, {})
+        groups = self._matched.get(topic)
+        if groups is None:
+            groups = {group_id: list(members) for group_id, members in self._topics.get(topic, {}).items()}
+            for delivery in self._patterns:
+                if (of_topic := delivery.of(topic)) is not None:
+                    groups.setdefault(of_topic.route.group_id, []).append(of_topic)
+            if len(self._matched) >= _MATCHED_TOPICS:
+                self._matched.clear()
+            self._matched[topic] = groups
+        return groups
+
     def take(self, topic: str, messages: list[Sent]) -> None:
         """Deliver messages to every subscription without a group, and in turn to the members of each group."""
-        for group_id, members in list(self._topics.get(topic, {}).items()):
+        for group_id, members in list(self._groups_of(topic).items()):
             if group_id is None or len(members) == 1:
                 for delivery in list(members):
                     self._pass_on(delivery, messages)
@@ -166,7 +230,7 @@ class MemoryConnection(Connection):
         self._written_bytes = 0
         self._ticking = False
         self._closing = False
-        self._arriving: deque[tuple[float, Route, list[Sent]]] = deque()  # due by the loop's clock
+        self._arriving: deque[tuple[float, Delivery, list[Sent]]] = deque()  # due by the loop's clock
         self._backlog_messages = 0
         self._backlog_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -283,15 +347,15 @@ class MemoryConnection(Connection):
 
     # -- called by the exchange
 
-    def arrive(self, route: Route, messages: list[Sent], late: float) -> None:
+    def arrive(self, delivery: Delivery, messages: list[Sent], late: float) -> None:
         """Deliver messages ``late`` seconds from now, after those in transit."""
         if not late and not self._arriving and not self.reading_paused:
-            self._receive(route, messages)
+            self._receive(delivery, messages)
             return
         due = self.loop.time() + late
         if self._arriving:
             due = max(due, self._arriving[-1][0])
-        self._arriving.append((due, route, messages))
+        self._arriving.append((due, delivery, messages))
         self._backlog_messages += len(messages)
         self._backlog_bytes += sum([len(sent[0]) for sent in messages])
         if self._backlog_messages > _BACKLOG_MESSAGES or self._backlog_bytes > _BACKLOG_BYTES:
@@ -303,20 +367,20 @@ class MemoryConnection(Connection):
         self._timer = None
         arriving = self._arriving
         while arriving and arriving[0][0] <= self.loop.time() and not self.reading_paused and not self.gone.done():
-            _, route, messages = arriving.popleft()
+            _, delivery, messages = arriving.popleft()
             self._backlog_messages -= len(messages)
             self._backlog_bytes -= sum([len(sent[0]) for sent in messages])
-            self._receive(route, messages)
+            self._receive(delivery, messages)
         if arriving and self._timer is None and not self.reading_paused and not self.gone.done():
             self._timer = self.loop.call_at(arriving[0][0], self._receive_due)
 
-    def _receive(self, route: Route, messages: list[Sent]) -> None:
-        if route not in self._addresses:
+    def _receive(self, delivery: Delivery, messages: list[Sent]) -> None:
+        if delivery.entry not in self._addresses:
             return
         received_at = self._clock()
         self.received_at = self.loop.time()
-        topic = route.topic
-        route.stream.deliver(
+        topic = delivery.route.topic
+        delivery.route.stream.deliver(
             [
                 Message(
                     topic,

@@ -89,17 +89,17 @@ def publish(  # noqa: PLR0917 - once a message, and keywords cost time
     return (counter.head, digits, extension, payload, b"\r\n"), size
 
 
-def subscribe(subject: bytes, sid: int, group: bytes | None = None) -> bytes:
+def subscribe(subject: bytes, sid: bytes, group: bytes | None = None) -> bytes:
     """Encode a SUB to a subject or wildcard, in a queue group if given.
 
     A round trip confirms the subscription; a refusal is an ``error`` before the PONG.
     """
-    return b"SUB %b %b%d\r\n" % (subject, b"" if group is None else group + b" ", sid)
+    return b"SUB %b %b%b\r\n" % (subject, b"" if group is None else group + b" ", sid)
 
 
-def unsubscribe(sid: int) -> bytes:
+def unsubscribe(sid: bytes) -> bytes:
     """Encode an UNSUB; no message follows the PONG of a later PING."""
-    return b"UNSUB %d\r\n" % sid
+    return b"UNSUB %b\r\n" % sid
 
 
 def ping() -> bytes:
@@ -112,9 +112,12 @@ def connect(options: Mapping[str, object]) -> bytes:
     return b"CONNECT %b\r\n" % json.dumps(options).encode()
 
 
-def address_of(subject: bytes, sid: int) -> bytes:
-    """Return the `Address` of messages on ``subject`` for the subscription ``sid``."""
-    return b"%b %d" % (subject, sid)
+def address_of(subject: bytes, sid: bytes) -> bytes:
+    """Return the `Address` of messages on ``subject`` for the subscription ``sid``.
+
+    Ids that differ only behind a dot have the same address, so that messages which arrive with either keep their order.
+    """
+    return b"%b %b" % (subject, sid.partition(b".")[0])
 
 
 def _pack_key(key: str) -> str:
@@ -330,7 +333,7 @@ class _Grammar:
         sizes = 2 if kind == b"HMSG" else 1
         if kind not in (b"MSG", b"HMSG") or not 2 <= len(words) - sizes <= 3:
             raise ProtocolError("Invalid MSG or HMSG line from NATS: subject, subscription id and sizes are expected.")
-        address, block_bytes = words[0] + b" " + words[1], _parse_size(words[-2]) if sizes == 2 else 0
+        address, block_bytes = address_of(words[0], words[1]), _parse_size(words[-2]) if sizes == 2 else 0
         head = line.rpartition(b" ")[0]
         if len(words) - sizes == 2 and len(head) <= _LONGEST_HEAD and line.split(b" ") == [kind, *words]:
             if len(self._heads) >= _HEADS:

@@ -125,6 +125,14 @@ def unsubscribe(channel: bytes) -> bytes:
     return b"*2\r\n$11\r\nUNSUBSCRIBE\r\n$%d\r\n%b\r\n" % (len(channel), channel)
 
 
+def glob_of(pattern: str) -> bytes:
+    """Return the glob-style pattern of PSUBSCRIBE for a pattern of topics: ``*`` there matches dots, so it can match more.
+
+    No other character of a topic is special in a glob-style pattern.
+    """
+    return pattern.replace(">", "*").encode()
+
+
 def psubscribe(pattern: bytes) -> bytes:
     """Encode a PSUBSCRIBE to one pattern; the confirmation is a ``psubscribe`` reply, or an ``error``."""
     return b"*2\r\n$10\r\nPSUBSCRIBE\r\n$%d\r\n%b\r\n" % (len(pattern), pattern)

@@ -9,7 +9,7 @@ import pytest
 
 from msight_bus.backends import memory
 from msight_bus.backends.memory import Exchange, MemoryConnection
-from msight_bus.backends.pubsub.connection import Route
+from msight_bus.backends.pubsub.routes import Route
 from msight_bus.errors import BusError, ConnectionLostError, MessageTooLargeError
 from msight_bus.protocol.envelope import TopicCounter
 from msight_bus.settings import Limits

@@ -126,6 +126,32 @@ async def test_subscribing_and_leaving(backend, topic, when, queue):
             assert attempt.nth > 2
 
 
+@pytest.mark.parametrize("queue", [QueuePolicy.drop_oldest(100), QueuePolicy.block(100)], ids=["shared", "dedicated"])
+@pytest.mark.parametrize("backend", ["memory", "redis", "nats"], indirect=True)
+@pytest.mark.parametrize("when", ["suspended", "woken"])
+async def test_subscribing_to_many_topics_and_leaving(backend, topic, when, queue):
+    """The pattern of another subscription, which is the same, is not affected."""
+    async with backend.connect() as bus, bus.subscribe(f"{topic}.*") as messages:
+        reader = Reader(bus, f"{topic}.a", messages)
+        await reader.sees_everything()
+
+        async def subscribe():
+            async with bus.subscribe([f"{topic}.a", f"{topic}.b", f"{topic}.*", f"{topic}.>"], queue=queue):
+                await bus.publish(f"{topic}.a", b"x")
+
+        leftovers = Leftovers()
+        for attempt in sweep(when):
+            await attempt.run(subscribe())
+            assert bus.core._subscriptions == {messages}
+            await leftovers.none()
+            await reader.sees_everything()
+            connection = bus.core.backend._subscribing.connection
+            assert {route.topic for route in connection._addresses} == {f"{topic}.*", "_msight.seq"}
+            assert len(bus.core.backend._subscribing._patterns) == 1
+        if backend.name != "memory":
+            assert attempt.nth > 2
+
+
 @pytest.mark.parametrize("kind", ["redis", "nats"])
 @pytest.mark.parametrize("when", ["suspended", "woken"])
 async def test_a_cancelled_subscribe_leaves_tail_loss_detection_on(kind, topic, when):

@@ -603,14 +603,14 @@ def test_what_is_published_is_what_is_received(messages):
         assert counter.sequence == sequence
         decoder.feed(b"HMSG a.b 5 %b\r\n%b" % (b" ".join(sizes), body))
         for address, frames, foreign in decoder.take():
-            assert address == nats.address_of(b"a.b", 5)
+            assert address == nats.address_of(b"a.b", b"5")
             found += [(frame[1:4], None, {}, frame[4]) for frame in frames or ()]
             found += [nats.decode_metadata(*one) for one in foreign]
     assert found == [((7, i, 9), key, headers, payload) for i, (payload, key, headers) in enumerate(messages, 42)]
 
 
 def test_the_other_commands():
-    assert nats.subscribe(b"a.*", 5) + nats.subscribe(b"a", 6, b"group") + nats.unsubscribe(5) + nats.ping() == (
-        b"SUB a.* 5\r\nSUB a group 6\r\nUNSUB 5\r\nPING\r\n"
-    )
+    assert nats.subscribe(b"a.*", b"5") + nats.subscribe(b"a", b"6", b"group") + nats.unsubscribe(
+        b"5"
+    ) + nats.ping() == (b"SUB a.* 5\r\nSUB a group 6\r\nUNSUB 5\r\nPING\r\n")
     assert nats.connect({"verbose": False}) == b'CONNECT {"verbose": false}\r\n'

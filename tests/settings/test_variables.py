@@ -53,6 +53,7 @@ NEW = {
     "MSIGHT_DEAD_LETTER_SUFFIX",
     NATS + "TLS_FIRST",
     "MSIGHT_PUBLISHER_TOPICS",
+    "MSIGHT_STATS_TOPICS",
 }
 VARIABLES = BusSettings.variables()
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from msight_bus.backends.pubsub.connection import Connection, Route
+from msight_bus.backends.pubsub.connection import Connection
 from msight_bus.backends.pubsub.in_flight import Request
+from msight_bus.backends.pubsub.routes import Route
 from msight_bus.errors import BusError, ConnectionLostError
 from msight_bus.message import Message
 

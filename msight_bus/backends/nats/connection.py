@@ -13,13 +13,15 @@ from typing import Any
 
 from msight_bus.backends.failover import Meaning
 from msight_bus.backends.nats.errors import meaning_of, refused_subject
-from msight_bus.backends.pubsub.connection import Connection, Route
+from msight_bus.backends.pubsub.connection import Connection
 from msight_bus.backends.pubsub.in_flight import Request
 from msight_bus.backends.pubsub.reconnecting import LeavingCallback, RefusedCallback
+from msight_bus.backends.pubsub.routes import PatternRoute, Route
 from msight_bus.backends.pubsub.socket_connection import SocketConnection
 from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError
 from msight_bus.message import Message
 from msight_bus.protocol import nats
+from msight_bus.protocol.head_cache import Address
 from msight_bus.protocol.stream_decoder import Reply
 from msight_bus.topics import ALIVE_TOPIC
 
@@ -76,7 +78,7 @@ class NatsConnection(SocketConnection):
         self._on_refused = on_refused
         self._on_leaving = on_leaving
         self._on_info = on_info
-        self._sids: dict[Route, int] = {}
+        self._sids: dict[Route, bytes] = {}
         self._last_sid = 0
         self.ping_at = _PING_EVERY
         self._unclear = ""  # an -ERR that is about a subscription if a PONG follows
@@ -90,9 +92,13 @@ class NatsConnection(SocketConnection):
     def subscribe(self, route: Route) -> Request:
         """Send SUB and PING; the PONG confirms the subscription."""
         self._last_sid += 1
-        sid = self._sids[route] = self._last_sid
+        sid = b"%d" % self._last_sid
+        if route.group_id is not None:  # the server sends a copy of a message to any of the entries that match
+            sid = b"g%d.%b" % (route.subscription, sid)
+        self._sids[route] = sid
         subject = route.topic.encode()
-        self.add_route(route, nats.address_of(subject, sid))
+        address = nats.address_of(subject, sid)
+        self.add_route(route, self.split(address)[0] if isinstance(route, PatternRoute) else address)
         group = None if route.group_id is None else route.group_id.encode()
         request = self.request(nats.subscribe(subject, sid, group), nats.PING, topic=route.topic)
         request.answer.add_done_callback(lambda answer: self._subscribed(route, answer.exception()))
@@ -104,6 +110,12 @@ class NatsConnection(SocketConnection):
             if not self.gone.done():
                 optional = route.topic.startswith(ALIVE_TOPIC)  # the subscriber logs the refusal
                 logger.log(logging.DEBUG if optional else logging.WARNING, "%s", error)
+
+    def split(self, address: Address) -> tuple[Address, bytes]:
+        """Return the part of the subscription id that is in the address of a message, and its subject."""
+        assert isinstance(address, bytes)
+        subject, _, sid = address.rpartition(b" ")
+        return sid, subject
 
     def unsubscribe(self, route: Route) -> Request:
         """Send UNSUB and PING; no message of the route follows the PONG."""
@@ -194,7 +206,12 @@ class NatsConnection(SocketConnection):
         if sid is None and request is not None and request.topic is not None:
             request.error = error
             return
-        for route, known in list(self._sids.items()):
-            if sid == str(known) or (sid is None and route.topic == subject):
-                self.forget_route(route)
-                route.on_refused(error)
+        if sid is None:
+            refused = [route for route in self._sids if route.topic == subject]
+        else:
+            address = nats.address_of(subject.encode(), sid.encode())
+            sharing = *self._routes.get(address, ()), *self._patterns.get(self.split(address)[0], ())
+            refused = [route for route in sharing if self._sids.get(route) == sid.encode()]
+        for route in refused:
+            self.forget_route(route)
+            route.on_refused(error)

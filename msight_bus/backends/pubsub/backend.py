@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from msight_bus.backends.base import Inbox, Selection
-from msight_bus.backends.pubsub.connection import Route
 from msight_bus.backends.pubsub.in_flight import Sender
 from msight_bus.backends.pubsub.publishing import PublishedTopics, PubSubPublisher
 from msight_bus.backends.pubsub.reconnecting import Connector, ReconnectingConnection
+from msight_bus.backends.pubsub.routes import PatternRoute, Route
 from msight_bus.backends.pubsub.tail_loss import AnnouncementSubscriber, SequenceAnnouncer
 from msight_bus.capabilities import Capabilities
 from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError, PublishTimeoutError, aborted
@@ -28,7 +28,7 @@ class PubSubConsumer:
     """One subscription (backends.base.Consumer, reconnecting.Subscriber).
 
     Attributes:
-        routes: one for each topic.
+        routes: one for each topic and pattern.
         inbox: the inbox of the user's subscription.
     """
 
@@ -39,11 +39,18 @@ class PubSubConsumer:
         connection: ReconnectingConnection,
         limits: Limits,
         on_closed: Callable[[ReconnectingConnection], Awaitable[None]] | None,
+        *,
+        number: int,
     ) -> None:
-        """``on_closed`` closes a dedicated connection; ``None`` on a shared one."""
+        """``on_closed`` closes a dedicated connection; ``None`` on a shared one; ``number``: of the subscription."""
         self.inbox: Inbox | None = inbox
-        self.routes = [
-            Route(topic, selection.group_id, inbox.stream(topic), self._refused) for topic in selection.topics
+        group_id = selection.group_id
+        self.routes: list[Route] = [
+            Route(topic, group_id, inbox.stream(topic), self._refused, number) for topic in selection.topics
+        ]
+        self.routes += [
+            PatternRoute(pattern, selection, inbox, self._refused, number, limits.stats_topics)
+            for pattern in selection.patterns
         ]
         self._inbox = inbox
         self._connection = connection
@@ -121,6 +128,7 @@ class PubSubBackend:
         self._publishing = self._connection(publishes=True)
         self._subscribing = self._publishing if connector.shares_connection else self._connection(publishes=False)
         self._dedicated: set[ReconnectingConnection] = set()
+        self._subscriptions = 0
         self._announcer = (
             SequenceAnnouncer(self._announce, self._limits.announce_interval) if connector.announces else None
         )
@@ -215,13 +223,14 @@ class PubSubBackend:
 
         A subscription with the ``block`` policy gets a dedicated connection, because pausing pauses the whole connection.
         """
+        number = self._subscriptions = self._subscriptions + 1
         if selection.queue.when_full == "block":
             connection = self._connection(publishes=False)
             self._dedicated.add(connection)
-            consumer = PubSubConsumer(selection, inbox, connection, self._limits, self._end)
+            consumer = PubSubConsumer(selection, inbox, connection, self._limits, self._end, number=number)
         else:
             connection = self._subscribing
-            consumer = PubSubConsumer(selection, inbox, connection, self._limits, None)
+            consumer = PubSubConsumer(selection, inbox, connection, self._limits, None, number=number)
         try:
             await self._open_for(selection, connection)
             await self._listen_for_announcements(connection, selection.name)

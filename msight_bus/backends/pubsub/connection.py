@@ -6,36 +6,16 @@ A connection is never reused: after a disconnect, `ReconnectingConnection` opens
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
-from msight_bus.backends.base import TopicStream
 from msight_bus.backends.pubsub.in_flight import InFlight, Request, Sender
+from msight_bus.backends.pubsub.routes import PatternRoute, Route
 from msight_bus.errors import BusError
 from msight_bus.message import Message
 from msight_bus.protocol.envelope import TopicCounter
 from msight_bus.protocol.head_cache import Address
-
-
-class Route:
-    """One topic of one subscription. Stays the same when the subscription is resubscribed on another connection.
-
-    Attributes:
-        topic: the topic's name.
-        group_id: queue group; ``None``: every message is received.
-        stream: receives the messages.
-        on_refused: called when the broker revokes the permission to subscribe.
-    """
-
-    __slots__ = ("group_id", "on_refused", "stream", "topic")
-
-    def __init__(
-        self, topic: str, group_id: str | None, stream: TopicStream, on_refused: Callable[[BusError], None]
-    ) -> None:
-        self.topic = topic
-        self.group_id = group_id
-        self.stream = stream
-        self.on_refused = on_refused
+from msight_bus.topics import MAX_TOPIC_BYTES
 
 
 class Interceptor(Protocol):
@@ -43,6 +23,16 @@ class Interceptor(Protocol):
 
     def deliver(self, route: Route, batch: list[Message]) -> None:
         """Receive a list of messages of one route."""
+
+
+_R = TypeVar("_R", bound=Route)
+
+
+def _remove(table: dict[Address, list[_R]], address: Address, route: _R) -> None:
+    routes = table[address]
+    routes.remove(route)
+    if not routes:
+        del table[address]
 
 
 class Connection:
@@ -75,6 +65,8 @@ class Connection:
         self._drained: asyncio.Future[None] | None = None
         self._reason: BusError | None = None
         self._routes: dict[Address, list[Route]] = {}  # by address
+        self._patterns: dict[Address, list[PatternRoute]] = {}  # by the first part of what `split` returns
+        self._matched: dict[Address, None] = {}  # addresses in `_routes` that patterns have matched, the oldest first
         self._addresses: dict[Route, Address] = {}
 
     # -- implemented for each broker
@@ -157,18 +149,50 @@ class Connection:
         return route in self._addresses
 
     def add_route(self, route: Route, address: Address) -> None:
-        """Deliver messages with ``address`` to the route."""
-        self._routes.setdefault(address, []).append(route)
+        """Deliver messages with ``address`` to the route; to a `PatternRoute`, those of which `split` returns ``address``."""
         self._addresses[route] = address
+        if isinstance(route, PatternRoute):
+            self._forget_matched()
+            self._patterns.setdefault(address, []).append(route)
+        else:
+            self._routes.setdefault(address, []).append(route)
 
     def forget_route(self, route: Route) -> None:
         """Stop delivering to the route."""
         address = self._addresses.pop(route, None)
-        routes = self._routes.get(address, []) if address is not None else []
-        if route in routes:
-            routes.remove(route)
-        if address is not None and not routes:
-            self._routes.pop(address, None)
+        if address is not None and isinstance(route, PatternRoute):
+            self._forget_matched()
+            _remove(self._patterns, address, route)
+        elif address is not None:
+            _remove(self._routes, address, route)
+
+    def _forget_matched(self) -> None:
+        for address in self._matched:
+            del self._routes[address]
+        self._matched.clear()
+
+    def split(self, address: Address) -> tuple[Address, bytes] | None:
+        """Split the address of a message into the part that all messages of its pattern share, and the channel.
+
+        ``None`` for a message that no pattern can have matched.
+        """
+        return None
+
+    def match(self, address: Address) -> Sequence[Route]:
+        """Return the routes of an address that is not in `_routes`: those that patterns have for its channel."""
+        parts = self.split(address)
+        patterns = self._patterns.get(parts[0]) if parts is not None else None
+        if parts is None or patterns is None:
+            return ()
+        name = parts[1].decode(errors="surrogateescape")
+        routes = [route for pattern in patterns if (route := pattern.route_of(name)) is not None]
+        if len(name) <= MAX_TOPIC_BYTES:
+            if len(self._matched) >= patterns[0].most:
+                oldest = next(iter(self._matched))
+                del self._matched[oldest], self._routes[oldest]
+            self._matched[address] = None
+            self._routes[address] = routes
+        return routes
 
     # -- closing
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from msight_bus.backends.pubsub.connection import Connection, Route
+from msight_bus.backends.pubsub.connection import Connection
+from msight_bus.backends.pubsub.routes import Route
 from msight_bus.message import Message
 
 _HELD_MESSAGES = 10_000

@@ -6,13 +6,15 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from itertools import chain, islice
+from typing import Protocol, TypeVar
 
 from msight_bus.backends.base import Inbox, TopicStream
 from msight_bus.backends.pubsub import liveness
-from msight_bus.backends.pubsub.connection import Connection, Route
+from msight_bus.backends.pubsub.connection import Connection
 from msight_bus.backends.pubsub.handover import CopyFilter, DeliveryBuffer, DeliveryRecorder
 from msight_bus.backends.pubsub.in_flight import Request
+from msight_bus.backends.pubsub.routes import PatternRoute, Route
 from msight_bus.capabilities import Capabilities
 from msight_bus.errors import AuthenticationError, BusError, ClosedError, ConnectionLostError, fresh
 from msight_bus.settings import Limits
@@ -71,6 +73,8 @@ class Connector(Protocol):
         """
 
 
+_Error = TypeVar("_Error", bound=BaseException)
+
 LostCallback = Callable[[Connection, BusError], None]
 RefusedCallback = Callable[[str, BusError], None]
 LeavingCallback = Callable[[Connection], None]
@@ -92,6 +96,24 @@ class Subscriber(Protocol):
     @property
     def paused(self) -> bool:
         """Whether its queue is full, so that reading is paused."""
+
+
+def _unsubscribe(connection: Connection, subscriber: Subscriber) -> list[asyncio.Future[None]]:
+    """Unsubscribe everything that a subscription has on a connection; return the answers, all of which are requested at once."""
+    return [connection.unsubscribe(route).answer for route in subscriber.routes if connection.carries(route)]
+
+
+def _raise_refusal(subscriber: Subscriber, answers: Sequence[asyncio.Future[None]]) -> None:
+    for route, answer in zip(subscriber.routes, answers, strict=True):
+        if (error := answer.exception()) is not None:
+            raise _naming(subscriber, route, error)
+
+
+def _naming(subscriber: Subscriber, route: Route, error: _Error) -> _Error:
+    """Return a refusal that names its topic, if the subscription has several."""
+    if len(subscriber.routes) == 1 or isinstance(error, ConnectionLostError):
+        return error
+    return type(error)(f"The subscription to {route.topic!r} was refused. {error}")
 
 
 class ReconnectingConnection:
@@ -137,6 +159,7 @@ class ReconnectingConnection:
         self._moving_from: Connection | None = None
         self._subscribers: dict[Subscriber, None] = {}  # in the order of their calls of `join`
         self._streams: dict[str, list[TopicStream]] = {}
+        self._patterns: dict[PatternRoute, None] = {}
         self._changed = asyncio.Event()
         self._failed: BusError | None = None
         self._closed = False
@@ -212,8 +235,9 @@ class ReconnectingConnection:
         return request.answer.done()
 
     def streams(self, topic: str) -> Iterable[TopicStream]:
-        """Return the streams that are subscribed to a topic."""
-        return self._streams.get(topic, ())
+        """Return the streams that are subscribed to a topic; of a pattern, once a message on the topic has arrived."""
+        matched = [route.routes[topic].stream for route in self._patterns if topic in route.routes]
+        return [*self._streams.get(topic, ()), *matched] if matched else self._streams.get(topic, ())
 
     def silences(self) -> Iterable[tuple[str, float]]:
         """Return some topics, each with the seconds since a publisher without an announcement was last heard.
@@ -223,8 +247,9 @@ class ReconnectingConnection:
         if self.connection is None:
             return []
         lasted = asyncio.get_running_loop().time() - self._opened_at + _CLOCK_ERROR
-        some = [streams for _, streams in zip(range(_EXAMINED_TOPICS), self._streams.values(), strict=False)]
-        return [(topic, streams[0].silence(lasted)) for topic, streams in zip(list(self._streams), some, strict=False)]
+        named = ((topic, streams[0]) for topic, streams in self._streams.items())
+        matched = ((topic, one.stream) for route in self._patterns for topic, one in route.routes.items())
+        return [(topic, stream.silence(lasted)) for topic, stream in islice(chain(named, matched), _EXAMINED_TOPICS)]
 
     # -- subscriptions
 
@@ -252,16 +277,13 @@ class ReconnectingConnection:
         try:
             asked = [connection.subscribe(route).answer for route in subscriber.routes]
             await asyncio.wait(asked)
-            for answer in asked:
-                answer.result()
+            _raise_refusal(subscriber, asked)
         except ConnectionLostError:
             if connection is self.connection:
                 raise
             return False
         except BaseException:
-            for route in subscriber.routes:
-                if connection.carries(route):
-                    connection.unsubscribe(route)
+            _unsubscribe(connection, subscriber)
             raise
         if connection is not self.connection:  # the bus has moved to another server in the meantime
             for route in subscriber.routes:
@@ -269,7 +291,10 @@ class ReconnectingConnection:
             return False
         self._subscribers[subscriber] = None
         for route in subscriber.routes:
-            self._streams.setdefault(route.topic, []).append(route.stream)
+            if isinstance(route, PatternRoute):
+                self._patterns[route] = None
+            else:
+                self._streams.setdefault(route.topic, []).append(route.stream)
         return True
 
     async def leave(self, subscriber: Subscriber) -> None:
@@ -279,13 +304,11 @@ class ReconnectingConnection:
         """
         self._forget(subscriber)
         if self._restoring is not None:  # this connection has delivered nothing yet
-            for route in subscriber.routes:
-                if self._restoring.carries(route):
-                    self._restoring.unsubscribe(route)
+            _unsubscribe(self._restoring, subscriber)
         connection = self.connection
         if connection is None:
             return
-        answers = [connection.unsubscribe(route).answer for route in subscriber.routes if connection.carries(route)]
+        answers = _unsubscribe(connection, subscriber)
         if answers:
             await asyncio.wait(answers, timeout=self._limits.pong_timeout)
             if not all(answer.done() for answer in answers):
@@ -300,14 +323,20 @@ class ReconnectingConnection:
             return
         del self._subscribers[subscriber]
         for route in subscriber.routes:
+            if isinstance(route, PatternRoute):
+                del self._patterns[route]
+                continue
             streams = self._streams[route.topic]
             streams.remove(route.stream)
             if not streams:
                 del self._streams[route.topic]
 
     def fail(self, subscriber: Subscriber, error: BusError) -> None:
-        """End a subscription that the broker refuses from now on."""
+        """End a subscription of which the broker refuses a topic from now on; nothing more is received on the others."""
         self._forget(subscriber)
+        for connection in (self.connection, self._restoring):
+            if connection is not None:
+                _unsubscribe(connection, subscriber)
         if subscriber.inbox is not None:
             subscriber.inbox.fail(error)
 
@@ -430,7 +459,7 @@ class ReconnectingConnection:
             BusError: the broker is busy or not ready; the next attempt may succeed.
         """
         while asked := [
-            (subscriber, connection.subscribe(route))
+            (subscriber, route, connection.subscribe(route))
             for subscriber in self._subscribers
             for route in subscriber.routes
             if not connection.carries(route)
@@ -439,9 +468,9 @@ class ReconnectingConnection:
         if any(subscriber.paused for subscriber in self._subscribers):
             connection.pause_reading()
 
-    async def _restored(self, connection: Connection, asked: Sequence[tuple[Subscriber, Request]]) -> None:
+    async def _restored(self, connection: Connection, asked: Sequence[tuple[Subscriber, Route, Request]]) -> None:
         """Await the answers to all subscriptions, about one round trip. A subscription that the broker refuses ends."""
-        waiting = {request.answer for _, request in asked}
+        waiting = {request.answer for *_, request in asked}
         while waiting and not connection.gone.done():
             before = connection.received_at
             answered, waiting = await asyncio.wait(
@@ -450,13 +479,12 @@ class ReconnectingConnection:
             waiting -= {connection.gone}
             if not answered and connection.received_at == before:  # an answer may come within one tick of the clock
                 raise TimeoutError(f"no answer for {self._limits.connect_timeout:g} s (MSIGHT_CONNECT_TIMEOUT)")
-        for subscriber, request in asked:
+        for subscriber, route, request in asked:
             error = request.answer.exception() if request.answer.done() else None
             if isinstance(error, AuthenticationError) or request.error is not None:
-                for route in subscriber.routes:
-                    connection.forget_route(route)
+                connection.forget_route(route)
                 if subscriber in self._subscribers and isinstance(error, BusError):
-                    self.fail(subscriber, error)
+                    self.fail(subscriber, _naming(subscriber, route, error))
             elif error is not None:
                 raise error  # temporary: the next attempt may succeed
         if connection.gone.done():

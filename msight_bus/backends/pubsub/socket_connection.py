@@ -16,8 +16,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from msight_bus.backends.pubsub.connection import Connection, Route
+from msight_bus.backends.pubsub.connection import Connection
 from msight_bus.backends.pubsub.in_flight import Request, Sender
+from msight_bus.backends.pubsub.routes import Route
 from msight_bus.errors import BusError, ConnectionLostError
 from msight_bus.message import NO_HEADERS, Headers, Message, overhead
 from msight_bus.protocol.codec import Codec
@@ -215,7 +216,10 @@ class SocketConnection(Connection, asyncio.Protocol):
             return
         if (single := self._decoder.single(data)) is not None:  # one whole message: the usual case below saturation
             address, frame = single
-            self._deliver_segment(self._routes.get(address, ()), (address, [frame], []), time.time())
+            routes: Sequence[Route] | None = self._routes.get(address)
+            if routes is None:
+                routes = self.match(address)
+            self._deliver_segment(routes, (address, [frame], []), time.time())
             return
         self._held_bytes += len(data)
         full = len(data) >= _FULL_READ
@@ -272,14 +276,17 @@ class SocketConnection(Connection, asyncio.Protocol):
     def _deliver(self) -> None:
         self._held_bytes = 0
         received_at = time.time()
-        announcements: list[tuple[list[Route], Segment]] = []
+        announcements: list[tuple[Sequence[Route], Segment]] = []
         for item in self._decoder.take():  # in order: messages before the reply to an unsubscribe are still delivered
             if not isinstance(item, tuple):
                 self.answered(item)
                 continue
-            routes = self._routes.get(item[0])
-            if routes is None:
-                continue
+            routes: Sequence[Route] | None = self._routes.get(item[0])
+            if not routes:
+                if routes is None:
+                    routes = self.match(item[0])
+                if not routes:
+                    continue
             if routes[0].topic == SEQUENCE_TOPIC:  # after the messages that they announce, which are on other topics
                 announcements.append((routes, item))
             else:

@@ -16,9 +16,9 @@ from typing import Annotated
 import msgspec
 
 from msight_bus.backends.base import Inbox, TopicStream
-from msight_bus.backends.pubsub.connection import Route
 from msight_bus.backends.pubsub.in_flight import Sender, UnconfirmedRun
 from msight_bus.backends.pubsub.publishing import PublishedTopic
+from msight_bus.backends.pubsub.routes import Route
 from msight_bus.errors import AuthenticationError, BusError
 from msight_bus.message import Message
 from msight_bus.topics import SEQUENCE_TOPIC

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from msight_bus.backends.pubsub.connection import Connection, Route
+from msight_bus.backends.pubsub.connection import Connection
 from msight_bus.backends.pubsub.in_flight import Request
+from msight_bus.backends.pubsub.routes import PatternRoute, Route
 from msight_bus.backends.pubsub.socket_connection import SocketConnection
 from msight_bus.backends.redis.errors import broker_error
 from msight_bus.backends.redis.health import REPLIES, Health, health_question, subscribers_question
 from msight_bus.errors import AuthenticationError, BusError
 from msight_bus.protocol import redis
+from msight_bus.protocol.head_cache import Address
 from msight_bus.protocol.stream_decoder import Reply
 
 
@@ -101,21 +103,31 @@ class RedisConnection(SocketConnection):
         return self.request(redis.PING)
 
     def subscribe(self, route: Route) -> Request:
-        """Send SUBSCRIBE. Several routes of one topic share the channel."""
+        """Send SUBSCRIBE or PSUBSCRIBE. Several routes of one topic or pattern share the subscription."""
+        if isinstance(route, PatternRoute):
+            glob = redis.glob_of(route.topic)
+            self.add_route(route, glob)
+            return self.request(redis.psubscribe(glob), topic=route.topic)
         channel = route.topic.encode()
         self.add_route(route, channel)
         return self.request(redis.subscribe(channel), topic=route.topic)
 
     def unsubscribe(self, route: Route) -> Request:
-        """Send UNSUBSCRIBE for the last route of a channel; messages in transit arrive before the confirmation."""
-        channel = route.topic.encode()
+        """Unsubscribe for the last route of a topic or pattern; messages in transit arrive before the confirmation."""
         self._leaving.add(route)
-        if any(other not in self._leaving for other in self._routes.get(channel, ())):
+        is_pattern = isinstance(route, PatternRoute)
+        name = redis.glob_of(route.topic) if is_pattern else route.topic.encode()
+        sharing: Sequence[Route] = (self._patterns if is_pattern else self._routes).get(name, ())
+        if any(other not in self._leaving for other in sharing):
             request = self.ping()
         else:
-            request = self.request(redis.unsubscribe(channel))
+            request = self.request(redis.punsubscribe(name) if is_pattern else redis.unsubscribe(name))
         request.answer.add_done_callback(lambda _: self.forget_route(route))
         return request
+
+    def split(self, address: Address) -> tuple[Address, bytes] | None:
+        """Return pattern and channel of a message that matched a pattern."""
+        return address if isinstance(address, tuple) else None
 
     def forget_route(self, route: Route) -> None:
         """Stop delivering to the route."""

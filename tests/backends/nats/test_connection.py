@@ -9,7 +9,7 @@ import pytest
 
 from msight_bus.backends.nats import connection as nats_connection
 from msight_bus.backends.nats.connection import NatsConnection
-from msight_bus.backends.pubsub.connection import Route
+from msight_bus.backends.pubsub.routes import Route
 from msight_bus.errors import AuthenticationError, BusError
 from msight_bus.protocol.envelope import TopicCounter
 

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from msight_bus.backends.pubsub import handover
-from msight_bus.backends.pubsub.connection import Route
 from msight_bus.backends.pubsub.handover import CopyFilter, DeliveryBuffer, DeliveryRecorder
 from msight_bus.backends.pubsub.reconnecting import ReconnectingConnection
+from msight_bus.backends.pubsub.routes import Route
 from msight_bus.errors import ConnectionLostError
 from msight_bus.events import Disconnected, Reconnected
 from msight_bus.message import Message

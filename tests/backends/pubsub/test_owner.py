@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from msight_bus.backends.pubsub.connection import Route
 from msight_bus.backends.pubsub.reconnecting import ReconnectingConnection
+from msight_bus.backends.pubsub.routes import Route
 from msight_bus.errors import AuthenticationError, ConnectionLostError
 from msight_bus.settings import Limits
 from tests.support.links import Script, cut

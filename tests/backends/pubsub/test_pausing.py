@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from msight_bus.backends.pubsub.connection import Route
+from msight_bus.backends.pubsub.routes import Route
 from msight_bus.backends.redis.connection import RedisConnection
 
 MESSAGES = 300

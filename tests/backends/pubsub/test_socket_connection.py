@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from msight_bus.backends.pubsub.connection import Route
+from msight_bus.backends.pubsub.routes import Route
 from msight_bus.backends.pubsub.socket_connection import BURST_BYTES, FRAMES_A_TURN
 from msight_bus.backends.redis.connection import RedisConnection
 from msight_bus.errors import ConnectionLostError

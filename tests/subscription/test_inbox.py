@@ -1,0 +1,87 @@
+"""The counters of many topics: which topic is forgotten, and what is kept of it."""
+
+from __future__ import annotations
+
+from msight_bus import Message, QueuePolicy
+from msight_bus.backends.base import Selection
+from msight_bus.events import Gap
+from msight_bus.patterns import TopicPattern
+from msight_bus.subscription.inbox import Inbox
+
+
+def inbox_of(*topics, most, events=None, queue=None):
+    """An inbox that keeps the counters of at most ``most`` topics."""
+    selection = Selection(topics, None, queue or QueuePolicy.drop_oldest(1000), "latest", (TopicPattern(">", ".dead"),))
+    return Inbox(
+        selection,
+        counts=True,
+        deadline=None,
+        most=most,
+        clock=lambda: 1000.0,
+        report=(lambda event: None) if events is None else events.append,
+        on_full=lambda: None,
+        on_room=lambda: None,
+    )
+
+
+def receive(inbox, topic, *sequences):
+    for sequence in sequences:
+        inbox.stream(topic).deliver([Message(topic, b"x", session=1, sequence=sequence)])
+
+
+def known(inbox):
+    return {stream.topic: stream.received for stream in inbox.streams}
+
+
+def test_the_least_recently_used_topic_is_forgotten():
+    inbox = inbox_of(most=3)
+    for topic in "abc":
+        receive(inbox, topic, 1)
+    receive(inbox, "a", 2)
+    receive(inbox, "d", 1)
+    assert (known(inbox), inbox.evicted) == ({"a": 2, "c": 1, "d": 1}, 1)
+    receive(inbox, "c", 2)
+    receive(inbox, "e", 1)
+    assert (known(inbox), inbox.evicted) == ({"c": 2, "d": 1, "e": 1}, 2)
+
+
+def test_a_stream_stays_valid_and_counts_from_the_beginning():
+    inbox = inbox_of(most=1)
+    first = inbox.stream("a")
+    receive(inbox, "a", 1, 3)
+    receive(inbox, "b", 1)
+    assert first.evicted
+    first.deliver([Message("a", b"x", session=1, sequence=9)])
+    assert (known(inbox), inbox.evicted, inbox.stream("a") is first) == ({"a": 1}, 2, True)
+    assert (first.gaps, first.total_missing) == (0, 0)
+    assert (inbox.evicted_gaps.gaps, inbox.evicted_gaps.missing) == (1, 1)
+    assert inbox.queue.received == 4
+
+
+def test_one_gap_a_second_tells_of_topics_that_were_forgotten():
+    events: list = []
+    inbox = inbox_of(most=2, events=events)
+    for number in range(100):
+        receive(inbox, f"t{number}", 1)
+    assert (inbox.evicted, events) == (98, [Gap("t0", None, "evicted")])
+    inbox._eviction_told_at -= 2
+    receive(inbox, "t100", 1)
+    assert events == [Gap("t0", None, "evicted"), Gap("t98", None, "evicted")]
+
+
+def test_the_drops_of_forgotten_topics_are_bounded():
+    inbox = inbox_of(most=5, queue=QueuePolicy.drop_newest(1))
+    for number in range(1000):
+        receive(inbox, f"t{number}", 1)
+    assert len(inbox.queue.dropped_of) <= 11
+    assert inbox.queue.dropped == {"drop_newest": 999}
+    assert len(inbox._least_used) <= 5
+
+
+def test_a_reconnect_is_a_gap_on_each_topic_that_is_known():
+    events: list = []
+    inbox = inbox_of("a", most=10, events=events)
+    inbox.stream("a")
+    receive(inbox, "b", 1)
+    inbox.gap(None, "reconnect")
+    assert events == [Gap("a", None, "reconnect"), Gap("b", None, "reconnect")]
