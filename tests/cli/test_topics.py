@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import re
+import threading
 
 import pytest
 from rich.console import Console
@@ -16,7 +17,7 @@ from msight_bus.cli.topics import Ends, ends_of, show
 from msight_bus.nodes import NodeConfig
 from msight_bus.registry import NodeInfo, NodeMetrics, NodeStatus
 from tests.support.brokers import make_backend
-from tests.support.commands import _in_a_thread, command
+from tests.support.commands import command, in_a_thread, publishing
 from tests.support.nodes import Collect, Numbers, running
 
 
@@ -73,7 +74,7 @@ def test_nodes_are_listed_with_their_topics(kind, topic, monkeypatch):
             while not stop.is_set():
                 await asyncio.sleep(0.01)
 
-    with _in_a_thread(backend, nodes):
+    with in_a_thread(backend, nodes):
         listed = command(backend, "topics", "--json")
         table = command(backend, "topics")
     assert (listed.exit_code, table.exit_code) == (0, 0)
@@ -85,3 +86,44 @@ def test_nodes_are_listed_with_their_topics(kind, topic, monkeypatch):
         "Not shown: topics of programs that are no nodes (see --observe), and subscribers that are no nodes."
         in table.stderr
     )
+
+
+@pytest.mark.parametrize("kind", ["redis", "nats"])
+def test_what_arrives_is_observed_whoever_publishes(kind, topic):
+    backend = make_backend(kind)
+    with publishing(backend, {f"{topic}.a": lambda _: bytes(1000), f"{topic}.b": lambda _: b""}, rate=100):
+        result = command(backend, "topics", "--observe", "1", "--json")
+        shown = command(backend, "tail", f"{topic}.*", f"{topic}.a", "--count", "4", "--json")
+    rows = {row["topic"]: row for row in map(json.loads, result.stdout.splitlines())}
+    one, two = rows[f"{topic}.a"], rows[f"{topic}.b"]
+    assert (one["publishers"], one["subscribers"]) == ([], [])
+    assert (one["observed"]["mean_bytes"], two["observed"]["mean_bytes"]) == (1000, 0)
+    assert one["observed"]["rate"] > 1
+    assert "Not shown: topics without traffic, and subscribers that are no nodes." in result.stderr
+    assert (
+        sorted(json.loads(line)["topic"] for line in shown.stdout.splitlines())
+        == [f"{topic}.a"] * 2 + [f"{topic}.b"] * 2
+    )
+
+
+def test_traffic_on_channels_that_are_no_topics_is_counted(redis):
+    import redis as client
+
+    stop = threading.Event()
+
+    def publish():
+        with client.Redis(port=int(redis.env["MSIGHT_REDIS_MESSAGE_BROKER_PORT"])) as foreign:
+            while not stop.wait(0.01):
+                foreign.publish("a \x1b[2J", b"x")
+
+    publisher = threading.Thread(target=publish)
+    publisher.start()
+    try:
+        result = command(redis, "topics", "--observe", "1")
+    finally:
+        stop.set()
+        publisher.join()
+    assert re.search(
+        r"Not shown: \d+ messages of more topics, or on channels that are no valid topics\.", result.stderr
+    )
+    assert "\x1b" not in result.output

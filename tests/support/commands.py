@@ -34,7 +34,7 @@ def command(backend: Backend, *arguments: str, stdin: bytes | None = None, **var
 
 
 @contextmanager
-def _in_a_thread(
+def in_a_thread(
     backend: Backend, work: Callable[[Bus, Callable[[], None], threading.Event], object]
 ) -> Iterator[None]:
     """Run ``await work(bus, ready, stop)`` in another thread; enter once ``ready()`` was called."""
@@ -82,7 +82,7 @@ def publishing(
                 await bus.publish(topic, make(number), **options)
             ready()
 
-    with _in_a_thread(backend, work):
+    with in_a_thread(backend, work):
         yield times
 
 
@@ -107,5 +107,5 @@ def receiving(backend: Backend, topic: str) -> Iterator[Callable[[int], list[Mes
             time.sleep(0.005)
         return messages
 
-    with _in_a_thread(backend, work):
+    with in_a_thread(backend, work):
         yield wait_for
