@@ -98,8 +98,8 @@ def topics(
     """List the topics of the nodes on the broker: who publishes, who subscribes, and the announced rate.
 
     Nodes announce themselves every 10 seconds; the list is printed after 12. `--observe` also subscribes to all topics (`>`),
-    within bounded memory, and shows the topics with traffic of any program. No group is joined and no topic created. Ctrl-C
-    shows at once what was received until then.
+    within bounded memory, and shows the topics with traffic of any program; on NATS, nodes that are killed meanwhile are LOST
+    later. No group is joined and no topic created. Ctrl-C shows at once what was received until then.
     """
     with exit_status():
         settings, seconds = settings_of(backend, READING), ALL_ANNOUNCED if observe is None else observe
