@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import typer
@@ -13,11 +14,12 @@ from rich.console import Console
 from rich.text import Text
 
 from msight_bus.backends.base import Start
-from msight_bus.bus import Bus
+from msight_bus.bus import Bus, connect
 from msight_bus.errors import ConfigError, TopicError
 from msight_bus.message import Message
 from msight_bus.patterns import TopicPattern, check_entries, is_pattern
 from msight_bus.queue_policy import DEFAULT_BYTES, DEFAULT_MESSAGES, QueuePolicy
+from msight_bus.runtime import run
 from msight_bus.settings import BusSettings
 from msight_bus.subscription import Subscription
 from msight_bus.subscription.stats import TopicStats
@@ -71,68 +73,54 @@ def note(text: str) -> None:
     Console(stderr=True, highlight=False).print(Text(text, style="yellow"), soft_wrap=True)
 
 
+@dataclass
 class Observation:
     """Messages of topics and patterns, for display.
 
     Attributes:
+        bus: the bus.
+        receive: called with each message.
+        show: called with this observation once a second and, with ``True``, at the end.
+        until: called with this observation after each message; returns whether to end.
+        on_drop: called with each message that arrived too fast to be read.
+        start: where to begin; with ``"earliest"``, the log waits for this command, and nothing is dropped.
         received: number of messages received.
+        subscriptions: those that were entered.
     """
 
-    def __init__(
-        self,
-        bus: Bus,
-        receive: Callable[[Message], None],
-        on_drop: Callable[[Message], None] = lambda _: None,
-    ) -> None:
-        """``receive`` is called with each message, ``on_drop`` with each that arrived too fast to be read."""
-        self.received = 0
-        self._bus = bus
-        self._receive = receive
-        self._on_drop = on_drop
-        self._ready: list[asyncio.Event] = []
-        self._subscriptions: list[Subscription] = []
+    bus: Bus
+    receive: Callable[[Message], None]
+    show: Callable[[Observation, bool], None] = lambda *_: None
+    until: Callable[[Observation], bool] = lambda _: False
+    on_drop: Callable[[Message], None] = lambda _: None
+    start: Start = "latest"
+    received: int = 0
+    subscriptions: list[Subscription] = field(default_factory=list)
 
     @property
     def counters(self) -> dict[str, TopicStats]:
         """The counters of each topic."""
-        return {topic: stats for one in self._subscriptions for topic, stats in one.stats.topics.items()}
+        return {topic: stats for one in self.subscriptions for topic, stats in one.stats.topics.items()}
 
     def dropped(self, cause: str) -> int:
         """Return the number of messages that were dropped for a cause (`SubscriptionStats.dropped`)."""
-        return sum([subscription.stats.dropped.get(cause, 0) for subscription in self._subscriptions])
+        return sum([subscription.stats.dropped.get(cause, 0) for subscription in self.subscriptions])
 
-    async def run(
-        self,
-        topics: Sequence[str],
-        *,
-        seconds: float | None = None,
-        until: Callable[[], bool] = lambda: False,
-        each_second: Callable[[], None] = lambda: None,
-        start: Start = "latest",
-    ) -> None:
-        """Receive messages until ``seconds`` have passed since the broker confirmed, or ``until()`` is true.
-
-        Args:
-            topics: topics and patterns; a topic that does not exist is waited for.
-            seconds: ``None`` for no limit.
-            until: called after each message.
-            each_second: called once a second.
-            start: where to begin; with ``"earliest"``, the log waits for this command, and nothing is dropped.
+    async def run(self, topics: Sequence[str], seconds: float | None) -> None:
+        """Receive messages until ``seconds`` have passed since the broker confirmed; a topic that does not exist is waited for.
 
         Raises:
             BusError: the broker refused a subscription.
         """
         patterns = tuple(topic for topic in topics if is_pattern(topic))
-        matchers = [TopicPattern(pattern, self._bus.settings.dead_letter_suffix) for pattern in patterns]
-        named = [
-            (topic,) for topic in topics if topic not in patterns and not any(one.matches(topic) for one in matchers)
-        ]
-        entries = [patterns, *named] if patterns else named  # a topic of its own can be waited for
-        policy = QueuePolicy.block if start == "earliest" else QueuePolicy.drop_oldest
+        matchers = [TopicPattern(pattern, self.bus.settings.dead_letter_suffix) for pattern in patterns]
+        named = [(one,) for one in topics if one not in patterns and not any(match.matches(one) for match in matchers)]
+        entries = [patterns, *named] if patterns else named  # a topic with a subscription of its own can be waited for
+        policy = QueuePolicy.block if self.start == "earliest" else QueuePolicy.drop_oldest
         queue = policy(DEFAULT_MESSAGES, max_bytes=DEFAULT_BYTES // max(1, len(entries)) or 1)
-        self._ready = [asyncio.Event() for _ in entries]
-        work = [self._keep_time(", ".join(topics), seconds, each_second)]
-        work += [self._read(one, queue, start, until, ready) for one, ready in zip(entries, self._ready, strict=True)]
+        ready = [asyncio.Event() for _ in entries]
+        work = [self._keep_time(", ".join(topics), ready, seconds)]
+        work += [self._read(one, queue, is_ready) for one, is_ready in zip(entries, ready, strict=True)]
         tasks = [asyncio.create_task(one) for one in work]
         try:
             for task in (await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED))[0]:
@@ -142,29 +130,25 @@ class Observation:
                 task.cancel()
             await asyncio.wait(tasks)
 
-    async def _read(
-        self, topics: tuple[str, ...], queue: QueuePolicy, start: Start, until: Callable[[], bool], ready: asyncio.Event
-    ) -> None:
-        loop = asyncio.get_running_loop()
+    async def _read(self, topics: tuple[str, ...], queue: QueuePolicy, ready: asyncio.Event) -> None:
+        loop, start = asyncio.get_running_loop(), self.start
         while True:
             try:
-                async with self._bus.core.subscribe(
-                    topics, queue=queue, start=start, on_drop=self._dropped
-                ) as subscription:
-                    self._subscriptions.append(subscription)
+                async with self.bus.core.subscribe(topics, queue=queue, start=start, on_drop=self._dropped) as messages:
+                    self.subscriptions.append(messages)
                     ready.set()
                     begun = loop.time()
-                    async for message in subscription:
+                    async for message in messages:
                         self.received += 1
-                        self._receive(message)
-                        if until():
+                        self.receive(message)
+                        if self.until(self):
                             return
                         if (held := loop.time() - begun) > _SLICE:
                             await asyncio.sleep(held)
                             begun = loop.time()
             except TopicError as error:
                 if not ready.is_set():
-                    note(f"The topic {error.topic} does not exist on {self._bus.settings.address}; waiting for it.")
+                    note(f"The topic {error.topic} does not exist on {self.bus.settings.address}; waiting for it.")
                 ready.set()
                 start = "earliest"  # of a topic that is created from now on, everything is shown
             await asyncio.sleep(_RETRY)
@@ -172,10 +156,10 @@ class Observation:
     def _dropped(self, messages: Sequence[Message], cause: str) -> None:
         if cause != "closed":
             for message in messages:
-                self._on_drop(message)
+                self.on_drop(message)
 
-    async def _keep_time(self, names: str, seconds: float | None, each_second: Callable[[], None]) -> None:
-        for event in self._ready:
+    async def _keep_time(self, names: str, ready: Sequence[asyncio.Event], seconds: float | None) -> None:
+        for event in ready:
             await event.wait()
         loop = asyncio.get_running_loop()
         begun = loop.time()
@@ -186,4 +170,25 @@ class Observation:
                 return
             if second == _HINT_AFTER and names and not self.received:
                 note(f"No message on {names} yet; waiting. `msight-bus topics` lists the topics of nodes.")
-            each_second()
+            self.show(self, False)
+
+
+def watch(
+    settings: BusSettings, topics: Sequence[str], seconds: float | None, observing: Callable[[Bus], Observation]
+) -> int:
+    """Connect and run an observation; show it at the end, also at Ctrl-C. Return the number of messages received.
+
+    Raises:
+        BusError: the broker cannot be reached, or refused the connection or a subscription.
+    """
+
+    async def observe() -> int:
+        async with connect(settings) as bus:
+            observation = observing(bus)
+            try:
+                await observation.run(topics, seconds)
+            finally:
+                observation.show(observation, True)
+            return observation.received
+
+    return run(observe())

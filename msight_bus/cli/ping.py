@@ -114,11 +114,11 @@ def ping(
     json_lines: JsonOption = False,
     backend: BackendOption = None,
 ) -> None:
-    """Measure the round trip of a message: published, passed through the broker, and received by the same program.
+    """Measure the round trip of a message.
 
-    The broker's own PING (on Kafka, a metadata request) is measured before each message; the difference is the time of the bus
-    and the event loop, and on Kafka of the log. The messages use the reserved topic `_msight.ping`, which is created on Kafka.
-    The exit status is 1 if a message was lost.
+    The message is published and received by the same program. The broker's own PING (on Kafka, a metadata request) is measured
+    before each message; the difference is the time of the bus and the event loop, and on Kafka of the log. The messages use
+    the reserved topic `_msight.ping`, which is created on Kafka. The exit status is 1 if a message was lost.
     """
     with exit_status():
         settings, pings = settings_of(backend, {}), Pings(timeout, as_json=json_lines)

@@ -89,7 +89,7 @@ def pub(  # noqa: PLR0917 - the options of the command
     json_lines: JsonOption = False,
     backend: BackendOption = None,
 ) -> None:
-    """Publish the text, the content of the file, or without both each line of standard input.
+    """Publish text, a file, or lines of standard input.
 
     Kafka creates a missing topic, as `MSIGHT_KAFKA_CREATE_TOPICS` says. Prints the number of published messages.
     """

@@ -14,7 +14,6 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from msight_bus.bus import connect
 from msight_bus.cli.exit_status import FAILED, exit_status
 from msight_bus.cli.observing import (
     READING,
@@ -27,10 +26,10 @@ from msight_bus.cli.observing import (
     entries_of,
     note,
     settings_of,
+    watch,
 )
 from msight_bus.cli.tables import Column, table_lines
 from msight_bus.cli.topic_rates import TopicRates
-from msight_bus.runtime import run
 
 MOST_TOPICS = 1000
 Figures = Mapping[str, float | None]
@@ -51,20 +50,25 @@ def cell(figures: Figures, name: str) -> str:
 class Display:
     """A live table on a terminal, else a line a second and topic."""
 
-    def __init__(self, columns: Mapping[str, Column], *, live: Live | None, as_json: bool) -> None:
+    def __init__(self, columns: Mapping[str, Column], rates: TopicRates, *, live: Live | None, as_json: bool) -> None:
         """``columns``: those of the figures; ``live``: the live table; ``as_json``: print all figures as JSON."""
         self._columns = columns
+        self._rates = rates
         self._live = live
         self._as_json = as_json
         self._out = Console(highlight=False)
 
-    def show(self, rates: TopicRates, observation: Observation, *, total: bool) -> None:
+    def show(self, observation: Observation, total: bool) -> None:
         """Show the figures of the window or of the whole time."""
+        if not total:
+            self._rates.turn()
         counters, now = observation.counters, time.time()
         rows: dict[str, Figures] = {
             topic: {**arrivals.figures(now), "missing": counters[topic].missing if topic in counters else 0}
-            for topic, arrivals in sorted((rates.total() if total else rates.recent()).items())
+            for topic, arrivals in sorted((self._rates.total() if total else self._rates.recent()).items())
         }
+        if total and self._rates.others:
+            note(f"{self._rates.others:,} messages of other topics; at most {MOST_TOPICS:,} topics are measured.")
         if self._live is not None:
             self._live.update(self._table(rows, every=total), refresh=True)
             return
@@ -96,32 +100,24 @@ def _command(name: str, columns: Mapping[str, Column], help_text: str) -> Callab
         backend: BackendOption = None,
     ) -> None:
         with exit_status(), ExitStack() as stack:
-            entries, settings = entries_of(topics), settings_of(backend, READING)
+            entries, settings, rates = (
+                entries_of(topics),
+                settings_of(backend, READING),
+                TopicRates(window, MOST_TOPICS),
+            )
             live = Live(console=Console(highlight=False), auto_refresh=False)
             on_terminal = live.console.is_terminal and not json_lines
-            display = Display(columns, live=stack.enter_context(live) if on_terminal else None, as_json=json_lines)
-            rates = TopicRates(window, MOST_TOPICS)
-
-            async def measure() -> None:
-                async with connect(settings) as bus:
-                    observation = Observation(bus, rates.add, rates.add)
-
-                    def each_second() -> None:
-                        rates.turn()
-                        display.show(rates, observation, total=False)
-
-                    def is_complete() -> bool:
-                        return count is not None and observation.received >= count
-
-                    try:
-                        await observation.run(entries, seconds=seconds, until=is_complete, each_second=each_second)
-                    finally:
-                        display.show(rates, observation, total=True)
-
-            run(measure())
-            if rates.others:
-                note(f"{rates.others:,} messages of other topics; at most {MOST_TOPICS:,} topics are measured.")
-            if not rates.total():
+            display = Display(
+                columns, rates, live=stack.enter_context(live) if on_terminal else None, as_json=json_lines
+            )
+            if not watch(
+                settings,
+                entries,
+                seconds,
+                lambda bus: Observation(
+                    bus, rates.add, display.show, lambda one: count is not None and one.received >= count, rates.add
+                ),
+            ):
                 raise typer.Exit(FAILED)
 
     command.__name__, command.__doc__ = name, help_text
@@ -136,10 +132,10 @@ _AT_THE_END = """
 hz = _command(
     "hz",
     _HZ | _BOTH,
-    """Measure messages a second, from the times of their arrival.
+    """Measure messages a second, jitter and losses.
 
-    *jitter*: standard deviation of the intervals; *longest*: the longest interval; *missing*: messages lost on the way, by the
-    publishers' sequences or the log's offsets."""
+    *jitter*: standard deviation of the intervals between arrivals; *longest*: the longest interval; *missing*: messages lost on
+    the way, by the publishers' sequences or the log's offsets."""
     + _AT_THE_END,
 )
 HZ_EXAMPLES = """
@@ -153,9 +149,9 @@ Examples:
 bw = _command(
     "bw",
     _BW | _BOTH,
-    """Measure megabytes of payloads a second (1 MB is a million bytes), and the sizes of payloads.
+    """Measure megabytes a second and sizes of payloads.
 
-    Headers and keys are not counted."""
+    1 MB is a million bytes. Headers and keys are not counted."""
     + _AT_THE_END,
 )
 BW_EXAMPLES = """

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from msight_bus.bus import connect
+from msight_bus.backends.base import Start
 from msight_bus.cli.exit_status import FAILED, exit_status
 from msight_bus.cli.observing import (
     READING,
@@ -27,11 +27,11 @@ from msight_bus.cli.observing import (
     entries_of,
     note,
     settings_of,
+    watch,
 )
 from msight_bus.cli.payload_text import as_json, as_text, decoded, matches
 from msight_bus.errors import quoted
 from msight_bus.message import Message
-from msight_bus.runtime import run
 from msight_bus.settings import Limits
 
 EXAMPLES = """
@@ -57,25 +57,17 @@ class Tail:
         shown: number of messages printed.
     """
 
-    def __init__(
-        self, limits: Limits, wanted: str | None, rate: float | None, count: int | None, *, as_json: bool
-    ) -> None:
-        """``wanted`` is the filter, ``rate`` and ``count`` bound the messages to print, ``as_json`` prints JSON."""
+    def __init__(self, limits: Limits, wanted: str | None, rate: float | None, *, as_json: bool) -> None:
+        """``wanted`` is the filter, ``rate`` the most messages a second; ``as_json`` prints JSON."""
         self.shown = 0
         self._limits = limits
         self._wanted = wanted
         self._pause = 1 / rate if rate else 0.0
-        self._count = count
         self._as_json = as_json
         self._out = Console(highlight=False)
         self._next_at = 0.0
         self._passed_over = 0
         self._noted: Counter[str] = Counter()
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether ``count`` messages were printed."""
-        return self._count is not None and self.shown >= self._count
 
     def receive(self, message: Message) -> None:
         """Print a message that matches the filter."""
@@ -108,7 +100,7 @@ class Tail:
                 indent = "" if text is heading and not number else _INDENT
                 self._out.print(Text(indent + line, style=style), soft_wrap=True)
 
-    def report(self, observation: Observation) -> None:
+    def report(self, observation: Observation, _: bool) -> None:
         """Print the number of messages that were not shown since the last call, by cause."""
         counts = {
             "not shown (--rate)": self._passed_over,
@@ -165,30 +157,24 @@ def tail(  # noqa: PLR0917 - the options of the command
     json_lines: JsonOption = False,
     backend: BackendOption = None,
 ) -> None:
-    """Show messages as they arrive: topic, size, sequence and session of the publisher, key, age, headers and payload.
+    """Print the messages of topics as they arrive.
 
-    Values of `Data`, other MessagePack and JSON are shown as plain values, images as size and shape, other payloads as text or
-    hexadecimal digits, shortened. No group is joined, no topic created and nothing committed. The age needs synchronized
-    clocks. The exit status is 1 if `--seconds` end before `--count`, or without a message.
+    Each with topic, size, sequence and session of the publisher, key, age, headers and payload. Values of `Data`, other
+    MessagePack and JSON are shown as plain values, images as size and shape, other payloads as text or hexadecimal digits,
+    shortened. No group is joined, no topic created and nothing committed. The age needs synchronized clocks. The exit status
+    is 1 if `--seconds` end before `--count`, or without a message.
     """
     with exit_status():
         entries, settings = entries_of(topics), settings_of(backend, READING)
-        view = Tail(settings.limits, containing, rate, count, as_json=json_lines)
-
-        async def show() -> None:
-            async with connect(settings) as bus:
-                observation = Observation(bus, view.receive)
-                try:
-                    await observation.run(
-                        entries,
-                        seconds=seconds,
-                        until=lambda: view.is_complete,
-                        each_second=lambda: view.report(observation),
-                        start="earliest" if earliest else "latest",
-                    )
-                finally:
-                    view.report(observation)
-
-        run(show())
-        if not view.is_complete if count is not None else not view.shown:
+        view = Tail(settings.limits, containing, rate, as_json=json_lines)
+        start: Start = "earliest" if earliest else "latest"
+        watch(
+            settings,
+            entries,
+            seconds,
+            lambda bus: Observation(
+                bus, view.receive, view.report, lambda _: count is not None and view.shown >= count, start=start
+            ),
+        )
+        if view.shown < (count or 1):
             raise typer.Exit(FAILED)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
+from operator import add
+from typing import Any
 
 from msight_bus.message import Message
 
@@ -46,17 +49,8 @@ class Arrivals:
 
     def __add__(self, other: Arrivals) -> Arrivals:
         """Return the messages of both spans."""
-        return Arrivals(
-            self.count + other.count,
-            self.bytes + other.bytes,
-            max(self.largest, other.largest),
-            min(self.first, other.first),
-            max(self.last, other.last),
-            self.intervals + other.intervals,
-            self.sum + other.sum,
-            self.squares + other.squares,
-            max(self.longest, other.longest),
-        )
+        pairs = zip(_SUM, astuple(self), astuple(other), strict=True)
+        return Arrivals(*[merge(one, another) for merge, one, another in pairs])
 
     def figures(self, now: float) -> dict[str, float | None]:
         """Return the figures of the span that ends at ``now``, ``None`` where one is not known.
@@ -79,6 +73,9 @@ class Arrivals:
             "largest_bytes": self.largest,
             "messages": self.count,
         }
+
+
+_SUM: tuple[Callable[[Any, Any], Any], ...] = (add, add, max, min, max, add, add, add, max)  # of each field
 
 
 class TopicRates:

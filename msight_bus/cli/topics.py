@@ -95,7 +95,7 @@ def topics(
     json_lines: JsonOption = False,
     backend: BackendOption = None,
 ) -> None:
-    """List the topics of the nodes on the broker: who publishes, who subscribes, and the announced rate.
+    """List topics, their publishers, subscribers and rates.
 
     Nodes announce themselves every 10 seconds; the list is printed after 12. `--observe` also subscribes to all topics (`>`),
     within bounded memory, and shows the topics with traffic of any program; on NATS, nodes that are killed meanwhile are LOST
@@ -107,14 +107,14 @@ def topics(
 
         async def observe_all() -> None:
             async with connect(settings) as bus:
-                observation = Observation(bus, rates.add, rates.add)
+                observation = Observation(bus, rates.add, on_drop=rates.add)
                 nodes: Iterable[NodeInfo] = ()
                 with suppress(TopicError):  # no node has announced itself on this Kafka
                     async with bus.core.subscribe((NODES_TOPIC,), queue=QueuePolicy.latest()):
                         nodes = await bus.nodes()
                 note(f"Listening for {seconds:g} s; Ctrl-C ends earlier.")
                 try:
-                    await observation.run([] if observe is None else [">"], seconds=seconds)
+                    await observation.run([] if observe is None else [">"], seconds)
                 finally:
                     arrived = None if observe is None else rates.total()
                     show(ends_of(nodes), arrived, bus.clock(), as_json=json_lines)

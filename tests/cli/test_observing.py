@@ -25,16 +25,14 @@ async def test_a_slow_display_drops_the_oldest_messages_and_counts_them(topic):
         received.append(message)
 
     async with make_backend("memory").connect() as bus:
-        observation = Observation(bus, receive, dropped.append)
-        complete = asyncio.create_task(
-            observation.run([topic], until=lambda: received[-1].sequence == COUNT, each_second=lambda: None)
-        )
-        await asyncio.sleep(0)
-        await asyncio.wait_for(observation._ready[0].wait(), 20)
+        observation = Observation(bus, receive, until=lambda _: received[-1].sequence == COUNT, on_drop=dropped.append)
+        complete = asyncio.create_task(observation.run([topic], None))
+        while not observation.subscriptions:
+            await asyncio.sleep(0.001)
         for _ in range(COUNT):
             await bus.publish(topic, MEGABYTE)
         await complete
-        (subscription,) = observation._subscriptions
+        (subscription,) = observation.subscriptions
         assert subscription.stats.queued_peak <= DEFAULT_BYTES / len(MEGABYTE) + 1
         assert observation.dropped("drop_oldest") == len(dropped) > 0
         assert sorted(message.sequence for message in received + dropped) == list(range(1, COUNT + 1))
@@ -50,5 +48,5 @@ async def test_overlapping_names_are_read_once(topic):
         observation._read = lambda topics, *_: observed.append(topics) or asyncio.sleep(60)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
-                await observation.run(["a.b", "a.*", "c", "d.>", "d.e.f"])
+                await observation.run(["a.b", "a.*", "c", "d.>", "d.e.f"], None)
     assert observed == [("a.*", "d.>"), ("c",)]

@@ -72,7 +72,7 @@ def test_the_table_fits(columns, figures):
     for number in range(90):
         rates.add(Message(f"t{number}", b"", received_at=1.0))
     out = Console(file=io.StringIO(), width=columns, height=30, force_terminal=True, color_system=None)
-    display = Display(figures | _BOTH, live=None, as_json=False)
+    display = Display(figures | _BOTH, rates, live=None, as_json=False)
     display._out = out
     rows = {topic: {**arrivals.figures(1999 / 123_456), "missing": 0} for topic, arrivals in rates.recent().items()}
     out.print(display._table(rows, every=False))

@@ -96,13 +96,13 @@ def test_a_filter_selects(nats, topic):
 def test_what_arrives_faster_than_it_is_printed_is_dropped_and_counted():
     """Fed without a broker, so that the queue is full whatever the machine's speed."""
     observation = observing.Observation(None, lambda _: None)
-    view = Tail(Limits(), None, None, 1, as_json=True)
+    view = Tail(Limits(), None, None, as_json=True)
     observation.dropped = {"drop_oldest": 1234, "invalid topic": 0}.get
     with pytest.MonkeyPatch.context() as patch:
         notes = []
         patch.setattr("msight_bus.cli.tail.note", notes.append)
-        view.report(observation)
-        view.report(observation)
+        view.report(observation, False)
+        view.report(observation, True)
     assert notes == ["… 1,234 messages dropped: they arrive faster than they can be printed."]
 
 
