@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -66,6 +67,17 @@ def entries_of(topics: Sequence[str]) -> tuple[str, ...]:
         return check_entries(list(topics))
     except TopicError as error:
         raise typer.BadParameter(str(error), param_hint="topics") from None
+
+
+class Output(Console):
+    """Standard output. A closed pipe, as of ``| head``, raises an error, so that the bus is closed."""
+
+    def __init__(self) -> None:
+        super().__init__(highlight=False)
+
+    def on_broken_pipe(self) -> None:
+        """Raise the error, on which the command exits silently; the base class would exit inside of a task."""
+        raise BrokenPipeError(errno.EPIPE, "The pipe is closed.")
 
 
 def note(text: str) -> None:

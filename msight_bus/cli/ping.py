@@ -10,11 +10,10 @@ from time import perf_counter
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from msight_bus.bus import Bus, connect
 from msight_bus.cli.exit_status import FAILED, exit_status
-from msight_bus.cli.observing import BackendOption, JsonOption, settings_of
+from msight_bus.cli.observing import BackendOption, JsonOption, Output, settings_of
 from msight_bus.errors import ConnectionLostError
 from msight_bus.queue_policy import QueuePolicy
 from msight_bus.runtime import run
@@ -43,7 +42,7 @@ class Pings:
         self.pings: list[float | None] = []
         self._within = within
         self._as_json = as_json
-        self._out = Console(highlight=False, soft_wrap=True)
+        self._out = Output()
 
     async def once(self, bus: Bus, answers: Subscription) -> None:
         """Measure one PING and one message, and print both."""
@@ -87,7 +86,7 @@ class Pings:
         )
 
     def _say(self, text: str, fields: dict[str, float | None]) -> None:
-        self._out.print(json.dumps(fields) if self._as_json else text, markup=False)
+        self._out.print(json.dumps(fields) if self._as_json else text, markup=False, soft_wrap=True)
 
 
 async def _round_trip(bus: Bus, answers: Subscription) -> None:

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Annotated
 
 import typer
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
@@ -21,6 +21,7 @@ from msight_bus.cli.observing import (
     CountOption,
     JsonOption,
     Observation,
+    Output,
     SecondsOption,
     TopicsArgument,
     entries_of,
@@ -56,7 +57,7 @@ class Display:
         self._rates = rates
         self._live = live
         self._as_json = as_json
-        self._out = Console(highlight=False)
+        self._out = Output()
 
     def show(self, observation: Observation, total: bool) -> None:
         """Show the figures of the window or of the whole time."""
@@ -105,7 +106,7 @@ def _command(name: str, columns: Mapping[str, Column], help_text: str) -> Callab
                 settings_of(backend, READING),
                 TopicRates(window, MOST_TOPICS),
             )
-            live = Live(console=Console(highlight=False), auto_refresh=False)
+            live = Live(console=Output(), auto_refresh=False)
             on_terminal = live.console.is_terminal and not json_lines
             display = Display(
                 columns, rates, live=stack.enter_context(live) if on_terminal else None, as_json=json_lines

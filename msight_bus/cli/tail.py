@@ -11,7 +11,6 @@ from datetime import datetime
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from msight_bus.backends.base import Start
@@ -22,6 +21,7 @@ from msight_bus.cli.observing import (
     CountOption,
     JsonOption,
     Observation,
+    Output,
     SecondsOption,
     TopicsArgument,
     entries_of,
@@ -64,7 +64,7 @@ class Tail:
         self._wanted = wanted
         self._pause = 1 / rate if rate else 0.0
         self._as_json = as_json
-        self._out = Console(highlight=False)
+        self._out = Output()
         self._next_at = 0.0
         self._passed_over = 0
         self._noted: Counter[str] = Counter()

@@ -84,7 +84,7 @@ def show(topics: dict[str, Ends], arrived: dict[str, Arrivals] | None, now: floa
         columns = _COLUMNS if arrived is None else (*_COLUMNS, *_OBSERVED.values())
         print_table(columns, rows, Console(highlight=False))
     others = "topics of programs that are no nodes (see --observe)" if arrived is None else "topics without traffic"
-    note(f"{len(rows):,} topics. Not shown: {others}, and subscribers that are no nodes.")
+    note(f"Topics: {len(rows):,}. Not shown: {others}, and subscribers that are no nodes.")
 
 
 def topics(

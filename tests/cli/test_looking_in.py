@@ -66,6 +66,13 @@ def test_the_examples_run(nats, kafka):
         assert "Traceback" not in err, f"{example}: {err}"
 
 
+@pytest.mark.parametrize("command", ["tail", "hz --json"])
+def test_a_closed_pipe_ends_the_command_silently(nats, topic, command):
+    with publishing(nats, {topic: lambda _: b"x"}), started(f"msight-bus {command} {topic} | head -1", nats) as process:
+        out, err = process.communicate(timeout=40)
+    assert (out.count("\n"), err) == (1, "")
+
+
 @pytest.mark.parametrize("command", ["tail", "hz"])
 @pytest.mark.parametrize("kind", ["redis", "nats"])
 def test_the_command_goes_on_when_the_broker_is_back(kind, command, topic):
