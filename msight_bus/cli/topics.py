@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -18,7 +17,7 @@ from msight_bus.cli.rates import MOST_TOPICS, Figures, cell
 from msight_bus.cli.tables import Column, print_table
 from msight_bus.cli.top import ALL_ANNOUNCED
 from msight_bus.cli.topic_rates import Arrivals, TopicRates
-from msight_bus.errors import TopicError
+from msight_bus.errors import AuthenticationError, TopicError
 from msight_bus.queue_policy import QueuePolicy
 from msight_bus.registry import NodeInfo, NodeStatus
 from msight_bus.runtime import run
@@ -109,9 +108,13 @@ def topics(
             async with connect(settings) as bus:
                 observation = Observation(bus, rates.add, on_drop=rates.add)
                 nodes: Iterable[NodeInfo] = ()
-                with suppress(TopicError):  # no node has announced itself on this Kafka
+                try:
                     async with bus.core.subscribe((NODES_TOPIC,), queue=QueuePolicy.latest()):
                         nodes = await bus.nodes()
+                except TopicError:  # no node has announced itself on this Kafka
+                    pass
+                except AuthenticationError as error:
+                    note(f"Nodes are not shown: {error}")
                 note(f"Listening for {seconds:g} s; Ctrl-C ends earlier.")
                 try:
                     await observation.run([] if observe is None else [">"], seconds)
