@@ -34,9 +34,7 @@ def command(backend: Backend, *arguments: str, stdin: bytes | None = None, **var
 
 
 @contextmanager
-def in_a_thread(
-    backend: Backend, work: Callable[[Bus, Callable[[], None], threading.Event], object]
-) -> Iterator[None]:
+def in_a_thread(backend: Backend, work: Callable[[Bus, Callable[[], None], threading.Event], object]) -> Iterator[None]:
     """Run ``await work(bus, ready, stop)`` in another thread; enter once ``ready()`` was called."""
     is_ready, stop = threading.Event(), threading.Event()
     failed: list[BaseException] = []
