@@ -5,17 +5,14 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
 from msight_bus import brokers
 from msight_bus.cli import ping, pub, rates, tail, topics
 from tests.support.brokers import make_backend, start_broker
-from tests.support.commands import publishing
+from tests.support.commands import publishing, started
 from tests.support.waiting import wait_until
 
 EXAMPLES = [
@@ -24,23 +21,6 @@ EXAMPLES = [
     for example in re.findall(r"^- `(.*?)`:", text, re.MULTILINE)
 ]
 TOPICS = ("site.cam_ne", "site.cam_sw")
-
-
-def started(command, backend, **variables):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MSIGHT_")}
-    environment |= {**backend.env, "MSIGHT_PUBSUB_BACKEND": backend.name, **variables}
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command,
-        shell=True,
-        executable="/bin/bash",
-        env=environment,
-        stdout=pipe,
-        stderr=pipe,
-        text=True,
-        start_new_session=True,
-    )
 
 
 def run_example(example, backend, variables):

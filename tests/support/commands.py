@@ -1,13 +1,16 @@
-"""Run commands of ``msight-bus`` in this process, while a bus in another thread publishes or receives."""
+"""Run commands of ``msight-bus``, while a bus in another thread publishes or receives."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from click.testing import Result
@@ -31,6 +34,24 @@ def command(backend: Backend, *arguments: str, stdin: bytes | None = None, **var
         result = CliRunner().invoke(app, arguments, input=stdin)
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result
+
+
+def started(line: str, backend: Backend, **variables: str) -> subprocess.Popen[str]:
+    """Start a command line in a shell, with the environment of a backend."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MSIGHT_")}
+    environment |= {**backend.env, "MSIGHT_PUBSUB_BACKEND": backend.name, **variables}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        line,
+        shell=True,
+        executable="/bin/bash",
+        env=environment,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        start_new_session=True,
+    )
 
 
 @contextmanager
