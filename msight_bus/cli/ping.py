@@ -69,20 +69,13 @@ class Pings:
         sent, lost = len(self.messages), self.messages.count(None)
         m50, m99, p50, p99 = (_quantile(of, at) for of in (self.messages, self.pings) for at in (0.5, 0.99))
         difference = None if m50 is None or p50 is None else m50 - p50
+        quantiles = {"message_p50_ms": m50, "message_p99_ms": m99, "ping_p50_ms": p50, "ping_p99_ms": p99}
         self._say(
             f"{sent:,} sent, {lost:,} lost ({lost / max(1, sent):.1%})\n"
             f"message: p50 {_text(m50)}, p99 {_text(m99)}\n"
             f"PING of the broker: p50 {_text(p50)}, p99 {_text(p99)}\n"
             f"difference of p50, the bus and the event loop: {_text(difference)}",
-            {
-                "sent": sent,
-                "lost": lost,
-                "message_p50_ms": m50,
-                "message_p99_ms": m99,
-                "ping_p50_ms": p50,
-                "ping_p99_ms": p99,
-                "difference_p50_ms": difference,
-            },
+            {"sent": sent, "lost": lost, **quantiles, "difference_p50_ms": difference},
         )
 
     def _say(self, text: str, fields: dict[str, float | None]) -> None:

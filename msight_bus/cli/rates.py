@@ -75,13 +75,11 @@ class Display:
             return
         when = "total" if total else datetime.now().strftime("%H:%M:%S")
         for topic, row in rows.items():
-            cells = [f"{column.title} {cell(row, name)}".replace("\n", " ") for name, column in self._columns.items()]
-            text = (
-                json.dumps({"topic": topic, "total": total, **row})
-                if self._as_json
-                else "  ".join([when, topic, *cells])
-            )
-            self._out.print(Text(text), soft_wrap=True)
+            line = json.dumps({"topic": topic, "total": total, **row})
+            if not self._as_json:
+                cells = [f"{column.title} {cell(row, name)}" for name, column in self._columns.items()]
+                line = "  ".join([when, topic, *cells]).replace("\n", " ")
+            self._out.print(Text(line), soft_wrap=True)
 
     def _table(self, rows: Mapping[str, Figures], *, every: bool) -> Group:
         cells = [[topic, *(cell(row, name) for name in self._columns)] for topic, row in rows.items()]
@@ -101,23 +99,21 @@ def _command(name: str, columns: Mapping[str, Column], help_text: str) -> Callab
         backend: BackendOption = None,
     ) -> None:
         with exit_status(), ExitStack() as stack:
-            entries, settings, rates = (
-                entries_of(topics),
-                settings_of(backend, READING),
-                TopicRates(window, MOST_TOPICS),
-            )
-            live = Live(console=Output(), auto_refresh=False)
-            on_terminal = live.console.is_terminal and not json_lines
-            display = Display(
-                columns, rates, live=stack.enter_context(live) if on_terminal else None, as_json=json_lines
-            )
+            entries, settings = entries_of(topics), settings_of(backend, READING)
+            live = None if json_lines else Live(console=Output(), auto_refresh=False)
+            if live is not None:
+                live = stack.enter_context(live) if live.console.is_terminal else None
+            rates = TopicRates(window, MOST_TOPICS)
+            display = Display(columns, rates, live=live, as_json=json_lines)
+
+            def is_complete(observation: Observation) -> bool:
+                return count is not None and observation.received >= count
+
             if not watch(
                 settings,
                 entries,
                 seconds,
-                lambda bus: Observation(
-                    bus, rates.add, display.show, lambda one: count is not None and one.received >= count, rates.add
-                ),
+                lambda bus: Observation(bus, rates.add, display.show, is_complete, rates.add),
             ):
                 raise typer.Exit(FAILED)
 
