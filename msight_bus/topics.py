@@ -20,6 +20,9 @@ NODES_TOPIC = "_msight.nodes"
 ALIVE_TOPIC = "_msight.alive."
 """Prefix of the reserved topics to which running nodes subscribe, so that observers can ask the broker for the node."""
 
+PING_TOPIC = "_msight.ping"
+"""The reserved topic of ``msight-bus ping``."""
+
 SEQUENCE_TOPIC = "_msight.seq"
 """The reserved topic on which the last sequences of idle publishers are announced."""
 

@@ -277,6 +277,13 @@ class Backend(Protocol):
             PublishTimeoutError: not confirmed in time.
         """
 
+    async def ping(self) -> None:
+        """Wait for one response of the broker, within ``pong_timeout``.
+
+        Raises:
+            ConnectionLostError: the broker did not respond, or the bus is disconnected.
+        """
+
     def abort_at(self, when: float | None) -> None:
         """Stop waiting for the broker at ``when``, in seconds of the event loop's clock; ``None`` revokes an earlier call.
 

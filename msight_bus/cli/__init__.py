@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from msight_bus import __version__
-from msight_bus.cli import bench, settings, top, up
+from msight_bus.cli import bench, ping, pub, rates, settings, tail, top, topics, up
 from msight_bus.cli.exit_status import HELP
 
 app = typer.Typer(
@@ -35,5 +35,16 @@ def main(
     """Live sensor streams between async Python programs, over Redis, NATS or Kafka."""
 
 
-for module, command in ((up, up.up), (top, top.top), (settings, settings.settings), (bench, bench.bench)):
-    app.command(epilog=module.EXAMPLES + HELP)(command)
+for command, examples in (
+    (up.up, up.EXAMPLES),
+    (topics.topics, topics.EXAMPLES),
+    (tail.tail, tail.EXAMPLES),
+    (rates.hz, rates.HZ_EXAMPLES),
+    (rates.bw, rates.BW_EXAMPLES),
+    (ping.ping, ping.EXAMPLES),
+    (pub.pub, pub.EXAMPLES),
+    (top.top, top.EXAMPLES),
+    (settings.settings, settings.EXAMPLES),
+    (bench.bench, bench.EXAMPLES),
+):
+    app.command(epilog=examples + HELP)(command)

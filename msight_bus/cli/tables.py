@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -108,12 +109,18 @@ def width_of(out: Console) -> int | None:
     return out.width if out.is_terminal else None
 
 
-def print_table(columns: Sequence[Column], rows: Sequence[Cells], out: Console) -> None:
-    """Print a table, and the headings of the omitted columns."""
-    layout = fit(columns, rows, width_of(out))
+def table_lines(columns: Sequence[Column], rows: Sequence[Cells], width: int | None) -> list[Text]:
+    """Return the lines of a table that fits ``width`` characters, and the headings of the omitted columns."""
+    layout = fit(columns, rows, width)
     lines = [Text(line, style="bold") for line in layout.heading()]
     lines += [Text(line) for row in rows for line in layout.row(row)]
-    for line in lines:
+    if layout.hidden and width is not None:
+        hidden = f"Not shown on {width} columns: {', '.join(layout.hidden)}."
+        lines += [Text(line, style="dim") for line in textwrap.wrap(hidden, width)]
+    return lines
+
+
+def print_table(columns: Sequence[Column], rows: Sequence[Cells], out: Console) -> None:
+    """Print a table, and the headings of the omitted columns."""
+    for line in table_lines(columns, rows, width_of(out)):
         out.print(line, soft_wrap=True)
-    if layout.hidden:
-        out.print(Text(f"Not shown on {out.width} columns: {', '.join(layout.hidden)}.", style="dim"), soft_wrap=True)

@@ -59,7 +59,7 @@ _COLUMNS = (
     Column("heard", 8),
 )
 _LEGEND = "ms: from publishing an input to publishing its outputs; for a source: publishing only"
-_ALL_ANNOUNCED = 12.0
+ALL_ANNOUNCED = 12.0
 """Seconds after which every node has sent a heartbeat, at the default interval."""
 
 _NO_NODE = " (no node)"
@@ -265,7 +265,7 @@ def top(
     Failed and lost nodes are listed first, then nodes with losses or errors.
     """
     if seconds is None and not Console().is_terminal:
-        seconds = _ALL_ANNOUNCED
+        seconds = ALL_ANNOUNCED
     with exit_status():
         run(_top(containing, refresh, seconds, backend))
 

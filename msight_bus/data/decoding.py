@@ -131,6 +131,19 @@ def decode(
     return value
 
 
+def decode_plain(payload: bytes, *, max_bytes: int = DEFAULT_MAX_BYTES, max_nesting: int = DEFAULT_MAX_NESTING) -> Any:
+    """Decode any MessagePack value to plain values, within the limits of `decode`; no class is looked up.
+
+    Raises:
+        DecodeError: the payload is not one MessagePack value, or a limit is exceeded.
+    """
+    check_bounds(payload, max_bytes=max_bytes, max_nesting=max_nesting)
+    try:
+        return msgspec.msgpack.decode(payload)
+    except Exception as error:  # invalid MessagePack or UTF-8, or a map whose key cannot be hashed
+        raise DecodeError(f"The payload is not valid MessagePack: {_cause(error)}") from error
+
+
 def _cause(error: Exception) -> str:
     """Return the text of a decoding error, with its type unless msgspec raised it."""
     known = isinstance(error, msgspec.DecodeError | UnicodeDecodeError | RecursionError | TypeError)

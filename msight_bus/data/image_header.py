@@ -1,4 +1,4 @@
-"""Read the number of pixels from the header of an encoded image, without decoding it."""
+"""Read the size of an encoded image from its header, without decoding the image."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ _JPEG_ENDS = frozenset({0xD9, 0xDA})  # no size follows these
 
 def count_pixels(image: bytes) -> int | None:
     """Return width x height as declared by a JPEG or PNG; None for other formats and for a header without a size."""
+    size = read_size(image)
+    return None if size is None else size[1] * size[2]
+
+
+def read_size(image: bytes) -> tuple[str, int, int] | None:
+    """Return ``"JPEG"`` or ``"PNG"`` and the declared width and height; None as for `count_pixels`."""
     if image.startswith(_PNG) and image[12:16] == b"IHDR" and len(image) >= 24:
-        return int.from_bytes(image[16:20], "big") * int.from_bytes(image[20:24], "big")
+        return "PNG", int.from_bytes(image[16:20], "big"), int.from_bytes(image[20:24], "big")
     if image.startswith(_JPEG):
-        return _jpeg_pixels(image)
+        return _jpeg_size(image)
     return None
 
 
-def _jpeg_pixels(image: bytes) -> int | None:
+def _jpeg_size(image: bytes) -> tuple[str, int, int] | None:
     at = 2
     # Decoders skip bytes between segments, so a size after such bytes is valid.
     while (at := image.find(b"\xff", at)) >= 0:
@@ -29,7 +35,7 @@ def _jpeg_pixels(image: bytes) -> int | None:
         if marker in _JPEG_ENDS:
             return None
         if marker in _JPEG_FRAMES and at + 8 <= len(image):
-            return int.from_bytes(image[at + 4 : at + 6], "big") * int.from_bytes(image[at + 6 : at + 8], "big")
+            return "JPEG", int.from_bytes(image[at + 6 : at + 8], "big"), int.from_bytes(image[at + 4 : at + 6], "big")
         at += 1
         if marker not in _JPEG_BARE:
             at += int.from_bytes(image[at : at + 2], "big")

@@ -71,3 +71,8 @@ class DataType(msgspec.StructMeta):
 def class_of(tag: str) -> type[Data] | None:
     """Return the class registered for ``tag``, or None."""
     return _classes.get(tag)
+
+
+def registered() -> dict[str, type[Data]]:
+    """Return all classes by tag."""
+    return dict(_classes)

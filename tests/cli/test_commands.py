@@ -16,7 +16,7 @@ from msight_bus.cli import app
 from msight_bus.cli.exit_status import exit_status
 from msight_bus.errors import AuthenticationError, BusError, ConfigError, ConnectionLostError, UnsupportedError
 
-COMMANDS = ["up", "top", "settings", "bench"]
+COMMANDS = ["up", "topics", "tail", "hz", "bw", "ping", "pub", "top", "settings", "bench"]
 MODULE = [sys.executable, "-m", "msight_bus"]
 SCRIPT = [str(Path(sys.executable).with_name("msight-bus"))]
 

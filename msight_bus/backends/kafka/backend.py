@@ -248,6 +248,17 @@ class KafkaBackend:
         assert self._client is not None
         await self._client.ask(MetadataRequest([]), within=self._limits.pong_timeout)
 
+    async def ping(self) -> None:
+        """Wait for the response to one metadata request (`Backend.ping`).
+
+        Raises:
+            ConnectionLostError: no broker responded.
+        """
+        try:
+            await self._ask()
+        except (KafkaError, OSError) as error:
+            raise translate(error, "connect") from error
+
     async def _probe(self) -> None:
         await probe(self._options | self._credentials())
 

@@ -301,6 +301,20 @@ class PubSubBackend:
         except (TimeoutError, BusError):
             return None
 
+    async def ping(self) -> None:
+        """Wait for the response to one PING (`Backend.ping`).
+
+        Raises:
+            ConnectionLostError: the broker did not respond, or the bus is disconnected.
+        """
+        connection = self._publishing.connection
+        if connection is None:
+            raise ConnectionLostError(f"Disconnected from {self._connector.where}.")
+        answer = connection.ping().answer
+        if not (await asyncio.wait((answer,), timeout=self._limits.pong_timeout))[0]:
+            raise ConnectionLostError(f"{self._connector.where} did not respond to a PING.")
+        answer.result()
+
     def _announce(self, announcer: Sender, announcement: bytes) -> bool:
         connection = self._publishing.connection
         if connection is None or connection.congested:

@@ -1,0 +1,206 @@
+"""Read topics for display: without a group, without creating topics, and within bounded memory. And the shared options."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from msight_bus.backends.base import Start
+from msight_bus.bus import Bus, connect
+from msight_bus.errors import ConfigError, TopicError
+from msight_bus.message import Message
+from msight_bus.patterns import TopicPattern, check_entries, is_pattern
+from msight_bus.queue_policy import DEFAULT_BYTES, DEFAULT_MESSAGES, QueuePolicy
+from msight_bus.runtime import run
+from msight_bus.settings import BusSettings
+from msight_bus.subscription import Subscription
+from msight_bus.subscription.stats import TopicStats
+
+_PATTERNS = "Topics and patterns: `*` is one part of a name, `>` the rest."
+TopicsArgument = Annotated[list[str], typer.Argument(help=_PATTERNS)]
+BackendOption = Annotated[str | None, typer.Option(help="redis, nats or kafka; unset: MSIGHT_PUBSUB_BACKEND.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
+SecondsOption = Annotated[float | None, typer.Option(min=0.01, max=1e9, help="End after this many seconds.")]
+CountOption = Annotated[int | None, typer.Option(min=1, help="End after this many messages.")]
+
+READING = {"MSIGHT_KAFKA_CREATE_TOPICS": "false"}
+"""The variables of commands that only read."""
+
+_SLICE = 0.02
+"""Seconds after which the event loop has the same time to read: a queue that is full drops messages, and the broker does not
+close the connection of a slow reader."""
+
+_RETRY = 1.0
+_HINT_AFTER = 3
+
+
+def settings_of(backend: str | None, variables: Mapping[str, str]) -> BusSettings:
+    """Return the settings of a command that exchanges messages with other programs; ``variables`` override the environment.
+
+    Raises:
+        ConfigError: the settings are wrong, or select the memory backend.
+    """
+    settings = BusSettings(environ={**os.environ, **variables}, backend=backend)
+    if settings.backend == "memory":
+        raise ConfigError(
+            "The memory backend connects tasks of one process; this command needs --backend redis, nats or kafka."
+        )
+    return settings
+
+
+def entries_of(topics: Sequence[str]) -> tuple[str, ...]:
+    """Return the topics and patterns of a command line.
+
+    Raises:
+        typer.BadParameter: one is not valid.
+    """
+    try:
+        return check_entries(list(topics))
+    except TopicError as error:
+        raise typer.BadParameter(str(error), param_hint="topics") from None
+
+
+class Output(Console):
+    """Standard output. A closed pipe, as of ``| head``, raises an error, so that the bus is closed."""
+
+    def __init__(self) -> None:
+        super().__init__(highlight=False)
+
+    def on_broken_pipe(self) -> None:
+        """Raise the error, on which the command exits silently; the base class would exit inside of a task."""
+        raise BrokenPipeError(errno.EPIPE, "The pipe is closed.")
+
+
+def note(text: str) -> None:
+    """Print a line about the display to standard error."""
+    Console(stderr=True, highlight=False).print(Text(text, style="yellow"), soft_wrap=True)
+
+
+@dataclass
+class Observation:
+    """Messages of topics and patterns, for display.
+
+    Attributes:
+        bus: the bus.
+        receive: called with each message.
+        show: called with this observation once a second and, with ``True``, at the end.
+        until: called with this observation after each message; returns whether to end.
+        on_drop: called with each message that arrived too fast to be read.
+        start: where to begin; with ``"earliest"``, the log waits for this command, and nothing is dropped.
+        received: number of messages received.
+        subscriptions: those that were entered.
+    """
+
+    bus: Bus
+    receive: Callable[[Message], None]
+    show: Callable[[Observation, bool], None] = lambda *_: None
+    until: Callable[[Observation], bool] = lambda _: False
+    on_drop: Callable[[Message], None] = lambda _: None
+    start: Start = "latest"
+    received: int = 0
+    subscriptions: list[Subscription] = field(default_factory=list)
+
+    @property
+    def counters(self) -> dict[str, TopicStats]:
+        """The counters of each topic."""
+        return {topic: stats for one in self.subscriptions for topic, stats in one.stats.topics.items()}
+
+    def dropped(self, cause: str) -> int:
+        """Return the number of messages that were dropped for a cause (`SubscriptionStats.dropped`)."""
+        return sum([subscription.stats.dropped.get(cause, 0) for subscription in self.subscriptions])
+
+    async def run(self, topics: Sequence[str], seconds: float | None) -> None:
+        """Receive messages until ``seconds`` have passed since the broker confirmed; a topic that does not exist is waited for.
+
+        Raises:
+            BusError: the broker refused a subscription.
+        """
+        patterns = tuple(topic for topic in topics if is_pattern(topic))
+        matchers = [TopicPattern(pattern, self.bus.settings.dead_letter_suffix) for pattern in patterns]
+        named = [(one,) for one in topics if one not in patterns and not any(match.matches(one) for match in matchers)]
+        entries = [patterns, *named] if patterns else named  # a topic with a subscription of its own can be waited for
+        policy = QueuePolicy.block if self.start == "earliest" else QueuePolicy.drop_oldest
+        queue = policy(DEFAULT_MESSAGES, max_bytes=DEFAULT_BYTES // max(1, len(entries)) or 1)
+        ready = [asyncio.Event() for _ in entries]
+        work = [self._keep_time(", ".join(topics), ready, seconds)]
+        work += [self._read(one, queue, is_ready) for one, is_ready in zip(entries, ready, strict=True)]
+        tasks = [asyncio.create_task(one) for one in work]
+        try:
+            for task in (await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED))[0]:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    async def _read(self, topics: tuple[str, ...], queue: QueuePolicy, ready: asyncio.Event) -> None:
+        loop, start = asyncio.get_running_loop(), self.start
+        while True:
+            try:
+                async with self.bus.core.subscribe(topics, queue=queue, start=start, on_drop=self._dropped) as messages:
+                    self.subscriptions.append(messages)
+                    ready.set()
+                    begun = loop.time()
+                    async for message in messages:
+                        self.received += 1
+                        self.receive(message)
+                        if self.until(self):
+                            return
+                        if (held := loop.time() - begun) > _SLICE:
+                            await asyncio.sleep(held)
+                            begun = loop.time()
+            except TopicError as error:
+                if not ready.is_set():
+                    note(f"The topic {error.topic} does not exist on {self.bus.settings.address}; waiting for it.")
+                ready.set()
+                start = "earliest"  # of a topic that is created from now on, everything is shown
+            await asyncio.sleep(_RETRY)
+
+    def _dropped(self, messages: Sequence[Message], cause: str) -> None:
+        if cause != "closed":
+            for message in messages:
+                self.on_drop(message)
+
+    async def _keep_time(self, names: str, ready: Sequence[asyncio.Event], seconds: float | None) -> None:
+        for event in ready:
+            await event.wait()
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        for second in itertools.count(1):
+            due = float(second) if seconds is None else min(second, seconds)
+            await asyncio.sleep(begun + due - loop.time())
+            if due == seconds:
+                return
+            if second == _HINT_AFTER and names and not self.received:
+                note(f"No message on {names} yet; waiting. `msight-bus topics` lists the topics of nodes.")
+            self.show(self, False)
+
+
+def watch(
+    settings: BusSettings, topics: Sequence[str], seconds: float | None, observing: Callable[[Bus], Observation]
+) -> int:
+    """Connect and run an observation; show it at the end, also at Ctrl-C. Return the number of messages received.
+
+    Raises:
+        BusError: the broker cannot be reached, or refused the connection or a subscription.
+    """
+
+    async def observe() -> int:
+        async with connect(settings) as bus:
+            observation = observing(bus)
+            try:
+                await observation.run(topics, seconds)
+            finally:
+                observation.show(observation, True)
+            return observation.received
+
+    return run(observe())

@@ -1,0 +1,125 @@
+"""``msight-bus pub``: publish text, a file, or lines of standard input."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from msight_bus.bus import connect
+from msight_bus.cli.exit_status import exit_status
+from msight_bus.cli.observing import BackendOption, JsonOption, settings_of
+from msight_bus.data.tags import registered
+from msight_bus.errors import TopicError, quoted
+from msight_bus.pacing import paced
+from msight_bus.payload import Payload
+from msight_bus.runtime import bounded_shutdown, run
+from msight_bus.topics import check_topic
+
+EXAMPLES = """
+Examples:
+
+- `msight-bus pub site.text --text hello`: one message
+
+- `seq 3 | msight-bus pub site.numbers --key ne`: a message for each line of standard input
+
+- `msight-bus pub site.cam_ne --text x --rate 30 --count 60 --header lens=wide`: 60 messages, 30 a second
+
+- `msight-bus pub site.packets --type BytesData --text '{"sensor_name": "lidar", "data": "AAEC"}'`: a `Data` value, with
+  bytes in base64
+"""
+
+
+def _encoder(name: str | None) -> Callable[[bytes], Payload]:
+    """Return a function from given bytes to a payload: JSON to a value of a registered class, or the bytes themselves."""
+    if name is None:
+        return lambda text: text
+    known = {kind.__name__: kind for kind in registered().values()} | registered()
+    if name not in known:
+        names = ", ".join(sorted(kind.__name__ for kind in registered().values()))
+        raise typer.BadParameter(f"{quoted(name)} is not a registered class; choose from {names}.", param_hint="--type")
+    decoder = msgspec.json.Decoder(known[name])
+
+    def encode(text: bytes) -> Payload:
+        try:
+            return decoder.decode(text)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise typer.BadParameter(
+                f"{quoted(text, 60)} is not JSON of {name}: {error}.", param_hint="--type"
+            ) from None
+
+    return encode
+
+
+async def _repeated(text: bytes) -> AsyncGenerator[bytes]:
+    while True:
+        yield text
+
+
+async def _lines(most: int) -> AsyncGenerator[bytes]:
+    while line := await asyncio.to_thread(sys.stdin.buffer.readline, most + 2):
+        if len(line) > most + 1:
+            raise typer.BadParameter(f"a line has more than {most:,} bytes.", param_hint="standard input")
+        yield line.rstrip(b"\r\n")
+
+
+def pub(  # noqa: PLR0917 - the options of the command
+    topic: Annotated[str, typer.Argument(help="The topic to publish on.")],
+    text: Annotated[str | None, typer.Option(help="The payload.")] = None,
+    file: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="A file with the payload.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option("--type", help="A class of `Data`, such as `BytesData`; payloads are its fields in JSON."),
+    ] = None,
+    key: Annotated[str | None, typer.Option(help="Ordering key.")] = None,
+    header: Annotated[
+        list[str] | None, typer.Option(help="A header, `name=value`; can be given several times.")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(min=0.001, max=1e6, help="Messages a second; repeats the payload until Ctrl-C.")
+    ] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Number of messages; unset: 1, or all lines.")] = None,
+    json_lines: JsonOption = False,
+    backend: BackendOption = None,
+) -> None:
+    """Publish text, a file, or lines of standard input.
+
+    Kafka creates a missing topic, as `MSIGHT_KAFKA_CREATE_TOPICS` says. Prints the number of published messages.
+    """
+    with exit_status():
+        settings, encode = settings_of(backend, {}), _encoder(kind)
+        headers = dict(pair.split("=", 1) for pair in header or [] if "=" in pair)
+        if len(headers) < len(header or []) or (text is not None and file is not None):
+            raise typer.BadParameter("give each --header once, as name=value, and --text or --file, not both.")
+        try:
+            check_topic(topic)
+        except TopicError as error:
+            raise typer.BadParameter(str(error), param_hint="topic") from None
+        content = file.read_bytes() if file else None if text is None else text.encode("utf-8", "surrogateescape")
+        most = 1 if content is not None and rate is None and count is None else count
+        payloads = _lines(settings.limits.max_message_bytes) if content is None else _repeated(content)
+
+        async def publish() -> None:
+            sent, ticks = 0, aiter(paced(rate or 1.0))
+            async with bounded_shutdown(), connect(settings) as bus, aclosing(payloads):
+                try:
+                    async with bus.publisher(topic) as publisher:
+                        async for payload in payloads:
+                            if rate is not None:
+                                await anext(ticks)
+                            await publisher.send(encode(payload), key, headers)
+                            sent += 1
+                            if sent == most:
+                                break
+                finally:
+                    said = {"topic": topic, "sent": sent}
+                    typer.echo(json.dumps(said) if json_lines else f"{sent:,} message{'s' * (sent != 1)} on {topic}")
+
+        run(publish())

@@ -1,0 +1,160 @@
+"""``msight-bus hz`` and ``msight-bus bw``: rates and bandwidth of topics."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from datetime import datetime
+from typing import Annotated
+
+import typer
+from rich.console import Group
+from rich.live import Live
+from rich.text import Text
+
+from msight_bus.cli.exit_status import FAILED, exit_status
+from msight_bus.cli.observing import (
+    READING,
+    BackendOption,
+    CountOption,
+    JsonOption,
+    Observation,
+    Output,
+    SecondsOption,
+    TopicsArgument,
+    entries_of,
+    note,
+    settings_of,
+    watch,
+)
+from msight_bus.cli.tables import Column, table_lines
+from msight_bus.cli.topic_rates import TopicRates
+
+MOST_TOPICS = 1000
+Figures = Mapping[str, float | None]
+
+_TOPIC = Column("topic", folds_at=8, left=True)
+_HZ = {"rate": Column("msg/s"), "jitter_ms": Column("jitter\nms", 2), "longest_ms": Column("longest\nms", 3)}
+_BW = {"megabytes_rate": Column("MB/s"), "mean_bytes": Column("mean\nB", 2), "largest_bytes": Column("largest\nB", 3)}
+_BOTH = {"messages": Column("messages", 4), "missing": Column("missing", 1)}
+_DIGITS = {"rate": 2, "megabytes_rate": 3, "jitter_ms": 1, "longest_ms": 1}
+
+
+def cell(figures: Figures, name: str) -> str:
+    """Return a figure for a table; ``?`` where it is not known."""
+    value = figures[name]
+    return "?" if value is None else f"{value:,.{_DIGITS.get(name, 0)}f}"
+
+
+class Display:
+    """A live table on a terminal, else a line a second and topic."""
+
+    def __init__(self, columns: Mapping[str, Column], rates: TopicRates, *, live: Live | None, as_json: bool) -> None:
+        """``columns``: those of the figures; ``live``: the live table; ``as_json``: print all figures as JSON."""
+        self._columns = columns
+        self._rates = rates
+        self._live = live
+        self._as_json = as_json
+        self._out = Output()
+
+    def show(self, observation: Observation, total: bool) -> None:
+        """Show the figures of the window or of the whole time."""
+        if not total:
+            self._rates.turn()
+        counters, now = observation.counters, time.time()
+        rows: dict[str, Figures] = {
+            topic: {**arrivals.figures(now), "missing": counters[topic].missing if topic in counters else 0}
+            for topic, arrivals in sorted((self._rates.total() if total else self._rates.recent()).items())
+        }
+        if total and self._rates.others:
+            note(f"{self._rates.others:,} messages of other topics; at most {MOST_TOPICS:,} topics are measured.")
+        if self._live is not None:
+            self._live.update(self._table(rows, every=total), refresh=True)
+            return
+        when = "total" if total else datetime.now().strftime("%H:%M:%S")
+        for topic, row in rows.items():
+            line = json.dumps({"topic": topic, "total": total, **row})
+            if not self._as_json:
+                cells = [f"{column.title} {cell(row, name)}" for name, column in self._columns.items()]
+                line = "  ".join([when, topic, *cells]).replace("\n", " ")
+            self._out.print(Text(line), soft_wrap=True)
+
+    def _table(self, rows: Mapping[str, Figures], *, every: bool) -> Group:
+        cells = [[topic, *(cell(row, name) for name in self._columns)] for topic, row in rows.items()]
+        shown = cells if every else cells[: max(1, self._out.height - 5)]
+        lines = table_lines([_TOPIC, *self._columns.values()], shown, self._out.width)
+        more = len(cells) - len(shown)
+        return Group(*lines, *([Text(f"… and {more:,} more", style="dim")] if more else []))
+
+
+def _command(name: str, columns: Mapping[str, Column], help_text: str) -> Callable[..., None]:
+    def command(  # noqa: PLR0917 - the options of the command
+        topics: TopicsArgument,
+        window: Annotated[int, typer.Option(min=1, max=3600, help="Seconds over which rates are measured.")] = 5,
+        count: CountOption = None,
+        seconds: SecondsOption = None,
+        json_lines: JsonOption = False,
+        backend: BackendOption = None,
+    ) -> None:
+        with exit_status(), ExitStack() as stack:
+            entries, settings = entries_of(topics), settings_of(backend, READING)
+            live = None if json_lines else Live(console=Output(), auto_refresh=False)
+            if live is not None:
+                live = stack.enter_context(live) if live.console.is_terminal else None
+            rates = TopicRates(window, MOST_TOPICS)
+            display = Display(columns, rates, live=live, as_json=json_lines)
+
+            def is_complete(observation: Observation) -> bool:
+                return count is not None and observation.received >= count
+
+            if not watch(
+                settings,
+                entries,
+                seconds,
+                lambda bus: Observation(bus, rates.add, display.show, is_complete, rates.add),
+            ):
+                raise typer.Exit(FAILED)
+
+    command.__name__, command.__doc__ = name, help_text
+    return command
+
+
+_AT_THE_END = """
+
+    Without a terminal, a line a second and topic is printed, and at the end one of the whole time. `?`: not known. The exit
+    status is 1 without a message."""
+
+hz = _command(
+    "hz",
+    _HZ | _BOTH,
+    """Measure messages a second, jitter and losses.
+
+    *jitter*: standard deviation of the intervals between arrivals; *longest*: the longest interval; *missing*: messages lost on
+    the way, by the publishers' sequences or the log's offsets."""
+    + _AT_THE_END,
+)
+HZ_EXAMPLES = """
+Examples:
+
+- `msight-bus hz site.cam_ne`: messages a second, jitter and losses of a topic, until Ctrl-C
+
+- `msight-bus hz 'site.*' --seconds 3 --json`: for a program; the last line of each topic is of the whole time
+"""
+
+bw = _command(
+    "bw",
+    _BW | _BOTH,
+    """Measure megabytes a second and sizes of payloads.
+
+    1 MB is a million bytes. Headers and keys are not counted."""
+    + _AT_THE_END,
+)
+BW_EXAMPLES = """
+Examples:
+
+- `msight-bus bw site.cam_ne site.cam_sw`: MB a second and sizes of two topics, until Ctrl-C
+
+- `msight-bus bw '>' --count 100`: of all topics, over 100 messages
+"""

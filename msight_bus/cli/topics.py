@@ -1,0 +1,127 @@
+"""``msight-bus topics``: the topics of nodes, their publishers, subscribers and rates; with ``--observe`` all that arrives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from msight_bus.bus import connect
+from msight_bus.cli.exit_status import exit_status
+from msight_bus.cli.observing import READING, BackendOption, JsonOption, Observation, note, settings_of
+from msight_bus.cli.rates import MOST_TOPICS, Figures, cell
+from msight_bus.cli.tables import Column, print_table
+from msight_bus.cli.top import ALL_ANNOUNCED
+from msight_bus.cli.topic_rates import Arrivals, TopicRates
+from msight_bus.errors import AuthenticationError, TopicError
+from msight_bus.queue_policy import QueuePolicy
+from msight_bus.registry import NodeInfo, NodeStatus
+from msight_bus.runtime import run
+from msight_bus.topics import NODES_TOPIC
+
+EXAMPLES = """
+Examples:
+
+- `msight-bus topics`: the topics of all nodes, after 12 seconds
+
+- `msight-bus topics --observe 2`: the topics with traffic in the next two seconds, of any program
+
+- `msight-bus topics --observe 1 --json`: one object for each topic
+"""
+
+_COLUMNS = (
+    Column("topic", folds_at=8, left=True),
+    Column("published by", 3, left=True),
+    Column("msg/s\nannounced", 4),
+    Column("subscribed by", 2, left=True),
+)
+_OBSERVED = {"rate": Column("msg/s"), "megabytes_rate": Column("MB/s", 1), "mean_bytes": Column("mean\nB", 5)}
+
+
+@dataclass
+class Ends:
+    """The nodes at the ends of one topic, by name, and the messages a second that they announce to publish."""
+
+    publishers: set[str] = field(default_factory=set)
+    subscribers: set[str] = field(default_factory=set)
+    rate: float = 0.0
+
+
+def ends_of(nodes: Iterable[NodeInfo]) -> dict[str, Ends]:
+    """Return the ends of each topic of the nodes that run."""
+    topics: dict[str, Ends] = {}
+    for info in nodes:
+        if info.ended or info.status is NodeStatus.LOST:
+            continue
+        if info.publish_topic is not None:
+            ends = topics.setdefault(info.publish_topic, Ends())
+            ends.publishers.add(info.name)
+            ends.rate += info.metrics.rate_out
+        if info.subscribe_topic is not None:
+            topics.setdefault(info.subscribe_topic, Ends()).subscribers.add(info.name)
+    return topics
+
+
+def show(topics: dict[str, Ends], arrived: dict[str, Arrivals] | None, now: float, *, as_json: bool) -> None:
+    """Print the topics; ``arrived``: what was observed until ``now``, ``None`` without ``--observe``."""
+    rows = []
+    for topic in sorted({*topics, *(arrived or ())}):
+        ends = topics.get(topic, Ends())
+        publishers, subscribers = sorted(ends.publishers), sorted(ends.subscribers)
+        seen: Figures | None = None if arrived is None else arrived.get(topic, Arrivals()).figures(now)
+        if as_json:
+            names = {"publishers": publishers, "subscribers": subscribers}
+            typer.echo(json.dumps({"topic": topic, **names, "announced_rate": ends.rate, "observed": seen}))
+        announced = f"{ends.rate:,.1f}" if publishers else ""
+        observed = [] if seen is None else [cell(seen, name) for name in _OBSERVED]
+        rows.append([topic, "\n".join(publishers), announced, "\n".join(subscribers), *observed])
+    if not as_json:
+        columns = _COLUMNS if arrived is None else (*_COLUMNS, *_OBSERVED.values())
+        print_table(columns, rows, Console(highlight=False))
+    others = "topics of programs that are no nodes (see --observe)" if arrived is None else "topics without traffic"
+    note(f"Topics: {len(rows):,}. Not shown: {others}, and subscribers that are no nodes.")
+
+
+def topics(
+    observe: Annotated[
+        float | None,
+        typer.Option(min=0.1, max=86400, help="Subscribe to all topics for this many seconds, and show what arrives."),
+    ] = None,
+    json_lines: JsonOption = False,
+    backend: BackendOption = None,
+) -> None:
+    """List topics, their publishers, subscribers and rates.
+
+    Nodes announce themselves every 10 seconds; the list is printed after 12. `--observe` also subscribes to all topics (`>`),
+    within bounded memory, and shows the topics with traffic of any program; on NATS, nodes that are killed meanwhile are LOST
+    later. No group is joined and no topic created. Ctrl-C shows at once what was received until then.
+    """
+    with exit_status():
+        settings, seconds = settings_of(backend, READING), ALL_ANNOUNCED if observe is None else observe
+        rates = TopicRates(1, MOST_TOPICS)
+
+        async def observe_all() -> None:
+            async with connect(settings) as bus:
+                observation = Observation(bus, rates.add, on_drop=rates.add)
+                nodes: Iterable[NodeInfo] = ()
+                try:
+                    async with bus.core.subscribe((NODES_TOPIC,), queue=QueuePolicy.latest()):
+                        nodes = await bus.nodes()
+                except TopicError:  # no node has announced itself on this Kafka
+                    pass
+                except AuthenticationError as error:
+                    note(f"Nodes are not shown: {error}")
+                note(f"Listening for {seconds:g} s; Ctrl-C ends earlier.")
+                try:
+                    await observation.run([] if observe is None else [">"], seconds)
+                finally:
+                    arrived = None if observe is None else rates.total()
+                    show(ends_of(nodes), arrived, bus.clock(), as_json=json_lines)
+                    if more := rates.others + observation.dropped("invalid topic"):
+                        note(f"Not shown: {more:,} messages of more topics, or on channels that are no valid topics.")
+
+        run(observe_all())

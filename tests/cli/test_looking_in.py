@@ -1,0 +1,88 @@
+"""What the commands that look at topics have in common: their examples run, Ctrl-C ends them, and they outlive the broker."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from msight_bus import brokers
+from msight_bus.cli import ping, pub, rates, tail, topics
+from tests.support.brokers import make_backend, start_broker
+from tests.support.commands import publishing, started
+from tests.support.waiting import wait_until
+
+EXAMPLES = [
+    example
+    for text in (topics.EXAMPLES, tail.EXAMPLES, rates.HZ_EXAMPLES, rates.BW_EXAMPLES, ping.EXAMPLES, pub.EXAMPLES)
+    for example in re.findall(r"^- `(.*?)`:", text, re.MULTILINE)
+]
+TOPICS = ("site.cam_ne", "site.cam_sw")
+
+
+def run_example(example, backend, variables):
+    """Run an example; interrupt one without an end once it has printed something."""
+    with started(example if "|" in example else f"exec {example}", backend, **variables) as process:
+        first = process.stdout.readline()
+        if not re.search("--count|-c |--seconds|pub |topics", example):
+            os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=50)
+    return process.returncode, first + out, err
+
+
+@pytest.mark.timeout(120)
+def test_the_examples_run(nats, kafka):
+    kafka_address = {name: value for name, value in kafka.env.items() if "KAFKA" in name}
+    payloads = {topic: lambda _: b'{"sensor_name": "ne"}' for topic in TOPICS}
+    with publishing(nats, payloads), publishing(kafka, payloads), ThreadPoolExecutor(6) as pool:
+        results = list(pool.map(lambda example: run_example(example, nats, kafka_address), EXAMPLES))
+    assert len(results) >= 16
+    for example, (status, out, err) in zip(EXAMPLES, results, strict=True):
+        assert status in (0, 130), f"{example}: {status} {out} {err}"
+        assert out.strip(), f"{example}: {err}"
+        assert "Traceback" not in err, f"{example}: {err}"
+
+
+@pytest.mark.parametrize("command", ["tail", "hz --json"])
+def test_a_closed_pipe_ends_the_command_silently(nats, topic, command):
+    with publishing(nats, {topic: lambda _: b"x"}), started(f"msight-bus {command} {topic} | head -1", nats) as process:
+        out, err = process.communicate(timeout=40)
+    assert (out.count("\n"), err) == (1, "")
+
+
+@pytest.mark.parametrize("command", ["tail", "hz"])
+@pytest.mark.parametrize("kind", ["redis", "nats"])
+def test_the_command_goes_on_when_the_broker_is_back(kind, command, topic):
+    broker = start_broker(kind)
+    backend = make_backend(kind, broker)
+    lines = []
+
+    def read(stream):
+        for line in stream:
+            lines.append(line)
+
+    try:
+        with (
+            publishing(backend, {topic: lambda _: b"x"}),
+            started(f"exec msight-bus {command} {topic} 2>&1", backend) as process,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            pool.submit(read, process.stdout)
+            wait_until(lambda: any(topic in line for line in lines))
+            broker.stop()
+            wait_until(lambda: any("Disconnected" in line for line in lines))
+            broker = brokers.start(kind, port=broker.port)
+            wait_until(lambda: any("Reconnected" in line for line in lines))
+            back = len(lines)
+            wait_until(lambda: any(topic in line for line in lines[back:]))
+            process.send_signal(signal.SIGINT)
+        assert process.returncode == 130
+        assert sum("Disconnected" in line for line in lines) == 1
+        assert not any("Traceback" in line for line in lines)
+        if command == "hz":
+            assert lines[-1].startswith(f"total  {topic}  ")
+    finally:
+        broker.stop()

@@ -1,0 +1,52 @@
+"""Reading for display: bounded memory, and every message is received or counted as dropped."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from msight_bus.cli.observing import Observation
+from msight_bus.message import Message
+from msight_bus.queue_policy import DEFAULT_BYTES
+from tests.support.brokers import make_backend
+
+MEGABYTE = bytes(1_000_000)
+COUNT = 200
+
+
+async def test_a_slow_display_drops_the_oldest_messages_and_counts_them(topic):
+    received: list[Message] = []
+    dropped: list[Message] = []
+
+    def receive(message):
+        time.sleep(0.03)  # longer than a slice of the event loop
+        received.append(message)
+
+    async with make_backend("memory").connect() as bus:
+        observation = Observation(bus, receive, until=lambda _: received[-1].sequence == COUNT, on_drop=dropped.append)
+        complete = asyncio.create_task(observation.run([topic], None))
+        while not observation.subscriptions:
+            await asyncio.sleep(0.001)
+        for _ in range(COUNT):
+            await bus.publish(topic, MEGABYTE)
+        await complete
+        (subscription,) = observation.subscriptions
+        assert subscription.stats.queued_peak <= DEFAULT_BYTES / len(MEGABYTE) + 1
+        assert observation.dropped("drop_oldest") == len(dropped) > 0
+        assert sorted(message.sequence for message in received + dropped) == list(range(1, COUNT + 1))
+        assert observation.received == len(received)
+        assert observation.counters[topic].missing == 0
+
+
+async def test_overlapping_names_are_read_once(topic):
+    """A literal topic that a pattern matches needs no subscription of its own."""
+    async with make_backend("memory").connect() as bus:
+        observation = Observation(bus, lambda _: None)
+        observed = []
+        observation._read = lambda topics, *_: observed.append(topics) or asyncio.sleep(60)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await observation.run(["a.b", "a.*", "c", "d.>", "d.e.f"], None)
+    assert observed == [("a.*", "d.>"), ("c",)]

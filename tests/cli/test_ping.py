@@ -1,0 +1,55 @@
+"""``ping``: round trips on every broker, and losses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.support.brokers import make_backend, start_broker
+from tests.support.commands import command, started
+
+
+@pytest.mark.parametrize("kind", ["redis", "nats", "kafka"])
+def test_round_trips(kind):
+    result = command(make_backend(kind), "ping", "-c", "3", "--interval", "0.01", "--timeout", "20", "--json")
+    assert result.exit_code == 0
+    *each, summary = map(json.loads, result.stdout.splitlines())
+    assert [one["number"] for one in each] == [1, 2, 3]
+    assert (summary["sent"], summary["lost"]) == (3, 0)
+    for name in ("message", "ping"):
+        values = sorted(one[f"{name}_ms"] for one in each)
+        assert values[0] > 0
+        assert (summary[f"{name}_p50_ms"], summary[f"{name}_p99_ms"]) == (values[1], values[2])
+    assert summary["difference_p50_ms"] == summary["message_p50_ms"] - summary["ping_p50_ms"]
+
+
+def test_the_text(nats):
+    lines = command(nats, "ping", "-c", "1").stdout.splitlines()
+    assert lines[0].startswith("1: message ")
+    assert [line.split(":")[0] for line in lines[1:]] == [
+        "1 sent, 0 lost (0.0%)",
+        "message",
+        "PING of the broker",
+        "difference of p50, the bus and the event loop",
+    ]
+
+
+def test_a_broker_that_goes_away_is_a_loss_and_the_command_goes_on():
+    broker = start_broker("nats")
+    line = "exec msight-bus ping -c 4 --interval 0.2 --timeout 0.2 --json"
+    with started(line, make_backend("nats", broker)) as process:
+        first = process.stdout.readline()
+        broker.stop()
+        rest, err = process.communicate(timeout=40)
+    *each, summary = map(json.loads, [first, *rest.splitlines()])
+    assert process.returncode == 1
+    assert len(each) == 4
+    assert each[-1]["message_ms"] is each[-1]["ping_ms"] is None
+    assert summary["lost"] == [one["message_ms"] for one in each].count(None)
+    assert (err.count("Disconnected from NATS"), err.count("Traceback")) == (1, 0)
+
+
+def test_no_broker(nats):
+    assert command(nats, "ping", MSIGHT_NATS_SERVERS="nats://127.0.0.1:1").exit_code == 3
+    assert command(nats, "ping", "-c", "0").exit_code == 2

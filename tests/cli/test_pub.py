@@ -1,0 +1,82 @@
+"""``pub``: what is published, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from msight_bus.data import BytesData
+from tests.support.brokers import make_backend
+from tests.support.commands import command, receiving
+
+
+@pytest.mark.parametrize("kind", ["redis", "nats", "kafka"])
+def test_text_with_key_and_headers(kind, topic):
+    backend = make_backend(kind)
+    with receiving(backend, topic) as received:
+        options = ["--key", "ne", "--header", "lens=wide", "--header", "a=b=c"]
+        result = command(backend, "pub", topic, "--text", "grüße", *options)
+        (message,) = received(1)
+    assert (result.exit_code, result.stdout) == (0, f"1 message on {topic}\n")
+    assert (message.payload.decode(), message.key, dict(message.headers)) == (
+        "grüße",
+        "ne",
+        {"lens": "wide", "a": "b=c"},
+    )
+
+
+def test_lines_of_standard_input(nats, topic):
+    with receiving(nats, topic) as received:
+        result = command(nats, "pub", topic, "--json", stdin=b"one\ntwo\r\n\nfour")
+        messages = received(4)
+    assert json.loads(result.stdout) == {"topic": topic, "sent": 4}
+    assert [message.payload for message in messages] == [b"one", b"two", b"", b"four"]
+
+
+def test_a_file_and_a_count(nats, topic, tmp_path):
+    (tmp_path / "frame").write_bytes(bytes(range(256)))
+    with receiving(nats, topic) as received:
+        result = command(nats, "pub", topic, "--file", str(tmp_path / "frame"), "--count", "3", "--rate", "1000")
+        messages = received(3)
+    assert result.stdout == f"3 messages on {topic}\n"
+    assert {message.payload for message in messages} == {bytes(range(256))}
+
+
+def test_json_to_a_type(nats, topic):
+    with receiving(nats, topic) as received:
+        lines = b'{"sensor_name": "lidar", "data": "AAEC", "frame_id": 7}\n{"data": ""}\n'
+        result = command(nats, "pub", topic, "--type", "BytesData", stdin=lines)
+        first, _ = received(2)
+    assert result.exit_code == 0
+    assert isinstance(first.data, BytesData)
+    assert (first.data.data, first.data.sensor_name, first.data.frame_id) == (b"\0\1\2", "lidar", 7)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--text", "{}", "--type", "os.system"], "'os.system' is not a registered class; choose from BytesData"),
+        (["--text", '{"data": 3}', "--type", "BytesData"], "is not JSON of BytesData: Expected `bytes`"),
+        (["--text", "\x1b[2J", "--type", "BytesData"], r"\x1b[2J is not JSON"),
+        (["--text", "x", "--header", "novalue"], "as name=value"),
+        (["--text", "x", "--file", "/dev/null"], "--text or --file"),
+        (["--file", "/nonexistent"], "does not exist"),
+        (["--text", "x", "--count", "0"], "0 is not in the range"),
+        (["--text", "x", "--rate", "0"], "0.0 is not in the range"),
+    ],
+)
+def test_wrong_usage(nats, topic, arguments, said):
+    result = command(nats, "pub", topic, *arguments)
+    assert result.exit_code == 2
+    assert said.replace("'os.system'", "os.system") in " ".join(result.stderr.split())
+
+
+def test_a_wrong_name_a_line_that_is_too_long_and_a_refusal(nats, topic):
+    assert command(nats, "pub", "a b", "--text", "x").exit_code == 2
+    long = command(nats, "pub", topic, stdin=b"x" * 2000, MSIGHT_MAX_MESSAGE_BYTES="1000")
+    assert long.exit_code == 2
+    assert "a line has more than 1,000 bytes" in " ".join(long.stderr.split())
+    large = command(nats, "pub", topic, "--text", "x" * 2000, MSIGHT_MAX_MESSAGE_BYTES="1000")
+    assert (large.exit_code, large.stdout) == (1, f"0 messages on {topic}\n")
+    assert "too large" in large.stderr

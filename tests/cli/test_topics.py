@@ -1,0 +1,129 @@
+"""``topics``: who publishes and who subscribes, and what arrives."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import re
+import threading
+
+import pytest
+from rich.console import Console
+
+from msight_bus.cli import topics as command_module
+from msight_bus.cli.topic_rates import Arrivals
+from msight_bus.cli.topics import Ends, ends_of, show
+from msight_bus.nodes import NodeConfig
+from msight_bus.registry import NodeInfo, NodeMetrics, NodeStatus
+from tests.support.brokers import make_backend
+from tests.support.commands import command, in_a_thread, publishing
+from tests.support.nodes import Collect, Numbers, running
+
+
+def info(**fields):
+    made = {"name": "n", "instance": "1", "type": "T", "device": "d", "status": NodeStatus.RUNNING}
+    return NodeInfo(**{**made, "started_at": 0.0, "heartbeat_interval": 10.0, **fields})
+
+
+def test_the_ends_of_the_topics():
+    topics = ends_of(
+        [
+            info(name="cam", publish_topic="frames", metrics=NodeMetrics(rate_out=30)),
+            info(name="cam", instance="2", publish_topic="frames", metrics=NodeMetrics(rate_out=10)),
+            info(name="detector", subscribe_topic="frames", publish_topic="boxes"),
+            info(name="lost", subscribe_topic="frames", status=NodeStatus.LOST),
+            info(name="stopped", publish_topic="old", ended=True),
+        ]
+    )
+    assert topics == {"frames": Ends({"cam"}, {"detector"}, 40.0), "boxes": Ends({"detector"}, set(), 0.0)}
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 200])
+def test_the_table_fits(columns, monkeypatch):
+    out = Console(file=io.StringIO(), width=columns, force_terminal=True, color_system=None)
+    monkeypatch.setattr(command_module, "Console", lambda **_: out)
+    ends = Ends({"camera_north_east", "camera_south_west"}, {"detector_north_east"}, 1234.5)
+    arrived = Arrivals(count=31, bytes=31 * 200_000, first=0.0, last=1.0)
+    show({"intersection.cam_ne": ends}, {"intersection.cam_ne": arrived, "foreign": Arrivals()}, 1.0, as_json=False)
+    lines = out.file.getvalue().splitlines()
+    text = "\n".join(lines)
+    assert max(map(len, lines)) <= columns
+    assert "30.00" in text
+    assert ("1,234.5" in text) == ("announced" in "\n".join(lines[:2]))
+    assert ("Not shown on" in text) == (columns < 200)
+
+
+@pytest.mark.parametrize("kind", ["redis", "nats", "kafka"])
+def test_nodes_are_listed_with_their_topics(kind, topic, monkeypatch):
+    monkeypatch.setattr(command_module, "ALL_ANNOUNCED", 1.5)
+    backend = make_backend(kind)
+
+    async def nodes(bus, ready, stop):
+        source = Numbers(NodeConfig(name="camera", publish_topic_name=topic, heartbeat_update_interval=0.2))
+        sink = Collect(NodeConfig(name="store", subscribe_topic_name=topic, heartbeat_update_interval=0.2))
+        get = source.get_data
+
+        async def slowly():
+            await asyncio.sleep(0.01)
+            return await get()
+
+        source.get_data = slowly
+        async with running(bus, sink, source):
+            ready()
+            while not stop.is_set():
+                await asyncio.sleep(0.01)
+
+    with in_a_thread(backend, nodes):
+        listed = command(backend, "topics", "--json")
+        table = command(backend, "topics")
+    assert (listed.exit_code, table.exit_code) == (0, 0)
+    (row,) = [row for row in map(json.loads, listed.stdout.splitlines()) if row["topic"] == topic]
+    assert (row["publishers"], row["subscribers"], row["observed"]) == (["camera"], ["store"], None)
+    assert row["announced_rate"] > 1
+    assert re.search(rf"^{topic} +camera +[\d.]+  store$", table.stdout, re.MULTILINE)
+    assert (
+        "Not shown: topics of programs that are no nodes (see --observe), and subscribers that are no nodes."
+        in table.stderr
+    )
+
+
+@pytest.mark.parametrize("kind", ["redis", "nats"])
+def test_what_arrives_is_observed_whoever_publishes(kind, topic):
+    backend = make_backend(kind)
+    with publishing(backend, {f"{topic}.a": lambda _: bytes(1000), f"{topic}.b": lambda _: b""}, rate=100):
+        result = command(backend, "topics", "--observe", "1", "--json")
+        shown = command(backend, "tail", f"{topic}.*", f"{topic}.a", "--count", "4", "--json")
+    rows = {row["topic"]: row for row in map(json.loads, result.stdout.splitlines())}
+    one, two = rows[f"{topic}.a"], rows[f"{topic}.b"]
+    assert (one["publishers"], one["subscribers"]) == ([], [])
+    assert (one["observed"]["mean_bytes"], two["observed"]["mean_bytes"]) == (1000, 0)
+    assert one["observed"]["rate"] > 1
+    assert "Not shown: topics without traffic, and subscribers that are no nodes." in result.stderr
+    assert (
+        sorted(json.loads(line)["topic"] for line in shown.stdout.splitlines())
+        == [f"{topic}.a"] * 2 + [f"{topic}.b"] * 2
+    )
+
+
+def test_traffic_on_channels_that_are_no_topics_is_counted(redis):
+    import redis as client
+
+    stop = threading.Event()
+
+    def publish():
+        with client.Redis(port=int(redis.env["MSIGHT_REDIS_MESSAGE_BROKER_PORT"])) as foreign:
+            while not stop.wait(0.01):
+                foreign.publish("a \x1b[2J", b"x")
+
+    publisher = threading.Thread(target=publish)
+    publisher.start()
+    try:
+        result = command(redis, "topics", "--observe", "1")
+    finally:
+        stop.set()
+        publisher.join()
+    assert re.search(
+        r"Not shown: \d+ messages of more topics, or on channels that are no valid topics\.", result.stderr
+    )
+    assert "\x1b" not in result.output
