@@ -57,18 +57,6 @@ def settings_of(backend: str | None, variables: Mapping[str, str]) -> BusSetting
     return settings
 
 
-def entries_of(topics: Sequence[str]) -> tuple[str, ...]:
-    """Return the topics and patterns of a command line.
-
-    Raises:
-        typer.BadParameter: one is not valid.
-    """
-    try:
-        return check_entries(list(topics))
-    except TopicError as error:
-        raise typer.BadParameter(str(error), param_hint="topics") from None
-
-
 class Output(Console):
     """Standard output. A closed pipe, as of ``| head``, raises an error, so that the bus is closed."""
 
@@ -191,6 +179,7 @@ def watch(
     """Connect and run an observation; show it at the end, also at Ctrl-C. Return the number of messages received.
 
     Raises:
+        TopicError: a topic or pattern is not valid.
         BusError: the broker cannot be reached, or refused the connection or a subscription.
     """
 
@@ -203,4 +192,5 @@ def watch(
                 observation.show(observation, True)
             return observation.received
 
+    check_entries(list(topics))
     return run(observe())

@@ -17,7 +17,7 @@ from msight_bus.bus import connect
 from msight_bus.cli.exit_status import exit_status
 from msight_bus.cli.observing import BackendOption, JsonOption, settings_of
 from msight_bus.data.tags import registered
-from msight_bus.errors import TopicError, quoted
+from msight_bus.errors import quoted
 from msight_bus.pacing import paced
 from msight_bus.payload import Payload
 from msight_bus.runtime import bounded_shutdown, run
@@ -98,10 +98,7 @@ def pub(  # noqa: PLR0917 - the options of the command
         headers = dict(pair.split("=", 1) for pair in header or [] if "=" in pair)
         if len(headers) < len(header or []) or (text is not None and file is not None):
             raise typer.BadParameter("give each --header once, as name=value, and --text or --file, not both.")
-        try:
-            check_topic(topic)
-        except TopicError as error:
-            raise typer.BadParameter(str(error), param_hint="topic") from None
+        check_topic(topic)
         content = file.read_bytes() if file else None if text is None else text.encode("utf-8", "surrogateescape")
         most = 1 if content is not None and rate is None and count is None else count
         payloads = _lines(settings.limits.max_message_bytes) if content is None else _repeated(content)

@@ -24,7 +24,6 @@ from msight_bus.cli.observing import (
     Output,
     SecondsOption,
     TopicsArgument,
-    entries_of,
     note,
     settings_of,
     watch,
@@ -99,7 +98,7 @@ def _command(name: str, columns: Mapping[str, Column], help_text: str) -> Callab
         backend: BackendOption = None,
     ) -> None:
         with exit_status(), ExitStack() as stack:
-            entries, settings = entries_of(topics), settings_of(backend, READING)
+            settings = settings_of(backend, READING)
             live = None if json_lines else Live(console=Output(), auto_refresh=False)
             if live is not None:
                 live = stack.enter_context(live) if live.console.is_terminal else None
@@ -111,7 +110,7 @@ def _command(name: str, columns: Mapping[str, Column], help_text: str) -> Callab
 
             if not watch(
                 settings,
-                entries,
+                topics,
                 seconds,
                 lambda bus: Observation(bus, rates.add, display.show, is_complete, rates.add),
             ):

@@ -24,7 +24,6 @@ from msight_bus.cli.observing import (
     Output,
     SecondsOption,
     TopicsArgument,
-    entries_of,
     note,
     settings_of,
     watch,
@@ -165,12 +164,12 @@ def tail(  # noqa: PLR0917 - the options of the command
     is 1 if `--seconds` end before `--count`, or without a message.
     """
     with exit_status():
-        entries, settings = entries_of(topics), settings_of(backend, READING)
+        settings = settings_of(backend, READING)
         view = Tail(settings.limits, containing, rate, as_json=json_lines)
         start: Start = "earliest" if earliest else "latest"
         watch(
             settings,
-            entries,
+            topics,
             seconds,
             lambda bus: Observation(
                 bus, view.receive, view.report, lambda _: count is not None and view.shown >= count, start=start

@@ -14,7 +14,14 @@ from typer.testing import CliRunner
 from msight_bus import __version__
 from msight_bus.cli import app
 from msight_bus.cli.exit_status import exit_status
-from msight_bus.errors import AuthenticationError, BusError, ConfigError, ConnectionLostError, UnsupportedError
+from msight_bus.errors import (
+    AuthenticationError,
+    BusError,
+    ConfigError,
+    ConnectionLostError,
+    TopicError,
+    UnsupportedError,
+)
 
 COMMANDS = ["up", "topics", "tail", "hz", "bw", "ping", "pub", "top", "settings", "bench"]
 MODULE = [sys.executable, "-m", "msight_bus"]
@@ -48,6 +55,7 @@ def test_help_lists_the_commands():
         (BusError("it failed"), 1),
         (UnsupportedError("not here"), 1),
         (ConfigError("MSIGHT_X is wrong"), 2),
+        (TopicError("no topic"), 2),
         (ConnectionLostError("nobody there"), 3),
         (AuthenticationError("refused"), 3),
         (KeyboardInterrupt(), 130),
