@@ -52,17 +52,17 @@ class Ends:
 
 
 def ends_of(nodes: Iterable[NodeInfo]) -> dict[str, Ends]:
-    """Return the ends of each topic of the nodes that run."""
+    """Return the ends of each topic, and of each pattern of an input, of the nodes that run."""
     topics: dict[str, Ends] = {}
     for info in nodes:
         if info.ended or info.status is NodeStatus.LOST:
             continue
-        if info.publish_topic is not None:
-            ends = topics.setdefault(info.publish_topic, Ends())
+        if info.output is not None:
+            ends = topics.setdefault(info.output, Ends())
             ends.publishers.add(info.name)
             ends.rate += info.metrics.rate_out
-        if info.subscribe_topic is not None:
-            topics.setdefault(info.subscribe_topic, Ends()).subscribers.add(info.name)
+        for entry in info.inputs:
+            topics.setdefault(entry, Ends()).subscribers.add(info.name)
     return topics
 
 

@@ -34,9 +34,15 @@ def test_the_ends_of_the_topics():
             info(name="detector", subscribe_topic="frames", publish_topic="boxes"),
             info(name="lost", subscribe_topic="frames", status=NodeStatus.LOST),
             info(name="stopped", publish_topic="old", ended=True),
+            info(name="fusion", inputs=("boxes", "lidar.*"), output="tracks/all"),
         ]
     )
-    assert topics == {"frames": Ends({"cam"}, {"detector"}, 40.0), "boxes": Ends({"detector"}, set(), 0.0)}
+    assert topics == {
+        "frames": Ends({"cam"}, {"detector"}, 40.0),
+        "boxes": Ends({"detector"}, {"fusion"}, 0.0),
+        "lidar.*": Ends(set(), {"fusion"}, 0.0),
+        "tracks/all": Ends({"fusion"}, set(), 0.0),
+    }
 
 
 @pytest.mark.parametrize("columns", [40, 60, 80, 200])
@@ -88,7 +94,7 @@ def test_nodes_are_listed_with_their_topics(kind, topic, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("kind", ["redis", "nats"])
+@pytest.mark.parametrize("kind", ["redis", "nats", "kafka"])
 def test_what_arrives_is_observed_whoever_publishes(kind, topic):
     backend = make_backend(kind)
     with publishing(backend, {f"{topic}.a": lambda _: bytes(1000), f"{topic}.b": lambda _: b""}, rate=100):
