@@ -149,7 +149,7 @@ class Core:
         """
         tree = tree.resolve()
         env = self._env(row.backend)
-        if row.what in {"publish", "publisher"}:
+        if row.backend == "memory" or row.what in {"publish", "publisher"}:
             return self._play(row, tree, env, counted=self._counted)
         return self._play(row, tree, env, self._recorded(row), counted=self._counted)
 
