@@ -53,25 +53,27 @@ class Deadline:
         self._report = report
         self._timer: asyncio.TimerHandle | None = None
         self._heard_at = 0.0
-        self._watching = False
+        self._missed = False
+        self._stopped = False
 
     def start(self) -> None:
-        """Arm the deadline."""
-        self._watching = True
-        self._heard_at = asyncio.get_running_loop().time()
-        self._watch_for(self._seconds)
+        """Arm the deadline, if no message has armed it."""
+        if self._timer is None:
+            self._heard_at = asyncio.get_running_loop().time()
+            self._watch_for(self._seconds)
 
     def heard(self) -> None:
-        """Note that messages arrived, and arm the deadline again."""
-        if self._watching:
+        """Note that messages arrived, and arm the deadline."""
+        if not self._stopped:
             self._heard_at = asyncio.get_running_loop().time()
             if self._timer is None:
-                logger.info("Messages arrive again on %s.", self._name)
+                if self._missed:
+                    logger.info("Messages arrive again on %s.", self._name)
                 self._watch_for(self._seconds)
 
     def stop(self) -> None:
-        """Disarm the deadline."""
-        self._watching = False
+        """Disarm the deadline for good."""
+        self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -88,6 +90,7 @@ class Deadline:
         if left > 0:
             self._watch_for(left)
             return
+        self._missed = True
         logger.warning("Deadline missed: no message on %s for %g s.", self._name, self._seconds)
         self._report(DeadlineMissed(self._name, self._seconds))
 
@@ -232,13 +235,13 @@ class Inbox:
         self.evicted = 0
         self.evicted_gaps = EvictedGaps()
         self._topic_map = selection.topic_map
+        self._given = selection.topics
         self._deadline = deadline
         self._most = most
         self.counts = counts
         self._clock = clock
         self._report = report
         self._streams: dict[str, TopicStream] = {}
-        self._watching = False
         self._least_used: list[tuple[int, str]] = []  # a heap
         self._eviction_told_at = -math.inf
 
@@ -269,8 +272,6 @@ class Inbox:
         self._streams[stream.topic] = stream
         if self._deadline is not None:
             stream.deadline = Deadline(stream.topic, self._deadline, self.queue, self._deadline_missed)
-            if self._watching:
-                stream.deadline.start()
 
     def _evict(self) -> None:
         streams, heap = self._streams, self._least_used
@@ -301,10 +302,10 @@ class Inbox:
             self._report(Gap(topic, None, "evicted"))
 
     def start_watching(self) -> None:
-        """Arm the deadlines of the topics known by now; of others from their first message on."""
-        self._watching = True
-        for stream in self._streams.values():
-            if stream.deadline is not None:
+        """Arm the deadlines of the topics that are given by name; the first message on a topic arms any other."""
+        for name in self._given:
+            stream = self._streams.get(self.topic_of(name))
+            if stream is not None and stream.deadline is not None:
                 stream.deadline.start()
 
     def _deadline_missed(self, event: BusEvent) -> None:
@@ -361,8 +362,8 @@ class Inbox:
         self.queue.fail(error)
 
     def stop_watching(self) -> None:
-        """Disarm the deadlines."""
-        self._watching = False
+        """Disarm the deadlines for good."""
+        self._deadline = None
         for stream in self._streams.values():
             if stream.deadline is not None:
                 stream.deadline.stop()

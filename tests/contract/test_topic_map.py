@@ -13,13 +13,13 @@ import pytest
 
 import msight_bus
 from msight_bus import ConfigError, QueuePolicy, TopicError
-from msight_bus.events import Gap, Refused
+from msight_bus.events import DeadlineMissed, Gap, Refused
 from msight_bus.nodes import NodeConfig, run_until
 from msight_bus.topics import NODES_TOPIC
 from tests.support.brokers import make_backend
 from tests.support.nodes import DEADLINE, Apply, Collect, running, start
 from tests.support.receiving import take
-from tests.support.rig import until
+from tests.support.rig import seen, until
 
 NAMES = {
     "memory": "camera@gs {} ne\r\n*",
@@ -312,3 +312,18 @@ async def test_a_registry_shows_the_topics_of_its_own_map():
         (("camera@gs ne", "lidar.*", "radar??"), "objects of ne"),
     ]
     assert (payload["publish_topic"], payload["output"]) == (None, "objects of ne")
+
+
+async def test_a_mapped_topic_has_its_deadline_as_others(backend, topic, name, here):
+    """From the beginning where it is given by name, else from its first message on."""
+    events: list = []
+    async with mapped(backend, {name: here}, events=events) as bus:
+        async with bus.subscribe([f"{topic}.named", f"{topic}.*"], deadline=0.3) as messages:
+            await until(lambda: seen(events, DeadlineMissed))
+            assert seen(events, DeadlineMissed) == [DeadlineMissed(f"{topic}.named", 0.3)]
+            await bus.publish(here, b"x")
+            await take(messages, 1)
+            await until(lambda: DeadlineMissed(here, 0.3) in events)
+        events.clear()
+        async with bus.subscribe(here, deadline=0.3):
+            await until(lambda: DeadlineMissed(here, 0.3) in events)
