@@ -23,7 +23,7 @@ async def consume(bus: msight_bus.Bus, name: str, ready: asyncio.Barrier) -> str
             frames.append(int(message.payload))
             if frames[-1] == 99:
                 break
-            await asyncio.sleep(0.005)  # the work takes longer than the interval of the frames
+            await asyncio.sleep(0.02)  # the work takes longer than the interval of the frames
         return f"{name:12} handled {len(frames):3} of 100 frames, dropped {dict(messages.stats.dropped)}"
 
 

@@ -51,12 +51,13 @@ async def test_a_list_is_one_stream_and_each_message_has_its_topic(backend, topi
 
 
 async def test_a_thousand_topics_are_one_subscription(backend, topic):
-    topics = [f"{topic}.{number}" for number in range(1000)]
+    number = 200 if backend.name == "kafka" else 1000  # Kafka takes many seconds to create a thousand topics
+    topics = [f"{topic}.{i}" for i in range(number)]
     async with backend.connect(MSIGHT_KAFKA_PARTITIONS="1") as bus, bus.subscribe(topics) as messages:
         await publish_each(bus, topics, 2)
-        came = await take(messages, 2000)
+        came = await take(messages, 2 * number)
         assert Counter(topics_of(came)) == dict.fromkeys(topics, 2)
-        assert len(messages.stats.topics) == 1000
+        assert len(messages.stats.topics) == number
 
 
 # -- patterns

@@ -224,7 +224,7 @@ async def test_a_pattern_matches_the_topics_here(backend, name, here, topic, gro
                 for on in ours:  # behind whatever came twice or by another name
                     await bus.publish(on, b"end")
                 ends = sorted((message.topic, message.payload) for message in await take(messages, 4))
-                assert messages.stats.dropped == {}
+                assert messages.stats.dropped.keys() <= {"revoked"}  # a new topic rebalances a group on Kafka
     assert came == sorted(
         [
             (here, b"0"),

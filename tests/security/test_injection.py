@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import msight_bus
 from msight_bus import HeaderError, MessageTooLargeError, TopicError
+from msight_bus.patterns import is_pattern
 from msight_bus.payload import check_headers, check_key
 from msight_bus.protocol import envelope
 from msight_bus.settings import Limits
@@ -124,7 +125,7 @@ async def test_fuzzed_messages_are_one_command_each_or_an_error(kind):
 
 @pytest.mark.parametrize("kind", LIVE)
 async def test_fuzzed_topics_and_groups_are_one_subscription_each_or_an_error(kind):
-    chance, peer, subscribed = random.Random(SEED), Peer(kind), []
+    chance, peer, subscribed, patterns = random.Random(SEED), Peer(kind), [], []
     async with fake(peer) as way, msight_bus.connect(settings_of(variables(kind, way.port))) as bus:
         for _ in range(300):
             topic, group = topic_of(chance), topic_of(chance) if kind == "nats" and chance.random() < 0.5 else None
@@ -133,10 +134,14 @@ async def test_fuzzed_topics_and_groups_are_one_subscription_each_or_an_error(ki
             except TopicError:
                 continue
             async with subscription:
-                subscribed.append((topic.encode(), *([group.encode()] if group else [])))
+                if kind == "nats" or not is_pattern(topic):
+                    subscribed.append((topic.encode(), *([group.encode()] if group else [])))
+                else:
+                    patterns.append((topic.replace(">", "*").encode(),))
     assert not peer.malformed
     verb, end = ("SUB", -1) if kind == "nats" else ("SUBSCRIBE", 1)  # NATS adds a number of its own
     assert [command.words[:end] for command in of_the_test(peer.told(verb))] == subscribed
+    assert [command.words[:1] for command in peer.told("PSUBSCRIBE")] == patterns
     assert len(subscribed) > 50
 
 

@@ -112,12 +112,11 @@ def generations(members):
 
 
 async def read_by_both(one, two, count):
-    """What two members read, each until it is up to date; nothing was handed out before."""
+    """What two members read until they have read ``count`` messages; nothing was handed out before."""
     read = []
-    for messages in (one, two):
-        while messages.stats.lag != 0 or messages.stats.queued:
-            read.append((await take(messages, 1))[0].payload)
-    assert len(read) >= count
+    await until(
+        lambda: read.extend(message.payload for each in (one, two) if (message := each.take())) or len(read) >= count
+    )
     return sorted(read)
 
 
