@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Sequence
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop
 from time import monotonic
 from typing import Any
 
@@ -280,10 +280,8 @@ class Inbox:
                 heapify(heap)
             used, topic = heappop(heap)
             stream = streams.get(topic)
-            if stream is not None and stream.used == used:
+            if stream is not None and stream.used == used:  # else it was used after all that are left in the heap
                 break
-            if stream is not None:
-                heappush(heap, (stream.used, topic))
         del streams[topic]
         stream.evicted = True
         if stream.deadline is not None:

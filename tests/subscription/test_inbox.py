@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
+from hypothesis import given
+from hypothesis import strategies as st
+
 from msight_bus import Message, QueuePolicy
 from msight_bus.backends.base import Selection
 from msight_bus.events import Gap
@@ -43,6 +48,17 @@ def test_the_least_recently_used_topic_is_forgotten():
     receive(inbox, "c", 2)
     receive(inbox, "e", 1)
     assert (known(inbox), inbox.evicted) == ({"c": 2, "d": 1, "e": 1}, 2)
+
+
+@given(st.lists(st.sampled_from("abcdef"), max_size=40), st.integers(1, 4))
+def test_whatever_is_received_the_topic_that_was_used_last_is_kept_longest(topics, most):
+    inbox, model = inbox_of(most=most), OrderedDict()
+    for topic in topics:
+        receive(inbox, topic, None)
+        model[topic] = model.pop(topic, 0) + 1
+        while len(model) > most:
+            model.popitem(last=False)
+        assert known(inbox) == model
 
 
 def test_a_stream_stays_valid_and_counts_from_the_beginning():
