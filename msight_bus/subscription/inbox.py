@@ -186,6 +186,9 @@ class TopicStream:
 
     def _announce(self, missing: int | None, cause: str, *, at_most: bool = False) -> None:
         self.gaps += 1
+        if self.evicted:
+            self._inbox.evicted_gaps.gaps += 1
+            self._inbox.evicted_gaps.missing += missing or 0
         self._report(Gap(self.topic, missing, cause, at_most=at_most))
 
 

@@ -74,6 +74,20 @@ def test_a_stream_stays_valid_and_counts_from_the_beginning():
     assert inbox.queue.received == 4
 
 
+def test_the_sums_contain_what_was_forgotten_and_what_is_found_of_it_later():
+    events: list = []
+    inbox = inbox_of(most=1, events=events)
+    first = inbox.stream("a")
+    receive(inbox, "a", 1, 3, 3)
+    receive(inbox, "b", 1)
+    first.announced(1, 5)
+    assert [event for event in events if event.cause == "lost"] == [Gap("a", 1, "lost"), Gap("a", 2, "lost")]
+    gone = inbox.evicted_gaps
+    assert (gone.gaps, gone.missing, gone.duplicates) == (2, 3, 1)
+    first.deliver([Message("a", b"x", session=1, sequence=9)])
+    assert (first.gaps, first.total_missing, gone.gaps, gone.missing) == (0, 0, 2, 3)
+
+
 def test_one_gap_a_second_tells_of_topics_that_were_forgotten():
     events: list = []
     inbox = inbox_of(most=2, events=events)
