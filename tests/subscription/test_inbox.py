@@ -9,18 +9,19 @@ from hypothesis import strategies as st
 
 from msight_bus import Message, QueuePolicy
 from msight_bus.backends.base import Selection
-from msight_bus.events import Gap
+from msight_bus.events import DeadlineMissed, Gap
 from msight_bus.patterns import TopicPattern
 from msight_bus.subscription.inbox import Inbox
+from tests.support.rig import seen, until
 
 
-def inbox_of(*topics, most, events=None, queue=None):
+def inbox_of(*topics, most, events=None, queue=None, deadline=None):
     """An inbox that keeps the counters of at most ``most`` topics."""
     selection = Selection(topics, None, queue or QueuePolicy.drop_oldest(1000), "latest", (TopicPattern(">", ".dead"),))
     return Inbox(
         selection,
         counts=True,
-        deadline=None,
+        deadline=deadline,
         most=most,
         clock=lambda: 1000.0,
         report=(lambda event: None) if events is None else events.append,
@@ -115,3 +116,17 @@ def test_a_reconnect_is_a_gap_on_each_topic_that_is_known():
     receive(inbox, "b", 1)
     inbox.gap(None, "reconnect")
     assert events == [Gap("a", None, "reconnect"), Gap("b", None, "reconnect")]
+
+
+async def test_a_topic_that_was_forgotten_has_no_deadline_until_it_is_received_again():
+    events: list = []
+    inbox = inbox_of(most=1, events=events, deadline=0.05)
+    inbox.start_watching()
+    first = inbox.stream("a")
+    receive(inbox, "b", 1)
+    await until(lambda: seen(events, DeadlineMissed))
+    assert (seen(events, DeadlineMissed), inbox.deadlines_missed) == ([DeadlineMissed("b", 0.05)], 1)
+    first.deliver([Message("a", b"x", session=1, sequence=1)])
+    await until(lambda: len(seen(events, DeadlineMissed)) == 2)
+    assert seen(events, DeadlineMissed)[1] == DeadlineMissed("a", 0.05)
+    inbox.stop_watching()
