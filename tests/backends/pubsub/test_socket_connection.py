@@ -12,7 +12,7 @@ from msight_bus.backends.pubsub.routes import Route
 from msight_bus.backends.pubsub.socket_connection import BURST_BYTES, FRAMES_A_TURN
 from msight_bus.backends.redis.connection import RedisConnection
 from msight_bus.errors import ConnectionLostError
-from msight_bus.protocol.envelope import TopicCounter
+from msight_bus.protocol.envelope import TopicCounter, prefix
 from msight_bus.topics import SEQUENCE_TOPIC
 
 
@@ -118,6 +118,11 @@ def listen(connection: RedisConnection, topic: str, delivered: list[bytes]) -> R
 def message(topic: str, payload: bytes) -> bytes:
     channel = topic.encode()
     return b"*3\r\n$7\r\nmessage\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(channel), channel, len(payload), payload)
+
+
+def framed(topic: str, number: int) -> bytes:
+    """A message of the bus, with its number as payload."""
+    return message(topic, prefix(7, number, 0, b"") + b"%d" % number)
 
 
 async def turns(n: int) -> None:
@@ -233,8 +238,11 @@ def subscribed(connection):
     return subscriptions
 
 
-@given(st.lists(st.lists(st.sampled_from([*SUBSCRIBED, "nobody", "reply"]), min_size=1, max_size=8), max_size=4))
-def test_the_messages_of_a_read_are_queued_topic_by_topic_and_before_the_replies_that_follow(reads):
+@given(
+    st.lists(st.lists(st.sampled_from([*SUBSCRIBED, "nobody", "reply"]), min_size=1, max_size=8), max_size=10),
+    st.booleans(),
+)
+def test_the_messages_of_a_read_are_queued_topic_by_topic_and_before_the_replies_that_follow(reads, foreign):
     async def receive():
         connection = connected(Transport())
         subscriptions = subscribed(connection)
@@ -254,7 +262,7 @@ def test_the_messages_of_a_read_are_queued_topic_by_topic_and_before_the_replies
                     expected_at_replies.append([list(each) for each in expected])
                 elif topic is not None:
                     number += 1
-                    data += message(topic, b"%d" % number)
+                    data += message(topic, b"%d" % number) if foreign else framed(topic, number)
                     arrived.setdefault(topic, []).append(b"%d" % number)
             connection.data_received(data)
             await turns(6)
@@ -269,8 +277,9 @@ async def test_an_interceptor_receives_all_messages_in_place_of_the_streams(toge
     connection = connected(Transport())
     subscriptions = subscribed(connection)
     connection.interceptor = interceptor = Interceptor()
-    messages = [message("a", b"1"), message("both", b"2"), message("a", b"3")]
+    messages = [framed("a", number) for number in range(1, 10)] + [message("both", b"x"), message("a", b"y")]
     for data in [b"".join(messages)] if together else messages:
         connection.data_received(data)
-    assert sorted(interceptor.delivered) == [("a", b"1"), ("a", b"3"), ("both", b"2"), ("both", b"2")]
+    assert [payload for topic, payload in interceptor.delivered if topic == "a"] == b"1 2 3 4 5 6 7 8 9 y".split()
+    assert [payload for topic, payload in interceptor.delivered if topic == "both"] == [b"x", b"x"]
     assert [one.queued for one in subscriptions] == [[], []]
