@@ -118,6 +118,16 @@ def test_a_reconnect_is_a_gap_on_each_topic_that_is_known():
     assert events == [Gap("a", None, "reconnect"), Gap("b", None, "reconnect")]
 
 
+def test_records_that_are_skipped_count_as_received_and_dropped_on_their_topic():
+    inbox = inbox_of(most=2)
+    receive(inbox, "b", 1)
+    inbox.skip("a", 5)
+    receive(inbox, "a", 1)
+    assert (known(inbox), inbox.queue.received) == ({"b": 1, "a": 6}, 7)
+    assert inbox.queue.dropped == {"skipped": 5}
+    assert inbox.queue.dropped_of == {"a": {"skipped": 5}}
+
+
 async def test_a_topic_that_was_forgotten_has_no_deadline_until_it_is_received_again():
     events: list = []
     inbox = inbox_of(most=1, events=events, deadline=0.05)
