@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Sequence
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop
 from time import monotonic
 from typing import Any
 
@@ -189,6 +189,9 @@ class TopicStream:
 
     def _announce(self, missing: int | None, cause: str, *, at_most: bool = False) -> None:
         self.gaps += 1
+        if self.evicted:
+            self._inbox.evicted_gaps.gaps += 1
+            self._inbox.evicted_gaps.missing += missing or 0
         self._report(Gap(self.topic, missing, cause, at_most=at_most))
 
 
@@ -281,10 +284,8 @@ class Inbox:
                 heapify(heap)
             used, topic = heappop(heap)
             stream = streams.get(topic)
-            if stream is not None and stream.used == used:
+            if stream is not None and stream.used == used:  # else it was used after all that are left in the heap
                 break
-            if stream is not None:
-                heappush(heap, (stream.used, topic))
         del streams[topic]
         stream.evicted = True
         if stream.deadline is not None:

@@ -228,6 +228,22 @@ async def test_topics_over_the_limit_are_forgotten_and_told(backend, topic):
     assert {event.cause for event in seen(events, Gap)} == {"evicted"}
 
 
+async def test_the_sums_of_a_subscription_contain_the_losses_of_topics_that_were_forgotten(backend, topic):
+    events: list = []
+    async with backend.connect(events=events, MSIGHT_STATS_TOPICS="1") as bus:
+        without_log(bus)
+        async with bus.subscribe(f"{topic}.*") as messages:
+            for name in ("a", "b", "c"):
+                await bus.publish(f"{topic}.{name}", b"before")
+                lose(bus, f"{topic}.{name}")
+                await bus.publish(f"{topic}.{name}", b"after")
+            await take(messages, 6)
+            stats = messages.stats
+            assert (stats.gaps, stats.missing, stats.duplicates, stats.evicted) == (3, 3, 0, 2)
+            assert {name: of.missing for name, of in stats.topics.items()} == {f"{topic}.c": 1}
+            assert len([event for event in seen(events, Gap) if event.cause == "lost"]) == 3
+
+
 async def test_each_topic_has_a_deadline(backend, topic):
     events: list = []
     named, matched = f"{topic}.named", f"{topic}.matched"

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msight_bus import ConfigError, Data, DecodeError, Json, PayloadError
+from msight_bus import BytesData, ConfigError, Data, DecodeError, ImageData, Json, PayloadError
 from msight_bus.data.types import payload_type
 from tests.support.typed import DECODED, HOSTILE, NAMES, TYPES, Box, Model, Point, Track
 
@@ -102,6 +102,13 @@ def test_a_thing_that_cannot_be_encoded_is_a_payload_error():
     with pytest.raises(PayloadError, match="nan|null"):
         payload_type(Json[Point]).encode(Point(float("nan")))
     assert payload_type(Point).decode(payload_type(Point).encode(Point(np.float32(1.5))), **LIMITS) == Point(1.5)
+
+
+@pytest.mark.parametrize("value", [BytesData(data=b""), Data(), Point(1.0), b"", None])
+@pytest.mark.parametrize("kind", [Track, Track | ImageData])
+def test_only_values_of_the_type_are_encoded(kind, value):
+    with pytest.raises(PayloadError, match=rf"must be of type .*Track.*, not {type(value).__name__}\."):
+        payload_type(kind).encode(value)
 
 
 def test_an_error_of_pydantic_names_the_field_and_not_the_input():

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
+from hypothesis import given
+from hypothesis import strategies as st
+
 from msight_bus import Message, QueuePolicy
 from msight_bus.backends.base import Selection
-from msight_bus.events import Gap
+from msight_bus.events import DeadlineMissed, Gap
 from msight_bus.patterns import TopicPattern
 from msight_bus.subscription.inbox import Inbox
+from tests.support.rig import seen, until
 
 
-def inbox_of(*topics, most, events=None, queue=None):
+def inbox_of(*topics, most, events=None, queue=None, deadline=None):
     """An inbox that keeps the counters of at most ``most`` topics."""
     selection = Selection(topics, None, queue or QueuePolicy.drop_oldest(1000), "latest", (TopicPattern(">", ".dead"),))
     return Inbox(
         selection,
         counts=True,
-        deadline=None,
+        deadline=deadline,
         most=most,
         clock=lambda: 1000.0,
         report=(lambda event: None) if events is None else events.append,
@@ -45,6 +51,17 @@ def test_the_least_recently_used_topic_is_forgotten():
     assert (known(inbox), inbox.evicted) == ({"c": 2, "d": 1, "e": 1}, 2)
 
 
+@given(st.lists(st.sampled_from("abcdef"), max_size=40), st.integers(1, 4))
+def test_whatever_is_received_the_topic_that_was_used_last_is_kept_longest(topics, most):
+    inbox, model = inbox_of(most=most), OrderedDict()
+    for topic in topics:
+        receive(inbox, topic, None)
+        model[topic] = model.pop(topic, 0) + 1
+        while len(model) > most:
+            model.popitem(last=False)
+        assert known(inbox) == model
+
+
 def test_a_stream_stays_valid_and_counts_from_the_beginning():
     inbox = inbox_of(most=1)
     first = inbox.stream("a")
@@ -56,6 +73,20 @@ def test_a_stream_stays_valid_and_counts_from_the_beginning():
     assert (first.gaps, first.total_missing) == (0, 0)
     assert (inbox.evicted_gaps.gaps, inbox.evicted_gaps.missing) == (1, 1)
     assert inbox.queue.received == 4
+
+
+def test_the_sums_contain_what_was_forgotten_and_what_is_found_of_it_later():
+    events: list = []
+    inbox = inbox_of(most=1, events=events)
+    first = inbox.stream("a")
+    receive(inbox, "a", 1, 3, 3)
+    receive(inbox, "b", 1)
+    first.announced(1, 5)
+    assert [event for event in events if event.cause == "lost"] == [Gap("a", 1, "lost"), Gap("a", 2, "lost")]
+    gone = inbox.evicted_gaps
+    assert (gone.gaps, gone.missing, gone.duplicates) == (2, 3, 1)
+    first.deliver([Message("a", b"x", session=1, sequence=9)])
+    assert (first.gaps, first.total_missing, gone.gaps, gone.missing) == (0, 0, 2, 3)
 
 
 def test_one_gap_a_second_tells_of_topics_that_were_forgotten():
@@ -85,3 +116,27 @@ def test_a_reconnect_is_a_gap_on_each_topic_that_is_known():
     receive(inbox, "b", 1)
     inbox.gap(None, "reconnect")
     assert events == [Gap("a", None, "reconnect"), Gap("b", None, "reconnect")]
+
+
+def test_records_that_are_skipped_count_as_received_and_dropped_on_their_topic():
+    inbox = inbox_of(most=2)
+    receive(inbox, "b", 1)
+    inbox.skip("a", 5)
+    receive(inbox, "a", 1)
+    assert (known(inbox), inbox.queue.received) == ({"b": 1, "a": 6}, 7)
+    assert inbox.queue.dropped == {"skipped": 5}
+    assert inbox.queue.dropped_of == {"a": {"skipped": 5}}
+
+
+async def test_a_topic_that_was_forgotten_has_no_deadline_until_it_is_received_again():
+    events: list = []
+    inbox = inbox_of(most=1, events=events, deadline=0.05)
+    inbox.start_watching()
+    first = inbox.stream("a")
+    receive(inbox, "b", 1)
+    await until(lambda: seen(events, DeadlineMissed))
+    assert (seen(events, DeadlineMissed), inbox.deadlines_missed) == ([DeadlineMissed("b", 0.05)], 1)
+    first.deliver([Message("a", b"x", session=1, sequence=1)])
+    await until(lambda: len(seen(events, DeadlineMissed)) == 2)
+    assert seen(events, DeadlineMissed)[1] == DeadlineMissed("a", 0.05)
+    inbox.stop_watching()

@@ -266,6 +266,53 @@ def test_whatever_happens_it_is_as_the_model_says(policy, steps, last_steps):
         compared.check()
 
 
+OF_TOPICS = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from([*range(10), 40])), min_size=1, max_size=8)
+
+
+@given(
+    st.integers(1, 3),
+    st.integers(1, 60),
+    st.lists(
+        st.tuples(st.just("put"), OF_TOPICS)
+        | st.tuples(st.just("take"), st.integers(1, 6))
+        | st.tuples(st.just("put_back"), st.sampled_from("abc"))
+        | st.tuples(st.just("discard"), st.sampled_from("abc")),
+        max_size=30,
+    ),
+)
+def test_the_latest_of_each_topic_are_kept_and_the_bytes_bound_all(n, max_bytes, steps):
+    queue = MessageQueue(QueuePolicy.latest(n, max_bytes=max_bytes), many=True)
+    queued: list[Message] = []
+    received, dropped = 0, Counter()
+    for step, argument in steps:
+        if step == "put":
+            batch = [Message(topic, bytes(length)) for topic, length in argument]
+            queue.put(list(batch))
+            received += len(batch)
+            queued += batch
+            for topic in "abc":
+                of_topic = [message for message in queued if message.topic == topic]
+                surplus = of_topic[:-n] if any(message.topic == topic for message in batch) else []
+                queued = [message for message in queued if message not in surplus]
+                dropped[topic, "latest"] += len(surplus)
+            while size(queued) > max_bytes and len(queued) > 1:
+                dropped[queued.pop(0).topic, "latest"] += 1
+        elif step == "take":
+            assert queue.take(argument) == queued[:argument]
+            queued = queued[argument:]
+        elif step == "put_back":
+            queued.insert(0, Message(argument, b"12345"))
+            queue.put_back(queued[0])
+        else:
+            dropped[argument, "revoked"] += sum(message.topic == argument for message in queued)
+            queue.discard(lambda message: message.topic == argument, "revoked")  # noqa: B023 - called at once
+            queued = [message for message in queued if message.topic != argument]
+        assert (list(queue.messages), queue.size, queue.received) == (queued, size(queued), received)
+        assert +Counter({(t, cause): n for t, of in queue.dropped_of.items() for cause, n in of.items()}) == +dropped
+        assert queue.dropped.total() == dropped.total()
+        assert queue.room == (0 if queued and size(queued) >= max_bytes else n)
+
+
 @pytest.mark.parametrize("when_full", ["drop_oldest", "latest"])
 def test_the_newest_are_kept(when_full):
     queue = MessageQueue(QueuePolicy(when_full, 3))

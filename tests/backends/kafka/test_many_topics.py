@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from aiokafka.admin import NewPartitions, NewTopic
+from aiokafka.errors import KafkaConnectionError
 from confluent_kafka import Consumer
 
 from msight_bus import AuthenticationError, QueuePolicy, TopicError
@@ -212,6 +213,33 @@ async def test_a_fetch_session_that_the_broker_has_forgotten_is_begun_again(kafk
             assert code in {answer.code for answer in answers}
         assert any(epoch > 1 and len(answer) == 1 for (_, epoch), answer in zip(requests, answers, strict=False))
     assert "failed" not in caplog.text
+
+
+async def test_a_fetch_that_the_broker_did_not_receive_begins_another_session(kafka, topic):
+    """The broker would go on at the positions that it remembers, which the lost request moved."""
+    names = [f"{topic}.{number}" for number in range(5)]
+    async with kafka.connect(**ONE) as bus, bus.subscribe(names) as messages:
+        client = messages._at_broker.client
+        original, lost, after = client.send, [], []
+
+        async def losing(node, request, **how):
+            if isinstance(request, FetchRequest):
+                if not lost and request._session[1] > 0 and request._offsets:
+                    lost.append(request)
+                    raise KafkaConnectionError("lost by the test")
+                if lost:
+                    after.append((request._session[1], dict(request._offsets)))
+            return await original(node, request, **how)
+
+        client.send = losing
+        for number in range(3):
+            await publish(bus, names[3], b"%d" % number)
+            assert await received(messages, 1) == [(names[3], b"%d" % number)]
+        (request,) = lost
+        epoch, offsets = after[0]
+        assert (epoch, len(offsets)) == (0, 5)
+        assert offsets | request._offsets == offsets
+        assert messages.stats.received == 3
 
 
 @GROUPS

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from msight_bus.backends.pubsub.routes import Route
 from msight_bus.backends.pubsub.socket_connection import BURST_BYTES, FRAMES_A_TURN
 from msight_bus.backends.redis.connection import RedisConnection
 from msight_bus.errors import ConnectionLostError
-from msight_bus.protocol.envelope import TopicCounter
+from msight_bus.protocol.envelope import TopicCounter, prefix
 from msight_bus.topics import SEQUENCE_TOPIC
 
 
@@ -63,6 +65,34 @@ class Stream:
         self.payloads += [message.payload for message in batch]
 
 
+class Subscription:
+    """Keeps what is observed and queued, of several topics (backends.base.Inbox and TopicStream)."""
+
+    def __init__(self) -> None:
+        self.observed: list[bytes] = []
+        self.queued: list[bytes] = []
+
+    def observe(self, batch):
+        self.observed += [message.payload for message in batch]
+
+    def put(self, batch):
+        self.queued += [message.payload for message in batch]
+
+    def deliver(self, batch):
+        self.observe(batch)
+        self.put(batch)
+
+
+class Interceptor:
+    """Keeps what is delivered in place of the streams (connection.Interceptor)."""
+
+    def __init__(self) -> None:
+        self.delivered: list[tuple[str, bytes]] = []
+
+    def deliver(self, route, batch):
+        self.delivered += [(route.topic, message.payload) for message in batch]
+
+
 class Sender:
     """Publishes, and keeps what it is told (in_flight.Sender)."""
 
@@ -88,6 +118,11 @@ def listen(connection: RedisConnection, topic: str, delivered: list[bytes]) -> R
 def message(topic: str, payload: bytes) -> bytes:
     channel = topic.encode()
     return b"*3\r\n$7\r\nmessage\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(channel), channel, len(payload), payload)
+
+
+def framed(topic: str, number: int) -> bytes:
+    """A message of the bus, with its number as payload."""
+    return message(topic, prefix(7, number, 0, b"") + b"%d" % number)
 
 
 async def turns(n: int) -> None:
@@ -188,3 +223,63 @@ async def test_an_announcement_does_not_overtake_the_messages_that_came_before_i
     first, last = message(SEQUENCE_TOPIC, b"of 1"), message(SEQUENCE_TOPIC, b"of 2")
     connection.data_received(first + message("a", b"2") + last)
     assert delivered == [b"2", b"of 1", b"of 2"]
+
+
+SUBSCRIBED = {"a": (0,), "b": (0,), "both": (0, 1), "c": (1,)}
+"""Subscriptions by topic."""
+
+
+def subscribed(connection):
+    subscriptions = Subscription(), Subscription()
+    for topic, numbers in SUBSCRIBED.items():
+        for number in numbers:
+            one = subscriptions[number]
+            connection.add_route(Route(topic, None, one, lambda error: None, inbox=one), topic.encode())
+    return subscriptions
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([*SUBSCRIBED, "nobody", "reply"]), min_size=1, max_size=8), max_size=10),
+    st.booleans(),
+)
+def test_the_messages_of_a_read_are_queued_topic_by_topic_and_before_the_replies_that_follow(reads, foreign):
+    async def receive():
+        connection = connected(Transport())
+        subscriptions = subscribed(connection)
+        replies: list = []
+        connection.answered = lambda reply: replies.append([list(one.queued) for one in subscriptions])
+        expected, expected_at_replies, number = ([], []), [], 0
+        for topics in reads:
+            data, arrived = b"", {}  # since the last reply
+            for topic in [*topics, None]:
+                if topic in ("reply", None):
+                    for each, payloads in arrived.items():
+                        for of in SUBSCRIBED.get(each, ()):
+                            expected[of].extend(payloads)
+                    arrived = {}
+                if topic == "reply":
+                    data += b"+PONG\r\n"
+                    expected_at_replies.append([list(each) for each in expected])
+                elif topic is not None:
+                    number += 1
+                    data += message(topic, b"%d" % number) if foreign else framed(topic, number)
+                    arrived.setdefault(topic, []).append(b"%d" % number)
+            connection.data_received(data)
+            await turns(6)
+        assert replies == expected_at_replies
+        assert [(one.observed, one.queued) for one in subscriptions] == [(each, each) for each in expected]
+
+    asyncio.run(receive())
+
+
+@pytest.mark.parametrize("together", [False, True])
+async def test_an_interceptor_receives_all_messages_in_place_of_the_streams(together):
+    connection = connected(Transport())
+    subscriptions = subscribed(connection)
+    connection.interceptor = interceptor = Interceptor()
+    messages = [framed("a", number) for number in range(1, 10)] + [message("both", b"x"), message("a", b"y")]
+    for data in [b"".join(messages)] if together else messages:
+        connection.data_received(data)
+    assert [payload for topic, payload in interceptor.delivered if topic == "a"] == b"1 2 3 4 5 6 7 8 9 y".split()
+    assert [payload for topic, payload in interceptor.delivered if topic == "both"] == [b"x", b"x"]
+    assert [one.queued for one in subscriptions] == [[], []]
