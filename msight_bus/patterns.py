@@ -62,6 +62,8 @@ class TopicPattern:
         """Whether the pattern matches everything that ``entry``, a topic or a pattern, matches."""
         if not is_pattern(entry):
             return self.matches(entry)
+        if self._fullmatch(entry) is None:  # fast: a subscription compares each of its patterns with all others
+            return False
         others = entry.split(".")
         for number, part in enumerate(self._parts):
             if part == ">":

@@ -28,6 +28,9 @@ Address = bytes | tuple[bytes, bytes]
 _HEADS = 4096
 """Maximum number of cached heads, and of heads seen once."""
 
+_LONGEST_HEAD = 1024
+"""Maximum bytes of a cached head: a longer one has an invalid topic, and may have any length."""
+
 _SHORTEST = 8
 """Frames decoded in the first step of a run. The first step of a later run has the length of the last run; each further step is
 twice as long."""
@@ -103,7 +106,9 @@ class HeadCache:
             self.hits = self._misses = 0
 
     def learn(self, address: Address, head: bytes, payload_bytes: int) -> None:
-        """Cache a head when it is seen the second time."""
+        """Cache a head of usual length when it is seen the second time."""
+        if len(head) > _LONGEST_HEAD:
+            return
         self.head_bytes = len(head)
         if head not in self._once:
             if len(self._once) >= _HEADS:

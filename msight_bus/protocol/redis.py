@@ -40,7 +40,7 @@ MAX_DEPTH = 4
 """Maximum depth of nested arrays."""
 
 MAX_NAME = 64 * 1024
-"""Maximum bytes of a channel or pattern."""
+"""Maximum bytes of a channel or pattern that was subscribed."""
 
 _INVALID_LENGTH = "Invalid length from Redis: a number of at most 10 digits is expected."
 
@@ -316,12 +316,12 @@ class _Grammar:
         """Parse the address, and the offset and length of the payload; ``None`` if incomplete."""
         pattern = data.startswith(_PMESSAGE, position)
         at = position + (len(_PMESSAGE) if pattern else len(_MESSAGE)) - 1
-        first = self._read_name(data, at)
+        first = self._read_name(data, position, at, MAX_NAME)
         if first is None:
             return None
         address: Address = first[0]
-        if pattern:
-            second = self._read_name(data, first[1])
+        if pattern:  # which matches a channel of any length
+            second = self._read_name(data, position, first[1], self._limit)
             if second is None:
                 return None
             address = first[0], second[0]
@@ -329,16 +329,17 @@ class _Grammar:
         size = _read_length(data, first[1])
         return None if size is None else (address, size[1], size[0])
 
-    def _read_name(self, data: bytes, position: int) -> tuple[bytes, int] | None:
-        """Parse a channel or pattern; return it and the end position, ``None`` if incomplete."""
+    def _read_name(self, data: bytes, frame: int, position: int, most: int) -> tuple[bytes, int] | None:
+        """Parse a channel or pattern of the message at ``frame``; return it and the end position, ``None`` if incomplete."""
         length = _read_length(data, position)
         if length is None:
             return None
         size, start = length
-        if size > MAX_NAME:
-            raise ProtocolError(f"Redis announced a channel of {size} bytes; at most {MAX_NAME} are accepted.")
+        if size > most:
+            raise ProtocolError(f"Redis announced a channel of {size} bytes; at most {most} are accepted.")
         after = start + size + 2
         if after > len(data):
+            self._buffer.needed = after - frame
             return None
         if data[after - 2 : after] != b"\r\n":
             raise ProtocolError("Invalid message from Redis: no CR LF after a channel.")

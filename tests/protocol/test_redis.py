@@ -300,6 +300,21 @@ def test_a_message_of_the_limit_is_taken():
     assert parse(message(b"a", payload)) == [(b"a", payload)]
 
 
+def test_a_long_channel_of_a_pattern_is_joined_once(monkeypatch):
+    heads = []
+    read = redis._Grammar._read_head
+    monkeypatch.setattr(redis._Grammar, "_read_head", lambda *given: heads.append(given) or read(*given))
+    channel = b"a." + b"x" * 1_000_000
+    frame = b"*4\r\n" + bulk(b"pmessage") + bulk(b"a.*") + bulk(channel) + bulk(framed(1, b"data"))
+    for _ in range(3):
+        assert parse(*[frame[i : i + 1000] for i in range(0, len(frame), 1000)]) == [
+            ((b"a.*", channel), framed(1, b"data"))
+        ]
+    assert len(heads) < 12
+    with pytest.raises(redis.ProtocolError, match="at most 65536"):
+        parse(message(channel, b"data"))
+
+
 def test_a_large_payload_is_joined_once():
     payload = bytes(4_000_000)
     stream = message(b"a", framed(1, payload))

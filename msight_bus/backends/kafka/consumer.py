@@ -153,7 +153,11 @@ class KafkaConsumer:
         )
 
     async def _resolve(self, partitions: list[TopicPartition], start: Any) -> dict[TopicPartition, int]:
-        return await resolve(self.client, partitions, start, self._isolation)
+        """Return start offsets, without those of topics that match a pattern and were deleted in the meantime."""
+        return await resolve(self.client, partitions, start, self._isolation, self._is_gone)
+
+    def _is_gone(self, where: TopicPartition) -> bool:
+        return not self.topics.is_given(where.topic) and not self.client.partitions(where.topic)
 
     # -- tasks
 

@@ -76,6 +76,9 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
         self._member: Member | None = None
         self._joined = asyncio.Event()
         self._recreated: set[str] = set()
+        self._without_start: set[str] = (
+            set()
+        )  # topics of assigned partitions that were deleted before their start was known
         # start offsets when this member joined, also of partitions whose owner runs another client and commits nothing
         self._initial_starts: dict[TopicPartition, int] = {}
 
@@ -272,7 +275,7 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
         self._reset(recreated)
         if set(self.topics.names) != self.member.topics:
             self.member.subscribe(self.topics.names)
-        elif recreated:
+        elif recreated or any(map(self.topics.was_found, self._without_start)):
             self.member.request_rejoin()
         elif set(self.topics.partitions()) - set(self._all_partitions()):
             await self.client.update_metadata()  # a group leader computes the assignment from it
@@ -313,7 +316,8 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
         missing = [where for where in own if where not in committed]
         if missing:  # new, or owned before by a member with another client
             committed |= await self._decide(missing)
-        return {where: committed[where] for where in own}
+        self._without_start = {where.topic for where in own if where not in committed}
+        return {where: committed[where] for where in own if where in committed}
 
     async def _topics_not_assigned(self, own: list[TopicPartition]) -> set[str]:
         """Return topics with unassigned partitions, because the metadata of the group's leader are out of date."""
@@ -346,6 +350,7 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
         decided = {
             where: OffsetAndMetadata(starts[where], "" if self.topics.is_later(where.topic) else note)
             for where in partitions
+            if where in starts
         }
         if decided:
             await self.member.commit(decided)
@@ -360,7 +365,7 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
         waited = 0.0
         while True:
             committed = await self.member.committed(own)
-            if len(committed) == len(own) or waited >= _DECIDES_WITHIN:
+            if all(where in committed or self._is_gone(where) for where in own) or waited >= _DECIDES_WITHIN:
                 return committed
             await asyncio.sleep(_POLL)
             waited += _POLL

@@ -31,6 +31,8 @@ class ManualAssignmentConsumer(KafkaConsumer):
             if where.topic in self.topics and where.topic not in recreated
         }
         new = [where for where in self.topics.partitions() if where not in former]
-        if new or len(former) < len(self.partitions):
+        if len(former) < len(self.partitions):  # first: an error below must not leave positions in a deleted topic
+            self._fetcher.assign(former)
+        if new:
             starts = await self._resolve(new, "earliest")
             self._fetcher.assign(former | {where: self._partition(where, at) for where, at in starts.items()})

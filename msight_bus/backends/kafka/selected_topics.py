@@ -99,6 +99,11 @@ class SelectedTopics:
         topic = self._topics.get(name)
         return topic is not None and topic.exists
 
+    def was_found(self, name: str) -> bool:
+        """Return whether the last check found a topic."""
+        topic = self._topics.get(name)
+        return topic is not None and topic.exists and not topic.misses
+
     def leave_out(self, name: str, reason: str) -> None:
         """Do not read a topic that matches a pattern."""
         logger.warning("Topic %r matches %s and is not read: %s", name, self._selection.name, reason)

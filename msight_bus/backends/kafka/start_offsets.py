@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 
 from aiokafka import TopicPartition
@@ -19,6 +19,9 @@ _MILLISECOND = timedelta(milliseconds=1)
 _SINCE = "since "
 _AGAIN_AFTER = 0.1
 """Seconds between two requests for offsets."""
+
+_OMITTED_AFTER = 1.0
+"""Seconds without an offset after which `list_offsets` asks ``omits``; the metadata of one broker can be out of date."""
 
 _CLOCK_STEP = 5e-7
 """Tolerance, in seconds, for comparing float times that have microseconds with times that have nanoseconds."""
@@ -80,29 +83,41 @@ def check_start(start: Position, topic: str, partitions: int) -> None:
                 )
 
 
+def _none(where: TopicPartition) -> bool:
+    return False
+
+
 async def resolve(
-    client: Client, partitions: list[TopicPartition], start: Position, isolation: int
+    client: Client,
+    partitions: list[TopicPartition],
+    start: Position,
+    isolation: int,
+    omits: Callable[[TopicPartition], bool] = _none,
 ) -> dict[TopicPartition, int]:
-    """Return the start offset of each partition.
+    """Return the start offset of each partition; ``omits``: see `list_offsets`.
 
     Raises:
         KafkaError: the brokers refused, or did not answer within the request timeout.
     """
     if start == "earliest":
-        return await list_offsets(client, partitions, EARLIEST, isolation)
+        return await list_offsets(client, partitions, EARLIEST, isolation, omits)
     # Get the end first: records published between the two requests must be after the start offset.
-    ends = await list_offsets(client, partitions, LATEST, isolation)
+    ends = await list_offsets(client, partitions, LATEST, isolation, omits)
     if isinstance(start, datetime):
         # -1 and -2 are LATEST and EARLIEST
-        found = await list_offsets(client, partitions, max(0, Moment(start).milliseconds), isolation)
-        return {where: found[where] if found[where] >= 0 else ends[where] for where in partitions}
+        found = await list_offsets(client, list(ends), max(0, Moment(start).milliseconds), isolation, omits)
+        return {where: offset if offset >= 0 else ends[where] for where, offset in found.items()}
     if isinstance(start, Mapping):
-        return {where: start.get(where, ends[where]) for where in partitions}
+        return {where: start.get(where, end) for where, end in ends.items()}
     return ends
 
 
 async def list_offsets(
-    client: Client, partitions: list[TopicPartition], at: int, isolation: int
+    client: Client,
+    partitions: list[TopicPartition],
+    at: int,
+    isolation: int,
+    omits: Callable[[TopicPartition], bool] = _none,
 ) -> dict[TopicPartition, int]:
     """Return the first offset of each partition at or after a time.
 
@@ -111,6 +126,7 @@ async def list_offsets(
         partitions: the partitions to ask for.
         at: milliseconds since 1970, `EARLIEST` or `LATEST`.
         isolation: `READ_COMMITTED` or `READ_UNCOMMITTED`, which decides where `LATEST` is.
+        omits: whether a partition is left out that has no offset after `_OMITTED_AFTER` seconds without an answer.
 
     Returns:
         The offsets; -1 for partitions without a record at or after the time.
@@ -119,6 +135,7 @@ async def list_offsets(
         KafkaError: the brokers refused, or did not answer within the request timeout.
     """
     found: dict[TopicPartition, int] = {}
+    answered_at = asyncio.get_running_loop().time()
     problem: KafkaError = LeaderNotAvailableError("no leader is known")
     try:
         async with asyncio.timeout(client.request_timeout) as deadline:
@@ -126,8 +143,8 @@ async def list_offsets(
                 by_node: dict[int | None, dict[TopicPartition, int]] = {}
                 for where in missing:
                     by_node.setdefault(client.leader(where), {})[where] = at
-                try:
-                    for node, times in by_node.items():
+                for node, times in by_node.items():
+                    try:
                         if node is None:
                             raise LeaderNotAvailableError(next(iter(times)).topic)
                         for where, code, offset in read_offsets(
@@ -139,12 +156,16 @@ async def list_offsets(
                             problem = error_for(code)(where.topic)
                             if not problem.retriable:
                                 raise problem
-                except KafkaError as error:
-                    if not error.retriable:
-                        raise
-                    problem = error
+                    except KafkaError as error:  # of one broker: the others are asked too
+                        if not error.retriable:
+                            raise
+                        problem = error
+                now = asyncio.get_running_loop().time()
                 if len(found) > len(partitions) - len(missing):  # a broker takes its time for many new topics
-                    deadline.reschedule(asyncio.get_running_loop().time() + client.request_timeout)
+                    answered_at = now
+                    deadline.reschedule(now + client.request_timeout)
+                elif now - answered_at >= _OMITTED_AFTER:
+                    partitions = [where for where in partitions if where in found or not omits(where)]
                 if len(found) < len(partitions):
                     await client.update_metadata()
                     await asyncio.sleep(_AGAIN_AFTER)

@@ -14,7 +14,7 @@ from aiokafka.errors import KafkaConnectionError
 from confluent_kafka import Consumer
 
 from msight_bus import AuthenticationError, QueuePolicy, TopicError
-from msight_bus.backends.kafka import consumer, fetcher, selected_topics
+from msight_bus.backends.kafka import consumer, fetcher, selected_topics, start_offsets
 from msight_bus.backends.kafka.aiokafka_compat import FetchRequest, TopicIdentitiesRequest
 from msight_bus.backends.kafka.aiokafka_compat.member import MarkingAssignor
 from msight_bus.events import Gap
@@ -184,6 +184,56 @@ async def test_a_topic_that_is_created_again_is_read_from_its_beginning_and_the_
         Gap(f"{topic}.named", None, "retention"),
         Gap(f"{topic}.m.a", None, "retention"),
     ]
+
+
+@GROUPS
+async def test_a_topic_that_is_deleted_before_its_start_is_known_delays_no_other(kafka, topic, group_id, monkeypatch):
+    """Entering does not fail, and the topics found with it are read."""
+    monkeypatch.setattr(start_offsets, "_OMITTED_AFTER", 0.3)
+    resolve = consumer.resolve
+    async with administering(kafka) as admin, kafka.connect(**ONE) as bus:
+
+        async def delete_first(client, partitions, *arguments):
+            doomed = {where.topic for where in partitions if where.topic.endswith("gone")}
+            await admin.delete_topics([*doomed & set(await admin.list_topics())])
+            return await resolve(client, partitions, *arguments)
+
+        monkeypatch.setattr(consumer, "resolve", delete_first)
+        await create(admin, f"{topic}.a.gone", f"{topic}.b")
+        async with asyncio.timeout(9), bus.subscribe(f"{topic}.>", group_id=group_id) as messages:
+            await publish(bus, f"{topic}.b", b"0")
+            assert await received(messages, 1) == [(f"{topic}.b", b"0")]
+            await create(admin, f"{topic}.c.gone", f"{topic}.d")
+            await publish(bus, f"{topic}.d", b"1")
+            await receive_until(messages, f"{topic}.d", b"1")
+            monkeypatch.setattr(consumer, "resolve", resolve)
+            await create(admin, f"{topic}.c.gone")
+            await publish(bus, f"{topic}.c.gone", b"2")
+            await receive_until(messages, f"{topic}.c.gone", b"2")
+
+
+async def test_a_topic_that_is_created_again_is_read_from_its_beginning_if_the_broker_fails_then(
+    kafka, topic, monkeypatch
+):
+    failed = asyncio.Event()
+    resolve = consumer.resolve
+    async with administering(kafka) as admin, kafka.connect(**ONE) as bus:
+        await create(admin, f"{topic}.a")
+        async with bus.subscribe(f"{topic}.*") as messages:
+            await publish(bus, f"{topic}.a", b"0", b"1", b"2")
+            await take(messages, 3)
+
+            async def fail_once(*arguments):
+                monkeypatch.setattr(consumer, "resolve", resolve)
+                failed.set()
+                raise KafkaConnectionError("in a test")
+
+            monkeypatch.setattr(consumer, "resolve", fail_once)
+            await admin.delete_topics([f"{topic}.a"])
+            await create(admin, f"{topic}.a")
+            await failed.wait()
+            await publish(bus, f"{topic}.a", *[b"%d" % number for number in range(5)])
+            assert [message.payload for message in await take(messages, 5)] == [b"%d" % number for number in range(5)]
 
 
 async def test_a_fetch_session_that_the_broker_has_forgotten_is_begun_again(kafka, topic, caplog):

@@ -18,6 +18,10 @@ def client_of(redis):
     return Redis(host="127.0.0.1", port=int(redis.env["MSIGHT_REDIS_MESSAGE_BROKER_PORT"]))
 
 
+def framed(payload):
+    return envelope.prefix(7, 1, 1_700_000_000_000_000_000, b"") + payload
+
+
 async def test_other_makes_publish_raw_payloads(redis, topic):
     foreign = [b"plain", b"\xc1", b"\xc1MB\x01 but no more of it", b"\x82\xa9data_type"]
     async with redis.connect() as bus, bus.subscribe(topic) as messages, client_of(redis) as client:
@@ -89,6 +93,17 @@ async def test_subscriptions_of_one_topic_that_are_closed_at_once_leave_none_beh
         async with bus.subscribe(topic) as again:
             await bus.publish(topic, b"1")
             assert (await take(again, 1))[0].payload == b"1"
+
+
+async def test_a_pattern_counts_channels_of_any_length(redis, topic):
+    """A subscriber by name never receives them; anybody could end the connection of a subscriber by pattern."""
+    async with redis.connect() as bus, bus.subscribe(f"{topic}.*") as messages, client_of(redis) as client:
+        for size in (300, 70_000, 3_000_000):
+            await client.publish(f"{topic}.{'x' * size}", b"raw")
+            await client.publish(f"{topic}.{'x' * size}", framed(b"ours"))
+        await bus.publish(f"{topic}.a", b"valid")
+        (message,) = await take(messages, 1)
+        assert (message.topic, messages.stats.dropped, messages.stats.gaps) == (f"{topic}.a", {"invalid topic": 6}, 0)
 
 
 async def test_hundreds_of_topics_on_one_bus(redis, topic):
