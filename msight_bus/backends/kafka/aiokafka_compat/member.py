@@ -18,11 +18,19 @@ from aiokafka.coordinator.protocol import (
     ConsumerProtocolMemberMetadata,
 )
 from aiokafka.protocol.admin import DescribeGroupsRequest
+from aiokafka.protocol.commit import OffsetCommitRequest
 
 from msight_bus.backends.kafka.aiokafka_compat.client import Client, end_tasks
 
 _NEVER_MS = 2**31 - 1
 _MARK = b"msight_bus"
+
+_COMMITTED_AT_ONCE = 1000
+"""Maximum number of partitions of a request to commit. The broker writes the offsets of a request as one batch and refuses a
+batch over ``max.message.bytes`` of ``__consumer_offsets``, by default 1 MiB; a partition takes at most about 600 bytes."""
+
+_RETRY_AFTER = 0.1
+"""Seconds between two commits of partitions that do not exist yet."""
 
 
 class MarkingAssignor(RoundRobinPartitionAssignor):
@@ -83,6 +91,7 @@ class Member(GroupCoordinator):
             before_join: awaited before each attempt to join; can call `subscribe`.
         """
         self._before_join = before_join
+        self._missing: set[TopicPartition] = set()
         subscription = SubscriptionState()
         subscription.register_fetch_waiters(set())
         subscription.subscribe(set(topics), listener)
@@ -155,12 +164,41 @@ class Member(GroupCoordinator):
         return {partition: entry for partition, entry in found.items() if entry.offset >= 0}
 
     async def commit(self, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
-        """Commit offsets, also for partitions of other members.
+        """Commit offsets, also for partitions of other members; wait for partitions that do not exist.
 
         Raises:
             KafkaError: the offsets were not committed.
         """
-        await self.commit_offsets(None, offsets)
+        while missing := await self.commit_existing(offsets):
+            offsets = {where: offsets[where] for where in missing}
+            await asyncio.sleep(_RETRY_AFTER)
+
+    async def commit_existing(self, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> set[TopicPartition]:
+        """Commit offsets, also for partitions of other members, and return the partitions that do not exist.
+
+        aiokafka commits all partitions again until it is cancelled if one of them is of a deleted topic.
+
+        Raises:
+            KafkaError: the offsets were not committed.
+        """
+        self._missing.clear()
+        everything = list(offsets)
+        for begin in range(0, len(everything), _COMMITTED_AT_ONCE):
+            some = everything[begin : begin + _COMMITTED_AT_ONCE]
+            await self.commit_offsets(None, {where: offsets[where] for where in some})
+        return self._missing & offsets.keys()
+
+    async def _send_req(self, request: Any) -> Any:
+        response = await super()._send_req(request)
+        if isinstance(request, OffsetCommitRequest):
+            unknown = kafka_errors.UnknownTopicOrPartitionError.errno
+            for topic, partitions in response.topics:
+                self._missing.update(TopicPartition(topic, number) for number, code in partitions if code == unknown)
+            response.topics = [
+                (topic, [(number, code) for number, code in partitions if code != unknown])
+                for topic, partitions in response.topics
+            ]
+        return response
 
     def _do_commit_offsets(self, assignment: Any, offsets: Any) -> asyncio.Task[None]:
         """Retrieve the error of a commit that aiokafka shields from the caller's cancellation: nobody awaits it afterwards."""
