@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import aiokafka.errors as kafka_errors
@@ -28,6 +29,9 @@ _MARK = b"msight_bus"
 _COMMITTED_AT_ONCE = 1000
 """Maximum number of partitions of a request to commit. The broker writes the offsets of a request as one batch and refuses a
 batch over ``max.message.bytes`` of ``__consumer_offsets``, by default 1 MiB; a partition takes at most about 600 bytes."""
+
+_missing: ContextVar[set[TopicPartition]] = ContextVar("missing")
+"""The partitions that the broker did not find in the commit that runs in this context, also in the task that aiokafka shields."""
 
 _RETRY_AFTER = 0.1
 """Seconds between two commits of partitions that do not exist yet."""
@@ -91,7 +95,6 @@ class Member(GroupCoordinator):
             before_join: awaited before each attempt to join; can call `subscribe`.
         """
         self._before_join = before_join
-        self._missing: set[TopicPartition] = set()
         subscription = SubscriptionState()
         subscription.register_fetch_waiters(set())
         subscription.subscribe(set(topics), listener)
@@ -181,19 +184,23 @@ class Member(GroupCoordinator):
         Raises:
             KafkaError: the offsets were not committed.
         """
-        self._missing.clear()
-        everything = list(offsets)
-        for begin in range(0, len(everything), _COMMITTED_AT_ONCE):
-            some = everything[begin : begin + _COMMITTED_AT_ONCE]
-            await self.commit_offsets(None, {where: offsets[where] for where in some})
-        return self._missing & offsets.keys()
+        missing: set[TopicPartition] = set()
+        token = _missing.set(missing)
+        try:
+            everything = list(offsets)
+            for begin in range(0, len(everything), _COMMITTED_AT_ONCE):
+                some = everything[begin : begin + _COMMITTED_AT_ONCE]
+                await self.commit_offsets(None, {where: offsets[where] for where in some})
+        finally:
+            _missing.reset(token)
+        return missing
 
     async def _send_req(self, request: Any) -> Any:
         response = await super()._send_req(request)
         if isinstance(request, OffsetCommitRequest):
-            unknown = kafka_errors.UnknownTopicOrPartitionError.errno
+            unknown, missing = kafka_errors.UnknownTopicOrPartitionError.errno, _missing.get()
             for topic, partitions in response.topics:
-                self._missing.update(TopicPartition(topic, number) for number, code in partitions if code == unknown)
+                missing.update(TopicPartition(topic, number) for number, code in partitions if code == unknown)
             response.topics = [
                 (topic, [(number, code) for number, code in partitions if code != unknown])
                 for topic, partitions in response.topics
