@@ -106,8 +106,10 @@ def payload_type(kind: Any) -> PayloadType[Any]:
     content_type = "application/json"
     if _has_pydantic(inner):
         encode, decoder = _pydantic(inner)
+        encode = _checked(encode, decoder)
     elif is_json:
         encode, decoder = _json(inner)
+        encode = _checked(encode, decoder)
     else:
         content_type = "application/msgpack"
         encode, decoder = msgspec.msgpack.Encoder(enc_hook=to_plain).encode, make_decoder(inner)
@@ -128,14 +130,22 @@ def _data(classes: tuple[type[Data], ...]) -> Callable[..., Data]:
 
 
 def _json(inner: Any) -> tuple[Callable[[Any], bytes], Decoder[Any]]:
-    encode, decoder = msgspec.json.Encoder(enc_hook=to_plain).encode, make_decoder(inner, is_json=True)
+    return msgspec.json.Encoder(enc_hook=to_plain).encode, make_decoder(inner, is_json=True)
 
-    def encode_checked(value: object) -> bytes:  # by decoding: JSON has no NaN, and a type need not be a class
+
+def _checked(encode: Callable[[Any], bytes], decoder: Decoder[Any]) -> Callable[[Any], bytes]:
+    """Return an encoder of JSON that decodes what it has encoded.
+
+    A value can be of the type while its JSON is not: JSON has no NaN, a model can have another name or form of a field for
+    encoding than for decoding, and a type need not be a class.
+    """
+
+    def encode_checked(value: object) -> bytes:
         payload = encode(value)
         decoder.decode(payload, sys.maxsize, sys.getrecursionlimit())
         return payload
 
-    return encode_checked, decoder
+    return encode_checked
 
 
 def _pydantic(inner: Any) -> tuple[Callable[[Any], bytes], Decoder[Any]]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import pickle
 import subprocess
 import sys
@@ -188,3 +189,27 @@ def test_a_subclass_of_a_model_is_sent_as_the_model():
 
 if __name__ == "__main__":
     print(refuse_all_bombs())  # noqa: T201
+
+
+class Measured(pydantic.BaseModel):
+    value: float
+
+
+class Required(pydantic.BaseModel):
+    source: int = pydantic.Field(validation_alias="origin")
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (Measured, Measured(value=math.nan)),
+        (Json[list[Measured]], [Measured(value=math.inf)]),
+        (Required, Required(origin=1)),
+        (Json[dict[str, float]], {"value": math.nan}),
+    ],
+    ids=["nan", "inf in a list", "another name", "nan without a model"],
+)
+def test_a_value_whose_payload_would_not_decode_is_a_payload_error(kind, value):
+    """(pydantic 7007, 10824, msgspec 486) The subscribers would all refuse what the publisher sent without an error."""
+    with pytest.raises(PayloadError, match=r"value|origin|float"):
+        payload_type(kind).encode(value)

@@ -114,8 +114,8 @@ def translate(error: BaseException, operation: Operation, where: str = "") -> Bu
         )
     if kafka_errors.UnknownError.__name__ in text:
         return BusError(
-            f"{kafka}: the broker refused with a code that aiokafka does not know, as where a group has group.max.size members; "
-            "the broker's log says why."
+            f"{kafka}: the broker refused with a code that aiokafka does not know, as where a group has group.max.size members, "
+            "or where the names of the topics of all members are longer than message.max.bytes; the broker's log says why."
         )
     return BusError(f"{kafka}: {text}")
 

@@ -389,7 +389,7 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
         await self._commit_finished()
 
     async def _commit_finished(self) -> None:
-        """Commit the finished prefixes, never backwards, within 3 s.
+        """Commit the finished prefixes, never backwards, within 3 s. Those of a deleted topic are tried again at the next commit.
 
         Raises:
             BusError: the commit failed; the records are redelivered.
@@ -405,13 +405,15 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
         within = self.left(_COMMIT_WITHIN)
         try:
             async with loop_timeout(within):
-                await self._member.commit({where: OffsetAndMetadata(at, "") for where, at in finished.items()})
+                missing = await self._member.commit_existing(
+                    {where: OffsetAndMetadata(at, "") for where, at in finished.items()}
+                )
         except TimeoutError as error:
             raise BusError(f"Kafka did not confirm a commit of {self.name!r} within {within:.2g} s.") from error
         except KafkaError as error:
             raise translate(error, "subscribe") from error
-        for where, offset in finished.items():
-            ledgers[where].committed = offset
+        for where in finished.keys() - missing:
+            ledgers[where].committed = finished[where]
 
     async def _leave(self, within: float) -> None:
         member, self._member = self._member, None

@@ -16,6 +16,7 @@ from msight_bus.backends.pubsub.socket_connection import SocketConnection
 from msight_bus.backends.redis.errors import broker_error
 from msight_bus.backends.redis.health import REPLIES, Health, health_question, subscribers_question
 from msight_bus.errors import AuthenticationError, BusError
+from msight_bus.patterns import is_pattern
 from msight_bus.protocol import redis
 from msight_bus.protocol.head_cache import Address
 from msight_bus.protocol.stream_decoder import Reply
@@ -104,21 +105,21 @@ class RedisConnection(SocketConnection):
 
     def subscribe(self, route: Route) -> Request:
         """Send SUBSCRIBE or PSUBSCRIBE. Several routes of one topic or pattern share the subscription."""
-        is_pattern = isinstance(route, PatternRoute)
-        name = redis.glob_of(route.topic) if is_pattern else route.topic.encode()
+        by_pattern = isinstance(route, PatternRoute)
+        name = redis.glob_of(route.topic) if by_pattern else route.topic.encode()
         self.add_route(route, name)
-        return self.request(redis.psubscribe(name) if is_pattern else redis.subscribe(name), topic=route.topic)
+        return self.request(redis.psubscribe(name) if by_pattern else redis.subscribe(name), topic=route.topic)
 
     def unsubscribe(self, route: Route) -> Request:
         """Unsubscribe for the last route of a topic or pattern; messages in transit arrive before the confirmation."""
-        is_pattern = isinstance(route, PatternRoute)
-        name = redis.glob_of(route.topic) if is_pattern else route.topic.encode()
+        by_pattern = isinstance(route, PatternRoute)
+        name = redis.glob_of(route.topic) if by_pattern else route.topic.encode()
         self._leaving.add(route)
-        sharing: Sequence[Route] = (self._patterns if is_pattern else self._routes).get(name, ())
+        sharing: Sequence[Route] = (self._patterns if by_pattern else self._routes).get(name, ())
         if any(other not in self._leaving for other in sharing):
             request = self.ping()
         else:
-            request = self.request(redis.punsubscribe(name) if is_pattern else redis.unsubscribe(name))
+            request = self.request(redis.punsubscribe(name) if by_pattern else redis.unsubscribe(name))
         request.answer.add_done_callback(lambda _: self.forget_route(route))
         return request
 
@@ -134,7 +135,10 @@ class RedisConnection(SocketConnection):
     def answered(self, reply: Reply) -> None:
         """Assign a reply to the oldest unanswered command."""
         if reply.kind == "error":
-            self.in_flight.refuse(broker_error(reply.text))
+            asked = self.in_flight.oldest_request
+            topic = asked.topic if asked is not None else None
+            glob = redis.glob_of(topic).decode() if topic is not None and is_pattern(topic) else None
+            self.in_flight.refuse(broker_error(reply.text, glob))
         elif reply.kind in ("bulk", "array"):
             self.in_flight.answer(reply.value)
         else:

@@ -27,11 +27,17 @@ def meaning_of(text: str) -> Meaning:
     return next((meaning for start, meaning in REFUSALS if text.startswith(start)), Meaning.PASSING)
 
 
-def broker_error(text: str) -> BusError:
-    """Convert an error reply on an open connection into a typed error."""
+def broker_error(text: str, glob: str | None = None) -> BusError:
+    """Convert an error reply on an open connection into a typed error.
+
+    Args:
+        text: the reply.
+        glob: the glob-style pattern of a refused PSUBSCRIBE.
+    """
     if meaning_of(text) is Meaning.PASSING:
         return BusError(f"Redis answered: {quoted(text)}")
-    return AuthenticationError(f"Redis refused: {quoted(text)}")
+    hint = "" if glob is None else f"; the user's ACL needs '&{glob}' or '&*': a wider pattern does not permit it"
+    return AuthenticationError(f"Redis refused: {quoted(text)}{hint}")
 
 
 def find_reply(error: BaseException) -> str | None:

@@ -6,13 +6,14 @@ import asyncio
 import logging
 
 import pytest
+from aiokafka.admin import NewTopic
 
-from msight_bus import MessageTooLargeError
+from msight_bus import BusError, MessageTooLargeError
 from msight_bus.backends.kafka import consumer
-from msight_bus.backends.kafka.aiokafka_compat import requests
+from msight_bus.backends.kafka.aiokafka_compat import member, requests
 from msight_bus.events import Gap
 from tests.support.brokers import GROUP
-from tests.support.kafka_admin import committed, make
+from tests.support.kafka_admin import administering, committed, make
 from tests.support.kafka_traffic import outcomes
 from tests.support.operators import Operator
 from tests.support.receiving import numbers, take
@@ -52,6 +53,47 @@ async def test_a_failed_message_is_redelivered_although_later_ones_are_done(kafk
         assert await committed(kafka, topic, GROUP) == 1
         async with bus.subscribe(topic, group_id=GROUP) as messages:
             assert await numbers(messages, 3) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("is_pattern", [False, True], ids=["list", "pattern"])
+async def test_a_deleted_topic_delays_no_commit_of_the_others(kafka, topic, is_pattern):
+    """(kafka-python 1780, kafka 23213) The commit was repeated until its deadline, and each rebalance waited for it."""
+    gone, kept = f"{topic}.a", f"{topic}.b"
+    for name in (gone, kept):
+        await make(kafka, name)
+    async with kafka.connect() as bus:
+        entries = f"{topic}.*" if is_pattern else [gone, kept]
+        async with bus.subscribe(entries, group_id=GROUP, ack="manual") as messages:
+            for name in (gone, kept):
+                await bus.publish(name, b"0")
+            taken = await take(messages, 2)
+            await Operator(kafka).delete(gone)
+            for message in taken:
+                await message.ack()
+            await messages.commit()
+            assert await committed(kafka, kept, GROUP) == 1
+
+
+@pytest.mark.faults
+async def test_more_partitions_than_the_broker_stores_in_one_batch_are_committed(monkeypatch):
+    """(kafka 1484, librdkafka 3866) By default, a batch of offsets is full with about 10,000 partitions."""
+    monkeypatch.setattr(member, "_COMMITTED_AT_ONCE", 50)
+    with own_broker("kafka") as (_, kafka):
+        names = [f"t.{number}" for number in range(280)]
+        async with administering(kafka) as admin:
+            await admin.create_topics([NewTopic(name, 1, 1) for name in names])
+        async with kafka.connect() as bus:
+            async with bus.subscribe("other", group_id="other"):
+                await Operator(kafka).set("__consumer_offsets", "max.message.bytes", "12000")
+            async with bus.subscribe(names, group_id=GROUP, ack="manual") as messages:
+                await asyncio.gather(*(bus.publish(name, b"x") for name in names))
+                for message in await take(messages, len(names)):
+                    await message.ack()
+                await messages.commit()
+                assert [await committed(kafka, name, GROUP) for name in (names[0], names[-1])] == [1, 1]
+            await Operator(kafka).set("__consumer_offsets", "max.message.bytes", "2000")
+            with pytest.raises(BusError, match=r"message\.max\.bytes"):
+                await bus.subscribe(names, group_id="too-many").__aenter__()
 
 
 @pytest.mark.parametrize("group_id", [None, GROUP], ids=["alone", "group"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import nats as nats_py
 import pytest
 
@@ -11,6 +13,7 @@ from tests.support.brokers import Backend
 from tests.support.listeners import fake
 from tests.support.peers import Peer
 from tests.support.receiving import take
+from tests.support.rig import own_broker
 from tests.support.servers import variables
 
 
@@ -106,3 +109,21 @@ async def test_a_permission_that_a_reload_takes_away_ends_that_subscription_alon
                     await take(refused, 1)
                 assert (await take(kept, 1))[0].payload == b"x"
         assert way.connections == 1
+
+
+async def test_messages_of_a_mapped_subject_have_the_name_that_the_server_gives_them():
+    """(nsc 632) One subject for each topic keeps the counts; a share of the messages on another subject is missing."""
+    mappings = ["mappings {", "  'cam.*.raw': 'site.raw.$1'", "  lossy: [{destination: lossy, weight: 50%}]", "}"]
+    with own_broker("nats", mappings) as (_, backend):
+        async with backend.connect() as bus, bus.subscribe(["site.>", "lossy"]) as messages:
+            for _ in range(100):
+                for topic in ("cam.ne.raw", "lossy", "cam.sw.raw"):
+                    await bus.publish(topic, b"x")
+            await bus.publish("site.end", b"x")
+            async with asyncio.timeout(20):
+                while (await anext(messages)).topic != "site.end":
+                    pass
+            topics = messages.stats.topics
+            for name in ("site.raw.ne", "site.raw.sw"):
+                assert (topics[name].received, topics[name].gaps, topics[name].duplicates) == (100, 0, 0)
+            assert topics["lossy"].missing > 0

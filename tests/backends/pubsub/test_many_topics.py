@@ -112,6 +112,16 @@ async def test_a_refusal_of_one_of_many_names_the_topic_and_leaves_nothing_subsc
             assert {route.topic for route in connection._addresses} == {"ok.*", "ok.t1.raw", "_msight.seq"}
 
 
+@pytest.mark.parametrize("group_id", [None, "g"])
+async def test_a_pattern_delivers_what_the_user_may_receive(group_id):
+    """(nats-server 794) NATS accepts a pattern that is wider than a denied subject, and does not deliver that subject."""
+    async with restricted("nats") as (_, bus, near), bus.subscribe([">", "ok.b"], group_id=group_id) as messages:
+        for topic in ("no.a", "ok.a", "no.b", "ok.b"):
+            await near.publish(topic, b"x")
+        assert [message.topic for message in await take(messages, 2)] == ["ok.a", "ok.b"]
+        assert messages.stats.received == 2
+
+
 async def test_a_permission_that_is_taken_away_from_one_topic_ends_the_subscription_on_all():
     async with restricted("nats") as (broker, bus, near):
         server = NatsServer(broker)

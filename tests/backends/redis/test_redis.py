@@ -7,10 +7,11 @@ import asyncio
 import pytest
 from redis.asyncio import Redis
 
-from msight_bus import HeaderError, brokers
+from msight_bus import AuthenticationError, HeaderError, brokers
 from msight_bus.protocol import envelope
 from tests.support.brokers import Backend
 from tests.support.receiving import take
+from tests.support.rig import own_broker
 from tests.support.typed import Point
 
 
@@ -145,3 +146,23 @@ async def test_a_key_that_a_subscriber_would_not_read_is_refused(redis, topic):
         await bus.publish(topic, b"x", key="k" * 1000)
         (message,) = await take(messages, 1)
         assert message.sequence == 1
+
+
+async def test_a_refused_pattern_names_the_permission_that_redis_wants():
+    """(redis 9225) Redis compares a pattern with those of the ACL as text: ``&camera.*`` does not permit ``camera.*.raw``."""
+    with own_broker("redis", ["user default on nopass ~* resetchannels &camera.* +@all"]) as (_, redis):
+        async with redis.connect() as bus:
+            for entry in ("camera.>", "camera.*", ["camera.ne", "camera.sw.raw"]):
+                async with bus.subscribe(entry):
+                    pass
+            for entry, glob in (
+                ("camera.*.raw", "camera.*.raw"),
+                ("camera.ne.>", "camera.ne.*"),
+                (["camera.ne", ">"], "*"),
+            ):
+                with pytest.raises(AuthenticationError) as caught:
+                    await bus.subscribe(entry).__aenter__()
+                assert f"'&{glob}'" in str(caught.value)
+            with pytest.raises(AuthenticationError) as caught:
+                await bus.subscribe("lidar.ne").__aenter__()
+            assert "&" not in str(caught.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import aiokafka.errors as kafka_errors
@@ -18,11 +19,22 @@ from aiokafka.coordinator.protocol import (
     ConsumerProtocolMemberMetadata,
 )
 from aiokafka.protocol.admin import DescribeGroupsRequest
+from aiokafka.protocol.commit import OffsetCommitRequest
 
 from msight_bus.backends.kafka.aiokafka_compat.client import Client, end_tasks
 
 _NEVER_MS = 2**31 - 1
 _MARK = b"msight_bus"
+
+_COMMITTED_AT_ONCE = 1000
+"""Maximum number of partitions of a request to commit. The broker writes the offsets of a request as one batch and refuses a
+batch over ``max.message.bytes`` of ``__consumer_offsets``, by default 1 MiB; a partition takes at most about 600 bytes."""
+
+_missing: ContextVar[set[TopicPartition]] = ContextVar("missing")
+"""The partitions that the broker did not find in the commit that runs in this context, also in the task that aiokafka shields."""
+
+_RETRY_AFTER = 0.1
+"""Seconds between two commits of partitions that do not exist yet."""
 
 
 class MarkingAssignor(RoundRobinPartitionAssignor):
@@ -155,12 +167,45 @@ class Member(GroupCoordinator):
         return {partition: entry for partition, entry in found.items() if entry.offset >= 0}
 
     async def commit(self, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
-        """Commit offsets, also for partitions of other members.
+        """Commit offsets, also for partitions of other members; wait for partitions that do not exist.
 
         Raises:
             KafkaError: the offsets were not committed.
         """
-        await self.commit_offsets(None, offsets)
+        while missing := await self.commit_existing(offsets):
+            offsets = {where: offsets[where] for where in missing}
+            await asyncio.sleep(_RETRY_AFTER)
+
+    async def commit_existing(self, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> set[TopicPartition]:
+        """Commit offsets, also for partitions of other members, and return the partitions that do not exist.
+
+        aiokafka commits all partitions again until it is cancelled if one of them is of a deleted topic.
+
+        Raises:
+            KafkaError: the offsets were not committed.
+        """
+        missing: set[TopicPartition] = set()
+        token = _missing.set(missing)
+        try:
+            everything = list(offsets)
+            for begin in range(0, len(everything), _COMMITTED_AT_ONCE):
+                some = everything[begin : begin + _COMMITTED_AT_ONCE]
+                await self.commit_offsets(None, {where: offsets[where] for where in some})
+        finally:
+            _missing.reset(token)
+        return missing
+
+    async def _send_req(self, request: Any) -> Any:
+        response = await super()._send_req(request)
+        if isinstance(request, OffsetCommitRequest):
+            unknown, missing = kafka_errors.UnknownTopicOrPartitionError.errno, _missing.get()
+            for topic, partitions in response.topics:
+                missing.update(TopicPartition(topic, number) for number, code in partitions if code == unknown)
+            response.topics = [
+                (topic, [(number, code) for number, code in partitions if code != unknown])
+                for topic, partitions in response.topics
+            ]
+        return response
 
     def _do_commit_offsets(self, assignment: Any, offsets: Any) -> asyncio.Task[None]:
         """Retrieve the error of a commit that aiokafka shields from the caller's cancellation: nobody awaits it afterwards."""
