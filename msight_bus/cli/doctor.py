@@ -18,8 +18,8 @@ from msight_bus.cli.observing import READING, BackendOption, JsonOption, Observa
 from msight_bus.cli.top import ALL_ANNOUNCED
 from msight_bus.doctor.checks import run_checks
 from msight_bus.doctor.connecting import of_connection, of_setting
-from msight_bus.doctor.evidence import Evidence, Finding
-from msight_bus.doctor.nodes import ends, matches, total
+from msight_bus.doctor.evidence import Evidence, Finding, matches
+from msight_bus.doctor.nodes import ends, total
 from msight_bus.errors import BusError, ConfigError, TopicError
 from msight_bus.patterns import check_entries
 from msight_bus.queue_policy import QueuePolicy

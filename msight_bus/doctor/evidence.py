@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import msgspec
 
+from msight_bus.errors import TopicError
 from msight_bus.message import Message
+from msight_bus.patterns import TopicPattern, is_pattern
 from msight_bus.registry import MAX_ANNOUNCEMENT_BYTES, NodeInfo, NodeStatus
 from msight_bus.settings import BusSettings
 from msight_bus.topics import NODES_TOPIC
@@ -95,17 +98,34 @@ class Evidence:
         if message.published_at is None or len(message.payload) > MAX_ANNOUNCEMENT_BYTES:
             return
         try:
-            host = self._decoder.decode(message.payload).host
+            info = self._decoder.decode(message.payload)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return
-        if host and (host in self.clocks or len(self.clocks) < _MAX_KEPT):
+        host = info.host
+        if self.concerns(info) and (host in self.clocks or len(self.clocks) < _MAX_KEPT):
             self.clocks[host] = min(self.clocks.get(host, math.inf), message.received_at - message.published_at)
 
     def running(self) -> Iterator[NodeInfo]:
         """Yield the nodes that run."""
         return (info for info in self.nodes if not info.ended and info.status is not NodeStatus.LOST)
 
+    def concerns(self, info: NodeInfo) -> bool:
+        """Whether a node has one of the topics to which the user limits the checks."""
+        ends = {*info.inputs, *filter(None, [info.output])}
+        return not self.topics or any(
+            matches(topic, end) or matches(end, topic) for topic in self.topics for end in ends
+        )
+
     @property
     def largest(self) -> int:
         """Bytes of the largest message that was observed or that the user wants to send."""
         return max([self.message_bytes, *[seen.largest for seen in self.seen.values()]])
+
+
+def matches(entry: str, topic: str) -> bool:
+    """Whether a topic or pattern matches a topic."""
+    if entry == topic or not is_pattern(entry):
+        return entry == topic
+    with suppress(TopicError):
+        return TopicPattern(entry, ".dead").matches(topic)
+    return False

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator
-from contextlib import suppress
 
-from msight_bus.doctor.evidence import Evidence, Finding, Seen
-from msight_bus.errors import TopicError
-from msight_bus.patterns import TopicPattern, is_pattern
+from msight_bus.doctor.evidence import Evidence, Finding, Seen, matches
+from msight_bus.patterns import is_pattern
 from msight_bus.registry import NodeInfo, NodeStatus
 
 _AHEAD, _BEHIND = 0.1, 2.0
@@ -17,7 +15,7 @@ _AHEAD, _BEHIND = 0.1, 2.0
 
 def ended_badly(evidence: Evidence) -> Iterator[Finding]:
     """Find nodes that are LOST or have an ERROR."""
-    for info in evidence.nodes:
+    for info in filter(evidence.concerns, evidence.nodes):
         if info.status in (NodeStatus.LOST, NodeStatus.ERROR):
             yield Finding(
                 "nodes",
@@ -29,7 +27,7 @@ def ended_badly(evidence: Evidence) -> Iterator[Finding]:
 def same_name(evidence: Evidence) -> Iterator[Finding]:
     """Find running nodes with one name and different configurations: the workers of a group share name and configuration."""
     named: dict[str, dict[tuple[object, ...], NodeInfo]] = defaultdict(dict)
-    for info in evidence.running():
+    for info in filter(evidence.concerns, evidence.running()):
         named[info.name][info.type, info.inputs, info.output, info.group_id] = info
     for name, different in named.items():
         if len(different) > 1:
@@ -61,7 +59,11 @@ def unpublished(evidence: Evidence) -> Iterator[Finding]:
         topic for topic, seen in evidence.seen.items() if seen.messages
     }
     inputs = dict.fromkeys(evidence.topics, "the command line")
-    inputs |= {entry: f"the node {info.name}" for info in evidence.running() for entry in info.inputs}
+    inputs |= {
+        entry: f"the node {info.name}"
+        for info in filter(evidence.concerns, evidence.running())
+        for entry in info.inputs
+    }
     for entry, where in inputs.items():
         if is_pattern(entry) or entry in published:
             continue
@@ -103,15 +105,6 @@ def ends(evidence: Evidence, topic: str) -> tuple[list[str], list[str]]:
     return sorted(publishers), sorted(
         {info.name for info in running if any(matches(entry, topic) for entry in info.inputs)}
     )
-
-
-def matches(entry: str, topic: str) -> bool:
-    """Whether a topic or pattern matches a topic."""
-    if entry == topic or not is_pattern(entry):
-        return entry == topic
-    with suppress(TopicError):
-        return TopicPattern(entry, ".dead").matches(topic)
-    return False
 
 
 def total(seen: Collection[Seen]) -> Seen:

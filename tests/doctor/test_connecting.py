@@ -109,15 +109,17 @@ def test_a_wrong_password(kind, secured):
 
 @pytest.mark.parametrize("kind", EVERY)
 @pytest.mark.parametrize(
-    ("flavour", "authority", "advice"),
+    "wrong",
     [
         ("server", "stranger", "TLS_CA_CERT_FILE=ca.pem"),
         ("expired", "ca", "has expired"),
         ("elsewhere", "ca", "a name that the certificate has"),
         ("mutual", "ca", "TLS_CERT_FILE"),
     ],
+    ids=["authority", "expired", "host", "client"],
 )
-def test_a_wrong_certificate(kind, flavour, authority, advice, secured, made):
+def test_a_wrong_certificate(kind, wrong, secured, made):
+    flavour, authority, advice = wrong
     tls = {"USE_TLS": "true", "TLS_CA_CERT_FILE": getattr(made, authority)}
     environment = variables(kind, secured(kind).ports[flavour], **CREDENTIALS[kind], **tls)
     status, found = examine(kind, **environment)
