@@ -21,7 +21,9 @@ _MOST_SERVERS = 5
 
 _API_VERSIONS = bytes.fromhex("0000000a 0012 0000 00000001 ffff")  # a request of Kafka, number 1, without a client id
 _QUESTIONS = (b"", b"PING\r\n", _API_VERSIONS)
+_VERIFYING = "nats with certificates of clients"
 _ANSWERS = (
+    (re.compile(rb'INFO \{.*"tls_verify":\s*true'), _VERIFYING),
     (re.compile(rb"INFO \{"), "nats"),
     (re.compile(rb"\+PONG|-NOAUTH|-NOPERM|-DENIED|-ERR"), "redis"),
     (re.compile(rb".{4}\x00\x00\x00\x01", re.DOTALL), "kafka"),
@@ -78,7 +80,11 @@ async def of_connection(error: BusError, settings: BusSettings) -> Finding:
         protocol = await protocol_at(server)
         if protocol is None:
             continue
-        if protocol == settings.backend:
+        if protocol == _VERIFYING and settings.backend == "nats" and settings.nats.tls_cert_file is None:
+            return Finding(
+                "certificate", str(error), _set_certificate(names)
+            )  # NATS can reset the connection before its alert
+        if protocol.startswith(settings.backend):
             return Finding("connection", str(error), "Correct what the broker reports.")
         address = names.address.format(host=server.host, port=kind.standard_port)
         problem = f"{server} answers with {protocol or 'another protocol, or TLS'}, not as {kind.label}. {error}"
@@ -96,9 +102,13 @@ def _advice_on_certificate(error: BusError, names: _Names) -> str:
     if code in (_OTHER_HOST, _OTHER_ADDRESS):
         return f"Connect to a name that the certificate has: `export {names.address.format(host='NAME', port='PORT')}`."
     if code is None:  # an alert of the broker
-        files = f"{names.prefix}TLS_CERT_FILE=client.pem {names.prefix}TLS_KEY_FILE=client.key"
-        return f"Set a certificate of this client that the broker trusts: `export {files}`."
+        return _set_certificate(names)
     return f"Set the file of the authority that signed the certificate: `export {names.prefix}TLS_CA_CERT_FILE=ca.pem`."
+
+
+def _set_certificate(names: _Names) -> str:
+    files = f"{names.prefix}TLS_CERT_FILE=client.pem {names.prefix}TLS_KEY_FILE=client.key"
+    return f"Set a certificate of this client that the broker trusts: `export {files}`."
 
 
 async def protocol_at(server: HostPort) -> str | None:
@@ -115,7 +125,7 @@ async def protocol_at(server: HostPort) -> str | None:
             writer.write(question)
             with suppress(OSError):
                 async with asyncio.timeout(_ANSWERED_WITHIN):
-                    answer = await reader.read(64)
+                    answer = await reader.read(4096)
         finally:
             writer.transport.abort()
         for pattern, protocol in _ANSWERS:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 
 import pytest
@@ -12,17 +11,12 @@ from aiokafka import AIOKafkaProducer
 from msight_bus import brokers
 from msight_bus.backends.kafka.client import client_options
 from tests.support.brokers import GROUP, make_backend
-from tests.support.commands import command, in_a_thread, publishing
+from tests.support.commands import in_a_thread, publishing
+from tests.support.examining import examine
 from tests.support.kafka_admin import administering, make
 from tests.support.servers import kafka_with_passwords, start
 
 QUICKLY = {"MSIGHT_CONNECT_TIMEOUT": "3"}
-
-
-def examine(backend, *arguments, seconds="1", **variables):
-    result = command(backend, "doctor", "--observe", seconds, "--json", *arguments, **variables)
-    found = [json.loads(line) for line in result.stdout.splitlines()]
-    return result.exit_code, {one["check"]: one for one in found if "check" in one}
 
 
 def topics_of(kafka):
@@ -100,13 +94,13 @@ def test_a_group_whose_members_idle_because_nothing_has_a_key_and_the_advice_end
 
     with in_a_thread(kafka, members):
         with publishing(kafka, {topic: lambda _: b"x"}, rate=20):
-            status, found = examine(kafka, topic, seconds="3")
+            status, found = examine(kafka, topic, seconds=3)
         assert (status, set(found)) == (1, {"idle members"})
         assert f"One of 2 members of the group {group}" in found["idle members"]["problem"]
         assert "`export MSIGHT_KAFKA_UNKEYED=spread`" in found["idle members"]["advice"]
         spread = kafka.__class__(kafka.name, {**kafka.env, "MSIGHT_KAFKA_UNKEYED": "spread"})
         with publishing(spread, {topic: lambda _: b"x"}, rate=20):
-            assert examine(kafka, topic, seconds="2") == (0, {})
+            assert examine(kafka, topic, seconds=2) == (0, {})
     asyncio.run(nothing_committed_by_others(kafka))
 
 

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 
 from tests.support.brokers import make_backend, start_broker
-from tests.support.commands import command, publishing
+from tests.support.commands import publishing
+from tests.support.examining import examine
 from tests.support.servers import start
-
-
-def examine(backend, *arguments, **variables):
-    result = command(backend, "doctor", "--observe", "0.5", "--json", *arguments, **variables)
-    found = [json.loads(line) for line in result.stdout.splitlines()]
-    return result.exit_code, {one["check"]: one for one in found if "check" in one}
 
 
 def run_redis_cli(advice, port):
@@ -30,11 +24,11 @@ def test_an_output_buffer_that_is_too_small_for_the_frames_and_the_advice_ends_i
     broker = start_broker("redis", ["client-output-buffer-limit pubsub 1mb 1mb 60"])
     backend = make_backend("redis", broker)
     with broker, publishing(backend, {topic: lambda _: bytes(400_000)}, rate=5):
-        status, found = examine(backend, topic)
+        status, found = examine(backend, topic, seconds=0.5)
         assert (status, list(found)) == (1, ["output buffer"])
         assert "the largest message has 400,000 bytes" in found["output buffer"]["problem"]
         run_redis_cli(found["output buffer"]["advice"], broker.port)
-        assert examine(backend, topic) == (0, {})
+        assert examine(backend, topic, seconds=0.5) == (0, {})
 
 
 def test_a_message_that_redis_does_not_deliver(redis):
