@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from contextlib import suppress
 from dataclasses import asdict
 from typing import Annotated
 
@@ -63,6 +62,7 @@ async def gather(bus: Bus, evidence: Evidence) -> dict[str, dict[str, int]]:
     """
     evidence.max_message_bytes = bus.capabilities.max_message_bytes
     registry = await registry_of(bus)
+    note(f"Observing for {evidence.seconds:g} s.")
     announcements = [] if registry is None else [NODES_TOPIC]
     observation = Observation(bus, evidence.add, on_drop=evidence.add)
     try:
@@ -112,7 +112,8 @@ def report(findings: list[Finding], lines: list[dict[str, object]], *, as_json: 
         out.print(Text.assemble((f"{label} {finding.check}: ", style), finding.problem), soft_wrap=not out.is_terminal)
         out.print(Text(f"  To do: {finding.advice}"), soft_wrap=not out.is_terminal)
     faults = sum(finding.fault for finding in findings)
-    note(f"{faults} faults found." if faults else "No fault found.")
+    if not as_json:
+        out.print(f"Faults found: {faults}." if faults else "No fault found.")
 
 
 def doctor(
@@ -157,20 +158,17 @@ async def _examine(
 ) -> tuple[int, list[dict[str, object]]]:
     """Connect, observe and check; return an exit status and what was observed on the topics of the command line."""
     losses: dict[str, dict[str, int]] = {}
-    connected = False
     try:
         async with connect(reading) as bus:
-            connected = True
             try:
                 losses = await gather(bus, evidence)
             except BusError as error:
                 advice = "Correct the other findings, and run this command again."
                 findings.append(Finding("observation", f"Messages or nodes were not observed: {error}", advice))
             findings += await run_checks(evidence)
+            await bus.core.backend.ping()
     except BusError as error:
-        if connected:
-            with suppress(BusError):
-                return 0, _lines(evidence, losses)
+        found_before = any(finding.fault and finding.check not in ("settings", "observation") for finding in findings)
         findings.append(await of_connection(error, evidence.settings))
-        return status_of(error), []
+        return 0 if found_before else status_of(error), _lines(evidence, losses)
     return 0, _lines(evidence, losses)

@@ -63,8 +63,9 @@ _BACKENDS = {
 def of_setting(sentence: str) -> Finding:
     """Return the finding of a sentence of a `ConfigError` or a `ConfigWarning`."""
     found = _MISSPELT.match(sentence)
-    rename = f'`export {found[2]}="${found[1]}"; unset {found[1]}`' if found else "the variable as this sentence says"
-    return Finding("settings", sentence, f"Set {rename}.")
+    if found is None:
+        return Finding("settings", sentence, "Set the variable as this sentence says.")
+    return Finding("settings", sentence, f'Rename the variable: `export {found[2]}="${found[1]}"; unset {found[1]}`.')
 
 
 async def of_connection(error: BusError, settings: BusSettings) -> Finding:

@@ -17,7 +17,9 @@ from msight_bus.settings import BusSettings
 from msight_bus.topics import NODES_TOPIC
 
 _MAX_KEPT = 10_000
-"""Maximum number of topics, of hosts, and of publishers of a topic that are kept."""
+"""Maximum number of topics and of hosts that are kept."""
+
+_MAX_SESSIONS = 100
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Seen:
     Attributes:
         messages, keyed: number of messages, and of those with a key.
         largest: bytes of the largest payload.
-        sessions: of the publishers.
+        sessions: of the publishers, at most `_MAX_SESSIONS`.
         partitions: of a log.
     """
 
@@ -89,7 +91,7 @@ class Evidence:
             seen.messages += 1
             seen.keyed += message.key is not None
             seen.largest = max(seen.largest, len(message.payload))
-            if len(seen.sessions) < _MAX_KEPT:
+            if len(seen.sessions) < _MAX_SESSIONS:
                 seen.sessions.add(message.session)
             if message.position is not None:
                 seen.partitions.add(message.position[0])

@@ -27,6 +27,7 @@ from msight_bus.backends.kafka.client import client_options
 from msight_bus.backends.kafka.credentials import Credentials
 from msight_bus.backends.kafka.errors import error_for
 from msight_bus.doctor.evidence import Evidence, Finding
+from msight_bus.errors import quoted
 from msight_bus.patterns import is_pattern
 from msight_bus.settings import BusSettings
 
@@ -62,7 +63,7 @@ async def advertised_listeners(evidence: Evidence) -> AsyncIterator[Finding]:
                 _, writer = await asyncio.open_connection(broker.host, broker.port)
             writer.transport.abort()
         except (OSError, UnicodeError) as error:
-            where = f"{broker.host}:{broker.port}"
+            where = f"{quoted(broker.host)}:{broker.port}"
             yield Finding(
                 "advertised.listeners",
                 f"Broker {broker.nodeId} advertises {where}, which cannot be reached: {error or type(error).__name__}.",
@@ -146,13 +147,13 @@ def _idle(
         if seen and len(working) > 1 < seen.messages and not seen.keyed and len(seen.partitions) == 1:
             yield Finding(
                 "idle members",
-                f"One of {len(members)} members of the group {group} gets all messages of {topic}: the {seen.messages:,} "
+                f"One of {len(members)} members of the group {quoted(group)} gets all messages of {topic}: the {seen.messages:,} "
                 f"observed have no key, and are all in partition {min(seen.partitions)} of {len(topics[topic])}.",
                 "Set on the publishers: `export MSIGHT_KAFKA_UNKEYED=spread`, or publish with a key.",
             )
     idle = sum(not assigned for assigned in members)
     if idle:
-        problem = f"{idle} of {len(members)} members of the group {group} have no partition."
+        problem = f"{idle} of {len(members)} members of the group {quoted(group)} have no partition."
         yield Finding(
             "idle members", problem, "Create the topic with more partitions, or start fewer members.", fault=False
         )

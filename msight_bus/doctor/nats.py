@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 
+from msight_bus.errors import quoted
 from msight_bus.settings import BusSettings
 
 _LONGEST = 65_536
@@ -19,4 +20,4 @@ async def version(settings: BusSettings) -> str | None:
     finally:
         writer.transport.abort()
     found = json.loads(info).get("version") if operation == b"INFO" else None
-    return found if isinstance(found, str) else None
+    return quoted(found, 40) if isinstance(found, str) else None

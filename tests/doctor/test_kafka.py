@@ -39,6 +39,7 @@ def test_a_topic_that_does_not_exist_and_is_not_created(kafka, topic):
     assert not [name for name, _ in joined if "doctor" in name]
 
 
+@pytest.mark.faults
 def test_a_topic_that_the_user_is_not_allowed_to_create(topic):
     lines = [
         "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer",
@@ -94,13 +95,13 @@ def test_a_group_whose_members_idle_because_nothing_has_a_key_and_the_advice_end
 
     with in_a_thread(kafka, members):
         with publishing(kafka, {topic: lambda _: b"x"}, rate=20):
-            status, found = examine(kafka, topic, seconds=3)
+            status, found = examine(kafka, topic, seconds=1)
         assert (status, set(found)) == (1, {"idle members"})
         assert f"One of 2 members of the group {group}" in found["idle members"]["problem"]
         assert "`export MSIGHT_KAFKA_UNKEYED=spread`" in found["idle members"]["advice"]
         spread = kafka.__class__(kafka.name, {**kafka.env, "MSIGHT_KAFKA_UNKEYED": "spread"})
         with publishing(spread, {topic: lambda _: b"x"}, rate=20):
-            assert examine(kafka, topic, seconds=2) == (0, {})
+            assert examine(kafka, topic, seconds=1) == (0, {})
     asyncio.run(nothing_committed_by_others(kafka))
 
 
@@ -135,6 +136,7 @@ def test_a_partition_that_an_open_transaction_holds_back(kafka, topic):
     assert set(examine(kafka, topic)[1]) == {"arrival"}
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(120)
 def test_advertised_listeners_that_cannot_be_reached():
     dead = brokers.free_port()
