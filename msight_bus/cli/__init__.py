@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from msight_bus import __version__
-from msight_bus.cli import bench, ping, pub, rates, settings, tail, top, topics, up
+from msight_bus.cli import bench, doctor, ping, pub, rates, settings, status, tail, top, topics, up
 from msight_bus.cli.exit_status import HELP
 
 app = typer.Typer(
@@ -37,6 +37,8 @@ def main(
 
 for command, examples in (
     (up.up, up.EXAMPLES),
+    (doctor.doctor, doctor.EXAMPLES),
+    (status.status, status.EXAMPLES),
     (topics.topics, topics.EXAMPLES),
     (tail.tail, tail.EXAMPLES),
     (rates.hz, rates.HZ_EXAMPLES),

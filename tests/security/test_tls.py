@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+import msight_bus
 from msight_bus import AuthenticationError, ConnectionLostError
 from tests.support.canaries import found_in
 from tests.support.identities import make_key, make_operator
@@ -92,6 +93,16 @@ async def test_a_missing_or_untrusted_client_certificate_is_refused(kind, secure
         settings = settings_of(environment(kind, way.port, made, **(foreign if own == "foreign" else {})))
         await refused(AuthenticationError, settings, watch, "(?i)certificate|unknown ca")
         assert way.connections == 1
+
+
+async def test_a_connection_that_nats_closes_at_the_end_of_the_handshake_is_a_typed_error(secured, made):
+    """With TLS 1.3, the refusal of a client without a certificate follows the handshake; without a proxy, at once."""
+    settings = settings_of(environment("nats", secured("nats").ports["mutual"], made))
+    for _ in range(5):
+        with pytest.raises((AuthenticationError, ConnectionLostError)) as caught:
+            async with msight_bus.connect(settings):
+                pass
+        assert "AttributeError" not in str(caught.value)
 
 
 async def test_a_server_without_tls_gets_no_credentials_where_tls_is_required(kind, secured, made, watch):

@@ -41,9 +41,13 @@ class _Transport(TcpTransport):
     async def connect_tls(self, *arguments: Any, **options: Any) -> None:
         """Encrypt the connection, and notify the stream protocol; else asyncio warns when the server closes the connection."""
         await super().connect_tls(*arguments, **options)
+        assert self._io_reader is not None
         assert self._io_writer is not None
         transport = self._io_writer.transport
-        transport.get_protocol().connection_made(transport)
+        protocol: Any = transport.get_protocol()
+        if protocol is None:  # lost already: with TLS 1.3, a refusal of the client's certificate follows the handshake
+            raise self._io_reader.exception() or ConnectionResetError("the server closed the connection")
+        protocol.connection_made(transport)
 
 
 class ConnectingClient(Client):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -207,14 +208,31 @@ class RedisConnector:
             raise _UnfitError(problem)
 
     async def _output_limit(self, connection: AbstractConnection) -> object:
+        reply = await self._answer(connection, "CONFIG", "GET", "client-output-buffer-limit")
+        return reply[1] if isinstance(reply, list) and len(reply) > 1 else None
+
+    async def _answer(self, connection: AbstractConnection, *command: str) -> object:
+        """Return the reply to a command; ``None`` if the user is not permitted to run the command."""
         try:
-            await connection.send_command("CONFIG", "GET", "client-output-buffer-limit")
-            reply = await connection.read_response(disable_decoding=True)
+            await connection.send_command(*command)
+            return await connection.read_response(disable_decoding=True)
         except ResponseError as error:
             if meaning_of(find_reply(error) or "") is Meaning.CREDENTIALS:
                 raise
-            return None  # CONFIG is not permitted
-        return reply[1] if isinstance(reply, list) and len(reply) > 1 else None
+            return None
+
+    async def ask(self, *command: str) -> object:
+        """Run one command on a connection of its own; return the reply, ``None`` if the user is not permitted to run it.
+
+        Raises:
+            BusError: as `connect`.
+        """
+        opened = await self._first(self._open)
+        try:
+            async with asyncio.timeout(self._settings.limits.connect_timeout):
+                return await self._answer(opened.client, *command)
+        finally:
+            await opened.client.disconnect(nowait=True)
 
     def _learn(self, output_limit: object) -> None:
         """Derive the maximum message size from ``client-output-buffer-limit``: the bytes that Redis buffers for a subscriber."""

@@ -5,6 +5,8 @@ aiokafka can change these names in any release: the import fails if one is missi
 
 from __future__ import annotations
 
+from aiokafka import TopicPartition
+
 from msight_bus.backends.client_library import ClientLibrary
 
 AIOKAFKA = ClientLibrary("aiokafka", oldest="0.14", newest="0.14.0")
@@ -13,8 +15,14 @@ try:
     from aiokafka.client import AIOKafkaClient
     from aiokafka.conn import AIOKafkaConnection
     from aiokafka.consumer.group_coordinator import GroupCoordinator
+    from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
     from aiokafka.partitioner import murmur2
-    from aiokafka.protocol.admin import CreateTopicsRequest, DescribeConfigsRequest
+    from aiokafka.protocol.admin import (
+        CreateTopicsRequest,
+        DescribeConfigsRequest,
+        DescribeGroupsRequest,
+        ListGroupsRequest,
+    )
     from aiokafka.protocol.metadata import MetadataRequest
     from aiokafka.protocol.transaction import InitProducerIdRequest
     from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
@@ -55,10 +63,11 @@ except ImportError as error:
 
 __all__ = [
     "AIOKAFKA", "CODECS", "EARLIEST", "LATEST", "READ_COMMITTED", "READ_UNCOMMITTED", "Client", "Connection",
-    "CreateTopicsRequest", "DefaultRecordBatch", "DescribeConfigsRequest", "FetchAnswer", "FetchRequest",
-    "InitProducerIdRequest", "LegacyRecordBatch", "Member", "MetadataRequest", "RecordHeader", "TopicIdentitiesRequest",
-    "TopicIdentity", "batch_builder", "check_aiokafka", "has_valid_checksum", "murmur2", "offsets_request",
-    "produce_request", "read_batch", "read_offsets", "read_produce", "record_bytes",
+    "CreateTopicsRequest", "DefaultRecordBatch", "DescribeConfigsRequest", "DescribeGroupsRequest", "FetchAnswer",
+    "FetchRequest", "InitProducerIdRequest", "LegacyRecordBatch", "ListGroupsRequest", "Member", "MetadataRequest",
+    "RecordHeader", "TopicIdentitiesRequest", "TopicIdentity", "assigned_partitions", "batch_builder", "check_aiokafka",
+    "has_valid_checksum", "murmur2", "offsets_request", "produce_request", "read_batch", "read_offsets", "read_produce",
+    "record_bytes",
 ]  # fmt: skip
 
 install_log_filters()
@@ -83,3 +92,8 @@ def check_aiokafka() -> None:
         (DefaultRecordBatchBuilder, ("append", "build", "set_producer_state", "estimate_size_in_bytes")),
         (DefaultRecordBatch, ("validate_crc",)),
     )
+
+
+def assigned_partitions(assignment: bytes) -> set[TopicPartition]:
+    """Return the partitions of a group's member, from a DescribeGroups response; none during a rebalance."""
+    return set(ConsumerProtocolMemberAssignment.decode(assignment).partitions()) if assignment else set()

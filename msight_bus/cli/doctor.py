@@ -1,0 +1,174 @@
+"""``msight-bus doctor``: what is wrong, and what to do."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from msight_bus.bus import Bus, connect
+from msight_bus.cli.exit_status import FAILED, exit_status, status_of
+from msight_bus.cli.observing import READING, BackendOption, JsonOption, Observation, note, settings_of
+from msight_bus.cli.top import ALL_ANNOUNCED
+from msight_bus.doctor.checks import run_checks
+from msight_bus.doctor.connecting import of_connection, of_setting
+from msight_bus.doctor.evidence import Evidence, Finding, matches
+from msight_bus.doctor.nodes import ends, total
+from msight_bus.errors import BusError, ConfigError, TopicError
+from msight_bus.patterns import check_entries
+from msight_bus.queue_policy import QueuePolicy
+from msight_bus.registry import Registry
+from msight_bus.runtime import run
+from msight_bus.settings import BusSettings
+from msight_bus.topics import NODES_TOPIC
+
+EXAMPLES = """
+Examples:
+
+- `msight-bus doctor`: check the settings, the connection, the nodes and the broker
+
+- `msight-bus doctor site.cam_ne --observe 5`: why does a message on this topic not arrive?
+
+- `msight-bus doctor --message-bytes 6200000 --observe 1`: does the broker accept messages of 6.2 MB?
+"""
+
+_OTHERS_WITHIN = 2.0
+"""Seconds for which other topics are observed if nothing arrives on those of the command line."""
+
+
+async def registry_of(bus: Bus) -> Registry | None:
+    """Return the registry; ``None`` if no node has announced itself on this Kafka.
+
+    Raises:
+        BusError: the broker refused the subscription.
+    """
+    try:
+        async with bus.core.subscribe((NODES_TOPIC,), queue=QueuePolicy.latest()):
+            return await bus.nodes()
+    except TopicError:
+        return None
+
+
+async def gather(bus: Bus, evidence: Evidence) -> dict[str, dict[str, int]]:
+    """Observe nodes and messages for ``evidence.seconds``; return the losses of each topic.
+
+    Raises:
+        BusError: the broker refused a subscription.
+    """
+    evidence.max_message_bytes = bus.capabilities.max_message_bytes
+    registry = await registry_of(bus)
+    note(f"Observing for {evidence.seconds:g} s.")
+    announcements = [] if registry is None else [NODES_TOPIC]
+    observation = Observation(bus, evidence.add, on_drop=evidence.add)
+    try:
+        await observation.run([*(evidence.topics or [">"]), *announcements], evidence.seconds)
+        if evidence.topics and not evidence.seen:
+            await Observation(bus, evidence.add, on_drop=evidence.add).run([">"], min(_OTHERS_WITHIN, evidence.seconds))
+    finally:
+        evidence.nodes = [] if registry is None else list(registry)
+    counters = observation.counters.items()
+    return {topic: {"gaps": one.gaps or 0, "missing": one.missing or 0} for topic, one in counters}
+
+
+def _lines(evidence: Evidence, losses: dict[str, dict[str, int]]) -> list[dict[str, object]]:
+    """Return what was observed on each topic of the command line."""
+    lines: list[dict[str, object]] = []
+    for entry in evidence.topics:
+        seen = total([one for topic, one in evidence.seen.items() if matches(entry, topic)])
+        publishers, subscribers = ends(evidence, entry)
+        nodes = [info for info in evidence.running() if any(matches(one, entry) for one in info.inputs)]
+        lost = [each for topic, each in losses.items() if matches(entry, topic)]
+        counts = {"messages": seen.messages, "sessions": len(seen.sessions - {None}), "largest_bytes": seen.largest}
+        counts |= {name: sum([each[name] for each in lost]) for name in ("gaps", "missing")}
+        counts["dropped"] = sum([info.metrics.dropped for info in nodes])
+        lines.append({"topic": entry, "publishers": publishers, "subscribers": subscribers, **counts})
+    return lines
+
+
+def report(findings: list[Finding], lines: list[dict[str, object]], *, as_json: bool) -> None:
+    """Print what was observed and found."""
+    out = Console(highlight=False)
+    for line in lines:
+        if as_json:
+            typer.echo(json.dumps(line))
+            continue
+        text = f"{line['topic']}: {line['messages']:,} messages of {line['sessions']} publishers; nodes that publish: "
+        names = [", ".join(line[key]) or "none" for key in ("publishers", "subscribers")]  # type: ignore[arg-type]
+        text += (
+            f"{names[0]}; nodes that subscribe: {names[1]}, which dropped {line['dropped']:,}; gaps: {line['gaps']:,}"
+        )
+        out.print(Text(text), soft_wrap=not out.is_terminal)
+    for finding in findings:
+        if as_json:
+            typer.echo(json.dumps(asdict(finding)))
+            continue
+        label = "FAULT" if finding.fault else "NOTE"
+        style = "red" if finding.fault else "yellow"
+        out.print(Text.assemble((f"{label} {finding.check}: ", style), finding.problem), soft_wrap=not out.is_terminal)
+        out.print(Text(f"  To do: {finding.advice}"), soft_wrap=not out.is_terminal)
+    faults = sum(finding.fault for finding in findings)
+    if not as_json:
+        out.print(f"Faults found: {faults}." if faults else "No fault found.")
+
+
+def doctor(
+    topics: Annotated[
+        list[str] | None, typer.Argument(help="Topics and patterns to which the checks are limited; unset: all.")
+    ] = None,
+    observe: Annotated[
+        float, typer.Option(min=0.1, max=3600, help="Seconds for which messages and nodes are observed.")
+    ] = ALL_ANNOUNCED,
+    message_bytes: Annotated[
+        int, typer.Option(min=0, max=2**31, help="Size of the largest message that you send; 0: the largest observed.")
+    ] = 0,
+    json_lines: JsonOption = False,
+    backend: BackendOption = None,
+) -> None:
+    """Find what is wrong, and say what to do.
+
+    Checks the settings, the connection, the limits of the broker, the nodes and their topics; on Kafka also topics, replicas,
+    groups and transactions. Nodes announce themselves every 10 seconds: with a shorter `--observe`, some are not seen. No group
+    is joined, no topic created and nothing committed. The exit status is 1 if a fault was found.
+    """
+    with exit_status():
+        chosen = tuple(check_entries(topics)) if topics else ()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                settings, reading = settings_of(backend, {}), settings_of(backend, READING)
+            except ConfigError as error:
+                report([of_setting(problem) for problem in error.problems], [], as_json=json_lines)
+                raise typer.Exit(status_of(error)) from None
+        sentences = dict.fromkeys(str(warning.message) for warning in caught)
+        findings = [of_setting(sentence) for sentence in sentences]
+        evidence = Evidence(settings, chosen, message_bytes, seconds=observe)
+        status, lines = run(_examine(evidence, reading, findings))
+        report(findings, lines, as_json=json_lines)
+        if status or any(finding.fault for finding in findings):
+            raise typer.Exit(status or FAILED)
+
+
+async def _examine(
+    evidence: Evidence, reading: BusSettings, findings: list[Finding]
+) -> tuple[int, list[dict[str, object]]]:
+    """Connect, observe and check; return an exit status and what was observed on the topics of the command line."""
+    losses: dict[str, dict[str, int]] = {}
+    try:
+        async with connect(reading) as bus:
+            try:
+                losses = await gather(bus, evidence)
+            except BusError as error:
+                advice = "Correct the other findings, and run this command again."
+                findings.append(Finding("observation", f"Messages or nodes were not observed: {error}", advice))
+            findings += await run_checks(evidence)
+            await bus.core.backend.ping()
+    except BusError as error:
+        found_before = any(finding.fault and finding.check not in ("settings", "observation") for finding in findings)
+        findings.append(await of_connection(error, evidence.settings))
+        return 0 if found_before else status_of(error), _lines(evidence, losses)
+    return 0, _lines(evidence, losses)

@@ -1,0 +1,97 @@
+"""The table of checks. A check that fails is a note, and the others go on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from importlib import import_module
+from typing import Any
+
+from msight_bus.doctor import nodes
+from msight_bus.doctor.evidence import Evidence, Finding
+from msight_bus.errors import described
+
+Check = Callable[[Evidence], Iterator[Finding] | AsyncIterator[Finding]]
+
+_WITHIN = 15.0
+"""Seconds for one check."""
+
+
+def message_size(evidence: Evidence) -> Iterator[Finding]:
+    """Find a message that is larger than the broker or the bus accepts."""
+    limit = evidence.max_message_bytes
+    if 0 < limit < evidence.largest:
+        setting, change = _LIMITS.get(evidence.settings.backend, ("", ""))
+        size = 2 * evidence.largest
+        if evidence.settings.limits.max_message_bytes <= limit:
+            setting, change = "MSIGHT_MAX_MESSAGE_BYTES", "`export MSIGHT_MAX_MESSAGE_BYTES={size}`"
+        problem = f"A message of {evidence.largest:,} bytes is larger than {limit:,} bytes ({setting})."
+        yield Finding(
+            "message size", problem, f"Raise the limit: {change.format(size=size)}, or compress the messages."
+        )
+
+
+_LIMITS = {
+    "redis": (
+        "client-output-buffer-limit pubsub",
+        '`redis-cli CONFIG SET client-output-buffer-limit "pubsub {size} {size} 60"`',
+    ),
+    "nats": ("max_payload", "`max_payload: {size}` in nats-server.conf, and `nats-server --signal reload`"),
+    "kafka": ("max.message.bytes", "`kafka-configs.sh --alter --topic TOPIC --add-config max.message.bytes={size}`"),
+}
+
+EVERYWHERE: tuple[Check, ...] = (
+    nodes.ended_badly,
+    nodes.same_name,
+    nodes.clocks,
+    nodes.unpublished,
+    nodes.silent,
+    message_size,
+)
+
+BY_BACKEND = {
+    "redis": ("redis", ["output_buffer"]),
+    "nats": ("nats", []),
+    "kafka": (
+        "kafka",
+        ["advertised_listeners", "missing_topics", "in_sync_replicas", "idle_members", "open_transactions"],
+    ),
+}
+"""Module and checks of each backend: a client library is imported only where its backend is used."""
+
+
+def checks_of(backend: str) -> list[Check]:
+    """Return the checks for a backend."""
+    module, names = BY_BACKEND[backend]
+    return [*EVERYWHERE, *[_of_module(module, name) for name in names]]
+
+
+def _of_module(module: str, name: str) -> Any:
+    return getattr(import_module(f"msight_bus.doctor.{module}"), name, None)
+
+
+async def version(evidence: Evidence) -> str | None:
+    """Return the version of the broker; ``None`` where unknown."""
+    ask = _of_module(BY_BACKEND[evidence.settings.backend][0], "version")
+    try:
+        async with asyncio.timeout(_WITHIN):
+            return await ask(evidence.settings) if ask is not None else None
+    except Exception:  # a version is not worth an error
+        return None
+
+
+async def run_checks(evidence: Evidence) -> list[Finding]:
+    """Run all checks, one after the other, each within `_WITHIN` seconds."""
+    findings: list[Finding] = []
+    for check in checks_of(evidence.settings.backend):
+        try:
+            async with asyncio.timeout(_WITHIN):
+                found = check(evidence)
+                findings += [one async for one in found] if isinstance(found, AsyncIterator) else list(found)
+        except Exception as error:  # a client library can raise anything
+            name = check.__name__.replace("_", " ")
+            problem = f"The check of {name} was not completed: {described(error)}"
+            findings.append(
+                Finding(name, problem, "Correct the other findings, and run this command again.", fault=False)
+            )
+    return findings

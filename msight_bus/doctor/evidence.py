@@ -1,0 +1,133 @@
+"""What the checks look at, and what they return. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import msgspec
+
+from msight_bus.errors import TopicError
+from msight_bus.message import Message
+from msight_bus.patterns import TopicPattern, is_pattern
+from msight_bus.registry import MAX_ANNOUNCEMENT_BYTES, NodeInfo, NodeStatus
+from msight_bus.settings import BusSettings
+from msight_bus.topics import NODES_TOPIC
+
+_MAX_KEPT = 10_000
+"""Maximum number of topics and of hosts that are kept."""
+
+_MAX_SESSIONS = 100
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong, and what to do.
+
+    Attributes:
+        check: name of the check.
+        problem: what is wrong, as a sentence.
+        advice: a command, a variable or an edit that ends the problem.
+        fault: whether the exit status is 1; otherwise the finding is a note.
+    """
+
+    check: str
+    problem: str
+    advice: str
+    fault: bool = True
+
+
+@dataclass
+class Seen:
+    """The messages of one topic.
+
+    Attributes:
+        messages, keyed: number of messages, and of those with a key.
+        largest: bytes of the largest payload.
+        sessions: of the publishers, at most `_MAX_SESSIONS`.
+        partitions: of a log.
+    """
+
+    messages: int = 0
+    keyed: int = 0
+    largest: int = 0
+    sessions: set[int | None] = field(default_factory=set)
+    partitions: set[int] = field(default_factory=set)
+
+
+@dataclass
+class Evidence:
+    """Settings, nodes and messages.
+
+    Attributes:
+        settings: the user's settings.
+        topics: the topics and patterns to which the user limits the checks; empty: all.
+        message_bytes: size of a message that the user wants to send; 0 if unknown.
+        max_message_bytes: what the connected backend accepts; 0 if not connected.
+        seconds: for which messages were observed.
+        nodes: the registry's nodes.
+        seen: the observed messages, by topic.
+        clocks: by host, the least seconds from the publish time of a heartbeat, by the host's clock, to its arrival.
+    """
+
+    settings: BusSettings
+    topics: tuple[str, ...] = ()
+    message_bytes: int = 0
+    max_message_bytes: int = 0
+    seconds: float = 0.0
+    nodes: list[NodeInfo] = field(default_factory=list)
+    seen: dict[str, Seen] = field(default_factory=dict)
+    clocks: dict[str, float] = field(default_factory=dict)
+    _decoder: msgspec.json.Decoder[NodeInfo] = field(default_factory=lambda: msgspec.json.Decoder(NodeInfo))
+
+    def add(self, message: Message) -> None:
+        """Account for a message, also of the topic of announcements."""
+        if message.topic == NODES_TOPIC:
+            self._add_heartbeat(message)
+        elif message.topic in self.seen or len(self.seen) < _MAX_KEPT:
+            seen = self.seen.setdefault(message.topic, Seen())
+            seen.messages += 1
+            seen.keyed += message.key is not None
+            seen.largest = max(seen.largest, len(message.payload))
+            if len(seen.sessions) < _MAX_SESSIONS:
+                seen.sessions.add(message.session)
+            if message.position is not None:
+                seen.partitions.add(message.position[0])
+
+    def _add_heartbeat(self, message: Message) -> None:
+        if message.published_at is None or len(message.payload) > MAX_ANNOUNCEMENT_BYTES:
+            return
+        try:
+            info = self._decoder.decode(message.payload)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return
+        host = info.host
+        if self.concerns(info) and (host in self.clocks or len(self.clocks) < _MAX_KEPT):
+            self.clocks[host] = min(self.clocks.get(host, math.inf), message.received_at - message.published_at)
+
+    def running(self) -> Iterator[NodeInfo]:
+        """Yield the nodes that run."""
+        return (info for info in self.nodes if not info.ended and info.status is not NodeStatus.LOST)
+
+    def concerns(self, info: NodeInfo) -> bool:
+        """Whether a node has one of the topics to which the user limits the checks."""
+        ends = {*info.inputs, *filter(None, [info.output])}
+        return not self.topics or any(
+            matches(topic, end) or matches(end, topic) for topic in self.topics for end in ends
+        )
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest message that was observed or that the user wants to send."""
+        return max([self.message_bytes, *[seen.largest for seen in self.seen.values()]])
+
+
+def matches(entry: str, topic: str) -> bool:
+    """Whether a topic or pattern matches a topic."""
+    if entry == topic or not is_pattern(entry):
+        return entry == topic
+    with suppress(TopicError):
+        return TopicPattern(entry, ".dead").matches(topic)
+    return False

@@ -1,0 +1,194 @@
+"""Checks of Kafka: they ask for metadata, configuration, groups and offsets, join no group, and create and commit nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiokafka import TopicPartition
+
+from msight_bus.backends.kafka.aiokafka_compat import (
+    LATEST,
+    READ_COMMITTED,
+    READ_UNCOMMITTED,
+    Client,
+    CreateTopicsRequest,
+    DescribeConfigsRequest,
+    DescribeGroupsRequest,
+    ListGroupsRequest,
+    MetadataRequest,
+    assigned_partitions,
+    offsets_request,
+    read_offsets,
+)
+from msight_bus.backends.kafka.client import client_options
+from msight_bus.backends.kafka.credentials import Credentials
+from msight_bus.backends.kafka.errors import error_for
+from msight_bus.doctor.evidence import Evidence, Finding
+from msight_bus.errors import quoted
+from msight_bus.patterns import is_pattern
+from msight_bus.settings import BusSettings
+
+_REACHED_WITHIN = 2.0
+_HELD_FOR = 3.0
+"""Seconds for which a transaction is open before it is a finding."""
+
+_MOST = 1000
+"""Maximum number of topics and of groups that are checked."""
+
+_TOPIC = 2
+"""Resource type TOPIC of a DescribeConfigs request."""
+
+
+@asynccontextmanager
+async def _cluster(settings: BusSettings) -> AsyncIterator[Client]:
+    credentials = Credentials(settings.kafka)
+    client = Client(credentials, **client_options(settings, credentials))
+    try:
+        await client.bootstrap()
+        yield client
+    finally:
+        await client.aclose()
+
+
+async def advertised_listeners(evidence: Evidence) -> AsyncIterator[Finding]:
+    """Find brokers that cannot be reached at their advertised address."""
+    async with _cluster(evidence.settings) as client:
+        brokers = list(client.cluster.brokers())
+    for broker in brokers:
+        try:
+            async with asyncio.timeout(_REACHED_WITHIN):
+                _, writer = await asyncio.open_connection(broker.host, broker.port)
+            writer.transport.abort()
+        except (OSError, UnicodeError) as error:
+            where = f"{quoted(broker.host)}:{broker.port}"
+            yield Finding(
+                "advertised.listeners",
+                f"Broker {broker.nodeId} advertises {where}, which cannot be reached: {error or type(error).__name__}.",
+                f"Replace {where} in `advertised.listeners` of broker {broker.nodeId} by an address that this machine can "
+                "reach, and restart the broker.",
+            )
+
+
+def _named(evidence: Evidence) -> list[str]:
+    topics = dict.fromkeys(evidence.topics)
+    for info in evidence.running() if not topics else ():
+        topics |= dict.fromkeys((*info.inputs, *filter(None, [info.output])))
+    return [evidence.settings.topic_map.on_broker(topic) for topic in topics if not is_pattern(topic)][:_MOST]
+
+
+async def _partitions(client: Client, topics: list[str] | None) -> dict[str, list[Any]]:
+    response = await client.ask(MetadataRequest(topics, allow_auto_topic_creation=False))
+    found = {name: partitions for code, name, *_, partitions in response.topics if not code and partitions}
+    return {name: found[name] for name in sorted(found)[:_MOST] if not name.startswith("_")}
+
+
+async def missing_topics(evidence: Evidence) -> AsyncIterator[Finding]:
+    """Find topics that do not exist and that this user's programs cannot create; Kafka checks the creation without creating."""
+    kafka, named = evidence.settings.kafka, _named(evidence)
+    async with _cluster(evidence.settings) as client:
+        existing = await _partitions(client, named) if named else {}
+        for topic in named:
+            if topic in existing:
+                continue
+            create = f"kafka-topics.sh --bootstrap-server {kafka.servers[0]} --create --topic {topic}"
+            if not kafka.create_topics:
+                problem = f"The topic {topic} does not exist and MSIGHT_KAFKA_CREATE_TOPICS is false."
+                advice = f"Create it: `{create}`, or `export MSIGHT_KAFKA_CREATE_TOPICS=true`."
+                yield Finding("missing topic", problem, advice)
+                continue
+            new: list[Any] = [(topic, kafka.partitions, kafka.replication or -1, [], [])]
+            request = CreateTopicsRequest(new, int(_REACHED_WITHIN * 1000), True)  # only validates
+            response = await client.ask(request, first=client.cluster.controller and client.cluster.controller.nodeId)
+            for _, code, *_ in response.topic_errors:
+                if code:
+                    problem = f"The topic {topic} does not exist and cannot be created: {error_for(code).__name__}."
+                    yield Finding("missing topic", problem, f"Create it as a user who is permitted to: `{create}`.")
+
+
+async def in_sync_replicas(evidence: Evidence) -> AsyncIterator[Finding]:
+    """Find partitions with fewer in-sync replicas than ``min.insync.replicas``, which accept no message."""
+    async with _cluster(evidence.settings) as client:
+        topics = await _partitions(client, _named(evidence) or None)
+        request = DescribeConfigsRequest([(_TOPIC, topic, ["min.insync.replicas"]) for topic in topics])
+        response = await client.ask(request)
+    for _, _, _, topic, options in response.resources:
+        needed = int(next((option[1] for option in options if option[0] == "min.insync.replicas"), 1))
+        short = [partition for partition in topics[topic] if len(partition[4]) < needed]
+        if short:
+            _, number, _, replicas, isr, *_ = short[0]
+            start = sorted(set(replicas) - set(isr))
+            advice = f"Start the brokers {start}" if start else f"Set `min.insync.replicas={len(isr)}` on {topic}"
+            problem = f"{topic}: partition {number} has {len(isr)} in-sync replicas; min.insync.replicas={needed}."
+            more = "" if start else ", or give the topic more replicas"
+            yield Finding("in-sync replicas", problem, f"{advice}{more}.")
+
+
+async def idle_members(evidence: Evidence) -> AsyncIterator[Finding]:
+    """Find groups with members that get no message: without a partition, or where messages without a key use one partition."""
+    async with _cluster(evidence.settings) as client:
+        topics = await _partitions(client, _named(evidence) or None)
+        for broker in client.cluster.brokers():
+            groups = [name for name, _ in (await client.send(broker.nodeId, ListGroupsRequest())).groups][:_MOST]
+            response = await client.send(broker.nodeId, DescribeGroupsRequest(groups)) if groups else None
+            for _, group, _, _, _, members, *_ in response.groups if response else ():
+                for finding in _idle(evidence, group, [assigned_partitions(member[-1]) for member in members], topics):
+                    yield finding
+
+
+def _idle(
+    evidence: Evidence, group: str, members: list[set[TopicPartition]], topics: dict[str, list[Any]]
+) -> Iterator[Finding]:
+    for topic in sorted({place.topic for assigned in members for place in assigned if place.topic in topics}):
+        seen = evidence.seen.get(evidence.settings.topic_map.here(topic) or topic)
+        working = [one for one in members if any(place.topic == topic for place in one)]
+        if seen and len(working) > 1 < seen.messages and not seen.keyed and len(seen.partitions) == 1:
+            yield Finding(
+                "idle members",
+                f"One of {len(members)} members of the group {quoted(group)} gets all messages of {topic}: the {seen.messages:,} "
+                f"observed have no key, and are all in partition {min(seen.partitions)} of {len(topics[topic])}.",
+                "Set on the publishers: `export MSIGHT_KAFKA_UNKEYED=spread`, or publish with a key.",
+            )
+    idle = sum(not assigned for assigned in members)
+    if idle:
+        problem = f"{idle} of {len(members)} members of the group {quoted(group)} have no partition."
+        yield Finding(
+            "idle members", problem, "Create the topic with more partitions, or start fewer members.", fault=False
+        )
+
+
+async def open_transactions(evidence: Evidence) -> AsyncIterator[Finding]:
+    """Find partitions whose last stable offset stands before their end: an open transaction holds the records back."""
+    async with _cluster(evidence.settings) as client:
+        topics = await _partitions(client, _named(evidence) or None)
+        before = await _held(client, topics)
+        if before:
+            await asyncio.sleep(_HELD_FOR)
+            now = await _held(client, {place.topic: topics[place.topic] for place in before})
+            for place, (stable, end) in now.items():
+                if place in before and before[place][0] == stable:
+                    yield Finding(
+                        "transactions",
+                        f"{place.topic}: an open transaction holds back {end - stable:,} records of partition "
+                        f"{place.partition}, from offset {stable:,} on.",
+                        f"Abort it: `kafka-transactions.sh --bootstrap-server {evidence.settings.kafka.servers[0]} abort "
+                        f"--topic {place.topic} --partition {place.partition} --start-offset {stable}`.",
+                    )
+
+
+async def _held(client: Client, topics: dict[str, list[Any]]) -> dict[TopicPartition, tuple[int, int]]:
+    """Return the last stable offset and the end of each partition where they differ."""
+    leaders: dict[int, dict[TopicPartition, int]] = {}
+    for topic, partitions in topics.items():
+        for _, number, leader, *_ in partitions:
+            leaders.setdefault(leader, {})[TopicPartition(topic, number)] = LATEST
+    held: dict[TopicPartition, tuple[int, int]] = {}
+    for leader, places in leaders.items():
+        ends = []
+        for isolation in (READ_COMMITTED, READ_UNCOMMITTED):
+            response = await client.send(leader, offsets_request(places, isolation))
+            ends.append({place: offset for place, code, offset in read_offsets(response) if not code})
+        held |= {place: (at, ends[1][place]) for place, at in ends[0].items() if at < ends[1].get(place, at)}
+    return held

@@ -1,0 +1,117 @@
+"""Checks of the nodes that announce themselves, and of the topics between them. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+
+from msight_bus.doctor.evidence import Evidence, Finding, Seen, matches
+from msight_bus.patterns import is_pattern
+from msight_bus.registry import NodeInfo, NodeStatus
+
+_AHEAD, _BEHIND = 0.1, 2.0
+"""Seconds by which a host's clock is ahead or behind: a heartbeat never arrives before it was published, and can be delayed."""
+
+
+def ended_badly(evidence: Evidence) -> Iterator[Finding]:
+    """Find nodes that are LOST or have an ERROR."""
+    for info in filter(evidence.concerns, evidence.nodes):
+        if info.status in (NodeStatus.LOST, NodeStatus.ERROR):
+            yield Finding(
+                "nodes",
+                f"The node {info.name} on {info.host or 'an unknown host'} is {info.status}.",
+                f"Read the node's log on {info.host or 'its host'}, and start the node again.",
+            )
+
+
+def same_name(evidence: Evidence) -> Iterator[Finding]:
+    """Find running nodes with one name and different configurations: the workers of a group share name and configuration."""
+    named: dict[str, dict[tuple[object, ...], NodeInfo]] = defaultdict(dict)
+    for info in filter(evidence.concerns, evidence.running()):
+        named[info.name][info.type, info.inputs, info.output, info.group_id] = info
+    for name, different in named.items():
+        if len(different) > 1:
+            each = [f"{one.type} on {one.host}: {_path(one)}" for one in different.values()]
+            problem = f"{len(different)} different nodes are named {name} ({'; '.join(each[:5])})."
+            yield Finding("names", problem, f'Rename one of them: `NodeConfig(name="{name}-2", ...)`.')
+
+
+def _path(info: NodeInfo) -> str:
+    group = f" in group {info.group_id}" if info.group_id else ""
+    return f"{', '.join(info.inputs) or 'no input'} -> {info.output or 'no output'}{group}"
+
+
+def clocks(evidence: Evidence) -> Iterator[Finding]:
+    """Find hosts whose clock differs from this machine's."""
+    for host, late in evidence.clocks.items():
+        if late < -_AHEAD or late > _BEHIND:
+            yield Finding(
+                "clocks",
+                f"The clock of {host} is {abs(late):,.1f} s {'ahead of' if late < 0 else 'behind'} the clock of this machine; "
+                "latencies and `lifespan` are wrong by that.",
+                f"Synchronize the clock on {host}: `timedatectl set-ntp true`.",
+            )
+
+
+def unpublished(evidence: Evidence) -> Iterator[Finding]:
+    """Find inputs on which nothing is published beside a topic that differs by a letter."""
+    published = {info.output for info in evidence.running() if info.output} | {
+        topic for topic, seen in evidence.seen.items() if seen.messages
+    }
+    inputs = dict.fromkeys(evidence.topics, "the command line")
+    inputs |= {
+        entry: f"the node {info.name}"
+        for info in filter(evidence.concerns, evidence.running())
+        for entry in info.inputs
+    }
+    for entry, where in inputs.items():
+        if is_pattern(entry) or entry in published:
+            continue
+        similar = sorted(topic for topic in published if differs_by_a_letter(entry, topic))
+        if similar:
+            problem = f"Nothing is published on {entry} ({where}), but on {similar[0]}, which differs by a letter."
+            yield Finding(
+                "topics", problem, f"Replace {entry} by {similar[0]} in {where}, or rename the publisher's topic."
+            )
+
+
+def differs_by_a_letter(one: str, other: str) -> bool:
+    """Whether one letter is replaced, added or removed, or letters differ by case only."""
+    if one == other or abs(len(one) - len(other)) > 1:
+        return False
+    short, long = sorted((one, other), key=len)
+    at = next((n for n, (a, b) in enumerate(zip(short, long, strict=False)) if a != b), len(short))
+    return one.lower() == other.lower() or short[at + (len(short) == len(long)) :] == long[at + 1 :]
+
+
+def silent(evidence: Evidence) -> Iterator[Finding]:
+    """Find topics of the command line on which no message arrived."""
+    for topic in evidence.topics:
+        if not any(matches(topic, one) and seen.messages for one, seen in evidence.seen.items()):
+            publishers, _ = ends(evidence, topic)
+            who = f"the nodes {', '.join(publishers)} should publish on it" if publishers else "no node publishes on it"
+            yield Finding(
+                "arrival",
+                f"No message arrived on {topic} in {evidence.seconds:g} s; {who}.",
+                f"Start its publisher with {evidence.settings.address} as broker; "
+                f"`msight-bus pub {topic if not is_pattern(topic) else 'TOPIC'} hello` publishes a message.",
+            )
+
+
+def ends(evidence: Evidence, topic: str) -> tuple[list[str], list[str]]:
+    """Return the names of the running nodes that publish on a topic or pattern, and of those that subscribe to it."""
+    running = list(evidence.running())
+    publishers = {info.name for info in running if info.output and matches(topic, info.output)}
+    return sorted(publishers), sorted(
+        {info.name for info in running if any(matches(entry, topic) for entry in info.inputs)}
+    )
+
+
+def total(seen: Collection[Seen]) -> Seen:
+    """Return the messages of several topics together."""
+    return Seen(
+        sum([one.messages for one in seen]),
+        sum([one.keyed for one in seen]),
+        max([one.largest for one in seen], default=0),
+        set().union(*[one.sessions for one in seen]),
+    )

@@ -1,0 +1,55 @@
+"""``doctor``: its text, its exit status, and a check or a broker that fails meanwhile."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from msight_bus.doctor import checks, nodes
+from tests.support.brokers import make_backend, start_broker
+from tests.support.commands import command, publishing, started
+
+
+def test_the_text_says_what_is_wrong_and_what_to_do(nats, topic):
+    result = command(nats, "doctor", topic, "--observe", "0.2", COLUMNS="200")
+    first, fault, todo, verdict = result.stdout.splitlines()
+    assert result.exit_code == 1
+    assert first == (
+        f"{topic}: 0 messages of 0 publishers; nodes that publish: none; nodes that subscribe: none, which dropped 0; gaps: 0"
+    )
+    assert fault == f"FAULT arrival: No message arrived on {topic} in 0.2 s; no node publishes on it."
+    assert todo.startswith("  To do: Start its publisher with nats://127.0.0.1:")
+    assert (verdict, result.stderr.splitlines()) == ("Faults found: 1.", ["Observing for 0.2 s."])
+
+
+def test_a_healthy_topic(nats, topic):
+    with publishing(nats, {topic: lambda _: b"x"}):
+        result = command(nats, "doctor", topic, "--observe", "0.5")
+    line, verdict = result.stdout.splitlines()
+    assert (result.exit_code, verdict) == (0, "No fault found.")
+    assert " messages of 1 publishers; " in line
+
+
+def test_a_check_that_fails_is_a_note_and_the_others_go_on(nats, topic, monkeypatch):
+    def broken(_):
+        raise RuntimeError("no idea")
+
+    monkeypatch.setattr(checks, "EVERYWHERE", (broken, nodes.silent))
+    result = command(nats, "doctor", topic, "--observe", "0.1", "--json")
+    found = [json.loads(line) for line in result.stdout.splitlines()][1:]
+    assert [(one["check"], one["fault"]) for one in found] == [("broken", False), ("arrival", True)]
+    assert "RuntimeError: no idea" in found[0]["problem"]
+
+
+@pytest.mark.parametrize("kind", ["redis", "nats"])
+def test_a_broker_that_goes_away_meanwhile(kind):
+    broker = start_broker(kind)
+    with started("exec msight-bus doctor --observe 2 --json", make_backend(kind, broker)) as process:
+        assert "Observing" in process.stderr.readline()
+        broker.stop()
+        out, err = process.communicate(timeout=40)
+    found = [json.loads(line) for line in out.splitlines()]
+    assert process.returncode == 3
+    assert found[-1]["check"] == "broker"
+    assert "Traceback" not in err

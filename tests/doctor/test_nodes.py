@@ -1,0 +1,161 @@
+"""Faults of nodes and their topics, on real brokers: each is found once, and a healthy system has none."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+
+import msgspec
+import pytest
+
+from msight_bus.doctor.evidence import Evidence
+from msight_bus.doctor.nodes import clocks, differs_by_a_letter, ended_badly, same_name
+from msight_bus.message import Message
+from msight_bus.nodes import NodeConfig
+from msight_bus.registry import NodeInfo, NodeStatus
+from msight_bus.settings import BusSettings
+from msight_bus.topics import NODES_TOPIC
+from tests.support.brokers import make_backend
+from tests.support.commands import command, in_a_thread, publishing
+from tests.support.nodes import Collect, Numbers, running
+
+LIVE = ["redis", "nats"]
+
+
+def examine(backend, *arguments, seconds="1.5", **variables):
+    result = command(backend, "doctor", "--observe", seconds, "--json", *arguments, **variables)
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    return (
+        result.exit_code,
+        [one for one in found if one.get("fault")],
+        [one for one in found if "topic" in one],
+    )
+
+
+def nodes(*make):
+    """Run nodes in another thread until the command has ended."""
+
+    async def work(bus, ready, stop):
+        async with running(bus, *[kind(NodeConfig(heartbeat_update_interval=0.2, **config)) for kind, config in make]):
+            ready()
+            while not stop.is_set():
+                await asyncio.sleep(0.01)
+
+    return work
+
+
+class Slow(Numbers):
+    async def get_data(self):
+        await asyncio.sleep(0.01)
+        return await super().get_data()
+
+
+@pytest.mark.parametrize("kind", [*LIVE, "kafka"])
+def test_messages_that_arrive(kind, topic):
+    backend = make_backend(kind)
+    work = nodes(
+        (Collect, {"name": "sink", "subscribe_topic_name": topic}), (Slow, {"name": "cam", "publish_topic_name": topic})
+    )
+    with in_a_thread(backend, work):
+        status, faults, (line,) = examine(backend, topic)
+    assert (status, faults) == (0, [])
+    assert (line["topic"], line["publishers"], line["subscribers"]) == (topic, ["cam"], ["sink"])
+    assert (line["sessions"], line["gaps"], line["missing"], line["dropped"]) == (1, 0, 0, 0)
+    assert line["messages"] > 10
+
+
+@pytest.mark.parametrize("kind", LIVE)
+def test_a_topic_without_a_message(kind, topic):
+    status, faults, (line,) = examine(make_backend(kind), topic, seconds="0.2")
+    assert (status, [one["check"] for one in faults], line["messages"]) == (1, ["arrival"], 0)
+    assert f"`msight-bus pub {topic} hello`" in faults[0]["advice"]
+
+
+@pytest.mark.parametrize("kind", LIVE)
+def test_a_topic_that_differs_by_a_letter_from_that_of_a_program(kind, topic):
+    backend = make_backend(kind)
+    with publishing(backend, {f"{topic}.cam_ne": lambda _: b"x"}):
+        status, faults, _ = examine(backend, f"{topic}.cam_nw", seconds="0.5")
+        assert (status, [one["check"] for one in faults]) == (1, ["topics", "arrival"])
+        assert f"Replace {topic}.cam_nw by {topic}.cam_ne" in faults[0]["advice"]
+        assert examine(backend, f"{topic}.cam_ne", seconds="0.5")[:2] == (0, [])
+
+
+def test_an_input_that_differs_by_a_letter_from_an_output(nats, topic):
+    work = nodes(
+        (Collect, {"name": "sink", "subscribe_topic_name": f"{topic}.cams"}),
+        (Slow, {"name": "cam", "publish_topic_name": f"{topic}.cam"}),
+    )
+    with in_a_thread(nats, work):
+        status, faults, _ = examine(nats)
+    (fault,) = [one for one in faults if topic in one["problem"]]
+    assert (status, fault["check"]) == (1, "topics")
+    assert f"Replace {topic}.cams by {topic}.cam in the node sink" in fault["advice"]
+
+
+@pytest.mark.parametrize("kind", LIVE)
+def test_two_nodes_of_one_name(kind, topic):
+    backend = make_backend(kind)
+    name = topic.replace(".", "-")
+    one, other = {"name": name, "publish_topic_name": f"{topic}.a"}, {"name": name, "publish_topic_name": f"{topic}.b"}
+    with in_a_thread(backend, nodes((Slow, one), (Slow, other))):
+        status, faults, _ = examine(backend, f"{topic}.>")
+        assert (status, [fault["check"] for fault in faults]) == (1, ["names"])
+        assert f'`NodeConfig(name="{name}-2", ...)`' in faults[0]["advice"]
+    with in_a_thread(backend, nodes((Slow, one), (Slow, one))):
+        assert examine(backend, f"{topic}.>")[:2] == (0, [])
+
+
+@pytest.mark.parametrize(("ahead", "words"), [(30, "ahead of"), (-30, "behind")])
+@pytest.mark.parametrize("kind", LIVE)
+def test_a_clock_that_is_wrong(kind, ahead, words, topic, monkeypatch):
+    """Publishing uses ``time.time_ns``, and receiving ``time.time``: only the node's clock is wrong."""
+    backend, right = make_backend(kind), time.time_ns
+    with in_a_thread(backend, nodes((Slow, {"name": "cam", "publish_topic_name": topic}))):
+        monkeypatch.setattr(time, "time_ns", lambda: right() + ahead * 10**9)
+        status, faults, _ = examine(backend, topic)
+    assert (status, [fault["check"] for fault in faults]) == (1, ["clocks"])
+    assert re.match(rf"The clock of \S+ is (30|29)\.\d s {words} the clock of this machine", faults[0]["problem"])
+
+
+def announcement(**fields):
+    values = {"name": "n", "instance": "i", "type": "T", "device": "", "status": NodeStatus.RUNNING, "started_at": 0.0}
+    return NodeInfo(**values | {"heartbeat_interval": 1.0} | fields)
+
+
+def test_a_clock_is_judged_by_the_heartbeat_that_was_fastest():
+    evidence = Evidence(BusSettings(environ={}))
+    for host, late in {"near": [30.0, 0.01], "late": [2.1, 2.2], "ahead": [-0.11, 5.0]}.items():
+        payload = msgspec.json.encode(announcement(host=host))
+        for seconds in late:
+            evidence.add(Message(NODES_TOPIC, payload, published_at=100.0, received_at=100.0 + seconds))
+    for payload in (b"{", b"x" * 9000):
+        evidence.add(Message(NODES_TOPIC, payload, published_at=1.0, received_at=100.0))
+    assert [finding.problem.split()[3] for finding in clocks(evidence)] == ["late", "ahead"]
+
+
+def test_nodes_that_ended_badly_or_in_order():
+    statuses = {status.value: announcement(name=status.value, status=status) for status in NodeStatus}
+    evidence = Evidence(BusSettings(environ={}), nodes=list(statuses.values()))
+    assert {finding.problem.split()[2] for finding in ended_badly(evidence)} == {"LOST", "ERROR"}
+    gone = msgspec.structs.replace(statuses["LOST"], name="x"), announcement(name="x", type="Other")
+    assert not list(same_name(Evidence(BusSettings(environ={}), nodes=list(gone))))
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        ("cam", False),
+        ("can", True),
+        ("am", True),
+        ("camx", True),
+        ("xcam", True),
+        ("CAM", True),
+        ("cxn", False),
+        ("", False),
+    ],
+)
+def test_a_letter(other, expected):
+    assert differs_by_a_letter("cam", other) is differs_by_a_letter(other, "cam") is expected
