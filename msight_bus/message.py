@@ -123,7 +123,7 @@ class Message(msgspec.Struct, Generic[T_co], eq=False, gc=False):
             try:
                 self._data = (self._decode or _decode_data)(self.payload)
             except DecodeError as error:
-                raise DecodeError(f"The message on {self.topic!r} is no {error}") from error.__cause__
+                raise DecodeError(f"The message on {self.topic!r} cannot be decoded as {error}") from error.__cause__
         return cast(T_co, self._data)
 
     @property
