@@ -46,7 +46,7 @@ class SubscriptionStats:
             ``None`` without a log, or while the end is not known.
         deadlines_missed: number of `DeadlineMissed` events.
         topics: the counters by topic, of at most ``MSIGHT_STATS_TOPICS`` topics.
-        evicted: topics whose counters were forgotten for those of other topics.
+        evicted: number of topics whose counters were evicted, because more than ``MSIGHT_STATS_TOPICS`` were received.
     """
 
     received: int
