@@ -12,7 +12,7 @@ from msight_bus.backends.base import BLOCKED, Start
 from msight_bus.capabilities import Capabilities
 from msight_bus.core import Core
 from msight_bus.data.types import DATA, payload_type
-from msight_bus.errors import ConfigError
+from msight_bus.errors import ConfigError, TopicError
 from msight_bus.events import BusEvent
 from msight_bus.patterns import check_entries, is_pattern
 from msight_bus.payload import Payload, check_headers, check_key, to_bytes
@@ -82,7 +82,10 @@ class Bus:
             ClosedError: the bus is closed.
             BusError: called from another thread, event loop or process than the bus was opened in.
         """
-        check_topic(topic)
+        try:
+            check_topic(topic)
+        except TopicError as error:
+            raise self._with_topic_here(error) from None
         if headers is not None:
             headers = check_headers(headers, self.core.limits, binary=self.core.binary)
         if key is not None:
@@ -131,7 +134,10 @@ class Bus:
             ValueError: ``max_in_flight`` is below 1.
             TypeError, ConfigError: ``type`` is no type that can be sent.
         """
-        check_topic(topic)
+        try:
+            check_topic(topic)
+        except TopicError as error:
+            raise self._with_topic_here(error) from None
         self.core.on_broker(topic)
         in_flight = self.core.limits.max_in_flight if max_in_flight is None else max_in_flight
         if in_flight < 1:
@@ -197,7 +203,10 @@ class Bus:
             ClosedError: the bus is closed.
             BusError: called from another thread, event loop or process than the bus was opened in.
         """
-        entries = check_entries(topics)
+        try:
+            entries = check_entries(topics)
+        except TopicError as error:
+            raise self._with_topic_here(error) from None
         if group_id is not None:
             check_group(group_id)
         if deadline is not None:
@@ -216,6 +225,15 @@ class Bus:
             check_start(start, entries)
         options = SubscriptionOptions(ack, deadline, lifespan, DATA if type is None else payload_type(type))
         return self.core.subscribe(entries, group_id=group_id, queue=queue, start=start, options=options)
+
+    def _with_topic_here(self, error: TopicError) -> TopicError:
+        """Return the error that names the topic, if ``MSIGHT_TOPIC_MAP`` gives the refused name one; else ``error``."""
+        try:
+            if isinstance(error.topic, str):
+                self.settings.topic_map.on_broker(error.topic)
+        except TopicError as better:
+            return better
+        return error
 
     def nodes(self) -> Registry:
         """Return the registry of nodes that announce themselves on this broker.
@@ -332,13 +350,19 @@ def check_start(start: object, entries: tuple[str, ...]) -> None:
             f"not {start!r:.200}."
         )
     if any(is_pattern(entry) for entry in entries):
-        raise ValueError("start cannot be a mapping with a pattern: the topics that it matches are not known.")
+        raise ValueError(
+            "start cannot be a mapping with a pattern, whose topics are not known; use 'latest', 'earliest' or a datetime."
+        )
     if len(entries) == 1 and all(map(_is_whole, start)):
         return
     pairs = [key for key in start if isinstance(key, tuple) and len(key) == 2 and _is_whole(key[1])]
     if len(pairs) < len(start):
-        accepted = "{(topic, partition): offset}" if len(entries) > 1 else "{partition: offset}"
-        raise ValueError(f"start must be {accepted} with these topics, not {start!r:.200}.")
+        accepted = (
+            "{(topic, partition): offset} for a list of topics"
+            if len(entries) > 1
+            else "{partition: offset} for one topic"
+        )
+        raise ValueError(f"start must be {accepted}, not {start!r:.200}.")
     unknown = [topic for topic, _ in pairs if topic not in entries]
     if unknown:
         raise ValueError(f"start names the topic {unknown[0]!r:.80}, which is not subscribed.")

@@ -381,6 +381,15 @@ class Core:
 
     def _selection(self, entries: tuple[str, ...], group_id: str | None, queue: QueuePolicy, start: Start) -> Selection:
         patterns = [TopicPattern(entry, self.settings.dead_letter_suffix) for entry in entries if is_pattern(entry)]
+        suffix = self.settings.dead_letter_suffix
+        for pattern in patterns:
+            if pattern.text.endswith(suffix):
+                logger.warning(
+                    "The pattern %s matches no topic: patterns do not match dead-letter topics, whose names end in %r "
+                    "(MSIGHT_DEAD_LETTER_SUFFIX). Subscribe to their names.",
+                    pattern.text,
+                    suffix,
+                )
         # The broker sends each message once for each entry that matches.
         needed = tuple(
             one for one in patterns if not any(other is not one and other.covers(one.text) for other in patterns)

@@ -124,7 +124,9 @@ class Message(msgspec.Struct, Generic[T_co], eq=False, gc=False):
                 self._data = (self._decode or _decode_data)(self.payload)
             except DecodeError as error:
                 hint = "; it is a tombstone and has no value (message.tombstone)" if self.tombstone else ""
-                raise DecodeError(f"The message on {self.topic!r} is no {error}{hint}") from error.__cause__
+                raise DecodeError(
+                    f"The message on {self.topic!r} cannot be decoded as {error}{hint}"
+                ) from error.__cause__
         return cast(T_co, self._data)
 
     @property

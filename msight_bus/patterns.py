@@ -91,9 +91,12 @@ def check_entries(topics: object) -> tuple[str, ...]:
     entries = tuple(_check_entry(entry) for entry in topics)
     if len(set(entries)) < len(entries):
         twice = next(entry for entry in entries if entries.count(entry) > 1)
-        raise TopicError(f"{quoted_topic(twice)} is in the list of topics twice; name it once.", topic=twice)
+        raise TopicError(f"{quoted_topic(twice)} is in the list of topics twice; list it once.", topic=twice)
     if (count := sum(map(is_pattern, entries))) > MAX_PATTERNS:
-        raise TopicError(f"The list has {count:,} patterns; at most {MAX_PATTERNS:,} are accepted.", topic=topics)
+        raise TopicError(
+            f"The list has {count:,} patterns; at most {MAX_PATTERNS:,} are accepted. Use wider patterns, such as 'camera.>'.",
+            topic=topics,
+        )
     return entries
 
 
@@ -103,10 +106,16 @@ def _check_entry(entry: object) -> str:
     parts = entry.split(".")
     last = len(parts) - 1
     named = ["x" if part == "*" or (part == ">" and number == last) else part for number, part in enumerate(parts)]
-    if any(is_pattern(part) for part in named):
+    if wrong := [part for part in named if is_pattern(part)]:
+        reason = (
+            "'>' stands for all remaining parts and must be the last part"
+            if wrong[0] == ">"
+            else f"the part {quoted_topic(wrong[0])} is not a whole wildcard; '*' stands for one whole part between dots, "
+            "and '>' for all remaining parts"
+        )
         raise TopicError(
-            f"{quoted_topic(entry)} is not a valid pattern: '*' stands for one whole part between dots, '>' for all remaining "
-            "parts, at the end only. Use '*' or a list. For example 'camera.*' or ['camera.ne', 'camera.sw'].",
+            f"{quoted_topic(entry)} is not a valid pattern: {reason}. Use '*' or a list. "
+            "For example 'camera.*' or ['camera.ne', 'camera.sw'].",
             topic=entry,
         )
     try:

@@ -53,7 +53,8 @@ def to_bytes(data: object) -> bytes:
             raise PayloadError(f"The bytes of this {type(data).__name__} cannot be read: {error}.") from error
     raise PayloadError(
         f"A payload must be bytes-like or a Data value, not {type(data).__name__}. "
-        "For example, publish(topic, text.encode()) or publish(topic, BytesData(data=...))."
+        "For example, publish(topic, text.encode()) or publish(topic, BytesData(data=...)). "
+        "Other types need publisher(topic, type=...)."
     )
 
 

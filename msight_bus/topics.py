@@ -71,9 +71,9 @@ def _reason(topic: str) -> str:
     if topic.startswith("_"):
         return "names that begin with '_' are reserved for the bus."
     if "" in re.split("[./]", topic):
-        return f"a part between {'dots' if '' in topic.split('.') else 'slashes'} is empty."
+        return f"a part before or after a {'dot' if '' in topic.split('.') else 'slash'} is empty."
     if "*" in topic or topic.endswith(">"):
-        return f"a pattern can be subscribed only; {_ACCEPTED}."
+        return f"only a subscription accepts a pattern; {_ACCEPTED}."
     return f"{_ACCEPTED}, or by '/' except on Kafka."
 
 

@@ -57,7 +57,9 @@ def test_data_is_decoded_on_first_use_and_once():
 def test_a_payload_that_is_no_data_is_an_error_each_time():
     message = Message("t", b"raw")
     for _ in range(2):
-        with pytest.raises(DecodeError, match="^The message on 't' is no Data: The payload is not a MessagePack map"):
+        with pytest.raises(
+            DecodeError, match="^The message on 't' cannot be decoded as Data: The payload is not a MessagePack map"
+        ):
             _ = message.data
 
 

@@ -55,7 +55,7 @@ class Selection:
         patterns: the patterns, in the given order. A topic that several patterns match belongs to the first; a topic that is
             given by name belongs to no pattern (`owner`).
         topic_map: the topics that have other names on the broker.
-        mapped: the names on the broker of those of them that only patterns match, which the broker's patterns may not match.
+        mapped: names on the broker of the mapped topics that belong to a pattern. The broker's own pattern need not match them.
     """
 
     topics: tuple[str, ...]
@@ -153,7 +153,7 @@ class Inbox(Protocol):
         """Count a message that was returned to the consumer as dropped, and mark it as done."""
 
     def skip(self, name: str, count: int) -> None:
-        """Count at most ``count`` records of a log, by its name on the broker, that are skipped for the latest ones."""
+        """Count at most ``count`` records of the topic with a name on the broker, which are skipped to continue near the end."""
 
     def shed(self) -> None:
         """Drop the newest messages over the bound: the backend cannot pause the stream any longer."""
@@ -247,7 +247,7 @@ class Backend(Protocol):
         """
 
     def check_topic(self, entry: str) -> None:
-        """Check that the broker accepts a name on it, or a pattern.
+        """Check that the broker accepts a name or a pattern.
 
         Raises:
             TopicError: the broker does not accept the name; the text says why.

@@ -25,7 +25,7 @@ from msight_bus.settings import BusSettings
 from msight_bus.subscription import Subscription
 from msight_bus.subscription.stats import TopicStats
 
-_PATTERNS = "Topics and patterns: `*` is one part of a name, `>` the rest."
+_PATTERNS = "Topics and patterns: `*` stands for one part of a name, `>` at the end for the remaining parts."
 TopicsArgument = Annotated[list[str], typer.Argument(help=_PATTERNS)]
 BackendOption = Annotated[str | None, typer.Option(help="redis, nats or kafka; unset: MSIGHT_PUBSUB_BACKEND.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
@@ -36,8 +36,8 @@ READING = {"MSIGHT_KAFKA_CREATE_TOPICS": "false"}
 """The variables of commands that only read."""
 
 _SLICE = 0.02
-"""Seconds after which the event loop has the same time to read: a queue that is full drops messages, and the broker does not
-close the connection of a slow reader."""
+"""Seconds of display after which the event loop gets as much time to read. A full queue drops messages, and the broker does not
+close the connection as that of a slow reader."""
 
 _RETRY = 1.0
 _HINT_AFTER = 3

@@ -108,9 +108,9 @@ def ping(
 ) -> None:
     """Measure the round trip of a message.
 
-    The message is published and received by the same program. The broker's own PING (on Kafka, a metadata request) is measured
-    before each message; the difference is the time of the bus and the event loop, and on Kafka of the log. The messages use
-    the reserved topic `_msight.ping`, which is created on Kafka. The exit status is 1 if a message was lost.
+    The command publishes a message, receives it, and measures the time between. Before each message, it measures the broker's own
+    PING (on Kafka, a metadata request). The difference is the time of the bus and the event loop, and on Kafka of the log. The
+    messages use the reserved topic `_msight.ping`, which is created on Kafka. The exit status is 1 if a message was lost.
     """
     with exit_status():
         settings, pings = settings_of(backend, {}), Pings(timeout, as_json=json_lines)

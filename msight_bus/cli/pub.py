@@ -15,7 +15,7 @@ import typer
 
 from msight_bus.bus import connect
 from msight_bus.cli.exit_status import exit_status
-from msight_bus.cli.observing import BackendOption, JsonOption, settings_of
+from msight_bus.cli.observing import BackendOption, JsonOption, note, settings_of
 from msight_bus.data.tags import registered
 from msight_bus.errors import quoted
 from msight_bus.pacing import paced
@@ -32,8 +32,7 @@ Examples:
 
 - `msight-bus pub site.cam_ne --text x --rate 30 --count 60 --header lens=wide`: 60 messages, 30 a second
 
-- `msight-bus pub site.packets --type BytesData --text '{"sensor_name": "lidar", "data": "AAEC"}'`: a `Data` value, with
-  bytes in base64
+- `msight-bus pub site.packets --type BytesData --text '{"sensor_name": "lidar", "data": "AAEC"}'`: bytes are in base64
 """
 
 
@@ -76,7 +75,10 @@ def pub(  # noqa: PLR0917 - the options of the command
     file: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="A file with the payload.")] = None,
     kind: Annotated[
         str | None,
-        typer.Option("--type", help="A class of `Data`, such as `BytesData`; payloads are its fields in JSON."),
+        typer.Option(
+            "--type",
+            help="Publish values of this class of `Data`, such as `BytesData`; the payload is JSON of its fields.",
+        ),
     ] = None,
     key: Annotated[str | None, typer.Option(help="Ordering key.")] = None,
     header: Annotated[
@@ -91,15 +93,26 @@ def pub(  # noqa: PLR0917 - the options of the command
 ) -> None:
     """Publish text, a file, or lines of standard input.
 
-    Kafka creates a missing topic, as `MSIGHT_KAFKA_CREATE_TOPICS` says. Prints the number of published messages.
+    Without `--text` and `--file`, each line of standard input is a message. On Kafka, a topic that does not exist is created,
+    unless `MSIGHT_KAFKA_CREATE_TOPICS=false`. The command prints the number of published messages.
     """
     with exit_status():
         settings, encode = settings_of(backend, {}), _encoder(kind)
-        headers = dict(pair.split("=", 1) for pair in header or [] if "=" in pair)
-        if len(headers) < len(header or []) or (text is not None and file is not None):
-            raise typer.BadParameter("give each --header once, as name=value, and --text or --file, not both.")
+        if text is not None and file is not None:
+            raise typer.BadParameter("give --text or --file, not both.")
+        headers: dict[str, str] = {}
+        for pair in header or []:
+            name, equals, value = pair.partition("=")
+            if not equals or name in headers:
+                reason = "is given twice" if equals else "is not name=value"
+                raise typer.BadParameter(f"{quoted(pair, 60)} {reason}; give each header once.", param_hint="--header")
+            headers[name] = value
         check_topic(topic)
         content = file.read_bytes() if file else None if text is None else text.encode("utf-8", "surrogateescape")
+        if content is not None:
+            encode(content)  # a wrong payload is refused before the bus connects
+        elif sys.stdin.isatty():
+            note("Each line that you type is a message; Ctrl-D ends. `--text` publishes one message.")
         most = 1 if content is not None and rate is None and count is None else count
         payloads = _lines(settings.limits.max_message_bytes) if content is None else _repeated(content)
 

@@ -30,6 +30,7 @@ from msight_bus.cli.observing import (
 )
 from msight_bus.cli.tables import Column, table_lines
 from msight_bus.cli.topic_rates import TopicRates
+from msight_bus.patterns import named
 
 MOST_TOPICS = 1000
 Figures = Mapping[str, float | None]
@@ -114,6 +115,7 @@ def _command(name: str, columns: Mapping[str, Column], help_text: str) -> Callab
                 seconds,
                 lambda bus: Observation(bus, rates.add, display.show, is_complete, rates.add),
             ):
+                note(f"No message on {named(topics)}.")
                 raise typer.Exit(FAILED)
 
     command.__name__, command.__doc__ = name, help_text
@@ -122,8 +124,8 @@ def _command(name: str, columns: Mapping[str, Column], help_text: str) -> Callab
 
 _AT_THE_END = """
 
-    Without a terminal, a line a second and topic is printed, and at the end one of the whole time. `?`: not known. The exit
-    status is 1 without a message."""
+    On a terminal, a live table is shown. Elsewhere, each second prints a line for each topic, and the last lines are of the
+    whole time. `?`: not known. The exit status is 1 if no message arrived."""
 
 hz = _command(
     "hz",

@@ -29,8 +29,9 @@ from msight_bus.cli.observing import (
     watch,
 )
 from msight_bus.cli.payload_text import as_json, as_text, decoded, matches
-from msight_bus.errors import quoted
+from msight_bus.errors import UnsupportedError, quoted
 from msight_bus.message import Message
+from msight_bus.patterns import named
 from msight_bus.settings import Limits
 
 EXAMPLES = """
@@ -158,22 +159,27 @@ def tail(  # noqa: PLR0917 - the options of the command
 ) -> None:
     """Print the messages of topics as they arrive.
 
-    Each with topic, size, sequence and session of the publisher, key, age, headers and payload. Values of `Data`, other
-    MessagePack and JSON are shown as plain values, images as size and shape, other payloads as text or hexadecimal digits,
-    shortened. No group is joined, no topic created and nothing committed. The age needs synchronized clocks. The exit status
-    is 1 if `--seconds` end before `--count`, or without a message.
+    The first line of a message has its topic, size, sequence and session (`#SEQUENCE of SESSION`), key, age and time of arrival;
+    headers and payload follow. `Data`, other MessagePack and JSON are shown as plain values, images as size and shape, other
+    payloads as text or hexadecimal digits; long ones are shortened. The age needs synchronized clocks. The command joins no
+    group, creates no topic and commits nothing. The exit status is 1 if fewer than `--count` messages, or none, were shown.
     """
     with exit_status():
         settings = settings_of(backend, READING)
         view = Tail(settings.limits, containing, rate, as_json=json_lines)
         start: Start = "earliest" if earliest else "latest"
-        watch(
-            settings,
-            topics,
-            seconds,
-            lambda bus: Observation(
-                bus, view.receive, view.report, lambda _: count is not None and view.shown >= count, start=start
-            ),
-        )
+        try:
+            received = watch(
+                settings,
+                topics,
+                seconds,
+                lambda bus: Observation(
+                    bus, view.receive, view.report, lambda _: count is not None and view.shown >= count, start=start
+                ),
+            )
+        except UnsupportedError:
+            text = f"{settings.backend} does not keep messages; use --backend kafka."
+            raise typer.BadParameter(text, param_hint="--earliest") from None
         if view.shown < (count or 1):
+            note(f"Shown: {view.shown:,} of {received:,} messages received on {named(topics)}.")
             raise typer.Exit(FAILED)

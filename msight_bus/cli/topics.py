@@ -96,9 +96,9 @@ def topics(
 ) -> None:
     """List topics, their publishers, subscribers and rates.
 
-    Nodes announce themselves every 10 seconds; the list is printed after 12. `--observe` also subscribes to all topics (`>`),
-    within bounded memory, and shows the topics with traffic of any program; on NATS, nodes that are killed meanwhile are LOST
-    later. No group is joined and no topic created. Ctrl-C shows at once what was received until then.
+    Nodes announce themselves every 10 seconds; the list is printed after 12 seconds. With `--observe`, the command subscribes to
+    all topics (`>`), within bounded memory, and also lists topics of programs that are no nodes. It joins no group and creates
+    no topic. Ctrl-C prints at once what was received. While `--observe` runs on NATS, killed nodes become LOST later.
     """
     with exit_status():
         settings, seconds = settings_of(backend, READING), ALL_ANNOUNCED if observe is None else observe

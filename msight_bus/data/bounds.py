@@ -23,7 +23,7 @@ _SLOT, _FACTORY = 8, 64  # a field of a class, and one whose default value is ma
 
 
 class Layout:
-    """What the type of a payload tells of the decoded value.
+    """Limits of a decoded value that follow from its type.
 
     Attributes:
         nesting: maximum number of nested containers; infinite for ``Any`` and for a recursive type.
@@ -105,7 +105,7 @@ _ARRAYS = {0xDC: 2, 0xDD: 4}
 # MessagePack's timestamp extension, which msgspec decodes to a datetime: its three prefixes, and their encoded sizes.
 _TIMESTAMPS = {b"\xd6\xff": 6, b"\xd7\xff": 10, b"\xc7\x0c\xff": 15}
 _MANY = 16
-"""Entries from which on it pays to look for entries that are alike."""
+"""Minimum number of entries for which `_alike` is called."""
 
 
 def check_bounds(payload: bytes, *, max_bytes: int, max_nesting: int, container: int = _CONTAINER) -> None:

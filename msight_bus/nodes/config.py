@@ -13,7 +13,7 @@ from msight_bus.backends.base import Start
 from msight_bus.bus import Bus, check_start
 from msight_bus.data.types import payload_type
 from msight_bus.errors import BusError, ConfigError, TopicError
-from msight_bus.patterns import TopicPattern, check_entries, is_pattern
+from msight_bus.patterns import TopicPattern, check_entries, is_pattern, named
 from msight_bus.payload import check_key
 from msight_bus.queue_policy import QueuePolicy
 from msight_bus.registry import LONGEST_INTERVAL
@@ -120,7 +120,9 @@ class NodeConfig:
             if self.start is not None:
                 check_start(self.start, self.inputs)
         except TopicError as error:
-            problems.append(f"NodeConfig.subscribe_topic_name {_ENTRIES}, not {topics!r:.100}. {error}")
+            problems.append(
+                f"NodeConfig.subscribe_topic_name is a topic, a pattern or a list of these, not {topics!r:.100}: {error}"
+            )
         except ValueError as error:
             problems.append(f"NodeConfig.{error}")
         if problems:
@@ -165,7 +167,7 @@ class NodeConfig:
             looped.append("dead_letter_topic_name")
         return [
             f"NodeConfig.{name} must differ from the topics of subscribe_topic_name and match none of its patterns: "
-            "the node would receive its own messages."
+            f"a node with the input {named(self.inputs)} would receive its own messages on {getattr(self, name)}."
             for name in looped
         ]
 
@@ -199,11 +201,14 @@ def _whole(least: int, most: float) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
-_ENTRIES = "is a topic such as 'intersection.cam_ne', a pattern such as 'intersection.*', or a list of them"
-
 Check = tuple[Callable[[Any], bool], str]
 _TOPIC: Check = _passes(check_topic), "is a topic such as 'intersection.cam_ne'"
-_DATA: Check = _passes(payload_type), "is Data, a subclass of Data, or another type that Bus.subscribe accepts"
+_DATA: Check = (
+    _passes(payload_type),
+    (
+        "is Data, a subclass of Data or a union of these, a msgspec.Struct, a dataclass, a pydantic model, bytes, or Json[...]"
+    ),
+)
 _TEXT: Check = lambda value: isinstance(value, str), "is a str"
 _SECONDS: Check = lambda value: _is_number(value) and value > 0, "is a number of seconds above 0"
 

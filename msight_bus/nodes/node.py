@@ -78,7 +78,9 @@ class Node(ABC):
                 try:
                     types[field] = _narrowed(getattr(config, field), declared)
                 except (TypeError, ConfigError) as error:
-                    problems.append(f"NodeConfig.{field} of {config.name!r}, and the type parameter of {kind}: {error}")
+                    problems.append(
+                        f"NodeConfig.{field} of {config.name!r} must fit the type parameter of {kind}: {error}"
+                    )
         if problems:
             raise ConfigError(problems)
         config = replace(config, **types) if types else config
@@ -215,5 +217,5 @@ def _narrowed(configured: Any, declared: Any) -> Any:
         return declared
     is_json = Annotated in (get_origin(configured), get_origin(declared))
     if is_json or not all(issubclass(one, known.classes) for one in payload_type(configured).classes):
-        raise TypeError(f"{configured!r:.100} is neither {known.name} nor a subclass.")
+        raise TypeError(f"{payload_type(configured).name} is neither {known.name} nor a subclass of it.")
     return configured

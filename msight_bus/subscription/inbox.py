@@ -20,11 +20,11 @@ from msight_bus.subscription.sequence_tracker import SequenceTracker
 logger = logging.getLogger("msight_bus")
 
 _TELL_EVERY = 1.0
-"""Minimum seconds between two events about topics that were forgotten."""
+"""Minimum seconds between two events about evicted topics."""
 
 
 class EvictedGaps:
-    """The sums of the topics that were forgotten, with what is reported missing on them afterwards."""
+    """The sums of the counters of evicted topics, with what is reported missing on them afterwards."""
 
     __slots__ = ("duplicates", "gaps", "missing")
 
@@ -107,7 +107,7 @@ class TopicStream:
         missing: messages that the backend reported as missing, besides those of the tracker.
         deadline: the topic's deadline, ``None`` without one.
         used: number of messages that the subscription had received when this topic was used last.
-        evicted: whether the inbox has forgotten the topic; the next message makes it known again.
+        evicted: whether the topic is evicted; its next message begins new counters.
     """
 
     __slots__ = (
@@ -206,7 +206,7 @@ class Inbox:
         unacknowledged: messages of a log that were returned to the consumer and are not marked as done.
         counts: whether the sequences of publishers are tracked.
         deadlines_missed: number of deadlines missed.
-        evicted: number of topics that were forgotten, because more than ``most`` were received.
+        evicted: number of topics that were evicted, because more than ``most`` were received.
         evicted_gaps: gaps of those topics, and messages missing and duplicated there.
     """
 
@@ -268,7 +268,7 @@ class Inbox:
         return stream
 
     def keep(self, stream: TopicStream) -> None:
-        """Keep the counters of a topic; forget those of the least recently used topic if there are too many."""
+        """Keep the counters of a topic; evict the least recently used topic if there are too many."""
         if stream.evicted:
             stream.begin()
         self.queue.dropped_of.pop(stream.topic, None)  # messages that were queued when the topic was forgotten
@@ -297,7 +297,7 @@ class Inbox:
         self.evicted_gaps.add(stream)
         dropped_of = self.queue.dropped_of
         dropped_of.pop(topic, None)
-        if len(dropped_of) > 2 * self._most:  # messages of forgotten topics were dropped later
+        if len(dropped_of) > 2 * self._most:  # messages of evicted topics were dropped later
             for name in [name for name in dropped_of if name not in streams]:
                 del dropped_of[name]
         now = monotonic()

@@ -12,7 +12,7 @@ from msight_bus.message import Message
 class LatestOfEach:
     """Messages in order of arrival, at most ``limit`` of each topic; has the methods of a ``deque`` that a queue uses.
 
-    One queue with `QueuePolicy.latest` for all topics would lose the slow topics to the fast ones.
+    With one limit for all topics, messages of fast topics would displace those of slow topics.
     """
 
     __slots__ = ("_first", "_last", "_limit", "_messages", "_places")

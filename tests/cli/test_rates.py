@@ -59,7 +59,7 @@ def test_lines_without_a_terminal(nats, topic):
 
 def test_without_a_message_the_status_is_1(nats, topic):
     result = command(nats, "hz", topic, "--seconds", "0.2")
-    assert (result.exit_code, result.stdout) == (1, "")
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", f"No message on {topic}.\n")
 
 
 @pytest.mark.parametrize("columns", [40, 60, 80, 200])

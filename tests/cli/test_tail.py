@@ -112,6 +112,7 @@ def test_what_arrives_faster_than_it_is_printed_is_dropped_and_counted():
         (["site.cam", "--count", "0"], 2, "0 is not in the range x>=1"),
         (["a b"], 2, "'a b' is not a valid topic"),
         (["site.ca*"], 2, "'site.ca*' is not a valid pattern"),
+        (["x", "--earliest", "--seconds", "0.1"], 3, "127.0.0.1:1"),
         (["x", "--backend", "memory"], 2, "needs --backend redis, nats or kafka"),
         (["x", "--backend", "carrier-pigeon"], 2, "MSIGHT_PUBSUB_BACKEND"),
         (["x"], 3, "127.0.0.1:1"),
@@ -128,8 +129,15 @@ def test_a_topic_without_messages_is_told_once(nats, topic, monkeypatch):
     result = command(nats, "tail", topic, "--seconds", "1.3")
     assert result.exit_code == 1
     assert result.stderr.splitlines() == [
-        f"No message on {topic} yet; waiting. `msight-bus topics` lists the topics of nodes."
+        f"No message on {topic} yet; waiting. `msight-bus topics` lists the topics of nodes.",
+        f"Shown: 0 of 0 messages received on {topic}.",
     ]
+
+
+def test_earliest_needs_a_log(nats, topic):
+    result = command(nats, "tail", topic, "--earliest", "--seconds", "0.1")
+    assert result.exit_code == 2
+    assert "--earliest: nats does not keep messages; use --backend kafka." in " ".join(result.stderr.split())
 
 
 def test_a_missing_topic_is_waited_for_and_not_created(kafka, topic):

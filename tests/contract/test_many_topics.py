@@ -330,14 +330,23 @@ async def test_what_is_no_list_of_topics_and_patterns_is_refused(backend, entrie
             bus.subscribe(entries)
 
 
+async def test_a_pattern_of_dead_letter_topics_is_a_warning(backend, caplog):
+    async with backend.connect() as bus:
+        bus.subscribe(["camera.>", "camera.*", "camera.dead.*"])
+        assert not caplog.records
+        bus.subscribe(["camera.ne.dead", "camera.*.dead"])
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "The pattern camera.*.dead matches no topic" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("entry", "text"),
     [
         ("camera/*", "Use '\\*' or a list"),
         ("cam*.ne", "'\\*' stands for one whole part"),
-        ("camera.>.ne", "'>' for all remaining parts, at the end only"),
+        ("camera.>.ne", "'>' stands for all remaining parts and must be the last part"),
         ("camera.>*", "not a valid pattern"),
-        ("camera..*", "a part between dots is empty"),
+        ("camera..*", "a part before or after a dot is empty"),
         ("_msight.*", "reserved for the bus"),
         ("camera.*.a b", "not a valid pattern"),
         ("*." + "a" * 200, "at most 200 are accepted"),

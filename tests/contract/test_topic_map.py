@@ -123,6 +123,22 @@ async def test_a_mapped_name_is_not_used_as_a_topic(backend, here, topic):
             await run_until(bus, Collect(NodeConfig(name="n", subscribe_topic_name=old)), stop=asyncio.Event())
 
 
+async def test_a_mapped_name_that_is_no_valid_topic_is_refused_with_its_topic(backend, name, here):
+    def says():
+        return pytest.raises(TopicError, match=r"has the name .*gs_ne' here \(MSIGHT_TOPIC_MAP\); use that name")
+
+    async with mapped(backend, {name: here}) as bus:
+        with says():
+            await bus.publish(name, b"")
+        with says():
+            bus.publisher(name)
+        for topics in (name, ["other", name]):
+            with says():
+                bus.subscribe(topics)
+        with pytest.raises(TopicError, match="must be a str, not list"):
+            await bus.publish([name], b"")
+
+
 # -- what is counted and reported
 
 

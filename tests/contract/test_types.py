@@ -52,7 +52,7 @@ async def test_a_hostile_payload_is_an_error_of_its_message_only(backend, topic,
     assert [message.payload for message in hostile] == list(HOSTILE.values())
     for message in hostile:
         for _ in range(2):
-            with pytest.raises(DecodeError, match=rf"^The message on '{topic}' is no ") as caught:
+            with pytest.raises(DecodeError, match=rf"^The message on '{topic}' cannot be decoded as ") as caught:
                 _ = message.data
         assert len(str(caught.value)) < 500
         assert str(caught.value).isprintable()
@@ -65,7 +65,7 @@ async def test_a_trailing_byte_is_refused(backend, topic):
         await bus.publish(topic, payload + b"\xc0")
         await bus.publish(topic, payload)
         wrong, right = await take(messages, 2)
-    with pytest.raises(DecodeError, match=r"is no Point: .*trailing"):
+    with pytest.raises(DecodeError, match=r"cannot be decoded as Point: .*trailing"):
         _ = wrong.data
     assert right.data == Point(1.5)
 
@@ -90,7 +90,7 @@ async def test_a_type_of_data_takes_its_subclasses_only(backend, topic):
             await bus.publish(topic, value)
         fast, other = await take(messages, 2)
     assert isinstance(fast.data, FastTrack)
-    with pytest.raises(DecodeError, match="is no Track: The data is BytesData, not Track"):
+    with pytest.raises(DecodeError, match="cannot be decoded as Track: The data is BytesData, not Track"):
         _ = other.data
 
 

@@ -57,7 +57,9 @@ def test_unit_test():
 def test_typed(backend):
     output = run("examples/typed.py", backend=backend)
     assert "not sent: The payload must be of type Track, not str." in output
-    assert re.search(r"cam_ne: 12\.5 m/s.*\nskipped: .* is no Track: .*\ncam_sw: 8\.0 m/s", output), output
+    assert re.search(r"cam_ne: 12\.5 m/s.*\nskipped: .* cannot be decoded as Track: .*\ncam_sw: 8\.0 m/s", output), (
+        output
+    )
     assert "{'cam_ne': 1, 'cam_sw': 1}" in output
 
 

@@ -52,14 +52,14 @@ def test_a_list_that_changes_later_does_not_change_the_configuration():
         (["a", "b", "a"], "'a' is in the list of topics twice"),
         (["a", "b c"], "'b c' is not a valid topic"),
         ("camera/*", "'camera/\\*' is not a valid pattern.*Use '\\*' or a list"),
-        ("cam*.ne", "one whole part"),
+        ("cam*.ne", "the part 'cam\\*' is not a whole wildcard"),
         (["a", 3], "must be a str, not int"),
         (["a", "_msight.nodes"], "reserved for the bus"),
         ({"a", "b"}, "a list of them, not set"),
     ],
 )
 def test_a_wrong_input_names_the_field_and_the_entry(topics, reason):
-    with pytest.raises(ConfigError, match=rf"^NodeConfig\.subscribe_topic_name is a topic .*{reason}"):
+    with pytest.raises(ConfigError, match=rf"^NodeConfig\.subscribe_topic_name is a topic, a pattern .*{reason}"):
         config(topics)
 
 

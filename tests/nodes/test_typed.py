@@ -201,7 +201,7 @@ def test_a_type_parameter_that_no_topic_can_have_is_an_error(parameter):
         async def on_message(self, data): ...
 
     with pytest.raises(
-        ConfigError, match=r"subscribe_topic_data_type of 'n', and the type parameter of Wrong: type must be"
+        ConfigError, match=r"subscribe_topic_data_type of 'n' must fit the type parameter of Wrong: type must be"
     ):
         Wrong(NodeConfig(name="n", subscribe_topic_name="in"))
 

@@ -36,7 +36,7 @@ _LOOK_EVERY = 5.0
 """Seconds between two checks of the identity and partitions of the topics."""
 
 _MATCH_EVERY = 2.0
-"""The same with a pattern: topics that match are found by these checks."""
+"""Seconds between two checks with a pattern, which also find new topics that match."""
 
 _LOOK_AGAIN = 0.1
 """Seconds until the next check after a broker reported a topic as unknown."""
@@ -120,7 +120,7 @@ class KafkaConsumer:
             raise KafkaTimeoutError(f"no broker reported the partitions of {', '.join(unknown[:3])}") from error
 
     def _track(self) -> list[str]:
-        """Have the metadata of the topics, and of no others; return their names."""
+        """Request the metadata of these topics only from now on; return their names."""
         names = self.topics.names
         if names != self._tracked:
             self._tracked = names
@@ -243,7 +243,7 @@ class KafkaConsumer:
         return recreated
 
     def _leave_out(self, error: KafkaError) -> bool:
-        """Leave out the topics that the user may not read; return false if one is given by name, or none is known."""
+        """Exclude the topics that the user may not read; return false if one is given by name, or if the error names none."""
         refused = error.args[0] if error.args and isinstance(error, TopicAuthorizationFailedError) else ()
         names = {refused} if isinstance(refused, str) else set(refused)
         if not names or any(map(self.topics.is_given, names)):
@@ -268,7 +268,7 @@ class KafkaConsumer:
         logger.log(level, "Fetch from %s failed; retrying: %s", self.name, translate(error, "subscribe"))
 
     def not_permitted(self, error: KafkaError) -> bool:
-        """Leave out a topic that matches a pattern; return false if the topic is given by name."""
+        """Exclude a topic that matches a pattern; return false if the topic is given by name."""
         return self._leave_out(error)
 
     def topic_missing(self) -> None:

@@ -29,7 +29,7 @@ _AGAIN_AFTER = 0.1
 
 
 _SESSION_FROM = 32
-"""Number of partitions from which on a broker is asked to remember them; with fewer, a request that names all is small."""
+"""Minimum number of partitions for a fetch session (KIP-227); with fewer, a request that names all of them is small."""
 
 _LAST_EPOCH = 2**31 - 1
 
@@ -60,8 +60,9 @@ class FetchListener(Protocol):
 class _Session:
     """The fetches from one broker.
 
-    The broker remembers many partitions (KIP-227): a request then names only those whose position has changed, and a response
-    only those with news. A new session begins with each error, and whenever the partitions or the metadata may have changed.
+    With many partitions, the fetches are one session (KIP-227): a request names only the partitions whose position has changed,
+    a response only those with records or an error. A new session begins after an error, and when the partitions or the metadata
+    may have changed.
 
     Attributes:
         partitions: the partitions to fetch, in the order in which they are requested.

@@ -357,7 +357,7 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
         return decided
 
     async def _peer_partitions(self, own: list[TopicPartition], topics: set[str]) -> list[TopicPartition]:
-        """Return the peers' partitions of these topics, in order."""
+        """Return the own partitions and those of the peers on these topics, sorted."""
         peers = await self.member.partitions_of_peers() or set()
         return sorted({*own, *(where for where in peers if where.topic in topics)})
 

@@ -49,9 +49,9 @@ class _Topic:
 class SelectedTopics:
     """The topics of one subscription, as the last `check` found them.
 
-    A pattern reads what the user may describe. A topic that matches is left out, with one WARNING, if its name is not valid on
-    the bus, so that no message of it is counted, or if the user may not read it (`leave_out`): a topic of somebody else must
-    not end the subscription. It is not tried again.
+    A pattern matches the topics that the user may describe. A matching topic is excluded, with one WARNING and for good, if its
+    name is not valid on the bus or if the user may not read it (`leave_out`), so that topics of other programs do not end the
+    subscription. Messages of an excluded topic are not counted.
     """
 
     def __init__(self, selection: Selection, client: Client) -> None:
@@ -105,7 +105,7 @@ class SelectedTopics:
         return topic is not None and topic.exists and not topic.misses
 
     def leave_out(self, name: str, reason: str) -> None:
-        """Do not read a topic that matches a pattern."""
+        """Exclude a topic that matches a pattern."""
         logger.warning("Topic %r matches %s and is not read: %s", name, self._selection.name, reason)
         self._left_out.add(name)
         self._topics.pop(name, None)

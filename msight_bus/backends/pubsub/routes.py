@@ -81,8 +81,8 @@ class PatternRoute(Route):
     def route_of(self, name: str) -> Route | None:
         """Return the route that receives this pattern's messages on a channel: this route if the channel is no valid topic.
 
-        ``None`` if no message of the channel is delivered: a reserved topic, a dead-letter topic, a channel that matches only the
-        broker's form of the pattern, or a topic of another entry of the subscription, which receives a copy.
+        ``None`` if no message of the channel is delivered. The channel is then a reserved topic, a dead-letter topic, a channel
+        that matches only the broker's form of the pattern, or a topic of another entry, which receives its own copy.
         """
         route = self.routes.get(name)
         if route is not None:

@@ -93,9 +93,9 @@ class Client(AIOKafkaClient):
         self._topics.discard(topic)
 
     async def add_metadata(self, topic: str) -> bool:
-        """Get the metadata of one topic besides those of the others; return whether a broker responded.
+        """Add the metadata of one topic to the known metadata; return whether a broker responded.
 
-        An update asks for all topics, which would take a square of time for a bus that publishes on one topic after the other.
+        An update requests all topics: for a bus that publishes on one new topic after the other, its time grows quadratically.
         """
         try:
             response = await self.ask(MetadataRequest([topic], allow_auto_topic_creation=False))

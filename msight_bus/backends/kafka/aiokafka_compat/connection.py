@@ -23,7 +23,7 @@ class _OAuth(OAuthAuthenticator):
 
 _SCRATCH_BYTES = 64 * 1024
 _MOST_SCRATCH_BYTES = 256 * 1024
-"""Bytes of the scratch buffer after a frame that was larger than `_SCRATCH_BYTES` and fits: one read can bring such a frame."""
+"""Bytes of the scratch buffer after the first frame of more than `_SCRATCH_BYTES` that fits, so that one read can receive it."""
 
 _FRAME_BYTES = 4 * 1024 * 1024
 """Bytes first allocated for a large frame, doubled as data arrives: a peer of another protocol can announce any size."""
@@ -204,7 +204,7 @@ class Connection(AIOKafkaConnection):
         return answer
 
     def _check_fetch(self) -> None:
-        """Abort the connection if the oldest fetch is past its deadline: one timer for all, which is set once in a timeout."""
+        """Abort the connection if the oldest fetch is past its deadline. All fetches share one timer, set once a timeout."""
         self._fetch_timer = None
         for _, request, answer in self._requests:
             if isinstance(request, FetchRequest):

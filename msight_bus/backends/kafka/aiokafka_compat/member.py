@@ -40,8 +40,8 @@ _RETRY_AFTER = 0.1
 class MarkingAssignor(RoundRobinPartitionAssignor):
     """Round-robin assignor whose user data marks the members that run this library.
 
-    Unlike aiokafka's, it moves on by a member with each topic if all have the same number of partitions: a publisher without
-    keys uses the partition of one number in all topics, which one member would own.
+    A publisher without keys uses partitions of the same number in all topics. aiokafka's assignor gives these to one member if
+    all topics have the same number of partitions; this assignor starts each topic at the next member with the fewest.
     """
 
     @classmethod
