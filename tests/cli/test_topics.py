@@ -99,17 +99,15 @@ def test_what_arrives_is_observed_whoever_publishes(kind, topic):
     backend = make_backend(kind)
     with publishing(backend, {f"{topic}.a": lambda _: bytes(1000), f"{topic}.b": lambda _: b""}, rate=100):
         result = command(backend, "topics", "--observe", "1", "--json")
-        shown = command(backend, "tail", f"{topic}.*", f"{topic}.a", "--count", "4", "--json")
+        shown = command(backend, "tail", f"{topic}.*", f"{topic}.a", "--count", "20", "--json")
     rows = {row["topic"]: row for row in map(json.loads, result.stdout.splitlines())}
     one, two = rows[f"{topic}.a"], rows[f"{topic}.b"]
     assert (one["publishers"], one["subscribers"]) == ([], [])
     assert (one["observed"]["mean_bytes"], two["observed"]["mean_bytes"]) == (1000, 0)
     assert one["observed"]["rate"] > 1
     assert "Not shown: topics without traffic, and subscribers that are no nodes." in result.stderr
-    assert (
-        sorted(json.loads(line)["topic"] for line in shown.stdout.splitlines())
-        == [f"{topic}.a"] * 2 + [f"{topic}.b"] * 2
-    )
+    tailed = [json.loads(line)["topic"] for line in shown.stdout.splitlines()]
+    assert (len(tailed), set(tailed)) == (20, {f"{topic}.a", f"{topic}.b"})
 
 
 def test_traffic_on_channels_that_are_no_topics_is_counted(redis):
