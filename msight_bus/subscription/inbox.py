@@ -24,7 +24,7 @@ _TELL_EVERY = 1.0
 
 
 class EvictedGaps:
-    """The sums of the topics that were forgotten."""
+    """The sums of the topics that were forgotten, with what is reported missing on them afterwards."""
 
     __slots__ = ("duplicates", "gaps", "missing")
 
@@ -171,7 +171,8 @@ class TopicStream:
 
     def gap(self, missing: int | None, cause: str, *, at_most: bool = False) -> None:
         """Report ``missing`` messages as missing; ``None``: an unknown number; ``at_most``: the number is an upper bound."""
-        self.missing += missing or 0
+        if not self.evicted:
+            self.missing += missing or 0
         self._announce(missing, cause, at_most=at_most)
 
     @property
@@ -185,7 +186,11 @@ class TopicStream:
         return None if self.tracker is None else self.tracker.duplicates
 
     def _announce(self, missing: int | None, cause: str, *, at_most: bool = False) -> None:
-        self.gaps += 1
+        if self.evicted:
+            self._inbox.evicted_gaps.gaps += 1
+            self._inbox.evicted_gaps.missing += missing or 0
+        else:
+            self.gaps += 1
         self._report(Gap(self.topic, missing, cause, at_most=at_most))
 
 
@@ -263,6 +268,7 @@ class Inbox:
         """Keep the counters of a topic; forget those of the least recently used topic if there are too many."""
         if stream.evicted:
             stream.begin()
+        self.queue.dropped_of.pop(stream.topic, None)  # messages that were queued when the topic was forgotten
         if len(self._streams) >= self._most:
             self._evict()
         stream.used = self.queue.received

@@ -45,7 +45,8 @@ class SubscriptionStats:
         lag: records of a log between the last one returned to the consumer and the end of the log, queued ones included;
             ``None`` without a log, or while the end is not known.
         deadlines_missed: number of `DeadlineMissed` events.
-        topics: the counters by topic, of at most ``MSIGHT_STATS_TOPICS`` topics.
+        topics: the counters by topic, of at most ``MSIGHT_STATS_TOPICS`` topics. Those of a topic that was forgotten begin anew
+            with its next message; messages that were queued before are not in ``received``.
         evicted: topics whose counters were forgotten for those of other topics.
     """
 

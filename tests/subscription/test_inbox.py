@@ -58,6 +58,30 @@ def test_a_stream_stays_valid_and_counts_from_the_beginning():
     assert inbox.queue.received == 4
 
 
+def test_what_is_missing_on_a_forgotten_topic_is_counted_as_often_as_reported():
+    events: list = []
+    inbox = inbox_of(most=1, events=events)
+    first = inbox.stream("a")
+    receive(inbox, "a", 1)
+    receive(inbox, "b", 1)
+    first.announced(1, 4)
+    first.gap(2, "reconnect")
+    assert [event for event in events if event.cause != "evicted"] == [Gap("a", 3, "lost"), Gap("a", 2, "reconnect")]
+    assert (inbox.evicted_gaps.gaps, inbox.evicted_gaps.missing) == (2, 5)
+
+
+def test_the_drops_of_a_topic_that_is_received_again_begin_anew():
+    inbox = inbox_of(most=1, queue=QueuePolicy.drop_oldest(1))
+    first = inbox.stream("a")
+    for topic in "aba":
+        receive(inbox, topic, 1)
+    assert inbox.queue.dropped_of == {"b": {"drop_oldest": 1}}
+    receive(inbox, "b", 2)  # drops "a"
+    first.deliver([Message("a", b"x", session=1, sequence=2)])
+    assert inbox.queue.dropped_of == {"b": {"drop_oldest": 1}}
+    assert inbox.queue.dropped == {"drop_oldest": 4}
+
+
 def test_one_gap_a_second_tells_of_topics_that_were_forgotten():
     events: list = []
     inbox = inbox_of(most=2, events=events)
