@@ -243,6 +243,9 @@ class Inbox:
         self._clock = clock
         self._report = report
         self._streams: dict[str, TopicStream] = {}
+        # Of the topics given by name: a silent topic is the first whose counters are forgotten.
+        named = [] if deadline is None else [(self.topic_of(name), deadline) for name in selection.topics]
+        self._deadlines = {topic: self._new_deadline(topic, seconds) for topic, seconds in named}
         self._watching = False
         self._least_used: list[tuple[int, str]] = []  # a heap
         self._eviction_told_at = -math.inf
@@ -273,10 +276,15 @@ class Inbox:
             self._evict()
         stream.used = self.queue.received
         self._streams[stream.topic] = stream
-        if self._deadline is not None:
-            stream.deadline = Deadline(stream.topic, self._deadline, self.queue, self._deadline_missed)
+        if stream.topic in self._deadlines:
+            stream.deadline = self._deadlines[stream.topic]
+        elif self._deadline is not None:
+            stream.deadline = self._new_deadline(stream.topic, self._deadline)
             if self._watching:
                 stream.deadline.start()
+
+    def _new_deadline(self, topic: str, seconds: float) -> Deadline:
+        return Deadline(topic, seconds, self.queue, self._deadline_missed)
 
     def _evict(self) -> None:
         streams, heap = self._streams, self._least_used
@@ -292,7 +300,7 @@ class Inbox:
                 heappush(heap, (stream.used, topic))
         del streams[topic]
         stream.evicted = True
-        if stream.deadline is not None:
+        if stream.deadline is not None and topic not in self._deadlines:
             stream.deadline.stop()
         self.evicted += 1
         self.evicted_gaps.add(stream)
@@ -309,9 +317,12 @@ class Inbox:
     def start_watching(self) -> None:
         """Arm the deadlines of the topics known by now; of others from their first message on."""
         self._watching = True
-        for stream in self._streams.values():
-            if stream.deadline is not None:
-                stream.deadline.start()
+        for deadline in self._all_deadlines():
+            deadline.start()
+
+    def _all_deadlines(self) -> set[Deadline]:
+        known = {stream.deadline for stream in self._streams.values() if stream.deadline is not None}
+        return known | set(self._deadlines.values())
 
     def _deadline_missed(self, event: BusEvent) -> None:
         self.deadlines_missed += 1
@@ -369,6 +380,5 @@ class Inbox:
     def stop_watching(self) -> None:
         """Disarm the deadlines."""
         self._watching = False
-        for stream in self._streams.values():
-            if stream.deadline is not None:
-                stream.deadline.stop()
+        for deadline in self._all_deadlines():
+            deadline.stop()

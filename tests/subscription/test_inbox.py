@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from msight_bus import Message, QueuePolicy
 from msight_bus.backends.base import Selection
-from msight_bus.events import Gap
+from msight_bus.events import DeadlineMissed, Gap
 from msight_bus.patterns import TopicPattern
 from msight_bus.subscription.inbox import Inbox
+from tests.support.rig import until
 
 
-def inbox_of(*topics, most, events=None, queue=None):
+def inbox_of(*topics, most, events=None, queue=None, deadline=None):
     """An inbox that keeps the counters of at most ``most`` topics."""
     selection = Selection(topics, None, queue or QueuePolicy.drop_oldest(1000), "latest", (TopicPattern(">", ".dead"),))
     return Inbox(
         selection,
         counts=True,
-        deadline=None,
+        deadline=deadline,
         most=most,
         clock=lambda: 1000.0,
         report=(lambda event: None) if events is None else events.append,
@@ -80,6 +81,23 @@ def test_the_drops_of_a_topic_that_is_received_again_begin_anew():
     first.deliver([Message("a", b"x", session=1, sequence=2)])
     assert inbox.queue.dropped_of == {"b": {"drop_oldest": 1}}
     assert inbox.queue.dropped == {"drop_oldest": 4}
+
+
+async def test_a_deadline_of_a_topic_given_by_name_holds_when_its_counters_are_forgotten():
+    events: list = []
+    inbox = inbox_of("silent", "heard", most=1, events=events, deadline=0.05)
+    streams = [inbox.stream("silent"), inbox.stream("heard")]
+    inbox.start_watching()
+    for number in range(3):
+        receive(inbox, f"t{number}", 1)
+    assert all(stream.evicted for stream in streams)
+    await until(lambda: inbox.deadlines_missed >= 3)
+    missed = [event.topic for event in events if isinstance(event, DeadlineMissed)]
+    assert sorted(missed) == ["heard", "silent", "t2"]
+    streams[1].deliver([Message("heard", b"x", session=1, sequence=1)])
+    await until(lambda: inbox.deadlines_missed >= 4)
+    inbox.stop_watching()
+    assert not any(deadline._timer for deadline in inbox._all_deadlines())
 
 
 def test_one_gap_a_second_tells_of_topics_that_were_forgotten():
