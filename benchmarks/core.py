@@ -149,7 +149,7 @@ class Core:
         """
         tree = tree.resolve()
         env = self._env(row.backend)
-        if row.what in {"publish", "publisher"}:
+        if row.backend == "memory" or row.what in {"publish", "publisher"}:
             return self._play(row, tree, env, counted=self._counted)
         return self._play(row, tree, env, self._recorded(row), counted=self._counted)
 
@@ -182,19 +182,25 @@ class Core:
             settings["PYTHONHASHSEED"] = "0"
         command = [*(_COUNTING if counted else ()), sys.executable, "-P", str(_PROGRAM), json.dumps(order)]
         within = _WITHIN * (_SLOWER if counted else 1)
-        with subprocess.Popen(
-            command, env=settings, cwd=self._folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as process:
+        with (
+            tempfile.TemporaryFile("w+") as errors,
+            subprocess.Popen(
+                command, env=settings, cwd=self._folder, stdout=subprocess.PIPE, stderr=errors, text=True
+            ) as process,
+        ):
             timer = threading.Timer(within, process.kill)
             timer.start()
             try:
                 assert process.stdout is not None
                 if process.stdout.readline() == "ready\n" and feed is not None:
                     self._feed(feed, progress, port_of(env), process)
-                written, complaints = process.communicate()
+                written = process.stdout.read()  # not communicate(), which misses what readline() has buffered
+                process.wait()
             finally:
                 timer.cancel()
                 process.kill()
+            errors.seek(0)
+            complaints = errors.read()
         if process.returncode:
             last = (complaints.strip().splitlines() or [f"it was ended after {within:g} s"])[-1]
             raise FailedRunError(f"{row.name}: {last}")

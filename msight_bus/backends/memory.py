@@ -127,8 +127,7 @@ class Exchange:
 
     def resume(self, delivery: Delivery) -> None:
         """Resume a subscription; wake the publishers on topics of which no other subscription is paused."""
-        topic = delivery.route.topic
-        full = self._full.get(topic)
+        full = self._full.get(topic := delivery.route.topic)
         if full is not None and delivery in full:
             full.discard(delivery)
             if not full:
@@ -145,9 +144,8 @@ class Exchange:
 
     def is_full(self, topic: str) -> bool:
         """Whether a subscription of the topic is paused."""
-        if topic in self._full:
-            return True
-        return bool(self._full_patterns) and any(route.takes(topic) for route in self._full_patterns.values())
+        patterns = self._full_patterns
+        return topic in self._full or (bool(patterns) and any(route.takes(topic) for route in patterns.values()))
 
     async def room(self, topic: str) -> None:
         """Wait until no subscription of the topic is paused."""

@@ -30,6 +30,9 @@ instructions_app.command()(main)
         "nats foreign 1 x 80-900 B",
         "memory publish 1000 x 128 B",
         "memory publisher 1 x 80-900 B",
+        "memory list 1000 x 80-900 B",
+        "redis pattern 1000 x 128 B",
+        "nats list 1000 x 128 B in runs of 64",
     ],
 )
 def test_a_row_has_its_figures(name):

@@ -7,7 +7,7 @@ import logging
 import random
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, islice
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from msight_bus.backends.base import Inbox, TopicStream
 from msight_bus.backends.pubsub import liveness
@@ -73,8 +73,6 @@ class Connector(Protocol):
         """
 
 
-_Error = TypeVar("_Error", bound=BaseException)
-
 LostCallback = Callable[[Connection, BusError], None]
 RefusedCallback = Callable[[str, BusError], None]
 LeavingCallback = Callable[[Connection], None]
@@ -106,10 +104,10 @@ def _unsubscribe(connection: Connection, subscriber: Subscriber) -> list[asyncio
 def _raise_refusal(subscriber: Subscriber, answers: Sequence[asyncio.Future[None]]) -> None:
     for route, answer in zip(subscriber.routes, answers, strict=True):
         if (error := answer.exception()) is not None:
-            raise _naming(subscriber, route, error)
+            raise _naming(subscriber, route, error) if isinstance(error, BusError) else error
 
 
-def _naming(subscriber: Subscriber, route: Route, error: _Error) -> _Error:
+def _naming(subscriber: Subscriber, route: Route, error: BusError) -> BusError:
     """Return a refusal that names its topic, if the subscription has several."""
     if len(subscriber.routes) == 1 or isinstance(error, ConnectionLostError):
         return error

@@ -122,9 +122,12 @@ async def test_a_permission_that_is_taken_away_from_one_topic_ends_the_subscript
             await server.reload(_ALLOWS, _DENIES)
             with pytest.raises(AuthenticationError, match=r"no\.[ab]"):
                 await take(messages, 1)
-            await near.publish("ok.a", b"x")
+            await near.publish("ok.a", b"x")  # may arrive before the broker has unsubscribed the other topics
             await take(other, 1)
-            assert messages.stats.received == 1
+            before = messages.stats.received
+            await near.publish("ok.a", b"y")
+            await take(other, 1)
+            assert messages.stats.received == before
 
 
 @live
@@ -141,9 +144,12 @@ async def test_a_refusal_on_reconnecting_ends_the_subscription_on_all_its_topics
                 await _set_channels(broker, "resetchannels", "&ok.*", "&_msight.*", "&ok.a")
             with pytest.raises(AuthenticationError, match=r"no\.\*"):
                 await take(messages, 1)
-            await near.publish("ok.a", b"x")
+            await near.publish("ok.a", b"x")  # may arrive before the broker has unsubscribed the other topics
             await take(other, 1)
-            assert messages.stats.received == 0
+            before = messages.stats.received
+            await near.publish("ok.a", b"y")
+            await take(other, 1)
+            assert messages.stats.received == before
 
 
 async def _set_channels(broker, *rules):
