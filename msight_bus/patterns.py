@@ -52,11 +52,11 @@ class TopicPattern:
         self._parts = text.split(".")
         parts = {"*": r"[^.]+", ">": r".+"}
         expression = r"\.".join([parts.get(part) or re.escape(part) for part in self._parts])
-        self._fullmatch = re.compile(f"(?!_){expression}", re.DOTALL).fullmatch
+        self._fullmatch = re.compile(expression, re.DOTALL).fullmatch
 
     def matches(self, name: str) -> bool:
         """Whether the pattern matches a name, which need not be a valid topic."""
-        return self._fullmatch(name) is not None and not name.endswith(self._suffix)
+        return self._fullmatch(name) is not None and not name.startswith("_") and not name.endswith(self._suffix)
 
     def covers(self, entry: str) -> bool:
         """Whether the pattern matches everything that ``entry``, a topic or a pattern, matches."""

@@ -240,13 +240,15 @@ class Inbox:
         self.evicted = 0
         self.evicted_gaps = EvictedGaps()
         self._topic_map = selection.topic_map
-        self._given = selection.topics
         self._deadline = deadline
         self._most = most
         self.counts = counts
         self._clock = clock
         self._report = report
         self._streams: dict[str, TopicStream] = {}
+        # Of the topics given by name: a silent topic is the first that is evicted.
+        named = [] if deadline is None else [(self.topic_of(name), deadline) for name in selection.topics]
+        self._deadlines = {topic: self._new_deadline(topic, seconds) for topic, seconds in named}
         self._least_used: list[tuple[int, str]] = []  # a heap
         self._eviction_told_at = -math.inf
 
@@ -276,8 +278,13 @@ class Inbox:
             self._evict()
         stream.used = self.queue.received
         self._streams[stream.topic] = stream
-        if self._deadline is not None:
-            stream.deadline = Deadline(stream.topic, self._deadline, self.queue, self._deadline_missed)
+        if stream.topic in self._deadlines:
+            stream.deadline = self._deadlines[stream.topic]
+        elif self._deadline is not None:
+            stream.deadline = self._new_deadline(stream.topic, self._deadline)
+
+    def _new_deadline(self, topic: str, seconds: float) -> Deadline:
+        return Deadline(topic, seconds, self.queue, self._deadline_missed)
 
     def _evict(self) -> None:
         streams, heap = self._streams, self._least_used
@@ -291,7 +298,7 @@ class Inbox:
                 break
         del streams[topic]
         stream.evicted = True
-        if stream.deadline is not None:
+        if stream.deadline is not None and topic not in self._deadlines:
             stream.deadline.stop()
         self.evicted += 1
         self.evicted_gaps.add(stream)
@@ -307,10 +314,12 @@ class Inbox:
 
     def start_watching(self) -> None:
         """Arm the deadlines of the topics that are given by name; the first message on a topic arms any other."""
-        for name in self._given:
-            stream = self._streams.get(self.topic_of(name))
-            if stream is not None and stream.deadline is not None:
-                stream.deadline.start()
+        for deadline in self._deadlines.values():
+            deadline.start()
+
+    def _all_deadlines(self) -> set[Deadline]:
+        known = {stream.deadline for stream in self._streams.values() if stream.deadline is not None}
+        return known | set(self._deadlines.values())
 
     def _deadline_missed(self, event: BusEvent) -> None:
         self.deadlines_missed += 1
@@ -368,6 +377,5 @@ class Inbox:
     def stop_watching(self) -> None:
         """Disarm the deadlines for good."""
         self._deadline = None
-        for stream in self._streams.values():
-            if stream.deadline is not None:
-                stream.deadline.stop()
+        for deadline in self._all_deadlines():
+            deadline.stop()

@@ -103,10 +103,31 @@ def test_what_is_missing_on_a_forgotten_topic_is_counted_as_often_as_reported():
 
 def test_the_drops_of_a_topic_that_is_received_again_begin_anew():
     inbox = inbox_of(most=1, queue=QueuePolicy.drop_oldest(1))
+    first = inbox.stream("a")
     for topic in "aba":
         receive(inbox, topic, 1)
     assert inbox.queue.dropped_of == {"b": {"drop_oldest": 1}}
-    assert inbox.queue.dropped == {"drop_oldest": 2}
+    receive(inbox, "b", 2)  # drops "a"
+    first.deliver([Message("a", b"x", session=1, sequence=2)])
+    assert inbox.queue.dropped_of == {"b": {"drop_oldest": 1}}
+    assert inbox.queue.dropped == {"drop_oldest": 4}
+
+
+async def test_a_deadline_of_a_topic_given_by_name_holds_when_its_counters_are_forgotten():
+    events: list = []
+    inbox = inbox_of("silent", "heard", most=1, events=events, deadline=0.05)
+    streams = [inbox.stream("silent"), inbox.stream("heard")]
+    inbox.start_watching()
+    for number in range(3):
+        receive(inbox, f"t{number}", 1)
+    assert all(stream.evicted for stream in streams)
+    await until(lambda: inbox.deadlines_missed >= 3)
+    missed = [event.topic for event in events if isinstance(event, DeadlineMissed)]
+    assert sorted(missed) == ["heard", "silent", "t2"]
+    streams[1].deliver([Message("heard", b"x", session=1, sequence=1)])
+    await until(lambda: inbox.deadlines_missed >= 4)
+    inbox.stop_watching()
+    assert not any(deadline._timer for deadline in inbox._all_deadlines())
 
 
 def test_one_gap_a_second_tells_of_topics_that_were_forgotten():
