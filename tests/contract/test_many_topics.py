@@ -92,6 +92,8 @@ async def test_a_message_is_delivered_once_however_many_entries_match(backend, t
 async def test_two_subscriptions_share_no_pattern(backend, topic):
     pattern = f"{topic}.*"
     async with backend.connect() as bus, bus.subscribe(pattern) as one:
+        await publish_each(bus, [f"{topic}.a", f"{topic}.b"])
+        await take(one, 2)
         async with bus.subscribe([pattern, f"{topic}.a"]) as other:
             await publish_each(bus, [f"{topic}.a", f"{topic}.b"], 10)
             pairs = zip(await take(one, 20), await take(other, 20), strict=True)
@@ -153,6 +155,22 @@ async def test_a_group_shares_what_overlapping_entries_match(backend, topic):
         for name in names:
             numbers = [int(message.payload) for message in share if message.topic == name]
             assert numbers == sorted(numbers)
+
+
+async def test_each_group_of_one_bus_receives_every_message_once(backend, topic):
+    names = [f"{topic}.a", f"{topic}.b"]
+    async with backend.connect() as bus:
+        if not bus.capabilities.load_balancing:
+            pytest.skip(f"{backend.name} declares no load balancing")
+        await publish_each(bus, names)
+        entries = [names[0], f"{topic}.*"]
+        async with bus.subscribe(entries, group_id="g") as one, bus.subscribe(entries, group_id="h") as two:
+            await publish_each(bus, names, 20)
+            for messages in (one, two):
+                assert Counter(topics_of(await take(messages, 40))) == dict.fromkeys(names, 20)
+                with pytest.raises(TimeoutError):
+                    await take(messages, 1, within=0.1)
+                assert messages.stats.received == 40
 
 
 # -- queues

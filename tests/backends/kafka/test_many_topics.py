@@ -365,10 +365,30 @@ async def test_a_topic_that_may_not_be_read_is_left_out_of_a_pattern_and_fails_a
                 await publish(bus, "t.e", b"0")
                 assert await received(messages, 1) == [("t.d", b"0")]
                 await until(lambda: caplog.text.count("and is not read: ") == 2)
-            for denied in ("t.b", "t.c"):
+            for denied, *others in (["t.b"], ["t.c"], ["t.b", "t.*"]):
                 with pytest.raises(AuthenticationError, match=denied):
-                    async with bus.subscribe(["t.a", denied], group_id=group_id and f"{denied}.g") as messages:
+                    async with bus.subscribe(
+                        ["t.a", denied, *others], group_id=group_id and f"{denied}.g{len(others)}"
+                    ) as messages:
                         await take(messages, 1)
+        operator.close()
+
+
+@pytest.mark.faults
+@GROUPS
+async def test_a_topic_of_a_pattern_that_may_no_longer_be_read_is_left_out_at_once(group_id, caplog):
+    with own_broker("kafka", AUTHORIZING) as (_, kafka):
+        operator = Operator(kafka)
+        async with kafka.connect(**ONE) as bus:
+            for name in ("t.a", "t.b"):
+                await publish(bus, name, b"0")
+            async with bus.subscribe("t.*", group_id=group_id, start="earliest") as messages:
+                assert await received(messages, 2) == [("t.a", b"0"), ("t.b", b"0")]
+                await operator.deny("topic", "t.b", "read")
+                await until(lambda: read_topics(messages) == {"t.a"})
+                await publish(bus, "t.a", b"1")
+                await receive_until(messages, "t.a", b"1")
+            assert caplog.text.count("and is not read: ") == 1
         operator.close()
 
 
