@@ -18,27 +18,27 @@ _WITHIN = 15.0
 
 
 def message_size(evidence: Evidence) -> Iterator[Finding]:
-    """Find a message that is larger than the broker or the bus accepts."""
-    limit = evidence.max_message_bytes
-    if 0 < limit < evidence.largest:
-        setting, change = _LIMITS.get(evidence.settings.backend, ("", ""))
-        size = 2 * evidence.largest
-        if evidence.settings.limits.max_message_bytes <= limit:
-            setting, change = "MSIGHT_MAX_MESSAGE_BYTES", "`export MSIGHT_MAX_MESSAGE_BYTES={size}`"
-        problem = f"A message of {evidence.largest:,} bytes is larger than {limit:,} bytes ({setting})."
+    """Find a message that is larger than the bus or the broker accepts; Kafka has a limit for each topic (`doctor.kafka`)."""
+    size, own = evidence.largest, evidence.settings.limits.max_message_bytes
+    setting, change = _LIMITS.get(evidence.settings.backend, ("", ""))
+    limit = evidence.max_message_bytes if setting else own
+    if own < size:
+        limit, setting, change = own, "MSIGHT_MAX_MESSAGE_BYTES", "export MSIGHT_MAX_MESSAGE_BYTES={}"
+    if 0 < limit < size:
+        problem = f"A message of {size:,} bytes is larger than {limit:,} bytes ({setting})."
         yield Finding(
-            "message size", problem, f"Raise the limit: {change.format(size=size)}, or compress the messages."
+            "message size", problem, f"Raise the limit: `{change.format(2 * size)}`, or compress the messages."
         )
 
 
 _LIMITS = {
     "redis": (
         "client-output-buffer-limit pubsub",
-        '`redis-cli CONFIG SET client-output-buffer-limit "pubsub {size} {size} 60"`',
+        'redis-cli CONFIG SET client-output-buffer-limit "pubsub {0} {0} 60"',
     ),
-    "nats": ("max_payload", "`max_payload: {size}` in nats-server.conf, and `nats-server --signal reload`"),
-    "kafka": ("max.message.bytes", "`kafka-configs.sh --alter --topic TOPIC --add-config max.message.bytes={size}`"),
+    "nats": ("max_payload of nats-server.conf, at most 64 MB", "max_payload: {}"),
 }
+"""The broker's setting and the change that raises it, where a connection has one limit for all topics."""
 
 EVERYWHERE: tuple[Check, ...] = (
     nodes.ended_badly,
@@ -54,7 +54,14 @@ BY_BACKEND = {
     "nats": ("nats", []),
     "kafka": (
         "kafka",
-        ["advertised_listeners", "missing_topics", "in_sync_replicas", "idle_members", "open_transactions"],
+        [
+            "advertised_listeners",
+            "missing_topics",
+            "topic_limits",
+            "in_sync_replicas",
+            "idle_members",
+            "open_transactions",
+        ],
     ),
 }
 """Module and checks of each backend: a client library is imported only where its backend is used."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -108,14 +108,33 @@ async def missing_topics(evidence: Evidence) -> AsyncIterator[Finding]:
                     yield Finding("missing topic", problem, f"Create it as a user who is permitted to: `{create}`.")
 
 
+async def _option(client: Client, topics: Iterable[str], name: str) -> dict[str, int]:
+    """Return a number of the configuration of each topic that the user may describe."""
+    response = await client.ask(DescribeConfigsRequest([(_TOPIC, topic, [name]) for topic in topics]))
+    found = response.resources
+    return {topic: int(option[1]) for _, _, _, topic, options in found for option in options if option[0] == name}
+
+
+async def topic_limits(evidence: Evidence) -> AsyncIterator[Finding]:
+    """Find topics that do not accept the message that the user wants to send."""
+    name, size, server = "max.message.bytes", evidence.message_bytes, evidence.settings.kafka.servers[0]
+    async with _cluster(evidence.settings) as client:
+        limits = await _option(client, await _partitions(client, _named(evidence) or None), name) if size else {}
+    for topic, limit in limits.items():
+        if limit < size:
+            change = (
+                f"kafka-configs.sh --bootstrap-server {server} --alter --topic {topic} --add-config {name}={2 * size}"
+            )
+            problem = f"A message of {size:,} bytes is larger than {limit:,} bytes ({name} of {topic})."
+            yield Finding("message size", problem, f"Raise the limit: `{change}`, or compress the messages.")
+
+
 async def in_sync_replicas(evidence: Evidence) -> AsyncIterator[Finding]:
     """Find partitions with fewer in-sync replicas than ``min.insync.replicas``, which accept no message."""
     async with _cluster(evidence.settings) as client:
         topics = await _partitions(client, _named(evidence) or None)
-        request = DescribeConfigsRequest([(_TOPIC, topic, ["min.insync.replicas"]) for topic in topics])
-        response = await client.ask(request)
-    for _, _, _, topic, options in response.resources:
-        needed = int(next((option[1] for option in options if option[0] == "min.insync.replicas"), 1))
+        needed_of = await _option(client, topics, "min.insync.replicas")
+    for topic, needed in needed_of.items():
         short = [partition for partition in topics[topic] if len(partition[4]) < needed]
         if short:
             _, number, _, replicas, isr, *_ = short[0]

@@ -70,9 +70,8 @@ def unpublished(evidence: Evidence) -> Iterator[Finding]:
         similar = sorted(topic for topic in published if differs_by_a_letter(entry, topic))
         if similar:
             problem = f"Nothing is published on {entry} ({where}), but on {similar[0]}, which differs by a letter."
-            yield Finding(
-                "topics", problem, f"Replace {entry} by {similar[0]} in {where}, or rename the publisher's topic."
-            )
+            advice = f"If {entry} is misspelt, replace it by {similar[0]} in {where}; otherwise start its publisher."
+            yield Finding("topics", problem, advice)
 
 
 def differs_by_a_letter(one: str, other: str) -> bool:

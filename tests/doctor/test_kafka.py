@@ -7,6 +7,7 @@ import re
 
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from msight_bus import brokers
 from msight_bus.backends.kafka.client import client_options
@@ -61,16 +62,28 @@ def test_fewer_in_sync_replicas_than_needed_and_the_advice_ends_it(kafka, topic)
     status, found = examine(kafka, topic)
     assert (status, set(found)) == (1, {"in-sync replicas", "arrival"})
     assert "partition 0 has 1 in-sync replicas; min.insync.replicas=2" in found["in-sync replicas"]["problem"]
-    name, value = re.search(r"`([\w.]+)=(\d)`", found["in-sync replicas"]["advice"]).groups()
+    follow(kafka, topic, found["in-sync replicas"]["advice"])
+    assert set(examine(kafka, topic)[1]) == {"arrival"}
+
+
+def follow(kafka, topic, advice):
+    """Set the option of the topic that the advice names."""
+    name, value = re.search(r"([a-z]+\.[a-z]+\.[a-z]+)=(\d+)`", advice).groups()
 
     async def change():
-        from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-
         async with administering(kafka) as admin:
             await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs={name: value})])
 
     asyncio.run(change())
-    assert set(examine(kafka, topic)[1]) == {"arrival"}
+
+
+def test_a_message_that_a_topic_does_not_accept_and_the_advice_ends_it(kafka, topic):
+    asyncio.run(make(kafka, topic))
+    status, found = examine(kafka, topic, "--message-bytes", "2000000")
+    assert (status, set(found)) == (1, {"message size", "arrival"})
+    assert "is larger than 1,048,588 bytes (max.message.bytes of" in found["message size"]["problem"]
+    follow(kafka, topic, found["message size"]["advice"])
+    assert set(examine(kafka, topic, "--message-bytes", "2000000")[1]) == {"arrival"}
 
 
 @pytest.mark.timeout(120)
