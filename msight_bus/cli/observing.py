@@ -137,15 +137,17 @@ class Observation:
                 async with self.bus.core.subscribe(topics, queue=queue, start=start, on_drop=self._dropped) as messages:
                     self.subscriptions.append(messages)
                     ready.set()
-                    begun = loop.time()
+                    held = 0.0
                     async for message in messages:
+                        begun = loop.time()
                         self.received += 1
                         self.receive(message)
                         if self.until(self):
                             return
-                        if (held := loop.time() - begun) > _SLICE:
+                        held += loop.time() - begun
+                        if held > _SLICE:
                             await asyncio.sleep(held)
-                            begun = loop.time()
+                            held = 0.0
             except TopicError as error:
                 if not ready.is_set():
                     note(f"The topic {error.topic} does not exist on {self.bus.settings.address}; waiting for it.")

@@ -10,6 +10,7 @@ import pytest
 from msight_bus.cli.observing import Observation
 from msight_bus.message import Message
 from msight_bus.queue_policy import DEFAULT_BYTES
+from msight_bus.testing import Simulation
 from tests.support.brokers import make_backend
 
 MEGABYTE = bytes(1_000_000)
@@ -50,3 +51,23 @@ async def test_overlapping_names_are_read_once(topic):
             async with asyncio.timeout(0.01):
                 await observation.run(["a.b", "a.*", "c", "d.>", "d.e.f"], None)
     assert observed == [("a.*", "d.>"), ("c",)]
+
+
+def test_messages_after_a_silence_are_shown_when_they_arrive():
+    simulation, shown = Simulation(), []
+
+    async def scenario():
+        async with simulation.connect() as bus, simulation.connect() as camera:
+            observing = asyncio.create_task(
+                Observation(bus, lambda message: shown.append(message.payload)).run(["cam"], None)
+            )
+            await asyncio.sleep(1)
+            for silence in (600, 1, 1):
+                await asyncio.sleep(silence)
+                await camera.publish("cam", b"%d" % silence)
+            await asyncio.sleep(1)
+            observing.cancel()
+            await asyncio.wait([observing])
+
+    simulation.run(scenario())
+    assert shown == [b"600", b"1", b"1"]
