@@ -317,8 +317,9 @@ class Inbox:
     def start_watching(self) -> None:
         """Arm the deadlines of the topics known by now; of others from their first message on."""
         self._watching = True
-        for deadline in self._all_deadlines():
-            deadline.start()
+        if self._deadline is not None:
+            for deadline in self._all_deadlines():
+                deadline.start()
 
     def _all_deadlines(self) -> set[Deadline]:
         known = {stream.deadline for stream in self._streams.values() if stream.deadline is not None}
