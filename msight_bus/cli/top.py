@@ -153,13 +153,13 @@ class _Ends:
         running = [info for info in infos if not info.ended and info.status is not NodeStatus.LOST]
         self._outputs = {info.output for info in running if info.output is not None}
         self._inputs = {entry for info in running for entry in info.inputs}
-        self._patterns = {entry: pattern for entry in self._inputs if (pattern := _pattern(entry)) is not None}
+        self._patterns = {entry: pattern for entry in self._inputs if (pattern := announced_pattern(entry)) is not None}
         self._more = any(info.more_inputs for info in running)
         self.names = Counter(info.name for info in infos)
 
     def feed(self, entry: str) -> bool:
         """Whether a running node publishes on a topic, or on one that a pattern matches."""
-        pattern = _pattern(entry)
+        pattern = announced_pattern(entry)
         return entry in self._outputs or (pattern is not None and any(map(pattern.matches, self._outputs)))
 
     def receive(self, topic: str) -> bool:
@@ -167,7 +167,7 @@ class _Ends:
         return self._more or topic in self._inputs or any(one.matches(topic) for one in self._patterns.values())
 
 
-def _pattern(entry: str) -> TopicPattern | None:
+def announced_pattern(entry: str) -> TopicPattern | None:
     """Return an announced pattern; ``None`` for a topic, and for other text."""
     with suppress(TopicError):
         if is_pattern(entry):

@@ -15,9 +15,10 @@ from msight_bus.cli.exit_status import exit_status
 from msight_bus.cli.observing import READING, BackendOption, JsonOption, Observation, note, settings_of
 from msight_bus.cli.rates import MOST_TOPICS, Figures, cell
 from msight_bus.cli.tables import Column, print_table
-from msight_bus.cli.top import ALL_ANNOUNCED
+from msight_bus.cli.top import ALL_ANNOUNCED, announced_pattern
 from msight_bus.cli.topic_rates import Arrivals, TopicRates
 from msight_bus.errors import AuthenticationError, TopicError
+from msight_bus.patterns import MAX_NAMED
 from msight_bus.queue_policy import QueuePolicy
 from msight_bus.registry import NodeInfo, NodeStatus
 from msight_bus.runtime import run
@@ -51,18 +52,28 @@ class Ends:
     rate: float = 0.0
 
 
-def ends_of(nodes: Iterable[NodeInfo]) -> dict[str, Ends]:
-    """Return the ends of each topic, and of each pattern of an input, of the nodes that run."""
+def ends_of(nodes: Iterable[NodeInfo], observed: Iterable[str] = ()) -> dict[str, Ends]:
+    """Return the ends of each topic of the nodes that run.
+
+    A node with a pattern subscribes to the topics of nodes and the ``observed`` topics that the pattern matches; a pattern that
+    matches none of them has an entry of its own.
+    """
+    running = [info for info in nodes if not info.ended and info.status is not NodeStatus.LOST]
     topics: dict[str, Ends] = {}
-    for info in nodes:
-        if info.ended or info.status is NodeStatus.LOST:
-            continue
+    for info in running:
         if info.output is not None:
             ends = topics.setdefault(info.output, Ends())
             ends.publishers.add(info.name)
             ends.rate += info.metrics.rate_out
-        for entry in info.inputs:
-            topics.setdefault(entry, Ends()).subscribers.add(info.name)
+    inputs = [(entry, announced_pattern(entry), info.name) for info in running for entry in info.inputs]
+    for entry, pattern, name in inputs:
+        if pattern is None:
+            topics.setdefault(entry, Ends()).subscribers.add(name)
+    known = {*topics, *observed}
+    for entry, pattern, name in inputs:
+        if pattern is not None:
+            for topic in [one for one in known if pattern.matches(one)] or [entry]:
+                topics.setdefault(topic, Ends()).subscribers.add(name)
     return topics
 
 
@@ -120,8 +131,10 @@ def topics(
                     await observation.run([] if observe is None else [">"], seconds)
                 finally:
                     arrived = None if observe is None else rates.total()
-                    show(ends_of(nodes), arrived, bus.clock(), as_json=json_lines)
+                    show(ends_of(nodes, arrived or ()), arrived, bus.clock(), as_json=json_lines)
                     if more := rates.others + observation.dropped("invalid topic"):
                         note(f"Not shown: {more:,} messages of more topics, or on channels that are no valid topics.")
+                    if unnamed := sum([info.more_inputs for info in nodes if not info.ended]):
+                        note(f"Not shown: {unnamed:,} inputs of nodes; a node announces its first {MAX_NAMED}.")
 
         run(observe_all())

@@ -45,6 +45,24 @@ def test_the_ends_of_the_topics():
     }
 
 
+def test_the_ends_of_lists_and_patterns():
+    topics = ends_of(
+        [
+            info(name="cam", output="cam.ne"),
+            info(name="detector", inputs=("cam.*", "lidar"), output="boxes"),
+            info(name="typo", inputs=("camera.>",)),
+        ],
+        observed=["cam.foreign", "boxes"],
+    )
+    assert {name: (ends.publishers, ends.subscribers) for name, ends in topics.items()} == {
+        "cam.ne": ({"cam"}, {"detector"}),
+        "cam.foreign": (set(), {"detector"}),
+        "lidar": (set(), {"detector"}),
+        "boxes": ({"detector"}, set()),
+        "camera.>": (set(), {"typo"}),
+    }
+
+
 @pytest.mark.parametrize("columns", [40, 60, 80, 200])
 def test_the_table_fits(columns, monkeypatch):
     out = Console(file=io.StringIO(), width=columns, force_terminal=True, color_system=None)
