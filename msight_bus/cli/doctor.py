@@ -19,7 +19,7 @@ from msight_bus.doctor.checks import run_checks
 from msight_bus.doctor.connecting import of_connection, of_setting
 from msight_bus.doctor.evidence import Evidence, Finding, matches
 from msight_bus.doctor.nodes import ends, total
-from msight_bus.errors import BusError, ConfigError, TopicError
+from msight_bus.errors import AuthenticationError, BusError, ConfigError, TopicError
 from msight_bus.patterns import check_entries
 from msight_bus.queue_policy import QueuePolicy
 from msight_bus.registry import Registry
@@ -61,7 +61,11 @@ async def gather(bus: Bus, evidence: Evidence) -> dict[str, dict[str, int]]:
         BusError: the broker refused a subscription.
     """
     evidence.max_message_bytes = bus.capabilities.max_message_bytes
-    registry = await registry_of(bus)
+    registry = None
+    try:
+        registry = await registry_of(bus)
+    except AuthenticationError as error:
+        note(f"Nodes are not shown: {error}")
     note(f"Observing for {evidence.seconds:g} s.")
     announcements = [] if registry is None else [NODES_TOPIC]
     observation = Observation(bus, evidence.add, on_drop=evidence.add)

@@ -82,9 +82,7 @@ async def of_connection(error: BusError, settings: BusSettings) -> Finding:
         if protocol is None:
             continue
         if protocol == _VERIFYING and settings.backend == "nats" and settings.nats.tls_cert_file is None:
-            return Finding(
-                "certificate", str(error), _set_certificate(names)
-            )  # NATS can reset the connection before its alert
+            return Finding("certificate", str(error), _set_certificate(names))  # the alert can be lost in a reset
         if protocol.startswith(settings.backend):
             return Finding("connection", str(error), "Correct what the broker reports.")
         address = names.address.format(host=server.host, port=kind.standard_port)

@@ -45,7 +45,8 @@ def test_a_check_that_fails_is_a_note_and_the_others_go_on(nats, topic, monkeypa
 @pytest.mark.parametrize("kind", ["redis", "nats"])
 def test_a_broker_that_goes_away_meanwhile(kind):
     broker = start_broker(kind)
-    with started("exec msight-bus doctor --observe 2 --json", make_backend(kind, broker)) as process:
+    quickly = {"MSIGHT_CONNECT_TIMEOUT": "1", "MSIGHT_DRAIN_TIMEOUT": "1"}
+    with started("exec msight-bus doctor --observe 1 --json", make_backend(kind, broker), **quickly) as process:
         assert "Observing" in process.stderr.readline()
         broker.stop()
         out, err = process.communicate(timeout=40)

@@ -112,6 +112,8 @@ def test_a_group_whose_members_idle_because_nothing_has_a_key_and_the_advice_end
         assert (status, set(found)) == (1, {"idle members"})
         assert f"One of 2 members of the group {group}" in found["idle members"]["problem"]
         assert "`export MSIGHT_KAFKA_UNKEYED=spread`" in found["idle members"]["advice"]
+        with publishing(kafka, {topic: lambda _: b"x"}, rate=20, key="one"):
+            assert examine(kafka, topic, seconds=1) == (0, {})
         spread = kafka.__class__(kafka.name, {**kafka.env, "MSIGHT_KAFKA_UNKEYED": "spread"})
         with publishing(spread, {topic: lambda _: b"x"}, rate=20):
             assert examine(kafka, topic, seconds=1) == (0, {})

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 
 from tests.support.brokers import make_backend, start_broker
-from tests.support.commands import publishing
+from tests.support.commands import command, publishing
 from tests.support.examining import examine
 from tests.support.servers import start
 
@@ -62,3 +63,14 @@ def test_a_frame_above_the_limit_of_the_bus(nats):
     assert (status, list(found)) == (1, ["message size"])
     assert "`export MSIGHT_MAX_MESSAGE_BYTES=10000`" in found["message size"]["advice"]
     assert examine(nats, "--message-bytes", "5000", MSIGHT_MAX_MESSAGE_BYTES="10000") == (0, {})
+
+
+def test_a_user_who_may_not_see_nodes_gets_the_other_checks(topic):
+    with start("redis", config=[f"user default on nopass ~* resetchannels &{topic} +@all"]) as broker:
+        backend = make_backend("redis", broker)
+        with publishing(backend, {topic: lambda _: b"x"}):
+            result = command(backend, "doctor", topic, "--observe", "0.5", "--json")
+            status, found = examine(backend, f"{topic}.other")
+    assert (result.exit_code, "Nodes are not shown: Redis refused" in result.stderr) == (0, True)
+    assert json.loads(result.stdout)["messages"] > 1
+    assert (status, found["observation"]["fault"]) == (1, True)

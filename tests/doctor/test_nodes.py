@@ -136,6 +136,16 @@ def test_a_clock_is_judged_by_the_heartbeat_that_was_fastest():
     assert [finding.problem.split()[3] for finding in clocks(evidence)] == ["late", "ahead"]
 
 
+@pytest.mark.parametrize(("output", "found"), [("site.a", 1), ("other.a", 0), (None, 0)])
+def test_given_topics_limit_the_checks_to_their_nodes(output, found):
+    evidence = Evidence(BusSettings(environ={}), topics=("site.*",))
+    info = announcement(host="h", output=output, status=NodeStatus.ERROR)
+    evidence.nodes = [info, msgspec.structs.replace(info, type="Other", status=NodeStatus.RUNNING)]
+    evidence.nodes.append(msgspec.structs.replace(info, status=NodeStatus.RUNNING))
+    evidence.add(Message(NODES_TOPIC, msgspec.json.encode(info), published_at=100.0, received_at=0.0))
+    assert [len(list(check(evidence))) for check in (clocks, ended_badly, same_name)] == [found] * 3
+
+
 def test_nodes_that_ended_badly_or_in_order():
     statuses = {status.value: announcement(name=status.value, status=status) for status in NodeStatus}
     evidence = Evidence(BusSettings(environ={}), nodes=list(statuses.values()))
