@@ -11,7 +11,7 @@ import pytest
 from msight_bus.nodes import NodeConfig
 from msight_bus.registry import NodeInfo, NodeMetrics, NodeStatus
 from msight_bus.topics import NODES_TOPIC
-from tests.support.brokers import make_backend
+from tests.support.brokers import make_backend, make_backend_alone
 from tests.support.commands import command, in_a_thread
 from tests.support.nodes import Collect, running
 from tests.support.servers import start
@@ -19,7 +19,7 @@ from tests.support.servers import start
 
 @pytest.mark.parametrize("kind", ["redis", "nats", "kafka"])
 def test_the_broker_and_its_nodes(kind, topic):
-    backend = make_backend(kind)
+    backend = make_backend_alone(kind)
 
     async def work(bus, ready, stop):
         config = NodeConfig(name="sink", subscribe_topic_name=topic, heartbeat_update_interval=0.2)

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from msight_bus import brokers
-from tests.support.brokers import make_backend
+from tests.support.brokers import make_backend_alone
 from tests.support.examining import examine_variables
 from tests.support.servers import EVERY, start
 
@@ -39,7 +39,7 @@ def test_a_port_of_another_broker(kind, other):
 
 
 def _port(kind):
-    text = next(value for name, value in make_backend(kind).env.items() if name.endswith(("_PORT", "_SERVERS")))
+    text = next(value for name, value in make_backend_alone(kind).env.items() if name.endswith(("_PORT", "_SERVERS")))
     return int(text.rpartition(":")[2])
 
 

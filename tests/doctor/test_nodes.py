@@ -17,7 +17,7 @@ from msight_bus.nodes import NodeConfig
 from msight_bus.registry import NodeInfo, NodeStatus
 from msight_bus.settings import BusSettings
 from msight_bus.topics import NODES_TOPIC
-from tests.support.brokers import make_backend
+from tests.support.brokers import make_backend_alone
 from tests.support.commands import command, in_a_thread, publishing
 from tests.support.nodes import Collect, Numbers, running
 
@@ -54,7 +54,7 @@ class Slow(Numbers):
 
 @pytest.mark.parametrize("kind", [*LIVE, "kafka"])
 def test_messages_that_arrive(kind, topic):
-    backend = make_backend(kind)
+    backend = make_backend_alone(kind)
     work = nodes(
         (Collect, {"name": "sink", "subscribe_topic_name": topic}), (Slow, {"name": "cam", "publish_topic_name": topic})
     )
@@ -68,14 +68,14 @@ def test_messages_that_arrive(kind, topic):
 
 @pytest.mark.parametrize("kind", LIVE)
 def test_a_topic_without_a_message(kind, topic):
-    status, faults, (line,) = examine(make_backend(kind), topic, seconds="0.2")
+    status, faults, (line,) = examine(make_backend_alone(kind), topic, seconds="0.2")
     assert (status, [one["check"] for one in faults], line["messages"]) == (1, ["arrival"], 0)
     assert f"`msight-bus pub {topic} hello`" in faults[0]["advice"]
 
 
 @pytest.mark.parametrize("kind", LIVE)
 def test_a_topic_that_differs_by_a_letter_from_that_of_a_program(kind, topic):
-    backend = make_backend(kind)
+    backend = make_backend_alone(kind)
     with publishing(backend, {f"{topic}.cam_ne": lambda _: b"x"}):
         status, faults, _ = examine(backend, f"{topic}.cam_nw", seconds="0.5")
         assert (status, [one["check"] for one in faults]) == (1, ["topics", "arrival"])
@@ -97,7 +97,7 @@ def test_an_input_that_differs_by_a_letter_from_an_output(nats, topic):
 
 @pytest.mark.parametrize("kind", LIVE)
 def test_two_nodes_of_one_name(kind, topic):
-    backend = make_backend(kind)
+    backend = make_backend_alone(kind)
     name = topic.replace(".", "-")
     one, other = {"name": name, "publish_topic_name": f"{topic}.a"}, {"name": name, "publish_topic_name": f"{topic}.b"}
     with in_a_thread(backend, nodes((Slow, one), (Slow, other))):
@@ -112,7 +112,7 @@ def test_two_nodes_of_one_name(kind, topic):
 @pytest.mark.parametrize("kind", LIVE)
 def test_a_clock_that_is_wrong(kind, ahead, words, topic, monkeypatch):
     """Publishing uses ``time.time_ns``, and receiving ``time.time``: only the node's clock is wrong."""
-    backend, right = make_backend(kind), time.time_ns
+    backend, right = make_backend_alone(kind), time.time_ns
     with in_a_thread(backend, nodes((Slow, {"name": "cam", "publish_topic_name": topic}))):
         monkeypatch.setattr(time, "time_ns", lambda: right() + ahead * 10**9)
         status, faults, _ = examine(backend, topic)

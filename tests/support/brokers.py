@@ -155,6 +155,11 @@ def make_backend(name: str, broker: brokers.RunningBroker | SharedBroker | None 
     return Backend(name, {} if name == "memory" else dict((broker or running_broker(name)).env))
 
 
+def make_backend_alone(kind: str) -> Backend:
+    """Return a backend of a broker that no other process of a parallel run uses."""
+    return make_backend(kind, breakable_broker(kind))
+
+
 def backend_at(kind: str, *ports: int) -> Backend:
     """Return Redis or NATS settings with servers at ``ports`` and a user."""
     if kind == "nats":
