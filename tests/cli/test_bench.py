@@ -144,7 +144,7 @@ def test_no_process_stays_when_it_is_ended_in_a_run(nats, number, tmp_path):
     with process:
         while "latency" not in (line := process.stderr.readline()):
             assert line, "it ended before it measured"
-        while len(_in_session(process.pid)) < 4:  # itself, the fork server, publisher, subscriber
+        while len(_in_session(process.pid)) < 5:  # itself, resource tracker, fork server, publisher, subscriber
             assert process.poll() is None
             time.sleep(0.02)
         os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)  # as a terminal does
