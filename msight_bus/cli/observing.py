@@ -115,7 +115,7 @@ class Observation:
         patterns = tuple(topic for topic in topics if is_pattern(topic))
         matchers = [TopicPattern(pattern, self.bus.settings.dead_letter_suffix) for pattern in patterns]
         named = [(one,) for one in topics if one not in patterns and not any(match.matches(one) for match in matchers)]
-        entries = [patterns, *named] if patterns else named  # a topic with a subscription of its own can be waited for
+        entries = [patterns, *named] if patterns else named  # a topic that does not exist yet is waited for alone
         policy = QueuePolicy.block if self.start == "earliest" else QueuePolicy.drop_oldest
         queue = policy(DEFAULT_MESSAGES, max_bytes=DEFAULT_BYTES // max(1, len(entries)) or 1)
         ready = [asyncio.Event() for _ in entries]

@@ -56,7 +56,7 @@ def ends_of(nodes: Iterable[NodeInfo], observed: Iterable[str] = ()) -> dict[str
     """Return the ends of each topic of the nodes that run.
 
     A node with a pattern subscribes to the topics of nodes and the ``observed`` topics that the pattern matches; a pattern that
-    matches none of them has an entry of its own.
+    matches none of them has its own entry.
     """
     running = [info for info in nodes if not info.ended and info.status is not NodeStatus.LOST]
     topics: dict[str, Ends] = {}

@@ -207,7 +207,7 @@ def _container(payload: bytes, at: int, lead: int) -> tuple[int, int, bool]:
 
 # -- JSON
 
-# Possessive and with an optional end of a string: linear, and without a stack, whatever the bytes are.
+# Possessive and with an optional end of a string: linear, and without a stack, for any bytes.
 _BETWEEN_BRACKETS = re.compile(rb'(?:[^"\[\]{}]++|"[^"\\]*+(?:\\.[^"\\]*+)*+"?)++', re.DOTALL)
 _SQUARE = bytes.maketrans(b"{}", b"[]")
 

@@ -273,7 +273,7 @@ class Inbox:
         """Keep the counters of a topic; evict the least recently used topic if there are too many."""
         if stream.evicted:
             stream.begin()
-        self.queue.dropped_of.pop(stream.topic, None)  # messages that were queued when the topic was forgotten
+        self.queue.dropped_of.pop(stream.topic, None)  # drops of messages that were queued at the eviction
         if len(self._streams) >= self._most:
             self._evict()
         stream.used = self.queue.received

@@ -282,7 +282,10 @@ class SocketConnection(Connection, asyncio.Protocol):
                 self._next_turn()
 
     def _deliver(self) -> None:
-        """Deliver the decoded messages; those of one subscription, on whatever topics, are queued together."""
+        """Deliver the decoded messages; those of one subscription are queued together.
+
+        Within one call, messages are ordered by topic, in the order of the topics' first messages: the decoder groups by address.
+        """
         self._held_bytes = 0
         received_at = time.time()
         announcements: list[tuple[Sequence[Route], Segment]] = []

@@ -222,7 +222,7 @@ class RedisConnector:
             return None
 
     async def ask(self, *command: str) -> object:
-        """Run one command on a connection of its own; return the reply, ``None`` if the user is not permitted to run it.
+        """Run one command on a new connection; return the reply, ``None`` if the user is not permitted to run it.
 
         Raises:
             BusError: as `connect`.
