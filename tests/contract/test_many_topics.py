@@ -185,8 +185,10 @@ async def test_latest_keeps_the_last_of_each_topic(backend, topic):
                 await bus.publish(topics[0], b"%d" % number)
             await received(messages, 124)
             stats = messages.stats
-            assert (stats.queued, dict(stats.dropped)) == (16, {"latest": 108})
-            assert dict(stats.topics[topics[0]].dropped) == {"latest": 101}
+            # On Kafka, a first fetch of three records of a topic continues with the last two ("skipped").
+            assert (stats.queued, sum(stats.dropped.values())) == (16, 108)
+            assert sum(stats.topics[topics[0]].dropped.values()) == 101
+            assert set(stats.dropped) <= ({"latest", "skipped"} if backend.name == "kafka" else {"latest"})
             came = await take(messages, 16)
         assert [int(message.payload) for message in came if message.topic == topics[0]] == [98, 99]
         for each in topics[1:]:

@@ -38,7 +38,10 @@ async def test_drop_newest_keeps_the_oldest(backend, topic):
 async def test_latest_keeps_the_last(backend, topic):
     async with backend.connect() as bus, bus.subscribe(topic, queue=QueuePolicy.latest(1)) as messages:
         await fill(bus, topic, messages)
-        assert messages.stats.dropped == {"latest": N - 1}
+        dropped = messages.stats.dropped
+        assert sum(dropped.values()) == N - 1
+        # On Kafka, a first fetch of several records continues with the latest one.
+        assert set(dropped) <= ({"latest", "skipped"} if backend.name == "kafka" else {"latest"})
         assert messages.stats.queued_peak == 1
         assert [int(m.payload) for m in await take(messages, 1)] == [N - 1]
 
