@@ -17,7 +17,7 @@ import pytest
 
 import msight_bus
 from msight_bus.events import Reconnected
-from tests.support.brokers import make_backend
+from tests.support.brokers import make_backend_alone
 from tests.support.proxy import FaultProxy, port_of, through
 from tests.support.receiving import take
 from tests.support.rig import LIVE, seen, until
@@ -39,8 +39,8 @@ live = pytest.mark.parametrize("target", LIVE, indirect=True)
 
 @pytest.fixture
 def target(request):
-    """The run's broker of the kind that the test names."""
-    return make_backend(request.param)
+    """A broker of the kind that the test names, without buses of other tests: their announcements would be traced."""
+    return make_backend_alone(request.param)
 
 
 class Trace:

@@ -75,7 +75,8 @@ async def test_two_members_beside_another_make_share_what_it_leaves(kafka, topic
 
 async def test_what_comes_from_another_make_starts_where_it_was_joined(kafka, topic):
     """The other has committed nothing of it, and what was published since would be skipped, or all before it be read again."""
-    async with other_member(kafka, topic, CLASSIC, partitions=2) as member, kafka.connect() as bus:
+    commits_nothing = {**CLASSIC, "enable.auto.commit": False}
+    async with other_member(kafka, topic, commits_nothing, partitions=2) as member, kafka.connect() as bus:
         async with raw_producer(kafka) as produce:
             for partition in (0, 1):
                 await produce(topic, batch_of(Rec(b"0")), partition)
