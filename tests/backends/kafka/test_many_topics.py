@@ -9,7 +9,7 @@ from itertools import chain
 from types import SimpleNamespace
 
 import pytest
-from aiokafka.admin import NewPartitions, NewTopic
+from aiokafka.admin import NewTopic
 from aiokafka.errors import KafkaConnectionError
 from confluent_kafka import Consumer
 
@@ -297,7 +297,7 @@ async def test_partitions_that_are_added_to_one_of_the_topics_are_read(kafka, to
     async with administering(kafka) as admin, kafka.connect(**ONE) as bus:
         await create(admin, f"{topic}.a", f"{topic}.b")
         async with bus.subscribe(f"{topic}.*", group_id=group_id) as messages:
-            await admin.create_partitions({f"{topic}.b": NewPartitions(3)})
+            await Operator(kafka).add_partitions(f"{topic}.b", 3)
             async with kafka.connect() as other:
                 for number in range(20):
                     await other.publish(f"{topic}.b", b"%d" % number, key=str(number))

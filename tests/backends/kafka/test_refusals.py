@@ -9,9 +9,12 @@ from msight_bus import BusError, MessageTooLargeError
 from tests.support.kafka_admin import administering, make
 from tests.support.kafka_answers import PRODUCE, changing_answers
 from tests.support.kafka_records import Rec, batch_of, raw_producer
-from tests.support.kafka_traffic import outcomes, publishing, received
+from tests.support.kafka_traffic import outcomes, publishing
+from tests.support.kafka_traffic import received as all_received
 
 API_VERSIONS = 18
+PROBE = 99_999_999
+"""The number of the records that find out whether a limit is applied: the broker accepts the first ones."""
 COMPACT = {"cleanup.policy": "compact"}
 
 
@@ -28,7 +31,12 @@ async def lower_limit(kafka, topic, size):
         await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": str(size)})])
         with pytest.raises(AssertionError, match="error 10"):
             while True:
-                await produce(topic, batch_of(Rec(b"%08d" % 9 + bytes(size))))
+                await produce(topic, batch_of(Rec(b"%08d" % PROBE + bytes(size))))
+
+
+async def received(kafka, topic):
+    """The numbers on a topic, without those of `lower_limit`."""
+    return [number for number in await all_received(kafka, topic) if number != PROBE]
 
 
 def keyed(bus, topic, numbers, unkeyed):
