@@ -22,6 +22,7 @@ from msight_bus import brokers
 from msight_bus.events import BusEvent
 from msight_bus.settings import BusSettings
 from tests.support import sharing
+from tests.support.kafka_classes import share_classes
 
 BACKENDS = ["memory", "redis", "nats", "kafka"]
 GROUP = f"g{os.getpid()}"
@@ -104,6 +105,7 @@ def _describe(kind: str) -> SharedBroker:
 
 def share_brokers() -> None:
     """Let the workers that this process is going to start use its brokers."""
+    share_classes()
     os.environ[_SHARED] = sharing.serve(_describe)
 
 
