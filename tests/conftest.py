@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib
 import inspect
 import itertools
 import os
+import sys
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import hypothesis
@@ -19,7 +22,9 @@ from tests.support.brokers import BACKENDS, Backend, describe_brokers, make_back
 
 pytest_plugins = ["tests.support.retrying"]
 
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # the programs that tests start compile the package once, not each time
+# The processes of a run and the programs that they start compile a module once, not each time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 _TEST_WITHIN = 55.0
 
@@ -63,6 +68,19 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         runner.run(watched())
     gc.collect()  # an unclosed resource warns now, in the test that leaked it
     return True
+
+
+def pytest_collection(session: pytest.Session) -> None:
+    """In a worker, first import the test modules from another one on than the other workers, so that each compiles a part."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is None:
+        return
+    root = session.config.rootpath
+    paths = sorted(path for given in session.config.args for path in (root / given).rglob("test_*.py"))
+    start = len(paths) * int(worker.removeprefix("gw")) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    for path in paths[start:] + paths[:start]:
+        with suppress(Exception, pytest.skip.Exception):  # the collection reports it
+            importlib.import_module(".".join(path.relative_to(root).with_suffix("").parts))
 
 
 def pytest_collection_finish() -> None:
