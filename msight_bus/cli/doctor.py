@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import warnings
 from dataclasses import asdict
@@ -15,7 +16,7 @@ from msight_bus.bus import Bus, connect
 from msight_bus.cli.exit_status import FAILED, exit_status, status_of
 from msight_bus.cli.observing import READING, BackendOption, JsonOption, Observation, note, settings_of
 from msight_bus.cli.top import ALL_ANNOUNCED
-from msight_bus.doctor.checks import run_checks
+from msight_bus.doctor.checks import run_checks, run_checks_now
 from msight_bus.doctor.connecting import of_connection, of_setting
 from msight_bus.doctor.evidence import Evidence, Finding, matches
 from msight_bus.doctor.nodes import ends, total
@@ -54,8 +55,8 @@ async def registry_of(bus: Bus) -> Registry | None:
         return None
 
 
-async def gather(bus: Bus, evidence: Evidence) -> dict[str, dict[str, int]]:
-    """Observe nodes and messages for ``evidence.seconds``; return the losses of each topic.
+async def gather(bus: Bus, evidence: Evidence) -> None:
+    """Observe nodes and messages for ``evidence.seconds``; if cancelled, ``evidence`` has what was observed until then.
 
     Raises:
         BusError: the broker refused a subscription.
@@ -69,24 +70,28 @@ async def gather(bus: Bus, evidence: Evidence) -> dict[str, dict[str, int]]:
     note(f"Observing for {evidence.seconds:g} s.")
     announcements = [] if registry is None else [NODES_TOPIC]
     observation = Observation(bus, evidence.add, on_drop=evidence.add)
+    begun = bus.clock()
     try:
         await observation.run([*(evidence.topics or [">"]), *announcements], evidence.seconds)
         if evidence.topics and not evidence.seen:
             await Observation(bus, evidence.add, on_drop=evidence.add).run([">"], min(_OTHERS_WITHIN, evidence.seconds))
+    except asyncio.CancelledError:
+        evidence.seconds = min(evidence.seconds, round(bus.clock() - begun, 1))
+        raise
     finally:
         evidence.nodes = [] if registry is None else list(registry)
-    counters = observation.counters.items()
-    return {topic: {"gaps": one.gaps or 0, "missing": one.missing or 0} for topic, one in counters}
+        counters = observation.counters.items()
+        evidence.losses = {topic: {"gaps": one.gaps or 0, "missing": one.missing or 0} for topic, one in counters}
 
 
-def _lines(evidence: Evidence, losses: dict[str, dict[str, int]]) -> list[dict[str, object]]:
+def _lines(evidence: Evidence) -> list[dict[str, object]]:
     """Return what was observed on each topic of the command line."""
     lines: list[dict[str, object]] = []
     for entry in evidence.topics:
         seen = total([one for topic, one in evidence.seen.items() if matches(entry, topic)])
         publishers, subscribers = ends(evidence, entry)
         nodes = [info for info in evidence.running() if any(matches(one, entry) for one in info.inputs)]
-        lost = [each for topic, each in losses.items() if matches(entry, topic)]
+        lost = [each for topic, each in evidence.losses.items() if matches(entry, topic)]
         counts = {"messages": seen.messages, "sessions": len(seen.sessions - {None}), "largest_bytes": seen.largest}
         counts |= {name: sum([each[name] for each in lost]) for name in ("gaps", "missing")}
         counts["dropped"] = sum([info.metrics.dropped for info in nodes])
@@ -94,8 +99,10 @@ def _lines(evidence: Evidence, losses: dict[str, dict[str, int]]) -> list[dict[s
     return lines
 
 
-def report(findings: list[Finding], lines: list[dict[str, object]], *, as_json: bool) -> None:
-    """Print what was observed and found."""
+def report(
+    findings: list[Finding], lines: list[dict[str, object]], *, as_json: bool, interrupted: bool = False
+) -> None:
+    """Print what was observed and found; ``interrupted``: not all checks were made."""
     out = Console(highlight=False)
     for line in lines:
         if as_json:
@@ -116,8 +123,11 @@ def report(findings: list[Finding], lines: list[dict[str, object]], *, as_json: 
         out.print(Text.assemble((f"{label} {finding.check}: ", style), finding.problem), soft_wrap=not out.is_terminal)
         out.print(Text(f"  To do: {finding.advice}"), soft_wrap=not out.is_terminal)
     faults = sum(finding.fault for finding in findings)
+    if interrupted:
+        note("Interrupted: not all checks were made.")
     if not as_json:
-        out.print(f"Faults found: {faults}." if faults else "No fault found.")
+        so_far = " so far" if interrupted else ""
+        out.print(f"Faults found{so_far}: {faults}." if faults else f"No fault found{so_far}.")
 
 
 def doctor(
@@ -137,7 +147,8 @@ def doctor(
 
     Checks the settings, the connection, the limits of the broker, the nodes and their topics; on Kafka also topics, replicas,
     groups and transactions. Nodes announce themselves every 10 seconds: with a shorter `--observe`, some are not seen. No group
-    is joined, no topic created and nothing committed. The exit status is 1 if a fault was found.
+    is joined, no topic created and nothing committed. Ctrl-C prints at once what was found. The exit status is 1 if a fault was
+    found.
     """
     with exit_status():
         chosen = tuple(check_entries(topics)) if topics else ()
@@ -151,28 +162,32 @@ def doctor(
         sentences = dict.fromkeys(str(warning.message) for warning in caught)
         findings = [of_setting(sentence) for sentence in sentences]
         evidence = Evidence(settings, chosen, message_bytes, seconds=observe)
-        status, lines = run(_examine(evidence, reading, findings))
-        report(findings, lines, as_json=json_lines)
+        try:
+            status = run(_examine(evidence, reading, findings))
+        except KeyboardInterrupt:
+            report(findings, _lines(evidence), as_json=json_lines, interrupted=True)
+            raise
+        report(findings, _lines(evidence), as_json=json_lines)
         if status or any(finding.fault for finding in findings):
             raise typer.Exit(status or FAILED)
 
 
-async def _examine(
-    evidence: Evidence, reading: BusSettings, findings: list[Finding]
-) -> tuple[int, list[dict[str, object]]]:
-    """Connect, observe and check; return an exit status and what was observed on the topics of the command line."""
-    losses: dict[str, dict[str, int]] = {}
+async def _examine(evidence: Evidence, reading: BusSettings, findings: list[Finding]) -> int:
+    """Connect, observe and check, and add to ``findings`` what is found; return an exit status."""
     try:
         async with connect(reading) as bus:
             try:
-                losses = await gather(bus, evidence)
+                await gather(bus, evidence)
             except BusError as error:
                 advice = "Correct the other findings, and run this command again."
                 findings.append(Finding("observation", f"Messages or nodes were not observed: {error}", advice))
-            findings += await run_checks(evidence)
+            except asyncio.CancelledError:
+                findings += run_checks_now(evidence)
+                raise
+            await run_checks(evidence, findings)
             await bus.core.backend.ping()
     except BusError as error:
         found_before = any(finding.fault and finding.check not in ("settings", "observation") for finding in findings)
         findings.append(await of_connection(error, evidence.settings))
-        return 0 if found_before else status_of(error), _lines(evidence, losses)
-    return 0, _lines(evidence, losses)
+        return 0 if found_before else status_of(error)
+    return 0

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -17,6 +20,8 @@ from msight_bus.errors import AuthenticationError, BusError, ConfigError, Connec
 FAILED, USAGE, NOT_REACHED, INTERRUPTED = 1, 2, 3, 130
 
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 HELP = """
 Exit status: 0 done or healthy; 1 a fault was found or the operation failed; 2 wrong usage or configuration; 3 the broker was
@@ -45,6 +50,31 @@ def exit_status() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def checked_output() -> Iterator[None]:
+    """Flush standard output at the end. If output cannot be written, print why to standard error and exit with `FAILED`.
+
+    A closed pipe, as of ``| head``, exits silently.
+    """
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, *_FULL):
+            raise
+        if error.errno != errno.EPIPE:
+            with suppress(OSError):
+                print(f"Output cannot be written: {error.strerror}.", file=sys.stderr, flush=True)  # noqa: T201
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:  # what is left in the buffer would be written again when the interpreter ends
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        sys.exit(FAILED)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

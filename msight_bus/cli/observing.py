@@ -128,7 +128,7 @@ class Observation:
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.wait(tasks)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _read(self, topics: tuple[str, ...], queue: QueuePolicy, ready: asyncio.Event) -> None:
         loop, start = asyncio.get_running_loop(), self.start

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from typing import Annotated
@@ -29,8 +29,8 @@ from msight_bus.cli.observing import (
     watch,
 )
 from msight_bus.cli.tables import Column, table_lines
-from msight_bus.cli.topic_rates import TopicRates
-from msight_bus.patterns import named
+from msight_bus.cli.topic_rates import Arrivals, TopicRates
+from msight_bus.patterns import TopicPattern, is_pattern, named
 
 MOST_TOPICS = 1000
 Figures = Mapping[str, float | None]
@@ -49,12 +49,22 @@ def cell(figures: Figures, name: str) -> str:
 
 
 class Display:
-    """A live table on a terminal, else a line a second and topic."""
+    """A live table on a terminal, else a line a second and topic. A topic or pattern without a message is listed too."""
 
-    def __init__(self, columns: Mapping[str, Column], rates: TopicRates, *, live: Live | None, as_json: bool) -> None:
-        """``columns``: those of the figures; ``live``: the live table; ``as_json``: print all figures as JSON."""
+    def __init__(
+        self,
+        columns: Mapping[str, Column],
+        rates: TopicRates,
+        entries: Sequence[str] = (),
+        *,
+        live: Live | None,
+        as_json: bool,
+    ) -> None:
+        """``columns``: those of the figures; ``entries``: the topics and patterns of the command line; ``live``: the live
+        table; ``as_json``: print all figures as JSON."""
         self._columns = columns
         self._rates = rates
+        self._silent = list(entries)
         self._live = live
         self._as_json = as_json
         self._out = Output()
@@ -64,9 +74,14 @@ class Display:
         if not total:
             self._rates.turn()
         counters, now = observation.counters, time.time()
+        measured = self._rates.total() if total else self._rates.recent()
+        suffix = observation.bus.settings.dead_letter_suffix
+        heard = measured.keys() | {topic for topic, one in counters.items() if one.received}
+        self._silent = [entry for entry in self._silent if not _any_match(entry, heard, suffix)]
+        measured |= {entry: Arrivals() for entry in self._silent}
         rows: dict[str, Figures] = {
             topic: {**arrivals.figures(now), "missing": counters[topic].missing if topic in counters else 0}
-            for topic, arrivals in sorted((self._rates.total() if total else self._rates.recent()).items())
+            for topic, arrivals in sorted(measured.items())
         }
         if total and self._rates.others:
             note(f"{self._rates.others:,} messages of other topics; at most {MOST_TOPICS:,} topics are measured.")
@@ -78,6 +93,7 @@ class Display:
             line = json.dumps({"topic": topic, "total": total, **row})
             if not self._as_json:
                 cells = [f"{column.title} {cell(row, name)}" for name, column in self._columns.items()]
+                cells = ["no message"] if topic in self._silent else cells
                 line = "  ".join([when, topic, *cells]).replace("\n", " ")
             self._out.print(Text(line), soft_wrap=True)
 
@@ -87,6 +103,12 @@ class Display:
         lines = table_lines([_TOPIC, *self._columns.values()], shown, self._out.width)
         more = len(cells) - len(shown)
         return Group(*lines, *([Text(f"… and {more:,} more", style="dim")] if more else []))
+
+
+def _any_match(entry: str, topics: Collection[str], dead_letter_suffix: str) -> bool:
+    if not is_pattern(entry):
+        return entry in topics
+    return any(map(TopicPattern(entry, dead_letter_suffix).matches, topics))
 
 
 def _command(name: str, columns: Mapping[str, Column], help_text: str) -> Callable[..., None]:
@@ -104,7 +126,7 @@ def _command(name: str, columns: Mapping[str, Column], help_text: str) -> Callab
             if live is not None:
                 live = stack.enter_context(live) if live.console.is_terminal else None
             rates = TopicRates(window, MOST_TOPICS)
-            display = Display(columns, rates, live=live, as_json=json_lines)
+            display = Display(columns, rates, topics, live=live, as_json=json_lines)
 
             def is_complete(observation: Observation) -> bool:
                 return count is not None and observation.received >= count
@@ -124,8 +146,9 @@ def _command(name: str, columns: Mapping[str, Column], help_text: str) -> Callab
 
 _AT_THE_END = """
 
-    On a terminal, a live table is shown. Elsewhere, each second prints a line for each topic, and the last lines are of the
-    whole time. `?`: not known. The exit status is 1 if no message arrived."""
+    On a terminal, a live table is shown. Elsewhere, each second prints a line for each topic, and for each topic or pattern of
+    the command line on which no message has arrived; the last lines are of the whole time. `?`: not known. The exit status is 1
+    if no message arrived."""
 
 hz = _command(
     "hz",

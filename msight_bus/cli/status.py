@@ -1,10 +1,11 @@
-"""``msight-bus status``: the broker, the nodes and their losses on one screen."""
+"""``msight-bus status``: the broker, the nodes, their losses and the lag of groups on one screen."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from collections import Counter
+from dataclasses import asdict, dataclass, field
 from time import perf_counter
 from typing import Annotated, Any
 
@@ -16,14 +17,14 @@ from msight_bus.bus import connect
 from msight_bus.cli.doctor import registry_of
 from msight_bus.cli.exit_status import FAILED, exit_status
 from msight_bus.cli.observing import READING, BackendOption, JsonOption, note, settings_of
+from msight_bus.cli.tables import Column, print_table
 from msight_bus.cli.top import ALL_ANNOUNCED
-from msight_bus.doctor.checks import version
-from msight_bus.doctor.evidence import Evidence
+from msight_bus.doctor.checks import lags, version
+from msight_bus.doctor.evidence import Evidence, GroupLag
 from msight_bus.doctor.nodes import ended_badly
-from msight_bus.errors import AuthenticationError
+from msight_bus.errors import AuthenticationError, described
 from msight_bus.registry import NodeInfo
 from msight_bus.runtime import run
-from msight_bus.settings import BusSettings
 
 EXAMPLES = """
 Examples:
@@ -32,6 +33,15 @@ Examples:
 
 - `msight-bus status --seconds 1 --json`: one object, for a script
 """
+
+_MOST_ROWS = 20
+_LAGS = (
+    Column("group", folds_at=8, left=True),
+    Column("topic", folds_at=8, left=True),
+    Column("lag"),
+    Column("uncommitted\npartitions", 2),
+    Column("members", 1),
+)
 
 
 def _summary(nodes: list[NodeInfo]) -> dict[str, Any]:
@@ -47,38 +57,105 @@ def _summary(nodes: list[NodeInfo]) -> dict[str, Any]:
     }
 
 
-async def _status(reading: BusSettings, seconds: float, *, as_json: bool) -> bool:
-    """Print the status; return whether a node is LOST or has ended with an error."""
-    evidence = Evidence(reading)
-    async with connect(reading) as bus:
-        begun = perf_counter()
-        await bus.core.backend.ping()
-        ping = (perf_counter() - begun) * 1e3
-        found = await version(evidence)
+@dataclass
+class Status:
+    """What is known so far of a broker.
+
+    Attributes:
+        evidence: settings and nodes.
+        found: address, version and PING of the broker.
+        lags: of the groups; ``None`` where they are not known.
+        others: number of groups that were not read.
+    """
+
+    evidence: Evidence
+    found: dict[str, Any] = field(default_factory=dict)
+    lags: list[GroupLag] | None = None
+    others: int = 0
+
+    async def read(self, seconds: float) -> None:
+        """Ask the broker, and listen to the nodes.
+
+        Raises:
+            BusError: the broker was not reached, or refused the connection.
+        """
+        settings = self.evidence.settings
+        async with connect(settings) as bus:
+            begun = perf_counter()
+            await bus.core.backend.ping()
+            ping = (perf_counter() - begun) * 1e3
+            named = await version(self.evidence)
+            self.found = {"backend": settings.backend, "address": settings.address, "version": named, "ping_ms": ping}
+            await self._read_lags()
+            registry = None
+            try:
+                registry = await registry_of(bus)
+                note(f"Listening for {seconds:g} s; Ctrl-C ends earlier.")
+                await asyncio.sleep(0 if registry is None else seconds)
+            except AuthenticationError as error:
+                note(f"Nodes are not shown: {error}")
+            finally:
+                self.evidence.nodes = [] if registry is None else list(registry)
+
+    async def _read_lags(self) -> None:
         try:
-            registry = await registry_of(bus)
-            note(f"Listening for {seconds:g} s; Ctrl-C ends without a status.")
-            await asyncio.sleep(0 if registry is None else seconds)
-            evidence.nodes = [] if registry is None else list(registry)
-        except AuthenticationError as error:
-            note(f"Nodes are not shown: {error}")
-    faults = [finding.problem for finding in ended_badly(evidence)]
-    broker = {"backend": reading.backend, "address": reading.address, "version": found, "ping_ms": ping}
-    fields = {**broker, **_summary(evidence.nodes), "faults": faults}
-    if as_json:
-        typer.echo(json.dumps(fields))
-        return bool(faults)
-    nodes = ", ".join(f"{count:,} {name}" for name, count in fields["nodes"].items()) or "none announced"
-    out = Console(highlight=False)
-    for line in (
-        f"Broker: {reading.backend} {found or '(version unknown)'} at {reading.address}, PING {ping:.1f} ms",
-        f"Nodes: {nodes}",
-        f"Since their start: {fields['missing']:,} messages lost, {fields['dropped']:,} dropped, {fields['errors']:,} errors; "
-        f"queued now: {fields['queued']:,}",
-        *faults,
-    ):
-        out.print(Text(line), soft_wrap=not out.is_terminal)
-    return bool(faults)
+            read = await lags(self.evidence)
+        except Exception as error:  # a client library can raise anything
+            note(f"The lag of groups is not shown: {described(error)}")
+            return
+        if read is not None:
+            self.lags, self.others = sorted(read[0], key=lambda one: (-(one.lag or 0), one.group, one.topic)), read[1]
+
+    @property
+    def faults(self) -> list[str]:
+        """The nodes that are LOST or have ended with an error."""
+        return [finding.problem for finding in ended_badly(self.evidence)]
+
+    def show(self, *, as_json: bool) -> None:
+        """Print what is known."""
+        if not self.found:
+            return
+        fields = {**self.found, **_summary(self.evidence.nodes), "faults": self.faults}
+        fields |= {
+            "groups": None if self.lags is None else [asdict(one) for one in self.lags],
+            "more_groups": self.others,
+        }
+        if as_json:
+            typer.echo(json.dumps(fields))
+            return
+        out = Console(highlight=False)
+        nodes = ", ".join(f"{count:,} {name}" for name, count in fields["nodes"].items()) or "none announced"
+        where = f"{fields['backend']} {fields['version'] or '(version unknown)'} at {fields['address']}"
+        for line in (
+            f"Broker: {where}, PING {fields['ping_ms']:.1f} ms",
+            f"Nodes: {nodes}",
+            f"Since their start: {fields['missing']:,} messages lost, {fields['dropped']:,} dropped, "
+            f"{fields['errors']:,} errors; queued now: {fields['queued']:,}",
+            *self.faults,
+        ):
+            out.print(Text(line), soft_wrap=not out.is_terminal)
+        if self.lags is not None:
+            self._show_lags(out)
+
+    def _show_lags(self, out: Console) -> None:
+        rows = [
+            [
+                one.group,
+                one.topic,
+                "?" if one.lag is None else f"{one.lag:,}",
+                f"{one.uncommitted:,}",
+                f"{one.members:,}",
+            ]
+            for one in self.lags or ()
+        ]
+        if not rows:
+            out.print("Groups: none with a topic")
+        else:
+            print_table(_LAGS, rows[:_MOST_ROWS], out)
+        more = [f"{len(rows) - _MOST_ROWS:,} more lines (see --json)"] if len(rows) > _MOST_ROWS else []
+        more += [f"{self.others:,} groups, which were not read"] if self.others else []
+        if more:
+            note(f"Not shown: {', '.join(more)}.")
 
 
 def status(
@@ -88,10 +165,19 @@ def status(
     json_lines: JsonOption = False,
     backend: BackendOption = None,
 ) -> None:
-    """Show the broker, the nodes and their losses on one screen.
+    """Show the broker, the nodes and their losses on one screen, and on Kafka the lag of consumer groups.
 
-    The exit status is 1 if a node is LOST or has ended with an error. `msight-bus doctor` says what to do.
+    *lag*: records after the offsets that the group has committed, at the start of the command; `?`: nothing is committed. The
+    groups of all programs are shown, those furthest behind first. Reading joins no group and commits nothing. Ctrl-C prints at
+    once what is known. The exit status is 1 if a node is LOST or has ended with an error. `msight-bus doctor` says what to do.
     """
     with exit_status():
-        if run(_status(settings_of(backend, READING), seconds, as_json=json_lines)):
+        known = Status(Evidence(settings_of(backend, READING)))
+        try:
+            run(known.read(seconds))
+        except KeyboardInterrupt:
+            known.show(as_json=json_lines)
+            raise
+        known.show(as_json=json_lines)
+        if known.faults:
             raise typer.Exit(FAILED)

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from msight_bus.doctor import nodes
-from msight_bus.doctor.evidence import Evidence, Finding
+from msight_bus.doctor.evidence import Evidence, Finding, GroupLag
 from msight_bus.errors import described
 
 Check = Callable[[Evidence], Iterator[Finding] | AsyncIterator[Finding]]
@@ -40,7 +40,7 @@ _LIMITS = {
 }
 """The broker's setting and the change that raises it, where a connection has one limit for all topics."""
 
-EVERYWHERE: tuple[Check, ...] = (
+EVERYWHERE: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
     nodes.ended_badly,
     nodes.same_name,
     nodes.clocks,
@@ -87,9 +87,26 @@ async def version(evidence: Evidence) -> str | None:
         return None
 
 
-async def run_checks(evidence: Evidence) -> list[Finding]:
-    """Run all checks, one after the other, each within `_WITHIN` seconds."""
-    findings: list[Finding] = []
+async def lags(evidence: Evidence) -> tuple[list[GroupLag], int] | None:
+    """Return the lag of the consumer groups, and the number of groups that are not read; ``None`` where no broker keeps groups.
+
+    Raises:
+        Exception: the broker did not answer or refused; a client library can raise anything.
+    """
+    if evidence.settings.backend != "kafka":
+        return None
+    async with asyncio.timeout(_WITHIN):
+        found: tuple[list[GroupLag], int] = await _of_module("kafka_groups", "lags")(evidence.settings)
+    return found
+
+
+def run_checks_now(evidence: Evidence) -> list[Finding]:
+    """Run the checks that ask nobody."""
+    return [finding for check in EVERYWHERE for finding in check(evidence)]
+
+
+async def run_checks(evidence: Evidence, findings: list[Finding]) -> None:
+    """Run all checks, one after the other, each within `_WITHIN` seconds, and add what they find to ``findings``."""
     for check in checks_of(evidence.settings.backend):
         try:
             async with asyncio.timeout(_WITHIN):
@@ -101,4 +118,3 @@ async def run_checks(evidence: Evidence) -> list[Finding]:
             findings.append(
                 Finding(name, problem, "Correct the other findings, and run this command again.", fault=False)
             )
-    return findings

@@ -39,6 +39,24 @@ class Finding:
     fault: bool = True
 
 
+@dataclass(frozen=True)
+class GroupLag:
+    """How far a consumer group is behind on a topic.
+
+    Attributes:
+        group, topic: names of the group and the topic.
+        lag: records after the committed offsets; ``None`` if no partition has a committed offset.
+        uncommitted: number of assigned partitions without a committed offset, whose records are not in ``lag``.
+        members: number of members with a partition of the topic.
+    """
+
+    group: str
+    topic: str
+    lag: int | None
+    uncommitted: int
+    members: int
+
+
 @dataclass
 class Seen:
     """The messages of one topic.
@@ -69,6 +87,7 @@ class Evidence:
         seconds: for which messages were observed.
         nodes: the registry's nodes.
         seen: the observed messages, by topic.
+        losses: number of gaps and of missing messages, by topic.
         clocks: by host, the least seconds from the publish time of a heartbeat, by the host's clock, to its arrival.
     """
 
@@ -79,6 +98,7 @@ class Evidence:
     seconds: float = 0.0
     nodes: list[NodeInfo] = field(default_factory=list)
     seen: dict[str, Seen] = field(default_factory=dict)
+    losses: dict[str, dict[str, int]] = field(default_factory=dict)
     clocks: dict[str, float] = field(default_factory=dict)
     _decoder: msgspec.json.Decoder[NodeInfo] = field(default_factory=lambda: msgspec.json.Decoder(NodeInfo))
 

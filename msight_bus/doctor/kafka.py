@@ -4,58 +4,34 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 from aiokafka import TopicPartition
 
 from msight_bus.backends.kafka.aiokafka_compat import (
-    LATEST,
     READ_COMMITTED,
     READ_UNCOMMITTED,
     Client,
     CreateTopicsRequest,
     DescribeConfigsRequest,
-    DescribeGroupsRequest,
-    ListGroupsRequest,
-    MetadataRequest,
-    assigned_partitions,
-    offsets_request,
-    read_offsets,
 )
-from msight_bus.backends.kafka.client import client_options
-from msight_bus.backends.kafka.credentials import Credentials
 from msight_bus.backends.kafka.errors import error_for
 from msight_bus.doctor.evidence import Evidence, Finding
+from msight_bus.doctor.kafka_groups import MOST, cluster, ends_of, groups_of, partitions_of
 from msight_bus.errors import quoted
 from msight_bus.patterns import is_pattern
-from msight_bus.settings import BusSettings
 
 _REACHED_WITHIN = 2.0
 _HELD_FOR = 3.0
 """Seconds for which a transaction is open before it is a finding."""
 
-_MOST = 1000
-"""Maximum number of topics and of groups that are checked."""
-
 _TOPIC = 2
 """Resource type TOPIC of a DescribeConfigs request."""
 
 
-@asynccontextmanager
-async def _cluster(settings: BusSettings) -> AsyncIterator[Client]:
-    credentials = Credentials(settings.kafka)
-    client = Client(credentials, **client_options(settings, credentials))
-    try:
-        await client.bootstrap()
-        yield client
-    finally:
-        await client.aclose()
-
-
 async def advertised_listeners(evidence: Evidence) -> AsyncIterator[Finding]:
     """Find brokers that cannot be reached at their advertised address."""
-    async with _cluster(evidence.settings) as client:
+    async with cluster(evidence.settings) as client:
         brokers = list(client.cluster.brokers())
     for broker in brokers:
         try:
@@ -76,20 +52,14 @@ def _named(evidence: Evidence) -> list[str]:
     topics = dict.fromkeys(evidence.topics)
     for info in evidence.running() if not topics else ():
         topics |= dict.fromkeys((*info.inputs, *filter(None, [info.output])))
-    return [evidence.settings.topic_map.on_broker(topic) for topic in topics if not is_pattern(topic)][:_MOST]
-
-
-async def _partitions(client: Client, topics: list[str] | None) -> dict[str, list[Any]]:
-    response = await client.ask(MetadataRequest(topics, allow_auto_topic_creation=False))
-    found = {name: partitions for code, name, *_, partitions in response.topics if not code and partitions}
-    return {name: found[name] for name in sorted(found)[:_MOST] if not name.startswith("_")}
+    return [evidence.settings.topic_map.on_broker(topic) for topic in topics if not is_pattern(topic)][:MOST]
 
 
 async def missing_topics(evidence: Evidence) -> AsyncIterator[Finding]:
     """Find topics that do not exist and that this user's programs cannot create; Kafka checks the creation without creating."""
     kafka, named = evidence.settings.kafka, _named(evidence)
-    async with _cluster(evidence.settings) as client:
-        existing = await _partitions(client, named) if named else {}
+    async with cluster(evidence.settings) as client:
+        existing = await partitions_of(client, named) if named else {}
         for topic in named:
             if topic in existing:
                 continue
@@ -118,8 +88,8 @@ async def _option(client: Client, topics: Iterable[str], name: str) -> dict[str,
 async def topic_limits(evidence: Evidence) -> AsyncIterator[Finding]:
     """Find topics that do not accept the message that the user wants to send."""
     name, size, server = "max.message.bytes", evidence.message_bytes, evidence.settings.kafka.servers[0]
-    async with _cluster(evidence.settings) as client:
-        limits = await _option(client, await _partitions(client, _named(evidence) or None), name) if size else {}
+    async with cluster(evidence.settings) as client:
+        limits = await _option(client, await partitions_of(client, _named(evidence) or None), name) if size else {}
     for topic, limit in limits.items():
         if limit < size:
             change = (
@@ -131,8 +101,8 @@ async def topic_limits(evidence: Evidence) -> AsyncIterator[Finding]:
 
 async def in_sync_replicas(evidence: Evidence) -> AsyncIterator[Finding]:
     """Find partitions with fewer in-sync replicas than ``min.insync.replicas``, which accept no message."""
-    async with _cluster(evidence.settings) as client:
-        topics = await _partitions(client, _named(evidence) or None)
+    async with cluster(evidence.settings) as client:
+        topics = await partitions_of(client, _named(evidence) or None)
         needed_of = await _option(client, topics, "min.insync.replicas")
     for topic, needed in needed_of.items():
         short = [partition for partition in topics[topic] if len(partition[4]) < needed]
@@ -147,14 +117,13 @@ async def in_sync_replicas(evidence: Evidence) -> AsyncIterator[Finding]:
 
 async def idle_members(evidence: Evidence) -> AsyncIterator[Finding]:
     """Find groups with members that get no message: without a partition, or where messages without a key use one partition."""
-    async with _cluster(evidence.settings) as client:
-        topics = await _partitions(client, _named(evidence) or None)
-        for broker in client.cluster.brokers():
-            groups = [name for name, _ in (await client.send(broker.nodeId, ListGroupsRequest())).groups][:_MOST]
-            response = await client.send(broker.nodeId, DescribeGroupsRequest(groups)) if groups else None
-            for _, group, _, _, _, members, *_ in response.groups if response else ():
-                for finding in _idle(evidence, group, [assigned_partitions(member[-1]) for member in members], topics):
-                    yield finding
+    async with cluster(evidence.settings) as client:
+        topics = await partitions_of(client, _named(evidence) or None)
+        groups, _ = await groups_of(client)
+    for group in groups:
+        if group.is_stable:
+            for finding in _idle(evidence, group.name, group.members, topics):
+                yield finding
 
 
 def _idle(
@@ -180,8 +149,8 @@ def _idle(
 
 async def open_transactions(evidence: Evidence) -> AsyncIterator[Finding]:
     """Find partitions whose last stable offset stands before their end: an open transaction holds the records back."""
-    async with _cluster(evidence.settings) as client:
-        topics = await _partitions(client, _named(evidence) or None)
+    async with cluster(evidence.settings) as client:
+        topics = await partitions_of(client, _named(evidence) or None)
         before = await _held(client, topics)
         if before:
             await asyncio.sleep(_HELD_FOR)
@@ -199,15 +168,5 @@ async def open_transactions(evidence: Evidence) -> AsyncIterator[Finding]:
 
 async def _held(client: Client, topics: dict[str, list[Any]]) -> dict[TopicPartition, tuple[int, int]]:
     """Return the last stable offset and the end of each partition where they differ."""
-    leaders: dict[int, dict[TopicPartition, int]] = {}
-    for topic, partitions in topics.items():
-        for _, number, leader, *_ in partitions:
-            leaders.setdefault(leader, {})[TopicPartition(topic, number)] = LATEST
-    held: dict[TopicPartition, tuple[int, int]] = {}
-    for leader, places in leaders.items():
-        ends = []
-        for isolation in (READ_COMMITTED, READ_UNCOMMITTED):
-            response = await client.send(leader, offsets_request(places, isolation))
-            ends.append({place: offset for place, code, offset in read_offsets(response) if not code})
-        held |= {place: (at, ends[1][place]) for place, at in ends[0].items() if at < ends[1].get(place, at)}
-    return held
+    stable, ends = [await ends_of(client, topics, isolation) for isolation in (READ_COMMITTED, READ_UNCOMMITTED)]
+    return {place: (at, ends[place]) for place, at in stable.items() if at < ends.get(place, at)}

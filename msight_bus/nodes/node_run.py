@@ -109,7 +109,8 @@ class NodeRun:
     def running(self, group: str | None) -> None:
         """Set the status to RUNNING and log the topics; ``group`` is the consumer group, if there is one."""
         self._group = group
-        topics = f"{named(self.config.inputs)} -> {self.config.publish_topic_name or ''}".strip()
+        inputs, output = named(self.config.inputs), self.config.publish_topic_name
+        topics = f"{inputs} -> {output}" if inputs and output else f"input {inputs}" if inputs else f"output {output}"
         self.logger.info("Running on %s: %s%s", self.bus.settings.address, topics, f", group {group}" if group else "")
         self._set_status(NodeStatus.RUNNING)
         self.ready.set()

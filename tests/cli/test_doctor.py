@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 
 import pytest
 
@@ -54,3 +56,31 @@ def test_a_broker_that_goes_away_meanwhile(kind):
     assert process.returncode == 3
     assert found[-1]["check"] == "broker"
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("command", ["doctor {} --observe 50", "status --seconds 50"])
+def test_ctrl_c_shows_what_was_found_so_far(nats, topic, command):
+    with (
+        publishing(nats, {topic: lambda _: b"x"}),
+        started(f"exec msight-bus {command.format(topic)}", nats) as process,
+    ):
+        assert re.match("Observing|Listening", process.stderr.readline())
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=40)
+    assert (process.returncode, "Traceback" in err) == (130, False)
+    if "doctor" in command:
+        assert "Interrupted: not all checks were made." in err
+        assert re.match(rf"{topic}: \d+ messages of", out)
+        assert re.search(r"^(No fault found so far\.|Faults found so far: \d+\.)$", out, re.MULTILINE)
+    else:
+        assert out.startswith("Broker: nats ")
+        assert "\nNodes: " in out
+
+
+def test_ctrl_c_lists_the_faults_of_what_was_observed_as_json(nats, topic):
+    with started(f"exec msight-bus doctor {topic} --observe 50 --json", nats) as process:
+        assert "Observing" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=40)
+    line, *found = map(json.loads, out.splitlines())
+    assert (process.returncode, line["topic"], [one["check"] for one in found]) == (130, topic, ["arrival"])

@@ -25,6 +25,11 @@ EXAMPLES = [
     for example in re.findall(r"^- `(.*?)`:", text, re.MULTILINE)
 ]
 TOPICS = ("site.cam_ne", "site.cam_sw")
+WRITING = [
+    *("tail {}", "hz {} --json", "bw {}", "ping -c 2 --interval 0.1", "pub {}.out --text x", "topics --observe 0.3"),
+    *("doctor {} --observe 0.3", "status --seconds 0.3", "top --seconds 0.3", "settings", "--help"),
+]
+NOTES = ("Listening for ", "Observing for ", "Topics: ", "Environment OK; ")
 
 
 def run_example(example, backend, variables):
@@ -50,11 +55,31 @@ def test_the_examples_run(nats, kafka):
         assert "Traceback" not in err, f"{example}: {err}"
 
 
-@pytest.mark.parametrize("command", ["tail", "hz --json"])
-def test_a_closed_pipe_ends_the_command_silently(nats, topic, command):
-    with publishing(nats, {topic: lambda _: b"x"}), started(f"msight-bus {command} {topic} | head -1", nats) as process:
-        out, err = process.communicate(timeout=40)
-    assert (out.count("\n"), err) == (1, "")
+def outputs(nats, topic, redirection):
+    """Return exit status, output and errors of each command that writes, with its standard output redirected."""
+
+    def run(command):
+        with started(f"msight-bus {command.format(topic)} {redirection}", nats) as process:
+            return process.communicate(timeout=50), process.returncode
+
+    with publishing(nats, {topic: lambda _: b"x"}), ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(run, WRITING))
+    return {command: (exited, *said) for command, (said, exited) in zip(WRITING, results, strict=True)}
+
+
+@pytest.mark.timeout(120)
+def test_a_full_disk_is_a_line_and_exit_status_1(nats, topic):
+    for command, (exited, _, err) in outputs(nats, topic, "> /dev/full").items():
+        *notes, last = err.splitlines()
+        assert (exited, last) == (1, "Output cannot be written: No space left on device."), f"{command}: {err}"
+        assert all(line.startswith(NOTES) for line in notes), f"{command}: {err}"
+
+
+@pytest.mark.timeout(120)
+def test_a_closed_pipe_ends_the_command_silently(nats, topic):
+    for command, (_, out, err) in outputs(nats, topic, "| head -1").items():
+        assert out.count("\n") == 1, f"{command}: {out}"
+        assert all(line.startswith(NOTES) for line in err.splitlines()), f"{command}: {err}"
 
 
 @pytest.mark.parametrize("command", ["tail", "hz"])

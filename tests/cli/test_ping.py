@@ -6,6 +6,9 @@ import json
 
 import pytest
 
+from msight_bus.cli.ping import Pings
+from msight_bus.queue_policy import QueuePolicy
+from msight_bus.topics import PING_TOPIC
 from tests.support.brokers import make_backend, start_broker
 from tests.support.commands import command, started
 
@@ -33,6 +36,33 @@ def test_the_text(nats):
         "PING of the broker",
         "difference of p50, the bus and the event loop",
     ]
+
+
+async def test_message_and_ping_take_turns_in_being_first_after_a_ping_that_is_not_measured(nats, monkeypatch):
+    pings, calls = Pings(20.0, as_json=True), []
+    async with (
+        nats.connect() as bus,
+        bus.core.subscribe((PING_TOPIC,), queue=QueuePolicy.drop_oldest()) as answers,
+    ):
+
+        def recorded(owner, name):
+            call = getattr(owner, name)
+            monkeypatch.setattr(owner, name, lambda *arguments: calls.append(name) or call(*arguments))
+
+        recorded(bus.core.backend, "ping")
+        recorded(bus.core, "publish")
+        for _ in range(2):
+            await pings.once(bus, answers)
+    assert calls == ["ping", "ping", "publish", "ping", "publish", "ping"]
+    assert (len(pings.pings), len(pings.messages)) == (2, 2)
+
+
+def test_a_negative_difference_says_what_it_means(capsys):
+    pings = Pings(1.0, as_json=False)
+    pings.messages, pings.pings = [2.0], [2.5]
+    pings.summarize()
+    line = "difference of p50, the bus and the event loop: -0.500 ms, less than the measurement varies"
+    assert capsys.readouterr().out.splitlines()[-1] == line
 
 
 def test_a_broker_that_goes_away_is_a_loss_and_the_command_goes_on():

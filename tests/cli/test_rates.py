@@ -59,7 +59,25 @@ def test_lines_without_a_terminal(nats, topic):
 
 def test_without_a_message_the_status_is_1(nats, topic):
     result = command(nats, "hz", topic, "--seconds", "0.2")
-    assert (result.exit_code, result.stdout, result.stderr) == (1, "", f"No message on {topic}.\n")
+    assert result.exit_code == 1
+    assert (result.stdout, result.stderr) == (f"total  {topic}  no message\n", f"No message on {topic}.\n")
+
+
+@pytest.mark.parametrize("name", ["hz", "bw"])
+def test_a_silent_topic_or_pattern_is_a_line_each_second_and_at_the_end(nats, topic, name):
+    silent = [f"{topic}.silent", f"{topic}.none.*"]
+    entries = [f"{topic}.*", f"{topic}.site", *silent]
+    with publishing(nats, {f"{topic}.site": lambda _: b"x"}):
+        text = command(nats, name, *entries, "--seconds", "1.5").stdout.splitlines()
+        listed = command(nats, name, *entries, "--seconds", "1.5", "--json").stdout.splitlines()
+    assert [line.split("  ")[1:] for line in text if "no message" in line] == [
+        [entry, "no message"] for entry in sorted(silent)
+    ] * 2
+    assert sum(f"  {topic}.site  " in line for line in text) == 2
+    rows = [json.loads(line) for line in listed]
+    assert [(one["topic"], one["total"], one["rate"]) for one in rows if not one["messages"]] == [
+        (entry, total, 0.0) for total in (False, True) for entry in sorted(silent)
+    ]
 
 
 @pytest.mark.parametrize("columns", [40, 60, 80, 200])

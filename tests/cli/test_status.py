@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 
 import msgspec
 import pytest
@@ -11,10 +12,13 @@ import pytest
 from msight_bus.nodes import NodeConfig
 from msight_bus.registry import NodeInfo, NodeMetrics, NodeStatus
 from msight_bus.topics import NODES_TOPIC
-from tests.support.brokers import make_backend, make_backend_alone
+from tests.support.brokers import GROUP, make_backend, make_backend_alone
 from tests.support.commands import command, in_a_thread
+from tests.support.kafka_admin import make
+from tests.support.librdkafka import PROTOCOLS, Member, produce
 from tests.support.nodes import Collect, running
 from tests.support.servers import start
+from tests.support.waiting import wait_until
 
 
 @pytest.mark.parametrize("kind", ["redis", "nats", "kafka"])
@@ -65,6 +69,60 @@ def test_totals_and_a_node_with_an_error():
         "Since their start: 2 messages lost, 40 dropped, 8,600 errors; queued now: 10",
         "The node ill on far is ERROR.",
     ]
+
+
+def lags(kafka, group):
+    """Return topic, lag, partitions without a committed offset and members of each line of a group."""
+    result = command(kafka, "status", "--seconds", "0.1", "--json")
+    found = json.loads(result.stdout)["groups"]
+    return [(one["topic"], one["lag"], one["uncommitted"], one["members"]) for one in found if one["group"] == group]
+
+
+def test_the_lag_of_a_group_and_reading_it_changes_nothing(kafka, topic):
+    group = f"{GROUP}.{topic}"
+
+    async def work(bus, ready, stop):
+        async with bus.subscribe(topic, group_id=group, start="earliest") as messages:
+            async for message in messages:
+                if int(message.payload) == 2:
+                    break
+            ready()
+            while not stop.is_set():
+                await asyncio.sleep(0.01)
+
+    asyncio.run(make(kafka, topic))
+    records = [{"value": str(number)} for number in range(5)]
+    asyncio.run(produce(kafka, topic, *records))
+    with in_a_thread(kafka, work):
+        wait_until(lambda: lags(kafka, group) == [(topic, 3, 0, 1)])  # committed at intervals
+    wait_until(lambda: lags(kafka, group) == [(topic, 3, 0, 0)])  # the member has left
+    asyncio.run(produce(kafka, topic, *records))
+    text = command(kafka, "status", "--seconds", "0.1").stdout
+    assert re.search(rf"^{group} +{topic} +8 +0 +0$", text, re.MULTILINE)
+    assert lags(kafka, group) == [(topic, 8, 0, 0)]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_lag_of_a_group_of_another_make(kafka, topic, protocol):
+    group, seen = f"{GROUP}.{topic}", []
+    asyncio.run(make(kafka, topic, partitions=2))
+    asyncio.run(produce(kafka, topic, *[{"value": b"x", "partition": 1}] * 5))
+    options = {**PROTOCOLS[protocol], "auto.offset.reset": "earliest", "auto.commit.interval.ms": 3_600_000}
+    member = Member(kafka, topic, group, seen.append, **options)
+    member.start()
+    try:
+        wait_until(lambda: len(seen) == 5)
+        wait_until(lambda: lags(kafka, group) == [(topic, None, 2, 1)])
+    finally:
+        asyncio.run(member.stop())  # commits what it has received
+    wait_until(lambda: lags(kafka, group) == [(topic, 0, 0, 0)])
+    asyncio.run(produce(kafka, topic, *[{"value": b"x", "partition": 1}] * 3))
+    assert lags(kafka, group) == [(topic, 3, 0, 0)]
+
+
+def test_a_broker_without_groups(nats):
+    result = command(nats, "status", "--seconds", "0.1", "--json")
+    assert json.loads(result.stdout)["groups"] is None
 
 
 def test_no_broker(nats):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 
 import pytest
@@ -12,10 +13,12 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from msight_bus import brokers
 from msight_bus.backends.kafka.client import client_options
 from tests.support.brokers import GROUP, make_backend
-from tests.support.commands import in_a_thread, publishing
+from tests.support.commands import command, in_a_thread, publishing
 from tests.support.examining import examine
 from tests.support.kafka_admin import administering, make
+from tests.support.librdkafka import PROTOCOLS, Member
 from tests.support.servers import kafka_with_passwords, start
+from tests.support.waiting import wait_until
 
 QUICKLY = {"MSIGHT_CONNECT_TIMEOUT": "3"}
 
@@ -118,6 +121,26 @@ def test_a_group_whose_members_idle_because_nothing_has_a_key_and_the_advice_end
         with publishing(spread, {topic: lambda _: b"x"}, rate=20):
             assert examine(kafka, topic, seconds=1) == (0, {})
     asyncio.run(nothing_committed_by_others(kafka))
+
+
+@pytest.mark.timeout(120)
+def test_groups_of_other_makes_whose_members_idle_also_with_kip_848(kafka, topic):
+    asyncio.run(make(kafka, topic, partitions=4))
+    groups = {f"{GROUP}.{topic}.{number}": options for number, options in enumerate(PROTOCOLS.values())}
+    members = [Member(kafka, topic, group, **options) for group, options in groups.items() for _ in range(2)]
+    for member in members:
+        member.start()
+    try:
+        wait_until(lambda: all(len(member.partitions) == 2 for member in members), within=60)
+        with publishing(kafka, {topic: lambda _: b"x"}, rate=20):
+            found = command(kafka, "doctor", topic, "--observe", "1", "--json").stdout.splitlines()
+    finally:
+        for member in members:
+            asyncio.run(member.stop())
+    problems = sorted([one["problem"] for one in map(json.loads, found) if one.get("check") == "idle members"])
+    assert [problem.split(" gets all messages")[0] for problem in problems] == [
+        f"One of 2 members of the group {group}" for group in groups
+    ]
 
 
 async def nothing_committed_by_others(kafka):

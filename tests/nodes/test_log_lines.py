@@ -58,6 +58,17 @@ async def test_the_first_line_names_broker_topics_and_group(backend, topic, capl
     assert address == "memory" or re.fullmatch(r"(redis|nats|kafka)://(127\.0\.0\.1|localhost):\d+", address)
 
 
+async def test_the_first_line_of_a_source_and_of_a_sink_names_the_only_topic(memory, caplog):
+    caplog.set_level(logging.INFO)
+    source = Numbers(NodeConfig(name="source", publish_topic_name="out"))
+    async with memory.connect() as bus:
+        async with running(bus, source):
+            pass
+        async with running(bus, sink(subscribe_topic_name=["a", "b"])):
+            pass
+    assert lines(caplog, "Running on ") == ["Running on memory: output out", "Running on memory: input a, b"]
+
+
 async def test_gaps_are_logged_at_the_first_and_then_once_an_interval_with_their_sum(memory, caplog):
     node = sink()
     async with memory.connect() as bus, running(bus, node):

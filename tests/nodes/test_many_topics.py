@@ -223,7 +223,7 @@ async def test_the_first_line_names_three_topics(memory, caplog):
     lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Running on")]
     assert lines == [
         "Running on memory: camera.ne, camera.nw, camera.se and 2 more -> out",
-        "Running on memory: camera.ne, camera.nw, camera.se ->",
+        "Running on memory: input camera.ne, camera.nw, camera.se",
     ]
 
 

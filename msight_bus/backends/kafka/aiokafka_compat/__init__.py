@@ -5,8 +5,6 @@ aiokafka can change these names in any release: the import fails if one is missi
 
 from __future__ import annotations
 
-from aiokafka import TopicPartition
-
 from msight_bus.backends.client_library import ClientLibrary
 
 AIOKAFKA = ClientLibrary("aiokafka", oldest="0.14", newest="0.14.0")
@@ -15,14 +13,13 @@ try:
     from aiokafka.client import AIOKafkaClient
     from aiokafka.conn import AIOKafkaConnection
     from aiokafka.consumer.group_coordinator import GroupCoordinator
-    from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
     from aiokafka.partitioner import murmur2
     from aiokafka.protocol.admin import (
         CreateTopicsRequest,
         DescribeConfigsRequest,
-        DescribeGroupsRequest,
         ListGroupsRequest,
     )
+    from aiokafka.protocol.commit import OffsetFetchRequest
     from aiokafka.protocol.metadata import MetadataRequest
     from aiokafka.protocol.transaction import InitProducerIdRequest
     from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
@@ -30,6 +27,13 @@ try:
 
     from msight_bus.backends.kafka.aiokafka_compat.client import Client
     from msight_bus.backends.kafka.aiokafka_compat.connection import Connection
+    from msight_bus.backends.kafka.aiokafka_compat.groups import (
+        ClassicGroupsRequest,
+        ConsumerGroupsRequest,
+        GroupMembers,
+        read_classic_groups,
+        read_consumer_groups,
+    )
     from msight_bus.backends.kafka.aiokafka_compat.log_filters import install_log_filters
     from msight_bus.backends.kafka.aiokafka_compat.member import Member
     from msight_bus.backends.kafka.aiokafka_compat.record_batches import (
@@ -62,12 +66,12 @@ except ImportError as error:
     raise AIOKAFKA.lacks(str(error)) from error
 
 __all__ = [
-    "AIOKAFKA", "CODECS", "EARLIEST", "LATEST", "READ_COMMITTED", "READ_UNCOMMITTED", "Client", "Connection",
-    "CreateTopicsRequest", "DefaultRecordBatch", "DescribeConfigsRequest", "DescribeGroupsRequest", "FetchAnswer",
-    "FetchRequest", "InitProducerIdRequest", "LegacyRecordBatch", "ListGroupsRequest", "Member", "MetadataRequest",
-    "RecordHeader", "TopicIdentitiesRequest", "TopicIdentity", "assigned_partitions", "batch_builder", "check_aiokafka",
-    "has_valid_checksum", "murmur2", "offsets_request", "produce_request", "read_batch", "read_offsets", "read_produce",
-    "record_bytes",
+    "AIOKAFKA", "CODECS", "EARLIEST", "LATEST", "READ_COMMITTED", "READ_UNCOMMITTED", "ClassicGroupsRequest", "Client",
+    "Connection", "ConsumerGroupsRequest", "CreateTopicsRequest", "DefaultRecordBatch", "DescribeConfigsRequest",
+    "FetchAnswer", "FetchRequest", "GroupMembers", "InitProducerIdRequest", "LegacyRecordBatch", "ListGroupsRequest",
+    "Member", "MetadataRequest", "OffsetFetchRequest", "RecordHeader", "TopicIdentitiesRequest", "TopicIdentity",
+    "batch_builder", "check_aiokafka", "has_valid_checksum", "murmur2", "offsets_request", "produce_request", "read_batch",
+    "read_classic_groups", "read_consumer_groups", "read_offsets", "read_produce", "record_bytes",
 ]  # fmt: skip
 
 install_log_filters()
@@ -92,8 +96,3 @@ def check_aiokafka() -> None:
         (DefaultRecordBatchBuilder, ("append", "build", "set_producer_state", "estimate_size_in_bytes")),
         (DefaultRecordBatch, ("validate_crc",)),
     )
-
-
-def assigned_partitions(assignment: bytes) -> set[TopicPartition]:
-    """Return the partitions of a group's member, from a DescribeGroups response; none during a rebalance."""
-    return set(ConsumerProtocolMemberAssignment.decode(assignment).partitions()) if assignment else set()
