@@ -72,7 +72,7 @@ def by_size(curves: Curves) -> Figure:
             points = [(point["size"], point[name_of] * factor) for point in curve["points"]]
             if points:
                 each.plot(*zip(*points, strict=True), label=name, **_style(name))
-    return _finished(figure)
+    return _finished(figure, "lower left")
 
 
 def rates(rows: Named) -> Figure:
@@ -106,8 +106,9 @@ def _style(name: str) -> dict[str, Any]:
     return {"marker": "o", "markersize": 4, "linewidth": 2.4 if ours else 1.2, "linestyle": "--" if again else "-"}
 
 
-def _finished(figure: Figure) -> Figure:
+def _finished(figure: Figure, free: str = "upper left") -> Figure:
+    """Place the legend in the corner that is free: matplotlib's search takes a second of processor time, or is a warning."""
     for axes in figure.axes[:1]:
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize="small")
+            axes.legend(fontsize="small", loc=free)
     return figure
