@@ -16,6 +16,7 @@ from msight_bus.errors import ConfigError, TopicError
 from msight_bus.events import BusEvent
 from msight_bus.patterns import check_entries, is_pattern
 from msight_bus.payload import Payload, check_headers, check_key, to_bytes
+from msight_bus.program_announcer import ProgramAnnouncer
 from msight_bus.publisher import Publisher
 from msight_bus.queue_policy import QueuePolicy
 from msight_bus.registry import Registry
@@ -284,6 +285,8 @@ class Connecting:
     async def __aenter__(self) -> Bus:
         bus = Bus(self._core)
         await self._core.open()
+        if self._core.settings.announce:
+            ProgramAnnouncer(self._core)
         return bus
 
     async def __aexit__(
