@@ -1,7 +1,7 @@
 """What a reader has to follow: the files and functions of the package that one operation enters, on real brokers.
 
-Pings and announcements of sequences are hours apart, programs are not announced, and the garbage collector is off, so that nothing else runs meanwhile; whoever
-publishes to a traced subscription does it in another thread, which is not traced.
+Pings and announcements of sequences are hours apart, the program is not announced, and the garbage collector is off, so that
+nothing else runs meanwhile; whoever publishes to a traced subscription does it in another thread, which is not traced.
 """
 
 from __future__ import annotations
