@@ -129,7 +129,8 @@ class Evidence:
 
     def running(self) -> Iterator[NodeInfo | ProgramInfo]:
         """Yield the nodes and programs that run."""
-        return (info for info in [*self.nodes, *self.programs] if not info.ended and info.status is not NodeStatus.LOST)
+        everyone: list[NodeInfo | ProgramInfo] = [*self.nodes, *self.programs]
+        return (info for info in everyone if not info.ended and info.status is not NodeStatus.LOST)
 
     def running_nodes(self) -> Iterator[NodeInfo]:
         """Yield the nodes that run."""
