@@ -1,7 +1,6 @@
 """Announces the bus of a program: its name, host, process and busiest topics, on the reserved topic of the nodes.
 
-Messages are counted by the sequences of published topics and the counters of subscriptions, so that an announcement costs
-nothing for each message.
+Rates are measured with the sequences of published topics and the counters of subscriptions: a message costs nothing more.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Iterator
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -23,7 +22,9 @@ from msight_bus.core import Core
 from msight_bus.errors import AuthenticationError, BusError
 from msight_bus.events import BusEvent, Reconnected
 from msight_bus.heartbeat_sender import hold_liveness_subscription, printable
+from msight_bus.protocol.envelope import TopicCounter
 from msight_bus.registry import MAX_PROGRAM_BYTES, MAX_PROGRAM_TOPICS, NodeStatus, ProgramInfo, ProgramTopic
+from msight_bus.subscription import Subscription
 from msight_bus.tasks import BackgroundTasks
 from msight_bus.topics import NODES_TOPIC
 
@@ -35,8 +36,8 @@ INTERVAL = 10.0
 """Seconds between two announcements."""
 
 FIRST_AFTER = 1.0
-"""Seconds between two looks whether the bus was used. The first announcement follows the second look after the first publish or
-subscribe, so that the announcement has most topics and their rates. A bus that is closed earlier is not announced."""
+"""Seconds for which the rates of the first announcement are measured, and between the first looks whether the bus is used. The
+first announcement follows within `INTERVAL` of the first publish or subscribe. A bus that is closed earlier is not announced."""
 
 _END_WITHIN = 1.0
 """Deadline of the last announcement, in seconds."""
@@ -76,10 +77,11 @@ class ProgramAnnouncer:
         self._tasks.start(self._run, "program announcements")
 
     async def _run(self) -> None:
-        topics: tuple[ProgramTopic, ...] = ()
-        while not topics:
-            await asyncio.sleep(FIRST_AFTER)
-            topics, _ = await self._busiest()
+        pause = FIRST_AFTER
+        while not self._is_used():
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, max(FIRST_AFTER, INTERVAL - 2 * FIRST_AFTER))
+        await self._busiest()  # begins to measure rates
         await asyncio.sleep(FIRST_AFTER)
         while True:
             topics, others = await self._busiest()
@@ -89,6 +91,21 @@ class ProgramAnnouncer:
             await asyncio.sleep(INTERVAL)
 
     # -- the announced topics
+
+    def _is_used(self) -> bool:
+        """Whether the bus has published or subscribed, besides its nodes."""
+        return any(map(self._is_published, self._core.backend.published)) or any(self._subscribed())
+
+    def _is_published(self, counter: TopicCounter) -> bool:
+        name = counter.topic
+        return counter.sequence > 0 and not name.startswith(_RESERVED) and name not in self._core.node_topics
+
+    def _subscribed(self) -> Iterator[Subscription[Any]]:
+        """Yield the subscriptions of the bus, without those of nodes and those to reserved topics."""
+        of_nodes = {drainable.subscription for drainable in self._core.drainables}
+        for subscription in list(self._core.subscriptions):
+            if subscription not in of_nodes and not subscription.topics[0].startswith(_RESERVED):
+                yield subscription
 
     async def _busiest(self) -> tuple[tuple[ProgramTopic, ...], int]:
         """Return the topics with the most messages since the last call, the busiest first, and the number of the others."""
@@ -107,9 +124,8 @@ class ProgramAnnouncer:
             measured: list[_Measured] = []
             for counter in counters:
                 sent, counter.measured = counter.sequence - counter.measured, counter.sequence
-                name = counter.topic
-                if counter.sequence and not name.startswith(_RESERVED) and name not in core.node_topics:
-                    name = printable(name)
+                if self._is_published(counter):
+                    name = printable(counter.topic)
                     measured.append((-sent - received.get(name, (0, True))[0], name, sent))
                     if name in received:
                         published.add(name)
@@ -122,13 +138,10 @@ class ProgramAnnouncer:
         return topics, number - len(topics)
 
     def _received(self) -> Iterator[tuple[str, int, bool]]:
-        """Yield the topics and patterns of all subscriptions but those of nodes, by their names on the broker."""
-        core = self._core
-        of_nodes = {drainable.subscription for drainable in core.drainables}
-        for subscription in [one for one in core.subscriptions if one not in of_nodes]:
+        """Yield the topics and patterns of the subscriptions, by their names on the broker."""
+        for subscription in self._subscribed():
             for entry, count, exact in subscription.measure():
-                if not entry.startswith(_RESERVED):
-                    yield printable(core.on_broker(entry)), count, exact
+                yield printable(self._core.on_broker(entry)), count, exact
 
     # -- liveness
 
