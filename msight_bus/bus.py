@@ -237,10 +237,10 @@ class Bus:
         return error
 
     def nodes(self) -> Registry:
-        """Return the registry of nodes that announce themselves on this broker.
+        """Return the registry of the nodes, and of the other programs, that announce themselves on this broker.
 
         ``await bus.nodes()`` subscribes to the announcements and returns the live registry, which is complete after one
-        heartbeat interval.
+        heartbeat interval. It iterates the nodes; `Registry.programs` are the others.
         """
         if self._registry is None:
             self._registry = Registry(self.core, topic_map=self.settings.topic_map)

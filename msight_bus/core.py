@@ -83,7 +83,7 @@ class Core:
         publishers: the publishers of `publish`, by topic; bounded, the oldest is closed first.
         loop: the event loop of the bus; a sentinel while the bus is not open.
         before_closing: awaited in order before the bus is drained or closed.
-        before_disconnecting: awaited in order when the subscriptions of a bus that closes are closed; must not raise.
+        before_disconnecting: awaited in order when the subscriptions of a bus that closes are closed.
         node_topics: names on the broker of the topics that nodes of this bus publish on.
     """
 
@@ -225,12 +225,14 @@ class Core:
                 if isinstance(error, BaseException):
                     logger.error("Closing the subscription to %s failed.", subscription.topic, exc_info=error)
         finally:
-            for hook in self.before_disconnecting:
-                await hook()
-            for publisher in self.publishers.values():
-                publisher.close()
-            await self.backend.close()
-            self.reporter.flush()
+            try:
+                for hook in self.before_disconnecting:
+                    await hook()
+            finally:
+                for publisher in self.publishers.values():
+                    publisher.close()
+                await self.backend.close()
+                self.reporter.flush()
 
     async def _run_before_closing(self) -> None:
         for hook in self.before_closing:
