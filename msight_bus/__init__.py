@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from msight_bus.nodes import NodeConfig, Outgoing, ProcessingNode, SinkNode, SourceNode, off_loop, paced, run_nodes
     from msight_bus.publisher import Publisher
     from msight_bus.queue_policy import QueuePolicy
-    from msight_bus.registry import NodeInfo, NodeMetrics, NodeStatus, Registry
+    from msight_bus.registry import NodeInfo, NodeMetrics, NodeStatus, ProgramInfo, ProgramTopic, Registry
     from msight_bus.runtime import run
     from msight_bus.settings import BusSettings, ConfigWarning, InsecureWarning
     from msight_bus.subscription import Subscription, SubscriptionStats
@@ -75,6 +75,8 @@ __all__ = [
     "Outgoing",
     "PayloadError",
     "ProcessingNode",
+    "ProgramInfo",
+    "ProgramTopic",
     "PublishTimeoutError",
     "Publisher",
     "QueuePolicy",
@@ -122,7 +124,7 @@ _MODULES = {
     "nodes": ["NodeConfig", "Outgoing", "ProcessingNode", "SinkNode", "SourceNode", "off_loop", "paced", "run_nodes"],
     "publisher": ["Publisher"],
     "queue_policy": ["QueuePolicy"],
-    "registry": ["NodeInfo", "NodeMetrics", "NodeStatus", "Registry"],
+    "registry": ["NodeInfo", "NodeMetrics", "NodeStatus", "ProgramInfo", "ProgramTopic", "Registry"],
     "runtime": ["run"],
     "settings": ["BusSettings", "ConfigWarning", "InsecureWarning"],
     "subscription": ["Subscription", "SubscriptionStats"],

@@ -16,6 +16,7 @@ from msight_bus.errors import ConfigError, TopicError
 from msight_bus.events import BusEvent
 from msight_bus.patterns import check_entries, is_pattern
 from msight_bus.payload import Payload, check_headers, check_key, to_bytes
+from msight_bus.program_announcer import ProgramAnnouncer
 from msight_bus.publisher import Publisher
 from msight_bus.queue_policy import QueuePolicy
 from msight_bus.registry import Registry
@@ -236,10 +237,10 @@ class Bus:
         return error
 
     def nodes(self) -> Registry:
-        """Return the registry of nodes that announce themselves on this broker.
+        """Return the registry of the nodes, and of the other programs, that announce themselves on this broker.
 
         ``await bus.nodes()`` subscribes to the announcements and returns the live registry, which is complete after one
-        heartbeat interval.
+        heartbeat interval. It iterates the nodes; `Registry.programs` are the others.
         """
         if self._registry is None:
             self._registry = Registry(self.core, topic_map=self.settings.topic_map)
@@ -284,6 +285,8 @@ class Connecting:
     async def __aenter__(self) -> Bus:
         bus = Bus(self._core)
         await self._core.open()
+        if self._core.settings.announce:
+            ProgramAnnouncer(self._core)
         return bus
 
     async def __aexit__(

@@ -51,6 +51,7 @@ from msight_bus.reporting import Reporter
 from msight_bus.settings import BusSettings
 from msight_bus.subscription import Subscription, SubscriptionOptions
 from msight_bus.tasks import reraise_swallowed, run_shielded
+from msight_bus.topics import NODES_TOPIC
 
 logger = logging.getLogger("msight_bus")
 
@@ -78,9 +79,12 @@ class Core:
             again unchanged.
         publisher_name: stable name of the publishers of `publish`; ``None`` spreads messages without a key.
         drainables: the nodes that run on the bus.
+        subscriptions: the subscriptions that were entered and are not closed.
         publishers: the publishers of `publish`, by topic; bounded, the oldest is closed first.
         loop: the event loop of the bus; a sentinel while the bus is not open.
         before_closing: awaited in order before the bus is drained or closed.
+        before_disconnecting: awaited in order when the subscriptions of a bus that closes are closed.
+        node_topics: names on the broker of the topics that nodes of this bus publish on.
     """
 
     def __init__(
@@ -102,7 +106,9 @@ class Core:
         self.backend: Backend = opener(settings, self._report, new_session)
         self.drainables: set[Drainable] = set()
         self.before_closing: list[Callable[[], Awaitable[None]]] = []
-        self._subscriptions: set[Subscription[Any]] = set()
+        self.before_disconnecting: list[Callable[[], Awaitable[None]]] = []
+        self.node_topics: set[str] = set()
+        self.subscriptions: set[Subscription[Any]] = set()
         self.publishers: dict[str, TopicPublisher] = {}
         self.loop: object = _CLOSED
         self._closing: asyncio.Task[None] | None = None
@@ -171,7 +177,7 @@ class Core:
             deadline = asyncio.get_running_loop().time() + timeout + CLOSE_WITHIN
             self._abort_deadlines.append(deadline)
             self.backend.abort_at(min(self._abort_deadlines))
-            everything = list(self._subscriptions), list(self.drainables)
+            everything = list(self.subscriptions), list(self.drainables)
             try:
                 ended = await drain(self._run_before_closing, *everything, self.backend, timeout)
             except DrainTimeoutError as error:
@@ -213,16 +219,20 @@ class Core:
     async def _close(self) -> None:
         try:
             await self._run_before_closing()
-            subscriptions = list(self._subscriptions)
+            subscriptions = list(self.subscriptions)
             closed = await asyncio.gather(*(one.close() for one in subscriptions), return_exceptions=True)
             for subscription, error in zip(subscriptions, closed, strict=True):
                 if isinstance(error, BaseException):
                     logger.error("Closing the subscription to %s failed.", subscription.topic, exc_info=error)
         finally:
-            for publisher in self.publishers.values():
-                publisher.close()
-            await self.backend.close()
-            self.reporter.flush()
+            try:
+                for hook in self.before_disconnecting:
+                    await hook()
+            finally:
+                for publisher in self.publishers.values():
+                    publisher.close()
+                await self.backend.close()
+                self.reporter.flush()
 
     async def _run_before_closing(self) -> None:
         for hook in self.before_closing:
@@ -231,6 +241,8 @@ class Core:
     def _report(self, event: BusEvent) -> None:
         """Report an event of the backend, which uses names on the broker."""
         if isinstance(event, Refused):
+            if event.topic == NODES_TOPIC and not self.drainables:
+                return  # of the announcements of the bus, which are optional
             event = replace(event, topic=self.settings.topic_map.here(event.topic) or event.topic)
         self.reporter.report(event)
 
@@ -374,8 +386,8 @@ class Core:
             check=self.check,
             report=self.reporter.report if report is None else report,
             on_drop=on_drop,
-            on_entered=self._subscriptions.add,
-            on_closed=self._subscriptions.discard,
+            on_entered=self.subscriptions.add,
+            on_closed=self.subscriptions.discard,
             entries=topics,
         )
 

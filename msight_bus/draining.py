@@ -23,12 +23,14 @@ class Drainable(Protocol):
         tasks: tasks of the node; a drain called from one of them does not wait for the node.
         stopping: set by the drain to stop the node.
         over: set by the node when it has stopped.
+        subscription: the node's input; ``None`` without one.
     """
 
     name: str
     tasks: set[asyncio.Task[Any]]
     stopping: asyncio.Event
     over: asyncio.Event
+    subscription: Subscription[Any] | None
 
     @property
     def left(self) -> int:

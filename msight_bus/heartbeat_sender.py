@@ -18,6 +18,24 @@ from msight_bus.topics import ALIVE_TOPIC, NODES_TOPIC
 _END_WITHIN = 1.0  # deadline of the last announcement, in seconds, so that a node can end while the broker is down
 
 
+async def hold_liveness_subscription(core: Core, instance: str, on_confirmed: Callable[[], None]) -> None:
+    """Subscribe to the liveness topic of ``instance`` until the subscription ends.
+
+    Raises:
+        BusError: the broker refused the subscription, or did not confirm it.
+    """
+    async with core.subscribe((ALIVE_TOPIC + instance,), queue=QueuePolicy.latest(1)) as subscription:
+        on_confirmed()
+        async for _ in subscription:
+            pass
+
+
+def printable(text: str) -> str:
+    """Return text for an announcement: shortened, with ``?`` for characters that a terminal does not print."""
+    text = text[:200]
+    return text if text.isprintable() else "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 class Announcer:
     """The announcements of one run of a node. Failures to announce are logged and never raised.
 
@@ -49,13 +67,7 @@ class Announcer:
         if self._core.backend.capabilities.persistence:
             return  # Kafka cannot report subscribers and would keep the topic
         try:
-            subscription = self._core.subscribe((ALIVE_TOPIC + self.instance,), queue=QueuePolicy.latest(1))
-            async with subscription:
-                self.present = True
-                if self._describe().status is NodeStatus.RUNNING:  # else the change to RUNNING announces it
-                    self.changed()
-                async for _ in subscription:
-                    pass
+            await hold_liveness_subscription(self._core, self.instance, self._is_present)
         except BusError as error:
             if not isinstance(error, ClosedError):
                 self._logger.info(
@@ -64,6 +76,11 @@ class Announcer:
                 )
         finally:
             self.present = False
+
+    def _is_present(self) -> None:
+        self.present = True
+        if self._describe().status is NodeStatus.RUNNING:  # else the change to RUNNING announces it
+            self.changed()
 
     def changed(self) -> None:
         """Announce at once, before the interval ends."""

@@ -1,8 +1,9 @@
-"""The registry of nodes on a broker, from the announcements of the nodes.
+"""The registry of the nodes and other programs on a broker, from their announcements.
 
-Every node publishes its description, status and metrics on the reserved topic ``_msight.nodes``, once each heartbeat interval.
-No server keeps a list, so the registry works on every backend, and is complete after one interval. Any client can
-publish on the topic, so an announcement is decoded into one bounded type, and nothing in it is imported or evaluated.
+Every node publishes its description, status and metrics on the reserved topic ``_msight.nodes``, once each heartbeat interval,
+and every other bus its busiest topics. No server keeps a list, so the registry works on every backend, and is complete after one
+interval. Any client can publish on the topic, so an announcement is decoded into a bounded type, and nothing in it is imported or
+evaluated.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from enum import StrEnum
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -32,7 +34,15 @@ from msight_bus.topics import ALIVE_TOPIC, NODES_TOPIC
 logger = logging.getLogger("msight_bus")
 
 MAX_NODES = 10_000
+"""Maximum number of nodes, and of other programs, that a registry keeps."""
+
 MAX_ANNOUNCEMENT_BYTES = 8192
+MAX_PROGRAM_BYTES = 16_384
+"""Maximum bytes of the announcement of a node, and of another program."""
+
+MAX_PROGRAM_TOPICS = 50
+"""Maximum number of topics that a program announces."""
+
 LONGEST_INTERVAL = 3600.0
 """Maximum heartbeat interval, in seconds."""
 
@@ -59,6 +69,7 @@ Text = Annotated[
     str, msgspec.Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]{0,200}\Z")
 ]
 Count = Annotated[int, msgspec.Meta(ge=0)]
+ProcessId = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
 
@@ -158,6 +169,98 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
         if not self.inputs and self.subscribe_topic is not None:
             msgspec.structs.force_setattr(self, "inputs", (self.subscribe_topic,))
 
+    @property
+    def label(self) -> str:
+        """The name, for display."""
+        return self.name
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The output topic, if there is one."""
+        return () if self.output is None else (self.output,)
+
+
+class ProgramTopic(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A topic of a program, or a pattern to which it subscribes.
+
+    Attributes:
+        topic: the topic or pattern.
+        published: whether the program has published on the topic.
+        subscribed: whether the program subscribes to the topic or pattern.
+        rate_out: messages a second published over the last interval.
+        rate_in: messages a second received over the last interval; ``None`` if unknown, for several patterns of a subscription.
+    """
+
+    topic: Text
+    published: bool = False
+    subscribed: bool = False
+    rate_out: Seconds = 0.0
+    rate_in: Seconds | None = 0.0
+
+
+class ProgramInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One bus of a program, without the nodes that run on it, as announced. Earlier versions ignore the announcement.
+
+    Attributes:
+        name: the device's name, see ``MSIGHT_EDGE_DEVICE_NAME``, or else the machine's.
+        instance: random id of the bus.
+        present: whether the bus holds the liveness subscription ``_msight.alive.<instance>``.
+        host: the machine's name, for display.
+        process: the process id.
+        status: ``RUNNING``, ``STOPPED`` after the bus was closed, or ``LOST``, set by the observer.
+        started_at: POSIX seconds by the program's clock.
+        heartbeat_interval: seconds between two announcements.
+        topics: the busiest topics, at most `MAX_PROGRAM_TOPICS`.
+        more_topics: number of the other topics.
+        last_heartbeat: POSIX seconds; in a registry by the observer's clock.
+        ended: whether this was the last announcement.
+    """
+
+    name: Text
+    instance: Name
+    host: Text
+    process: ProcessId
+    present: bool = False
+    status: NodeStatus = NodeStatus.RUNNING
+    started_at: float
+    heartbeat_interval: Annotated[float, msgspec.Meta(gt=0, le=LONGEST_INTERVAL)]
+    topics: Annotated[tuple[ProgramTopic, ...], msgspec.Meta(max_length=MAX_PROGRAM_TOPICS)]
+    more_topics: Count = 0
+    last_heartbeat: float = 0.0
+    ended: bool = False
+
+    @property
+    def label(self) -> str:
+        """Name and process id, for display."""
+        return f"{self.name}[{self.process}]"
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The topics that the program publishes on."""
+        return tuple([one.topic for one in self.topics if one.published])
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The topics and patterns to which the program subscribes."""
+        return tuple([one.topic for one in self.topics if one.subscribed])
+
+
+_decode_node = msgspec.json.Decoder(NodeInfo).decode
+_decode_program = msgspec.json.Decoder(ProgramInfo).decode
+
+
+def decode_announcement(payload: bytes) -> NodeInfo | ProgramInfo | None:
+    """Decode an announcement; ``None`` if it is too large or not valid."""
+    kinds: tuple[tuple[int, Callable[[bytes], NodeInfo | ProgramInfo]], ...] = (
+        (MAX_ANNOUNCEMENT_BYTES, _decode_node),
+        (MAX_PROGRAM_BYTES, _decode_program),
+    )
+    for most, decode in kinds:
+        if len(payload) <= most:
+            with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                return decode(payload)
+    return None
+
 
 def announced_topics(output: str | None, inputs: Sequence[str]) -> dict[str, Any]:
     """Return the fields of a `NodeInfo` that describe its topics, by their names on the broker."""
@@ -186,12 +289,67 @@ class Listens(Protocol):
 Key = tuple[str, str]
 """Name and instance."""
 
-Heard = tuple[NodeInfo, float, float]
-"""The last announcement, and the times of the first and the last, by the observer's clock."""
+InfoT = TypeVar("InfoT", NodeInfo, ProgramInfo)
+
+
+class _Known(Generic[InfoT]):
+    """The nodes, or the other programs, that have announced themselves.
+
+    Attributes:
+        heard: by name and instance, in the order of the last announcement: the announcement, and the times of the first and the
+            last, by the observer's clock.
+        gone: those without a liveness subscription, by the broker.
+    """
+
+    def __init__(self) -> None:
+        self.heard: OrderedDict[Key, tuple[InfoT, float, float]] = OrderedDict()
+        self.gone: set[Key] = set()
+
+    def hear(self, info: InfoT, now: float) -> None:
+        """Account for an announcement; evict the longest silent one if there are too many."""
+        key = (info.name, info.instance)
+        before = self.heard.get(key)
+        self.heard[key] = info, now if before is None else before[1], now
+        self.heard.move_to_end(key)
+        self.gone.discard(key)
+        if len(self.heard) > MAX_NODES:
+            self.gone.discard(self.heard.popitem(last=False)[0])
+
+    def listed(self, now: float) -> list[InfoT]:
+        """Return all with their status, sorted by name; forget those that ended or were lost long ago, or are replaced."""
+        shown: list[InfoT] = []
+        later: dict[tuple[str, str], float] = {}  # when the latest one of this name and host was first heard
+        for info, first, _ in self.heard.values():
+            later[info.name, info.host] = max(first, later.get((info.name, info.host), first))
+        for key, (info, _, heard_at) in list(self.heard.items()):
+            silent = now - heard_at
+            lost = not info.ended and (key in self.gone or silent > _MISSED_HEARTBEATS * info.heartbeat_interval)
+            replaced = lost and info.host and later[info.name, info.host] > heard_at
+            old = (lost or info.ended) and silent > max(FORGET_AFTER, _MISSED_HEARTBEATS * info.heartbeat_interval)
+            if replaced or old:
+                del self.heard[key]
+                self.gone.discard(key)
+            else:
+                shown.append(msgspec.structs.replace(info, status=NodeStatus.LOST) if lost else info)
+        return sorted(shown, key=lambda info: (info.name, info.started_at, info.instance))
+
+    def late(self, now: float, quiet_until: float) -> list[Key]:
+        """Return those whose heartbeat is late and for which the broker can be asked, at most `_ASKED_AT_ONCE`."""
+        late: list[Key] = []
+        for key, (info, _, heard_at) in self.heard.items():
+            silent = now - max(heard_at, quiet_until)
+            if silent > _ASKED_AFTER * info.heartbeat_interval and info.present and not info.ended:
+                late.append(key)
+        return [key for key in late if key not in self.gone][:_ASKED_AT_ONCE]
+
+    @property
+    def shortest_interval(self) -> float:
+        """The shortest heartbeat interval, in seconds, at most 1."""
+        return min((info.heartbeat_interval for info, _, _ in self.heard.values()), default=1.0)
 
 
 class Registry:
-    """The nodes on a broker: ``registry = await bus.nodes()``, then iterate it at any time.
+    """The nodes on a broker: ``registry = await bus.nodes()``, then iterate it at any time; `programs` are the others.
 
     Awaiting the registry subscribes to the announcements and returns once the broker has confirmed. Otherwise the first read
     inside a running event loop subscribes in the background.
@@ -209,13 +367,11 @@ class Registry:
         self._bus = bus
         self._topic_map = topic_map or TopicMap()
         self._clock = _loop_clock() if clock is None else clock
-        # By name and instance, in the order of the last heartbeat.
-        self._heard: OrderedDict[Key, Heard] = OrderedDict()
-        self._gone: set[Key] = set()  # nodes without a liveness subscription, by the broker
+        self._nodes: _Known[NodeInfo] = _Known()
+        self._programs: _Known[ProgramInfo] = _Known()
         self._quiet_until = 0.0
         self._blocked = 0.0  # seconds for which the event loop was blocked
         self._blocked_now = _not_blocked
-        self._decoder = msgspec.json.Decoder(NodeInfo)
         self._tasks = BackgroundTasks()
         self._task: asyncio.Task[None] | None = None
         self._confirmed: asyncio.Future[None] | None = None
@@ -251,6 +407,12 @@ class Registry:
     def instances(self, name: str) -> tuple[NodeInfo, ...]:
         """Return every node with this name: the workers of a group, and for `FORGET_AFTER` seconds earlier runs."""
         return tuple(info for info in self._snapshot() if info.name == name)
+
+    @property
+    def programs(self) -> tuple[ProgramInfo, ...]:
+        """The buses of programs known now, without nodes, sorted by name; their topics are at most `MAX_PROGRAM_TOPICS` each."""
+        self._start_in_background()
+        return tuple(self._programs.listed(self._time()))
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{info.name} {info.status}" for info in self._now())
@@ -292,22 +454,7 @@ class Registry:
             self._blocked_now = _not_blocked
 
     def _now(self) -> list[NodeInfo]:
-        now = self._time()
-        shown: list[NodeInfo] = []
-        later: dict[tuple[str, str], float] = {}  # when the latest node of this name and host was first heard
-        for info, first, _ in self._heard.values():
-            later[info.name, info.host] = max(first, later.get((info.name, info.host), first))
-        for key, (info, _, heard_at) in list(self._heard.items()):
-            silent = now - heard_at
-            lost = not info.ended and (key in self._gone or silent > _MISSED_HEARTBEATS * info.heartbeat_interval)
-            replaced = lost and info.host and later[info.name, info.host] > heard_at
-            old = (lost or info.ended) and silent > max(FORGET_AFTER, _MISSED_HEARTBEATS * info.heartbeat_interval)
-            if replaced or old:
-                del self._heard[key]
-                self._gone.discard(key)
-            else:
-                shown.append(msgspec.structs.replace(info, status=NodeStatus.LOST) if lost else info)
-        return sorted(shown, key=lambda info: (info.name, info.started_at, info.instance))
+        return self._nodes.listed(self._time())
 
     # -- subscribing
 
@@ -340,37 +487,31 @@ class Registry:
     # -- liveness
 
     async def _ask(self) -> None:
-        """Ask the broker, twice, for the liveness subscriptions of nodes whose heartbeat is late, until cancelled."""
+        """Ask the broker, twice, for the liveness subscriptions of those whose heartbeat is late, until cancelled."""
         self._bus.reporter.listeners.append(self._on_event)
         try:
             while True:
-                late = self._late()
-                if late:
-                    absent = await self._absent(late)
-                    if absent:
-                        await asyncio.sleep(_ASKED_TWICE)
-                        late = self._late()
-                        self._gone |= await self._absent([key for key in absent if key in late])
-                        self._notify()
-                shortest = min((info.heartbeat_interval for info, _, _ in self._heard.values()), default=1.0)
-                await asyncio.sleep(min(1.0, shortest / 4))
+                absent = await self._absent(self._late())
+                if absent:
+                    await asyncio.sleep(_ASKED_TWICE)
+                    late = self._late()
+                    for known, key in await self._absent([one for one in absent if one in late]):
+                        known.gone.add(key)
+                    self._notify()
+                shortest = min(self._nodes.shortest_interval, self._programs.shortest_interval)
+                await asyncio.sleep(min(1.0, max(_TICK / 100, shortest / 4)))
         finally:
             self._bus.reporter.listeners.remove(self._on_event)
 
-    def _late(self) -> list[Key]:
-        """Return the nodes whose heartbeat is late; none shortly after a reconnect of this observer, which missed heartbeats."""
+    def _late(self) -> list[tuple[_Known[Any], Key]]:
+        """Return those whose heartbeat is late; none shortly after a reconnect of this observer, which missed heartbeats."""
         now = self._time()
-        late: list[Key] = []
-        for key, (info, _, heard_at) in self._heard.items():
-            silent = now - max(heard_at, self._quiet_until)
-            if silent > _ASKED_AFTER * info.heartbeat_interval and info.present and not info.ended:
-                late.append(key)
-        return [key for key in late if key not in self._gone][:_ASKED_AT_ONCE]
+        return [(known, key) for known in (self._nodes, self._programs) for key in known.late(now, self._quiet_until)]
 
-    async def _absent(self, keys: list[Key]) -> set[Key]:
-        """Return the nodes without a liveness subscription."""
-        found = await asyncio.gather(*(self._bus.has_subscribers(ALIVE_TOPIC + instance) for _, instance in keys))
-        return {key for key, present in zip(keys, found, strict=True) if present is False}
+    async def _absent(self, late: list[tuple[_Known[Any], Key]]) -> list[tuple[_Known[Any], Key]]:
+        """Return those without a liveness subscription."""
+        found = await asyncio.gather(*(self._bus.has_subscribers(ALIVE_TOPIC + key[1]) for _, key in late))
+        return [one for one, present in zip(late, found, strict=True) if present is False]
 
     def _on_event(self, event: BusEvent) -> None:
         if isinstance(event, Disconnected | Reconnected):
@@ -405,34 +546,27 @@ class Registry:
             self._notify()
 
     def _observe(self, message: Message) -> None:
-        if len(message.payload) > MAX_ANNOUNCEMENT_BYTES:
-            self.ignored += 1
-            return
-        try:
-            info = self._decoder.decode(message.payload)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            self.ignored += 1
-            return
-        # Measure the age of a heartbeat by this machine's clock: the node's clock may be wrong.
-        key = (info.name, info.instance)
+        info = decode_announcement(message.payload)
+        # Measure the age of a heartbeat by this machine's clock: the sender's clock may be wrong.
         now = self._time()
-        before = self._heard.get(key)
         here = self._topic_map.here
-        output = info.output and (here(info.output) or info.output)
-        inputs = tuple(here(entry) or entry for entry in info.inputs)
-        info = msgspec.structs.replace(
-            info,
-            last_heartbeat=message.received_at,
-            publish_topic=output,
-            output=output,
-            subscribe_topic=inputs[0] if len(inputs) == 1 and not info.more_inputs else None,
-            inputs=inputs,
-        )
-        self._heard[key] = info, now if before is None else before[1], now
-        self._heard.move_to_end(key)
-        self._gone.discard(key)
-        if len(self._heard) > MAX_NODES:
-            self._gone.discard(self._heard.popitem(last=False)[0])
+        if isinstance(info, NodeInfo):
+            output = info.output and (here(info.output) or info.output)
+            inputs = tuple(here(entry) or entry for entry in info.inputs)
+            info = msgspec.structs.replace(
+                info,
+                last_heartbeat=message.received_at,
+                publish_topic=output,
+                output=output,
+                subscribe_topic=inputs[0] if len(inputs) == 1 and not info.more_inputs else None,
+                inputs=inputs,
+            )
+            self._nodes.hear(info, now)
+        elif info is not None:
+            topics = tuple([msgspec.structs.replace(one, topic=here(one.topic) or one.topic) for one in info.topics])
+            self._programs.hear(msgspec.structs.replace(info, last_heartbeat=message.received_at, topics=topics), now)
+        else:
+            self.ignored += 1
 
     def _notify(self) -> None:
         news, self._news = self._news, None
@@ -440,7 +574,7 @@ class Registry:
             news.set_result(None)
 
     async def close(self) -> None:
-        """Unsubscribe; the known nodes stay readable."""
+        """Unsubscribe; the known nodes and programs stay readable."""
         self._closed = True
         await self._tasks.stop()
 

@@ -1,7 +1,7 @@
 """What a reader has to follow: the files and functions of the package that one operation enters, on real brokers.
 
-Pings and announcements are hours apart and the garbage collector is off, so that nothing else runs meanwhile; whoever
-publishes to a traced subscription does it in another thread, which is not traced.
+Pings and announcements of sequences are hours apart, the program is not announced, and the garbage collector is off, so that
+nothing else runs meanwhile; whoever publishes to a traced subscription does it in another thread, which is not traced.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CEILINGS = {
     "reconnect": ((22, 100), (20, 95)),
 }
 PACKAGE = str(Path(msight_bus.__file__).parent) + "/"
-QUIETLY = {"MSIGHT_PING_INTERVAL": "3600", "MSIGHT_ANNOUNCE_INTERVAL": "3600"}
+QUIETLY = {"MSIGHT_PING_INTERVAL": "3600", "MSIGHT_ANNOUNCE_INTERVAL": "3600", "MSIGHT_ANNOUNCE": "false"}
 WARM_UP = 20
 """Messages after which every cache is filled."""
 

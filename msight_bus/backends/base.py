@@ -7,7 +7,7 @@ A backend implements `Backend`, `TopicPublisher` and `Consumer`. It delivers mes
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
@@ -253,13 +253,23 @@ class Backend(Protocol):
             TopicError: the broker does not accept the name; the text says why.
         """
 
-    def publisher(self, topic: str, name: str | None, *, keeps: bool) -> TopicPublisher:
+    @property
+    def is_connected(self) -> bool:
+        """Whether the connection to publish on is open."""
+
+    @property
+    def published(self) -> Iterator[TopicCounter]:
+        """The counters of the topics that the bus has published on, of which the least recently used can be evicted."""
+
+    def publisher(self, topic: str, name: str | None, *, keeps: bool, creates: bool = True) -> TopicPublisher:
         """Make a publisher on ``topic``.
 
         Args:
             topic: the topic's name on the broker.
             name: stable name that selects the partition of messages without a key; ``None`` spreads them.
             keeps: whether the topic's counter must not be evicted until the publisher is closed.
+            creates: whether a topic of a log is created if it does not exist; ``False`` holds until a publisher that creates it
+                is made, and sending to a missing topic raises `TopicError`.
         """
 
     async def subscribe(self, selection: Selection, inbox: Inbox) -> Consumer:
@@ -297,6 +307,10 @@ class Backend(Protocol):
 @runtime_checkable
 class PresenceBackend(Protocol):
     """A backend whose broker can be asked whether a topic has subscribers."""
+
+    @property
+    def can_subscribe(self) -> bool:
+        """Whether a connection is open on which a subscription needs no connection of its own."""
 
     async def has_subscribers(self, topic: str) -> bool | None:
         """Return whether a topic has a subscriber; ``None`` if unknown. Raises nothing."""

@@ -500,7 +500,7 @@ class MemoryBackend(PubSubBackend):
         self._memory = MemoryConnector(settings.limits)
         super().__init__(settings, self._memory, report, new_session)
 
-    def publisher(self, topic: str, name: str | None, *, keeps: bool) -> MemoryPublisher:
-        """Make a publisher on ``topic``; ``name`` is not used."""
+    def publisher(self, topic: str, name: str | None, *, keeps: bool, creates: bool = True) -> MemoryPublisher:
+        """Make a publisher on ``topic``; ``name`` and ``creates`` are not used."""
         exchange = self._memory.exchange
         return MemoryPublisher(exchange, self._topics, topic, self._publishing, self._limits, self._report, keeps=keeps)

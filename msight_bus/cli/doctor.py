@@ -14,16 +14,14 @@ from rich.text import Text
 
 from msight_bus.bus import Bus, connect
 from msight_bus.cli.exit_status import FAILED, exit_status, status_of
-from msight_bus.cli.observing import READING, BackendOption, JsonOption, Observation, note, settings_of
+from msight_bus.cli.observing import READING, BackendOption, JsonOption, Observation, note, registry_of, settings_of
 from msight_bus.cli.top import ALL_ANNOUNCED
 from msight_bus.doctor.checks import run_checks, run_checks_now
 from msight_bus.doctor.connecting import of_connection, of_setting
 from msight_bus.doctor.evidence import Evidence, Finding, matches
 from msight_bus.doctor.nodes import ends, total
-from msight_bus.errors import AuthenticationError, BusError, ConfigError, TopicError
+from msight_bus.errors import AuthenticationError, BusError, ConfigError
 from msight_bus.patterns import check_entries
-from msight_bus.queue_policy import QueuePolicy
-from msight_bus.registry import Registry
 from msight_bus.runtime import run
 from msight_bus.settings import BusSettings
 from msight_bus.topics import NODES_TOPIC
@@ -40,19 +38,6 @@ Examples:
 
 _OTHERS_WITHIN = 2.0
 """Seconds for which other topics are observed if nothing arrives on those of the command line."""
-
-
-async def registry_of(bus: Bus) -> Registry | None:
-    """Return the registry; ``None`` if no node has announced itself on this Kafka.
-
-    Raises:
-        BusError: the broker refused the subscription.
-    """
-    try:
-        async with bus.core.subscribe((NODES_TOPIC,), queue=QueuePolicy.latest()):
-            return await bus.nodes()
-    except TopicError:
-        return None
 
 
 async def gather(bus: Bus, evidence: Evidence) -> None:
@@ -79,7 +64,7 @@ async def gather(bus: Bus, evidence: Evidence) -> None:
         evidence.seconds = min(evidence.seconds, round(bus.clock() - begun, 1))
         raise
     finally:
-        evidence.nodes = [] if registry is None else list(registry)
+        evidence.found(registry)
         counters = observation.counters.items()
         evidence.losses = {topic: {"gaps": one.gaps or 0, "missing": one.missing or 0} for topic, one in counters}
 
@@ -90,7 +75,7 @@ def _lines(evidence: Evidence) -> list[dict[str, object]]:
     for entry in evidence.topics:
         seen = total([one for topic, one in evidence.seen.items() if matches(entry, topic)])
         publishers, subscribers = ends(evidence, entry)
-        nodes = [info for info in evidence.running() if any(matches(one, entry) for one in info.inputs)]
+        nodes = [info for info in evidence.running_nodes() if any(matches(one, entry) for one in info.inputs)]
         lost = [each for topic, each in evidence.losses.items() if matches(entry, topic)]
         counts = {"messages": seen.messages, "sessions": len(seen.sessions - {None}), "largest_bytes": seen.largest}
         counts |= {name: sum([each[name] for each in lost]) for name in ("gaps", "missing")}
@@ -108,11 +93,9 @@ def report(
         if as_json:
             typer.echo(json.dumps(line))
             continue
-        text = f"{line['topic']}: {line['messages']:,} messages of {line['sessions']} publishers; nodes that publish: "
         names = [", ".join(line[key]) or "none" for key in ("publishers", "subscribers")]  # type: ignore[arg-type]
-        text += (
-            f"{names[0]}; nodes that subscribe: {names[1]}, which dropped {line['dropped']:,}; gaps: {line['gaps']:,}"
-        )
+        text = f"{line['topic']}: {line['messages']:,} messages of {line['sessions']} publishers; published by: {names[0]}; "
+        text += f"subscribed by: {names[1]}; dropped by nodes: {line['dropped']:,}; gaps: {line['gaps']:,}"
         out.print(Text(text), soft_wrap=not out.is_terminal)
     for finding in findings:
         if as_json:
@@ -145,10 +128,10 @@ def doctor(
 ) -> None:
     """Find what is wrong, and say what to do.
 
-    Checks the settings, the connection, the limits of the broker, the nodes and their topics; on Kafka also topics, replicas,
-    groups and transactions. Nodes announce themselves every 10 seconds: with a shorter `--observe`, some are not seen. No group
-    is joined, no topic created and nothing committed. Ctrl-C prints at once what was found. The exit status is 1 if a fault was
-    found.
+    Checks the settings, the connection, the limits of the broker, the nodes, other programs and their topics; on Kafka also
+    topics, replicas, groups and transactions. Nodes and programs announce themselves every 10 seconds: with a shorter
+    `--observe`, some are not seen. No group is joined, no topic created and nothing committed. Ctrl-C prints at once what was
+    found. The exit status is 1 if a fault was found.
     """
     with exit_status():
         chosen = tuple(check_entries(topics)) if topics else ()

@@ -20,10 +20,12 @@ from msight_bus.errors import ConfigError, TopicError
 from msight_bus.message import Message
 from msight_bus.patterns import TopicPattern, check_entries, is_pattern
 from msight_bus.queue_policy import DEFAULT_BYTES, DEFAULT_MESSAGES, QueuePolicy
+from msight_bus.registry import Registry
 from msight_bus.runtime import run
 from msight_bus.settings import BusSettings
 from msight_bus.subscription import Subscription
 from msight_bus.subscription.stats import TopicStats
+from msight_bus.topics import NODES_TOPIC
 
 _PATTERNS = "Topics and patterns: `*` stands for one part of a name, `>` at the end for the remaining parts."
 TopicsArgument = Annotated[list[str], typer.Argument(help=_PATTERNS)]
@@ -32,7 +34,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object
 SecondsOption = Annotated[float | None, typer.Option(min=0.01, max=1e9, help="End after this many seconds.")]
 CountOption = Annotated[int | None, typer.Option(min=1, help="End after this many messages.")]
 
-READING = {"MSIGHT_KAFKA_CREATE_TOPICS": "false"}
+SILENT = {"MSIGHT_ANNOUNCE": "false"}
+"""The variables of commands that do not announce themselves."""
+
+READING = {**SILENT, "MSIGHT_KAFKA_CREATE_TOPICS": "false"}
 """The variables of commands that only read."""
 
 _SLICE = 0.02
@@ -71,6 +76,19 @@ class Output(Console):
 def note(text: str) -> None:
     """Print a line about the display to standard error."""
     Console(stderr=True, highlight=False).print(Text(text, style="yellow"), soft_wrap=True)
+
+
+async def registry_of(bus: Bus) -> Registry | None:
+    """Return the registry; ``None`` if nothing has announced itself on this Kafka.
+
+    Raises:
+        BusError: the broker refused the subscription.
+    """
+    try:
+        async with bus.core.subscribe((NODES_TOPIC,), queue=QueuePolicy.latest()):
+            return await bus.nodes()
+    except TopicError:
+        return None
 
 
 @dataclass
@@ -171,7 +189,7 @@ class Observation:
             if due == seconds:
                 return
             if second == _HINT_AFTER and names and not self.received:
-                note(f"No message on {names} yet; waiting. `msight-bus topics` lists the topics of nodes.")
+                note(f"No message on {names} yet; waiting. `msight-bus topics` lists the announced topics.")
             self.show(self, False)
 
 

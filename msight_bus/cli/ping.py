@@ -13,7 +13,7 @@ import typer
 
 from msight_bus.bus import Bus, connect
 from msight_bus.cli.exit_status import FAILED, exit_status
-from msight_bus.cli.observing import BackendOption, JsonOption, Output, settings_of
+from msight_bus.cli.observing import SILENT, BackendOption, JsonOption, Output, settings_of
 from msight_bus.errors import ConnectionLostError
 from msight_bus.queue_policy import QueuePolicy
 from msight_bus.runtime import run
@@ -123,7 +123,7 @@ def ping(
     reserved topic `_msight.ping`, which is created on Kafka. The exit status is 1 if a message was lost.
     """
     with exit_status():
-        settings, pings = settings_of(backend, {}), Pings(timeout, as_json=json_lines)
+        settings, pings = settings_of(backend, SILENT), Pings(timeout, as_json=json_lines)
 
         async def measure() -> None:
             async with (

@@ -15,7 +15,7 @@ import typer
 
 from msight_bus.bus import connect
 from msight_bus.cli.exit_status import exit_status
-from msight_bus.cli.observing import BackendOption, JsonOption, note, settings_of
+from msight_bus.cli.observing import SILENT, BackendOption, JsonOption, note, settings_of
 from msight_bus.data.tags import registered
 from msight_bus.errors import quoted
 from msight_bus.pacing import paced
@@ -97,7 +97,7 @@ def pub(  # noqa: PLR0917 - the options of the command
     unless `MSIGHT_KAFKA_CREATE_TOPICS=false`. The command prints the number of published messages.
     """
     with exit_status():
-        settings, encode = settings_of(backend, {}), _encoder(kind)
+        settings, encode = settings_of(backend, SILENT if rate is None else {}), _encoder(kind)
         if text is not None and file is not None:
             raise typer.BadParameter("give --text or --file, not both.")
         headers: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""``msight-bus status``: the broker, the nodes, their losses and the lag of groups on one screen."""
+"""``msight-bus status``: the broker, the nodes, their losses, other programs and the lag of groups on one screen."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from rich.console import Console
 from rich.text import Text
 
 from msight_bus.bus import connect
-from msight_bus.cli.doctor import registry_of
 from msight_bus.cli.exit_status import FAILED, exit_status
-from msight_bus.cli.observing import READING, BackendOption, JsonOption, note, settings_of
+from msight_bus.cli.observing import READING, BackendOption, JsonOption, note, registry_of, settings_of
 from msight_bus.cli.tables import Column, print_table
 from msight_bus.cli.top import ALL_ANNOUNCED
 from msight_bus.doctor.checks import lags, version
@@ -95,7 +94,7 @@ class Status:
             except AuthenticationError as error:
                 note(f"Nodes are not shown: {error}")
             finally:
-                self.evidence.nodes = [] if registry is None else list(registry)
+                self.evidence.found(registry)
 
     async def _read_lags(self) -> None:
         try:
@@ -115,7 +114,8 @@ class Status:
         """Print what is known."""
         if not self.found:
             return
-        fields = {**self.found, **_summary(self.evidence.nodes), "faults": self.faults}
+        programs = dict(sorted(Counter(info.status.value for info in self.evidence.programs).items()))
+        fields = {**self.found, **_summary(self.evidence.nodes), "programs": programs, "faults": self.faults}
         fields |= {
             "groups": None if self.lags is None else [asdict(one) for one in self.lags],
             "more_groups": self.others,
@@ -124,12 +124,16 @@ class Status:
             typer.echo(json.dumps(fields))
             return
         out = Console(highlight=False)
-        nodes = ", ".join(f"{count:,} {name}" for name, count in fields["nodes"].items()) or "none announced"
+        nodes, others = (
+            ", ".join(f"{count:,} {name}" for name, count in fields[kind].items()) or "none announced"
+            for kind in ("nodes", "programs")
+        )
         where = f"{fields['backend']} {fields['version'] or '(version unknown)'} at {fields['address']}"
         for line in (
             f"Broker: {where}, PING {fields['ping_ms']:.1f} ms",
             f"Nodes: {nodes}",
-            f"Since their start: {fields['missing']:,} messages lost, {fields['dropped']:,} dropped, "
+            f"Other programs: {others}",
+            f"Nodes since their start: {fields['missing']:,} messages lost, {fields['dropped']:,} dropped, "
             f"{fields['errors']:,} errors; queued now: {fields['queued']:,}",
             *self.faults,
         ):
@@ -165,7 +169,7 @@ def status(
     json_lines: JsonOption = False,
     backend: BackendOption = None,
 ) -> None:
-    """Show the broker, the nodes and their losses on one screen, and on Kafka the lag of consumer groups.
+    """Show the broker, the nodes and their losses, and other programs on one screen, on Kafka also the lag of consumer groups.
 
     *lag*: records after the offsets that the group has committed, at the start of the command; `?`: nothing is committed. The
     groups of all programs are shown, those furthest behind first. Reading joins no group and commits nothing. Ctrl-C prints at

@@ -1,9 +1,10 @@
-"""``msight-bus top``: a live table of the nodes on a broker."""
+"""``msight-bus top``: a live table of the nodes and other programs on a broker."""
 
 from __future__ import annotations
 
 import asyncio
 import heapq
+import os
 import textwrap
 import time
 from collections import Counter
@@ -19,21 +20,23 @@ from rich.text import Text
 
 from msight_bus.bus import Bus, connect
 from msight_bus.cli.exit_status import exit_status
+from msight_bus.cli.observing import READING, note, registry_of
 from msight_bus.cli.tables import Column, fit
 from msight_bus.errors import TopicError
-from msight_bus.patterns import TopicPattern, check_entries, is_pattern
-from msight_bus.registry import NodeInfo, NodeStatus, Registry
+from msight_bus.patterns import MAX_NAMED, TopicPattern, check_entries, is_pattern
+from msight_bus.registry import NodeInfo, NodeStatus, ProgramInfo, Registry
 from msight_bus.runtime import run
 from msight_bus.settings import BusSettings
+from msight_bus.topics import NODES_TOPIC
 
 EXAMPLES = """
 Examples:
 
-- `msight-bus top`: all nodes on the configured broker, until Ctrl-C
+- `msight-bus top`: all nodes and programs on the configured broker, until Ctrl-C
 
-- `msight-bus top cam`: nodes whose name, topics, host or status contain "cam"
+- `msight-bus top cam`: those whose name, topics, host or status contain "cam"
 
-- `msight-bus top --seconds 12`: end after every node has sent a heartbeat
+- `msight-bus top --seconds 12`: end after each has sent a heartbeat
 
 - `msight-bus top | grep LOST`: print the table once, after 12 seconds
 """
@@ -64,20 +67,24 @@ ALL_ANNOUNCED = 12.0
 
 _NO_NODE = " (no node)"
 _NO_NODES = "No heartbeat received yet; each node sends one per heartbeat interval (10 s by default)."
+_LOOK_AGAIN = 1.0
+"""Seconds between two looks for a Kafka topic that does not exist."""
+
+Info = NodeInfo | ProgramInfo
 
 
 @dataclass(frozen=True, slots=True)
 class NodeTable:
-    """A table of nodes that fits the terminal, the nodes with problems first.
+    """A table of nodes and programs that fits the terminal, those with problems first.
 
     Attributes:
-        infos: all nodes.
+        infos: all nodes and programs.
         broker: address for the title.
-        containing: show only nodes whose name, topics, host or status contain this text, ignoring case.
-        height: maximum number of lines; ``None``: all nodes. Only this many nodes are rendered.
+        containing: show only those whose name, topics, host or status contain this text, ignoring case.
+        height: maximum number of lines; ``None``: all. Only this many nodes and programs are rendered.
     """
 
-    infos: list[NodeInfo]
+    infos: list[Info]
     broker: str = ""
     containing: str = ""
     height: int | None = None
@@ -89,10 +96,13 @@ class NodeTable:
 
     def _lines(self, width: int | None) -> Iterator[Text]:
         chosen = [info for info in self.infos if _contains(info, self.containing.lower())]
-        number = f"{len(chosen)} of {len(self.infos)}" if self.containing else f"{len(chosen)}"
-        yield _line(f"Nodes{f' on {self.broker}' if self.broker else ''} ({number})", "italic")
+        programs = [isinstance(info, ProgramInfo) for info in self.infos].count(True)
+        shown_programs = [isinstance(info, ProgramInfo) for info in chosen].count(True)
+        title = f"Nodes{f' on {self.broker}' if self.broker else ''}"
+        title += f" ({self._number(len(chosen) - shown_programs, len(self.infos) - programs)})"
+        yield _line(f"{title}, programs ({self._number(shown_programs, programs)})" if programs else title, "italic")
         if not chosen:
-            nothing = f"No node contains {self.containing!r}." if self.infos else _NO_NODES
+            nothing = f"No node and no program contains {self.containing!r}." if self.infos else _NO_NODES
             for text in textwrap.wrap(nothing, width or len(nothing)):
                 yield _line(text, "dim")
             return
@@ -121,49 +131,79 @@ class NodeTable:
         for text in below:
             yield _line(text, "dim")
 
-    def _cells(self, info: NodeInfo, ends: _Ends) -> tuple[str, ...]:
-        metrics = info.metrics
-        lines = [f"<- {entry}{'' if info.ended or ends.feed(entry) else _NO_NODE}" for entry in info.inputs]
-        if info.more_inputs:
-            lines.append(f"   and {info.more_inputs:,} more")
-        rates = [_short(metrics.rate_in), *[""] * (len(lines) - 1)] if lines else []
-        if info.output is not None:
-            lines.append(f"-> {info.output}{'' if info.ended or ends.receive(info.output) else _NO_NODE}")
-            rates.append(_short(metrics.rate_out))
-        missing = "?" if metrics.missing is None else f"{metrics.missing:,}"
-        receives = bool(info.inputs)
+    def _number(self, shown: int, number: int) -> str:
+        return f"{shown} of {number}" if self.containing else f"{shown}"
+
+    def _cells(self, info: Info, ends: _Ends) -> tuple[str, ...]:
+        cells = _node_cells(info, ends) if isinstance(info, NodeInfo) else _program_cells(info, ends)
         return (
-            f"{info.name}\n{info.host}\n{info.instance[:8]}" if ends.names[info.name] > 1 else info.name,
-            "\n".join(lines),
-            "\n".join(rates),
-            f"{metrics.queued:,}" if receives else "",
-            missing if receives else "",
-            f"{metrics.dropped:,}",
-            f"{metrics.errors + metrics.undecodable:,}",
-            f"{_short(metrics.latency_p50_ms)}\n{_short(metrics.latency_p99_ms)}".rstrip(),
+            f"{info.label}\n{info.host}\n{info.instance[:8]}" if ends.names[info.label] > 1 else info.label,
+            *cells,
             info.status.value,
             f"{max(0.0, time.time() - info.last_heartbeat):.0f} s",
         )
 
 
-class _Ends:
-    """The topics of running nodes, and the number of nodes with each name."""
+def _node_cells(info: NodeInfo, ends: _Ends) -> tuple[str, ...]:
+    metrics = info.metrics
+    lines = [ends.line_in(info, entry) for entry in info.inputs]
+    if info.more_inputs:
+        lines.append(f"   and {info.more_inputs:,} more")
+    rates = [_short(metrics.rate_in), *[""] * (len(lines) - 1)] if lines else []
+    for topic in info.outputs:
+        lines.append(ends.line_out(info, topic))
+        rates.append(_short(metrics.rate_out))
+    missing = "?" if metrics.missing is None else f"{metrics.missing:,}"
+    receives = bool(info.inputs)
+    return (
+        "\n".join(lines),
+        "\n".join(rates),
+        f"{metrics.queued:,}" if receives else "",
+        missing if receives else "",
+        f"{metrics.dropped:,}",
+        f"{metrics.errors + metrics.undecodable:,}",
+        f"{_short(metrics.latency_p50_ms)}\n{_short(metrics.latency_p99_ms)}".rstrip(),
+    )
 
-    def __init__(self, infos: list[NodeInfo]) -> None:
+
+def _program_cells(info: ProgramInfo, ends: _Ends) -> tuple[str, ...]:
+    """Return the busiest topics of a program with their rates; it announces no other figures."""
+    received = [(ends.line_in(info, one.topic), one.rate_in) for one in info.topics if one.subscribed]
+    sent = [(ends.line_out(info, one.topic), one.rate_out) for one in info.topics if one.published]
+    rows = received[:MAX_NAMED] + sent[:MAX_NAMED]
+    if more := len(received) + len(sent) - len(rows) + info.more_topics:
+        rows.append((f"   and {more:,} more", None))
+    return "\n".join([line for line, _ in rows]), "\n".join([_short(rate) for _, rate in rows]), "", "", "", "", ""
+
+
+class _Ends:
+    """The topics of running nodes and programs, and the number of those with each name."""
+
+    def __init__(self, infos: list[Info]) -> None:
         running = [info for info in infos if not info.ended and info.status is not NodeStatus.LOST]
-        self._outputs = {info.output for info in running if info.output is not None}
+        self._outputs = {topic for info in running for topic in info.outputs}
         self._inputs = {entry for info in running for entry in info.inputs}
         self._patterns = {entry: pattern for entry in self._inputs if (pattern := announced_pattern(entry)) is not None}
-        self._more = any(info.more_inputs for info in running)
-        self.names = Counter(info.name for info in infos)
+        self._more_outputs = any(isinstance(info, ProgramInfo) and info.more_topics for info in running)
+        self._more = self._more_outputs or any(isinstance(info, NodeInfo) and info.more_inputs for info in running)
+        self.names = Counter(info.label for info in infos)
 
-    def feed(self, entry: str) -> bool:
-        """Whether a running node publishes on a topic, or on one that a pattern matches."""
+    def line_in(self, info: Info, entry: str) -> str:
+        """Return a line for an input; marked if nothing publishes there."""
+        return f"<- {entry}{'' if info.ended or self._feed(entry) else _NO_NODE}"
+
+    def line_out(self, info: Info, topic: str) -> str:
+        """Return a line for an output; marked if nothing subscribes there."""
+        return f"-> {topic}{'' if info.ended or self._receive(topic) else _NO_NODE}"
+
+    def _feed(self, entry: str) -> bool:
+        """Whether a topic, or one that a pattern matches, is published; topics that a program does not name can be this one."""
         pattern = announced_pattern(entry)
-        return entry in self._outputs or (pattern is not None and any(map(pattern.matches, self._outputs)))
+        named = entry in self._outputs or (pattern is not None and any(map(pattern.matches, self._outputs)))
+        return named or self._more_outputs
 
-    def receive(self, topic: str) -> bool:
-        """Whether a running node can receive a topic; inputs that a node does not name can be this topic."""
+    def _receive(self, topic: str) -> bool:
+        """Whether a topic can be received; inputs that a node or program does not name can be this topic."""
         return self._more or topic in self._inputs or any(one.matches(topic) for one in self._patterns.values())
 
 
@@ -175,32 +215,36 @@ def announced_pattern(entry: str) -> TopicPattern | None:
     return None
 
 
-def render(registry: Registry, broker: str = "", *, containing: str = "", height: int | None = None) -> NodeTable:
-    """Return a table of the nodes in the registry, one row per node, the nodes with problems first.
+def render(
+    registry: Registry | None, broker: str = "", *, containing: str = "", height: int | None = None
+) -> NodeTable:
+    """Return a table of the nodes and programs in the registry, one row each, those with problems first.
 
-    Rates are messages a second over the node's last heartbeat interval. ``(no node)`` marks an input topic on which no node
-    publishes, and an output topic to which no node subscribes.
+    Rates are messages a second over the last heartbeat interval. ``(no node)`` marks an input topic on which no node and no
+    program publishes, and an output topic to which none subscribes. A program is shown as ``name[process id]``.
 
     Args:
-        registry: the nodes.
+        registry: the nodes and programs; ``None``: there are none.
         broker: address for the title.
-        containing: show only nodes whose name, topics, host or status contain this text, ignoring case.
-        height: maximum number of lines; ``None``: all nodes.
+        containing: show only those whose name, topics, host or status contain this text, ignoring case.
+        height: maximum number of lines; ``None``: all.
     """
-    return NodeTable(list(registry), broker, containing, height)
+    return NodeTable([] if registry is None else [*registry, *registry.programs], broker, containing, height)
 
 
-def _contains(info: NodeInfo, text: str) -> bool:
-    shown = (info.name, info.host, *info.inputs, info.output or "", info.status.value)
+def _contains(info: Info, text: str) -> bool:
+    shown = (info.label, info.host, *info.inputs, *info.outputs, info.status.value)
     return not text or any(text in part.lower() for part in shown)
 
 
-def _severity(info: NodeInfo) -> tuple[bool, int, str, str]:
-    """Return the sort key: failed and lost nodes first, then nodes with losses or errors, then the others by name."""
-    metrics = info.metrics
-    harmed = bool(metrics.missing or metrics.dropped or metrics.errors or metrics.undecodable)
+def _severity(info: Info) -> tuple[bool, int, bool, str, str]:
+    """Return the sort key: failed and lost first, then nodes with losses or errors, the other nodes, the other programs."""
+    harmed = False
+    if isinstance(info, NodeInfo):
+        metrics = info.metrics
+        harmed = bool(metrics.missing or metrics.dropped or metrics.errors or metrics.undecodable)
     fine = not harmed and info.status not in {NodeStatus.ERROR, NodeStatus.LOST}
-    return fine, _WORST_FIRST.index(info.status), info.name, info.instance
+    return fine, _WORST_FIRST.index(info.status), isinstance(info, ProgramInfo), info.name, info.instance
 
 
 def _line(text: str, style: str) -> Text:
@@ -216,6 +260,8 @@ async def watch(
 ) -> None:
     """Show a live table of ``bus.nodes()`` until ``stop`` is set; without a terminal, print the table once, at the end.
 
+    On a Kafka without the topic of the nodes, wait for the topic.
+
     Args:
         bus: bus whose registry is shown.
         refresh: seconds between two updates of the table.
@@ -227,8 +273,15 @@ async def watch(
         BusError: the subscription to the announcements failed.
     """
     out = console or Console(highlight=False)
-    registry = await bus.nodes()
     broker = bus.settings.address
+    registry = await registry_of(bus)
+    if registry is None:
+        note(f"The topic {NODES_TOPIC} does not exist on {broker}: nothing has announced itself; waiting for it.")
+    while registry is None and not stop.is_set():
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LOOK_AGAIN):
+                await stop.wait()
+        registry = await registry_of(bus)
     if not out.is_terminal:
         await stop.wait()
         out.print(render(registry, broker, containing=containing), soft_wrap=True)
@@ -247,7 +300,7 @@ async def watch(
 
 def top(
     containing: Annotated[
-        str, typer.Argument(help="Show only nodes whose name, topics, host or status contain this text.")
+        str, typer.Argument(help="Show only nodes and programs whose name, topics, host or status contain this text.")
     ] = "",
     refresh: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds between two updates.")] = 1.0,
     seconds: Annotated[
@@ -262,7 +315,8 @@ def top(
 ) -> None:
     """Show the nodes on the broker: rates, queue, losses, drops, errors, latency, status, age of the last heartbeat.
 
-    Failed and lost nodes are listed first, then nodes with losses or errors.
+    Failed and lost nodes are listed first, then nodes with losses or errors. Programs that are no nodes are shown as
+    `name[process id]`, with their busiest topics. The command creates no topic.
     """
     if seconds is None and not Console().is_terminal:
         seconds = ALL_ANNOUNCED
@@ -271,7 +325,7 @@ def top(
 
 
 async def _top(containing: str, refresh: float, seconds: float | None, backend: str | None) -> None:
-    async with connect(BusSettings(backend=backend)) as bus:
+    async with connect(BusSettings(environ={**os.environ, **READING}, backend=backend)) as bus:
         stop = asyncio.Event()
         timer = asyncio.get_running_loop().call_later(seconds, stop.set) if seconds is not None else None
         try:

@@ -1,4 +1,4 @@
-"""``msight-bus topics``: the topics of nodes, their publishers, subscribers and rates; with ``--observe`` all that arrives."""
+"""``msight-bus topics``: the announced topics, their publishers, subscribers and rates; with ``--observe`` all that arrives."""
 
 from __future__ import annotations
 
@@ -12,22 +12,20 @@ from rich.console import Console
 
 from msight_bus.bus import connect
 from msight_bus.cli.exit_status import exit_status
-from msight_bus.cli.observing import READING, BackendOption, JsonOption, Observation, note, settings_of
+from msight_bus.cli.observing import READING, BackendOption, JsonOption, Observation, note, registry_of, settings_of
 from msight_bus.cli.rates import MOST_TOPICS, Figures, cell
 from msight_bus.cli.tables import Column, print_table
 from msight_bus.cli.top import ALL_ANNOUNCED, announced_pattern
 from msight_bus.cli.topic_rates import Arrivals, TopicRates
-from msight_bus.errors import AuthenticationError, TopicError
+from msight_bus.errors import AuthenticationError
 from msight_bus.patterns import MAX_NAMED
-from msight_bus.queue_policy import QueuePolicy
-from msight_bus.registry import NodeInfo, NodeStatus
+from msight_bus.registry import MAX_PROGRAM_TOPICS, NodeInfo, NodeStatus, ProgramInfo
 from msight_bus.runtime import run
-from msight_bus.topics import NODES_TOPIC
 
 EXAMPLES = """
 Examples:
 
-- `msight-bus topics`: the topics of all nodes, after 12 seconds
+- `msight-bus topics`: the topics of all nodes and programs that announce themselves, after 12 seconds
 
 - `msight-bus topics --observe 2`: the topics with traffic in the next two seconds, of any program
 
@@ -45,27 +43,26 @@ _OBSERVED = {"rate": Column("msg/s"), "megabytes_rate": Column("MB/s", 1), "mean
 
 @dataclass
 class Ends:
-    """The nodes at the ends of one topic, by name, and the messages a second that they announce to publish."""
+    """The nodes and programs at the ends of one topic, and the messages a second that they announce to publish."""
 
     publishers: set[str] = field(default_factory=set)
     subscribers: set[str] = field(default_factory=set)
     rate: float = 0.0
 
 
-def ends_of(nodes: Iterable[NodeInfo], observed: Iterable[str] = ()) -> dict[str, Ends]:
-    """Return the ends of each topic of the nodes that run.
+def ends_of(infos: Iterable[NodeInfo | ProgramInfo], observed: Iterable[str] = ()) -> dict[str, Ends]:
+    """Return the ends of each topic of the nodes and programs that run.
 
-    A node with a pattern subscribes to the topics of nodes and the ``observed`` topics that the pattern matches; a pattern that
-    matches none of them has its own entry.
+    A pattern stands for the announced and the ``observed`` topics that it matches; one that matches none has its own entry.
     """
-    running = [info for info in nodes if not info.ended and info.status is not NodeStatus.LOST]
+    running = [info for info in infos if not info.ended and info.status is not NodeStatus.LOST]
     topics: dict[str, Ends] = {}
     for info in running:
-        if info.output is not None:
-            ends = topics.setdefault(info.output, Ends())
-            ends.publishers.add(info.name)
-            ends.rate += info.metrics.rate_out
-    inputs = [(entry, announced_pattern(entry), info.name) for info in running for entry in info.inputs]
+        for topic, rate in _published(info):
+            ends = topics.setdefault(topic, Ends())
+            ends.publishers.add(info.label)
+            ends.rate += rate
+    inputs = [(entry, announced_pattern(entry), info.label) for info in running for entry in info.inputs]
     for entry, pattern, name in inputs:
         if pattern is None:
             topics.setdefault(entry, Ends()).subscribers.add(name)
@@ -75,6 +72,13 @@ def ends_of(nodes: Iterable[NodeInfo], observed: Iterable[str] = ()) -> dict[str
             for topic in [one for one in known if pattern.matches(one)] or [entry]:
                 topics.setdefault(topic, Ends()).subscribers.add(name)
     return topics
+
+
+def _published(info: NodeInfo | ProgramInfo) -> Iterable[tuple[str, float]]:
+    """Return the topics on which a node or program publishes, with messages a second."""
+    if isinstance(info, ProgramInfo):
+        return [(one.topic, one.rate_out) for one in info.topics if one.published]
+    return [(topic, info.metrics.rate_out) for topic in info.outputs]
 
 
 def show(topics: dict[str, Ends], arrived: dict[str, Arrivals] | None, now: float, *, as_json: bool) -> None:
@@ -93,8 +97,8 @@ def show(topics: dict[str, Ends], arrived: dict[str, Arrivals] | None, now: floa
     if not as_json:
         columns = _COLUMNS if arrived is None else (*_COLUMNS, *_OBSERVED.values())
         print_table(columns, rows, Console(highlight=False))
-    others = "topics of programs that are no nodes (see --observe)" if arrived is None else "topics without traffic"
-    note(f"Topics: {len(rows):,}. Not shown: {others}, and subscribers that are no nodes.")
+    hidden = "topics without traffic" if arrived is not None else "topics that no program announces (see --observe)"
+    note(f"Topics: {len(rows):,}. Not shown: {hidden}, and subscribers that do not announce themselves.")
 
 
 def topics(
@@ -107,9 +111,10 @@ def topics(
 ) -> None:
     """List topics, their publishers, subscribers and rates.
 
-    Nodes announce themselves every 10 seconds; the list is printed after 12 seconds. With `--observe`, the command subscribes to
-    all topics (`>`), within bounded memory, and also lists topics of programs that are no nodes. It joins no group and creates
-    no topic. Ctrl-C prints at once what was received. While `--observe` runs on NATS, killed nodes become LOST later.
+    Nodes and programs announce themselves every 10 seconds; the list is printed after 12 seconds. A program that is no node is
+    shown as `name[process id]`. With `--observe`, the command subscribes to all topics (`>`), within bounded memory, and also
+    lists topics that no program announces. It joins no group and creates no topic. Ctrl-C prints at once what was received.
+    While `--observe` runs on NATS, killed programs become LOST later.
     """
     with exit_status():
         settings, seconds = settings_of(backend, READING), ALL_ANNOUNCED if observe is None else observe
@@ -118,23 +123,25 @@ def topics(
         async def observe_all() -> None:
             async with connect(settings) as bus:
                 observation = Observation(bus, rates.add, on_drop=rates.add)
-                nodes: Iterable[NodeInfo] = ()
+                registry = None
                 try:
-                    async with bus.core.subscribe((NODES_TOPIC,), queue=QueuePolicy.latest()):
-                        nodes = await bus.nodes()
-                except TopicError:  # no node has announced itself on this Kafka
-                    pass
+                    registry = await registry_of(bus)
                 except AuthenticationError as error:
-                    note(f"Nodes are not shown: {error}")
+                    note(f"Nodes and programs are not shown: {error}")
                 note(f"Listening for {seconds:g} s; Ctrl-C ends earlier.")
                 try:
                     await observation.run([] if observe is None else [">"], seconds)
                 finally:
                     arrived = None if observe is None else rates.total()
-                    show(ends_of(nodes, arrived or ()), arrived, bus.clock(), as_json=json_lines)
+                    nodes, programs = ([], ()) if registry is None else (list(registry), registry.programs)
+                    show(ends_of([*nodes, *programs], arrived or ()), arrived, bus.clock(), as_json=json_lines)
                     if more := rates.others + observation.dropped("invalid topic"):
                         note(f"Not shown: {more:,} messages of more topics, or on channels that are no valid topics.")
                     if unnamed := sum([info.more_inputs for info in nodes if not info.ended]):
                         note(f"Not shown: {unnamed:,} inputs of nodes; a node announces its first {MAX_NAMED}.")
+                    if unnamed := sum([info.more_topics for info in programs if not info.ended]):
+                        note(
+                            f"Not shown: {unnamed:,} topics of programs; a program announces its busiest {MAX_PROGRAM_TOPICS}."
+                        )
 
         run(observe_all())

@@ -42,6 +42,7 @@ _LIMITS = {
 
 EVERYWHERE: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
     nodes.ended_badly,
+    nodes.lost_programs,
     nodes.same_name,
     nodes.clocks,
     nodes.unpublished,

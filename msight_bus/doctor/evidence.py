@@ -7,12 +7,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-import msgspec
-
 from msight_bus.errors import TopicError
 from msight_bus.message import Message
 from msight_bus.patterns import TopicPattern, is_pattern
-from msight_bus.registry import MAX_ANNOUNCEMENT_BYTES, NodeInfo, NodeStatus
+from msight_bus.registry import NodeInfo, NodeStatus, ProgramInfo, Registry, decode_announcement
 from msight_bus.settings import BusSettings
 from msight_bus.topics import NODES_TOPIC
 
@@ -85,7 +83,7 @@ class Evidence:
         message_bytes: size of a message that the user wants to send; 0 if unknown.
         max_message_bytes: what the connected backend accepts; 0 if not connected.
         seconds: for which messages were observed.
-        nodes: the registry's nodes.
+        nodes, programs: the registry's nodes and other programs.
         seen: the observed messages, by topic.
         losses: number of gaps and of missing messages, by topic.
         clocks: by host, the least seconds from the publish time of a heartbeat, by the host's clock, to its arrival.
@@ -97,10 +95,15 @@ class Evidence:
     max_message_bytes: int = 0
     seconds: float = 0.0
     nodes: list[NodeInfo] = field(default_factory=list)
+    programs: list[ProgramInfo] = field(default_factory=list)
     seen: dict[str, Seen] = field(default_factory=dict)
     losses: dict[str, dict[str, int]] = field(default_factory=dict)
     clocks: dict[str, float] = field(default_factory=dict)
-    _decoder: msgspec.json.Decoder[NodeInfo] = field(default_factory=lambda: msgspec.json.Decoder(NodeInfo))
+
+    def found(self, registry: Registry | None) -> None:
+        """Take the nodes and programs of the registry."""
+        if registry is not None:
+            self.nodes, self.programs = list(registry), list(registry.programs)
 
     def add(self, message: Message) -> None:
         """Account for a message, also of the topic of announcements."""
@@ -117,23 +120,25 @@ class Evidence:
                 seen.partitions.add(message.position[0])
 
     def _add_heartbeat(self, message: Message) -> None:
-        if message.published_at is None or len(message.payload) > MAX_ANNOUNCEMENT_BYTES:
-            return
-        try:
-            info = self._decoder.decode(message.payload)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        info = decode_announcement(message.payload)
+        if message.published_at is None or info is None:
             return
         host = info.host
         if self.concerns(info) and (host in self.clocks or len(self.clocks) < _MAX_KEPT):
             self.clocks[host] = min(self.clocks.get(host, math.inf), message.received_at - message.published_at)
 
-    def running(self) -> Iterator[NodeInfo]:
-        """Yield the nodes that run."""
-        return (info for info in self.nodes if not info.ended and info.status is not NodeStatus.LOST)
+    def running(self) -> Iterator[NodeInfo | ProgramInfo]:
+        """Yield the nodes and programs that run."""
+        everyone: list[NodeInfo | ProgramInfo] = [*self.nodes, *self.programs]
+        return (info for info in everyone if not info.ended and info.status is not NodeStatus.LOST)
 
-    def concerns(self, info: NodeInfo) -> bool:
-        """Whether a node has one of the topics to which the user limits the checks."""
-        ends = {*info.inputs, *filter(None, [info.output])}
+    def running_nodes(self) -> Iterator[NodeInfo]:
+        """Yield the nodes that run."""
+        return (info for info in self.running() if isinstance(info, NodeInfo))
+
+    def concerns(self, info: NodeInfo | ProgramInfo) -> bool:
+        """Whether a node or program has one of the topics to which the user limits the checks."""
+        ends = {*info.inputs, *info.outputs}
         return not self.topics or any(
             matches(topic, end) or matches(end, topic) for topic in self.topics for end in ends
         )

@@ -51,7 +51,7 @@ async def advertised_listeners(evidence: Evidence) -> AsyncIterator[Finding]:
 def _named(evidence: Evidence) -> list[str]:
     topics = dict.fromkeys(evidence.topics)
     for info in evidence.running() if not topics else ():
-        topics |= dict.fromkeys((*info.inputs, *filter(None, [info.output])))
+        topics |= dict.fromkeys((*info.inputs, *info.outputs))
     return [evidence.settings.topic_map.on_broker(topic) for topic in topics if not is_pattern(topic)][:MOST]
 
 

@@ -1,4 +1,4 @@
-"""Checks of the nodes that announce themselves, and of the topics between them. Pure."""
+"""Checks of the nodes and programs that announce themselves, and of the topics between them. Pure."""
 
 from __future__ import annotations
 
@@ -24,10 +24,22 @@ def ended_badly(evidence: Evidence) -> Iterator[Finding]:
             )
 
 
+def lost_programs(evidence: Evidence) -> Iterator[Finding]:
+    """Find programs that ended without closing their bus; notes, because programs come and go."""
+    for info in filter(evidence.concerns, evidence.programs):
+        if info.status is NodeStatus.LOST:
+            yield Finding(
+                "programs",
+                f"The program {info.label} on {info.host or 'an unknown host'} is LOST.",
+                f"If it should run, start it again on {info.host or 'its host'}.",
+                fault=False,
+            )
+
+
 def same_name(evidence: Evidence) -> Iterator[Finding]:
     """Find running nodes with one name and different configurations: the workers of a group share name and configuration."""
     named: dict[str, dict[tuple[object, ...], NodeInfo]] = defaultdict(dict)
-    for info in filter(evidence.concerns, evidence.running()):
+    for info in filter(evidence.concerns, evidence.running_nodes()):
         named[info.name][info.type, info.inputs, info.output, info.group_id] = info
     for name, different in named.items():
         if len(different) > 1:
@@ -55,12 +67,12 @@ def clocks(evidence: Evidence) -> Iterator[Finding]:
 
 def unpublished(evidence: Evidence) -> Iterator[Finding]:
     """Find inputs on which nothing is published beside a topic that differs by a letter."""
-    published = {info.output for info in evidence.running() if info.output} | {
+    published = {topic for info in evidence.running() for topic in info.outputs} | {
         topic for topic, seen in evidence.seen.items() if seen.messages
     }
     inputs = dict.fromkeys(evidence.topics, "the command line")
     inputs |= {
-        entry: f"the node {info.name}"
+        entry: f"the {'node' if isinstance(info, NodeInfo) else 'program'} {info.label}"
         for info in filter(evidence.concerns, evidence.running())
         for entry in info.inputs
     }
@@ -88,7 +100,9 @@ def silent(evidence: Evidence) -> Iterator[Finding]:
     for topic in evidence.topics:
         if not any(matches(topic, one) and seen.messages for one, seen in evidence.seen.items()):
             publishers, _ = ends(evidence, topic)
-            who = f"the nodes {', '.join(publishers)} should publish on it" if publishers else "no node publishes on it"
+            who = (
+                f"{', '.join(publishers)} should publish on it" if publishers else "no node or program publishes on it"
+            )
             yield Finding(
                 "arrival",
                 f"No message arrived on {topic} in {evidence.seconds:g} s; {who}.",
@@ -98,11 +112,11 @@ def silent(evidence: Evidence) -> Iterator[Finding]:
 
 
 def ends(evidence: Evidence, topic: str) -> tuple[list[str], list[str]]:
-    """Return the names of the running nodes that publish on a topic or pattern, and of those that subscribe to it."""
+    """Return the running nodes and programs that publish on a topic or pattern, and those that subscribe to it."""
     running = list(evidence.running())
-    publishers = {info.name for info in running if info.output and matches(topic, info.output)}
+    publishers = {info.label for info in running if any(matches(topic, one) for one in info.outputs)}
     return sorted(publishers), sorted(
-        {info.name for info in running if any(matches(entry, topic) for entry in info.inputs)}
+        {info.label for info in running if any(matches(entry, topic) for entry in info.inputs)}
     )
 
 

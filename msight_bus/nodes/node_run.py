@@ -15,7 +15,7 @@ from typing import Any
 from msight_bus.bus import Bus
 from msight_bus.errors import described
 from msight_bus.events import BusEvent, Disconnected, Gap, Reconnected, Refused
-from msight_bus.heartbeat_sender import Announcer
+from msight_bus.heartbeat_sender import Announcer, printable
 from msight_bus.message import Message
 from msight_bus.nodes.config import NodeConfig
 from msight_bus.nodes.metrics import Meter
@@ -243,7 +243,10 @@ class NodeRun:
                 "lines and heartbeats cannot be distinguished.",
                 self.name,
             )
-        self.bus.core.drainables.add(self)
+        core = self.bus.core
+        core.drainables.add(self)
+        outputs = filter(None, (self.config.publish_topic_name, self.config.dead_letter_topic_name))
+        core.node_topics.update(core.settings.topic_map.on_broker(topic) for topic in outputs)
         try:
             yield
         finally:
@@ -285,14 +288,14 @@ class NodeRun:
         output = self.config.publish_topic_name
 
         def on_broker(entry: str) -> str:
-            return _printable(self.bus.core.on_broker(entry))
+            return printable(self.bus.core.on_broker(entry))
 
         return NodeInfo(
             name=self.name,
             instance=self._announcer.instance,
-            type=_printable(self.kind),
-            device=_printable(self.bus.core.name),
-            host=_printable(socket.gethostname()),
+            type=printable(self.kind),
+            device=printable(self.bus.core.name),
+            host=printable(socket.gethostname()),
             present=self._announcer.present,
             status=self.status,
             started_at=self._started_at,
@@ -303,7 +306,3 @@ class NodeRun:
             ended=self.ended,
             metrics=self.metrics(),
         )
-
-
-def _printable(text: str) -> str:
-    return "".join(letter if letter.isprintable() else "?" for letter in text)[:200]

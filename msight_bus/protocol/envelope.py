@@ -61,15 +61,17 @@ class TopicCounter:
         sequence: sequence of the last message; 0 before the first.
         head: the start of the last command, which is the same for all messages of equal size.
         head_for: the sizes for which ``head`` is valid.
+        measured: sequence at the last measurement of the topic's rate.
     """
 
-    __slots__ = ("head", "head_for", "name", "sequence", "session", "topic")
+    __slots__ = ("head", "head_for", "measured", "name", "sequence", "session", "topic")
 
     def __init__(self, topic: str, session: int, sequence: int = 0) -> None:
         self.topic = topic
         self.name = topic.encode()
         self.session = session
         self.sequence = sequence
+        self.measured = 0
         self.head = b""
         self.head_for: object = None
 

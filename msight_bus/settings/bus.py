@@ -46,6 +46,9 @@ class BusSettings(Section):
     )
     dead_letter_suffix: str = variable(TOPIC_SUFFIX, ".dead", "Suffix of a topic's name for its dead letters.")
     topic_map: TopicMap = variable(TOPIC_MAP, TopicMap(), "Topics here that have other names on the broker.")
+    announce: bool = variable(
+        FLAG, True, "Announce the program and its busiest topics; heartbeats of nodes are sent in any case."
+    )
     limits: Limits = field(default=Limits())
     redis: RedisSettings = field(default=RedisSettings())
     nats: NatsSettings = field(default=NatsSettings())

@@ -103,6 +103,7 @@ class TopicStream:
         tracker: tracks the publishers' sequences; ``None`` on a log, where offsets reveal gaps, and for a member of a group,
             which receives a part of the stream only.
         received: number of messages delivered to the queue.
+        measured: number of messages at the last measurement of the topic's rate.
         gaps: number of gaps reported.
         missing: messages that the backend reported as missing, besides those of the tracker.
         deadline: the topic's deadline, ``None`` without one.
@@ -117,6 +118,7 @@ class TopicStream:
         "deadline",
         "evicted",
         "gaps",
+        "measured",
         "missing",
         "received",
         "topic",
@@ -136,6 +138,7 @@ class TopicStream:
         """Set all counters to the beginning."""
         self.tracker = self._inbox.make_tracker()
         self.received = 0
+        self.measured = 0
         self.gaps = 0
         self.missing = 0
         self.used = 0
@@ -268,6 +271,10 @@ class Inbox:
             stream = TopicStream(topic, self, self._report)
             self.keep(stream)
         return stream
+
+    def known(self, topic: str) -> TopicStream | None:
+        """Return the stream of a topic; ``None`` if its counters are not kept."""
+        return self._streams.get(topic)
 
     def keep(self, stream: TopicStream) -> None:
         """Keep the counters of a topic; evict the least recently used topic if there are too many."""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import math
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,7 @@ from msight_bus.errors import ClosedError
 from msight_bus.events import BusEvent
 from msight_bus.loop_share import LONG_TURN, run_until_idle
 from msight_bus.message import Message
-from msight_bus.patterns import named
+from msight_bus.patterns import is_pattern, named
 from msight_bus.settings import Limits
 from msight_bus.subscription.inbox import Inbox, TopicStream
 from msight_bus.subscription.latest_of_each import LatestOfEach
@@ -125,6 +125,7 @@ class Subscription(Generic[T_co]):
             self._inbox.stream(topic)
         self._at_broker: Consumer | None = None
         self._entered = False
+        self._measured = 0  # messages received at the last measurement
         self._turned_at = 0.0  # time of the last yield to the event loop; used with a log only
         self._finished = asyncio.Event()
 
@@ -357,6 +358,26 @@ class Subscription(Generic[T_co]):
             missing=stream.total_missing if self._counts else None,
             duplicates=stream.duplicates,
         )
+
+    def measure(self) -> Iterator[tuple[str, int, bool]]:
+        """Yield each topic and pattern, the messages received since the last call, and whether that is its number.
+
+        Of several patterns, only the number of all together is known.
+        """
+        received, self._measured = self._queue.received - self._measured, self._queue.received
+        patterns = []
+        for entry in self.topics:
+            if is_pattern(entry):
+                patterns.append(entry)
+                continue
+            stream = self._inbox.known(entry)
+            count = 0
+            if stream is not None:
+                count, stream.measured = stream.received - stream.measured, stream.received
+            received -= count
+            yield entry, count, True
+        for entry in patterns:
+            yield entry, max(0, received), len(patterns) == 1
 
     @property
     def queued(self) -> int:

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from msight_bus.nodes import NodeConfig
-from msight_bus.registry import NodeInfo, NodeMetrics, NodeStatus
+from msight_bus.registry import NodeInfo, NodeMetrics, NodeStatus, ProgramInfo
 from msight_bus.topics import NODES_TOPIC
 from tests.support.brokers import GROUP, make_backend, make_backend_alone
 from tests.support.commands import command, in_a_thread
@@ -47,11 +47,16 @@ def test_totals_and_a_node_with_an_error():
     common = {"device": "", "type": "T", "started_at": 0.0, "heartbeat_interval": 5.0, "metrics": metrics}
     well = NodeInfo(name="well", instance="a", status=NodeStatus.RUNNING, **common)
     ill = NodeInfo(name="ill", instance="b", host="far", status=NodeStatus.ERROR, **common)
+    common = {"name": "edge", "host": "h", "process": 7, "started_at": 0.0, "heartbeat_interval": 5.0, "topics": ()}
+    programs = [
+        ProgramInfo(instance="c", **common),
+        ProgramInfo(instance="d", status=NodeStatus.STOPPED, ended=True, **common),
+    ]
 
     async def announce(bus, ready, stop):
         ready()
         while not stop.is_set():
-            for info in nodes:
+            for info in (*nodes, *programs):
                 await bus.core.publish(NODES_TOPIC, msgspec.json.encode(info))
             await asyncio.sleep(0.05)
 
@@ -66,7 +71,8 @@ def test_totals_and_a_node_with_an_error():
     assert result.exit_code == 1
     assert result.stdout.splitlines()[1:] == [
         "Nodes: 1 ERROR, 1 RUNNING",
-        "Since their start: 2 messages lost, 40 dropped, 8,600 errors; queued now: 10",
+        "Other programs: 1 RUNNING, 1 STOPPED",
+        "Nodes since their start: 2 messages lost, 40 dropped, 8,600 errors; queued now: 10",
         "The node ill on far is ERROR.",
     ]
 

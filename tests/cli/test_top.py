@@ -17,12 +17,14 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from msight_bus.cli import app
+from msight_bus.cli.observing import READING
 from msight_bus.cli.top import NodeTable, render, watch
 from msight_bus.message import Message
 from msight_bus.nodes import NodeConfig
-from msight_bus.registry import NodeInfo, NodeMetrics, NodeStatus, Registry
+from msight_bus.registry import NodeInfo, NodeMetrics, NodeStatus, ProgramInfo, ProgramTopic, Registry
 from msight_bus.topics import NODES_TOPIC
 from tests.support.brokers import make_backend
+from tests.support.commands import command
 from tests.support.nodes import DEADLINE, Collect, running
 
 
@@ -35,13 +37,18 @@ def shown(registry, width=160, **options):
 def registry_of(*infos):
     registry = Registry(None)
     for info in infos:
-        registry._observe(Message(NODES_TOPIC, msgspec.json.encode(info)))
+        registry._observe(Message(NODES_TOPIC, msgspec.json.encode(info), received_at=time.time()))
     return registry
 
 
 def info(**fields):
     made = {"name": "detector", "instance": "1", "type": "T", "device": "d", "status": NodeStatus.RUNNING}
     return NodeInfo(**{**made, "started_at": 0.0, "heartbeat_interval": 10.0, **fields})
+
+
+def program(*topics, **fields):
+    made = {"name": "edge", "instance": "1", "host": "h", "process": 7, "started_at": 0.0, "heartbeat_interval": 10.0}
+    return ProgramInfo(**{**made, "topics": topics, **fields})
 
 
 def test_a_row_for_each_node_with_its_topics():
@@ -89,8 +96,6 @@ def test_80_columns_cut_no_number():
         info(name="sink", subscribe_topic="objects_ne"),
         info(name="cam", publish_topic="cam_ne"),
     )
-    for key, (seen, first, heard_at) in registry._heard.items():
-        registry._heard[key] = (msgspec.structs.replace(seen, last_heartbeat=time.time()), first, heard_at)
     text = shown(registry, width=80)
     assert "…" not in text
     for part in ("-> objects_ne ", "1,234", "10,000", "12,345", "123,456", "1,506", "54,321", "RUNNING", "heard"):
@@ -153,10 +158,7 @@ def test_what_cannot_be_counted_is_a_question_mark():
 
 
 def test_names_are_not_read_as_markup():
-    registry = registry_of(info())
-    key, (real, first, heard_at) = next(iter(registry._heard.items()))
-    registry._heard[key] = (msgspec.structs.replace(real, name="[red]x[/nonsense]"), first, heard_at)
-    assert "[red]x[/nonsense]" in shown(registry)
+    assert "[red]x[/nonsense][7]" in shown(registry_of(program(name="[red]x[/nonsense]")))
 
 
 def test_an_empty_table_says_what_to_wait_for():
@@ -231,7 +233,7 @@ def test_a_filter_shows_whom_it_concerns():
     assert listed(text)[1:] == ["n1", "n2"]
     assert "Nodes (2 of 3)" in text
     assert listed(shown(registry, containing="error"))[1:] == ["n3"]
-    assert "No node contains 'truck'." in shown(registry, containing="truck")
+    assert "No node and no program contains 'truck'." in shown(registry, containing="truck")
 
 
 @pytest.mark.parametrize("width", [60, 80])
@@ -283,7 +285,7 @@ def test_the_cursor_comes_back_when_it_is_ended(nats, number):
     if not pid:
         os.execve(sys.executable, [sys.executable, "-m", "msight_bus", "top"], environment)
     said = b""
-    while b"\x1b[?25l" not in said or b"No heartbeat" not in said:
+    while b"\x1b[?25l" not in said or b"Nodes on" not in said:
         said += os.read(terminal, 4096)
     os.kill(pid, number)
     try:
@@ -332,3 +334,74 @@ def test_an_output_has_a_node_if_a_pattern_matches_it():
     assert "<- camera.* (no node)" not in text
     assert "<- a.>.b (no node)" in text
     assert "(1 of 4)" in shown(outputs, containing="camera.*")
+
+
+def test_programs_are_listed_after_the_nodes_with_their_busiest_topics():
+    sent = [ProgramTopic(topic=f"out{number}", published=True, rate_out=40.0 - number) for number in range(5)]
+    received = [
+        ProgramTopic(topic="boxes", subscribed=True, rate_in=7.5),
+        ProgramTopic(topic="a.*", subscribed=True, rate_in=None),
+    ]
+    registry = registry_of(
+        program(*received, *sent, more_topics=1),
+        info(name="detector", subscribe_topic="out0", publish_topic="boxes"),
+    )
+    text = shown(registry, broker="nats://b")
+    assert "Nodes on nats://b (1), programs (1)" in text
+    rows = [line.split() for line in text.splitlines() if "<-" in line or "->" in line or "more" in line]
+    assert rows[0][:3] == ["detector", "<-", "out0"]
+    assert [row[:4] for row in rows[2:]] == [
+        ["edge[7]", "<-", "boxes", "7.5"],
+        ["<-", "a.*"],
+        ["->", "out0", "40.0"],
+        ["->", "out1", "39.0"],
+        ["->", "out2", "38.0"],
+        ["and", "3", "more"],
+    ]
+    assert "no node" not in text  # a topic that the program does not name can be the other end
+    assert "Nodes (0 of 1), programs (1 of 1)" in shown(registry, containing="edge[7]")
+
+
+def test_a_topic_without_a_node_at_its_other_end_can_have_a_program():
+    registry = registry_of(
+        info(name="detector", subscribe_topic="frames", publish_topic="boxes"),
+        program(ProgramTopic(topic="frames", published=True), ProgramTopic(topic="typo", subscribed=True)),
+    )
+    text = shown(registry)
+    assert "<- frames (no node)" not in text
+    assert "-> frames (no node)" not in text
+    assert "-> boxes (no node)" in text
+    assert "<- typo (no node)" in text
+
+
+def test_a_lost_program_comes_first():
+    registry = registry_of(info(name="fine"), program(status=NodeStatus.LOST))
+    lines = shown(registry).splitlines()
+    assert lines[3].startswith("edge[7]")
+    assert "LOST" in lines[3]
+
+
+def test_on_kafka_the_topic_is_not_created_and_waited_for(kafka, topic, monkeypatch):
+    name = f"_msight.{topic}"
+    for module in ("registry", "cli.observing", "cli.top"):
+        monkeypatch.setattr(f"msight_bus.{module}.NODES_TOPIC", name)
+    result = command(kafka, "top", "--seconds", "0.2")
+    assert (result.exit_code, result.stdout.splitlines()[0]) == (0, f"Nodes on {kafka.settings().address} (0)")
+    assert result.stderr.splitlines() == [
+        f"The topic {name} does not exist on {kafka.settings().address}: nothing has announced itself; waiting for it."
+    ]
+
+    async def appears():
+        console = Console(file=io.StringIO(), width=160, force_terminal=True)
+        stop = asyncio.Event()
+        async with kafka.connect(**READING) as bus, kafka.connect() as other, asyncio.timeout(DEADLINE):
+            assert not await bus.core.backend._directory.partitions(name)
+            watching = asyncio.create_task(watch(bus, 0.01, stop, console))
+            async with other.core.subscribe((name,)):
+                while "edge[7]" not in console.file.getvalue():
+                    await other.core.publish(name, msgspec.json.encode(program()))
+                    await asyncio.sleep(0.05)
+            stop.set()
+            await watching
+
+    asyncio.run(appears())

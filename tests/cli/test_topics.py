@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import re
 import threading
 
@@ -15,10 +16,12 @@ from msight_bus.cli import topics as command_module
 from msight_bus.cli.topic_rates import Arrivals
 from msight_bus.cli.topics import Ends, ends_of, show
 from msight_bus.nodes import NodeConfig
-from msight_bus.registry import NodeInfo, NodeMetrics, NodeStatus
-from tests.support.brokers import make_backend
+from msight_bus.registry import NodeInfo, NodeMetrics, NodeStatus, ProgramInfo, ProgramTopic
+from tests.support.brokers import Backend, make_backend
 from tests.support.commands import command, in_a_thread, publishing
 from tests.support.nodes import Collect, Numbers, running
+
+SILENT = {"MSIGHT_ANNOUNCE": "false"}
 
 
 def info(**fields):
@@ -60,6 +63,29 @@ def test_the_ends_of_lists_and_patterns():
         "lidar": (set(), {"detector"}),
         "boxes": ({"detector"}, set()),
         "camera.>": (set(), {"typo"}),
+    }
+
+
+def program(process, *topics, **fields):
+    made = {"name": "edge", "instance": str(process), "host": "h", "process": process, "started_at": 0.0}
+    return ProgramInfo(**{**made, "heartbeat_interval": 10.0, "topics": topics, **fields})
+
+
+def test_programs_are_ends_of_topics():
+    topics = ends_of(
+        [
+            info(name="detector", inputs=("frames",), output="boxes"),
+            program(7, ProgramTopic(topic="frames", published=True, rate_out=30.0)),
+            program(
+                8, ProgramTopic(topic="frames", published=True, rate_out=2.0), ProgramTopic(topic="*", subscribed=True)
+            ),
+            program(9, ProgramTopic(topic="boxes", subscribed=True), status=NodeStatus.LOST),
+            program(10, ProgramTopic(topic="old", published=True), ended=True),
+        ]
+    )
+    assert topics == {
+        "frames": Ends({"edge[7]", "edge[8]"}, {"detector", "edge[8]"}, 32.0),
+        "boxes": Ends({"detector"}, {"edge[8]"}, 0.0),
     }
 
 
@@ -107,15 +133,47 @@ def test_nodes_are_listed_with_their_topics(kind, topic, monkeypatch):
     assert row["announced_rate"] > 1
     assert re.search(rf"^{topic} +camera +[\d.]+  store$", table.stdout, re.MULTILINE)
     assert (
-        "Not shown: topics of programs that are no nodes (see --observe), and subscribers that are no nodes."
+        "Not shown: topics that no program announces (see --observe), and subscribers that do not announce themselves."
         in table.stderr
     )
 
 
 @pytest.mark.parametrize("kind", ["redis", "nats", "kafka"])
+def test_programs_are_listed_with_their_topics(kind, topic, monkeypatch):
+    monkeypatch.setattr(command_module, "ALL_ANNOUNCED", 1.5)
+    monkeypatch.setattr("msight_bus.program_announcer.INTERVAL", 0.2)
+    monkeypatch.setattr("msight_bus.program_announcer.FIRST_AFTER", 0.2)
+    backend = make_backend(kind)
+    named = Backend(kind, {**backend.env, "MSIGHT_EDGE_DEVICE_NAME": "edge"})
+
+    async def work(bus, ready, stop):
+        async with bus.subscribe([f"{topic}.in", f"{topic}.all.*"]):
+            await bus.nodes()  # on Kafka, it creates the topic
+            ready()
+            while not stop.is_set():
+                await bus.publish(f"{topic}.all.cam", b"x")
+                await asyncio.sleep(0.01)
+
+    with in_a_thread(named, work):
+        listed = command(backend, "topics", "--json")
+        shown = command(backend, "status", "--seconds", "1", "--json")
+    label = f"edge[{os.getpid()}]"
+    rows = {row["topic"]: row for row in map(json.loads, listed.stdout.splitlines())}
+    assert rows[f"{topic}.in"]["subscribers"] == [label]
+    row = rows[f"{topic}.all.cam"]
+    assert (row["publishers"], row["subscribers"]) == ([label], [label])
+    assert row["announced_rate"] > 1
+    assert json.loads(shown.stdout)["programs"]["RUNNING"] >= 1
+
+
+@pytest.mark.parametrize("kind", ["redis", "nats", "kafka"])
 def test_what_arrives_is_observed_whoever_publishes(kind, topic):
     backend = make_backend(kind)
-    with publishing(backend, {f"{topic}.a": lambda _: bytes(1000), f"{topic}.b": lambda _: b""}, rate=100):
+    with publishing(
+        Backend(kind, {**backend.env, **SILENT}),
+        {f"{topic}.a": lambda _: bytes(1000), f"{topic}.b": lambda _: b""},
+        rate=100,
+    ):
         result = command(backend, "topics", "--observe", "1", "--json")
         shown = command(backend, "tail", f"{topic}.*", f"{topic}.a", "--count", "20", "--json")
     rows = {row["topic"]: row for row in map(json.loads, result.stdout.splitlines())}
@@ -123,7 +181,7 @@ def test_what_arrives_is_observed_whoever_publishes(kind, topic):
     assert (one["publishers"], one["subscribers"]) == ([], [])
     assert (one["observed"]["mean_bytes"], two["observed"]["mean_bytes"]) == (1000, 0)
     assert one["observed"]["rate"] > 1
-    assert "Not shown: topics without traffic, and subscribers that are no nodes." in result.stderr
+    assert "Not shown: topics without traffic, and subscribers that do not announce themselves." in result.stderr
     tailed = [json.loads(line)["topic"] for line in shown.stdout.splitlines()]
     assert (len(tailed), set(tailed)) == (20, {f"{topic}.a", f"{topic}.b"})
 

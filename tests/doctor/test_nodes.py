@@ -11,10 +11,10 @@ import msgspec
 import pytest
 
 from msight_bus.doctor.evidence import Evidence
-from msight_bus.doctor.nodes import clocks, differs_by_a_letter, ended_badly, same_name
+from msight_bus.doctor.nodes import clocks, differs_by_a_letter, ended_badly, lost_programs, same_name, unpublished
 from msight_bus.message import Message
 from msight_bus.nodes import NodeConfig
-from msight_bus.registry import NodeInfo, NodeStatus
+from msight_bus.registry import NodeInfo, NodeStatus, ProgramInfo, ProgramTopic
 from msight_bus.settings import BusSettings
 from msight_bus.topics import NODES_TOPIC
 from tests.support.brokers import make_backend_alone
@@ -134,6 +134,44 @@ def test_a_clock_is_judged_by_the_heartbeat_that_was_fastest():
     for payload in (b"{", b"x" * 9000):
         evidence.add(Message(NODES_TOPIC, payload, published_at=1.0, received_at=100.0))
     assert [finding.problem.split()[3] for finding in clocks(evidence)] == ["late", "ahead"]
+
+
+def program(*topics, **fields):
+    made = {"name": "edge", "instance": "1", "host": "h", "process": 7, "started_at": 0.0, "heartbeat_interval": 10.0}
+    return ProgramInfo(**{**made, "topics": topics, **fields})
+
+
+def test_a_topic_that_a_program_publishes_is_no_misspelling():
+    evidence = Evidence(BusSettings(environ={}))
+    evidence.nodes = [announcement(name="cam", output="site.cams"), announcement(name="sink", inputs=("site.cam",))]
+    assert len(list(unpublished(evidence))) == 1
+    evidence.programs = [program(ProgramTopic(topic="site.cam", published=True))]
+    assert not list(unpublished(evidence))
+    evidence.programs = [program(ProgramTopic(topic="site.cam", published=True), ended=True)]
+    assert len(list(unpublished(evidence))) == 1
+
+
+def test_a_program_that_subscribes_to_a_misspelt_topic():
+    evidence = Evidence(BusSettings(environ={}))
+    evidence.nodes = [announcement(output="site.cams")]
+    evidence.programs = [program(ProgramTopic(topic="site.cam", subscribed=True))]
+    (finding,) = unpublished(evidence)
+    assert finding.advice.startswith("If site.cam is misspelt, replace it by site.cams in the program edge[7];")
+
+
+def test_lost_programs_are_notes_and_have_clocks():
+    evidence = Evidence(BusSettings(environ={}), topics=("site.*",))
+    info = program(ProgramTopic(topic="site.cam", published=True))
+    for offset in (0.0, -1.0):
+        evidence.add(Message(NODES_TOPIC, msgspec.json.encode(info), published_at=100.0, received_at=100.0 + offset))
+    evidence.programs = [
+        info,
+        msgspec.structs.replace(info, process=8, status=NodeStatus.LOST),
+        program(process=9, status=NodeStatus.LOST),
+    ]
+    assert [finding.problem.split()[3] for finding in clocks(evidence)] == ["h"]
+    (finding,) = lost_programs(evidence)
+    assert (finding.problem, finding.fault) == ("The program edge[8] on h is LOST.", False)
 
 
 @pytest.mark.parametrize(("output", "found"), [("site.a", 1), ("other.a", 0), (None, 0)])

@@ -55,6 +55,7 @@ NEW = {
     "MSIGHT_PUBLISHER_TOPICS",
     "MSIGHT_TOPIC_MAP",
     "MSIGHT_STATS_TOPICS",
+    "MSIGHT_ANNOUNCE",
 }
 VARIABLES = BusSettings.variables()
 

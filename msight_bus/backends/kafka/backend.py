@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from aiokafka.errors import KafkaError
@@ -399,8 +399,22 @@ class KafkaBackend:
                 topic=entry,
             )
 
-    def publisher(self, topic: str, name: str | None, *, keeps: bool) -> KafkaPublisher:
+    @property
+    def is_connected(self) -> bool:
+        """Whether Kafka responds."""
+        return not self._is_away
+
+    @property
+    def published(self) -> Iterator[envelope.TopicCounter]:
+        """The counters of the topics that the bus has published on (`Backend.published`)."""
+        return self._producer.counters()
+
+    def publisher(self, topic: str, name: str | None, *, keeps: bool, creates: bool = True) -> KafkaPublisher:
         """Return a publisher on ``topic``; see `backends.base.Backend`."""
+        if creates:
+            self._directory.not_created.discard(topic)
+        else:
+            self._directory.not_created.add(topic)
         if keeps:
             self._producer.keep(topic)
         return KafkaPublisher(

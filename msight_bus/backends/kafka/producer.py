@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 from zlib import crc32
@@ -346,6 +346,10 @@ class KafkaProducer:
         """Session and last sequence of a topic; ``None`` if it has no writers."""
         written = self._written.get(topic)
         return None if written is None else written.counter
+
+    def counters(self) -> Iterator[TopicCounter]:
+        """Return the counters of all topics that have writers."""
+        return (written.counter for written in list(self._written.values()))
 
     def keep(self, topic: str) -> None:
         """Do not evict the topic until `let_go` is called as often."""

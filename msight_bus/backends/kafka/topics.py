@@ -68,6 +68,10 @@ class TopicDirectory:
 
     A topic is looked up before its first use, and again when a metadata response reports another number of partitions or when
     the last look-up is older than 4 minutes.
+
+    Attributes:
+        not_created: topics that are not created if they do not exist.
+        max_message_bytes: the default of a topic.
     """
 
     def __init__(self, settings: BusSettings, client: Client, changed: Callable[[str], None]) -> None:
@@ -84,6 +88,7 @@ class TopicDirectory:
         self._looked_up: dict[str, float] = {}
         self._refreshing: dict[str, asyncio.Task[None]] = {}
         self._lock = asyncio.Lock()
+        self.not_created: set[str] = set()
         self.max_message_bytes = DEFAULT_MAX_MESSAGE_BYTES
 
     def known(self, topic: str) -> TopicInfo | None:
@@ -252,6 +257,8 @@ class TopicDirectory:
 
     async def _create(self, topics: Sequence[str]) -> None:
         kafka = self._settings.kafka
+        for topic in self.not_created.intersection(topics):
+            raise TopicError(f"The topic {topic!r} does not exist.", topic=topic)
         cluster = await self._client.ask(MetadataRequest(None, allow_auto_topic_creation=False))
         similar = {other.replace(".", "_"): other for _, other, *_ in cluster.topics}
         for topic in topics:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 
 from msight_bus.backends.base import Inbox, Selection
@@ -19,7 +19,7 @@ from msight_bus.events import BusEvent, Disconnected, Reconnected
 from msight_bus.protocol.envelope import TopicCounter
 from msight_bus.settings import BusSettings, Limits
 from msight_bus.tasks import Alarm, BackgroundTasks, reraise_swallowed, run_shielded
-from msight_bus.topics import SEQUENCE_TOPIC
+from msight_bus.topics import ALIVE_TOPIC, SEQUENCE_TOPIC
 
 logger = logging.getLogger("msight_bus")
 
@@ -213,8 +213,23 @@ class PubSubBackend:
     def check_topic(self, entry: str) -> None:
         """Accept every name and pattern (`Backend.check_topic`)."""
 
-    def publisher(self, topic: str, name: str | None, *, keeps: bool) -> PubSubPublisher:
-        """Make a publisher on ``topic``; ``name`` is not used."""
+    @property
+    def is_connected(self) -> bool:
+        """Whether the connection to publish on is open."""
+        return self._publishing.connection is not None
+
+    @property
+    def can_subscribe(self) -> bool:
+        """Whether the connection that subscriptions share is open (`PresenceBackend.can_subscribe`)."""
+        return self._subscribing.connection is not None
+
+    @property
+    def published(self) -> Iterator[TopicCounter]:
+        """The counters of the topics that the bus has published on (`Backend.published`)."""
+        return (topic.counter for topic in self._topics.all)
+
+    def publisher(self, topic: str, name: str | None, *, keeps: bool, creates: bool = True) -> PubSubPublisher:
+        """Make a publisher on ``topic``; ``name`` and ``creates`` are not used."""
         return PubSubPublisher(self._topics, topic, self._publishing, self._limits, self._report, keeps=keeps)
 
     async def flush(self) -> None:
@@ -245,7 +260,8 @@ class PubSubBackend:
             consumer = PubSubConsumer(selection, inbox, connection, self._limits, None, number=number)
         try:
             await self._open_for(selection, connection)
-            await self._listen_for_announcements(connection, selection.name)
+            if not selection.name.startswith(ALIVE_TOPIC):  # no message is expected there
+                await self._listen_for_announcements(connection, selection.name)
             await connection.join(consumer, selection.name)
         except BaseException:
             await run_shielded(consumer.close())
