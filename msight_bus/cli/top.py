@@ -19,8 +19,9 @@ from rich.live import Live
 from rich.text import Text
 
 from msight_bus.bus import Bus, connect
+from msight_bus.cli.completion import complete_nodes
 from msight_bus.cli.exit_status import exit_status
-from msight_bus.cli.observing import READING, note, registry_of
+from msight_bus.cli.observing import READING, BackendOption, note, registry_of
 from msight_bus.cli.tables import Column, fit
 from msight_bus.errors import TopicError
 from msight_bus.patterns import MAX_NAMED, TopicPattern, check_entries, is_pattern
@@ -300,7 +301,11 @@ async def watch(
 
 def top(
     containing: Annotated[
-        str, typer.Argument(help="Show only nodes and programs whose name, topics, host or status contain this text.")
+        str,
+        typer.Argument(
+            help="Show only nodes and programs whose name, topics, host or status contain this text.",
+            autocompletion=complete_nodes,
+        ),
     ] = "",
     refresh: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds between two updates.")] = 1.0,
     seconds: Annotated[
@@ -311,7 +316,7 @@ def top(
             help="End after this many seconds; unset: at Ctrl-C, without a terminal after 12 s.",
         ),
     ] = None,
-    backend: Annotated[str | None, typer.Option(help="redis, nats or kafka; unset: MSIGHT_PUBSUB_BACKEND.")] = None,
+    backend: BackendOption = None,
 ) -> None:
     """Show the nodes on the broker: rates, queue, losses, drops, errors, latency, status, age of the last heartbeat.
 
