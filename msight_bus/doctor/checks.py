@@ -43,6 +43,7 @@ _LIMITS = {
 
 EVERYWHERE: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
     nodes.ended_badly,
+    nodes.failing,
     nodes.lost_programs,
     nodes.same_name,
     nodes.clocks,

@@ -24,6 +24,22 @@ def ended_badly(evidence: Evidence) -> Iterator[Finding]:
             )
 
 
+def failing(evidence: Evidence) -> Iterator[Finding]:
+    """Find running nodes that count errors; faults if such a node has published nothing, else notes: errors can be old."""
+    for info in filter(evidence.concerns, evidence.running_nodes()):
+        counted = info.metrics
+        for count, what in (counted.errors, "errors"), (counted.undecodable, "inputs that it could not decode"):
+            if count:
+                silent = info.output is not None and not counted.messages_out
+                yield Finding(
+                    "errors",
+                    f"The node {info.name} on {info.host or 'an unknown host'} has counted {count:,} {what} since its start"
+                    f"{', and has published nothing' if silent else ''}.",
+                    f"Read the node's log on {info.host or 'its host'}, which has the cause of each error.",
+                    fault=silent,
+                )
+
+
 def lost_programs(evidence: Evidence) -> Iterator[Finding]:
     """Find programs that ended without closing their bus; notes, because programs come and go."""
     for info in filter(evidence.concerns, evidence.programs):
@@ -103,10 +119,11 @@ def silent(evidence: Evidence) -> Iterator[Finding]:
             who = (
                 f"{', '.join(publishers)} should publish on it" if publishers else "no node or program publishes on it"
             )
+            start = f"Start its publisher with {evidence.settings.address} as broker"
             yield Finding(
                 "arrival",
                 f"No message arrived on {topic} in {evidence.seconds:g} s; {who}.",
-                f"Start its publisher with {evidence.settings.address} as broker; "
+                f"{f'Read the log of {publishers[0]}' if publishers else start}; "
                 f"`msight-bus pub {topic if not is_pattern(topic) else 'TOPIC'} hello` publishes a message.",
             )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import re
 import time
@@ -11,10 +12,19 @@ import msgspec
 import pytest
 
 from msight_bus.doctor.evidence import Evidence
-from msight_bus.doctor.nodes import clocks, differs_by_a_letter, ended_badly, lost_programs, same_name, unpublished
+from msight_bus.doctor.nodes import (
+    clocks,
+    differs_by_a_letter,
+    ended_badly,
+    failing,
+    lost_programs,
+    same_name,
+    silent,
+    unpublished,
+)
 from msight_bus.message import Message
 from msight_bus.nodes import NodeConfig
-from msight_bus.registry import NodeInfo, NodeStatus, ProgramInfo, ProgramTopic
+from msight_bus.registry import NodeInfo, NodeMetrics, NodeStatus, ProgramInfo, ProgramTopic
 from msight_bus.settings import BusSettings
 from msight_bus.topics import NODES_TOPIC
 from tests.support.brokers import make_backend_alone
@@ -182,6 +192,21 @@ def test_given_topics_limit_the_checks_to_their_nodes(output, found):
     evidence.nodes.append(msgspec.structs.replace(info, status=NodeStatus.RUNNING))
     evidence.add(Message(NODES_TOPIC, msgspec.json.encode(info), published_at=100.0, received_at=0.0))
     assert [len(list(check(evidence))) for check in (clocks, ended_badly, same_name)] == [found] * 3
+
+
+@pytest.mark.parametrize(("published", "is_fault"), [(0, True), (7, False)])
+def test_a_node_whose_code_raises(published, is_fault):
+    metrics = NodeMetrics(errors=1200, undecodable=3, messages_out=published)
+    evidence = Evidence(BusSettings(environ={}), nodes=[announcement(host="h", output="site.a", metrics=metrics)])
+    errors, undecodable = failing(evidence)
+    ending = ", and has published nothing" if is_fault else ""
+    assert errors.problem == f"The node n on h has counted 1,200 errors since its start{ending}."
+    assert (
+        undecodable.problem == f"The node n on h has counted 3 inputs that it could not decode since its start{ending}."
+    )
+    assert [errors.fault, undecodable.fault] == [is_fault] * 2
+    (silence,) = silent(dataclasses.replace(evidence, topics=("site.a",)))
+    assert silence.advice.startswith("Read the log of n; ")
 
 
 def test_nodes_that_ended_badly_or_in_order():
