@@ -14,7 +14,6 @@ from msight_bus.cli.exit_status import HELP
 app = typer.Typer(
     name="msight-bus",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown" if sys.stdout.isatty() and sys.stderr.isatty() else None,  # else plain lines, no boxes
     pretty_exceptions_show_locals=False,  # local variables can contain secrets
 )

@@ -25,6 +25,7 @@ from msight_bus.bench.runner import Runner
 from msight_bus.bench.scenarios import TOPICS, latency, rate_for, throughput
 from msight_bus.bench.workers import WorkerError
 from msight_bus.cli.exit_status import FAILED, exit_status
+from msight_bus.cli.observing import BackendOption
 from msight_bus.cli.result_file import json_file
 from msight_bus.cli.tables import Column, print_table
 from msight_bus.errors import ConfigError, MessageTooLargeError
@@ -108,7 +109,7 @@ def bench(  # noqa: PLR0917 - the options of the command
         float, typer.Option(min=0.2, callback=_finite, help="Seconds of each measurement, after its warm-up.")
     ] = 3,
     loop: Annotated[Loop, typer.Option(help="Event loop of publisher and subscriber.")] = Loop.UVLOOP,
-    backend: Annotated[str | None, typer.Option(help="redis, nats or kafka; unset: MSIGHT_PUBSUB_BACKEND.")] = None,
+    backend: BackendOption = None,
     json_path: Annotated[
         Path | None, typer.Option("--json", help="File for all figures, the machine and the versions; - is stdout.")
     ] = None,

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from msight_bus.bus import Bus, connect
+from msight_bus.cli.completion import complete_topics
 from msight_bus.cli.exit_status import FAILED, exit_status, status_of
 from msight_bus.cli.observing import READING, BackendOption, JsonOption, Observation, note, settings_of
 from msight_bus.cli.top import ALL_ANNOUNCED
@@ -132,7 +133,10 @@ def report(
 
 def doctor(
     topics: Annotated[
-        list[str] | None, typer.Argument(help="Topics and patterns to which the checks are limited; unset: all.")
+        list[str] | None,
+        typer.Argument(
+            help="Topics and patterns to which the checks are limited; unset: all.", autocompletion=complete_topics
+        ),
     ] = None,
     observe: Annotated[
         float, typer.Option(min=0.1, max=3600, help="Seconds for which messages and nodes are observed.")

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from msight_bus.backends.base import Start
 from msight_bus.bus import Bus, connect
+from msight_bus.cli.completion import complete_backends, complete_topics
 from msight_bus.errors import ConfigError, TopicError
 from msight_bus.message import Message
 from msight_bus.patterns import TopicPattern, check_entries, is_pattern
@@ -26,8 +27,11 @@ from msight_bus.subscription import Subscription
 from msight_bus.subscription.stats import TopicStats
 
 _PATTERNS = "Topics and patterns: `*` stands for one part of a name, `>` at the end for the remaining parts."
-TopicsArgument = Annotated[list[str], typer.Argument(help=_PATTERNS)]
-BackendOption = Annotated[str | None, typer.Option(help="redis, nats or kafka; unset: MSIGHT_PUBSUB_BACKEND.")]
+TopicsArgument = Annotated[list[str], typer.Argument(help=_PATTERNS, autocompletion=complete_topics)]
+BackendOption = Annotated[
+    str | None,
+    typer.Option(help="redis, nats or kafka; unset: MSIGHT_PUBSUB_BACKEND.", autocompletion=complete_backends),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
 SecondsOption = Annotated[float | None, typer.Option(min=0.01, max=1e9, help="End after this many seconds.")]
 CountOption = Annotated[int | None, typer.Option(min=1, help="End after this many messages.")]

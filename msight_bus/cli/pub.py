@@ -14,6 +14,7 @@ import msgspec
 import typer
 
 from msight_bus.bus import connect
+from msight_bus.cli.completion import complete_topics
 from msight_bus.cli.exit_status import exit_status
 from msight_bus.cli.observing import BackendOption, JsonOption, note, settings_of
 from msight_bus.data.tags import registered
@@ -70,7 +71,7 @@ async def _lines(most: int) -> AsyncGenerator[bytes]:
 
 
 def pub(  # noqa: PLR0917 - the options of the command
-    topic: Annotated[str, typer.Argument(help="The topic to publish on.")],
+    topic: Annotated[str, typer.Argument(help="The topic to publish on.", autocompletion=complete_topics)],
     text: Annotated[str | None, typer.Option(help="The payload.")] = None,
     file: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="A file with the payload.")] = None,
     kind: Annotated[

@@ -18,7 +18,9 @@ from rich.live import Live
 from rich.text import Text
 
 from msight_bus.bus import Bus, connect
+from msight_bus.cli.completion import complete_nodes
 from msight_bus.cli.exit_status import exit_status
+from msight_bus.cli.observing import BackendOption
 from msight_bus.cli.tables import Column, fit
 from msight_bus.errors import TopicError
 from msight_bus.patterns import TopicPattern, check_entries, is_pattern
@@ -247,7 +249,10 @@ async def watch(
 
 def top(
     containing: Annotated[
-        str, typer.Argument(help="Show only nodes whose name, topics, host or status contain this text.")
+        str,
+        typer.Argument(
+            help="Show only nodes whose name, topics, host or status contain this text.", autocompletion=complete_nodes
+        ),
     ] = "",
     refresh: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds between two updates.")] = 1.0,
     seconds: Annotated[
@@ -258,7 +263,7 @@ def top(
             help="End after this many seconds; unset: at Ctrl-C, without a terminal after 12 s.",
         ),
     ] = None,
-    backend: Annotated[str | None, typer.Option(help="redis, nats or kafka; unset: MSIGHT_PUBSUB_BACKEND.")] = None,
+    backend: BackendOption = None,
 ) -> None:
     """Show the nodes on the broker: rates, queue, losses, drops, errors, latency, status, age of the last heartbeat.
 

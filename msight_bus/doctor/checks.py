@@ -10,6 +10,7 @@ from typing import Any
 from msight_bus.doctor import nodes
 from msight_bus.doctor.evidence import Evidence, Finding, GroupLag
 from msight_bus.errors import described
+from msight_bus.settings import BusSettings
 
 Check = Callable[[Evidence], Iterator[Finding] | AsyncIterator[Finding]]
 
@@ -85,6 +86,16 @@ async def version(evidence: Evidence) -> str | None:
             return await ask(evidence.settings) if ask is not None else None
     except Exception:  # a version is not worth an error
         return None
+
+
+async def topics_of(settings: BusSettings) -> list[str]:
+    """Return the topics that a broker lists, by their names there: Redis those with subscribers, Kafka all, NATS none.
+
+    Raises:
+        Exception: the broker did not answer or refused; a client library can raise anything.
+    """
+    ask = _of_module(BY_BACKEND[settings.backend][0], "topics")
+    return await ask(settings) if ask is not None else []
 
 
 async def lags(evidence: Evidence) -> tuple[list[GroupLag], int] | None:

@@ -20,6 +20,7 @@ from msight_bus.doctor.evidence import Evidence, Finding
 from msight_bus.doctor.kafka_groups import MOST, cluster, ends_of, groups_of, partitions_of
 from msight_bus.errors import quoted
 from msight_bus.patterns import is_pattern
+from msight_bus.settings import BusSettings
 
 _REACHED_WITHIN = 2.0
 _HELD_FOR = 3.0
@@ -170,3 +171,9 @@ async def _held(client: Client, topics: dict[str, list[Any]]) -> dict[TopicParti
     """Return the last stable offset and the end of each partition where they differ."""
     stable, ends = [await ends_of(client, topics, isolation) for isolation in (READ_COMMITTED, READ_UNCOMMITTED)]
     return {place: (at, ends[place]) for place, at in stable.items() if at < ends.get(place, at)}
+
+
+async def topics(settings: BusSettings) -> list[str]:
+    """Return the topics that the user may describe."""
+    async with cluster(settings) as client:
+        return list(await partitions_of(client, None))

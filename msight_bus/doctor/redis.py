@@ -39,3 +39,11 @@ async def version(settings: BusSettings) -> str | None:
     reply = await RedisConnector(settings).ask("INFO", "server")
     found = re.findall(rb"(redis|valkey)_version:([\w.]+)", reply) if isinstance(reply, bytes) else []
     return b" ".join(found[-1]).decode() if found else None  # Valkey reports both
+
+
+async def topics(settings: BusSettings) -> list[str]:
+    """Return the channels that have subscribers."""
+    reply = await RedisConnector(settings).ask("PUBSUB", "CHANNELS")
+    return (
+        [name.decode(errors="replace") for name in reply if isinstance(name, bytes)] if isinstance(reply, list) else []
+    )
