@@ -93,7 +93,7 @@ def silent(evidence: Evidence) -> Iterator[Finding]:
                 "arrival",
                 f"No message arrived on {topic} in {evidence.seconds:g} s; {who}.",
                 f"Start its publisher with {evidence.settings.address} as broker; "
-                f"`msight-bus pub {topic if not is_pattern(topic) else 'TOPIC'} hello` publishes a message.",
+                f"`msight-bus pub {topic if not is_pattern(topic) else 'TOPIC'} --text hello` publishes a message.",
             )
 
 
