@@ -165,7 +165,7 @@ def status(
     json_lines: JsonOption = False,
     backend: BackendOption = None,
 ) -> None:
-    """Show the broker, the nodes and their losses on one screen, and on Kafka the lag of consumer groups.
+    """Show the broker, nodes, losses, and the lag of Kafka groups.
 
     *lag*: records after the offsets that the group has committed, at the start of the command; `?`: nothing is committed. The
     groups of all programs are shown, those furthest behind first. Reading joins no group and commits nothing. Ctrl-C prints at
