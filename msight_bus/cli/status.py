@@ -169,7 +169,7 @@ def status(
     json_lines: JsonOption = False,
     backend: BackendOption = None,
 ) -> None:
-    """Show the broker, the nodes and their losses, and other programs on one screen, on Kafka also the lag of consumer groups.
+    """Show broker, nodes, other programs, losses, and Kafka lag.
 
     *lag*: records after the offsets that the group has committed, at the start of the command; `?`: nothing is committed. The
     groups of all programs are shown, those furthest behind first. Reading joins no group and commits nothing. Ctrl-C prints at

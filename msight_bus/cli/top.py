@@ -113,7 +113,8 @@ class NodeTable:
         heading = layout.heading()
         below = textwrap.wrap(_LEGEND, width or len(_LEGEND))
         if layout.hidden:
-            below.append(f"Not shown on {width} columns: {', '.join(layout.hidden)}.")
+            hidden = f"Not shown on {width} columns: {', '.join(layout.hidden)}."
+            below += textwrap.wrap(hidden, width or len(hidden))
         for text in heading:
             yield _line(text, "bold")
         left = None if self.height is None else self.height - len(heading) - len(below) - 2

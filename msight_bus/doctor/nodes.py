@@ -124,7 +124,7 @@ def silent(evidence: Evidence) -> Iterator[Finding]:
                 "arrival",
                 f"No message arrived on {topic} in {evidence.seconds:g} s; {who}.",
                 f"{f'Read the log of {publishers[0]}' if publishers else start}; "
-                f"`msight-bus pub {topic if not is_pattern(topic) else 'TOPIC'} hello` publishes a message.",
+                f"`msight-bus pub {topic if not is_pattern(topic) else 'TOPIC'} --text hello` publishes a message.",
             )
 
 

@@ -129,7 +129,7 @@ def test_a_topic_without_messages_is_told_once(nats, topic, monkeypatch):
     result = command(nats, "tail", topic, "--seconds", "1.3")
     assert result.exit_code == 1
     assert result.stderr.splitlines() == [
-        f"No message on {topic} yet; waiting. `msight-bus topics` lists the topics of nodes.",
+        f"No message on {topic} yet; waiting. `msight-bus topics` lists the announced topics.",
         f"Shown: 0 of 0 messages received on {topic}.",
     ]
 

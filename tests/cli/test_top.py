@@ -267,6 +267,8 @@ def test_on_a_narrow_terminal_columns_are_left_out_and_named(width):
     for part in ("1,234", "123,456", "RUNNING"):
         assert part in text
     assert (f"Not shown on {width} columns" in text) == ("heard" not in lines[2])
+    *_, hidden = " ".join(lines).split("Not shown on")
+    assert hidden.endswith("ms p50 p99, heard.")  # no name is cut
 
 
 def test_drawing_costs_as_much_as_fits_the_terminal(monkeypatch):

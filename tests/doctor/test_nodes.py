@@ -77,10 +77,12 @@ def test_messages_that_arrive(kind, topic):
 
 
 @pytest.mark.parametrize("kind", LIVE)
-def test_a_topic_without_a_message(kind, topic):
-    status, faults, (line,) = examine(make_backend_alone(kind), topic, seconds="0.2")
+def test_a_topic_without_a_message_and_the_command_of_the_advice_publishes_one(kind, topic):
+    backend = make_backend_alone(kind)
+    status, faults, (line,) = examine(backend, topic, seconds="0.2")
     assert (status, [one["check"] for one in faults], line["messages"]) == (1, ["arrival"], 0)
-    assert f"`msight-bus pub {topic} hello`" in faults[0]["advice"]
+    advised = re.search("`msight-bus (.*?)`", faults[0]["advice"])[1].split()
+    assert command(backend, *advised).stdout == f"1 message on {topic}\n"
 
 
 @pytest.mark.parametrize("kind", LIVE)
