@@ -102,6 +102,9 @@ class TopicStream(Protocol):
     def observe(self, batch: list[Message]) -> None:
         """Account for a list of at least one message, which the caller queues next (`Inbox.put`)."""
 
+    def follows(self, session: int, sequence: int, received_at: float) -> bool:
+        """Account for one message if nothing but its publisher's next message was expected; else return false: call `observe`."""
+
     def announced(self, session: int, highest: int) -> None:
         """Account for a publisher's announcement that ``highest`` is its last sequence on this topic."""
 

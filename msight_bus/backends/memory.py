@@ -1,7 +1,8 @@
 """The in-process backend, for unit tests and single-process pipelines, without a server.
 
 All buses on one event loop share an `Exchange`, which has the role of the server. Messages that a bus publishes in one event loop
-iteration are delivered at its end, in one list for each topic and subscription. The members of a group take turns.
+iteration are delivered at its end, in one list for each topic and subscription; while a subscription has several topics, in the
+order of publishing, in one list for each run of messages of one topic. The members of a group take turns.
 """
 
 from __future__ import annotations
@@ -77,10 +78,12 @@ class Exchange:
 
     Attributes:
         filter: injects faults; ``None`` without faults.
+        ordered: subscriptions to topics and patterns whose messages keep the order of publishing over topics.
     """
 
     def __init__(self) -> None:
         self.filter: Filter | None = None
+        self.ordered: set[Delivery] = set()
         self._topics: dict[str, _Groups] = {}
         self._patterns: dict[Delivery, PatternRoute] = {}
         self._matched: dict[str, _Groups] = {}  # by topic, with the deliveries of patterns
@@ -92,6 +95,8 @@ class Exchange:
         """Add a subscription."""
         self._matched.clear()
         route = delivery.route
+        if route.ordered:
+            self.ordered.add(delivery)
         if isinstance(route, PatternRoute):
             self._patterns[delivery] = route
         else:
@@ -101,6 +106,7 @@ class Exchange:
         """Remove a subscription."""
         self._matched.clear()
         self._patterns.pop(delivery, None)
+        self.ordered.discard(delivery)
         route = delivery.route
         groups = self._topics.get(route.topic, {})
         members = groups.get(route.group_id, [])
@@ -288,30 +294,33 @@ class MemoryConnection(Connection):
     def _send(self) -> None:
         written, self._written = self._written, []
         self._written_bytes = 0
-        topics: dict[str, list[Sent]] = {}
+        runs: list[tuple[str, list[Sent]]] = []
+        opened: dict[str, list[Sent]] = {}  # by topic, the list that further messages join
         count = 0
         for item in written:
             if self._closing:  # delivering can close this connection
                 return
             if isinstance(item, tuple):
                 topic, sent = item
-                messages = topics.get(topic)
+                messages = opened.get(topic)
                 if messages is None:
-                    topics[topic] = [sent]
-                else:
-                    messages.append(sent)
+                    if self._exchange.ordered:
+                        opened.clear()
+                    messages = opened[topic] = []
+                    runs.append((topic, messages))
+                messages.append(sent)
                 count += 1
             else:
-                self._take(topics)
-                topics = {}
+                self._take(runs)
+                runs, opened = [], {}
                 item()
                 self._confirm(count + 1)
                 count = 0
-        self._take(topics)
+        self._take(runs)
         self._confirm(count)
 
-    def _take(self, topics: dict[str, list[Sent]]) -> None:
-        for topic, messages in topics.items():
+    def _take(self, runs: list[tuple[str, list[Sent]]]) -> None:
+        for topic, messages in runs:
             self._exchange.take(topic, messages)
 
     def _confirm(self, count: int) -> None:

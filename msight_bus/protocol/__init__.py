@@ -4,10 +4,12 @@ Decoding. Each connection has one `Decoder`, made by ``redis.decoder(max_message
 
     more = decoder.feed(data, limit=4096)     # decodes at most 4,096 frames and replies
     for item in decoder.take():               # in the order of the stream
-        if type(item) is tuple:
+        if type(item) is not tuple:
+            item.kind, item.text              # a `Reply`
+        elif len(item) == 3:
             address, frames, undecoded = item   # a `Segment`: messages of one address
         else:
-            item.kind, item.text              # a `Reply`
+            addresses, frames = item          # a `Series`: only with `keep_order`
     while more:                               # the rest, in a later event loop iteration
         more = decoder.feed(b"")
         ...

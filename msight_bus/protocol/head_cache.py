@@ -1,8 +1,8 @@
-"""Recognise repeated frame heads, and decode runs of frames with the same head in C-level loops. Pure.
+"""Recognise repeated frame heads, and decode consecutive frames of one shape in C-level loops. Pure.
 
 The head of a frame (channel or subject, and the lengths) is often repeated: messages of equal size on one topic have the same
-head. `HeadCache` remembers heads, so that a frame with a known head is unpacked without parsing its numbers, and
-`take_run` unpacks consecutive frames with the same head in one call. The head of each frame is compared.
+head. `HeadCache` remembers heads, so that a frame with a known head is unpacked without parsing its numbers, and `take_run` and
+`take_series` unpack consecutive frames in one call. The head of each frame is compared.
 
 Where sizes vary on many topics, few heads are repeated. Then the cache costs more than it saves, and is bypassed for some tens
 of thousands of frames.
@@ -25,15 +25,18 @@ FOREIGN: Frame = b"", 0, 0, 0, b""
 Address = bytes | tuple[bytes, bytes]
 """Redis: the channel; (pattern, channel) of a message that matched a pattern. NATS: ``<subject> <subscription id>``."""
 
+Series = tuple[list[Address], list[Frame]]
+"""Consecutive messages, in the order of the stream: the address of each one, and its frame."""
+
 _HEADS = 4096
-"""Maximum number of cached heads, and of heads seen once."""
+"""Maximum number of cached heads, of heads seen once, and of shapes."""
 
 _LONGEST_HEAD = 1024
 """Maximum bytes of a cached head: a longer one has an invalid topic, and may have any length."""
 
 _SHORTEST = 8
-"""Frames decoded in the first step of a run. The first step of a later run has the length of the last run; each further step is
-twice as long."""
+"""Frames decoded in the first step of a run or series. The first step of a later one has the length of the last one; each further
+step is twice as long."""
 
 _MISSES = 4096
 """Misses after which hits and misses are compared. A thousand heads, each of which misses twice, are learned before."""
@@ -42,54 +45,48 @@ _PAUSE = 32_768
 """Frames decoded without the cache after misses outnumbered hits."""
 
 
-class Run:
-    """Frames that differ only in their metadata and payload.
+class Shape:
+    """Frames whose heads have one length, and whose payloads have one length.
 
     Attributes:
-        address: the address of the frames.
-        head: the beginning of each frame, up to the metadata.
+        addresses: the address of each cached head of this shape.
         size: bytes of a frame.
         frame: decodes the frame at an offset of the data. The sequence is 0 if the frame is foreign.
-        frames: decodes the frames between two offsets, a multiple of ``size`` apart, up to the first frame with another head or
-            a foreign one.
+        frames: decodes the frames between two offsets, a multiple of ``size`` apart, up to the first foreign one. The caller
+            compares the heads.
     """
 
-    __slots__ = ("address", "frame", "frames", "head", "size")
+    __slots__ = ("addresses", "frame", "frames", "size")
 
     def __init__(
-        self,
-        address: Address,
-        head: bytes,
-        size: int,
-        frame: Callable[[bytes, int], Frame],
-        frames: Callable[[bytes, int, int], list[Frame]],
+        self, size: int, frame: Callable[[bytes, int], Frame], frames: Callable[[bytes, int, int], list[Frame]]
     ) -> None:
-        self.address = address
-        self.head = head
+        self.addresses: dict[bytes, Address] = {}
         self.size = size
         self.frame = frame
         self.frames = frames
 
 
-MakeRun = Callable[[Address, bytes, int], Run]
-"""Make a run of an address, a head and the bytes of a payload."""
+MakeShape = Callable[[int, int], Shape]
+"""Make the shape of frames by the bytes of a head and of a payload."""
 
 
 class HeadCache:
     """A cache of heads that were repeated.
 
     Attributes:
-        known: runs by head.
+        known: address and shape by head.
         head_bytes: length of the head seen last; only heads of this length are found.
         hits: hits since the last comparison with the misses.
         pause: number of frames still to decode without the cache.
     """
 
-    __slots__ = ("_make", "_misses", "_once", "_run_length", "head_bytes", "hits", "known", "pause")
+    __slots__ = ("_make", "_misses", "_once", "_run_length", "_shapes", "head_bytes", "hits", "known", "pause")
 
-    def __init__(self, make: MakeRun) -> None:
+    def __init__(self, make: MakeShape) -> None:
         self._make = make
-        self.known: dict[bytes, Run] = {}
+        self._shapes: dict[tuple[int, int], Shape] = {}
+        self.known: dict[bytes, tuple[Address, Shape]] = {}
         self._once: set[bytes] = set()
         self.head_bytes = 0
         self.hits = 0
@@ -106,24 +103,61 @@ class HeadCache:
             self.hits = self._misses = 0
 
     def learn(self, address: Address, head: bytes, payload_bytes: int) -> None:
-        """Cache a head of usual length when it is seen the second time."""
+        """Cache a head of usual length: of a known shape at once, else when it is seen the second time."""
         if len(head) > _LONGEST_HEAD:
             return
         self.head_bytes = len(head)
-        if head not in self._once:
-            if len(self._once) >= _HEADS:
-                self._once.clear()
-            self._once.add(head)
-        elif head not in self.known:
-            if len(self.known) >= _HEADS:
-                self.known.clear()
-            self.known[head] = self._make(address, head, payload_bytes)
+        if head in self.known:
+            return
+        lengths = len(head), payload_bytes
+        shape = self._shapes.get(lengths)
+        if shape is None:
+            if head not in self._once:
+                if len(self._once) >= _HEADS:
+                    self._once.clear()
+                self._once.add(head)
+                return
+            shape = self._make(*lengths)
+        if len(self.known) >= _HEADS:
+            self.known.clear()
+            self._shapes.clear()
+            shape.addresses.clear()
+        self._shapes[lengths] = shape
+        shape.addresses[head] = address
+        self.known[head] = address, shape
 
-    def take_run(self, run: Run, frames: list[Frame], data: bytes, position: int, limit: int) -> tuple[int, int]:
-        """Append at most ``limit`` frames of ``run`` from ``position`` on; return the end position and the number of frames."""
-        size, after, count, taken = run.size, position, self._run_length, 0
-        while data.startswith(run.head, after) and (count := min(count, limit - taken, (len(data) - after) // size)):
-            more = run.frames(data, after, after + count * size)
+    def take_run(self, shape: Shape, frames: list[Frame], data: bytes, position: int, limit: int) -> tuple[int, int]:
+        """Append at most ``limit`` frames with the head of the last one; return the end position and their number."""
+        size, after, count, taken = shape.size, position, self._run_length, 0
+        head = frames[-1][0]
+        while data.startswith(head, after) and (count := min(count, limit - taken, (len(data) - after) // size)):
+            more = shape.frames(data, after, after + count * size)
+            if [frame[0] for frame in more].count(head) < len(more):
+                more = list(takewhile(lambda frame: frame[0] == head, more))
+            frames += more
+            taken += len(more)
+            after += len(more) * size
+            if len(more) < count:
+                break
+            count *= 2
+        self._run_length = max(_SHORTEST, taken)
+        return after, taken
+
+    def take_series(self, shape: Shape, series: Series, data: bytes, position: int, limit: int) -> tuple[int, int]:
+        """Append at most ``limit`` frames of ``shape`` and of any address; return the end position and their number."""
+        addresses, frames = series
+        size, after, count, taken = shape.size, position, self._run_length, 0
+        address_of, head_bytes = shape.addresses, self.head_bytes
+        while (count := min(count, limit - taken, (len(data) - after) // size)) and (
+            data[after : after + head_bytes] in address_of  # else the step would decode in vain
+        ):
+            more = shape.frames(data, after, after + count * size)
+            try:
+                found = [address_of[frame[0]] for frame in more]
+            except KeyError:
+                more = list(takewhile(lambda frame: frame[0] in address_of, more))
+                found = [address_of[frame[0]] for frame in more]
+            addresses += found
             frames += more
             taken += len(more)
             after += len(more) * size
@@ -134,16 +168,13 @@ class HeadCache:
         return after, taken
 
 
-def leading(frames: list[Frame], head: bytes, lowest: bytes) -> list[Frame]:
-    """Return the frames before the first one with another head, or with sequence 0, which is foreign.
+def before_foreign(frames: list[Frame], lowest: bytes) -> list[Frame]:
+    """Return the frames before the first one with sequence 0, which is foreign.
 
     Args:
-        frames: of one size, not empty.
-        head: the expected head of all frames.
+        frames: consecutive frames.
         lowest: the lowest byte of each sequence; only sequences whose lowest byte is 0 are examined.
     """
-    if [frame[0] for frame in frames].count(head) < len(frames):
-        frames = list(takewhile(lambda frame: frame[0] == head, frames))
     at = lowest.find(0, 0, len(frames))
     while at >= 0 and frames[at][2]:
         at = lowest.find(0, at + 1, len(frames))

@@ -17,15 +17,8 @@ from msight_bus.errors import too_large
 from msight_bus.protocol import envelope
 from msight_bus.protocol.codec import Codec, Decoded
 from msight_bus.protocol.envelope import TopicCounter
-from msight_bus.protocol.head_cache import FOREIGN, Address, Frame, HeadCache, Meta, Run, leading
-from msight_bus.protocol.stream_decoder import (
-    NO_UNDECODED,
-    DecodeBuffer,
-    Decoder,
-    FrameTooLargeError,
-    ProtocolError,
-    Reply,
-)
+from msight_bus.protocol.head_cache import FOREIGN, Address, Frame, HeadCache, Meta, Shape, before_foreign
+from msight_bus.protocol.stream_decoder import DecodeBuffer, Decoder, FrameTooLargeError, ProtocolError, Reply
 
 OVERHEAD = 64 * 1024
 """Bytes that a received message may have in addition to ``max_message_bytes``."""
@@ -149,7 +142,7 @@ def decoder(max_message_bytes: int) -> Decoder:
     The metadata of an `Undecoded` message is the header block, ``b""`` without one; see `decode_metadata`.
     """
     buffer = DecodeBuffer()
-    return Decoder(_Grammar(buffer, max_message_bytes + OVERHEAD), buffer, HeadCache(_make_run))
+    return Decoder(_Grammar(buffer, max_message_bytes + OVERHEAD), buffer, HeadCache(_make_shape))
 
 
 def decode_metadata(block: bytes, payload: bytes) -> Decoded:
@@ -184,10 +177,10 @@ def parse_info(reply: Reply) -> dict[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
-def _make_run(address: Address, head: bytes, payload_bytes: int) -> Run:
-    """Make the `Run` of a head, after which the metadata, the end of the header block and the payload follow."""
-    block_end_at = len(head) + envelope.HEADER_DIGITS
-    layout = struct.Struct(f">{len(head)}s48s4x{payload_bytes}s2x")
+def _make_shape(head_bytes: int, payload_bytes: int) -> Shape:
+    """Make a `Shape`; the metadata, the end of the header block and the payload follow the head."""
+    block_end_at = head_bytes + envelope.HEADER_DIGITS
+    layout = struct.Struct(f">{head_bytes}s48s4x{payload_bytes}s2x")
     size = layout.size
     unpack: Any = layout.unpack_from
     unpack_all: Any = layout.iter_unpack
@@ -196,19 +189,20 @@ def _make_run(address: Address, head: bytes, payload_bytes: int) -> Run:
     def frame(data: bytes, position: int) -> Frame:
         if not data.startswith(_BLOCK_END, position + block_end_at):
             return FOREIGN
-        _, digits, payload = unpack(data, position)
+        head, digits, payload = unpack(data, position)
         try:
             session, sequence, published = unpack_meta(unhexlify(digits))
         except ValueError:  # not an envelope of the bus
             return FOREIGN
         return head, session, sequence, published, payload
 
-    def unpack_run(data: bytes, start: int, stop: int) -> list[Frame]:
+    def unpack_frames(data: bytes, start: int, stop: int) -> list[Frame]:
         count = (stop - start) // size
         for column, byte in enumerate(_BLOCK_END, block_end_at):  # the ends of the blocks, a column of bytes at a time
-            if data[start + column : stop : size].count(byte) < count:
-                return []
-        rows = list(unpack_all(memoryview(data)[start:stop]))
+            ends = data[start + column : start + count * size : size]
+            if ends.count(byte) < count:
+                count = len(ends) - len(ends.lstrip(bytes((byte,))))
+        rows = list(unpack_all(memoryview(data)[start : start + count * size]))
         try:
             metadata = unhexlify(b"".join([row[1] for row in rows]))
         except ValueError:  # one of them is not an envelope of the bus
@@ -218,9 +212,9 @@ def _make_run(address: Address, head: bytes, payload_bytes: int) -> Run:
             (row[0], session, sequence, published, row[2])
             for (session, sequence, published), row in zip(metas, rows, strict=True)
         ]
-        return leading(frames, head, metadata[15::24])
+        return before_foreign(frames, metadata[15::24])
 
-    return Run(address, head, size, frame, unpack_run)
+    return Shape(size, frame, unpack_frames)
 
 
 class _Grammar:
@@ -236,7 +230,7 @@ class _Grammar:
     def read(self, data: bytes, position: int, limit: int, heads: HeadCache | None) -> tuple[int, int]:
         """See `Grammar.read`."""
         buffer, largest = self._buffer, self._limit
-        items, opened, opened_undecoded = buffer.items, buffer.opened, buffer.opened_undecoded
+        opened, opened_undecoded, add = buffer.opened, buffer.opened_undecoded, buffer.add
         parsed, size_of = self._heads.get, _SIZES.get
         find, startswith, end = data.find, data.startswith, len(data)
         taken = before = 0
@@ -287,13 +281,11 @@ class _Grammar:
                 if after > end:
                     buffer.begin((address, None, block), data, body, after - end)
                 else:
-                    found = opened_undecoded.get(address)
-                    if found is None:
-                        opened_undecoded[address] = found = []
-                        if opened:
-                            opened.pop(address, None)
-                        items.append((address, None, found))
-                    found.append((block, data[body : after - 2]))
+                    undecoded = block, data[body : after - 2]
+                    if (found := opened_undecoded.get(address)) is not None:
+                        found.append(undecoded)
+                    else:
+                        found = buffer.add_undecoded(address, undecoded)
                     if total == before and not block_bytes:  # foreign messages of equal size repeat the line
                         line, size = data[position:start], after - position
                         while startswith(line, after) and after + size <= end and taken + 1 < limit:
@@ -308,13 +300,11 @@ class _Grammar:
                     buffer.begin((address, meta, b""), data, body, after - end)
                 else:
                     session, sequence, published = meta
-                    frames = opened.get(address)
-                    if frames is None:
-                        opened[address] = frames = []
-                        if opened_undecoded:
-                            opened_undecoded.pop(address, None)
-                        items.append((address, frames, NO_UNDECODED))
-                    frames.append((b"", session, sequence, published, data[body : after - 2]))
+                    frame = b"", session, sequence, published, data[body : after - 2]
+                    if (frames := opened.get(address)) is not None:
+                        frames.append(frame)
+                    else:
+                        add(address, frame)
             taken += 1
             if after > end:
                 return end, taken

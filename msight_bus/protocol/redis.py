@@ -17,15 +17,8 @@ from msight_bus.errors import HeaderError, too_large
 from msight_bus.protocol import envelope
 from msight_bus.protocol.codec import Codec, Decoded
 from msight_bus.protocol.envelope import MAGIC, PREFIX_BYTES, TopicCounter
-from msight_bus.protocol.head_cache import Address, Frame, HeadCache, Run, leading
-from msight_bus.protocol.stream_decoder import (
-    NO_UNDECODED,
-    DecodeBuffer,
-    Decoder,
-    FrameTooLargeError,
-    ProtocolError,
-    Reply,
-)
+from msight_bus.protocol.head_cache import Address, Frame, HeadCache, Shape, before_foreign
+from msight_bus.protocol.stream_decoder import DecodeBuffer, Decoder, FrameTooLargeError, ProtocolError, Reply
 
 OVERHEAD = 64 * 1024
 """Bytes that a received message may have in addition to ``max_message_bytes``, for the envelope."""
@@ -161,12 +154,16 @@ _PREFIX_START = MAGIC + bytes(4)
 
 _unpack_meta = struct.Struct(">QQQ").unpack_from
 
-_NAME = rb"\$(\d{1,3}+)\r\n([^\r]{1,999}+)\r\n"
-_SIZE_AND_START = rb"\$(\d{1,9}+)\r\n(\xc1MB\x01\0\0\0\0)?+"
-_USUAL = re.compile(rb"\*3\r\n\$7\r\nmessage\r\n" + _NAME + _SIZE_AND_START)
-_USUAL_OF_PATTERN = re.compile(rb"\*4\r\n\$8\r\npmessage\r\n" + _NAME + _NAME + _SIZE_AND_START)
-"""Up to the payload: lengths of pattern and channel, each before it, length of the payload, the beginning of a prefix without an
-extension."""
+_NAME = rb"\$\d{1,3}+\r\n[^\r]{1,999}+\r\n"
+_USUAL = re.compile(
+    rb"(\*(?:3\r\n\$7\r\nmessage\r\n|4\r\n\$8\r\npmessage\r\n" + _NAME + rb")" + _NAME + rb")"
+    rb"\$(\d{1,9}+)\r\n(\xc1MB\x01\0\0\0\0)?+"
+)
+"""Up to the payload: all up to the channel, the length of the payload, the beginning of a prefix without an extension."""
+
+_ADDRESSES = 4096
+_LONGEST_START = 512
+"""Maximum number of remembered addresses, and of bytes of a message up to its channel."""
 
 _SIZES = {b"%d" % size: size for size in range(4096)}
 """Small lengths, which are looked up instead of parsed."""
@@ -189,7 +186,7 @@ def decoder(max_message_bytes: int) -> Decoder:
     `decode_metadata`.
     """
     buffer = DecodeBuffer()
-    return Decoder(_Grammar(buffer, max_message_bytes + OVERHEAD), buffer, HeadCache(_make_run))
+    return Decoder(_Grammar(buffer, max_message_bytes + OVERHEAD), buffer, HeadCache(_make_shape))
 
 
 def decode_metadata(metadata: bytes, payload: bytes) -> Decoded:
@@ -209,51 +206,42 @@ RAW_CODEC: Final = Codec(publish_raw, decoder, decode_metadata)
 """Publishes payloads without the envelope; receives messages with and without."""
 
 
-def _make_run(address: Address, head: bytes, payload_bytes: int) -> Run:
-    """Make the `Run` of a head; the tuple that `struct` unpacks is a `Frame`."""
-    layout = struct.Struct(f">{len(head)}sQQQ{payload_bytes}s2x")
+def _make_shape(head_bytes: int, payload_bytes: int) -> Shape:
+    """Make a `Shape`; the tuple that `struct` unpacks is a `Frame`."""
+    layout = struct.Struct(f">{head_bytes}sQQQ{payload_bytes}s2x")
     unpack_all: Any = layout.iter_unpack
     unpack: Any = layout.unpack_from
-    size, lowest = layout.size, len(head) + 15
+    size, lowest = layout.size, head_bytes + 15
 
-    def unpack_run(data: bytes, start: int, stop: int) -> list[Frame]:
-        frames = list(unpack_all(memoryview(data)[start:stop]))
-        return leading(frames, head, data[start + lowest : stop : size])
+    def unpack_frames(data: bytes, start: int, stop: int) -> list[Frame]:
+        return before_foreign(list(unpack_all(memoryview(data)[start:stop])), data[start + lowest : stop : size])
 
-    return Run(address, head, size, unpack, unpack_run)
+    return Shape(size, unpack, unpack_frames)
 
 
 class _Grammar:
     """The parser of RESP2."""
 
-    __slots__ = ("_buffer", "_limit")
+    __slots__ = ("_addresses", "_buffer", "_limit")
 
     def __init__(self, buffer: DecodeBuffer, limit: int) -> None:
         self._buffer = buffer
         self._limit = limit
+        self._addresses: dict[bytes, Address] = {}  # by all of a message up to its channel
 
     def read(self, data: bytes, position: int, limit: int, heads: HeadCache | None) -> tuple[int, int]:
         """See `Grammar.read`."""
         buffer, largest = self._buffer, self._limit
-        items, opened, opened_undecoded = buffer.items, buffer.opened, buffer.opened_undecoded
-        match, match_of_pattern = _USUAL.match, _USUAL_OF_PATTERN.match
+        opened, add = buffer.opened, buffer.add
+        match, address_of = _USUAL.match, self._addresses.get
         startswith, end = data.startswith, len(data)
         taken = 0
-        address: Address
         while taken < limit and position < end:
             usual = match(data, position)
-            if usual is not None and _SIZES.get((parts := usual.groups())[0]) == len(parts[1]):
-                _, address, digits, has_prefix = parts
+            if usual is not None and (address := address_of((parts := usual.groups())[0])) is not None:
+                _, digits, has_prefix = parts
                 if (size := _SIZES.get(digits, -1)) < 0:
                     size = int(digits)
-                body = usual.end() - 8 if has_prefix else usual.end()
-            elif (
-                (usual := match_of_pattern(data, position)) is not None
-                and _SIZES.get((parts := usual.groups())[0]) == len(parts[1])
-                and _SIZES.get(parts[2]) == len(parts[3])
-            ):
-                _, pattern, _, name, digits, has_prefix = parts
-                address, size = (pattern, name), int(digits)
                 body = usual.end() - 8 if has_prefix else usual.end()
             elif startswith((_MESSAGE, _PMESSAGE), position):
                 found = self._read_head(data, position)
@@ -261,6 +249,10 @@ class _Grammar:
                     break
                 address, body, size = found
                 has_prefix = startswith(_PREFIX_START, body)
+                if usual is not None and usual.end(2) + 2 == body and len(usual[1]) <= _LONGEST_START:
+                    if len(self._addresses) >= _ADDRESSES:
+                        self._addresses.clear()
+                    self._addresses[usual[1]] = address
             else:
                 after, count = self._read_reply(data, position, limit - taken)
                 if not count:
@@ -286,13 +278,10 @@ class _Grammar:
                 else:
                     session, sequence, published = meta
                     frame = b"", session, sequence, published, data[body + PREFIX_BYTES : after - 2]
-                    frames = opened.get(address)
-                    if frames is None:
-                        opened[address] = frames = []
-                        if opened_undecoded:
-                            opened_undecoded.pop(address, None)
-                        items.append((address, frames, NO_UNDECODED))
-                    frames.append(frame)
+                    if (frames := opened.get(address)) is not None:
+                        frames.append(frame)
+                    else:
+                        add(address, frame)
             elif after > end:
                 buffer.begin((address, None, b""), data, body, after - end)
             elif size and data[body] == _PREFIX_FIRST:

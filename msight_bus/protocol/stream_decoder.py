@@ -5,18 +5,21 @@ A `Decoder` has a `Grammar`, which reads frames from their structure, and a `Hea
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from itertools import groupby, islice
+from operator import is_not
 from typing import Protocol
 
 import msgspec
 
 from msight_bus.errors import ConnectionLostError, quoted
-from msight_bus.protocol.head_cache import Address, Frame, HeadCache, Meta
+from msight_bus.protocol.head_cache import Address, Frame, HeadCache, Meta, Series, Shape
 
 Undecoded = tuple[bytes, bytes]
 """A message that is not a `Frame`: its undecoded metadata (see ``decode_metadata`` of the protocol) and its payload."""
 
 Segment = tuple[Address, list[Frame] | None, list[Undecoded]]
-"""Consecutive messages of one address, all of one kind: a list of `Frame`, or ``None`` and a list of `Undecoded`."""
+"""Messages of one address, all of one kind: a list of `Frame`, or ``None`` and a list of `Undecoded`."""
 
 LIMIT = 4096
 """Default maximum number of frames and replies that one call of `Decoder.feed` decodes."""
@@ -26,6 +29,12 @@ NO_UNDECODED: list[Undecoded] = []
 
 _COPY_BELOW = 4096
 """Bytes. A shorter beginning of a payload is copied, so that the received data can be freed."""
+
+_ALIKE = 3
+"""Consecutive frames of one shape after which further ones are decoded together."""
+
+_RUN = 4
+"""Minimum mean number of consecutive messages of one address for which joining them to segments costs less than it saves."""
 
 _PARTS = 1024
 """Maximum number of parts of an incomplete payload; then they are joined, because small objects have a large overhead."""
@@ -77,27 +86,63 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
         return quoted(self.data)
 
 
+def _parts(item: Segment | Series | Reply) -> Iterable[Segment | Series | Reply]:
+    """Split a series into segments if the runs of one address are long."""
+    if not isinstance(item, tuple) or len(item) == 3:
+        return (item,)
+    addresses = item[0]
+    runs = 1 + sum(map(is_not, addresses, islice(addresses, 1, None)))
+    return _runs(item) if len(addresses) >= _RUN * runs else (item,)
+
+
+def _runs(series: Series) -> Iterator[Segment]:
+    """Split a series into segments."""
+    addresses, frames = series
+    start = 0
+    for address, run in groupby(addresses):
+        stop = start + len(list(run))
+        yield address, frames[start:stop], NO_UNDECODED
+        start = stop
+
+
 class DecodeBuffer:
     """The decoded messages and replies in the order of the stream, and the beginning of an incomplete message.
 
-    Between two replies, messages are grouped by address; the order within an address is kept.
+    Between two replies, messages are grouped by address and the order within an address is kept; or the order of all messages is.
 
     Attributes:
-        items: segments and replies.
+        ordered: whether the order of all messages is kept. Then ``opened`` is empty, and ``opened_undecoded`` has the last item
+            only.
+        items: segments, series and replies.
+        series_begun: whether there is a series among the items.
         opened: by address, the segment of frames that further frames join.
         opened_undecoded: the same for foreign messages. An address is in at most one of the two.
         needed: bytes of an incomplete frame that must arrive before decoding it again can succeed; 0 if unknown.
         missing: bytes of an incomplete payload that have not arrived, CR LF included; 0 without one.
     """
 
-    __slots__ = ("_parts", "_pending", "items", "missing", "needed", "opened", "opened_undecoded")
+    __slots__ = (
+        "_parts",
+        "_pending",
+        "_series",
+        "items",
+        "missing",
+        "needed",
+        "opened",
+        "opened_undecoded",
+        "ordered",
+        "series_begun",
+    )
 
     def __init__(self) -> None:
-        self.items: list[Segment | Reply] = []
+        self.ordered = False
+        self.items: list[Segment | Series | Reply] = []
         self.opened: dict[Address, list[Frame]] = {}
         self.opened_undecoded: dict[Address, list[Undecoded]] = {}
         self.needed = 0
         self.missing = 0
+        self.series_begun = False
+        self._series: Series | None = None  # the last item, if it is a series
         self._parts: list[bytes | memoryview] = []
         self._pending: tuple[Address, Meta | None, bytes] = b"", None, b""
 
@@ -106,22 +151,51 @@ class DecodeBuffer:
         self.items.append(reply)
         self.opened.clear()
         self.opened_undecoded.clear()
+        self._series = None
 
-    def add(self, address: Address, frame: Frame) -> list[Frame]:
-        """Add a frame; return the list of its segment."""
-        frames = self.opened.get(address)
-        if frames is None:
-            self.opened_undecoded.pop(address, None)
-            frames = self.opened[address] = []
-            self.items.append((address, frames, NO_UNDECODED))
+    def close(self) -> None:
+        """Begin new segments or a new series with the next message."""
+        self.opened.clear()
+        self.opened_undecoded.clear()
+        self._series = None
+
+    def series(self) -> Series:
+        """Return the series that further frames join, if the order is kept."""
+        if self._series is None:
+            self.close()
+            self._series = [], []
+            self.series_begun = True
+            self.items.append(self._series)
+        return self._series
+
+    def add(self, address: Address, frame: Frame) -> None:
+        """Add a frame."""
+        if self.ordered:
+            addresses, frames = self._series or self.series()
+            addresses.append(address)
+        elif address in self.opened:
+            frames = self.opened[address]
+        else:
+            frames = self.open(address)
         frames.append(frame)
+
+    def open(self, address: Address) -> list[Frame]:
+        """Begin a segment of frames; return its list."""
+        if self.opened_undecoded:
+            self.opened_undecoded.pop(address, None)
+        frames: list[Frame] = []
+        self.opened[address] = frames
+        self.items.append((address, frames, NO_UNDECODED))
         return frames
 
     def add_undecoded(self, address: Address, undecoded: Undecoded) -> list[Undecoded]:
         """Add a message that is not a frame; return the list of its segment."""
         found = self.opened_undecoded.get(address)
         if found is None:
-            self.opened.pop(address, None)
+            if self.ordered:
+                self.close()
+            else:
+                self.opened.pop(address, None)
             found = self.opened_undecoded[address] = []
             self.items.append((address, None, found))
         found.append(undecoded)
@@ -208,13 +282,25 @@ class Decoder:
         self._held = 0
         self.taken = 0
 
-    def take(self) -> list[Segment | Reply]:
-        """Return the segments and replies that `feed` has decoded since the last call, in the order of the stream."""
+    def keep_order(self, ordered: bool) -> None:
+        """Keep the order of messages of different addresses, or group messages by address, which costs less."""
+        self._buffer.ordered = ordered
+        self._buffer.close()
+
+    def take(self) -> list[Segment | Series | Reply]:
+        """Return what `feed` has decoded since the last call, in the order of the stream.
+
+        A series, which comes only if the order is kept, has few consecutive messages of one address.
+        """
         self.taken = 0
         buffer = self._buffer
         items, buffer.items = buffer.items, []
         buffer.opened.clear()
         buffer.opened_undecoded.clear()
+        if buffer.series_begun:
+            buffer.close()
+            buffer.series_begun = False
+            items = [part for item in items for part in _parts(item)]
         return items
 
     def single(self, data: bytes) -> tuple[Address, Frame] | None:
@@ -223,16 +309,16 @@ class Decoder:
         Returns:
             Address and frame; ``None``: nothing was decoded, call `feed`.
         """
-        run = self._heads.known.get(data[: self._heads.head_bytes])
-        if run is None or run.size != len(data) or self._chunks or self._rest:
+        known = self._heads.known.get(data[: self._heads.head_bytes])
+        if known is None or known[1].size != len(data) or self._chunks or self._rest:
             return None
         if self._buffer.missing or self._buffer.items:
             return None
-        frame = run.frame(data, 0)
+        frame = known[1].frame(data, 0)
         if not frame[2]:  # foreign
             return None
         self._heads.hits += 1
-        return run.address, frame
+        return known[0], frame
 
     def feed(self, data: bytes, limit: int = LIMIT) -> bool:
         """Decode the next bytes of the stream.
@@ -293,7 +379,7 @@ class Decoder:
     def _decode(self, data: bytes, position: int, left: int) -> tuple[int, int]:
         """Decode until the limit or the first incomplete frame; return the position, and the rest of the limit."""
         heads, buffer, read = self._heads, self._buffer, self._grammar.read
-        known, items, opened, undecoded = heads.known, buffer.items, buffer.opened, buffer.opened_undecoded
+        known, opened = heads.known, buffer.opened
         startswith, end = data.startswith, len(data)
         while left > 0 and position < end:
             if heads.pause:
@@ -301,26 +387,26 @@ class Decoder:
                 heads.pause -= taken
             else:
                 head_bytes, before, complete = heads.head_bytes, left, True
-                while left and (run := known.get(data[position : position + head_bytes])) is not None:
-                    if (after := position + run.size) > end:
-                        complete = False
-                        break
-                    frame = run.frame(data, position)
-                    if not frame[2]:  # foreign
-                        break
-                    frames = opened.get(run.address)
-                    if frames is not None:
+                if buffer.ordered:
+                    position, left, complete = self._decode_in_order(data, position, left)
+                else:
+                    while left and (found := known.get(data[position : position + head_bytes])) is not None:
+                        address, shape = found
+                        if (after := position + shape.size) > end:
+                            complete = False
+                            break
+                        frame = shape.frame(data, position)
+                        if not frame[2]:  # foreign
+                            break
+                        frames = opened.get(address)
+                        if frames is None:
+                            frames = buffer.open(address)
                         frames.append(frame)
-                    elif undecoded:
-                        frames = buffer.add(run.address, frame)
-                    else:
-                        opened[run.address] = frames = [frame]
-                        items.append((run.address, frames, NO_UNDECODED))
-                    left -= 1
-                    position = after
-                    if startswith(run.head, after):
-                        position, more = heads.take_run(run, frames, data, after, left)
-                        left -= more
+                        left -= 1
+                        position = after
+                        if startswith(frame[0], after):
+                            position, more = heads.take_run(shape, frames, data, after, left)
+                            left -= more
                 heads.hits += before - left
                 if not left or position == end:
                     break
@@ -332,3 +418,27 @@ class Decoder:
             position = after
             left -= taken
         return position, left
+
+    def _decode_in_order(self, data: bytes, position: int, left: int) -> tuple[int, int, bool]:
+        """Decode frames with known heads; return the position, the rest of the limit, and whether the last frame is complete."""
+        heads, add = self._heads, self._buffer.add
+        known, head_bytes, end = heads.known, heads.head_bytes, len(data)
+        last: Shape | None = None
+        alike = 0  # frames in a row whose shape is the one before
+        while left and (found := known.get(data[position : position + head_bytes])) is not None:
+            address, shape = found
+            if (after := position + shape.size) > end:
+                return position, left, False
+            if alike >= _ALIKE and shape is last:
+                position, more = heads.take_series(shape, self._buffer.series(), data, position, left)
+                left -= more
+                alike = 0
+                continue
+            frame = shape.frame(data, position)
+            if not frame[2]:  # foreign
+                break
+            add(address, frame)
+            last, alike = shape, alike + 1 if shape is last else 0
+            left -= 1
+            position = after
+        return position, left, True

@@ -161,6 +161,17 @@ class TopicStream:
             for finding in self.tracker.observe(batch):
                 self._announce(finding.missing, finding.cause)
 
+    def follows(self, session: int, sequence: int, received_at: float) -> bool:
+        """Account for the next message of a publisher, the usual case; return whether it is one. Else call `observe`."""
+        tracker = self.tracker
+        if self.evicted or self.deadline is not None or tracker is None:
+            return False
+        if not tracker.follows(session, sequence, received_at):
+            return False
+        self.received += 1
+        self.used = self._queue.received
+        return True
+
     def announced(self, session: int, highest: int) -> None:
         """Account for a publisher's announcement that ``highest`` is its last sequence on this topic."""
         if self.tracker is not None:

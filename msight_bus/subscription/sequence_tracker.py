@@ -214,6 +214,18 @@ class SequenceTracker:
         session.heard = batch[0].received_at
         return _NOTHING
 
+    def follows(self, session_id: int, sequence: int, now: float) -> bool:
+        """Account for the next message of a session, the usual case; return whether it is one. Else call `observe`."""
+        session = self._sessions.get(session_id)
+        if session is None or session.beside or session.used != self._epoch:
+            return False
+        position = session.position
+        if sequence != position.highest + 1:
+            return False
+        position.highest = sequence
+        session.heard = now
+        return True
+
     def _observe_each(self, batch: list[Message]) -> list[Finding]:
         now = batch[0].received_at  # all were read together
         found: list[Finding] = []

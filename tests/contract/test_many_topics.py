@@ -195,6 +195,24 @@ async def test_latest_keeps_the_last_of_each_topic(backend, topic):
             assert [int(message.payload) for message in came if message.topic == each] == [1, 2]
 
 
+@pytest.mark.parametrize(
+    "policy",
+    [QueuePolicy.block(100), QueuePolicy.drop_oldest(100), QueuePolicy.drop_newest(100), QueuePolicy.latest(100)],
+    ids=lambda policy: policy.when_full,
+)
+async def test_the_messages_of_several_topics_keep_the_order_in_which_one_bus_published_them(backend, topic, policy):
+    topics = [f"{topic}.a", f"{topic}.b", f"{topic}.c"]
+    for entries in (topics, f"{topic}.*"):
+        async with backend.connect() as bus, bus.subscribe(entries, queue=policy) as messages:
+            await publish_each(bus, topics, 10)
+            found = [(message.topic, int(message.payload)) for message in await take(messages, 30)]
+            if bus.capabilities.persistence:  # a log keeps the order of a partition only
+                for name in topics:
+                    assert [number for each, number in found if each == name] == list(range(10))
+            else:
+                assert found == [(name, number) for number in range(10) for name in topics]
+
+
 async def test_a_blocking_queue_pauses_all_topics_and_loses_nothing(backend, topic):
     topics = [f"{topic}.{camera}" for camera in CAMERAS]
     for entries in (topics, f"{topic}.*"):

@@ -54,8 +54,10 @@ def events(decoder, limit=None) -> list[object]:
     return found
 
 
-def arrivals(segment) -> list[tuple[bytes, bytes, bytes]]:
-    address, frames, foreign = segment
+def arrivals(item) -> list[tuple[bytes, bytes, bytes]]:
+    if len(item) == 2:
+        return [each for address, frame in zip(*item, strict=True) for each in arrivals((address, [frame], []))]
+    address, frames, foreign = item
     if frames is not None:
         return [(address, b"%016x%016x%016x" % frame[1:4], frame[4]) for frame in frames]
     return [(address, block, payload) for block, payload in foreign]
@@ -74,9 +76,12 @@ def by_subscription(found: list[object]) -> list[object]:
     return [*groups, group]
 
 
-def parse(*chunks: bytes, at_once: bool = False, limit: int = 4096, pause: int = 0) -> list[object]:
+def parse(
+    *chunks: bytes, at_once: bool = False, limit: int = 4096, pause: int = 0, ordered: bool = False
+) -> list[object]:
     """``at_once`` takes what came after the last chunk; so many frames are read without the cache first."""
     decoder = nats.decoder(LIMIT)
+    decoder.keep_order(ordered)
     decoder._heads.pause = pause
     found: list[object] = []
     for chunk in chunks:

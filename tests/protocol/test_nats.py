@@ -98,6 +98,7 @@ def frames(draw) -> bytes:
 
 def test_the_recorded_stream_is_read_as_nats_py_reads_it():
     assert by_subscription(as_nats_py(parse(RECORDED))) == by_subscription(parse_as_nats_py(RECORDED))
+    assert as_nats_py(parse(RECORDED, ordered=True)) == parse_as_nats_py(RECORDED)
 
 
 @given(st.lists(frames(), max_size=8), st.lists(st.integers(0, 2000), max_size=10))
@@ -105,6 +106,8 @@ def test_any_stream_is_read_as_nats_py_reads_it(sent, places):
     stream = b"".join(sent)
     found = parse(*cut(stream, *[min(place, len(stream)) for place in places]))
     assert by_subscription(as_nats_py(found)) == by_subscription(parse_as_nats_py(stream))
+    found = parse(*cut(stream, *[min(place, len(stream)) for place in places]), ordered=True)
+    assert as_nats_py(found) == parse_as_nats_py(stream)
 
 
 # -- cost
@@ -197,6 +200,7 @@ def test_the_lines_of_a_run_are_not_read_one_by_one():
 def test_any_cut_of_runs_and_any_limit_give_the_same(places, limit, pause):
     found = parse(*cut(RUN, *places), limit=limit, pause=pause)
     assert by_subscription(found) == by_subscription(parse(RUN))
+    assert parse(*cut(RUN, *places), limit=limit, pause=pause, ordered=True) == parse(RUN, limit=1, ordered=True)
 
 
 @given(st.lists(st.integers(0, 9), max_size=12), st.sampled_from([b"9\r\n\r\n", b"9\r\n;\n"]))
@@ -229,6 +233,8 @@ def test_any_runs_are_read_as_nats_py_reads_them(sent, places):
     stream = b"".join(sent)
     found = parse(*cut(stream, *[min(place, len(stream)) for place in places]))
     assert by_subscription(as_nats_py(found)) == by_subscription(parse_as_nats_py(stream))
+    found = parse(*cut(stream, *[min(place, len(stream)) for place in places]), ordered=True)
+    assert as_nats_py(found) == parse_as_nats_py(stream)
 
 
 @pytest.mark.parametrize(

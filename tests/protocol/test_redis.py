@@ -53,12 +53,13 @@ STREAM = b"".join(
 LIMIT = 10_000_000
 
 
-def parse(*chunks, at_once=False, limit=4096, pause=0):
+def parse(*chunks, at_once=False, limit=4096, pause=0, ordered=False):
     """Addresses with their whole data, and replies, in the order of the stream.
 
     ``at_once`` takes them after the last chunk; ``limit`` is of each call; so many frames are read without the cache first.
     """
     decoder = redis.decoder(LIMIT)
+    decoder.keep_order(ordered)
     decoder._heads.pause = pause
     found = []
     for chunk in chunks:
@@ -84,8 +85,10 @@ def taken(decoder, limit=None):
     return found
 
 
-def whole(segment):
-    channel, frames, others = segment
+def whole(item):
+    if len(item) == 2:
+        return [each for channel, frame in zip(*item, strict=True) for each in whole((channel, [frame], []))]
+    channel, frames, others = item
     if frames is not None:
         return [(channel, envelope.prefix(*frame[1:4], b"") + frame[4]) for frame in frames]
     return [
@@ -167,9 +170,12 @@ def test_replies_of_role_and_info_are_read():
 
 def test_every_cut_in_two_gives_the_same():
     expected = by_channel(parse(STREAM))
+    in_order = parse_with_hiredis(STREAM)
     for place in range(len(STREAM) + 1):
-        assert by_channel(parse(STREAM[:place], STREAM[place:])) == expected
-        assert by_channel(parse(STREAM[:place], STREAM[place:], at_once=True)) == expected
+        chunks = STREAM[:place], STREAM[place:]
+        assert by_channel(parse(*chunks)) == expected
+        assert by_channel(parse(*chunks, at_once=True)) == expected
+        assert parse(*chunks, ordered=True) == parse(*chunks, ordered=True, at_once=True) == in_order
 
 
 def test_byte_by_byte_gives_the_same():
@@ -180,6 +186,7 @@ def test_byte_by_byte_gives_the_same():
 def test_any_cut_and_any_limit_give_the_same(places, limit, pause):
     chunks = [STREAM[start:end] for start, end in pairwise([0, *sorted(places), len(STREAM)])]
     assert by_channel(parse(*chunks, limit=limit, pause=pause)) == by_channel(parse(STREAM))
+    assert parse(*chunks, limit=limit, pause=pause, ordered=True) == parse_with_hiredis(STREAM)
 
 
 @given(st.lists(st.tuples(st.sampled_from([b"a", b"b.c"]), st.binary(max_size=80), st.booleans()), max_size=40))
@@ -188,6 +195,23 @@ def test_any_messages_are_read_as_hiredis_reads_them(messages):
         message(channel, framed(i, data) if ours else data) for i, (channel, data, ours) in enumerate(messages)
     )
     assert by_channel(parse(stream)) == by_channel(parse_with_hiredis(stream))
+    assert parse(stream, ordered=True) == parse_with_hiredis(stream)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([b"a", b"b", b"c.d"]), st.integers(0, 30), st.booleans()), max_size=30),
+    st.lists(st.integers(0, 20_000), max_size=6),
+    st.integers(1, 300),
+)
+def test_messages_of_several_channels_of_equal_length_keep_the_order_of_the_stream(runs, places, limit):
+    """Runs of a channel, in turn and with others in between, of one size and of several."""
+    sent = [(channel, ours) for channel, count, ours in runs for _ in range(count)]
+    stream = b"".join(
+        message(channel, framed(1 + i, b"%04d" % i) if ours else b"%04d" % i) for i, (channel, ours) in enumerate(sent)
+    )
+    stream = b"".join(message(channel, framed(7, b"0000")) for channel in (b"a", b"b") * 3) + stream
+    chunks = [stream[start:end] for start, end in pairwise([0, *sorted(places), len(stream)])]
+    assert parse(*chunks, limit=limit, ordered=True) == parse_with_hiredis(stream)
 
 
 @given(st.lists(st.integers(0, 9), max_size=12))

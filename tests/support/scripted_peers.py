@@ -34,19 +34,16 @@ class Subscribed(NamedTuple):
     address: bytes
     writer: asyncio.StreamWriter
 
-    def message(self, session: int, sequence: int, payload: bytes) -> bytes:
-        """Encode a message of the bus as the broker sends it."""
+    def message(self, session: int, sequence: int, payload: bytes, *, topic: str | None = None) -> bytes:
+        """Encode a message of the bus as the broker sends it; ``topic``: the topic that a pattern has matched."""
         if self.kind == "redis":
             body = _PREFIX.pack(b"\xc1MB\x01", 0, session, sequence, _PUBLISHED_AT) + payload
-            return b"*3\r\n$7\r\nmessage\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (
-                len(self.address),
-                self.address,
-                len(body),
-                body,
-            )
+            words = [b"message"] if topic is None else [b"pmessage", self.address]
+            words += [self.address if topic is None else topic.encode(), body]
+            return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
         block = b"NATS/1.0\r\nmsight: %016x%016x%016x\r\n\r\n" % (session, sequence, _PUBLISHED_AT)
         sizes = len(block), len(block) + len(payload)
-        return b"HMSG %b %b %d %d\r\n%b%b\r\n" % (self.topic.encode(), self.address, *sizes, block, payload)
+        return b"HMSG %b %b %d %d\r\n%b%b\r\n" % ((topic or self.topic).encode(), self.address, *sizes, block, payload)
 
     def send(self, *messages: bytes) -> None:
         """Write ``messages`` in one call."""
@@ -101,12 +98,12 @@ class ScriptedPeer(Peer):
         answer = self._scripted(command)
         if answer is None:
             answer = self._usual(command)
-        if command.verb in ("SUB", "SUBSCRIBE"):
+        if command.verb in ("SUB", "SUBSCRIBE", "PSUBSCRIBE"):
             address = command.words[-1]
             subscribed = Subscribed(self.kind, command.words[0].decode(), address, _serving.get())
             if not subscribed.topic.startswith("_"):
                 self._unconfirmed.append(subscribed)
-        if command.verb in ("PING", "SUBSCRIBE"):  # NATS confirms with the following PONG
+        if command.verb in ("PING", "SUBSCRIBE", "PSUBSCRIBE"):  # NATS confirms with the following PONG
             confirmed = [subscribed for subscribed in self._unconfirmed if subscribed.writer is _serving.get()]
             for subscribed in confirmed:
                 self._unconfirmed.remove(subscribed)

@@ -54,6 +54,7 @@ class PubSubConsumer:
                 subscription=number,
                 name=inbox.topic_of(name),
                 inbox=inbox,
+                ordered=selection.many,
             )
             for name in (*selection.topics, *selection.mapped)
         ]

@@ -58,6 +58,7 @@ class Connection:
         self._patterns: dict[Address, list[PatternRoute]] = {}  # by the first part of what `split` returns
         self._matched: dict[Address, None] = {}  # addresses in `_routes` that patterns have matched, the oldest first
         self._addresses: dict[Route, Address] = {}
+        self._ordered = 0  # number of routes whose messages keep the order of the stream
 
     # -- implemented for each broker
 
@@ -142,6 +143,9 @@ class Connection:
         """Deliver messages with ``address`` to the route; to a `PatternRoute`, those of which `split` returns ``address``."""
         self._table(route).setdefault(address, []).append(route)
         self._addresses[route] = address
+        if route.ordered:
+            self._ordered += 1
+            self.keep_order(True)
 
     def forget_route(self, route: Route) -> None:
         """Stop delivering to the route."""
@@ -151,6 +155,12 @@ class Connection:
             table[address].remove(route)
             if not table[address]:
                 del table[address]
+            if route.ordered:
+                self._ordered -= 1
+                self.keep_order(self._ordered > 0)
+
+    def keep_order(self, ordered: bool) -> None:
+        """Keep the order of messages on different addresses, or group them by address if the connection can."""
 
     def _table(self, route: Route) -> dict[Address, list[Any]]:
         """Return the table of a route that is about to be added or removed."""

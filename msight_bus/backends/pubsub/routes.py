@@ -22,9 +22,10 @@ class Route:
         on_refused: called when the broker revokes the permission to subscribe.
         subscription: number of the subscription, which its routes share.
         inbox: of a user's subscription, whose stream the route has; else ``None``.
+        ordered: whether the subscription can have more than one topic, so that the order of their messages matters.
     """
 
-    __slots__ = ("group_id", "inbox", "name", "on_refused", "stream", "subscription", "topic")
+    __slots__ = ("group_id", "inbox", "name", "on_refused", "ordered", "stream", "subscription", "topic")
 
     def __init__(
         self,
@@ -36,6 +37,7 @@ class Route:
         subscription: int = 0,
         name: str | None = None,
         inbox: Inbox | None = None,
+        ordered: bool = False,
     ) -> None:
         self.topic = topic
         self.name = name or topic
@@ -44,6 +46,7 @@ class Route:
         self.on_refused = on_refused
         self.subscription = subscription
         self.inbox = inbox
+        self.ordered = ordered
 
 
 class PatternRoute(Route):
@@ -67,7 +70,9 @@ class PatternRoute(Route):
         subscription: int,
         most: int,
     ) -> None:
-        super().__init__(pattern.text, selection.group_id, InvalidNames(inbox), on_refused, subscription=subscription)
+        super().__init__(
+            pattern.text, selection.group_id, InvalidNames(inbox), on_refused, subscription=subscription, ordered=True
+        )
         self.most = most
         self.routes: dict[str, Route] = {}
         self._pattern = pattern
@@ -107,6 +112,10 @@ class UncountedStream:
 
     def observe(self, batch: list[Message]) -> None:
         """Do nothing."""
+
+    def follows(self, session: int, sequence: int, received_at: float) -> bool:
+        """Return ``False``."""
+        return False
 
     def announced(self, session: int, highest: int) -> None:
         """Do nothing."""

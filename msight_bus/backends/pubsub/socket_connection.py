@@ -24,7 +24,8 @@ from msight_bus.errors import BusError, ConnectionLostError
 from msight_bus.message import NO_HEADERS, Headers, Message, overhead
 from msight_bus.protocol.codec import Codec
 from msight_bus.protocol.envelope import TopicCounter
-from msight_bus.protocol.stream_decoder import Reply, Segment
+from msight_bus.protocol.head_cache import Series
+from msight_bus.protocol.stream_decoder import NO_UNDECODED, Reply, Segment
 from msight_bus.topics import SEQUENCE_TOPIC
 
 BURST_BYTES = 128 * 1024
@@ -104,6 +105,10 @@ class SocketConnection(Connection, asyncio.Protocol):
         self.transport.resume_reading()  # the client's reader may have paused it
         if leftover:
             self.data_received(leftover)
+
+    def keep_order(self, ordered: bool) -> None:
+        """Keep the order of messages on different addresses, or group them by address."""
+        self._decoder.keep_order(ordered)
 
     # -- implemented for each protocol
 
@@ -224,7 +229,8 @@ class SocketConnection(Connection, asyncio.Protocol):
                 _, session, sequence, published, payload = frame
                 at = time.time()
                 batch = [Message(route.name, payload, NO_HEADERS, None, session, sequence, published * 1e-9, at)]
-                route.stream.observe(batch)
+                if not route.stream.follows(session, sequence, at):
+                    route.stream.observe(batch)
                 inbox.put(batch)
             else:
                 self._deliver_segment(routes, (address, [frame], []), time.time())
@@ -282,47 +288,82 @@ class SocketConnection(Connection, asyncio.Protocol):
                 self._next_turn()
 
     def _deliver(self) -> None:
-        """Deliver the decoded messages; those of one subscription are queued together.
-
-        Within one call, messages are ordered by topic, in the order of the topics' first messages: the decoder groups by address.
-        """
+        """Deliver the decoded messages; those of one subscription are queued together."""
         self._held_bytes = 0
         received_at = time.time()
         announcements: list[tuple[Sequence[Route], Segment]] = []
-        inbox: Inbox | None = None
-        batch: list[Message] = []
+        batches: dict[Inbox, list[Message]] = {}
         for item in self._decoder.take():  # in order: messages before the reply to an unsubscribe are still delivered
             if not isinstance(item, tuple):
-                if inbox is not None:
-                    inbox.put(batch)
-                    inbox = None
+                if batches:
+                    _put(batches)
                 self.answered(item)
-                continue
-            routes: Sequence[Route] | None = self._routes.get(item[0])
-            if not routes:
-                routes = self.match(item[0]) if routes is None else routes
-                if not routes:
-                    continue
-            route = routes[0]
-            if route.inbox is not None and len(routes) == 1 and self.interceptor is None:
-                if route.inbox is not inbox:
-                    if inbox is not None:
-                        inbox.put(batch)
-                    inbox, batch = route.inbox, []
-                messages = self._messages(route.name, item, received_at)
-                route.stream.observe(messages)
-                batch += messages
-            elif route.topic == SEQUENCE_TOPIC:  # after the messages that they announce, which are on other topics
-                announcements.append((routes, item))
+            elif len(item) == 2:
+                self._collect_each(item, received_at, batches, announcements)
             else:
-                if inbox is not None:
-                    inbox.put(batch)
-                    inbox = None
-                self._deliver_segment(routes, item, received_at)
-        if inbox is not None:
-            inbox.put(batch)
-        for routes, item in announcements:
-            self._deliver_segment(routes, item, received_at)
+                self._collect(item, received_at, batches, announcements)
+        if batches:
+            _put(batches)
+        for routes, segment in announcements:
+            self._deliver_segment(routes, segment, received_at)
+
+    def _collect(
+        self,
+        segment: Segment,
+        received_at: float,
+        batches: dict[Inbox, list[Message]],
+        announcements: list[tuple[Sequence[Route], Segment]],
+    ) -> None:
+        """Add the messages of a segment to the batch of their subscription; deliver them if several routes receive them."""
+        routes: Sequence[Route] | None = self._routes.get(segment[0])
+        if routes is None:
+            routes = self.match(segment[0])
+        if not routes:
+            return
+        route = routes[0]
+        inbox = route.inbox
+        if inbox is not None and len(routes) == 1 and self.interceptor is None:
+            messages = self._messages(route.name, segment, received_at)
+            route.stream.observe(messages)
+            if (batch := batches.get(inbox)) is None:
+                batches[inbox] = messages
+            else:
+                batch += messages
+        elif route.topic == SEQUENCE_TOPIC:  # after the messages that they announce, which are on other topics
+            announcements.append((routes, segment))
+        else:
+            _put(batches)
+            self._deliver_segment(routes, segment, received_at)
+
+    def _collect_each(
+        self,
+        series: Series,
+        received_at: float,
+        batches: dict[Inbox, list[Message]],
+        announcements: list[tuple[Sequence[Route], Segment]],
+    ) -> None:
+        """As `_collect`, with the messages of a series."""
+        routes_of, interceptor = self._routes.get, self.interceptor
+        inbox: Inbox | None = None
+        batch: list[Message] = []
+        for address, frame in zip(*series, strict=True):
+            routes = routes_of(address)
+            if interceptor is None and routes is not None and len(routes) == 1:
+                route = routes[0]
+                if (owner := route.inbox) is not None:
+                    if owner is not inbox:
+                        inbox = owner
+                        batch = batches.setdefault(inbox, [])
+                    _, session, sequence, published, payload = frame
+                    message = Message(
+                        route.name, payload, NO_HEADERS, None, session, sequence, published * 1e-9, received_at
+                    )
+                    if not route.stream.follows(session, sequence, received_at):
+                        route.stream.observe([message])
+                    batch.append(message)
+                    continue
+            self._collect((address, [frame], NO_UNDECODED), received_at, batches, announcements)
+            inbox = None
 
     def _deliver_segment(self, routes: Sequence[Route], segment: Segment, received_at: float) -> None:
         """Deliver to each route. Two subscriptions never share a `Message`, because a consumer can change its state."""
@@ -421,3 +462,10 @@ class SocketConnection(Connection, asyncio.Protocol):
             if not self.gone.done():
                 self.transport.abort()
                 await asyncio.wait((self.gone,), timeout=1.0)
+
+
+def _put(batches: dict[Inbox, list[Message]]) -> None:
+    """Queue the messages of each subscription."""
+    for inbox, batch in batches.items():
+        inbox.put(batch)
+    batches.clear()
