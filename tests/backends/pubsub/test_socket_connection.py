@@ -75,6 +75,9 @@ class Subscription:
     def observe(self, batch):
         self.observed += [message.payload for message in batch]
 
+    def follows(self, session, sequence, received_at):
+        return False
+
     def put(self, batch):
         self.queued += [message.payload for message in batch]
 
