@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from msight_bus import NodeStatus, ProgramInfo
-from msight_bus.events import Reconnected, Refused
+from msight_bus.events import Gap, Reconnected, Refused
 from msight_bus.message import Message
 from msight_bus.nodes import NodeConfig
 from msight_bus.registry import (
@@ -179,6 +179,18 @@ async def test_a_program_is_lost_by_the_rules_of_nodes(msight_simulation):
             assert 10 < observer.clock() - heard < 30
             msight_simulation.reconnect(bus)
             await registry.wait_until(lambda known: known.programs[0].status == "RUNNING")
+
+
+async def test_the_liveness_subscription_reports_no_event(msight_simulation):
+    events: list = []
+    async with msight_simulation.connect(on_event=events.append) as bus, bus.subscribe("in"), asyncio.timeout(100):
+        registry = await bus.nodes()
+        await registry.wait_until(lambda known: known.programs)
+        assert registry.programs[0].present
+        msight_simulation.disconnect()
+        msight_simulation.reconnect()
+        await until(lambda: seen(events, Reconnected))
+        assert {event.topic for event in seen(events, Gap)} <= {"in", NODES_TOPIC}
 
 
 KILLED = """
