@@ -90,7 +90,8 @@ def _names(backend: str | None) -> Names:
     try:
         with warnings.catch_warnings(), suppress(BusError):
             warnings.simplefilter("ignore")
-            variables = {"MSIGHT_KAFKA_CREATE_TOPICS": "false", "MSIGHT_CONNECT_TIMEOUT": f"{_WITHIN:g}"}
+            variables = {"MSIGHT_KAFKA_CREATE_TOPICS": "false", "MSIGHT_ANNOUNCE": "false"}
+            variables["MSIGHT_CONNECT_TIMEOUT"] = f"{_WITHIN:g}"
             settings = BusSettings(environ={**os.environ, **variables}, backend=backend)
             if settings.backend != "memory":
                 run(names.ask(settings))
