@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -40,12 +41,21 @@ def redis_cluster() -> Iterator[Cluster]:
     ]
     with _started("redis", configs) as nodes, ExitStack() as stack:
         clients = [stack.enter_context(redis.Redis(port=node.port)) for node in nodes]
-        for number, (client, node, way) in enumerate(zip(clients, nodes, ways, strict=True)):
+        for number, client in enumerate(clients):
             first, after = 16384 * number // SIZE, 16384 * (number + 1) // SIZE
             client.execute_command("CLUSTER", "ADDSLOTSRANGE", first, after - 1)
-            clients[0].execute_command("CLUSTER", "MEET", node.host, node.port, way)
+        again = 0.0
+
+        def connected() -> bool:
+            nonlocal again
+            if time.monotonic() >= again:  # a node forgets a meeting that is not over within 1 s
+                for node, way in zip(nodes, ways, strict=True):
+                    clients[0].execute_command("CLUSTER", "MEET", node.host, node.port, way)
+                again = time.monotonic() + 2.0
+            return all([client.execute_command("CLUSTER", "NODES").count(b" connected ") == SIZE for client in clients])
+
+        wait_until(connected, within=40.0)
         for client in clients:
-            wait_until(lambda client=client: client.execute_command("CLUSTER", "NODES").count(b" connected ") == SIZE)
             wait_until(lambda client=client: b"cluster_state:ok" in client.execute_command("CLUSTER", "INFO"))
         addresses = ",".join(f"{node.host}:{node.port}" for node in nodes)
         variables = {"USE_CLUSTER": "true", "CLUSTER_NODES": addresses}
