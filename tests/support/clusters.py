@@ -52,7 +52,7 @@ def redis_cluster() -> Iterator[Cluster]:
                 for node, way in zip(nodes, ways, strict=True):
                     clients[0].execute_command("CLUSTER", "MEET", node.host, node.port, way)
                 again = time.monotonic() + 2.0
-            return all([client.execute_command("CLUSTER", "NODES").count(b" connected ") == SIZE for client in clients])
+            return all(client.execute_command("CLUSTER", "NODES").count(b" connected ") == SIZE for client in clients)
 
         wait_until(connected, within=40.0)
         for client in clients:
