@@ -83,7 +83,7 @@ class Core:
         publishers: the publishers of `publish`, by topic; bounded, the oldest is closed first.
         loop: the event loop of the bus; a sentinel while the bus is not open.
         before_closing: awaited in order before the bus is drained or closed.
-        before_disconnecting: awaited in order when the subscriptions of a bus that closes are closed.
+        before_disconnecting: awaited in order after the subscriptions are closed and before the backend is closed.
         node_topics: names on the broker of the topics that nodes of this bus publish on.
     """
 
@@ -242,7 +242,7 @@ class Core:
         """Report an event of the backend, which uses names on the broker."""
         if isinstance(event, Refused):
             if event.topic == NODES_TOPIC and not self.drainables:
-                return  # of the announcements of the bus, which are optional
+                return  # refusal of the bus's own announcements, which are optional
             event = replace(event, topic=self.settings.topic_map.here(event.topic) or event.topic)
         self.reporter.report(event)
 

@@ -36,8 +36,8 @@ INTERVAL = 10.0
 """Seconds between two announcements."""
 
 FIRST_AFTER = 1.0
-"""Seconds for which the rates of the first announcement are measured, and between the first looks whether the bus is used. The
-first announcement follows within `INTERVAL` of the first publish or subscribe. A bus that is closed earlier is not announced."""
+"""Seconds for which the rates of the first announcement are measured, also the first interval at which the bus is polled for use.
+The first announcement follows within `INTERVAL` of the first publish or subscribe; a bus closed earlier is not announced."""
 
 _END_WITHIN = 1.0
 """Deadline of the last announcement, in seconds."""
@@ -51,8 +51,8 @@ _RESERVED = "_msight."
 class ProgramAnnouncer:
     """The announcements of one bus, without the nodes that run on it, which announce themselves.
 
-    A topic on which a node of the bus publishes or has published is not announced. Nothing is announced while nothing else was
-    published or subscribed, nor on Kafka while the topic of the nodes does not exist. Nothing is raised.
+    A topic on which a node of the bus publishes or has published is not announced. Announcing begins with the
+    first publish or subscribe outside the nodes, on Kafka only if the topic of the nodes exists. Errors are logged, never raised.
     """
 
     def __init__(self, core: Core) -> None:
@@ -216,7 +216,12 @@ class ProgramAnnouncer:
         if not self._refused:
             self._refused = True
             self._core.reporter.listeners.append(self._on_event)
-            logger.info("Program not announced on %s: %s", NODES_TOPIC, error)
+            logger.info(
+                "Program announcements stopped until the next reconnect; permit publishing on %s, or set "
+                "MSIGHT_ANNOUNCE=false: %s",
+                NODES_TOPIC,
+                error,
+            )
 
     def _on_event(self, event: BusEvent) -> None:
         """Try again on the next connection what the broker has refused."""

@@ -253,7 +253,7 @@ async def test_on_kafka_a_program_never_creates_the_topic(kafka, topic, caplog, 
         await bus.publish(topic, b"x")
 
         def tries():
-            return sum("Program not announced" in record.getMessage() for record in caplog.records)
+            return sum("Program announcements stopped" in record.getMessage() for record in caplog.records)
 
         await until(lambda: tries() >= 3)
         assert not await exists(bus, name)
@@ -304,18 +304,18 @@ async def test_a_refusal_is_one_line_and_tried_again_on_the_next_connection(kind
             restricted = Backend(kind, {**through(proxy, backend).env, **credentials})
             async with restricted.connect(events=events, **QUICKLY) as bus, bus.subscribe("site.a") as messages:
                 await bus.publish("site.a", b"x")
-                await until(lambda: lines("Program not announced on _msight.nodes") and lines("No liveness"))
+                await until(lambda: lines("Program announcements stopped") and lines("No liveness"))
                 for _ in range(20):
                     await bus.publish("site.a", b"x")
                     await asyncio.sleep(0.05)
                 await take(messages, 21)
-                assert len(lines("Program not announced")) == len(lines("No liveness")) == 1
+                assert len(lines("Program announcements stopped")) == len(lines("No liveness")) == 1
                 await proxy.reset()
                 await until(lambda: seen(events, Reconnected))
-                await until(lambda: len(lines("Program not announced")) == len(lines("No liveness")) == 2)
-        assert {record.levelname for record in lines("not announced") + lines("No liveness")} == {"INFO"}
+                await until(lambda: len(lines("Program announcements stopped")) == len(lines("No liveness")) == 2)
+        assert {record.levelname for record in lines("announcements stopped") + lines("No liveness")} == {"INFO"}
         assert not seen(events, Refused)
-        assert lines("_msight.nodes") == lines("Program not announced")
+        assert lines("_msight.nodes") == lines("Program announcements stopped")
 
 
 # -- forms

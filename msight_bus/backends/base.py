@@ -103,7 +103,11 @@ class TopicStream(Protocol):
         """Account for a list of at least one message, which the caller queues next (`Inbox.put`)."""
 
     def follows(self, session: int, sequence: int, received_at: float) -> bool:
-        """Account for one message if nothing but its publisher's next message was expected; else return false: call `observe`."""
+        """Account for a message if it is the next of its session.
+
+        Returns:
+            ``True`` if accounted for; ``False`` if the caller must call `observe`.
+        """
 
     def announced(self, session: int, highest: int) -> None:
         """Account for a publisher's announcement that ``highest`` is its last sequence on this topic."""
@@ -313,7 +317,7 @@ class PresenceBackend(Protocol):
 
     @property
     def can_subscribe(self) -> bool:
-        """Whether a connection is open on which a subscription needs no connection of its own."""
+        """Whether the shared subscribing connection is open, so that a new subscription opens none."""
 
     async def has_subscribers(self, topic: str) -> bool | None:
         """Return whether a topic has a subscriber; ``None`` if unknown. Raises nothing."""

@@ -1,4 +1,4 @@
-"""Completion of topics and nodes in the shell: asks the broker for a moment, and offers nothing on an error."""
+"""Completion of topics and nodes in the shell: queries the broker for at most 1 s, and offers nothing on an error."""
 
 from __future__ import annotations
 

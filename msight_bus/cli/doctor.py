@@ -52,7 +52,7 @@ async def gather(bus: Bus, evidence: Evidence) -> None:
     try:
         registry = await registry_of(bus)
     except AuthenticationError as error:
-        note(f"Nodes are not shown: {error}")
+        note(f"Nodes and programs are not shown: {error}")
     note(f"Observing for {evidence.seconds:g} s.")
     announcements = [] if registry is None else [NODES_TOPIC]
     observation = Observation(bus, evidence.add, on_drop=evidence.add)
@@ -130,9 +130,9 @@ def doctor(
     json_lines: JsonOption = False,
     backend: BackendOption = None,
 ) -> None:
-    """Find what is wrong, and say what to do.
+    """Diagnose settings, broker, nodes and topics; suggest fixes.
 
-    Checks the settings, the connection, the limits of the broker, the nodes, other programs and their topics; on Kafka also
+    Checks the settings, the connection, the limits of the broker, the nodes, the programs and their topics; on Kafka also
     topics, replicas, groups and transactions. Nodes and programs announce themselves every 10 seconds: with a shorter
     `--observe`, some are not seen. No group is joined, no topic created and nothing committed. Ctrl-C prints at once what was
     found. The exit status is 1 if a fault was found.

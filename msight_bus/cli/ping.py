@@ -83,7 +83,7 @@ class Pings:
             f"message: p50 {_text(m50)}, p99 {_text(m99)}\n"
             f"PING of the broker: p50 {_text(p50)}, p99 {_text(p99)}\n"
             f"difference of p50, the bus and the event loop: {_text(difference)}"
-            f"{', less than the measurement varies' if (difference or 0) < 0 else ''}",
+            f"{' (measurement noise)' if (difference or 0) < 0 else ''}",
             {"sent": sent, "lost": lost, **quantiles, "difference_p50_ms": difference},
         )
 
@@ -117,9 +117,9 @@ def ping(
 ) -> None:
     """Measure the round trip of a message.
 
-    The command publishes a message, receives it, and measures the time between. It measures the broker's own PING (on Kafka, a
-    metadata request) as often, each in turn as the first; one PING before both is not measured. The difference is the time of the
-    bus and the event loop, and on Kafka of the log; a negative one is less than the measurement varies. The messages use the
+    The command publishes a message, receives it, and measures the time between. Each round trip also measures one PING of the
+    broker (on Kafka, a metadata request). Message and PING alternate in going first, after one unmeasured PING. The difference is
+    the time of the bus and the event loop, and on Kafka of the log; a negative one is measurement noise. The messages use the
     reserved topic `_msight.ping`, which is created on Kafka. The exit status is 1 if a message was lost.
     """
     with exit_status():

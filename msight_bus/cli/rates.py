@@ -146,9 +146,9 @@ def _command(name: str, columns: Mapping[str, Column], help_text: str) -> Callab
 
 _AT_THE_END = """
 
-    On a terminal, a live table is shown. Elsewhere, each second prints a line for each topic, and for each topic or pattern of
-    the command line on which no message has arrived; the last lines are of the whole time. `?`: not known. The exit status is 1
-    if no message arrived."""
+    On a terminal, a live table is shown. Elsewhere, the command prints one line per topic every second, also for arguments on
+    which no message has arrived, and at the end one line per topic for the whole run. `?`: unknown. The exit status is 1 if no
+    message arrived."""
 
 hz = _command(
     "hz",
@@ -164,7 +164,7 @@ Examples:
 
 - `msight-bus hz site.cam_ne`: messages a second, jitter and losses of a topic, until Ctrl-C
 
-- `msight-bus hz 'site.*' --seconds 3 --json`: for a program; the last line of each topic is of the whole time
+- `msight-bus hz 'site.*' --seconds 3 --json`: for a script; the last line of each topic is for the whole run
 """
 
 bw = _command(

@@ -35,7 +35,7 @@ def settings(
         bool, typer.Option("--check", help="Only check the environment; the exit status is 2 if it has errors.")
     ] = False,
 ) -> None:
-    """List the MSIGHT_ variables with type, default and meaning, and check the environment.
+    """List the MSIGHT_ variables, and check the environment.
 
     Output to a file or pipe has one line `NAME=default` for each variable, quoted for a shell.
     """

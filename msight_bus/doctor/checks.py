@@ -114,7 +114,7 @@ async def lags(evidence: Evidence) -> tuple[list[GroupLag], int] | None:
 
 
 def run_checks_now(evidence: Evidence) -> list[Finding]:
-    """Run the checks that ask nobody."""
+    """Run the checks that send no request to the broker."""
     return [finding for check in EVERYWHERE for finding in check(evidence)]
 
 

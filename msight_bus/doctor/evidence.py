@@ -39,7 +39,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class GroupLag:
-    """How far a consumer group is behind on a topic.
+    """Lag of a consumer group on a topic.
 
     Attributes:
         group, topic: names of the group and the topic.

@@ -125,7 +125,7 @@ async def groups_of(client: Client) -> tuple[list[Group], int]:
 
 
 async def lags(settings: BusSettings) -> tuple[list[GroupLag], int]:
-    """Return how far each group is behind on each of its topics, and the number of groups that are not read."""
+    """Return the lag of each group on each of its topics, and the number of groups that are not read."""
     async with cluster(settings) as client:
         groups, others = await groups_of(client)
         commits: dict[str, dict[TopicPartition, int]] = {}

@@ -35,13 +35,13 @@ def failing(evidence: Evidence) -> Iterator[Finding]:
                     "errors",
                     f"The node {info.name} on {info.host or 'an unknown host'} has counted {count:,} {what} since its start"
                     f"{', and has published nothing' if silent else ''}.",
-                    f"Read the node's log on {info.host or 'its host'}, which has the cause of each error.",
+                    f"Read the node's log on {info.host or 'its host'}: the first error is logged with its traceback.",
                     fault=silent,
                 )
 
 
 def lost_programs(evidence: Evidence) -> Iterator[Finding]:
-    """Find programs that ended without closing their bus; notes, because programs come and go."""
+    """Find programs that ended without closing their bus; notes, because a program may end at any time."""
     for info in filter(evidence.concerns, evidence.programs):
         if info.status is NodeStatus.LOST:
             yield Finding(
@@ -97,7 +97,9 @@ def unpublished(evidence: Evidence) -> Iterator[Finding]:
             continue
         similar = sorted(topic for topic in published if differs_by_a_letter(entry, topic))
         if similar:
-            problem = f"Nothing is published on {entry} ({where}), but on {similar[0]}, which differs by a letter."
+            problem = (
+                f"No publisher of {entry} (from {where}) is known; {similar[0]}, which differs by one letter, has one."
+            )
             advice = f"If {entry} is misspelt, replace it by {similar[0]} in {where}; otherwise start its publisher."
             yield Finding("topics", problem, advice)
 

@@ -283,7 +283,7 @@ class Decoder:
         self.taken = 0
 
     def keep_order(self, ordered: bool) -> None:
-        """Keep the order of messages of different addresses, or group messages by address, which costs less."""
+        """Keep messages in the stream's order across addresses (``True``), or grouped by address (``False``, faster)."""
         self._buffer.ordered = ordered
         self._buffer.close()
 

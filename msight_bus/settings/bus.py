@@ -47,7 +47,9 @@ class BusSettings(Section):
     dead_letter_suffix: str = variable(TOPIC_SUFFIX, ".dead", "Suffix of a topic's name for its dead letters.")
     topic_map: TopicMap = variable(TOPIC_MAP, TopicMap(), "Topics here that have other names on the broker.")
     announce: bool = variable(
-        FLAG, True, "Announce the program and its busiest topics; heartbeats of nodes are sent in any case."
+        FLAG,
+        True,
+        "Publish announcements of this program and its busiest topics every 10 s; nodes send heartbeats regardless.",
     )
     limits: Limits = field(default=Limits())
     redis: RedisSettings = field(default=RedisSettings())

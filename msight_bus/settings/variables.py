@@ -66,7 +66,7 @@ class Limits(Section):
         PATIENCE, 60.0, "How long a refusal on reconnecting is retried if secrets or certificates can be replaced."
     )
     announce_interval: float = variable(
-        SECONDS, 1.0, "Interval at which the last sequence numbers of idle topics are announced."
+        SECONDS, 1.0, "Interval at which the last sequence numbers of idle topics are announced, not the program."
     )
     publisher_topics: int = variable(
         COUNT, 100_000, "Topics whose sequence counters a bus keeps; the least recently used is evicted."

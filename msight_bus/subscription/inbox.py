@@ -162,7 +162,11 @@ class TopicStream:
                 self._announce(finding.missing, finding.cause)
 
     def follows(self, session: int, sequence: int, received_at: float) -> bool:
-        """Account for the next message of a publisher, the usual case; return whether it is one. Else call `observe`."""
+        """Account for a message if it is the next of its session.
+
+        Returns:
+            ``True`` if accounted for; ``False`` if the caller must call `observe`.
+        """
         tracker = self.tracker
         if self.evicted or self.deadline is not None or tracker is None:
             return False

@@ -215,7 +215,11 @@ class SequenceTracker:
         return _NOTHING
 
     def follows(self, session_id: int, sequence: int, now: float) -> bool:
-        """Account for the next message of a session, the usual case; return whether it is one. Else call `observe`."""
+        """Account for a message if it is the next of its session.
+
+        Returns:
+            ``True`` if accounted for; ``False`` if the caller must call `observe`.
+        """
         session = self._sessions.get(session_id)
         if session is None or session.beside or session.used != self._epoch:
             return False

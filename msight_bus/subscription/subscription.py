@@ -360,9 +360,9 @@ class Subscription(Generic[T_co]):
         )
 
     def measure(self) -> Iterator[tuple[str, int, bool]]:
-        """Yield each topic and pattern, the messages received since the last call, and whether that is its number.
+        """Yield each topic and pattern, the messages received since the last call, and whether the count is exact.
 
-        Of several patterns, only the number of all together is known.
+        Several patterns share one count.
         """
         received, self._measured = self._queue.received - self._measured, self._queue.received
         patterns = []

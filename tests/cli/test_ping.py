@@ -61,7 +61,7 @@ def test_a_negative_difference_says_what_it_means(capsys):
     pings = Pings(1.0, as_json=False)
     pings.messages, pings.pings = [2.0], [2.5]
     pings.summarize()
-    line = "difference of p50, the bus and the event loop: -0.500 ms, less than the measurement varies"
+    line = "difference of p50, the bus and the event loop: -0.500 ms (measurement noise)"
     assert capsys.readouterr().out.splitlines()[-1] == line
 
 

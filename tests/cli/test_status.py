@@ -71,7 +71,7 @@ def test_totals_and_a_node_with_an_error():
     assert result.exit_code == 1
     assert result.stdout.splitlines()[1:] == [
         "Nodes: 1 ERROR, 1 RUNNING",
-        "Other programs: 1 RUNNING, 1 STOPPED",
+        "Programs: 1 RUNNING, 1 STOPPED",
         "Nodes since their start: 2 messages lost, 40 dropped, 8,600 errors; queued now: 10",
         "The node ill on far is ERROR.",
     ]

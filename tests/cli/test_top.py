@@ -162,7 +162,7 @@ def test_names_are_not_read_as_markup():
 
 
 def test_an_empty_table_says_what_to_wait_for():
-    assert "No heartbeat received yet" in shown(registry_of())
+    assert "No announcement received yet" in shown(registry_of())
 
 
 async def test_watching_a_bus():
@@ -254,7 +254,7 @@ def test_a_name_stays_whole_where_other_columns_can_go(width):
 def test_before_a_heartbeat_the_hint_fits(width):
     lines = shown(registry_of(), width=width).splitlines()
     assert max(map(len, lines)) <= width
-    assert "(10 s by default)." in " ".join(lines)
+    assert "every 10 s by default." in " ".join(lines)
 
 
 @pytest.mark.parametrize("width", [60, 80])
@@ -390,7 +390,7 @@ def test_on_kafka_the_topic_is_not_created_and_waited_for(kafka, topic, monkeypa
     result = command(kafka, "top", "--seconds", "0.2")
     assert (result.exit_code, result.stdout.splitlines()[0]) == (0, f"Nodes on {kafka.settings().address} (0)")
     assert result.stderr.splitlines() == [
-        f"The topic {name} does not exist on {kafka.settings().address}: nothing has announced itself; waiting for it."
+        f"Topic {name} does not exist on {kafka.settings().address}. The first node that starts creates it; waiting."
     ]
 
     async def appears():

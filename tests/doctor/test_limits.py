@@ -71,6 +71,6 @@ def test_a_user_who_may_not_see_nodes_gets_the_other_checks(topic):
         with publishing(backend, {topic: lambda _: b"x"}):
             result = command(backend, "doctor", topic, "--observe", "0.5", "--json")
             status, found = examine(backend, f"{topic}.other")
-    assert (result.exit_code, "Nodes are not shown: Redis refused" in result.stderr) == (0, True)
+    assert (result.exit_code, "Nodes and programs are not shown: Redis refused" in result.stderr) == (0, True)
     assert json.loads(result.stdout)["messages"] > 1
     assert (status, found["observation"]["fault"]) == (1, True)

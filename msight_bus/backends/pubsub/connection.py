@@ -160,7 +160,7 @@ class Connection:
                 self.keep_order(self._ordered > 0)
 
     def keep_order(self, ordered: bool) -> None:
-        """Keep the order of messages on different addresses, or group them by address if the connection can."""
+        """Keep messages in the stream's order across addresses (``True``), or grouped by address (``False``, faster)."""
 
     def _table(self, route: Route) -> dict[Address, list[Any]]:
         """Return the table of a route that is about to be added or removed."""

@@ -107,7 +107,7 @@ class SocketConnection(Connection, asyncio.Protocol):
             self.data_received(leftover)
 
     def keep_order(self, ordered: bool) -> None:
-        """Keep the order of messages on different addresses, or group them by address."""
+        """Keep messages in the stream's order across addresses (``True``), or grouped by address (``False``, faster)."""
         self._decoder.keep_order(ordered)
 
     # -- implemented for each protocol
