@@ -253,7 +253,7 @@ async def test_on_kafka_a_program_never_creates_the_topic(kafka, topic, caplog, 
         await bus.publish(topic, b"x")
 
         def tries():
-            return sum("Program announcements stopped" in record.getMessage() for record in caplog.records)
+            return sum("Program not announced" in record.getMessage() for record in caplog.records)
 
         await until(lambda: tries() >= 3)
         assert not await exists(bus, name)
