@@ -63,7 +63,7 @@ async def test_a_program_is_announced_with_its_topics_and_its_end(backend, topic
         ):
             await publisher.send(b"x")
             await bus.publish(f"{topic}.other", b"x")
-            info = await announced(registry, name)
+            info = await announced(registry, name, lambda info: len(info.topics) == 4)
             assert (info.host, info.process) == (socket.gethostname(), os.getpid())
             assert (info.status, info.ended, info.more_topics) == ("RUNNING", False, 0)
             assert info.present == (not bus.capabilities.persistence)

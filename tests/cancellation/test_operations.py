@@ -108,7 +108,7 @@ async def test_iterating(backend, topic, when, how):
 @pytest.mark.parametrize("queue", [QueuePolicy.drop_oldest(100), QueuePolicy.block(100)], ids=["shared", "dedicated"])
 @everywhere
 async def test_subscribing_and_leaving(backend, topic, when, queue):
-    async with backend.connect() as bus, bus.subscribe(topic) as messages:
+    async with backend.connect(MSIGHT_ANNOUNCE="false") as bus, bus.subscribe(topic) as messages:
         reader = Reader(bus, topic, messages)
         await reader.sees_everything()
 
@@ -119,7 +119,7 @@ async def test_subscribing_and_leaving(backend, topic, when, queue):
         leftovers = Leftovers()
         for attempt in sweep(when):
             await attempt.run(subscribe())
-            assert bus.core._subscriptions == {messages}
+            assert bus.core.subscriptions == {messages}
             await leftovers.none()
             await reader.sees_everything()
         if backend.name != "memory":
@@ -131,7 +131,7 @@ async def test_subscribing_and_leaving(backend, topic, when, queue):
 @pytest.mark.parametrize("when", ["suspended", "woken"])
 async def test_subscribing_to_many_topics_and_leaving(backend, topic, when, queue):
     """The pattern of another subscription, which is the same, is not affected."""
-    async with backend.connect() as bus, bus.subscribe(f"{topic}.*") as messages:
+    async with backend.connect(MSIGHT_ANNOUNCE="false") as bus, bus.subscribe(f"{topic}.*") as messages:
         reader = Reader(bus, f"{topic}.a", messages)
         await reader.sees_everything()
 
@@ -142,7 +142,7 @@ async def test_subscribing_to_many_topics_and_leaving(backend, topic, when, queu
         leftovers = Leftovers()
         for attempt in sweep(when):
             await attempt.run(subscribe())
-            assert bus.core._subscriptions == {messages}
+            assert bus.core.subscriptions == {messages}
             await leftovers.none()
             await reader.sees_everything()
             connection = bus.core.backend._subscribing.connection
