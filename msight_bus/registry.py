@@ -62,15 +62,19 @@ _TICK = 0.25
 _ASKED_AT_ONCE = 64
 """Maximum number of nodes for which the broker is asked at a time."""
 
-# Shown in terminals: no control characters and no bidirectional formatting characters.
+# Shown in terminals: no control characters, no invisible and no bidirectional formatting characters.
 _NAME = re.compile(r"^[A-Za-z0-9._-]{1,200}\Z")
 Name = Annotated[str, msgspec.Meta(pattern=_NAME.pattern)]
 Text = Annotated[
-    str, msgspec.Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]{0,200}\Z")
+    str,
+    msgspec.Meta(
+        pattern="^[^\\x00-\\x1f\\x7f-\\x9f\\xad\\u061c\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u206f\\ufeff\\ufff9-\\ufffb"
+        "\\U000e0000-\\U000e007f]{0,200}\\Z"
+    ),
 ]
-Count = Annotated[int, msgspec.Meta(ge=0)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 ProcessId = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
-Seconds = Annotated[float, msgspec.Meta(ge=0)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 
 
 class NodeStatus(StrEnum):
@@ -499,7 +503,7 @@ class Registry:
                         known.gone.add(key)
                     self._notify()
                 shortest = min(self._nodes.shortest_interval, self._programs.shortest_interval)
-                await asyncio.sleep(min(1.0, max(_TICK / 100, shortest / 4)))
+                await asyncio.sleep(min(1.0, max(_TICK, shortest / 4)))
         finally:
             self._bus.reporter.listeners.remove(self._on_event)
 

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from msight_bus.data import decode_plain
+from msight_bus.data.bounds import Layout, check_json
 from msight_bus.data.image_header import read_size
 from msight_bus.data.tags import TAG_FIELD
 from msight_bus.errors import DecodeError, quoted
@@ -21,6 +22,8 @@ from msight_bus.settings import Limits
 
 _MOST_TEXT, _MOST_JSON = 64 * 1024, 1024 * 1024
 """Maximum bytes of a payload that are shown as text, and of a payload that is decoded as JSON."""
+
+_ANY = Layout(dict[str, Any])
 
 _EXAMINED = 1000
 """Characters that are examined to tell text from other bytes."""
@@ -39,6 +42,7 @@ def decoded(message: Message, limits: Limits) -> Any:
         if payload[:1] and payload[0] in _CONTAINERS:
             return decode_plain(payload, max_bytes=limits.max_decoded_bytes, max_nesting=limits.max_nesting)
         if payload[:1] in (b"{", b"[") and len(payload) <= _MOST_JSON:
+            check_json(payload, _ANY, max_bytes=limits.max_decoded_bytes, max_nesting=limits.max_nesting)
             return msgspec.json.decode(payload)
     except (DecodeError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass

@@ -74,6 +74,8 @@ def test_a_long_value_is_shortened_between_its_numbers():
     [
         b"\x91" * 10_000,
         b"[" * 10_000,
+        b"[" * 500 + b"]" * 500,
+        b'{"a":' * 900 + b"1" + b"}" * 900,
         b"\xdf\xff\xff\xff\xff",
         b"\xdd\xff\xff\xff\xff" * 100,
         b"\x81\x91\x01\x01",  # a list as a key
