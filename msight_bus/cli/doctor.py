@@ -14,7 +14,7 @@ from rich.text import Text
 
 from msight_bus.bus import Bus, connect
 from msight_bus.cli.completion import complete_topics
-from msight_bus.cli.exit_status import FAILED, exit_status, status_of
+from msight_bus.cli.exit_status import FAILED, NOT_REACHED, exit_status, status_of
 from msight_bus.cli.observing import READING, BackendOption, JsonOption, Observation, note, registry_of, settings_of
 from msight_bus.cli.top import ALL_ANNOUNCED
 from msight_bus.doctor.checks import run_checks, run_checks_now
@@ -154,7 +154,7 @@ def doctor(
         except KeyboardInterrupt:
             report(findings, _lines(evidence), as_json=json_lines, interrupted=True)
             raise
-        report(findings, _lines(evidence), as_json=json_lines)
+        report(findings, [] if status == NOT_REACHED else _lines(evidence), as_json=json_lines)
         if status or any(finding.fault for finding in findings):
             raise typer.Exit(status or FAILED)
 

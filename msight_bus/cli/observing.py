@@ -193,7 +193,8 @@ class Observation:
             if due == seconds:
                 return
             if second == _HINT_AFTER and names and not self.received:
-                note(f"No message on {names} yet; waiting. `msight-bus topics` lists the announced topics.")
+                shown = "any topic" if names == ">" else names
+                note(f"No message on {shown} yet; waiting. `msight-bus topics` lists the announced topics.")
             self.show(self, False)
 
 

@@ -28,14 +28,16 @@ def message_size(evidence: Evidence) -> Iterator[Finding]:
     if 0 < limit < size:
         problem = f"A message of {size:,} bytes is larger than {limit:,} bytes ({setting})."
         yield Finding(
-            "message size", problem, f"Raise the limit: `{change.format(2 * size)}`, or compress the messages."
+            "message size",
+            problem,
+            f"Raise the limit: `{change.format(2 * size, 8 * size, 4 * size)}`, or compress the messages.",
         )
 
 
 _LIMITS = {
     "redis": (
         "client-output-buffer-limit pubsub",
-        'redis-cli CONFIG SET client-output-buffer-limit "pubsub {0} {0} 60"',
+        'redis-cli CONFIG SET client-output-buffer-limit "pubsub {1} {2} 60"',  # as in doctor.redis
     ),
     "nats": ("max_payload of nats-server.conf, at most 64 MB", "max_payload: {}"),
 }
@@ -115,7 +117,9 @@ async def lags(evidence: Evidence) -> tuple[list[GroupLag], int] | None:
 
 def run_checks_now(evidence: Evidence) -> list[Finding]:
     """Run the checks that send no request to the broker."""
-    return [finding for check in EVERYWHERE for finding in check(evidence)]
+    findings = [finding for check in EVERYWHERE for finding in check(evidence)]
+    _drop_symptoms(findings)
+    return findings
 
 
 async def run_checks(evidence: Evidence, findings: list[Finding]) -> None:
@@ -131,3 +135,10 @@ async def run_checks(evidence: Evidence, findings: list[Finding]) -> None:
             findings.append(
                 Finding(name, problem, "Correct the other findings, and run this command again.", fault=False)
             )
+    _drop_symptoms(findings)
+
+
+def _drop_symptoms(findings: list[Finding]) -> None:
+    """Remove the finding that no message arrived on a topic if another finding about the topic says why."""
+    explained = {finding.about for finding in findings if finding.fault and finding.check != "arrival"}
+    findings[:] = [finding for finding in findings if finding.check != "arrival" or finding.about not in explained]

@@ -74,7 +74,9 @@ async def of_connection(error: BusError, settings: BusSettings) -> Finding:
     if find_refused_certificate(error) is not None:
         return Finding("certificate", str(error), _advice_on_certificate(error, names))
     if isinstance(error, AuthenticationError):
-        advice = f"Set the password that the broker has: `export {names.prefix}{names.password}=...`."
+        user = names.password.replace("PASSWORD", "USERNAME")
+        assignments = f"{names.prefix}{names.password}=... {names.prefix}{user}=..."
+        advice = f"Set the password, and where the broker has users the user, that the broker accepts: `export {assignments}`."
         return Finding("credentials", str(error), advice)
     kind = KINDS[settings.backend]  # type: ignore[index]  # not memory
     for server in names.servers(settings)[:_MOST_SERVERS]:
@@ -88,8 +90,18 @@ async def of_connection(error: BusError, settings: BusSettings) -> Finding:
         address = names.address.format(host=server.host, port=kind.standard_port)
         problem = f"{server} answers with {protocol or 'another protocol, or TLS'}, not as {kind.label}. {error}"
         tls = "" if protocol else f" If the broker uses TLS: `export {names.prefix}USE_TLS=true`."
+        other = _BACKENDS.get(protocol)
+        if other is not None:
+            use = f"MSIGHT_PUBSUB_BACKEND={protocol} {other.address.format(host=server.host, port=server.port)}"
+            tls = f" If {server} is the right broker: `export {use}`."
         return Finding("protocol", problem, f"Set the port of {kind.label}: `export {address}`.{tls}")
-    return Finding("broker", str(error), f"Start the broker at this address: `msight-bus up {settings.backend}`.")
+    servers = names.servers(settings)
+    if len(servers) == 1 and servers[0].host in ("127.0.0.1", "localhost"):
+        advice = f"Start a broker at this address: `msight-bus up {settings.backend} --port {servers[0].port}`."
+    else:
+        address = names.address.format(host="HOST", port="PORT")
+        advice = f"Start the broker at this address, or correct the address: `export {address}`."
+    return Finding("broker", str(error), advice)
 
 
 def _advice_on_certificate(error: BusError, names: _Names) -> str:

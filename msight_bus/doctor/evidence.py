@@ -29,12 +29,14 @@ class Finding:
         problem: what is wrong, as a sentence.
         advice: a command, a variable or an edit that ends the problem.
         fault: whether the exit status is 1; otherwise the finding is a note.
+        about: the topic that the finding is about, if it is about one.
     """
 
     check: str
     problem: str
     advice: str
     fault: bool = True
+    about: str = ""
 
 
 @dataclass(frozen=True)

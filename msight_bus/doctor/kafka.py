@@ -68,7 +68,7 @@ async def missing_topics(evidence: Evidence) -> AsyncIterator[Finding]:
             if not kafka.create_topics:
                 problem = f"The topic {topic} does not exist and MSIGHT_KAFKA_CREATE_TOPICS is false."
                 advice = f"Create it: `{create}`, or `export MSIGHT_KAFKA_CREATE_TOPICS=true`."
-                yield Finding("missing topic", problem, advice)
+                yield Finding("missing topic", problem, advice, about=topic)
                 continue
             new: list[Any] = [(topic, kafka.partitions, kafka.replication or -1, [], [])]
             request = CreateTopicsRequest(new, int(_REACHED_WITHIN * 1000), True)  # only validates
@@ -76,7 +76,8 @@ async def missing_topics(evidence: Evidence) -> AsyncIterator[Finding]:
             for _, code, *_ in response.topic_errors:
                 if code:
                     problem = f"The topic {topic} does not exist and cannot be created: {error_for(code).__name__}."
-                    yield Finding("missing topic", problem, f"Create it as a user who is permitted to: `{create}`.")
+                    advice = f"Create it as a user who is permitted to: `{create}`."
+                    yield Finding("missing topic", problem, advice, about=topic)
 
 
 async def _option(client: Client, topics: Iterable[str], name: str) -> dict[str, int]:
@@ -162,8 +163,11 @@ async def open_transactions(evidence: Evidence) -> AsyncIterator[Finding]:
                         "transactions",
                         f"{place.topic}: an open transaction holds back {end - stable:,} records of partition "
                         f"{place.partition}, from offset {stable:,} on.",
-                        f"Abort it: `kafka-transactions.sh --bootstrap-server {evidence.settings.kafka.servers[0]} abort "
-                        f"--topic {place.topic} --partition {place.partition} --start-offset {stable}`.",
+                        "Commit or abort it at its producer, or `export MSIGHT_KAFKA_ISOLATION=read_uncommitted` at the "
+                        "subscriber. If the producer is gone: `kafka-transactions.sh --bootstrap-server "
+                        f"{evidence.settings.kafka.servers[0]} abort --topic {place.topic} --partition {place.partition} "
+                        f"--start-offset {stable}`.",
+                        about=place.topic,
                     )
 
 

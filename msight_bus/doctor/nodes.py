@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator
+from itertools import islice
 
 from msight_bus.doctor.evidence import Evidence, Finding, Seen, matches
 from msight_bus.patterns import is_pattern
@@ -11,6 +12,9 @@ from msight_bus.registry import NodeInfo, NodeStatus
 
 _AHEAD, _BEHIND = 0.1, 2.0
 """Seconds by which a host's clock is ahead or behind: a heartbeat never arrives before it was published, and can be delayed."""
+
+_MOST_SILENT = 20
+"""Maximum number of topics without messages that are listed."""
 
 
 def ended_badly(evidence: Evidence) -> Iterator[Finding]:
@@ -101,7 +105,7 @@ def unpublished(evidence: Evidence) -> Iterator[Finding]:
                 f"No publisher of {entry} (from {where}) is known; {similar[0]}, which differs by one letter, has one."
             )
             advice = f"If {entry} is misspelt, replace it by {similar[0]} in {where}; otherwise start its publisher."
-            yield Finding("topics", problem, advice)
+            yield Finding("topics", problem, advice, about=entry)
 
 
 def differs_by_a_letter(one: str, other: str) -> bool:
@@ -114,20 +118,30 @@ def differs_by_a_letter(one: str, other: str) -> bool:
 
 
 def silent(evidence: Evidence) -> Iterator[Finding]:
-    """Find topics of the command line on which no message arrived."""
-    for topic in evidence.topics:
-        if not any(matches(topic, one) and seen.messages for one, seen in evidence.seen.items()):
-            publishers, _ = ends(evidence, topic)
-            who = (
-                f"{', '.join(publishers)} should publish on it" if publishers else "no node or program publishes on it"
-            )
-            start = f"Start its publisher with {evidence.settings.address} as broker"
-            yield Finding(
-                "arrival",
-                f"No message arrived on {topic} in {evidence.seconds:g} s; {who}.",
-                f"{f'Read the log of {publishers[0]}' if publishers else start}; "
-                f"`msight-bus pub {topic if not is_pattern(topic) else 'TOPIC'} --text hello` publishes a message.",
-            )
+    """Find topics of the command line on which no message arrived; without any, the inputs of nodes, as notes."""
+    if evidence.topics:
+        silence = [_silence(evidence, topic, "") for topic in evidence.topics]
+    else:
+        inputs = {
+            entry: info.name for info in evidence.running_nodes() for entry in info.inputs if not is_pattern(entry)
+        }
+        silence = [_silence(evidence, topic, f", the input of the node {name},") for topic, name in inputs.items()]
+    yield from islice(filter(None, silence), _MOST_SILENT)
+
+
+def _silence(evidence: Evidence, topic: str, where: str) -> Finding | None:
+    if any(matches(topic, one) and seen.messages for one, seen in evidence.seen.items()):
+        return None
+    publishers, _ = ends(evidence, topic)
+    who = f"{', '.join(publishers)} should publish on it" if publishers else "no known node or program publishes on it"
+    problem = f"No message arrived on {topic}{where} in {evidence.seconds:g} s; {who}."
+    pub = f"`msight-bus pub {'TOPIC' if is_pattern(topic) else topic} --text hello` publishes a message."
+    advice = f"Start its publisher with {evidence.settings.address} as broker; {pub}"
+    if publishers:
+        advice = (
+            f"Read the log of {publishers[0]}; `msight-bus doctor --message-bytes N` checks the size of its messages."
+        )
+    return Finding("arrival", problem, advice, fault=bool(evidence.topics), about=topic)
 
 
 def ends(evidence: Evidence, topic: str) -> tuple[list[str], list[str]]:

@@ -19,7 +19,7 @@ async def output_buffer(evidence: Evidence) -> AsyncIterator[Finding]:
     reply = await RedisConnector(evidence.settings).ask("CONFIG", "GET", "client-output-buffer-limit")
     found = _LIMIT.search(reply[1]) if isinstance(reply, list) and len(reply) > 1 else None
     needed = _FRAMES * evidence.largest
-    command = f'redis-cli CONFIG SET client-output-buffer-limit "pubsub {2 * needed or 2**28} {needed or 2**27} 60"'
+    command = f'redis-cli CONFIG SET client-output-buffer-limit "pubsub {2 * needed} {needed} 60"'
     if found is None:
         problem = "Redis does not permit CONFIG GET, so client-output-buffer-limit pubsub is unknown."
         yield Finding(
@@ -30,7 +30,7 @@ async def output_buffer(evidence: Evidence) -> AsyncIterator[Finding]:
             "output buffer",
             f"Redis disconnects a subscriber with {int(found[1]):,} bytes in its output buffer (client-output-buffer-limit "
             f"pubsub); the largest message has {evidence.largest:,} bytes.",
-            f"Set a larger limit: `{command}`.",
+            f"Set a larger limit: `{command}`, and in redis.conf for the next start.",
         )
 
 

@@ -20,7 +20,7 @@ def test_the_text_says_what_is_wrong_and_what_to_do(nats, topic):
     assert first == (
         f"{topic}: 0 messages of 0 publishers; published by: none; subscribed by: none; dropped by nodes: 0; gaps: 0"
     )
-    assert fault == f"FAULT arrival: No message arrived on {topic} in 0.2 s; no node or program publishes on it."
+    assert fault == f"FAULT arrival: No message arrived on {topic} in 0.2 s; no known node or program publishes on it."
     assert todo.startswith("  To do: Start its publisher with nats://127.0.0.1:")
     assert (verdict, result.stderr.splitlines()) == ("Faults found: 1.", ["Observing for 0.2 s."])
 

@@ -21,7 +21,7 @@ def test_a_broker_that_is_away_and_the_advice_ends_it(kind):
     environment = {**brokers.KINDS[kind].env(port), **QUICKLY}
     status, found = examine_variables(kind, **environment)
     assert (status, list(found)) == (3, ["broker"])
-    assert f"`msight-bus up {kind}`" in found["broker"]["advice"]
+    assert f"`msight-bus up {kind} --port {port}`" in found["broker"]["advice"]
     if kind != "kafka":  # another start of Kafka takes seconds
         with start(kind, port=port):
             assert examine_variables(kind, **environment)[0] == 0
@@ -36,6 +36,7 @@ def test_a_port_of_another_broker(kind, other):
     assert (status, list(found)) == (3, ["protocol"])
     assert f"answers with {other}, not as {brokers.KINDS[kind].label}" in found["protocol"]["problem"]
     assert str(brokers.KINDS[kind].standard_port) in found["protocol"]["advice"]
+    assert f"MSIGHT_PUBSUB_BACKEND={other} " in found["protocol"]["advice"]
 
 
 def _port(kind):
