@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
@@ -73,7 +72,7 @@ class Display:
         """Show the figures of the window or of the whole time."""
         if not total:
             self._rates.turn()
-        counters, now = observation.counters, time.time()
+        counters, now = observation.counters, self._rates.clock()
         measured = self._rates.total() if total else self._rates.recent()
         suffix = observation.bus.settings.dead_letter_suffix
         heard = measured.keys() | {topic for topic, one in counters.items() if one.received}

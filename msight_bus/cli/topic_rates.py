@@ -1,8 +1,9 @@
-"""Rates and sizes of topics, from the arrival times of their messages. Pure."""
+"""Rates and sizes of topics, from the times at which their messages reach the command."""
 
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
@@ -19,7 +20,7 @@ class Arrivals:
     Attributes:
         count, bytes: number of messages, and of bytes in their payloads.
         largest: bytes of the largest payload.
-        first, last: arrival of the first and the last message, in POSIX seconds.
+        first, last: arrival of the first and the last message, in seconds of the clock of `TopicRates`.
         intervals, sum, squares: number of intervals between two messages, their sum in seconds, and the sum of their squares.
         longest: the longest interval, in seconds.
     """
@@ -82,23 +83,25 @@ class TopicRates:
     """The arrivals on each topic, over the last seconds and over the whole time.
 
     Attributes:
+        clock: returns seconds; a step of the wall clock, which stamps ``Message.received_at``, must not change it.
         others: messages of topics beyond the limit, which are only counted.
     """
 
     def __init__(self, window: int, most: int) -> None:
         """``window``: number of `turn`s that the window lasts; ``most``: maximum number of topics."""
+        self.clock: Callable[[], float] = time.monotonic
         self.others = 0
         self._most = most
         self._window = window
         self._spans: dict[str, deque[Arrivals]] = {}  # all before the window, the window, and the current second
 
     def add(self, message: Message) -> None:
-        """Count a message; call this in the order of arrival."""
+        """Count a message that arrives now."""
         spans = self._spans.get(message.topic)
-        at, size = message.received_at, len(message.payload)
+        at, size = self.clock(), len(message.payload)
         if spans is not None:
             last = spans[-1].last if spans[-1].count else max([span.last for span in spans])
-            spans[-1].add(at, size, max(0.0, at - last))
+            spans[-1].add(at, size, at - last)
         elif len(self._spans) < self._most:
             self._spans[message.topic] = deque([Arrivals(), Arrivals()])
             self._spans[message.topic][-1].add(at, size, None)

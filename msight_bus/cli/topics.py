@@ -135,7 +135,7 @@ def topics(
                 finally:
                     arrived = None if observe is None else rates.total()
                     nodes, programs = ([], ()) if registry is None else (list(registry), registry.programs)
-                    show(ends_of([*nodes, *programs], arrived or ()), arrived, bus.clock(), as_json=json_lines)
+                    show(ends_of([*nodes, *programs], arrived or ()), arrived, rates.clock(), as_json=json_lines)
                     if more := rates.others + observation.dropped("invalid topic"):
                         note(f"Not shown: {more:,} messages of more topics, or on channels that are no valid topics.")
                     if unnamed := sum([info.more_inputs for info in nodes if not info.ended]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import time
 
 import pytest
 from rich.console import Console
@@ -42,6 +43,24 @@ def test_the_figures_agree_with_a_ledger_within_one_percent(kind, topic):
     assert hz["rate"] == pytest.approx(rate, rel=0.01)
     assert hz["megabytes_rate"] == pytest.approx(rate * 0.2, rel=0.01)
     assert (hz["mean_bytes"], hz["largest_bytes"]) == (200_000, 200_000)
+
+
+def test_steps_of_the_wall_clock_change_no_figure(nats, topic, monkeypatch):
+    wall, hour = time.time, [0]
+    monkeypatch.setattr(time, "time", lambda: wall() + 3600 * hour[0])
+
+    def step(number):
+        hour[0] = number // 10 % 2  # forward and back, every ten messages
+        return FRAME
+
+    with publishing(nats, {topic: step}) as times:
+        hz, rate = measured(nats, topic, times, "hz")
+        listed = command(nats, "topics", "--observe", "2", "--json").stdout.splitlines()
+    observed = next(one["observed"] for one in map(json.loads, listed) if one["topic"] == topic)
+    for figures in (hz, observed):
+        assert figures["rate"] == pytest.approx(rate, rel=0.3)
+        assert figures["longest_ms"] < 3_000_000
+        assert figures["jitter_ms"] < 100_000
 
 
 def test_lines_without_a_terminal(nats, topic):
@@ -86,9 +105,10 @@ def test_the_table_fits(columns, figures):
     rates = TopicRates(5, 100)
     topic = "intersection.huron-plymouth.cam_ne"
     for tick in range(2000):
-        rates.add(Message(topic, bytes(1000), received_at=tick / 123_456))
+        rates.clock = lambda tick=tick: tick / 123_456
+        rates.add(Message(topic, bytes(1000)))
     for number in range(90):
-        rates.add(Message(f"t{number}", b"", received_at=1.0))
+        rates.add(Message(f"t{number}", b""))
     out = Console(file=io.StringIO(), width=columns, height=30, force_terminal=True, color_system=None)
     display = Display(figures | _BOTH, rates, live=None, as_json=False)
     display._out = out

@@ -10,7 +10,8 @@ from msight_bus.message import Message
 
 def arrive(rates, times, size=200_000, topic="t"):
     for at in times:
-        rates.add(Message(topic, bytes(size), received_at=at))
+        rates.clock = lambda at=at: at
+        rates.add(Message(topic, bytes(size)))
 
 
 def seconds_of(rates, hertz, begin, seconds):

@@ -96,7 +96,7 @@ def publishing(
             if stop.is_set():
                 return
             number = len(times) + 1
-            times[number] = time.time()
+            times[number] = time.monotonic()
             for topic, make in payloads.items():
                 await bus.publish(topic, make(number), **options)
             ready()
