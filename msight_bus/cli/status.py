@@ -156,6 +156,8 @@ class Status:
             out.print("Groups: none with committed offsets or assigned partitions")
         else:
             print_table(_LAGS, rows[:_MOST_ROWS], out)
+        if beyond := sum([len(one.beyond) for one in self.lags or ()]):
+            note(f"Committed offsets after the end of a partition: {beyond:,}. `msight-bus doctor` lists them.")
         more = [f"{len(rows) - _MOST_ROWS:,} more lines (see --json)"] if len(rows) > _MOST_ROWS else []
         more += [f"{self.others:,} groups (more than 1,000, or the user may not describe them)"] if self.others else []
         if more:
@@ -171,7 +173,7 @@ def status(
 ) -> None:
     """Show the broker, nodes, programs, losses and Kafka lag.
 
-    *lag*: records after the group's committed offsets, read once at the start; `?`: no committed offset. *uncommitted
+    *lag*: records in the log after the group's committed offsets, read once at the start; `?`: no committed offset. *uncommitted
     partitions*: assigned partitions without a committed offset, not counted in *lag*. *members*: members with a partition of the
     topic. Groups of all clients are shown, the largest lag first. Reading joins no group and commits nothing. Ctrl-C prints at
     once what is known. The exit status is 1 if a node is LOST or has ended with an error. `msight-bus doctor` says what to do.

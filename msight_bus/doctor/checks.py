@@ -66,6 +66,7 @@ BY_BACKEND = {
             "in_sync_replicas",
             "idle_members",
             "open_transactions",
+            "committed_offsets",
         ],
     ),
 }

@@ -45,9 +45,10 @@ class GroupLag:
 
     Attributes:
         group, topic: names of the group and the topic.
-        lag: records after the committed offsets; ``None`` if no partition has a committed offset.
+        lag: records in the log after the committed offsets; ``None`` if no partition has a committed offset.
         uncommitted: number of assigned partitions without a committed offset, whose records are not in ``lag``.
         members: number of members with a partition of the topic.
+        beyond: committed offset and end of each partition, by number, whose committed offset is after the end of the log.
     """
 
     group: str
@@ -55,6 +56,7 @@ class GroupLag:
     lag: int | None
     uncommitted: int
     members: int
+    beyond: dict[int, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass

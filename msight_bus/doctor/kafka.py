@@ -16,8 +16,8 @@ from msight_bus.backends.kafka.aiokafka_compat import (
     DescribeConfigsRequest,
 )
 from msight_bus.backends.kafka.errors import error_for
-from msight_bus.doctor.evidence import Evidence, Finding
-from msight_bus.doctor.kafka_groups import MOST, cluster, ends_of, groups_of, partitions_of
+from msight_bus.doctor.evidence import Evidence, Finding, matches
+from msight_bus.doctor.kafka_groups import MOST, cluster, ends_of, groups_of, lags, partitions_of
 from msight_bus.errors import quoted
 from msight_bus.patterns import is_pattern
 from msight_bus.settings import BusSettings
@@ -175,6 +175,23 @@ async def _held(client: Client, topics: dict[str, list[Any]]) -> dict[TopicParti
     """Return the last stable offset and the end of each partition where they differ."""
     stable, ends = [await ends_of(client, topics, isolation) for isolation in (READ_COMMITTED, READ_UNCOMMITTED)]
     return {place: (at, ends[place]) for place, at in stable.items() if at < ends.get(place, at)}
+
+
+async def committed_offsets(evidence: Evidence) -> AsyncIterator[Finding]:
+    """Find groups whose committed offset is after the end of the log, where no record is."""
+    server = evidence.settings.kafka.servers[0]
+    for one in (await lags(evidence.settings))[0]:
+        if evidence.topics and not any(matches(topic, one.topic) for topic in evidence.topics):
+            continue
+        group, topic = quoted(one.group), evidence.settings.topic_map.on_broker(one.topic)
+        for number, (offset, end) in sorted(one.beyond.items()):
+            yield Finding(
+                "committed offsets",
+                f"The group {group} has committed offset {offset:,} of {topic}, partition {number}, after its end {end:,}: "
+                "its members start anew by `auto.offset.reset`, or skip the records before that offset.",
+                f"Stop the group's members, then: `kafka-consumer-groups.sh --bootstrap-server {server} --group {group} "
+                f"--topic {topic}:{number} --reset-offsets --to-earliest --execute`; `--to-latest` skips all records.",
+            )
 
 
 async def topics(settings: BusSettings) -> list[str]:

@@ -11,6 +11,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import IncompatibleBrokerVersion
 
 from msight_bus.backends.kafka.aiokafka_compat import (
+    EARLIEST,
     LATEST,
     READ_UNCOMMITTED,
     ClassicGroupsRequest,
@@ -84,16 +85,22 @@ async def ends_of(client: Client, topics: dict[str, list[Any]], isolation: int) 
         topics: partitions by topic, from `partitions_of`.
         isolation: ``READ_COMMITTED``: after the last record that no open transaction holds back.
     """
+    return await _offsets_of(client, topics, LATEST, isolation)
+
+
+async def _offsets_of(
+    client: Client, topics: dict[str, list[Any]], at: int, isolation: int
+) -> dict[TopicPartition, int]:
     leaders: dict[int, dict[TopicPartition, int]] = {}
     for topic, partitions in topics.items():
         for _, number, leader, *_ in partitions:
             if leader >= 0:
-                leaders.setdefault(leader, {})[TopicPartition(topic, number)] = LATEST
-    ends: dict[TopicPartition, int] = {}
+                leaders.setdefault(leader, {})[TopicPartition(topic, number)] = at
+    found: dict[TopicPartition, int] = {}
     for leader, places in leaders.items():
         response = await client.send(leader, offsets_request(places, isolation))
-        ends |= {place: offset for place, code, offset in read_offsets(response) if not code}
-    return ends
+        found |= {place: offset for place, code, offset in read_offsets(response) if not code}
+    return found
 
 
 async def groups_of(client: Client) -> tuple[list[Group], int]:
@@ -142,8 +149,10 @@ async def lags(settings: BusSettings) -> tuple[list[GroupLag], int]:
             }
         topics = {place.topic for group in groups for place in _places(group, commits.get(group.name, ()))}
         partitions = await partitions_of(client, sorted(topics)) if topics else {}
+        starts = await _offsets_of(client, partitions, EARLIEST, READ_UNCOMMITTED)
         ends = await ends_of(client, partitions, READ_UNCOMMITTED)
-    found = [lag for group in groups if group.name in commits for lag in _lags(group, commits[group.name], ends)]
+    known = [(group, commits[group.name]) for group in groups if group.name in commits]
+    found = [lag for group, committed in known for lag in _lags(group, committed, starts, ends)]
     here = settings.topic_map.here
     return [replace(one, topic=here(one.topic) or one.topic) for one in found], others
 
@@ -152,13 +161,20 @@ def _places(group: Group, committed: Iterable[TopicPartition]) -> set[TopicParti
     return set().union(committed, *group.members)
 
 
-def _lags(group: Group, committed: dict[TopicPartition, int], ends: dict[TopicPartition, int]) -> Iterator[GroupLag]:
+def _lags(
+    group: Group,
+    committed: dict[TopicPartition, int],
+    starts: dict[TopicPartition, int],
+    ends: dict[TopicPartition, int],
+) -> Iterator[GroupLag]:
     """Yield the lag on each topic that exists."""
     topics: dict[str, list[TopicPartition]] = {}
     for place in _places(group, committed):
         if place in ends:
             topics.setdefault(place.topic, []).append(place)
     for topic, places in sorted(topics.items()):
-        behind = [max(0, ends[place] - committed[place]) for place in places if place in committed]
+        read = [place for place in places if place in committed]
+        behind = [max(0, ends[place] - max(committed[place], starts.get(place, 0))) for place in read]
+        beyond = {place.partition: (committed[place], ends[place]) for place in read if committed[place] > ends[place]}
         members = sum(any(place.topic == topic for place in assigned) for assigned in group.members)
-        yield GroupLag(group.name, topic, sum(behind) if behind else None, len(places) - len(behind), members)
+        yield GroupLag(group.name, topic, sum(behind) if behind else None, len(places) - len(behind), members, beyond)

@@ -8,13 +8,17 @@ import re
 
 import msgspec
 import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import RecordsToDelete
 
+from msight_bus.backends.kafka.client import client_options
 from msight_bus.nodes import NodeConfig
 from msight_bus.registry import NodeInfo, NodeMetrics, NodeStatus, ProgramInfo
 from msight_bus.topics import NODES_TOPIC
 from tests.support.brokers import GROUP, make_backend, make_backend_alone
 from tests.support.commands import command, in_a_thread
-from tests.support.kafka_admin import make
+from tests.support.examining import examine
+from tests.support.kafka_admin import administering, make
 from tests.support.librdkafka import PROTOCOLS, Member, produce
 from tests.support.nodes import Collect, running
 from tests.support.servers import start
@@ -124,6 +128,52 @@ def test_the_lag_of_a_group_of_another_make(kafka, topic, protocol):
     wait_until(lambda: lags(kafka, group) == [(topic, 0, 0, 0)])
     asyncio.run(produce(kafka, topic, *[{"value": b"x", "partition": 1}] * 3))
     assert lags(kafka, group) == [(topic, 3, 0, 0)]
+
+
+async def commit(kafka, topic, group, offset):
+    place = TopicPartition(topic, 0)
+    async with AIOKafkaConsumer(**client_options(kafka.settings()), group_id=group, enable_auto_commit=False) as other:
+        other.assign([place])
+        await other.commit({place: offset})
+
+
+def test_deleted_records_are_no_lag(kafka, topic):
+    group = f"{GROUP}.{topic}"
+
+    async def delete():
+        async with administering(kafka) as admin:
+            await admin.delete_records({TopicPartition(topic, 0): RecordsToDelete(before_offset=6)})
+
+    asyncio.run(make(kafka, topic))
+    asyncio.run(produce(kafka, topic, *[{"value": b"x"}] * 10))
+    asyncio.run(commit(kafka, topic, group, 2))
+    assert lags(kafka, group) == [(topic, 8, 0, 0)]
+    asyncio.run(delete())
+    assert lags(kafka, group) == [(topic, 4, 0, 0)]
+    asyncio.run(commit(kafka, topic, group, 7))
+    assert lags(kafka, group) == [(topic, 3, 0, 0)]
+
+
+def test_a_committed_offset_after_the_end_is_reported(kafka, topic):
+    group = f"{GROUP}.{topic}"
+    asyncio.run(make(kafka, topic))
+    asyncio.run(produce(kafka, topic, *[{"value": b"x"}] * 4))
+    asyncio.run(commit(kafka, topic, group, 4))
+    assert "committed offsets" not in examine(kafka, topic)[1]
+    asyncio.run(commit(kafka, topic, group, 10))
+    status, found = examine(kafka, topic)
+    problem = found["committed offsets"]["problem"]
+    assert (status, f"{group} has committed offset 10 of {topic}, partition 0, after its end 4:" in problem) == (
+        1,
+        True,
+    )
+    said = command(kafka, "status", "--seconds", "0.1")
+    assert "Committed offsets after the end of a partition: " in said.stderr
+    listed = json.loads(command(kafka, "status", "--seconds", "0.1", "--json").stdout)["groups"]
+    one = next(one for one in listed if one["group"] == group)
+    assert (one["lag"], one["beyond"]) == (0, {"0": [10, 4]})
+    asyncio.run(commit(kafka, topic, group, 0))  # as the advice does
+    assert "committed offsets" not in examine(kafka, topic)[1]
 
 
 def test_a_broker_without_groups(nats):
