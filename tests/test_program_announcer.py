@@ -143,6 +143,19 @@ async def test_of_several_patterns_the_rate_of_each_is_unknown(msight_simulation
         assert rates == {"a.*": None, "b.*": None, "c": 0}
 
 
+@pytest.mark.parametrize("step", [1, -1])
+async def test_a_pattern_has_a_rate_if_each_of_its_subscriptions_has_no_other_pattern(
+    msight_simulation, monkeypatch, step
+):
+    async with msight_simulation.connect() as bus, asyncio.timeout(100):
+        registry = await bus.nodes()
+        async with bus.subscribe(["a.*", "b.*"]) as several, bus.subscribe("a.*") as one, bus.subscribe("c.*") as other:
+            monkeypatch.setattr(bus.core, "subscriptions", [several, one, other][::step])  # a set has any order
+            await registry.wait_until(lambda known: known.programs)
+            monkeypatch.undo()
+        assert {one.topic: one.rate_in for one in registry.programs[0].topics} == {"a.*": None, "b.*": None, "c.*": 0}
+
+
 async def test_the_topics_of_nodes_are_not_announced_again(msight_simulation):
     async def forward(data):
         await bus.publish("beside", data)
@@ -179,6 +192,21 @@ async def test_a_program_is_lost_by_the_rules_of_nodes(msight_simulation):
             assert 10 < observer.clock() - heard < 30
             msight_simulation.reconnect(bus)
             await registry.wait_until(lambda known: known.programs[0].status == "RUNNING")
+
+
+async def test_a_program_whose_liveness_subscription_has_ended_subscribes_again(msight_simulation):
+    async with msight_simulation.connect() as observer, asyncio.timeout(1000):
+        registry = await observer.nodes()
+        async with msight_simulation.connect() as bus, bus.subscribe("in"):
+            await registry.wait_until(lambda known: known.programs)
+            (first,) = registry.programs
+            alive = ALIVE_TOPIC + first.instance
+            (liveness,) = [one for one in bus.core.subscriptions if one.topics == (alive,)]
+            await liveness.close()
+            assert not await observer.core.has_subscribers(alive)
+            await registry.wait_until(lambda known: known.programs[0].last_heartbeat > first.last_heartbeat)
+            assert registry.programs[0].present
+            assert await observer.core.has_subscribers(alive)
 
 
 async def test_the_liveness_subscription_reports_no_event(msight_simulation):
