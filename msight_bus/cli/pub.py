@@ -36,6 +36,9 @@ Examples:
 - `msight-bus pub site.packets --type BytesData --text '{"sensor_name": "lidar", "data": "AAEC"}'`: bytes are in base64
 """
 
+_CHUNK = 64 * 1024
+"""Bytes of standard input that are read at once."""
+
 
 def _encoder(name: str | None) -> Callable[[bytes], Payload]:
     """Return a function from given bytes to a payload: JSON to a value of a registered class, or the bytes themselves."""
@@ -64,10 +67,18 @@ async def _repeated(text: bytes) -> AsyncGenerator[bytes]:
 
 
 async def _lines(most: int) -> AsyncGenerator[bytes]:
-    while line := await asyncio.to_thread(sys.stdin.buffer.readline, most + 2):
-        if len(line) > most + 1:
-            raise typer.BadParameter(f"a line has more than {most:,} bytes.", param_hint="standard input")
-        yield line.rstrip(b"\r\n")
+    # A thread in a buffered read holds the lock of the buffer, for which the end of the interpreter does not wait: it aborts.
+    source, line = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer), bytearray()
+    while chunk := await asyncio.to_thread(source.read, _CHUNK):
+        for number, part in enumerate(chunk.split(b"\n")):
+            if number:
+                yield bytes(line.rstrip(b"\r"))
+                line.clear()
+            line += part
+            if len(line) > most + 1:
+                raise typer.BadParameter(f"a line has more than {most:,} bytes.", param_hint="standard input")
+    if line:
+        yield bytes(line.rstrip(b"\r"))
 
 
 def pub(  # noqa: PLR0917 - the options of the command

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 
 import pytest
 
 from msight_bus.data import BytesData
 from tests.support.brokers import make_backend
-from tests.support.commands import command, receiving
+from tests.support.commands import command, receiving, started
 
 
 @pytest.mark.parametrize("kind", ["redis", "nats", "kafka"])
@@ -32,6 +34,29 @@ def test_lines_of_standard_input(nats, topic):
         messages = received(4)
     assert json.loads(result.stdout) == {"topic": topic, "sent": 4}
     assert [message.payload for message in messages] == [b"one", b"two", b"", b"four"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_wait_for_standard_input(nats, topic, number):
+    with (
+        receiving(nats, topic) as received,
+        started(f"exec msight-bus pub {topic}", nats, stdin=subprocess.PIPE) as process,
+    ):
+        process.stdin.write("one\n")
+        process.stdin.flush()
+        received(1)
+        process.send_signal(number)
+        process.wait(50)  # standard input is still open
+        out, err = process.communicate()
+    assert (process.returncode, out, err) == (130, f"1 message on {topic}\n", "")
+
+
+def test_long_lines_of_standard_input(nats, topic):
+    lines = [b"a" * 200_000, b"", b"b\rc", b"d" * 200_000]
+    with receiving(nats, topic) as received:
+        command(nats, "pub", topic, stdin=b"\n".join(lines))
+        messages = received(4)
+    assert [message.payload for message in messages] == lines
 
 
 def test_a_file_and_a_count(nats, topic, tmp_path):
