@@ -11,6 +11,7 @@ import pytest
 from msight_bus.data import BytesData
 from tests.support.brokers import make_backend
 from tests.support.commands import command, receiving, started
+from tests.support.servers import limited
 
 
 @pytest.mark.parametrize("kind", ["redis", "nats", "kafka"])
@@ -106,3 +107,15 @@ def test_a_wrong_name_a_line_that_is_too_long_and_a_refusal(nats, topic):
     large = command(nats, "pub", topic, "--text", "x" * 2000, MSIGHT_MAX_MESSAGE_BYTES="1000")
     assert (large.exit_code, large.stdout) == (1, f"0 messages on {topic}\n")
     assert "too large" in large.stderr
+
+
+@pytest.mark.parametrize("kind", ["redis", "nats"])
+def test_a_message_without_permission_is_not_counted(kind):
+    with limited(kind) as backend:
+        refused = command(backend, "pub", "forbidden.t", "--text", "x", "--json")
+        fine = command(backend, "pub", "ok.t", stdin=b"1\n2\n3", MSIGHT_MAX_MESSAGE_BYTES="1000")
+        partly = command(backend, "pub", "ok.t", stdin=b"1\n2\n" + b"x" * 2000, MSIGHT_MAX_MESSAGE_BYTES="1000")
+    assert json.loads(refused.stdout) == {"topic": "forbidden.t", "sent": 0}
+    assert (refused.exit_code, "ermission" in refused.stderr) == (3, True), refused.stderr
+    assert (fine.exit_code, fine.stdout) == (0, "3 messages on ok.t\n")
+    assert (partly.exit_code, partly.stdout) == (2, "2 messages on ok.t\n")
