@@ -33,15 +33,20 @@ _MOST_NAMES = 1000
 class Names:
     """The names of topics and nodes on a broker, without names with characters that a shell interprets."""
 
-    def __init__(self) -> None:
+    def __init__(self, incomplete: str) -> None:
+        """``incomplete``: the beginning of the names."""
+        self._incomplete = incomplete
         self.topics: set[str] = set()
         self.nodes: set[str] = set()
 
     def add_topic(self, name: str) -> None:
-        """Add a topic, unless its name is not valid, is reserved, or begins as an option does."""
+        """Add a topic that begins with ``incomplete``, unless its name is not valid, is reserved, or begins as an option does."""
         with suppress(TopicError):
-            if len(self.topics) < _MOST_NAMES and not name.startswith("-"):
+            if len(self.topics) < _MOST_NAMES and self._is_wanted(name):
                 self.topics.add(check_topic(name))
+
+    def _is_wanted(self, name: str) -> bool:
+        return name.startswith(self._incomplete) and not name.startswith("-")
 
     async def ask(self, settings: BusSettings) -> None:
         """Ask a broker for topics and nodes; after `_WITHIN` seconds, the names are those known until then."""
@@ -67,8 +72,8 @@ class Names:
         try:
             await asyncio.sleep(_LISTENING)
         finally:
-            for info in list(registry)[:_MOST_NAMES]:
-                if not info.name.startswith("-"):
+            for info in registry:
+                if len(self.nodes) < _MOST_NAMES and self._is_wanted(info.name):
                     self.nodes.add(info.name)
                 for topic in filter(None, (info.output, *info.inputs)):
                     self.add_topic(topic)  # a pattern is no valid topic
@@ -83,8 +88,8 @@ class Names:
                     return
 
 
-def _names(backend: str | None) -> Names:
-    names = Names()
+def _names(backend: str | None, incomplete: str) -> Names:
+    names = Names(incomplete)
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)  # a log line would stand in the command line that is being typed
     try:
@@ -100,20 +105,20 @@ def _names(backend: str | None) -> Names:
     return names
 
 
-def _matching(names: set[str], context: typer.Context, incomplete: str) -> list[str]:
+def _not_given(names: set[str], context: typer.Context) -> list[str]:
     given = context.params.get("topics") or ()
-    return sorted(name for name in names if name.startswith(incomplete) and name not in given)
+    return sorted(name for name in names if name not in given)
 
 
 def complete_topics(ctx: typer.Context, incomplete: str) -> list[str]:
     """Return the topics that begin with ``incomplete``."""
-    return _matching(_names(ctx.params.get("backend")).topics, ctx, incomplete)
+    return _not_given(_names(ctx.params.get("backend"), incomplete).topics, ctx)
 
 
 def complete_nodes(ctx: typer.Context, incomplete: str) -> list[str]:
     """Return the nodes and topics that begin with ``incomplete``."""
-    names = _names(ctx.params.get("backend"))
-    return _matching(names.nodes | names.topics, ctx, incomplete)
+    names = _names(ctx.params.get("backend"), incomplete)
+    return _not_given(names.nodes | names.topics, ctx)
 
 
 def complete_backends(incomplete: str) -> list[str]:

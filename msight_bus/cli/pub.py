@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +18,7 @@ from msight_bus.cli.completion import complete_topics
 from msight_bus.cli.exit_status import exit_status
 from msight_bus.cli.observing import SILENT, BackendOption, JsonOption, note, settings_of
 from msight_bus.data.tags import registered
-from msight_bus.errors import quoted
+from msight_bus.errors import BusError, quoted
 from msight_bus.pacing import paced
 from msight_bus.payload import Payload
 from msight_bus.runtime import bounded_shutdown, run
@@ -35,6 +35,12 @@ Examples:
 
 - `msight-bus pub site.packets --type BytesData --text '{"sensor_name": "lidar", "data": "AAEC"}'`: bytes are in base64
 """
+
+_CHUNK = 64 * 1024
+"""Bytes of standard input that are read at once."""
+
+_CONFIRMED_WITHIN = 1.0
+"""Seconds to wait for the confirmation of sent messages after Ctrl-C or an error."""
 
 
 def _encoder(name: str | None) -> Callable[[bytes], Payload]:
@@ -64,10 +70,18 @@ async def _repeated(text: bytes) -> AsyncGenerator[bytes]:
 
 
 async def _lines(most: int) -> AsyncGenerator[bytes]:
-    while line := await asyncio.to_thread(sys.stdin.buffer.readline, most + 2):
-        if len(line) > most + 1:
-            raise typer.BadParameter(f"a line has more than {most:,} bytes.", param_hint="standard input")
-        yield line.rstrip(b"\r\n")
+    # A thread in a buffered read holds the lock of the buffer, for which the end of the interpreter does not wait: it aborts.
+    source, line = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer), bytearray()
+    while chunk := await asyncio.to_thread(source.read, _CHUNK):
+        for number, part in enumerate(chunk.split(b"\n")):
+            if number:
+                yield bytes(line.rstrip(b"\r"))
+                line.clear()
+            line += part
+            if len(line) > most + 1:
+                raise typer.BadParameter(f"a line has more than {most:,} bytes.", param_hint="standard input")
+    if line:
+        yield bytes(line.rstrip(b"\r"))
 
 
 def pub(  # noqa: PLR0917 - the options of the command
@@ -95,7 +109,7 @@ def pub(  # noqa: PLR0917 - the options of the command
     """Publish text, a file, or lines of standard input.
 
     Without `--text` and `--file`, each line of standard input is a message. On Kafka, a topic that does not exist is created,
-    unless `MSIGHT_KAFKA_CREATE_TOPICS=false`. The command prints the number of published messages.
+    unless `MSIGHT_KAFKA_CREATE_TOPICS=false`. The command prints the number of messages that the broker confirmed.
     """
     with exit_status():
         settings, encode = settings_of(backend, SILENT if rate is None else {}), _encoder(kind)
@@ -118,19 +132,32 @@ def pub(  # noqa: PLR0917 - the options of the command
         payloads = _lines(settings.limits.max_message_bytes) if content is None else _repeated(content)
 
         async def publish() -> None:
-            sent, ticks = 0, aiter(paced(rate or 1.0))
+            sent, confirmed, ticks = 0, 0, aiter(paced(rate or 1.0))
+            refused: list[tuple[BusError, int]] = []
             async with bounded_shutdown(), connect(settings) as bus, aclosing(payloads):
                 try:
                     async with bus.publisher(topic) as publisher:
-                        async for payload in payloads:
-                            if rate is not None:
-                                await anext(ticks)
-                            await publisher.send(encode(payload), key, headers)
-                            sent += 1
-                            if sent == most:
-                                break
+                        publisher.report_refusals(lambda error, number: refused.append((error, number)))
+                        try:
+                            async for payload in payloads:
+                                if rate is not None:
+                                    await anext(ticks)
+                                await publisher.send(encode(payload), key, headers)
+                                sent += 1
+                                if refused or sent == most:
+                                    break
+                        except BaseException:
+                            with suppress(BusError, TimeoutError):
+                                await asyncio.wait_for(publisher.flush(), _CONFIRMED_WITHIN)
+                                confirmed = sent - sum([number for _, number in refused])
+                            raise
+                        await publisher.flush()
+                        confirmed = sent - sum([number for _, number in refused])
+                        if refused:
+                            raise refused[0][0]
                 finally:
-                    said = {"topic": topic, "sent": sent}
-                    typer.echo(json.dumps(said) if json_lines else f"{sent:,} message{'s' * (sent != 1)} on {topic}")
+                    said = {"topic": topic, "sent": confirmed}
+                    many = "s" * (confirmed != 1)
+                    typer.echo(json.dumps(said) if json_lines else f"{confirmed:,} message{many} on {topic}")
 
         run(publish())

@@ -65,12 +65,14 @@ class Status:
         found: address, version and PING of the broker.
         lags: of the groups; ``None`` where they are not known.
         others: number of groups that were not read.
+        permitted: whether the user may read the announcements of nodes and programs.
     """
 
     evidence: Evidence
     found: dict[str, Any] = field(default_factory=dict)
     lags: list[GroupLag] | None = None
     others: int = 0
+    permitted: bool = True
 
     async def read(self, seconds: float) -> None:
         """Ask the broker, and listen to the nodes.
@@ -92,6 +94,7 @@ class Status:
                 note(f"Listening for {seconds:g} s; Ctrl-C ends earlier.")
                 await asyncio.sleep(0 if registry is None else seconds)
             except AuthenticationError as error:
+                self.permitted = False
                 note(f"Nodes and programs are not shown: {error}")
             finally:
                 self.evidence.found(registry)
@@ -120,21 +123,30 @@ class Status:
             "groups": None if self.lags is None else [asdict(one) for one in self.lags],
             "more_groups": self.others,
         }
+        if not self.permitted:
+            fields |= dict.fromkeys((*_summary([]), "programs"))
         if as_json:
             typer.echo(json.dumps(fields))
             return
         out = Console(highlight=False)
         nodes, others = (
-            ", ".join(f"{count:,} {name}" for name, count in fields[kind].items()) or "none announced"
+            "unknown (not permitted)"
+            if fields[kind] is None
+            else ", ".join(f"{count:,} {name}" for name, count in fields[kind].items()) or "none announced"
             for kind in ("nodes", "programs")
         )
+        totals = []
+        if self.permitted:
+            totals.append(
+                f"Nodes since their start: {fields['missing']:,} messages lost, {fields['dropped']:,} dropped, "
+                f"{fields['errors']:,} errors; queued now: {fields['queued']:,}"
+            )
         where = f"{fields['backend']} {fields['version'] or '(version unknown)'} at {fields['address']}"
         for line in (
             f"Broker: {where}, PING {fields['ping_ms']:.1f} ms",
             f"Nodes: {nodes}",
             f"Programs: {others}",
-            f"Nodes since their start: {fields['missing']:,} messages lost, {fields['dropped']:,} dropped, "
-            f"{fields['errors']:,} errors; queued now: {fields['queued']:,}",
+            *totals,
             *self.faults,
         ):
             out.print(Text(line), soft_wrap=not out.is_terminal)
@@ -176,7 +188,8 @@ def status(
     *lag*: records in the log after the group's committed offsets, read once at the start; `?`: no committed offset. *uncommitted
     partitions*: assigned partitions without a committed offset, not counted in *lag*. *members*: members with a partition of the
     topic. Groups of all clients are shown, the largest lag first. Reading joins no group and commits nothing. Ctrl-C prints at
-    once what is known. The exit status is 1 if a node is LOST or has ended with an error. `msight-bus doctor` says what to do.
+    once what is known. The exit status is 1 if a node is LOST or has ended with an error,
+    or if the user has no permission to read the announcements of nodes. `msight-bus doctor` says what to do.
     """
     with exit_status():
         known = Status(Evidence(settings_of(backend, READING)))
@@ -186,5 +199,5 @@ def status(
             known.show(as_json=json_lines)
             raise
         known.show(as_json=json_lines)
-        if known.faults:
+        if known.faults or not known.permitted:
             raise typer.Exit(FAILED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 import time
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
@@ -137,7 +138,11 @@ def _fields(message: Message, value: Any) -> dict[str, Any]:
         "session": None if message.session is None else f"{message.session:016x}",
         "headers": dict(message.headers),
         "size": len(message.payload),
-        "payload": as_json(value),
+        **(
+            {"payload": b64encode(value).decode(), "encoding": "base64"}
+            if isinstance(value, bytes)
+            else {"payload": as_json(value)}
+        ),
     }
 
 
@@ -161,8 +166,9 @@ def tail(  # noqa: PLR0917 - the options of the command
 
     The first line of a message has its topic, size, sequence and session (`#SEQUENCE of SESSION`), key, age and time of arrival;
     headers and payload follow. `Data`, other MessagePack and JSON are shown as plain values, images as size and shape, other
-    payloads as text or hexadecimal digits; long ones are shortened. The age needs synchronized clocks. The command joins no
-    group, creates no topic and commits nothing. The exit status is 1 if fewer than `--count` messages, or none, were shown.
+    payloads as text or hexadecimal digits; long ones are shortened. With `--json`, a payload that is neither plain values nor
+    text is in base64, and the object has `"encoding": "base64"`. The age needs synchronized clocks. The command joins no group,
+    creates no topic and commits nothing. The exit status is 1 if fewer than `--count` messages, or none, were shown.
     """
     with exit_status():
         settings = settings_of(backend, READING)

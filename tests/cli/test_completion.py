@@ -63,6 +63,14 @@ def test_a_channel_without_messages_and_one_whose_name_a_shell_would_run(redis, 
             wait_until(lambda: offered(redis, "tail", f"{topic}.") == [f"{topic}.quiet"])
 
 
+def test_names_are_limited_after_those_that_begin_otherwise_are_left_out():
+    names = completion.Names("site.w")
+    for number in range(2000):
+        names.add_topic(f"site.other{number}")
+    names.add_topic("site.wanted")
+    assert names.topics == {"site.wanted"}
+
+
 def test_a_node(nats, topic):
     name = topic.replace(".", "-")
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 
 import pytest
 
 from msight_bus.data import BytesData
 from tests.support.brokers import make_backend
-from tests.support.commands import command, receiving
+from tests.support.commands import command, receiving, started
+from tests.support.servers import limited
 
 
 @pytest.mark.parametrize("kind", ["redis", "nats", "kafka"])
@@ -32,6 +35,29 @@ def test_lines_of_standard_input(nats, topic):
         messages = received(4)
     assert json.loads(result.stdout) == {"topic": topic, "sent": 4}
     assert [message.payload for message in messages] == [b"one", b"two", b"", b"four"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_wait_for_standard_input(nats, topic, number):
+    with (
+        receiving(nats, topic) as received,
+        started(f"exec msight-bus pub {topic}", nats, stdin=subprocess.PIPE) as process,
+    ):
+        process.stdin.write("one\n")
+        process.stdin.flush()
+        received(1)
+        process.send_signal(number)
+        process.wait(50)  # standard input is still open
+        out, err = process.communicate()
+    assert (process.returncode, out, err) == (130, f"1 message on {topic}\n", "")
+
+
+def test_long_lines_of_standard_input(nats, topic):
+    lines = [b"a" * 200_000, b"", b"b\rc", b"d" * 200_000]
+    with receiving(nats, topic) as received:
+        command(nats, "pub", topic, stdin=b"\n".join(lines))
+        messages = received(4)
+    assert [message.payload for message in messages] == lines
 
 
 def test_a_file_and_a_count(nats, topic, tmp_path):
@@ -81,3 +107,15 @@ def test_a_wrong_name_a_line_that_is_too_long_and_a_refusal(nats, topic):
     large = command(nats, "pub", topic, "--text", "x" * 2000, MSIGHT_MAX_MESSAGE_BYTES="1000")
     assert (large.exit_code, large.stdout) == (1, f"0 messages on {topic}\n")
     assert "too large" in large.stderr
+
+
+@pytest.mark.parametrize("kind", ["redis", "nats"])
+def test_a_message_without_permission_is_not_counted(kind):
+    with limited(kind) as backend:
+        refused = command(backend, "pub", "forbidden.t", "--text", "x", "--json")
+        fine = command(backend, "pub", "ok.t", stdin=b"1\n2\n3", MSIGHT_MAX_MESSAGE_BYTES="1000")
+        partly = command(backend, "pub", "ok.t", stdin=b"1\n2\n" + b"x" * 2000, MSIGHT_MAX_MESSAGE_BYTES="1000")
+    assert json.loads(refused.stdout) == {"topic": "forbidden.t", "sent": 0}
+    assert (refused.exit_code, "ermission" in refused.stderr) == (3, True), refused.stderr
+    assert (fine.exit_code, fine.stdout) == (0, "3 messages on ok.t\n")
+    assert (partly.exit_code, partly.stdout) == (2, "2 messages on ok.t\n")

@@ -21,7 +21,7 @@ from tests.support.examining import examine
 from tests.support.kafka_admin import administering, make
 from tests.support.librdkafka import PROTOCOLS, Member, produce
 from tests.support.nodes import Collect, running
-from tests.support.servers import start
+from tests.support.servers import limited, start
 from tests.support.waiting import wait_until
 
 
@@ -79,6 +79,17 @@ def test_totals_and_a_node_with_an_error():
         "Nodes since their start: 2 messages lost, 40 dropped, 8,600 errors; queued now: 10",
         "The node ill on far is ERROR.",
     ]
+
+
+@pytest.mark.parametrize("kind", ["redis", "nats"])
+def test_a_user_without_permission_for_announcements(kind):
+    with limited(kind) as backend:
+        text = command(backend, "status", "--seconds", "0.1")
+        fields = command(backend, "status", "--seconds", "0.1", "--json")
+    assert (text.exit_code, fields.exit_code) == (1, 1)
+    assert text.stdout.splitlines()[1:] == ["Nodes: unknown (not permitted)", "Programs: unknown (not permitted)"]
+    unknown = {name for name, value in json.loads(fields.stdout).items() if value is None}
+    assert unknown >= {"nodes", "programs", "missing", "dropped", "queued", "errors"}
 
 
 def lags(kafka, group):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -21,6 +22,17 @@ from tests.support.terminal import on_a_terminal
 from tests.support.waiting import wait_until
 
 BROKERS = ["redis", "nats", "kafka"]
+
+
+@pytest.mark.parametrize("payload", [bytes(range(256)), b"\xff"])
+def test_json_of_bytes_is_base64(nats, topic, payload):
+    with publishing(nats, {topic: lambda _: payload}):
+        fields = json.loads(command(nats, "tail", topic, "--count", "1", "--json").stdout)
+    assert (base64.b64decode(fields["payload"]), fields["encoding"]) == (payload, "base64")
+    with publishing(nats, {f"{topic}.text": lambda _: b"ff"}):
+        fields = json.loads(command(nats, "tail", f"{topic}.text", "--count", "1", "--json").stdout)
+    assert fields["payload"] == "ff"
+    assert "encoding" not in fields
 
 
 def track(number):

@@ -36,8 +36,8 @@ def command(backend: Backend, *arguments: str, stdin: bytes | None = None, **var
     return result
 
 
-def started(line: str, backend: Backend, **variables: str) -> subprocess.Popen[str]:
-    """Start a command line in a shell, with the environment of a backend."""
+def started(line: str, backend: Backend, *, stdin: int | None = None, **variables: str) -> subprocess.Popen[str]:
+    """Start a command line in a shell, with the environment of a backend; ``stdin`` as for `subprocess.Popen`."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MSIGHT_")}
     environment |= {**backend.env, "MSIGHT_PUBSUB_BACKEND": backend.name, **variables}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
@@ -47,6 +47,7 @@ def started(line: str, backend: Backend, **variables: str) -> subprocess.Popen[s
         shell=True,
         executable="/bin/bash",
         env=environment,
+        stdin=stdin,
         stdout=pipe,
         stderr=pipe,
         text=True,

@@ -82,6 +82,21 @@ def start(kind: str, **options: object) -> brokers.RunningBroker:
     raise AssertionError("not reached")
 
 
+@contextmanager
+def limited(kind: str) -> Iterator[Backend]:
+    """Start a Redis or NATS server whose user has permission for the topics ``ok.*`` only."""
+    permissions = 'permissions: { publish: ["ok.*"], subscribe: ["ok.*", "_INBOX.>"] }'
+    lines = {
+        "redis": [f"user {USER} on >{PASSWORD} ~* resetchannels &ok.* +@all"],
+        "nats": [f'authorization {{ users: [{{ user: {USER}, password: "{PASSWORD}", {permissions} }}] }}'],
+    }
+    broker = start(kind, config=lines[kind])
+    try:
+        yield Backend(kind, variables(kind, broker.port, **{"USERNAME": USER, **CREDENTIALS[kind]}))
+    finally:
+        broker.stop()
+
+
 def start_secured(kind: str, made: Certificates) -> Secured:
     return {"redis": _redis, "nats": _nats, "kafka": _kafka}[kind](made)
 
