@@ -1,5 +1,6 @@
 """The command line: ``msight-bus``, or ``python -m msight_bus``."""
 
+import os
 import signal
 import sys
 
@@ -7,6 +8,7 @@ import sys
 def main() -> None:
     """Run the command line; Ctrl-C ends it without a traceback, also while modules are imported."""
     try:
+        _open_closed_streams()
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without UTF-8
         from msight_bus.cli import app  # noqa: PLC0415 - see above
@@ -18,6 +20,13 @@ def main() -> None:
             app(prog_name="msight-bus")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _open_closed_streams() -> None:
+    """Open the null device for each standard stream that the caller closed, in order: a socket would get its descriptor."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - open until the end
 
 
 if __name__ == "__main__":

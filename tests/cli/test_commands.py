@@ -22,6 +22,7 @@ from msight_bus.errors import (
     TopicError,
     UnsupportedError,
 )
+from tests.support.commands import receiving, started
 
 COMMANDS = ["up", "topics", "tail", "hz", "bw", "ping", "pub", "top", "settings", "bench"]
 MODULE = [sys.executable, "-m", "msight_bus"]
@@ -110,3 +111,17 @@ def test_ctrl_c_while_modules_are_imported_is_no_traceback(program, module, tmp_
 def test_ctrl_c_in_another_program_that_imports_the_package_is_a_keyboard_interrupt():
     program = "import signal, msight_bus; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize(
+    ("closed", "prints"),
+    [("<&-", True), (">&-", False), ("2>&-", True), ("<&- >&-", False), ("<&- >&- 2>&-", False)],
+)
+def test_closed_standard_streams_are_no_traceback(nats, topic, closed, prints):
+    with receiving(nats, topic) as received:
+        for options in ("--text x", ""):
+            with started(f"msight-bus pub {topic} {options} {closed}", nats, stdin=subprocess.DEVNULL) as process:
+                out, err = process.communicate(timeout=50)
+            said = "1 message" if options else "0 messages"
+            assert (process.returncode, out, err) == (0, f"{said} on {topic}\n" if prints else "", "")
+        assert [message.payload for message in received(1)] == [b"x"]
