@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from msight_bus.backends.pubsub.routes import Route
@@ -232,23 +232,28 @@ SUBSCRIBED = {"a": (0,), "b": (0,), "both": (0, 1), "c": (1,)}
 """Subscriptions by topic."""
 
 
-def subscribed(connection):
+def subscribed(connection, *, ordered):
     subscriptions = Subscription(), Subscription()
     for topic, numbers in SUBSCRIBED.items():
         for number in numbers:
             one = subscriptions[number]
-            connection.add_route(Route(topic, None, one, lambda error: None, inbox=one), topic.encode())
+            route = Route(topic, None, one, lambda error: None, inbox=one, ordered=ordered)
+            connection.add_route(route, topic.encode())
     return subscriptions
 
 
 @given(
     st.lists(st.lists(st.sampled_from([*SUBSCRIBED, "nobody", "reply"]), min_size=1, max_size=8), max_size=10),
     st.booleans(),
+    st.booleans(),
 )
-def test_the_messages_of_a_read_are_queued_topic_by_topic_and_before_the_replies_that_follow(reads, foreign):
+@example([["a", "both", "a"]], False, True)
+def test_the_messages_of_a_read_are_queued_topic_by_topic_or_in_order_and_before_the_replies_that_follow(
+    reads, foreign, ordered
+):
     async def receive():
         connection = connected(Transport())
-        subscriptions = subscribed(connection)
+        subscriptions = subscribed(connection, ordered=ordered)
         replies: list = []
         connection.answered = lambda reply: replies.append([list(one.queued) for one in subscriptions])
         expected, expected_at_replies, number = ([], []), [], 0
@@ -266,7 +271,11 @@ def test_the_messages_of_a_read_are_queued_topic_by_topic_and_before_the_replies
                 elif topic is not None:
                     number += 1
                     data += message(topic, b"%d" % number) if foreign else framed(topic, number)
-                    arrived.setdefault(topic, []).append(b"%d" % number)
+                    if ordered:
+                        for of in SUBSCRIBED.get(topic, ()):
+                            expected[of].append(b"%d" % number)
+                    else:
+                        arrived.setdefault(topic, []).append(b"%d" % number)
             connection.data_received(data)
             await turns(6)
         assert replies == expected_at_replies
@@ -275,14 +284,19 @@ def test_the_messages_of_a_read_are_queued_topic_by_topic_and_before_the_replies
     asyncio.run(receive())
 
 
+@pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize("together", [False, True])
-async def test_an_interceptor_receives_all_messages_in_place_of_the_streams(together):
+async def test_an_interceptor_receives_all_messages_in_place_of_the_streams(together, ordered):
     connection = connected(Transport())
-    subscriptions = subscribed(connection)
+    subscriptions = subscribed(connection, ordered=ordered)
     connection.interceptor = interceptor = Interceptor()
-    messages = [framed("a", number) for number in range(1, 10)] + [message("both", b"x"), message("a", b"y")]
+    messages = [framed("ac"[number % 2], number) for number in range(1, 10)] + [
+        message("both", b"x"),
+        message("a", b"y"),
+    ]
     for data in [b"".join(messages)] if together else messages:
         connection.data_received(data)
-    assert [payload for topic, payload in interceptor.delivered if topic == "a"] == b"1 2 3 4 5 6 7 8 9 y".split()
-    assert [payload for topic, payload in interceptor.delivered if topic == "both"] == [b"x", b"x"]
+    await turns(6)
+    received = {topic: [payload for of, payload in interceptor.delivered if of == topic] for topic in SUBSCRIBED}
+    assert received == {"a": b"2 4 6 8 y".split(), "b": [], "both": [b"x", b"x"], "c": b"1 3 5 7 9".split()}
     assert [one.queued for one in subscriptions] == [[], []]
