@@ -6,7 +6,7 @@ import gc
 import tracemalloc
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -132,6 +132,53 @@ class AnyStream(RuleBasedStateMachine):
 
 TestAnyStream = AnyStream.TestCase
 TestAnyStream.settings = settings(max_examples=60, stateful_step_count=20)
+
+
+ONE_BY_ONE = st.lists(
+    st.tuples(
+        st.integers(1, 4),
+        st.none() | SEQUENCES | st.builds(int.__add__, st.just(JUMP), NEAR),
+        st.sampled_from([0.0, 0.0, 1.0, 70.0]),
+        st.sampled_from([False, False, False, True]),
+    ),
+    max_size=40,
+)
+"""Session, sequence (``None``: the next of the session), seconds since the one before, and whether it is announced only."""
+
+
+@given(ONE_BY_ONE, st.integers(1, 4))
+@example([(1, 1, 0.0, False), (1, 2, 1.0, False), (1, 3 * JUMP, 1.0, False), (1, 3, 0.0, False)], 4)
+@example([(1, 1, 0.0, False), (2, 1, 0.0, False), (1, 2, 0.0, False), (3, 1, 0.0, False), (1, 9, 0.0, False)], 2)
+@example([(1, n, seconds, False) for n, seconds in ((1, 0.0), (2**40, 0.0), (2, 0.0), (3, 70.0), (2**40 + 1, 0.0))], 4)
+def test_follows_or_else_observe_accounts_as_observe_alone_does(arrivals, max_sessions):
+    now = 0.0
+    quick, plain = (SequenceTracker(max_sessions=max_sessions, clock=lambda: now) for _ in range(2))
+    last = dict.fromkeys(range(1, 5), 0)
+    for session, number, seconds, is_announced in arrivals:
+        now += seconds
+        sequence = last[session] = last[session] + 1 if number is None else number
+        if is_announced:
+            assert quick.announced(session, sequence) == plain.announced(session, sequence)
+        else:
+            batch = messages(sequence, session=session, at=now)
+            found = [] if quick.follows(session, sequence, now) else quick.observe(batch)
+            assert found == plain.observe(batch)
+        assert (*counters(quick), quick.evicted) == (*counters(plain), plain.evicted)
+        assert quick.silence(1000.0) == plain.silence(1000.0)
+
+
+def test_the_next_message_of_a_session_follows():
+    tracker = tracking(1)
+    assert [tracker.follows(1, sequence, 0.0) for sequence in (2, 3, 3, 5, 0, 4)] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+        True,
+    ]
+    assert not tracker.follows(2, 1, 0.0)
+    assert counters(tracker) == (0, 0, 0)
 
 
 @given(st.sets(st.integers(2, 60)), st.randoms(use_true_random=False), st.integers(1, 10))
