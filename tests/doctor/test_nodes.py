@@ -16,6 +16,7 @@ from msight_bus.doctor.nodes import (
     clocks,
     differs_by_a_letter,
     ended_badly,
+    ends,
     failing,
     lost_programs,
     same_name,
@@ -171,6 +172,26 @@ def test_a_program_that_subscribes_to_a_misspelt_topic():
     assert finding.advice.startswith("If site.cam is misspelt, replace it by site.cams in the program edge[7];")
 
 
+@pytest.mark.parametrize(("entry", "output"), [("site.ca*", "site.cam"), ("site.*", "site.c"), ("site.>", "site.c")])
+def test_a_pattern_beside_a_topic_is_no_misspelling(entry, output):
+    evidence = Evidence(BusSettings(environ={}), nodes=[announcement(output=output)])
+    evidence.nodes.append(announcement(name="sink", inputs=(entry,)))
+    assert not list(unpublished(evidence))
+    assert not list(unpublished(dataclasses.replace(evidence, topics=(entry,))))
+
+
+def test_the_ends_of_a_topic_are_also_those_of_patterns():
+    evidence = Evidence(BusSettings(environ={}), nodes=[announcement(name="cam", output="site.cam")])
+    evidence.programs = [
+        program(ProgramTopic(topic="site.*", subscribed=True)),
+        program(ProgramTopic(topic="other.*", subscribed=True), process=8),
+        program(ProgramTopic(topic="site.*", subscribed=True), process=9, ended=True),
+    ]
+    assert ends(evidence, "site.cam") == (["cam"], ["edge[7]"])
+    assert ends(evidence, "site.*") == (["cam"], ["edge[7]"])
+    assert ends(evidence, "other.cam") == ([], ["edge[8]"])
+
+
 def test_lost_programs_are_notes_and_have_clocks():
     evidence = Evidence(BusSettings(environ={}), topics=("site.*",))
     info = program(ProgramTopic(topic="site.cam", published=True))
@@ -209,6 +230,16 @@ def test_a_node_whose_code_raises(published, is_fault):
     assert [errors.fault, undecodable.fault] == [is_fault] * 2
     (silence,) = silent(dataclasses.replace(evidence, topics=("site.a",)))
     assert silence.advice.startswith("Read the log of n; ")
+
+
+def test_nodes_of_one_name_that_differ_by_their_group_only():
+    one = announcement(host="h", inputs=("site.a",), group_id="g")
+    evidence = Evidence(BusSettings(environ={}), nodes=[one, msgspec.structs.replace(one, instance="j")])
+    assert not list(same_name(evidence))
+    evidence.nodes.append(msgspec.structs.replace(one, instance="k", group_id="other"))
+    (finding,) = same_name(evidence)
+    each = "T on h: site.a -> no output in group g; T on h: site.a -> no output in group other"
+    assert finding.problem == f"2 different nodes are named n ({each})."
 
 
 def test_nodes_that_ended_badly_or_in_order():
