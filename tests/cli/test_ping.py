@@ -57,6 +57,26 @@ async def test_message_and_ping_take_turns_in_being_first_after_a_ping_that_is_n
     assert (len(pings.pings), len(pings.messages)) == (2, 2)
 
 
+async def test_a_message_that_is_not_the_answer_is_not_taken_for_the_answer(memory, monkeypatch):
+    """Other processes ping the same broker, and an answer can arrive after the end of its round trip."""
+    pings = Pings(20.0, as_json=True)
+    async with (
+        memory.connect() as bus,
+        bus.core.subscribe((PING_TOPIC,), queue=QueuePolicy.drop_oldest()) as answers,
+    ):
+        publish = bus.core.publish
+
+        async def publish_after_others(topic, payload):
+            for each in (b"", b"foreign", payload[::-1], payload):
+                await publish(topic, each)
+
+        await publish(PING_TOPIC, b"stale")
+        monkeypatch.setattr(bus.core, "publish", publish_after_others)
+        await pings.once(bus, answers)
+        assert None not in pings.messages
+        assert (answers.stats.delivered, answers.queued) == (5, 0)
+
+
 def test_a_negative_difference_says_what_it_means(capsys):
     pings = Pings(1.0, as_json=False)
     pings.messages, pings.pings = [2.0], [2.5]
