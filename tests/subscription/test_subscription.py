@@ -160,3 +160,17 @@ async def test_closing_ends_the_consumer_at_the_broker_once_and_whoever_waits_fo
         await asyncio.sleep(0)
         assert finished.done()
     assert log.closed == 1
+
+
+async def test_a_pattern_is_measured_without_the_messages_of_the_topics_beside_it(memory):
+    async with (
+        memory.connect(MSIGHT_ANNOUNCE="false") as bus,
+        bus.subscribe(["site.cam", "other", "site.*"]) as messages,
+    ):
+        for topic in ("site.cam", "site.cam", "site.x", "other", "site.cam", "site.x"):
+            await bus.publish(topic, b"x")
+            await anext(messages)
+        assert list(messages.measure()) == [("site.cam", 3, True), ("other", 1, True), ("site.*", 2, True)]
+        await bus.publish("site.cam", b"x")
+        await anext(messages)
+        assert list(messages.measure()) == [("site.cam", 1, True), ("other", 0, True), ("site.*", 0, True)]
