@@ -143,6 +143,19 @@ async def test_of_several_patterns_the_rate_of_each_is_unknown(msight_simulation
         assert rates == {"a.*": None, "b.*": None, "c": 0}
 
 
+@pytest.mark.parametrize("step", [1, -1])
+async def test_a_pattern_has_a_rate_if_each_of_its_subscriptions_has_no_other_pattern(
+    msight_simulation, monkeypatch, step
+):
+    async with msight_simulation.connect() as bus, asyncio.timeout(100):
+        registry = await bus.nodes()
+        async with bus.subscribe(["a.*", "b.*"]) as several, bus.subscribe("a.*") as one, bus.subscribe("c.*") as other:
+            monkeypatch.setattr(bus.core, "subscriptions", [several, one, other][::step])  # a set has any order
+            await registry.wait_until(lambda known: known.programs)
+            monkeypatch.undo()
+        assert {one.topic: one.rate_in for one in registry.programs[0].topics} == {"a.*": None, "b.*": None, "c.*": 0}
+
+
 async def test_the_topics_of_nodes_are_not_announced_again(msight_simulation):
     async def forward(data):
         await bus.publish("beside", data)
