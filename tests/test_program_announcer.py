@@ -194,6 +194,21 @@ async def test_a_program_is_lost_by_the_rules_of_nodes(msight_simulation):
             await registry.wait_until(lambda known: known.programs[0].status == "RUNNING")
 
 
+async def test_a_program_whose_liveness_subscription_has_ended_subscribes_again(msight_simulation):
+    async with msight_simulation.connect() as observer, asyncio.timeout(1000):
+        registry = await observer.nodes()
+        async with msight_simulation.connect() as bus, bus.subscribe("in"):
+            await registry.wait_until(lambda known: known.programs)
+            (first,) = registry.programs
+            alive = ALIVE_TOPIC + first.instance
+            (liveness,) = [one for one in bus.core.subscriptions if one.topics == (alive,)]
+            await liveness.close()
+            assert not await observer.core.has_subscribers(alive)
+            await registry.wait_until(lambda known: known.programs[0].last_heartbeat > first.last_heartbeat)
+            assert registry.programs[0].present
+            assert await observer.core.has_subscribers(alive)
+
+
 async def test_the_liveness_subscription_reports_no_event(msight_simulation):
     events: list = []
     async with msight_simulation.connect(on_event=events.append) as bus, bus.subscribe("in"), asyncio.timeout(100):
