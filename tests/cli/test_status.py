@@ -5,10 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from unittest.mock import AsyncMock
 
 import msgspec
 import pytest
+from aiokafka import TopicPartition
 
+from msight_bus.cli.status import Status
+from msight_bus.doctor.evidence import Evidence, GroupLag
+from msight_bus.doctor.kafka_groups import Group, _lags
 from msight_bus.nodes import NodeConfig
 from msight_bus.registry import NodeInfo, NodeMetrics, NodeStatus, ProgramInfo
 from msight_bus.topics import NODES_TOPIC
@@ -124,6 +129,64 @@ def test_the_lag_of_a_group_of_another_make(kafka, topic, protocol):
     wait_until(lambda: lags(kafka, group) == [(topic, 0, 0, 0)])
     asyncio.run(produce(kafka, topic, *[{"value": b"x", "partition": 1}] * 3))
     assert lags(kafka, group) == [(topic, 3, 0, 0)]
+
+
+@pytest.fixture
+def status_of(memory, monkeypatch):
+    """Read the status of a broker, which reports these groups, and that others were not read."""
+
+    async def read(groups, others=0):
+        for name, answer in {"version": "1", "lags": (groups, others)}.items():
+            monkeypatch.setattr(f"msight_bus.cli.status.{name}", AsyncMock(return_value=answer))
+        status = Status(Evidence(memory.settings()))
+        await status.read(0.01)
+        return status
+
+    return read
+
+
+def test_the_lag_of_each_topic_of_a_group():
+    a0, a1, b0, gone = (TopicPartition(topic, number) for topic, number in (("a", 0), ("a", 1), ("b", 0), ("gone", 0)))
+    group = Group("g", 0, True, [{a0, gone}, {a1}, set()])
+    ends = {a0: 10, a1: 20, b0: 3, TopicPartition("other", 0): 99}
+    assert list(_lags(group, {a0: 4, b0: 5, gone: 1}, ends)) == [
+        GroupLag("g", "a", lag=6, uncommitted=1, members=2),
+        GroupLag("g", "b", lag=0, uncommitted=0, members=0),  # committed beyond the end
+    ]
+    assert list(_lags(group, {}, ends)) == [GroupLag("g", "a", lag=None, uncommitted=2, members=2)]
+
+
+@pytest.mark.parametrize(
+    ("count", "others", "left_out"),
+    [
+        (20, 0, None),
+        (21, 0, "1 more lines (see --json)"),
+        (1020, 7, "1,000 more lines (see --json), 7 groups (more than 1,000, or the user may not describe them)"),
+        (1, 1, "1 groups (more than 1,000, or the user may not describe them)"),
+    ],
+)
+async def test_the_groups_furthest_behind_are_shown_first_and_the_number_of_the_others(
+    status_of, capsys, count, others, left_out
+):
+    groups = [GroupLag(f"g{number:04}", "t", number, 0, 1) for number in range(1, count)]
+    groups.insert(len(groups) // 2, GroupLag("unknown", "t", None, 1, 1))
+    status = await status_of(groups, others)
+    capsys.readouterr()
+    status.show(as_json=False)
+    out, err = capsys.readouterr()
+    shown = [line.split()[0] for line in out.splitlines() if re.match("g[0-9]|unknown", line)]
+    expected = [*[f"g{number:04}" for number in range(count - 1, 0, -1)], "unknown"]
+    assert shown == expected[:20]
+    assert err.splitlines() == ([f"Not shown: {left_out}."] if left_out else [])
+    status.show(as_json=True)
+    fields = json.loads(capsys.readouterr().out)
+    assert ([one["group"] for one in fields["groups"]], fields["more_groups"]) == (expected, others)
+
+
+async def test_groups_that_are_equally_far_behind_are_shown_by_name(status_of):
+    named = ("b", "t", 5), ("c", "t", 0), ("a", "u", 5), ("b", "s", 5), ("a", "t", None), ("d", "t", 10)
+    status = await status_of([GroupLag(group, topic, lag, 0, 0) for group, topic, lag in named])
+    assert [one.group + one.topic for one in status.lags] == ["dt", "au", "bs", "bt", "at", "ct"]
 
 
 def test_a_broker_without_groups(nats):
