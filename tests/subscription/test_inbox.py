@@ -62,6 +62,40 @@ def test_whatever_is_received_the_topic_that_was_used_last_is_kept_longest(topic
         assert known(inbox) == model
 
 
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 2), st.none() | st.integers(1, 9)), max_size=40),
+    st.integers(1, 3),
+)
+def test_follows_or_else_observe_accounts_as_observe_alone_does(arrivals, most):
+    """``None``: the next sequence of the session on the topic."""
+    events, last = ([], []), {}
+    inboxes = quick, plain = [inbox_of(most=most, events=each) for each in events]
+    streams = [{topic: inbox.stream(topic) for topic in "abc"} for inbox in inboxes]
+    for topic, session, number in arrivals:
+        sequence = last[topic, session] = last.get((topic, session), 0) + 1 if number is None else number
+        batch = [Message(topic, b"x", session=session, sequence=sequence)]
+        if not streams[0][topic].follows(session, sequence, batch[0].received_at):
+            streams[0][topic].observe(batch)
+        streams[1][topic].observe(batch)
+        for inbox in inboxes:
+            inbox.put(batch)
+        counted = [
+            [(one.topic, one.received, one.gaps, one.total_missing, one.duplicates) for one in inbox.streams]
+            for inbox in inboxes
+        ]
+        assert counted[0] == counted[1]
+        assert quick.evicted == plain.evicted
+    assert events[0] == events[1]
+
+
+async def test_a_message_that_defers_a_deadline_is_observed():
+    inbox = inbox_of("heard", most=1, deadline=60.0)
+    receive(inbox, "heard", 1)
+    assert not inbox.stream("heard").follows(1, 2, 1000.0)
+    assert known(inbox) == {"heard": 1}
+    inbox.stop_watching()
+
+
 def test_a_stream_stays_valid_and_counts_from_the_beginning():
     inbox = inbox_of(most=1)
     first = inbox.stream("a")
