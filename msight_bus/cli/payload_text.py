@@ -23,6 +23,9 @@ from msight_bus.settings import Limits
 _MOST_TEXT, _MOST_JSON = 64 * 1024, 1024 * 1024
 """Maximum bytes of a payload that are shown as text, and of a payload that is decoded as JSON."""
 
+_HEADER = 256 * 1024
+"""Bytes in which the size of an image is searched: a hostile JPEG can consist of millions of segments."""
+
 _ANY = Layout(dict[str, Any])
 
 _EXAMINED = 1000
@@ -93,7 +96,7 @@ def _items(items: list[tuple[str, Any]], most: int) -> str:
 
 def _bytes(value: bytes, shown: int) -> str:
     """Return size and shape of an image; else the first bytes as hexadecimal digits, and the size."""
-    image = read_size(value)
+    image = read_size(value[:_HEADER])
     if image is not None:
         return f"{image[0]} {image[1]}x{image[2]}, {len(value):,} B"
     size = f"{len(value):,} B"

@@ -14,6 +14,7 @@ from msight_bus.data import BytesData, ImageData
 from msight_bus.message import Message
 from msight_bus.settings import Limits
 
+SEGMENTS = "ff d8 " + " ".join(["ff e0 00 02"] * 7) + " ff e0"
 JPEG = b"\xff\xd8\xff\xc0\x00\x11\x08\x04\x38\x07\x80" + bytes(50_000)
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR" + (640).to_bytes(4, "big") + (480).to_bytes(4, "big")
 LIMITS = Limits()
@@ -44,6 +45,7 @@ def packed(**fields):
         (packed(ranges=list(range(100))), f"{{ranges: [{', '.join(map(str, range(16)))}, … 84 more]}}"),
         (bytes([0xC1, 0xFF, 0]), "c1 ff 00"),
         (JPEG, "JPEG 1920x1080, 50,011 B"),
+        (b"\xff\xd8" + b"\xff\xe0\x00\x02" * 100_000 + JPEG[2:20], f"{SEGMENTS} … 400,020 B"),  # a size behind them
         (PNG, "PNG 640x480, 24 B"),
         (packed(raw=bytes(1000)), "{raw: <1,000 B>}"),
         (b"\xff" * 1000, "ff " * 32 + "… 1,000 B"),

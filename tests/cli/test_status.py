@@ -20,11 +20,12 @@ from msight_bus.nodes import NodeConfig
 from msight_bus.registry import NodeInfo, NodeMetrics, NodeStatus, ProgramInfo
 from msight_bus.topics import NODES_TOPIC
 from tests.support.brokers import GROUP, make_backend, make_backend_alone
-from tests.support.commands import command, in_a_thread
+from tests.support.commands import command, in_a_thread, started
 from tests.support.examining import examine
 from tests.support.kafka_admin import administering, make
 from tests.support.librdkafka import PROTOCOLS, Member, produce
 from tests.support.nodes import Collect, running
+from tests.support.rig import own_broker
 from tests.support.servers import limited, start
 from tests.support.waiting import wait_until
 
@@ -94,6 +95,18 @@ def test_a_user_without_permission_for_announcements(kind):
     assert text.stdout.splitlines()[1:] == ["Nodes: unknown (not permitted)", "Programs: unknown (not permitted)"]
     unknown = {name for name, value in json.loads(fields.stdout).items() if value is None}
     assert unknown >= {"nodes", "programs", "missing", "dropped", "queued", "errors"}
+
+
+@pytest.mark.parametrize("kind", ["redis", "nats"])
+def test_a_broker_that_goes_away_is_an_error(kind):
+    with own_broker(kind) as (broker, backend):
+        limits = {"MSIGHT_CONNECT_TIMEOUT": "1", "MSIGHT_PONG_TIMEOUT": "1"}
+        with started("msight-bus status --seconds 2", backend, **limits) as process:
+            while "Listening" not in (line := process.stderr.readline()):
+                assert line, "the command ended"
+            broker.kill()
+            output, errors = process.communicate(timeout=40)
+    assert (process.returncode, output) == (3, ""), errors
 
 
 def lags(kafka, group):
