@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -89,19 +90,19 @@ class Alarm:
 
     def __init__(self, call: Callable[[], None]) -> None:
         self._call = call
-        self._timer: asyncio.TimerHandle | None = None
+        self._when = math.inf
+        self._timer: asyncio.Handle | None = None
 
     def set(self, when: float | None) -> None:
         """Set the time of the call, in seconds of the event loop's clock; ``None``: never."""
         if self._timer is not None:
             self._timer.cancel()
+        self._when = math.inf if when is None else when
         self._timer = None if when is None else asyncio.get_running_loop().call_at(when, self._call)
 
     def left(self, most: float) -> float:
         """Return the seconds until the call, at most ``most``."""
-        return (
-            most if self._timer is None else max(0.0, min(most, self._timer.when() - asyncio.get_running_loop().time()))
-        )
+        return max(0.0, min(most, self._when - asyncio.get_running_loop().time()))
 
 
 async def run_shielded(release: Coroutine[Any, Any, None] | asyncio.Task[None]) -> None:

@@ -8,22 +8,29 @@ from contextlib import asynccontextmanager
 
 _SLICES = 10
 
+_BLOCKED = 0.01
+"""Minimum seconds by which a timer is late if code blocked the event loop; timers are late by less at any time."""
+
 
 class _Slices:
     def __init__(self, seconds: float, timeout: asyncio.Timeout) -> None:
         self._loop = asyncio.get_running_loop()
         self._timeout = timeout
-        self._part = seconds / _SLICES
+        self._part = max(0.0, seconds) / _SLICES
         self._left = _SLICES
-        self.timer = self._loop.call_later(self._part, self._passed)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._due = self._loop.time() + self._part
+        self.timer = self._loop.call_at(self._due, self._passed)
 
     def _passed(self) -> None:
-        held = self._loop.time() - self.timer.when() > self._part
+        held = self._loop.time() - self._due > max(self._part, _BLOCKED)
         self._left -= 1
         if self._left <= 0 and not held:
             self._timeout.reschedule(self._loop.time())
         else:
-            self.timer = self._loop.call_later(self._part, self._passed)
+            self._begin()
 
 
 @asynccontextmanager
