@@ -16,6 +16,7 @@ from msight_bus.backends.kafka.client import client_options, probe
 from msight_bus.backends.kafka.consumer import KafkaConsumer
 from msight_bus.backends.kafka.credentials import Credentials
 from msight_bus.backends.kafka.errors import translate
+from msight_bus.backends.kafka.fetch_failures import FetchFailures
 from msight_bus.backends.kafka.group import GroupConsumer
 from msight_bus.backends.kafka.liveness import watch
 from msight_bus.backends.kafka.manual_assignment import ManualAssignmentConsumer
@@ -181,6 +182,7 @@ class KafkaBackend:
         self._is_away = False
         self._routes: dict[str, dict[str | None, _Route]] = {}  # of each topic, by publisher
         self._consumers: set[KafkaConsumer] = set()
+        self._failures = FetchFailures()
         self._alarm = Alarm(self._abort)
         self._ending: asyncio.Task[None] | None = None
         self._refused: BusError | None = None  # the error that every further call raises
@@ -473,6 +475,7 @@ class KafkaBackend:
         self._consumers.add(consumer)
         consumer.on_closed = lambda: self._consumers.discard(consumer)
         consumer.left = self._alarm.left
+        consumer.failures = self._failures
         try:
             await consumer.start()
         except KafkaError as error:
@@ -549,6 +552,7 @@ class KafkaBackend:
 
     async def close(self) -> None:
         """Flush for at most ``drain_timeout`` seconds and close the connections."""
+        self._failures.close()
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait((self._watching,))

@@ -19,6 +19,7 @@ from msight_bus.backends.kafka.aiokafka_compat import (
     Client,
 )
 from msight_bus.backends.kafka.errors import REFUSED, translate
+from msight_bus.backends.kafka.fetch_failures import FetchFailures
 from msight_bus.backends.kafka.fetcher import Fetcher
 from msight_bus.backends.kafka.partition import DeadLetter, Partition
 from msight_bus.backends.kafka.selected_topics import SelectedTopics
@@ -56,6 +57,7 @@ class KafkaConsumer:
         topics: the topics.
         on_closed: called when the subscription is closed.
         left: returns the seconds that are left to wait for the broker, at most the given number.
+        failures: logs failed fetches; shared by the subscriptions of a bus.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class KafkaConsumer:
         self._tasks: list[asyncio.Task[None]] = []
         self.on_closed: Callable[[], None] = lambda: None
         self.left: Callable[[float], float] = lambda most: most
+        self.failures = FetchFailures()
 
     async def start(self) -> None:
         """Start to deliver and return once the start offsets are fixed: records published afterwards are delivered.
@@ -263,9 +266,12 @@ class KafkaConsumer:
 
     def failed(self, error: Exception) -> None:
         """Log a retriable error: a WARNING at the first, DEBUG at the next ones until messages arrive."""
-        level = logging.DEBUG if self._failing else logging.WARNING
+        reason = str(translate(error, "subscribe"))
+        if self._failing:
+            logger.debug("Fetch from %s failed; retrying: %s", self.name, reason)
+        else:
+            self.failures.add(self.name, reason)
         self._failing = True
-        logger.log(level, "Fetch from %s failed; retrying: %s", self.name, translate(error, "subscribe"))
 
     def not_permitted(self, error: KafkaError) -> bool:
         """Exclude a topic that matches a pattern; return false if the topic is given by name."""

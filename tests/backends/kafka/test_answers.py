@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+from contextlib import AsyncExitStack
 
 import pytest
 
 from msight_bus import AuthenticationError, MessageTooLargeError
-from msight_bus.backends.kafka import consumer
+from msight_bus.backends.kafka import consumer, fetch_failures
 from msight_bus.events import Gap
 from tests.support.kafka_admin import make
 from tests.support.kafka_answers import (
@@ -107,8 +108,9 @@ async def test_a_broker_that_does_not_lead_a_partition_lets_its_leader_be_looked
             assert await numbers(messages, 1) == [0]
 
 
-async def test_an_error_of_a_fetch_is_logged_once_until_messages_come_again(kafka, topic, caplog):
+async def test_an_error_of_a_fetch_is_logged_once_until_messages_come_again(kafka, topic, caplog, monkeypatch):
     """UNKNOWN_SERVER_ERROR and REQUEST_TIMED_OUT, in turns."""
+    monkeypatch.setattr(fetch_failures, "_TOGETHER", 0.0)
 
     def told():
         lines = [record for record in caplog.records if record.getMessage().startswith(f"Fetch from {topic} failed")]
@@ -132,6 +134,34 @@ async def test_an_error_of_a_fetch_is_logged_once_until_messages_come_again(kafk
                 works.set()
                 assert await numbers(messages, 1) == [number]
     assert told().count("WARNING") == 2
+
+
+async def test_failures_of_many_subscriptions_are_two_lines(kafka, topic, caplog, monkeypatch):
+    """An outage fails the fetches of all subscriptions at once."""
+    monkeypatch.setattr(fetch_failures, "_TOGETHER", 60.0)
+    names = [f"{topic}.{number}" for number in range(6)]
+    for name in names:
+        await make(kafka, name)
+    failing = {name: failing_fetches(name, -1, over=asyncio.Event()) for name in names}
+    caplog.set_level(logging.DEBUG, logger="msight_bus")
+
+    def again():
+        return [line.getMessage() for line in caplog.records if line.levelname == "DEBUG"]
+
+    def change(request, answer):
+        for each in failing.values():
+            answer = each(request, answer)
+        return answer
+
+    async with changing_answers(kafka, change) as way, way.connect(**PATIENT) as bus:
+        async with AsyncExitStack() as subscribed:
+            for name in names:
+                await subscribed.enter_async_context(bus.subscribe(name))
+            await until(lambda: all(any(f"Fetch from {name} failed" in line for line in again()) for name in names))
+    first, others = (line.getMessage() for line in caplog.records if line.levelname == "WARNING")
+    assert first.startswith(f"Fetch from {topic}.")
+    assert others.startswith(f"Fetches from others failed too; retrying: {topic}.")
+    assert others.endswith(" and 2 more")
 
 
 async def test_a_partition_that_may_not_be_fetched_ends_the_subscription(kafka, topic):

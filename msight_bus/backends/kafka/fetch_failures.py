@@ -1,0 +1,47 @@
+"""Log lines about failed fetches: an outage fails those of all subscriptions at once, and is two lines."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+logger = logging.getLogger("msight_bus")
+
+_TOGETHER = 1.0
+"""Seconds from the first failure within which failures of other subscriptions share the second line."""
+
+_NAMED = 3
+
+
+class FetchFailures:
+    """The failed fetches of the subscriptions of one bus."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, None] = {}  # in order
+        self._timer: asyncio.Handle | None = None
+
+    def add(self, name: str, reason: str) -> None:
+        """Log a WARNING for the first failure, and one for those that follow within a second.
+
+        Args:
+            name: topics of the subscription.
+            reason: text of the error.
+        """
+        if self._timer is None:
+            logger.warning("Fetch from %s failed; retrying: %s", name, reason)
+            self._timer = asyncio.get_running_loop().call_later(_TOGETHER, self._write)
+        self._names[name] = None
+
+    def _write(self) -> None:
+        self._timer = None
+        _, *others = self._names
+        self._names.clear()
+        if others:
+            more = f" and {len(others) - _NAMED:,} more" if len(others) > _NAMED else ""
+            logger.warning("Fetches from others failed too; retrying: %s%s", ", ".join(others[:_NAMED]), more)
+
+    def close(self) -> None:
+        """Write what has not been written."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._write()
