@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from msight_bus import PublishTimeoutError
+from msight_bus import ConnectionLostError, PublishTimeoutError
 from msight_bus.events import Disconnected, Reconnected
 from tests.support.proxy import FaultProxy, port_of, through
 from tests.support.receiving import take
@@ -22,10 +22,10 @@ live = pytest.mark.parametrize("target", LIVE, indirect=True)
 
 
 @asynccontextmanager
-async def slow_bus(target, events):
+async def slow_bus(target, events, **variables):
     """A bus behind a slow uplink."""
     async with FaultProxy(port_of(target), receive_buffer=8192) as proxy:
-        async with through(proxy, target).connect(events=events, **PATIENCE) as bus:
+        async with through(proxy, target).connect(events=events, **PATIENCE, **variables) as bus:
             proxy.conditions.uplink = UPLINK
             try:
                 yield bus
@@ -45,6 +45,20 @@ async def test_a_payload_that_takes_longer_than_the_ping_deadlines_arrives(targe
         await bus.publish(topic, b"next")
         (following,) = await take(messages, 1)
     assert (following.payload, following.sequence) == (b"next", 2)
+    assert not events
+
+
+@live
+async def test_a_subscription_that_begins_and_ends_behind_a_payload_breaks_no_connection(target, topic):
+    """On NATS, both commands wait behind the payload for longer than their deadlines."""
+    events: list = []
+    slow = slow_bus(target, events, MSIGHT_CONNECT_TIMEOUT="1")
+    async with target.connect() as near, near.subscribe(topic) as messages, slow as bus:
+        await bus.publish(topic, bytes(1_000_000))
+        with suppress(ConnectionLostError):  # on Redis, subscriptions have a connection of their own
+            async with bus.subscribe(f"{topic}.other"):
+                pass
+        await until(lambda: messages.stats.received or seen(events, Disconnected))
     assert not events
 
 

@@ -15,6 +15,7 @@ import socket
 import struct
 import sys
 import termios
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from msight_bus.backends.pubsub.in_flight import Request
@@ -69,21 +70,34 @@ async def watch(connection: Watched, limits: Limits) -> None:
 
 async def _answers(connection: Watched, patience: float) -> bool:
     """Send a PING; return whether data arrived within ``patience`` seconds after the broker can have received the PING."""
+    asked = asyncio.get_running_loop().time()
+    return await answered(connection, connection.ping().answer, patience, lambda: connection.received_at >= asked)
+
+
+async def answered(
+    connection: Watched, answer: asyncio.Future[Any], patience: float, enough: Callable[[], bool] = lambda: False
+) -> bool:
+    """Wait for the answer to the command that was written last.
+
+    Args:
+        connection: where the command was written.
+        answer: the future of the answer.
+        patience: seconds from the time at which the broker can have received the command.
+        enough: whether something else suffices.
+
+    Returns:
+        False if no answer came in time; true also if the connection is gone, or reads nothing for now.
+    """
     loop = asyncio.get_running_loop()
-    asked = moved_at = loop.time()
+    moved_at = loop.time()
     progress = Progress(connection.socket)
-    request = connection.ping()
     end = progress.end_of(connection.unsent_bytes)
     acknowledged = progress.acknowledged
     while True:
         left = moved_at + patience - loop.time()
         timeout = left if end is None else min(left, _LOOK_EVERY)
-        await asyncio.wait(
-            (request.answer, connection.gone), timeout=max(0.0, timeout), return_when=asyncio.FIRST_COMPLETED
-        )
-        if request.answer.done() or connection.gone.done() or connection.reading_paused:
-            return True
-        if connection.received_at >= asked:
+        await asyncio.wait((answer, connection.gone), timeout=max(0.0, timeout), return_when=asyncio.FIRST_COMPLETED)
+        if answer.done() or connection.gone.done() or connection.reading_paused or enough():
             return True
         if end is not None:
             before, acknowledged = acknowledged, progress.acknowledged

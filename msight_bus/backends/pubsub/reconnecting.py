@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Callable, Iterable, Sequence
@@ -298,7 +299,8 @@ class ReconnectingConnection:
     async def leave(self, subscriber: Subscriber) -> None:
         """Unsubscribe; messages in transit are still delivered.
 
-        The connection is aborted if the broker does not answer within ``pong_timeout``.
+        The connection is aborted if the broker does not answer within ``pong_timeout`` of having received the command. On a slow
+        uplink the answer is awaited for ``connect_timeout`` at most, because the command waits behind payloads.
         """
         self._forget(subscriber)
         if self._restoring is not None:  # this connection has delivered nothing yet
@@ -307,14 +309,15 @@ class ReconnectingConnection:
         if connection is None:
             return
         answers = _unsubscribe(connection, subscriber)
-        if answers:
-            await asyncio.wait(answers, timeout=self._limits.pong_timeout)
-            if not all(answer.done() for answer in answers):
-                connection.fail(
-                    ConnectionLostError(
-                        f"The broker did not confirm an unsubscribe within {self._limits.pong_timeout:g} s."
+        if not answers:
+            return
+        within = self._limits.pong_timeout
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._limits.connect_timeout):
+                if not await liveness.answered(connection, answers[-1], within):
+                    connection.fail(
+                        ConnectionLostError(f"The broker did not confirm an unsubscribe within {within:g} s.")
                     )
-                )
 
     def _forget(self, subscriber: Subscriber) -> None:
         if subscriber not in self._subscribers:
