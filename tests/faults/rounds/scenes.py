@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from msight_bus import AuthenticationError, BusError, MessageTooLargeError, QueuePolicy
 from tests.faults.rounds.site import HARMED, Site, Stream, streams
+from tests.support.brokers import GROUP
 from tests.support.mixed_groups import SETTINGS, MixedGroup
 from tests.support.rig import until
 from tests.support.stream import Sender, take_all
@@ -90,7 +91,7 @@ def foreign_members(protocol: str) -> Callable[[Site], AbstractAsyncContextManag
     @asynccontextmanager
     async def enter(site: Site) -> AsyncIterator[Round]:
         group = MixedGroup(site.kafka, HARMED, site.book.ledgers[HARMED], protocol)
-        async with site.kafka.connect(**SETTINGS) as bus, bus.subscribe(HARMED, group_id="g"):
+        async with site.kafka.connect(**SETTINGS) as bus, bus.subscribe(HARMED, group_id=GROUP):
             pass
         async with group.load():
 
