@@ -72,7 +72,11 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 
 def pytest_collection(session: pytest.Session) -> None:
-    """In a worker, first import the test modules from another one on than the other workers, so that each compiles a part."""
+    """In a worker, first import the test modules from another one on than the other workers, so that each compiles a part.
+
+    The modules and tests all stay, so that `gc` would only count them again and again.
+    """
+    gc.disable()
     worker = os.environ.get("PYTEST_XDIST_WORKER")
     if worker is None:
         return
@@ -86,19 +90,15 @@ def pytest_collection(session: pytest.Session) -> None:
 
 def pytest_collection_finish() -> None:
     """Keep what exists before the tests out of `gc.collect`, which otherwise takes longer than most tests."""
-    _freeze()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
-    """Keep what a file leaves behind, such as modules that its tests imported, out of `gc.collect` after later tests."""
+def pytest_runtest_teardown() -> Iterator[None]:
+    """Keep what a test leaves behind, such as modules that it imported, out of `gc.collect` after later tests."""
     yield
-    if nextitem is None or nextitem.path != item.path:
-        _freeze()
-
-
-def _freeze() -> None:
-    gc.collect()
+    gc.collect()  # what is garbage now, freezing would keep
     gc.freeze()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import time
+from functools import cache
 
 import cv2
 import numpy as np
@@ -18,7 +19,11 @@ from examples.camera_pipeline.results import Results, clock
 from examples.camera_pipeline.tracking import Track, Tracker
 
 WIDTH, HEIGHT, RATE = 640, 360, 25
-NOISE = [np.random.default_rng(i).normal(0, 2, (HEIGHT, WIDTH, 3)).astype(np.int16) for i in range(7)]
+
+
+@cache
+def noise(number):
+    return np.random.default_rng(number).normal(0, 2, (HEIGHT, WIDTH, 3)).astype(np.int16)
 
 
 def street():
@@ -42,7 +47,7 @@ def frames(boxes_of, count, rate=RATE):
         picture = ground.copy()
         for box, colour in boxes_of(i):
             paint(picture, box, colour)
-        picture = cv2.add(picture, NOISE[i % len(NOISE)], dtype=cv2.CV_8U)
+        picture = cv2.add(picture, noise(i % 7), dtype=cv2.CV_8U)
         yield Frame("north", i, i / rate, pictures.encode(picture, 95))
 
 
@@ -60,6 +65,15 @@ def overlap(one, two):
     high = min(one[1] + one[3], two[1] + two[3]) - max(one[1], two[1])
     shared = max(0, wide) * max(0, high)
     return shared / (one[2] * one[3] + two[2] * two[3] - shared)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As in the demo: more threads take longer for pictures of this size."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    yield
+    cv2.setNumThreads(before)
 
 
 DARK, LIGHT = (30, 40, 60), (240, 240, 240)

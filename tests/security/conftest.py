@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from tests.support.canaries import Watch
-from tests.support.certificates import Certificates, make_certificates
-from tests.support.servers import Secured, start_secured
+from tests.support.certificates import Certificates
+from tests.support.servers import Secured, certificates, start_secured
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+def made() -> Certificates:
     """The run's certificates."""
-    return make_certificates(tmp_path_factory.mktemp("certificates"))
+    return certificates()
 
 
 _started: dict[str, Secured] = {}

@@ -67,9 +67,9 @@ READ, WRITE, DESCRIBE = 3, 4, 8
 LITERAL = ALLOW = 3
 
 
-async def allow(broker, user, *rights):
+async def allow(servers, user, *rights):
     """Grant ``user`` rights, as kafka-acls does; the broker's own listener takes anybody's word."""
-    connection = await create_conn("127.0.0.1", broker.port)
+    connection = await create_conn("127.0.0.1", servers.ports["own"])
     for kind, name, operation in rights:
         reply = await connection.send(CreateAclsRequest(kind, name, LITERAL, f"User:{user}", "*", operation, ALLOW))
         assert [entry[0] for entry in reply.creation_responses] == [0]
@@ -79,7 +79,7 @@ async def allow(broker, user, *rights):
 async def test_a_missing_permission_is_raised_at_once(secured, watch):
     own, others = new_topic(), new_topic()
     servers = secured("kafka")
-    await allow(servers.running[0], "bob", (TOPIC, own, WRITE), (TOPIC, own, READ), (TOPIC, own, DESCRIBE))
+    await allow(servers, "bob", (TOPIC, own, WRITE), (TOPIC, own, READ), (TOPIC, own, DESCRIBE))
     async with servers.at("plain") as way:
         async with msight_bus.connect(settings_of(variables("kafka", way.port, **sasl("PLAIN")))) as bus:
             for topic in (own, others):
@@ -100,7 +100,7 @@ async def test_a_missing_permission_is_raised_at_once(secured, watch):
 
 async def test_a_missing_permission_for_a_group_is_raised_at_once(secured, watch):
     topic, servers = new_topic(), secured("kafka")
-    await allow(servers.running[0], "bob", (TOPIC, topic, WRITE), (TOPIC, topic, READ), (TOPIC, topic, DESCRIBE))
+    await allow(servers, "bob", (TOPIC, topic, WRITE), (TOPIC, topic, READ), (TOPIC, topic, DESCRIBE))
     async with servers.at("plain") as way:
         environ = variables("kafka", way.port, **sasl("PLAIN"))
         async with msight_bus.connect(settings_of(environ)) as bus:
@@ -115,7 +115,7 @@ async def test_a_missing_permission_for_a_group_is_raised_at_once(secured, watch
 
 async def test_a_user_with_read_permission_only_can_subscribe(secured):
     topic, servers = new_topic(), secured("kafka")
-    await allow(servers.running[0], "bob", (TOPIC, topic, READ), (TOPIC, topic, DESCRIBE))
+    await allow(servers, "bob", (TOPIC, topic, READ), (TOPIC, topic, DESCRIBE))
     async with servers.at("plain") as way:
         writing = settings_of(variables("kafka", way.port, **sasl("PLAIN")))
         reading = settings_of(variables("kafka", way.port, **sasl("PLAIN", user="bob")))

@@ -144,7 +144,7 @@ async def test_a_revoked_permission_ends_its_subscription_only(kind, watch):
 
 async def test_kafka_refuses_a_changed_password_on_reconnecting(secured, watch):
     topic, servers = new_topic(), secured("kafka")
-    async with proxy(servers.ports["before"], servers.ports["stable"]) as way:
+    async with servers.before_and_after() as way:
         # A group's first member waits until the broker has made its offsets topic, on a busy machine for long.
         patient = {**QUICK, "MSIGHT_CONNECT_TIMEOUT": "20"}
         settings = settings_of(variables("kafka", way.port, **CREDENTIALS["kafka"]), **patient)
@@ -167,7 +167,7 @@ async def test_kafka_refuses_a_changed_password_on_reconnecting(secured, watch):
 
 async def test_each_refusal_by_kafka_raises_a_new_error(secured):
     topic, servers = new_topic(), secured("kafka")
-    async with proxy(servers.ports["before"], servers.ports["stable"]) as way:
+    async with servers.before_and_after() as way:
         settings = settings_of(variables("kafka", way.port, **CREDENTIALS["kafka"]), **QUICK)
         async with msight_bus.connect(settings) as bus, bus.subscribe(topic) as messages:
             publisher = await bus.publisher(topic).__aenter__()

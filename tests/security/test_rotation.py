@@ -111,7 +111,7 @@ async def test_kafka_reconnects_with_the_current_content_of_the_file(secured, tm
     file.write_text(PASSWORD + "\n")
     known = {"SASL_MECHANISM": "PLAIN", "SASL_USERNAME": USER, "SASL_PASSWORD_FILE": str(file)}
     patient = {**QUICK, "MSIGHT_CONNECT_TIMEOUT": "5", "MSIGHT_PUBLISH_TIMEOUT": "20"}
-    async with proxy(servers.ports["before"], servers.ports["stable"]) as way:
+    async with servers.before_and_after() as way:
         settings = settings_of(variables("kafka", way.port, **known), **patient)
         async with msight_bus.connect(settings, on_event=events.append) as bus, bus.subscribe(topic) as messages:
             await bus.publish(topic, b"before")

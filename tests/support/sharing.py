@@ -8,14 +8,14 @@ from threading import Thread
 from typing import Any
 
 
-def serve(answer: Callable[[Any], Any]) -> str:
-    """Answer each question in a thread; return the address."""
+def serve() -> str:
+    """Answer each question, a function without arguments, with its result, in a thread; return the address."""
     listener = Listener(family="AF_UNIX")
 
     def respond(connection: Connection) -> None:
         with connection:
             try:
-                connection.send(answer(connection.recv()))
+                connection.send(connection.recv()())
             except Exception as error:
                 connection.send(error)
 
@@ -27,8 +27,8 @@ def serve(answer: Callable[[Any], Any]) -> str:
     return str(listener.address)
 
 
-def ask(address: str, question: Any) -> Any:
-    """Return the answer to ``question``, or raise the error that the other process raised."""
+def ask(address: str, question: Callable[[], Any]) -> Any:
+    """Return what ``question`` returns in the other process, or raise the error that it raised there."""
     with Client(address) as connection:
         connection.send(question)
         answer = connection.recv()
