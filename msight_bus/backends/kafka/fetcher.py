@@ -18,6 +18,7 @@ from aiokafka.errors import (
 )
 
 from msight_bus.backends.kafka.aiokafka_compat import Client, FetchAnswer, FetchRequest
+from msight_bus.backends.kafka.batch_parsing import first_epoch
 from msight_bus.backends.kafka.errors import REFUSED, error_for
 from msight_bus.backends.kafka.partition import Partition
 from msight_bus.message import Message
@@ -25,7 +26,10 @@ from msight_bus.message import Message
 logger = logging.getLogger("msight_bus")
 
 _AGAIN_AFTER = 0.1
-"""Seconds until the next fetch from a broker that no longer leads a partition."""
+"""Seconds until the next fetch from a broker that no longer leads a partition, and until the first look-up of a leader."""
+
+_LOOK_UP_EVERY = 1.0
+"""Maximum seconds between two look-ups of a leader."""
 
 
 _SESSION_FROM = 32
@@ -48,6 +52,13 @@ class FetchListener(Protocol):
 
     def topic_missing(self) -> None:
         """Handle that a broker does not know the topic, which may have been deleted."""
+
+    async def truncated(self, partition: Partition) -> bool:
+        """Continue where the log was truncated; return whether it was.
+
+        Raises:
+            KafkaError: the leader did not respond.
+        """
 
     async def out_of_range(self, partition: Partition) -> None:
         """Set another position, because the log has no record at the current one.
@@ -157,6 +168,8 @@ class Fetcher:
             Exception: a bug.
         """
         fetching: dict[int, asyncio.Task[None]] = {}
+        clock = asyncio.get_running_loop().time
+        look_up_at, pause = 0.0, 0.0
         try:
             while True:
                 self._changed = asyncio.get_running_loop().create_future()
@@ -164,11 +177,15 @@ class Fetcher:
                 for node in leaders - fetching.keys():
                     if node is not None:
                         fetching[node] = asyncio.create_task(self._fetch(node), name=f"msight_bus fetch from {node}")
-                if None in leaders:
+                if None not in leaders:
+                    pause = 0.0
+                elif not pause or clock() >= look_up_at:  # each look-up that is answered sets `_changed`
                     self._client.force_metadata_update()
+                    pause = min(2 * pause, _LOOK_UP_EVERY) or _AGAIN_AFTER
+                    look_up_at = clock() + pause
                 await asyncio.wait(
                     (self._changed, *fetching.values()),
-                    timeout=_AGAIN_AFTER if None in leaders else None,
+                    timeout=max(0.0, look_up_at - clock()) if pause else None,
                     return_when=asyncio.FIRST_COMPLETED,
                 )
                 for node, task in list(fetching.items()):
@@ -219,6 +236,7 @@ class Fetcher:
             raise
         session.answered(fetched)
         errors: list[tuple[Partition, KafkaError]] = []
+        problems: list[Exception] = []
         for where, code, end, stable, aborted, data in fetched:
             partition = wanted[where]
             if not partition.owned or partition.ledger.expected != session.positions[where]:
@@ -229,6 +247,15 @@ class Fetcher:
             partition.end, partition.stable = end, stable
             if data:  # brokers fill an answer in the order of the request, and stop when it is full (KIP-74)
                 wanted[where] = wanted.pop(where)
+            if 0 <= partition.epoch < first_epoch(data):  # the first records of another leader
+                try:
+                    if await self._listener.truncated(partition):
+                        continue
+                except (KafkaError, OSError) as problem:
+                    problems.append(problem)
+                    continue
+                if not partition.owned:
+                    continue
             # No await between the check of `owned` and the queue.
             for messages in partition.read(data, aborted):
                 self._listener.fetched(messages)
@@ -236,7 +263,6 @@ class Fetcher:
                 await self.room.wait()
                 if not partition.owned:
                     break
-        problems: list[Exception] = []
         for partition, error in errors:
             try:
                 await self._handle(partition, error)

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from msight_bus import AuthenticationError, MessageTooLargeError
+from msight_bus import AuthenticationError, BusError
 from msight_bus.backends.kafka import consumer, fetch_failures
 from msight_bus.events import Gap
 from tests.support.kafka_admin import make
@@ -226,8 +226,12 @@ async def test_an_offset_out_of_range_begins_the_partition_again_only_if_its_log
 # -- answers to what was published
 
 
-async def test_a_refusal_after_an_unknown_outcome_costs_the_next_message_nothing(kafka, topic):
-    """The log has the first batch. The next one under its sequence numbers would be taken for its repetition."""
+@pytest.mark.parametrize("code", [10, 47, 59])
+async def test_a_refusal_after_an_unknown_outcome_costs_the_next_message_nothing(kafka, topic, code):
+    """The log has the first batch. The next one under its sequence numbers would be taken for its repetition.
+
+    MESSAGE_TOO_LARGE, INVALID_PRODUCER_EPOCH, UNKNOWN_PRODUCER_ID; the batch is not sent again with another producer id.
+    """
     answers = []
 
     def change(request, answer):
@@ -236,11 +240,11 @@ async def test_a_refusal_after_an_unknown_outcome_costs_the_next_message_nothing
         answers.append(answer)
         if len(answers) == 1:
             return None
-        return with_code(answer, topic, 10) if len(answers) == 2 else answer  # MESSAGE_TOO_LARGE
+        return with_code(answer, topic, code) if len(answers) == 2 else answer
 
     await make(kafka, topic)
     async with changing_answers(kafka, change) as way, way.connect() as bus:
-        with pytest.raises(MessageTooLargeError):
+        with pytest.raises(BusError):
             await bus.publish(topic, b"0")
         await bus.publish(topic, b"1")
         async with bus.subscribe(topic, start="earliest") as messages:
