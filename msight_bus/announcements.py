@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 
@@ -93,6 +93,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         name: the node's name; the workers of a group share the name.
         instance: random id, new at each start.
+        instance_id: identity of the worker that outlives a restart, from the node's configuration; ``None`` if it has none.
         present: whether the node holds its liveness subscription, ``_msight.alive.<instance>``.
         type: the node's class, for display.
         device: the node's device, for display.
@@ -126,6 +127,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     inputs: Annotated[tuple[Text, ...], msgspec.Meta(max_length=MAX_NAMED)] = ()
     more_inputs: Count = 0
     group_id: Name | None = None
+    instance_id: Name | None = None
     last_heartbeat: float = 0.0
     ended: bool = False
     metrics: NodeMetrics = NodeMetrics()
@@ -196,6 +198,7 @@ class ProgramInfo(msgspec.Struct, frozen=True, kw_only=True):
     more_topics: Count = 0
     last_heartbeat: float = 0.0
     ended: bool = False
+    instance_id: ClassVar[None] = None
 
     @property
     def label(self) -> str:

@@ -12,7 +12,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -65,6 +65,7 @@ _TICK = 0.25
 _ASKED_AT_ONCE = 64
 """Maximum number of nodes for which the broker is asked at a time."""
 
+
 class Listens(Protocol):
     """The part of `Core` that the registry uses."""
 
@@ -83,24 +84,38 @@ Key = tuple[str, str]
 InfoT = TypeVar("InfoT", NodeInfo, ProgramInfo)
 
 
+class _Heard(NamedTuple, Generic[InfoT]):
+    """What is known of one node or program.
+
+    Attributes:
+        info: the last announcement.
+        first, last: times of the first and the last announcement, by the observer's clock.
+        sent_at: time of the last announcement, by the clock of its host.
+    """
+
+    info: InfoT
+    first: float
+    last: float
+    sent_at: float
+
+
 class _Known(Generic[InfoT]):
     """The nodes, or the other programs, that have announced themselves.
 
     Attributes:
-        heard: by name and instance, in the order of the last announcement: the announcement, and the times of the first and the
-            last, by the observer's clock.
+        heard: by name and instance, in the order of the last announcement.
         gone: those without a liveness subscription, by the broker.
     """
 
     def __init__(self) -> None:
-        self.heard: OrderedDict[Key, tuple[InfoT, float, float]] = OrderedDict()
+        self.heard: OrderedDict[Key, _Heard[InfoT]] = OrderedDict()
         self.gone: set[Key] = set()
 
-    def hear(self, info: InfoT, now: float) -> None:
+    def hear(self, info: InfoT, now: float, sent_at: float) -> None:
         """Account for an announcement; evict the longest silent one if there are too many."""
         key = (info.name, info.instance)
         before = self.heard.get(key)
-        self.heard[key] = info, now if before is None else before[1], now
+        self.heard[key] = _Heard(info, now if before is None else before.first, now, sent_at)
         self.heard.move_to_end(key)
         self.gone.discard(key)
         if len(self.heard) > MAX_NODES:
@@ -110,9 +125,10 @@ class _Known(Generic[InfoT]):
         """Return all with their status, sorted by name; forget those that ended or were lost long ago, or are replaced."""
         shown: list[InfoT] = []
         later: dict[tuple[str, str], float] = {}  # when the latest one of this name and host was first heard
-        for info, first, _ in self.heard.values():
+        for info, first, _, _ in self.heard.values():
             later[info.name, info.host] = max(first, later.get((info.name, info.host), first))
-        for key, (info, _, heard_at) in list(self.heard.items()):
+        restarted = self._restarted()
+        for key, (info, _, heard_at, _) in list(self.heard.items()):
             silent = now - heard_at
             lost = not info.ended and (key in self.gone or silent > _MISSED_HEARTBEATS * info.heartbeat_interval)
             replaced = lost and info.host and later[info.name, info.host] > heard_at
@@ -120,14 +136,31 @@ class _Known(Generic[InfoT]):
             if replaced or old:
                 del self.heard[key]
                 self.gone.discard(key)
-            else:
+            elif key not in restarted:
                 shown.append(msgspec.structs.replace(info, status=NodeStatus.LOST) if lost else info)
         return sorted(shown, key=lambda info: (info.name, info.started_at, info.instance))
+
+    def _restarted(self) -> set[Key]:
+        """Return the earlier runs of workers that were started again: same name, host and ``instance_id``, and not heard since.
+
+        An earlier run that is heard again still runs, beside the later one.
+        """
+        runs: dict[tuple[str, str, str], list[tuple[Key, _Heard[InfoT]]]] = {}
+        for key, one in self.heard.items():
+            if one.info.host and one.info.instance_id is not None:
+                runs.setdefault((one.info.name, one.info.host, one.info.instance_id), []).append((key, one))
+        found: set[Key] = set()
+        for several in runs.values():
+            latest, last = max(several, key=lambda run: (run[1].info.started_at, run[1].first))
+            for key, one in several:
+                if key != latest and one.last <= last.first and one.sent_at < last.info.started_at:
+                    found.add(key)
+        return found
 
     def late(self, now: float, quiet_until: float) -> list[Key]:
         """Return those whose heartbeat is late and for which the broker can be asked, at most `_ASKED_AT_ONCE`."""
         late: list[Key] = []
-        for key, (info, _, heard_at) in self.heard.items():
+        for key, (info, _, heard_at, _) in self.heard.items():
             silent = now - max(heard_at, quiet_until)
             if silent > _ASKED_AFTER * info.heartbeat_interval and info.present and not info.ended:
                 late.append(key)
@@ -136,7 +169,7 @@ class _Known(Generic[InfoT]):
     @property
     def shortest_interval(self) -> float:
         """The shortest heartbeat interval, in seconds, at most 1."""
-        return min((info.heartbeat_interval for info, _, _ in self.heard.values()), default=1.0)
+        return min((info.heartbeat_interval for info, _, _, _ in self.heard.values()), default=1.0)
 
 
 class Registry:
@@ -344,6 +377,7 @@ class Registry:
         if isinstance(info, NodeInfo):
             output = info.output and (here(info.output) or info.output)
             inputs = tuple(here(entry) or entry for entry in info.inputs)
+            sent_at = info.last_heartbeat
             info = msgspec.structs.replace(
                 info,
                 last_heartbeat=message.received_at,
@@ -352,10 +386,11 @@ class Registry:
                 subscribe_topic=inputs[0] if len(inputs) == 1 and not info.more_inputs else None,
                 inputs=inputs,
             )
-            self._nodes.hear(info, now)
+            self._nodes.hear(info, now, sent_at)
         elif info is not None:
             topics = tuple([msgspec.structs.replace(one, topic=here(one.topic) or one.topic) for one in info.topics])
-            self._programs.hear(msgspec.structs.replace(info, last_heartbeat=message.received_at, topics=topics), now)
+            heard = msgspec.structs.replace(info, last_heartbeat=message.received_at, topics=topics)
+            self._programs.hear(heard, now, info.last_heartbeat)
         else:
             self.ignored += 1
 
