@@ -1,8 +1,8 @@
 """``python -m benchmarks.comeback``: measure how soon a restarted member of a Kafka group receives its first message.
 
 A member is started, receives a message, is killed (SIGKILL) and started again. The broker assigns the partitions to the new
-member after the session timeout of the killed one. Every client has a session timeout of 10 s, the bus's default; the default of
-confluent-kafka is 45 s.
+member after the session timeout of the killed one, and to a node with the ``instance_id`` of the killed one at once. Every client
+has a session timeout of 10 s, the bus's default; the default of confluent-kafka is 45 s.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 
 import benchmarks.peers  # noqa: F401 - finds those that are installed
-from msight_bus import QueuePolicy, brokers, connect
+from msight_bus import NodeConfig, QueuePolicy, SinkNode, brokers, connect
 from msight_bus.settings import BusSettings
 
 TOPIC = "comeback"
@@ -37,6 +37,23 @@ async def _bus(servers: str, group: str) -> None:
     ):
         async for _ in messages:
             print(time.time(), flush=True)
+
+
+class _Print(SinkNode):
+    async def on_message(self, data: Any) -> None:
+        print(time.time(), flush=True)
+
+
+async def _node(servers: str, group: str, instance_id: str | None = None) -> None:
+    config = NodeConfig(
+        name="member", subscribe_topic_name=TOPIC, group_id=group, queue=QueuePolicy.block(100), instance_id=instance_id
+    )
+    async with connect(BusSettings(backend="kafka", kafka={"servers": servers})) as bus:
+        await _Print(config).run(bus)
+
+
+async def _node_with_instance_id(servers: str, group: str) -> None:
+    await _node(servers, group, "worker-1")
 
 
 async def _aiokafka(servers: str, group: str) -> None:
@@ -71,7 +88,13 @@ async def _confluent(servers: str, group: str) -> None:
             print(time.time(), flush=True)
 
 
-_CLIENTS = {"bus": _bus, "aiokafka": _aiokafka, "confluent-kafka": _confluent}
+_CLIENTS = {
+    "bus": _bus,
+    "node": _node,
+    "node.instance_id": _node_with_instance_id,
+    "aiokafka": _aiokafka,
+    "confluent-kafka": _confluent,
+}
 
 
 def _first_message(client: str, servers: str, group: str) -> tuple[float, subprocess.Popen[str]]:

@@ -356,11 +356,12 @@ class Core:
         options: SubscriptionOptions = SubscriptionOptions(),  # noqa: B008 - it is frozen
         report: Callable[[BusEvent], None] | None = None,
         on_drop: Callable[[Sequence[Message], str], None] | None = None,
+        instance_id: str | None = None,
     ) -> Subscription[Any]:
         """Make a subscription to topics, which may be reserved topics, and patterns (`Bus.subscribe`).
 
         ``report`` is called with the events of the subscription and passes them to `reporter`; ``on_drop`` is called with
-        messages that are dropped and the cause.
+        messages that are dropped and the cause; ``instance_id`` is that of the `Selection`.
 
         Raises:
             TopicError: as `on_broker`.
@@ -379,7 +380,7 @@ class Core:
             self._warn_of_group(group_id, topics)
         return Subscription(
             self.backend,
-            self._selection(topics, group_id, queue or self._default_queue, start),
+            replace(self._selection(topics, group_id, queue or self._default_queue, start), instance_id=instance_id),
             options,
             limits=self.limits,
             clock=self.clock,

@@ -48,7 +48,9 @@ class Clock:
 
 
 async def test_a_node_is_listed_with_its_configuration_and_metrics(backend, topic):
-    config = NodeConfig(name="counter", subscribe_topic_name=topic, heartbeat_update_interval=0.05)
+    config = NodeConfig(
+        name="counter", subscribe_topic_name=topic, heartbeat_update_interval=0.05, instance_id="worker-1"
+    )
     async with backend.connect() as bus, backend.connect() as observer:
         registry = await observer.nodes()
         sink = Collect(config)
@@ -60,7 +62,7 @@ async def test_a_node_is_listed_with_its_configuration_and_metrics(backend, topi
             seen = registry["counter"]
             assert (seen.type, seen.subscribe_topic, seen.publish_topic) == ("Collect", topic, None)
             assert seen.group_id == ("counter_group" if bus.capabilities.persistence else None)
-            assert seen.heartbeat_interval == 0.05
+            assert (seen.heartbeat_interval, seen.instance_id) == (0.05, "worker-1")
             assert seen.last_heartbeat >= seen.started_at - 1
         await registry.wait_until(lambda nodes: nodes["counter"].status == "STOPPED")
         assert registry["counter"].ended
@@ -223,6 +225,47 @@ def test_the_next_run_on_a_host_replaces_a_lost_run_only():
         "unknown": "LOST",
         "next.unknown": "RUNNING",
     }
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_worker_that_is_started_again_replaces_its_earlier_run(ended):
+    clock = Clock()
+    registry = Registry(None, clock=clock)
+
+    def hear(instance, started_at, **fields):
+        clock.now += 1
+        made = info(instance=instance, started_at=started_at, last_heartbeat=clock.now, **fields)
+        registry._observe(Message(NODES_TOPIC, announcement(made)))
+
+    def known():
+        return [seen.instance for seen in registry]
+
+    worker = {"instance_id": "worker-1"}
+    others = {"other": {"instance_id": "worker-2"}, "none": {}, "host": {**worker, "host": "there"}}
+    for instance, fields in {**others, "name": {**worker, "name": "other"}, "old": worker}.items():
+        hear(instance, clock.now, ended=ended, **fields)
+    assert known() == ["other", "none", "host", "old", "name"]
+    hear("new", clock.now + 1, **worker)
+    hear("next-none", clock.now + 1)
+    assert known() == ["other", "none", "host", "new", "next-none", "name"]
+    clock.now += FORGET_AFTER + 1
+    hear("new", 1005.0, **worker)
+    assert known() == ["new"]
+
+
+@pytest.mark.parametrize("late", [True, False], ids=["late observer", "observer"])
+def test_two_running_workers_of_one_identity_are_both_listed(late):
+    """A late observer hears both for the first time, the one that was started first in either order."""
+    for order in (("old", "new"), ("new", "old")):
+        clock = Clock()
+        registry = Registry(None, clock=clock)
+        heard = [("old", 1.0), *((one, 20.0) for one in order)]
+        for instance, sent_at in heard[late:]:
+            clock.now += 1
+            started_at = {"old": 0.0, "new": 10.0}[instance]
+            made = info(instance=instance, instance_id="w", started_at=started_at, last_heartbeat=sent_at)
+            registry._observe(Message(NODES_TOPIC, announcement(made)))
+        assert [seen.instance for seen in registry] == ["old", "new"]
 
 
 def test_heartbeats_are_by_the_observers_clock_and_the_latest_instance_is_returned():

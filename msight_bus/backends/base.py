@@ -55,6 +55,7 @@ class Selection:
         patterns: the patterns, in the given order. A topic that several patterns match belongs to the first; a topic that is
             given by name belongs to no pattern (`owner`).
         topic_map: the topics that have other names on the broker.
+        instance_id: identity of this member of the group that outlives a restart (`NodeConfig.instance_id`); used by Kafka only.
         mapped: names on the broker of the mapped topics that belong to a pattern. The broker's own pattern need not match them.
     """
 
@@ -64,6 +65,7 @@ class Selection:
     start: Position
     patterns: tuple[TopicPattern, ...] = ()
     topic_map: TopicMap = TopicMap()  # noqa: RUF009 - immutable
+    instance_id: str | None = None
     mapped: frozenset[str] = field(init=False, repr=False, compare=False)
     _named: frozenset[str] = field(init=False, repr=False, compare=False)
 

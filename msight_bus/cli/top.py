@@ -139,7 +139,9 @@ class NodeTable:
     def _cells(self, info: Info, ends: _Ends) -> tuple[str, ...]:
         cells = _node_cells(info, ends) if isinstance(info, NodeInfo) else _program_cells(info, ends)
         return (
-            f"{info.label}\n{info.host}\n{info.instance[:8]}" if ends.names[info.label] > 1 else info.label,
+            f"{info.label}\n{info.host}\n{info.instance_id or info.instance[:8]}"
+            if ends.names[info.label] > 1
+            else info.label,
             *cells,
             info.status.value,
             f"{max(0.0, time.time() - info.last_heartbeat):.0f} s",

@@ -48,6 +48,7 @@ EVERYWHERE: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
     nodes.failing,
     nodes.lost_programs,
     nodes.same_name,
+    nodes.same_instance_id,
     nodes.clocks,
     nodes.unpublished,
     nodes.silent,

@@ -68,6 +68,22 @@ def same_name(evidence: Evidence) -> Iterator[Finding]:
             yield Finding("names", problem, f'Rename one of them: `NodeConfig(name="{name}-2", ...)`.')
 
 
+def same_instance_id(evidence: Evidence) -> Iterator[Finding]:
+    """Find running nodes with one name and one ``instance_id``, which must be unique among the workers of a node."""
+    named: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for info in filter(evidence.concerns, evidence.running_nodes()):
+        if info.instance_id is not None:
+            named[info.name, info.instance_id].append(info.host or "an unknown host")
+    for (name, instance_id), hosts in named.items():
+        if len(hosts) > 1:
+            where = ", ".join(sorted(hosts)[:5])
+            yield Finding(
+                "instance ids",
+                f"{len(hosts)} running nodes named {name} have the instance_id {instance_id} (on {where}).",
+                f'Stop one of them, or give each its own: `NodeConfig(name="{name}", instance_id="{instance_id}-2", ...)`.',
+            )
+
+
 def _path(info: NodeInfo) -> str:
     group = f" in group {info.group_id}" if info.group_id else ""
     return f"{', '.join(info.inputs) or 'no input'} -> {info.output or 'no output'}{group}"

@@ -59,6 +59,13 @@ class NodeConfig:
         spread: on Kafka, whether outputs without a key go to all partitions in turn, so that a group shares them and order
             holds within a partition only; default: ``MSIGHT_KAFKA_UNKEYED``.
         start: where a group without a committed position begins, see `Bus.subscribe`; default ``"latest"``.
+        instance_id: stable identity of this worker, such as ``"worker-1"``, unique among the workers of the node; default: none.
+            In a registry, a worker that is started again replaces its earlier entry. On Kafka, this is the ``group.instance.id``:
+            a worker that is killed or stopped, and started again within ``MSIGHT_KAFKA_SESSION_TIMEOUT``, gets its partitions
+            at once, and the other workers keep theirs. Until that time is over, no other worker gets the partitions: as with
+            Kafka's Java client, a worker with this identity does not leave the group, also when it stops in order. A second
+            running worker with the same identity ends the first with a `ClosedError`; on other backends both run, and
+            ``msight-bus doctor`` reports them.
 
     Raises:
         ConfigError: one or more fields are wrong; the error lists all of them.
@@ -86,6 +93,7 @@ class NodeConfig:
     while_disconnected: Literal["wait", "drop"] = "wait"
     spread: bool | None = None
     start: Start | None = None
+    instance_id: str | None = None
 
     def __new__(cls, *_: Any, **given: Any) -> Self:
         """
@@ -242,4 +250,8 @@ _CHECKS: dict[str, Check] = {
     "key": (lambda value: isinstance(value, str) and _passes(check_key)(value), "is a str such as 'cam_ne'"),
     "while_disconnected": (_one_of("wait", "drop"), "is 'wait' or 'drop'"),
     "spread": (_one_of(True, False), "is True or False"),
+    "instance_id": (
+        _passes(check_group),
+        f"is letters, digits, '_' and '-', in parts joined by dots, at most {MAX_TOPIC_BYTES} bytes, such as 'worker-1'",
+    ),
 }

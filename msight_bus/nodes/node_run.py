@@ -293,6 +293,7 @@ class NodeRun:
         return NodeInfo(
             name=self.name,
             instance=self._announcer.instance,
+            instance_id=self.config.instance_id,
             type=printable(self.kind),
             device=printable(self.bus.core.name),
             host=printable(socket.gethostname()),

@@ -80,6 +80,7 @@ async def _consume(run: NodeRun, handler: Handler) -> None:
             ),
             report=run.report,
             on_drop=run.dropped,
+            instance_id=config.instance_id,
         )
         await stack.enter_async_context(subscription)
         window = InputWindow(run, handler, subscription, publisher)

@@ -118,12 +118,14 @@ def test_rows_of_one_name_show_host_and_instance():
         registry_of(
             info(instance="aaaa1111", host="edge-1", subscribe_topic="cam"),
             info(instance="bbbb2222", host="edge-2", subscribe_topic="cam"),
+            info(instance="dddd4444", host="edge-2", subscribe_topic="cam", instance_id="worker-4"),
             info(name="alone", instance="cccc3333", host="edge-3", subscribe_topic="cam"),
         )
     )
-    for part in ("edge-1", "aaaa1111", "edge-2", "bbbb2222"):
+    for part in ("edge-1", "aaaa1111", "edge-2", "bbbb2222", "worker-4"):
         assert part in text
     assert "edge-3" not in text
+    assert "dddd4444" not in text
 
 
 def test_a_topic_without_another_end_is_marked():

@@ -19,6 +19,7 @@ from msight_bus.doctor.nodes import (
     ends,
     failing,
     lost_programs,
+    same_instance_id,
     same_name,
     silent,
     unpublished,
@@ -119,6 +120,40 @@ def test_two_nodes_of_one_name(kind, topic):
         assert f'`NodeConfig(name="{name}-2", ...)`' in faults[0]["advice"]
     with in_a_thread(backend, nodes((Slow, one), (Slow, one))):
         assert examine(backend, f"{topic}.>")[:2] == (0, [])
+
+
+@pytest.mark.parametrize("kind", LIVE)
+def test_two_workers_of_one_identity(kind, topic):
+    backend = make_backend_alone(kind)
+    name = topic.replace(".", "-")
+    one, other = [
+        {"name": name, "publish_topic_name": topic, "instance_id": identity} for identity in ("worker-1", "worker-2")
+    ]
+    with in_a_thread(backend, nodes((Slow, one), (Slow, one))):
+        status, faults, _ = examine(backend, topic)
+        assert (status, [fault["check"] for fault in faults]) == (1, ["instance ids"])
+        assert f"2 running nodes named {name} have the instance_id worker-1" in faults[0]["problem"]
+        assert 'instance_id="worker-1-2"' in faults[0]["advice"]
+    with in_a_thread(backend, nodes((Slow, one), (Slow, other))):
+        assert examine(backend, topic)[:2] == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("fields", "found"),
+    [
+        ({}, 1),
+        ({"host": "there"}, 1),
+        ({"ended": True}, 0),
+        ({"status": NodeStatus.LOST}, 0),
+        ({"name": "other"}, 0),
+        ({"instance_id": "v"}, 0),
+        ({"instance_id": None}, 0),
+    ],
+)
+def test_an_identity_is_unique_among_the_running_workers_of_a_node(fields, found):
+    one = announcement(host="h", instance_id="w")
+    evidence = Evidence(BusSettings(environ={}), nodes=[one, msgspec.structs.replace(one, instance="j", **fields)])
+    assert len(list(same_instance_id(evidence))) == found
 
 
 @pytest.mark.parametrize(("ahead", "words"), [(30, "ahead of"), (-30, "behind")])

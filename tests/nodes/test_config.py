@@ -40,6 +40,7 @@ def test_the_fields_are_those_of_msight_and_a_few_more():
         "while_disconnected",
         "spread",
         "start",
+        "instance_id",
     ]
     assert [field.name for field in dataclasses.fields(NodeConfig)] == [*MSIGHT_FIELDS, *more]
 
@@ -70,6 +71,7 @@ def test_everything_at_once_can_be_right():
         lifespan=1,
         dead_letter_topic_name="cam.dead",
         start="earliest",
+        instance_id="worker-1",
     )
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.gap = 3
@@ -104,6 +106,11 @@ def test_everything_at_once_can_be_right():
         ("concurrency", True),
         ("concurrency", 1001),
         ("dead_letter_topic_name", "a b"),
+        ("instance_id", ""),
+        ("instance_id", "worker 1"),
+        ("instance_id", "."),
+        ("instance_id", "w" * 201),
+        ("instance_id", 1),
     ],
 )
 def test_a_wrong_value_names_its_field(field, value):

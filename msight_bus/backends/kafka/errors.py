@@ -10,6 +10,7 @@ import aiokafka.errors as kafka_errors
 from msight_bus.errors import (
     AuthenticationError,
     BusError,
+    ClosedError,
     ConnectionLostError,
     MessageTooLargeError,
     PublishTimeoutError,
@@ -46,6 +47,16 @@ class NetworkExceptionError(kafka_errors.BrokerResponseError):
     invalid_metadata = True
 
 
+class FencedInstanceIdError(kafka_errors.BrokerResponseError):
+    """FENCED_INSTANCE_ID, which aiokafka does not define: a newer member has the same ``group.instance.id``.
+
+    The arguments are the group and the ``group.instance.id``.
+    """
+
+    errno = 82
+    message = "FENCED_INSTANCE_ID"
+
+
 class UnreachableBrokerError(kafka_errors.NodeNotReadyError):
     """A broker cannot be reached at its advertised address; the text has the address and the reason."""
 
@@ -68,8 +79,9 @@ REFUSED = (
     kafka_errors.ClusterAuthorizationFailedError,
     kafka_errors.SaslAuthenticationFailed,
     kafka_errors.UnsupportedSaslMechanismError,
+    FencedInstanceIdError,
 )
-"""Errors that no retry resolves: wrong credentials or missing permissions."""
+"""Errors that no retry resolves: wrong credentials, missing permissions, or a newer member with the same identity."""
 
 _NOT_PERMITTED = (
     kafka_errors.TopicAuthorizationFailedError,
@@ -96,6 +108,12 @@ def translate(error: BaseException, operation: Operation, where: str = "") -> Bu
     if (certificate := find_refused_certificate(error)) is not None:
         return AuthenticationError(
             f"TLS with {kafka} was refused over a certificate: {certificate}; check the MSIGHT_KAFKA_TLS_ variables."
+        )
+    if isinstance(error, FencedInstanceIdError):
+        group, instance_id = error.args
+        return ClosedError(
+            f"{kafka}: another member of the group {group!r} has started with the instance_id {instance_id!r} and has taken over "
+            "the partitions. Give each worker an instance_id of its own, or stop a worker before starting it again."
         )
     if isinstance(error, _NOT_PERMITTED):
         return AuthenticationError(

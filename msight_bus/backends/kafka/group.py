@@ -25,9 +25,9 @@ from aiokafka.errors import KafkaError, RebalanceInProgressError
 from msight_bus.backends.deadlines import loop_timeout
 from msight_bus.backends.kafka.aiokafka_compat import LATEST, Member
 from msight_bus.backends.kafka.consumer import KafkaConsumer
-from msight_bus.backends.kafka.errors import REFUSED, translate
+from msight_bus.backends.kafka.errors import REFUSED, FencedInstanceIdError, translate
 from msight_bus.backends.kafka.start_offsets import Moment, list_offsets, moment_of
-from msight_bus.errors import BusError, ConnectionLostError, fresh
+from msight_bus.errors import BusError, ClosedError, ConnectionLostError, fresh
 
 logger = logging.getLogger("msight_bus")
 
@@ -96,6 +96,7 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
             self._group_id,
             self._settings.kafka.session_timeout,
             self,
+            instance_id=self._selection.instance_id,
             before_join=self._match if self._selection.patterns else _nothing,
         )
         fetching = self._begin_fetching(self.client.background_task, self._member.background_task)
@@ -221,6 +222,11 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
         except KafkaError as error:
             self.failed(error)  # aiokafka retries once the error was raised
 
+    def _fail(self, error: BusError) -> None:
+        if isinstance(error, ClosedError):  # another member reads the partitions
+            self._discard()
+        super()._fail(error)
+
     # -- rebalances: aiokafka awaits both methods, and sends no heartbeat during the second
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
@@ -256,9 +262,13 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
         except BusError as error:
             logger.warning("Commit failed at a rebalance; records are redelivered: %s", error)
         finally:
-            gone = set(self.partitions.values())
-            self._fetcher.assign({})
-            self._inbox.discard(lambda message: message._settlement in gone, "revoked")
+            self._discard()
+
+    def _discard(self) -> None:
+        """Stop fetching from all partitions, and discard their queued records."""
+        gone = set(self.partitions.values())
+        self._fetcher.assign({})
+        self._inbox.discard(lambda message: message._settlement in gone, "revoked")
 
     async def _assign(self, own: list[TopicPartition]) -> None:
         async with loop_timeout(self._settings.kafka.session_timeout * 0.6):
@@ -412,6 +422,9 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
                 )
         except TimeoutError as error:
             raise BusError(f"Kafka did not confirm a commit of {self.name!r} within {within:.2g} s.") from error
+        except FencedInstanceIdError as error:
+            self._fail(translate(error, "subscribe"))
+            return
         except KafkaError as error:
             raise translate(error, "subscribe") from error
         for where in finished.keys() - missing:

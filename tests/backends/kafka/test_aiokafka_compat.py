@@ -15,11 +15,14 @@ import pytest
 from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import AIOKafkaConnection
 from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.protocol.commit import OffsetCommitRequest
+from aiokafka.protocol.group import HeartbeatRequest
 
 import msight_bus
 from msight_bus import BusError
 from msight_bus.backends import kafka as package
 from msight_bus.backends.kafka.aiokafka_compat import AIOKAFKA
+from msight_bus.backends.kafka.aiokafka_compat.static_membership import with_instance_id
 from tests.support.listeners import fake
 from tests.support.servers import variables
 from tests.support.talking import settings_of
@@ -82,6 +85,21 @@ async def test_a_missing_attribute_is_an_error_before_anything_is_connected(owne
             async with msight_bus.connect(settings_of(variables("kafka", way.port))):
                 pass
         assert way.connections == 0
+
+
+@pytest.mark.parametrize(
+    ("request_of", "versions"),
+    [
+        (lambda: HeartbeatRequest("g", 1, "m"), {3: 3, 2: 1}),
+        (lambda: OffsetCommitRequest("g", 1, "m", -1, [("t", [(0, 5, "")])]), {9: 7, 6: 3}),
+    ],
+    ids=["heartbeat", "commit"],
+)
+def test_a_broker_before_static_membership_gets_the_requests_of_aiokafka(request_of, versions):
+    for newest, used in versions.items():
+        request = with_instance_id(request_of(), "worker-1")
+        built = request.prepare({request.API_KEY: (0, newest)})
+        assert (built.API_VERSION, b"worker-1" in built.encode()) == (used, newest != min(versions))
 
 
 def test_a_missing_name_is_an_error_at_import():

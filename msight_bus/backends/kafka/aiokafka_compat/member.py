@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -20,8 +21,11 @@ from aiokafka.coordinator.protocol import (
 )
 from aiokafka.protocol.admin import DescribeGroupsRequest
 from aiokafka.protocol.commit import OffsetCommitRequest, OffsetFetchRequest
+from aiokafka.protocol.group import LeaveGroupRequest
 
 from msight_bus.backends.kafka.aiokafka_compat.client import Client, end_tasks
+from msight_bus.backends.kafka.aiokafka_compat.static_membership import error_codes, with_instance_id
+from msight_bus.backends.kafka.errors import FencedInstanceIdError
 
 _NEVER_MS = 2**31 - 1
 _MARK = b"msight_bus"
@@ -35,6 +39,10 @@ _missing: ContextVar[set[TopicPartition]] = ContextVar("missing")
 
 _RETRY_AFTER = 0.1
 """Seconds between two commits of partitions that do not exist yet."""
+
+
+class _OutdatedAssignmentError(Exception):
+    """A static member was given the assignment of its predecessor, which does not fit its topics."""
 
 
 class MarkingAssignor(RoundRobinPartitionAssignor):
@@ -75,6 +83,8 @@ class MarkingAssignor(RoundRobinPartitionAssignor):
 class Member(GroupCoordinator):
     """A member of a consumer group. Joins, and rejoins after each rebalance, until closed."""
 
+    _group_subscription: Any  # the topics whose partitions the member watches as the leader of its group; else None
+
     def __init__(
         self,
         client: Client,
@@ -83,6 +93,7 @@ class Member(GroupCoordinator):
         session_timeout: float,
         listener: ConsumerRebalanceListener,
         *,
+        instance_id: str | None,
         before_join: Callable[[], Awaitable[None]],
     ) -> None:
         """
@@ -92,9 +103,14 @@ class Member(GroupCoordinator):
             group_id: the group to join.
             session_timeout: seconds without a heartbeat after which the coordinator removes the member.
             listener: called at each rebalance.
+            instance_id: the ``group.instance.id`` of a static member; ``None``: the member is not static, and leaves the group at
+                its end.
             before_join: awaited before each attempt to join; can call `subscribe`.
         """
         self._before_join = before_join
+        self._instance_id = instance_id
+        self._is_fenced = False
+        self._was_assigned = False
         subscription = SubscriptionState()
         subscription.register_fetch_waiters(set())
         subscription.subscribe(set(topics), listener)
@@ -103,6 +119,7 @@ class Member(GroupCoordinator):
             client,
             subscription,
             group_id=group_id,
+            group_instance_id=instance_id,
             session_timeout_ms=session_ms,
             rebalance_timeout_ms=session_ms,
             heartbeat_interval_ms=min(2000, session_ms // 3),
@@ -125,7 +142,15 @@ class Member(GroupCoordinator):
     async def ensure_active_group(self, subscription: Any, prev_assignment: Any) -> Any:
         """Join the group; return ``None`` to be called again, because the subscription was replaced or the join failed."""
         await self._before_join()
-        return await super().ensure_active_group(subscription, prev_assignment) if subscription.active else None
+        if not subscription.active:
+            return None
+        try:
+            return await super().ensure_active_group(subscription, prev_assignment)
+        except _OutdatedAssignmentError:  # a member that leaves and joins again causes a rebalance
+            with suppress(kafka_errors.KafkaError):
+                await self._send_req(LeaveGroupRequest(self.group_id, self.member_id))
+            self.reset_generation()
+            return None
 
     @property
     def background_task(self) -> asyncio.Task[None]:
@@ -147,8 +172,10 @@ class Member(GroupCoordinator):
         """Raise the error of the last join, which aiokafka raises only in a fetch and retries afterwards.
 
         Raises:
+            FencedInstanceIdError: another member has started with the same ``group.instance.id``.
             KafkaError: the member could not join, for example without permission.
         """
+        self._check_fenced()
         if self._coordination_task.done():
             return  # whoever watches `background_task` handles its error
         # aiokafka restarts these tasks only at the next rebalance.
@@ -195,8 +222,18 @@ class Member(GroupCoordinator):
             _missing.reset(token)
         return missing
 
+    def _check_fenced(self) -> None:
+        if self._is_fenced:
+            raise FencedInstanceIdError(self.group_id, self._instance_id)
+
     async def _send_req(self, request: Any) -> Any:
-        response = await super()._send_req(request)
+        self._check_fenced()
+        if self._instance_id is None:
+            response = await super()._send_req(request)
+        else:
+            response = await super()._send_req(with_instance_id(request, self._instance_id))
+            self._is_fenced |= FencedInstanceIdError.errno in error_codes(request, response)
+            self._check_fenced()
         if isinstance(request, OffsetFetchRequest):
             self._raise(getattr(response, "error_code", 0))
         if isinstance(request, OffsetCommitRequest):
@@ -227,6 +264,44 @@ class Member(GroupCoordinator):
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         return task
 
+    async def _on_join_complete(self, generation: int, member_id: str, protocol: str, assignment: bytes) -> None:
+        """Take over an assignment.
+
+        Raises:
+            _OutdatedAssignmentError: a static member was given an assignment that does not fit its topics.
+        """
+        if self._instance_id is not None:
+            if await self._is_outdated(assignment):
+                raise _OutdatedAssignmentError
+            if self._group_subscription is None:
+                # The coordinator does not tell a leader that comes back that it leads the group (before KIP-814). A leader has to
+                # join again when partitions are added; for other members, that has no effect.
+                self._group_subscription = self.topics
+                self._metadata_snapshot = self._get_metadata_snapshot()
+        await super()._on_join_complete(generation, member_id, protocol, assignment)
+
+    async def _is_outdated(self, assignment: bytes) -> bool:
+        """Return whether partitions of a topic are assigned that is not subscribed to, or, at the first assignment, partitions
+        of a subscribed topic to no member.
+
+        A static member that comes back gets the last assignment of its predecessor, although it may subscribe to other topics.
+        """
+        own = ConsumerProtocol.ASSIGNMENT.decode(assignment).partitions()
+        if any(where.topic not in self.topics for where in own):
+            return True
+        if self._was_assigned:
+            return False
+        self._was_assigned = True
+        try:
+            members = await self._assignments()
+        except kafka_errors.KafkaError:
+            return False
+        taken = {where for _, partitions in members or () for where in partitions}
+        everything = {
+            TopicPartition(topic, number) for topic in self.topics for number in self._client.partitions(topic)
+        }
+        return members is not None and not everything <= taken
+
     async def partitions_of_peers(self) -> set[TopicPartition] | None:
         """Return the partitions of the group's members that run this library.
 
@@ -236,6 +311,11 @@ class Member(GroupCoordinator):
             RebalanceInProgressError: a rebalance is in progress.
             KafkaError: the coordinator did not respond, or has moved.
         """
+        members = await self._assignments()
+        return None if members is None else {where for is_peer, own in members if is_peer for where in own}
+
+    async def _assignments(self) -> list[tuple[bool, list[TopicPartition]]] | None:
+        """Return for each member of the group whether it runs this library, and its partitions; see `partitions_of_peers`."""
         response = await self._send_req(DescribeGroupsRequest([self.group_id]))
         ((code, _, state, _, _, members, *_),) = response.groups
         if state in ("PreparingRebalance", "CompletingRebalance"):
@@ -244,14 +324,14 @@ class Member(GroupCoordinator):
             self._raise(code)
         if code or state != "Stable":
             return None
-        partitions: set[TopicPartition] = set()
+        found = []
         for _, _, _, metadata, assignment in members:
             try:
-                if ConsumerProtocol.METADATA.decode(metadata).user_data == _MARK:
-                    partitions.update(ConsumerProtocol.ASSIGNMENT.decode(assignment).partitions())
+                is_peer = ConsumerProtocol.METADATA.decode(metadata).user_data == _MARK
+                found.append((is_peer, ConsumerProtocol.ASSIGNMENT.decode(assignment).partitions()))
             except (ValueError, struct.error):
                 continue  # a member of another client library
-        return partitions
+        return found
 
     async def aclose(self, leave_within: float) -> None:
         """End the member's tasks and leave the group, waiting at most ``leave_within`` seconds for the coordinator."""
