@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import signal
+import socket
+import subprocess
+import sys
 
 import pytest
 
 from msight_bus import DrainTimeoutError
 from msight_bus.nodes import NodeConfig, ProcessingNode, SinkNode, SourceNode, run_until
 from tests.support.nodes import Apply, Collect, Numbers, running, start
+from tests.support.programs import environment, program, ready
 from tests.support.receiving import take
 
 
@@ -207,6 +212,112 @@ async def test_a_source_that_does_not_end_is_named_at_the_deadline(memory, how):
         stop.set()
         with pytest.raises(DrainTimeoutError, match=r"left: node mine \(in stream\)"):
             await task
+
+
+SILENT = """
+from msight_bus.nodes import NodeConfig, SinkNode, run_nodes
+
+class Sink(SinkNode):
+    async def on_message(self, data):
+        pass
+
+run_nodes(Sink(NodeConfig(name="sink", subscribe_topic_name="a")))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_connecting_ends_the_program(tmp_path, number):
+    """The first process of a container ignores a SIGTERM without a handler."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        env = environment(MSIGHT_PUBSUB_BACKEND="redis", MSIGHT_REDIS_MESSAGE_BROKER_PORT=f"{port}")
+        with subprocess.Popen(
+            [sys.executable, program(tmp_path, SILENT)], env=env, stderr=subprocess.PIPE, text=True
+        ) as process:
+            try:
+                server.settimeout(50)
+                with server.accept()[0]:
+                    process.send_signal(number)
+                    _, said = process.communicate(timeout=50)
+            finally:
+                process.kill()
+    assert process.returncode == 0, said
+    assert "Stopped before the bus was connected" in said
+    assert "Traceback" not in said
+
+
+TWICE = """
+import asyncio, os, signal, sys
+if "no-uvloop" in sys.argv:
+    sys.modules["uvloop"] = None
+from msight_bus.nodes import NodeConfig, SinkNode, SourceNode, run_nodes
+
+BOTH = signal.SIGTERM, signal.SIGINT
+
+class Source(SourceNode):
+    async def stream(self):
+        for number in range(50):
+            yield b"%d" % number
+            await asyncio.sleep(0)
+        await asyncio.Event().wait()
+
+class Sink(SinkNode):
+    taken = 0
+    async def on_message(self, data):
+        self.taken += 1
+        if self.taken == 50:
+            print("ready", flush=True)
+            signal.pthread_sigmask(signal.SIG_BLOCK, BOTH)
+            for number in BOTH:
+                os.kill(os.getpid(), number)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, BOTH)  # both arrive
+            await asyncio.sleep(0.05)
+            print("handled", flush=True)
+
+run_nodes(
+    Sink(NodeConfig(name="sink", subscribe_topic_name="a")),
+    Source(NodeConfig(name="source", publish_topic_name="a")),
+)
+"""
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "no-uvloop"])
+def test_two_signals_at_a_time_are_one_request(tmp_path, loop):
+    """`timeout`, or systemd together with a launcher that passes signals on, sends two."""
+    with ready(program(tmp_path, TWICE), loop, env=environment(MSIGHT_DRAIN_TIMEOUT="30")) as process:
+        out, said = process.communicate(timeout=50)
+    assert (process.returncode, out) == (0, "handled\n"), said
+
+
+# -- processes
+
+UNGUARDED = """
+from msight_bus.nodes import NodeConfig, ProcessingNode, SourceNode, off_loop, run_nodes
+
+class Source(SourceNode):
+    async def stream(self):
+        print("ready", flush=True)
+        yield b"x"
+
+class Step(ProcessingNode):
+    async def process(self, data):
+        return await off_loop(bytes, data, process=True)
+
+run_nodes(
+    Step(NodeConfig(name="step", subscribe_topic_name="a", publish_topic_name="b")),
+    Source(NodeConfig(name="source", publish_topic_name="a")),
+    end_with_sources=True,
+)
+"""
+
+
+def test_a_program_without_a_main_guard_does_not_run_twice(tmp_path):
+    env = environment(MSIGHT_DRAIN_TIMEOUT="30")
+    with ready(program(tmp_path, UNGUARDED), env=env) as process:
+        out, said = process.communicate(timeout=50)
+    assert (process.returncode, out) == (1, ""), said
+    assert "if __name__ == '__main__':" in said
+    assert "ended before its result" in said
 
 
 # -- classes
