@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from asyncio import _get_running_loop
 from collections.abc import Callable, Generator, Mapping, Sequence
 from datetime import datetime
@@ -12,7 +13,8 @@ from msight_bus.backends.base import BLOCKED, Start
 from msight_bus.capabilities import Capabilities
 from msight_bus.core import Core
 from msight_bus.data.types import DATA, payload_type
-from msight_bus.errors import ConfigError, TopicError
+from msight_bus.draining import CLOSE_WITHIN
+from msight_bus.errors import ConfigError, DrainTimeoutError, TopicError
 from msight_bus.events import BusEvent
 from msight_bus.patterns import check_entries, is_pattern
 from msight_bus.payload import Payload, check_headers, check_key, to_bytes
@@ -292,6 +294,8 @@ class Connecting:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, DrainTimeoutError) and self._core.is_open:  # the deadline of closing in order has passed
+            self._core.backend.abort_at(asyncio.get_running_loop().time() + CLOSE_WITHIN)
         await self._core.close()
 
     def __await__(self) -> Generator[Any, Any, NoReturn]:

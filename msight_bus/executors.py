@@ -137,10 +137,9 @@ class _ProcessCall(_Call):
         return super().__call__(partial(self._ask, request))
 
     def _ask(self, request: bytes) -> Any:
-        worker = _idle_worker() or _Worker()
+        worker = self._begin(request)
         try:
-            self._use(worker)
-            answer = worker.ask(request)
+            answer = worker.answer()
         except (EOFError, OSError):
             status = worker.end()
             raise RuntimeError(
@@ -159,6 +158,18 @@ class _ProcessCall(_Call):
             finally:
                 del result  # as in `off_loop`: breaks a reference cycle
         return result
+
+    def _begin(self, request: bytes) -> _Worker:
+        """Send the request to a process and return it; idle processes that have ended meanwhile are discarded."""
+        while (idle := _idle_worker()) is not None:
+            self._use(idle)
+            if idle.begin(request) or self._killed:
+                return idle
+            idle.end()
+        worker = _Worker()
+        self._use(worker)
+        worker.begin(request)
+        return worker
 
     def _use(self, worker: _Worker | None) -> None:
         with self._lock:
@@ -205,9 +216,17 @@ class _Worker:
         """Whether the process has not ended."""
         return self._process.is_alive()
 
-    def ask(self, request: bytes) -> bytes:
+    def begin(self, request: bytes) -> bool:
+        """Send a request; return whether the process has received it. One that has ended meanwhile has run nothing."""
+        try:
+            self._connection.send_bytes(request)
+            self._connection.recv_bytes()
+        except (EOFError, OSError):
+            return False
+        return True
+
+    def answer(self) -> bytes:
         """Return ``(True, result, "")`` or ``(False, error, traceback)``, pickled."""
-        self._connection.send_bytes(request)
         return self._connection.recv_bytes()
 
     def kill(self) -> None:
@@ -245,6 +264,7 @@ def _serve(connection: Connection) -> None:
     with suppress(EOFError):
         while True:
             request = connection.recv_bytes()
+            connection.send_bytes(b"")  # from here on, another process must not run the call
             try:
                 function, args = pickle.loads(request)  # noqa: S301 - from this program
                 answer = pickle.dumps((True, function(*args), ""))

@@ -86,6 +86,11 @@ class Publisher(Generic[T_contra]):
         return self._count
 
     @property
+    def waits(self) -> bool:
+        """Whether a message waits for room, or for the connection."""
+        return self._gate.waiting > 0
+
+    @property
     def counter(self) -> TopicCounter | None:
         """Session and sequence of the last message on the topic; ``None`` before the first."""
         return None if self._to is None else self._to.counter

@@ -78,7 +78,9 @@ class Reporter:
     def _call(self, listener: Callable[[BusEvent], object], event: BusEvent) -> None:
         try:
             result = listener(event)
-        except (Exception, asyncio.CancelledError):
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # a callback that raises would end the calls of on_event
             self.errors += 1
             _log_rarely(
                 self.errors,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import multiprocessing
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -33,8 +34,16 @@ def run(coroutine: Coroutine[object, object, T]) -> T:
     """Run ``coroutine`` to its end and return its result, as `asyncio.run` does, on uvloop where available.
 
     Raises:
-        RuntimeError: an event loop is running in this thread; ``coroutine`` is closed.
+        RuntimeError: an event loop is running in this thread, or a process of `multiprocessing` or `off_loop` imports the
+            program, which would run twice; ``coroutine`` is closed.
     """
+    # multiprocessing itself refuses to start processes by this attribute.
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        coroutine.close()
+        raise RuntimeError(
+            "A child process imports this program to call one of its functions, and the import began to run the program again. "
+            "Run the program under `if __name__ == '__main__':`."
+        )
     if running_loop() is not None:
         name = getattr(coroutine, "__name__", "main")
         coroutine.close()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import _thread
 import asyncio
+import logging
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
@@ -15,7 +17,12 @@ from typing import Any
 
 from msight_bus.errors import described
 
+logger = logging.getLogger("msight_bus.nodes")
+
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+_ONE_REQUEST = 0.2
+"""Seconds within which signals count as one: a terminal or systemd signals the whole group, and a launcher passes that on."""
 
 _PATIENCE = 0.25
 """Seconds after a second signal until code that blocks the event loop is interrupted. An interruption can leave inconsistent
@@ -30,13 +37,14 @@ class StopSignals:
 
     def __init__(self) -> None:
         self._seen: list[int] = []
+        self._seen_at = 0.0
 
     @contextmanager
     def handled(self, runs_code: Callable[[asyncio.Task[Any]], bool]) -> Iterator[asyncio.Event]:
         """Handle signals while the context lasts.
 
         The first signal sets the event, the second cancels the task that entered the context, and a third goes to the previous
-        handlers.
+        handlers. Signals that follow one within 0.2 s count as one with it.
 
         Args:
             runs_code: returns whether a task runs the user's code. If such a task blocks the event loop after the second signal,
@@ -54,11 +62,16 @@ class StopSignals:
         assert owner is not None
 
         had_turn = threading.Event()
+        telling: asyncio.TimerHandle | None = None
 
         def on_signal(number: int, frame: FrameType | None) -> None:
+            now = time.monotonic()
+            if self._seen and now < self._seen_at + _ONE_REQUEST:
+                return
             self._seen.append(number)
+            self._seen_at = now
             if len(self._seen) == 1:
-                loop.call_soon_threadsafe(stop.set)
+                loop.call_soon_threadsafe(begin)
             elif len(self._seen) == 2:
                 loop.call_soon_threadsafe(end)
                 # threading.Thread takes locks that the interrupted code may hold
@@ -69,6 +82,11 @@ class StopSignals:
                 if running is not None and runs_code(running):
                     running.cancel()
                     raise asyncio.CancelledError
+
+        def begin() -> None:
+            nonlocal telling
+            stop.set()
+            telling = loop.call_later(_ONE_REQUEST, logger.info, "Draining; another signal stops at once.")
 
         def end() -> None:
             had_turn.set()
@@ -95,6 +113,8 @@ class StopSignals:
         try:
             yield stop
         finally:
+            if telling is not None:
+                telling.cancel()
             restorers.remove(restore)
             for number in _SIGNALS:
                 with suppress(NotImplementedError):

@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
+from msight_bus.errors import described
+
 logger = logging.getLogger("msight_bus")
 
 T = TypeVar("T")
@@ -149,16 +151,22 @@ async def reraise_swallowed(work: Coroutine[Any, Any, T]) -> T:
     return result
 
 
-def error_of_code(raised: Exception | asyncio.CancelledError | SystemExit) -> Exception:
-    """Return what a node's code raised as an error of that node: `SystemExit` would end the loop, with all other nodes.
+def error_of_code(raised: BaseException) -> Exception:
+    """Return what a node's code raised as an error of that node: `SystemExit`, or a panic of a Rust extension, which is no
+    `Exception` either, would end all other nodes.
 
     Raises:
         CancelledError: the task was cancelled.
+        KeyboardInterrupt, GeneratorExit: as raised.
     """
     if isinstance(raised, Exception):
         return raised
+    if isinstance(raised, KeyboardInterrupt | GeneratorExit):
+        raise raised
     if isinstance(raised, SystemExit):
         error = RuntimeError(f"The node's code raised {raised!r}; a node ends itself with `self.stop()`.")
+    elif not isinstance(raised, asyncio.CancelledError):
+        error = RuntimeError(f"The node's code raised {described(raised)}")
     else:
         task = asyncio.current_task()
         if task is None or task.cancelling() > 0:

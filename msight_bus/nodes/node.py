@@ -42,7 +42,9 @@ class Node(ABC):
         super().__init_subclass__(**keywords)
         for name in cls.coroutines:
             method = cls.__dict__.get(name)
-            if inspect.isfunction(method) and not inspect.iscoroutinefunction(method):
+            if inspect.isasyncgenfunction(method):
+                raise TypeError(f"{cls.__name__}.{name} must return its outputs, as a list, and not `yield` them.")
+            if inspect.isfunction(method) and not inspect.iscoroutinefunction(inspect.unwrap(method)):
                 raise TypeError(
                     f"{cls.__name__}.{name} is awaited: write `async def {name}`. Run code that computes or blocks in it with "
                     f"`await off_loop(function, ...)`."
@@ -118,10 +120,10 @@ class Node(ABC):
     def stop(self) -> None:
         """Stop the node in order: the intake stops, queued inputs are handled and outputs are flushed.
 
-        Does nothing if the node is not running.
+        Does nothing if the node is not running. May be called from any thread and from a signal handler.
         """
         if self._node_run is not None:
-            self._node_run.stopping.set()
+            self._node_run.stop()
 
     # -- running
 

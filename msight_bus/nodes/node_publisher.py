@@ -38,6 +38,9 @@ BROKER_AWAY = (PublishTimeoutError, ConnectionLostError)
 BUS_IS_OVER = (ClosedError, ConnectionLostError)
 """Errors of a `NodePublisher` after which nothing can be published: the bus was closed or no longer reconnects."""
 
+A_TURN = 250
+"""Outputs after which a node that never waits yields to the event loop, so that other nodes of the process keep up."""
+
 RETRY_AFTER = 0.1  # seconds; the failed publish has already waited ``publish_timeout``
 
 
@@ -126,6 +129,11 @@ class NodePublisher:
     def in_flight(self) -> int:
         """Number of outputs in flight; 0 on backends without acknowledgement."""
         return self._publisher.in_flight
+
+    @property
+    def waits(self) -> bool:
+        """Whether an output waits for the broker."""
+        return self._waits or self._publisher.waits
 
     def outputs(self, result: object) -> list[Outgoing[Any]]:
         """Return the result of a node's code as a list of outputs.

@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 from msight_bus.bus import Bus
@@ -48,6 +49,8 @@ class NodeRun:
         on_away: called when the bus disconnects.
         unfinished: returns the number of items that were taken and are not finished.
         hook: the hook that runs now, ``on_start`` or ``on_stop``; empty if none does.
+        where: returns the code of the node that runs now, for the error of a drain; empty if none is to be named.
+        publishing: returns whether the node waits for the broker, which does not count against ``heartbeat_tolerance``.
         abandoned: number of inputs that were queued or being handled when the node ended.
         subscription: the node's input; ``None`` for a source.
     """
@@ -87,8 +90,10 @@ class NodeRun:
         self.away = False
         self.on_away: Callable[[], None] | None = None
         self.unfinished: Callable[[], int] = lambda: 0
+        self.publishing: Callable[[], bool] = lambda: False
         self.abandoned = 0
         self.hook = ""
+        self.where: Callable[[], str] = lambda: self.hook
         self.subscription: Subscription[Any] | None = None
         self.kind = kind
         self.gap_lines = Tally("Messages missing", logger, interval)
@@ -100,11 +105,20 @@ class NodeRun:
         self._group: str | None = None
         self._started_at = bus.core.clock()
         self._announcer = Announcer(bus.core, self._describe, interval, logger)
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
 
     @property
     def left(self) -> int:
         """Number of inputs that are queued, being handled, or not yet acknowledged; of a source, outputs not yet acknowledged."""
         return self.meter.queued() + self.unfinished() + self.abandoned
+
+    def stop(self) -> None:
+        """Set `stopping`, from any thread or from a signal handler."""
+        if threading.get_ident() == self._thread:
+            self.stopping.set()
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self.stopping.set)  # wakes the loop in any case
 
     def running(self, group: str | None) -> None:
         """Set the status to RUNNING and log the topics; ``group`` is the consumer group, if there is one."""
@@ -123,7 +137,7 @@ class NodeRun:
         self.hook = where
         try:
             yield
-        except (Exception, SystemExit) as raised:
+        except BaseException as raised:
             error = error_of_code(raised)
             self.code_failed(error, f"in {where}")
             raise error  # noqa: B904 - error_of_code has set the cause
@@ -265,7 +279,7 @@ class NodeRun:
             elif now - since > tolerance and not told:
                 told = True
                 self.logger.warning("No output for %.0f s: get_data or stream has returned nothing.", now - since)
-            busy = now - min(self.busy_since.values(), default=now)
+            busy = 0.0 if self.publishing() else now - min(self.busy_since.values(), default=now)
             if busy > tolerance and self.status is NodeStatus.RUNNING:
                 self.logger.error("Busy with one item for %.1f s; heartbeat_tolerance is %g s.", busy, tolerance)
                 self._set_status(NodeStatus.ERROR)

@@ -15,6 +15,7 @@ from msight_bus.loop_share import LoopShare
 from msight_bus.message import Message
 from msight_bus.nodes.metrics import BOUNDS
 from msight_bus.nodes.node_publisher import (
+    A_TURN,
     BROKER_AWAY,
     BUS_IS_OVER,
     RETRY_AFTER,
@@ -76,6 +77,7 @@ class InputWindow:
         self._share = LoopShare(code, run.logger, config.heartbeat_update_interval)
         if publisher is not None:
             publisher.on_failure = self._fail
+            run.publishing = lambda: publisher.waits
         run.meter.queued = lambda: subscription.queued
         run.unfinished = lambda: (
             len(self._pending)
@@ -183,7 +185,7 @@ class InputWindow:
                         continue
                 try:
                     result = await handler(data)
-                except (Exception, asyncio.CancelledError, SystemExit) as raised:
+                except BaseException as raised:
                     await self._code_failed(message, error_of_code(raised), place)
                     continue
                 is_next = place is None or window[0] is place
@@ -255,18 +257,33 @@ class InputWindow:
             ClosedError, ConnectionLostError: the bus is closed or no longer reconnects.
         """
         accepted: list[Accepted] = []
+        refused: BusError | None = None
         if self._publisher is not None and result is not None:
             try:
-                for output in self._publisher.outputs(result):
-                    done = await self._publisher.send(output, error)
-                    if done is not None:
-                        accepted.append(done)
-            except BUS_IS_OVER:
-                raise
-            except BusError as refusal:
-                await self._code_failed(message, refusal, accepted=accepted)
+                outputs = self._publisher.outputs(result)
+            except BusError as unfit:
+                await self._code_failed(message, unfit)
                 return
-        await self._acknowledge(message, accepted)
+            for number, output in enumerate(outputs, 1):
+                try:
+                    done = await self._publisher.send(output, error)
+                except BUS_IS_OVER:
+                    raise
+                except BusError as refusal:
+                    if self._config.action_on_error == "stop":
+                        await self._code_failed(message, refusal, accepted=accepted)
+                        return
+                    self._run.code_failed(refusal)
+                    refused = refused or refusal
+                else:
+                    if done is not None and (not accepted or accepted[-1] is not done):  # a batch shares one
+                        accepted.append(done)
+                if not number % A_TURN:
+                    await asyncio.sleep(0)
+        if refused is None:
+            await self._acknowledge(message, accepted)
+        else:
+            await self._give_up(message, refused, None, accepted)
 
     async def _acknowledge(self, message: Message, accepted: Sequence[Accepted]) -> None:
         """Acknowledge an input once its outputs are acknowledged; waits while too many inputs are pending."""

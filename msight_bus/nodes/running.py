@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import AsyncExitStack
 from typing import Any
 
 from msight_bus.bus import Bus, connect
@@ -30,7 +31,8 @@ def run_nodes(
     """Run nodes until all have ended, or until SIGTERM or SIGINT (Ctrl-C); then drain them.
 
     All nodes use one bus. The first signal drains the nodes within ``MSIGHT_DRAIN_TIMEOUT``: sources first, then the nodes that
-    they feed. A second signal stops at once. A failed node does not stop the others; its error is raised at the end.
+    they feed. A second signal stops at once; signals within 0.2 s count as one. A signal while the bus connects ends the program.
+    A failed node does not stop the others; its error is raised at the end.
     Log records go to stderr, unless the program has configured logging.
 
     Args:
@@ -85,9 +87,20 @@ async def _main(
     def runs_code(task: asyncio.Task[Any]) -> bool:
         return any(node._node_run is not None and task in node._node_run.tasks for node in nodes)
 
-    async with bounded_shutdown(), connect(settings, on_event=on_event) as bus:
-        with signals.handled(runs_code) as stop:
-            await _run_until(bus, nodes, stop, end_with_sources, bus.core.backend.abort_at)
+    async with bounded_shutdown(), AsyncExitStack() as stack:
+        stop = stack.enter_context(signals.handled(runs_code))
+        entering = stack.enter_async_context(connect(settings, on_event=on_event))
+        connecting = asyncio.create_task(entering, name="msight_bus connect")
+        stopped = asyncio.create_task(stop.wait(), name="msight_bus stop")
+        await asyncio.wait((connecting, stopped), return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not connecting.done():
+            logger.info("Stopped before the bus was connected.")
+            connecting.cancel()
+            await asyncio.wait((connecting,))
+            return
+        bus = connecting.result()
+        await _run_until(bus, nodes, stop, end_with_sources, bus.core.backend.abort_at)
 
 
 async def run_until(bus: Bus, *nodes: Node, stop: asyncio.Event, end_with_sources: bool = False) -> None:
@@ -178,7 +191,7 @@ async def _wait_for_end(
         await asyncio.wait({*left, stopped}, return_when=asyncio.FIRST_COMPLETED)
     names = ", ".join(sorted(node.name for task, node in running.items() if not task.done()))
     if names:
-        logger.info("Draining %s; another signal stops at once.", names)
+        logger.info("Draining %s.", names)
 
 
 async def _drain(
@@ -208,7 +221,9 @@ async def _drain(
     except TimeoutError:
         late = [node for task, node in left.items() if not task.done()]
         counts = {f"node {node.name}": node.left for node in late if node.left}
-        hooks = {f"node {node.name}": f" (in {run.hook})" for node in late if (run := node._node_run) and run.hook}
+        hooks = {
+            f"node {node.name}": f" (in {where})" for node in late if (run := node._node_run) and (where := run.where())
+        }
         parts = [
             (f"{counts[place]} messages at " if place in counts else "") + place + hooks.get(place, "")
             for place in {**counts, **hooks}

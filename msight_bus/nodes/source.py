@@ -14,12 +14,9 @@ from msight_bus.loop_share import LoopShare
 from msight_bus.nodes.config import NodeConfig
 from msight_bus.nodes.metrics import BOUNDS
 from msight_bus.nodes.node import Node
-from msight_bus.nodes.node_publisher import BUS_IS_OVER, NodePublisher, Out, Result
+from msight_bus.nodes.node_publisher import A_TURN, BUS_IS_OVER, NodePublisher, Out, Result
 from msight_bus.nodes.node_run import LEFT_CANCELLED, NodeRun
 from msight_bus.tasks import error_of_code
-
-_A_TURN = 250
-"""Items after which a source that never waits yields to the event loop, so that nodes in the same process keep up."""
 
 _FIRST_PAUSE = 0.1  # seconds before a retry after an error; doubled at each consecutive error
 _LONGEST_PAUSE = 10.0
@@ -103,9 +100,12 @@ class Items:
         self._items: AsyncIterator[Result[Any]] | None = None
         self._task: asyncio.Task[None] | None = None
         self._asking = False
+        self._closing = False
         self._interrupted = False
         self._in_hand = 0
         run.unfinished = lambda: publisher.in_flight + self._in_hand
+        run.publishing = lambda: self._in_hand > 0
+        run.where = lambda: run.hook or ("stream" if self._asking or self._closing else "")
 
     async def run(self) -> None:
         """Publish items until they end or the node is stopped.
@@ -160,7 +160,9 @@ class Items:
                     except asyncio.CancelledError as error:
                         self._check_stopped(error)
                         raise error_of_code(error) from error
-                    except SystemExit as error:
+                    except Exception:
+                        raise
+                    except BaseException as error:
                         raise error_of_code(error) from error
                     finally:
                         self._asking = False
@@ -200,7 +202,7 @@ class Items:
                     now = loop_time()
                 else:
                     pause = _FIRST_PAUSE
-                    if share.held_since is not None and (now >= share.yield_at or not number % _A_TURN):
+                    if share.held_since is not None and (now >= share.yield_at or not number % A_TURN):
                         busy_since.clear()
                         await share.give(began, now)
                         now = loop_time()
@@ -220,21 +222,24 @@ class Items:
 
     async def _publish(self, result: Result[Any], error: BusError | None = None) -> None:
         """Publish an item; ``error`` is the error of a first attempt to send it, if there was one."""
-        self._run.busy_since.clear()  # time spent publishing does not count against heartbeat_tolerance
         try:
             outputs = self._publisher.outputs(result)
         except BusError as unfit:
             self._unpublished(unfit)
             return
         self._in_hand = len(outputs)
-        for output in outputs:
+        for number, output in enumerate(outputs, 1):
             try:
                 await self._publisher.send(output, error)
             except BUS_IS_OVER:
                 raise
             except BusError as refusal:
+                self._in_hand -= 1
                 self._unpublished(refusal)
-            self._in_hand -= 1
+            else:
+                self._in_hand -= 1
+            if not number % A_TURN:
+                await asyncio.sleep(0)
 
     def _unpublished(self, error: BusError) -> None:
         """Count an output that cannot be published; with ``action_on_error="stop"``, raise the error."""
@@ -247,10 +252,13 @@ class Items:
         close = getattr(items, "aclose", None)
         if close is None:
             return
+        self._closing = True
         try:
             await close()
-        except (Exception, SystemExit) as raised:
+        except BaseException as raised:
             error = error_of_code(raised)
             self._run.code_failed(error)
             if self._run.config.action_on_error == "stop":
                 raise error  # noqa: B904 - error_of_code has set the cause
+        finally:
+            self._closing = False

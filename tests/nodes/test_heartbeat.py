@@ -226,6 +226,42 @@ async def test_one_stuck_handler_among_several_is_announced(msight_simulation):
         assert node.status == "RUNNING"
 
 
+@pytest.mark.parametrize("kind", ["bytes", "list", "step"])
+async def test_a_node_that_waits_for_the_broker_is_not_busy(msight_simulation, kind):
+    async def step(data):
+        await asyncio.sleep(1)
+        return data
+
+    fields = {"publish_topic_name": "out", "heartbeat_tolerance": 5.0, "heartbeat_checking_duration": 1.0}
+    node = (
+        Apply(NodeConfig(name="node", subscribe_topic_name="in", **fields), step)
+        if kind == "step"
+        else Given(NodeConfig(name="node", **fields), kind)
+    )
+    async with msight_simulation.connect() as bus, running(bus, node):
+        await bus.publish("in", b"x")
+        await asyncio.sleep(0.5)
+        msight_simulation.disconnect(bus)
+        for _ in range(60):
+            await asyncio.sleep(1)
+            assert node.status == "RUNNING"
+        assert node.left == 1
+        msight_simulation.reconnect(bus)
+
+
+class Given(Numbers):
+    """Publishes a number each second, as ``bytes`` or in a list."""
+
+    def __init__(self, config, kind):
+        super().__init__(config)
+        self.kind = kind
+
+    async def get_data(self):
+        await asyncio.sleep(1)
+        number = await super().get_data()
+        return number if self.kind == "bytes" else [number]
+
+
 async def test_a_broker_that_is_away_does_not_delay_the_end(msight_simulation, caplog):
     async with msight_simulation.connect() as bus:
         node = sink(heartbeat_update_interval=10)

@@ -169,6 +169,13 @@ async def test_a_process_that_ended_while_idle_fails_no_call():
     assert await off_loop(pow, 2, 10, process=True) == 1024
 
 
+async def test_a_process_that_is_killed_before_it_has_the_call_fails_no_call():
+    """(skypilot 9742) A killed process is alive for a moment longer."""
+    for number in range(20):
+        os.kill(await off_loop(os.getpid, process=True), signal.SIGKILL)
+        assert await off_loop(pow, 2, number, process=True) == 2**number
+
+
 async def test_a_process_that_ends_in_a_call_fails_only_that_call_with_its_exit_code():
     """(temporalio 245, celery 2700) A pool of the standard library is broken after that."""
     others = [asyncio.create_task(off_loop(pow, 2, number, process=True)) for number in range(8)]

@@ -90,6 +90,26 @@ async def test_outputs_unconfirmed_at_the_deadline_of_the_drain_are_logged(kind,
 
 
 @pytest.mark.parametrize("kind", ["redis", "nats"])
+async def test_after_the_deadline_of_a_drain_the_bus_does_not_wait_for_a_frozen_broker(kind):
+    """Its own deadlines, of which closing has several in turn, would take an hour."""
+    nodes = (
+        Paced(NodeConfig(name="source", publish_topic_name="a")),
+        Collect(NodeConfig(name="sink", subscribe_topic_name="a")),
+    )
+    settings = {"MSIGHT_PONG_TIMEOUT": "1200", "MSIGHT_PING_INTERVAL": "1200", "MSIGHT_DRAIN_TIMEOUT": "0.2"}
+    stop = asyncio.Event()
+    with own_broker(kind) as (broker, backend):
+        with pytest.raises(DrainTimeoutError):
+            async with backend.connect(**settings) as bus:
+                task = asyncio.create_task(run_until(bus, *nodes, stop=stop))
+                await nodes[1].until(3)
+                broker.freeze()
+                stop.set()
+                await task
+        broker.thaw()
+
+
+@pytest.mark.parametrize("kind", ["redis", "nats"])
 async def test_nodes_continue_after_a_restart_of_the_broker(kind):
     source = Paced(
         NodeConfig(name="source", publish_topic_name="a", heartbeat_update_interval=0.05, while_disconnected="drop")
