@@ -173,11 +173,12 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
                 if now - reached >= limits.connect_timeout:
                     raise ConnectionLostError(
                         f"The coordinator of the group {self._group_id!r} did not answer within "
-                        f"{limits.connect_timeout:g} s (MSIGHT_CONNECT_TIMEOUT)."
+                        f"{limits.connect_timeout:g} s (MSIGHT_CONNECT_TIMEOUT). Check that all brokers are running."
                     )
                 if now - begun >= within:
                     raise ConnectionLostError(
-                        f"The group {self._group_id!r} did not accept a member for {self.name!r} within {within:g} s."
+                        f"The group {self._group_id!r} did not accept a member for {self.name!r} within {within:g} s. "
+                        "Check its other members: `kafka-consumer-groups.sh --describe --members`."
                     )
                 if now >= told:
                     told = now + _TELL_EVERY
