@@ -144,13 +144,13 @@ class Member(GroupCoordinator):
         return self.coordinator_id is not None
 
     def check(self) -> None:
-        """Raise the error of the last join, which aiokafka raises only in a fetch and retries afterwards.
+        """Raise the error of the last join, which aiokafka's consumer raises in a fetch; aiokafka then joins again.
 
         Raises:
             KafkaError: the member could not join, for example without permission.
         """
         if self._coordination_task.done():
-            return  # whoever watches `background_task` handles its error
+            return  # the consumer watches `background_task` and handles its error
         # aiokafka restarts these tasks only at the next rebalance.
         for task in (self._heartbeat_task, self._commit_refresh_task):
             if task is not None and task.done() and not task.cancelled() and task.exception() is not None:

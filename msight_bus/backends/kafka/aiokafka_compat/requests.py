@@ -127,7 +127,7 @@ class FetchAnswer(list[Fetched]):
 
 
 class FetchRequest:
-    """A request for records of one topic. aiokafka's own request makes about 90 calls to encode its fields.
+    """A request for records of partitions with one leader. aiokafka's own request makes about 90 calls to encode its fields.
 
     Attributes:
         version: the version that was encoded.
