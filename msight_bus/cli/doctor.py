@@ -1,4 +1,4 @@
-"""``msight-bus doctor``: what is wrong, and what to do."""
+"""``msight-bus doctor``: find problems of settings, broker, nodes and topics, and suggest fixes."""
 
 from __future__ import annotations
 

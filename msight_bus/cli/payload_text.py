@@ -119,7 +119,7 @@ def as_json(value: Any) -> Any:
 
 
 def matches(message: Message, value: Any, wanted: str) -> bool:
-    """Whether a message contains ``wanted``.
+    """Return whether a message contains ``wanted``.
 
     Args:
         message: the message.
