@@ -149,7 +149,7 @@ class Exchange:
             waiting.set_result(None)
 
     def is_full(self, topic: str) -> bool:
-        """Whether a subscription of the topic is paused."""
+        """Return whether a subscription of the topic is paused."""
         patterns = self._full_patterns
         return topic in self._full or (bool(patterns) and any(route.takes(topic) for route in patterns.values()))
 

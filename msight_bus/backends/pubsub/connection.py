@@ -136,7 +136,7 @@ class Connection:
     # -- routes
 
     def carries(self, route: Route) -> bool:
-        """Whether the route is subscribed on this connection, or its subscription was requested."""
+        """Return whether the route is subscribed on this connection, or its subscription was requested."""
         return route in self._addresses
 
     def add_route(self, route: Route, address: Address) -> None:

@@ -118,7 +118,7 @@ class PublishedTopics:
         return topic
 
     def is_own(self, session: int) -> bool:
-        """Whether ``session`` is a session of this bus."""
+        """Return whether ``session`` is a session of this bus."""
         return session in self._sessions
 
     def known(self, name: str) -> PublishedTopic | None:
