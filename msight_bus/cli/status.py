@@ -179,7 +179,7 @@ class Status:
 
 def status(
     seconds: Annotated[
-        float, typer.Option(min=0.1, max=3600, help="Seconds to listen; each node announces itself every 10.")
+        float, typer.Option(min=0.1, max=3600, help="Seconds to listen for announcements, one each 10 s.")
     ] = ALL_ANNOUNCED,
     json_lines: JsonOption = False,
     backend: BackendOption = None,

@@ -7,7 +7,7 @@ a committed offset in a group that has others is new: its owner commits its firs
 
 Every member subscribes to all topics that exist and match, and rejoins when there are others. A topic found later starts at its
 earliest record. So does a topic that matches a pattern in a group that has committed offsets of other topics; a topic given by
-name in which the group has none starts as the subscription says.
+name in which the group has none starts at the subscription's ``start``.
 
 An assignment can contain partitions that are missing from this member's metadata, because the group leader computes it.
 """

@@ -106,10 +106,10 @@ class Connection:
         raise NotImplementedError
 
     async def has_subscribers(self, topic: str) -> bool | None:
-        """Ask the broker whether a topic has a subscriber; ``None`` if the broker cannot tell.
+        """Ask the broker whether a topic has a subscriber; ``None`` if unknown.
 
         Raises:
-            BusError: the broker refused the question, or the connection was lost.
+            BusError: the broker refused the request, or the connection was lost.
         """
         return None
 

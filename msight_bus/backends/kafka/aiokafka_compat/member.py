@@ -208,7 +208,7 @@ class Member(GroupCoordinator):
         return response
 
     def _do_commit_offsets(self, assignment: Any, offsets: Any) -> asyncio.Task[None]:
-        """Retrieve the error of a commit that aiokafka shields from the caller's cancellation: nobody awaits it afterwards."""
+        """Retrieve the error of a commit that aiokafka shields from the caller's cancellation: no task awaits it afterwards."""
         task: asyncio.Task[None] = asyncio.create_task(super()._do_commit_offsets(assignment, offsets))
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         return task

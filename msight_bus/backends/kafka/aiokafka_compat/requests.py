@@ -161,7 +161,7 @@ class FetchRequest:
         """Return the request with its header, in the newest version of a broker.
 
         Args:
-            versions: oldest and newest version of each request that the broker knows.
+            versions: oldest and newest version of each request that the broker supports.
             number: correlation id.
             client: client id.
 

@@ -145,7 +145,7 @@ class TopicIdentitiesRequest(Request[_MetadataRequestStruct]):
         """Return the request for a broker.
 
         Args:
-            versions: oldest and newest version of each request that the broker knows.
+            versions: oldest and newest version of each request that the broker supports.
 
         Raises:
             IncompatibleBrokerVersion: the broker has no topic ids.
