@@ -29,7 +29,7 @@ setup: $(VENV)/installed  ## create the environment; the other targets do it if 
 demo: $(or $(wildcard $(VENV)/installed),$(VENV)/installed-for-demo)  ## cameras -> detectors -> tracker -> sink on a real broker; BACKEND=redis|nats|kafka|memory FRAMES=folder|video RATE=10
 	$(BIN)/python -m examples.camera_pipeline --backend $(BACKEND) $(if $(FRAMES),--frames '$(FRAMES)') $(if $(RATE),--rate '$(RATE)')
 
-test: setup  ## run all tests on real Redis, NATS and Kafka servers, which are started
+test: setup  ## run the tests, without those of `make faults`, on real Redis, NATS and Kafka servers, which are started
 	$(BIN)/python -m pytest $(PARALLEL)
 
 faults: setup  ## run all fault tests and the cluster tests, with a ledger per test: some minutes

@@ -29,7 +29,7 @@ def main() -> str | None:
     unknown = [package["name"] for package in packages if "skip_reason" in package]
     if unknown:
         print(
-            f"NOT AUDITED: {len(unknown)} of {len(packages)} packages, which the service does not know: {', '.join(unknown)}"
+            f"NOT AUDITED: {len(unknown)} of {len(packages)} packages, which the service does not list: {', '.join(unknown)}"
         )
     found = [
         f"{package['name']} {package['version']}: {flaw['id']}, fixed in {', '.join(flaw['fix_versions']) or 'no version'}"

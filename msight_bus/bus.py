@@ -88,7 +88,7 @@ class Bus:
         try:
             check_topic(topic)
         except TopicError as error:
-            raise self._with_topic_here(error) from None
+            raise self._with_mapped_topic(error) from None
         if headers is not None:
             headers = check_headers(headers, self.core.limits, binary=self.core.binary)
         if key is not None:
@@ -140,7 +140,7 @@ class Bus:
         try:
             check_topic(topic)
         except TopicError as error:
-            raise self._with_topic_here(error) from None
+            raise self._with_mapped_topic(error) from None
         self.core.on_broker(topic)
         in_flight = self.core.limits.max_in_flight if max_in_flight is None else max_in_flight
         if in_flight < 1:
@@ -209,7 +209,7 @@ class Bus:
         try:
             entries = check_entries(topics)
         except TopicError as error:
-            raise self._with_topic_here(error) from None
+            raise self._with_mapped_topic(error) from None
         if group_id is not None:
             check_group(group_id)
         if deadline is not None:
@@ -229,7 +229,7 @@ class Bus:
         options = SubscriptionOptions(ack, deadline, lifespan, DATA if type is None else payload_type(type))
         return self.core.subscribe(entries, group_id=group_id, queue=queue, start=start, options=options)
 
-    def _with_topic_here(self, error: TopicError) -> TopicError:
+    def _with_mapped_topic(self, error: TopicError) -> TopicError:
         """Return the error that names the topic, if ``MSIGHT_TOPIC_MAP`` gives the refused name one; else ``error``."""
         try:
             if isinstance(error.topic, str):

@@ -250,7 +250,7 @@ class Core:
         """Return the name of a topic on the broker; a pattern stays as it is.
 
         Raises:
-            TopicError: the broker does not accept the name, or the topic has another name here.
+            TopicError: the broker does not accept the name, or ``MSIGHT_TOPIC_MAP`` maps the name to another topic.
         """
         name = entry if is_pattern(entry) else self.settings.topic_map.on_broker(entry)
         self.backend.check_topic(name)

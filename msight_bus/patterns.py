@@ -20,7 +20,7 @@ _ONE_OR_MORE = "Subscribe to a topic, a pattern such as 'camera.*', or a list of
 
 
 def is_pattern(entry: str) -> bool:
-    """Whether an entry of a subscription is a pattern."""
+    """Return whether an entry of a subscription is a pattern."""
     return not _WILDCARDS.isdisjoint(entry)
 
 
@@ -55,11 +55,11 @@ class TopicPattern:
         self._fullmatch = re.compile(expression, re.DOTALL).fullmatch
 
     def matches(self, name: str) -> bool:
-        """Whether the pattern matches a name, which need not be a valid topic."""
+        """Return whether the pattern matches a name, which need not be a valid topic."""
         return self._fullmatch(name) is not None and not name.startswith("_") and not name.endswith(self._suffix)
 
     def covers(self, entry: str) -> bool:
-        """Whether the pattern matches everything that ``entry``, a topic or a pattern, matches."""
+        """Return whether the pattern matches everything that ``entry``, a topic or a pattern, matches."""
         if not is_pattern(entry):
             return self.matches(entry)
         if self._fullmatch(entry) is None:  # fast: a subscription compares each of its patterns with all others

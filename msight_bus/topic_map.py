@@ -1,6 +1,6 @@
 """``MSIGHT_TOPIC_MAP``: topics of this program whose names on the broker are no valid topics. Pure.
 
-`Core` and `Inbox` translate: the code above uses the names here, the backends use the names on the broker.
+`Core` and `Inbox` translate: the code above uses topics, the backends use names on the broker.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NAME = re.compile(r"(?!_msight\.)[^\ud800-\udfff]{1,200}", re.DOTALL)
 
 
 class TopicMap:
-    """Names on the broker, each with its topic here. Other topics have the same name in both places. Immutable."""
+    """Maps names on the broker to topics. A topic that the map does not contain has the same name on the broker. Immutable."""
 
     def __init__(self, entries: Iterable[tuple[str, str]] = ()) -> None:
         """``entries``: pairs of a name on the broker and a topic."""
@@ -41,12 +41,13 @@ class TopicMap:
         """Return the name of a topic on the broker.
 
         Raises:
-            TopicError: ``topic`` is a name on the broker that has another name here.
+            TopicError: ``topic`` is a name on the broker that is mapped to another topic.
         """
         name = self._on_broker.get(topic)
         if name is None and topic in self._here:
             raise TopicError(
-                f"{quoted_topic(topic)} has the name {quoted_topic(self._here[topic])} here (MSIGHT_TOPIC_MAP); use that name.",
+                f"MSIGHT_TOPIC_MAP maps the name {quoted_topic(topic)} on the broker to the topic "
+                f"{quoted_topic(self._here[topic])}; use that topic.",
                 topic=topic,
             )
         return name or topic

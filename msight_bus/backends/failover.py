@@ -139,7 +139,7 @@ def describe(error: BaseException, share: float) -> str:
 
 
 def is_unreachable(error: BaseException) -> bool:
-    """Whether the network caused ``error``: the peer did not answer."""
+    """Return whether the network caused ``error``: the peer did not answer."""
     return any(isinstance(link, OSError) for link in chain(error))
 
 

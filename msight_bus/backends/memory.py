@@ -149,7 +149,7 @@ class Exchange:
             waiting.set_result(None)
 
     def is_full(self, topic: str) -> bool:
-        """Whether a subscription of the topic is paused."""
+        """Return whether a subscription of the topic is paused."""
         patterns = self._full_patterns
         return topic in self._full or (bool(patterns) and any(route.takes(topic) for route in patterns.values()))
 
@@ -235,7 +235,7 @@ class MemoryConnection(Connection):
             size += sum([len(name) + len(value) for name, value in headers.items()])
             headers = Headers(headers)
         if size > self._max_bytes:
-            raise too_large("the bus", size, self._max_bytes, "as everywhere")
+            raise too_large("the memory backend", size, self._max_bytes)
         counter.sequence = sequence = counter.sequence + 1
         sent = payload, headers or NO_HEADERS, key, counter.session, sequence, self._clock()
         self.in_flight.wrote(sender)

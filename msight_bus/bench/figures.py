@@ -63,5 +63,5 @@ def of_latency(sent: Sent, received: Received, size: int) -> Figures:
 
 
 def is_disturbed(latency: Figures) -> bool:
-    """Whether the sender's slip exceeds a tenth of the latency: then the machine was too busy for the measurement."""
+    """Return whether the sender's slip exceeds a tenth of the latency: then the machine was too busy for the measurement."""
     return latency["slip_p50"] > latency["p50"] / 10

@@ -11,7 +11,7 @@ from msight_bus.bench.sides import LoopName, Side
 
 PUBLISHER, SUBSCRIBER = "msight_bus.bench.sides:BusPublisher", "msight_bus.bench.sides:BusSubscriber"
 TOPICS = "msight-bench."
-"""What the names of topics begin with."""
+"""Prefix of the names of topics."""
 
 _FASTEST = 1000.0
 _MOST_BYTES_A_SECOND = 20_000_000

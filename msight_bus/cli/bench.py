@@ -154,7 +154,7 @@ def bench(  # noqa: PLR0917 - the options of the command
 
 
 async def _reach(settings: BusSettings, largest: str) -> str:
-    """Publish the largest payload once, so that a broker that does not answer or accept it is one sentence at the start.
+    """Publish the largest payload once, to report a broker that does not answer or accept it before the measurement.
 
     Raises:
         BusError: the broker cannot be reached, or does not accept the payload.

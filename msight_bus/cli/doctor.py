@@ -1,4 +1,4 @@
-"""``msight-bus doctor``: what is wrong, and what to do."""
+"""``msight-bus doctor``: find problems of settings, broker, nodes and topics, and suggest fixes."""
 
 from __future__ import annotations
 
@@ -134,8 +134,8 @@ def doctor(
 
     Checks the settings, the connection, the limits of the broker, the nodes, the programs and their topics; on Kafka also
     topics, replicas, groups and transactions. Nodes and programs announce themselves every 10 seconds: with a shorter
-    `--observe`, some are not seen. No group is joined, no topic created and nothing committed. Ctrl-C prints at once what was
-    found. The exit status is 1 if a fault was found.
+    `--observe`, some are not seen. The command joins no group, creates no topic and commits nothing. Ctrl-C prints at once what
+    was found. The exit status is 1 if a fault was found.
     """
     with exit_status():
         chosen = tuple(check_entries(topics)) if topics else ()

@@ -83,7 +83,7 @@ def note(text: str) -> None:
 
 
 async def registry_of(bus: Bus) -> Registry | None:
-    """Return the registry; ``None`` if nothing has announced itself on this Kafka.
+    """Return the registry; ``None`` if Kafka does not have the topic of the announcements.
 
     Raises:
         BusError: the broker refused the subscription.
@@ -105,7 +105,7 @@ class Observation:
         show: called with this observation once a second and, with ``True``, at the end.
         until: called with this observation after each message; returns whether to end.
         on_drop: called with each message that arrived too fast to be read.
-        start: where to begin; with ``"earliest"``, the log waits for this command, and nothing is dropped.
+        start: where to begin; with ``"earliest"``, records stay in the log until they are read, and none is dropped.
         received: number of messages received.
         subscriptions: those that were entered.
     """

@@ -29,7 +29,7 @@ _HEADER = 256 * 1024
 _ANY = Layout(dict[str, Any])
 
 _EXAMINED = 1000
-"""Characters that are examined to tell text from other bytes."""
+"""Characters that are examined to distinguish text from other bytes."""
 
 _CONTAINERS = frozenset([*range(0x80, 0xA0), *range(0xDC, 0xE0)])
 """The first bytes of maps and arrays in MessagePack."""
@@ -119,7 +119,7 @@ def as_json(value: Any) -> Any:
 
 
 def matches(message: Message, value: Any, wanted: str) -> bool:
-    """Whether a message contains ``wanted``.
+    """Return whether a message contains ``wanted``.
 
     Args:
         message: the message.

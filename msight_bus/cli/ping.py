@@ -111,7 +111,7 @@ def _text(milliseconds: float | None) -> str:
 def ping(
     count: Annotated[int | None, typer.Option("-c", "--count", min=1, help="End after this many round trips.")] = None,
     interval: Annotated[float, typer.Option(min=0.001, max=3600, help="Seconds between two round trips.")] = 1.0,
-    timeout: Annotated[float, typer.Option(min=0.01, max=3600, help="Seconds after which a message is lost.")] = 1.0,
+    timeout: Annotated[float, typer.Option(min=0.01, max=3600, help="Seconds until a message counts as lost.")] = 1.0,
     json_lines: JsonOption = False,
     backend: BackendOption = None,
 ) -> None:

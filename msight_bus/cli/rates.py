@@ -154,8 +154,8 @@ hz = _command(
     _HZ | _BOTH,
     """Measure messages a second, jitter and losses.
 
-    *jitter*: standard deviation of the intervals between arrivals; *longest*: the longest interval; *missing*: messages lost on
-    the way, by the publishers' sequences or the log's offsets."""
+    *jitter*: standard deviation of the intervals between arrivals; *longest*: the longest interval; *missing*: messages that were
+    lost, by the publishers' sequences or the log's offsets."""
     + _AT_THE_END,
 )
 HZ_EXAMPLES = """

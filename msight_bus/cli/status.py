@@ -179,7 +179,7 @@ class Status:
 
 def status(
     seconds: Annotated[
-        float, typer.Option(min=0.1, max=3600, help="Seconds to listen; each node announces itself every 10.")
+        float, typer.Option(min=0.1, max=3600, help="Seconds to listen for announcements, one each 10 s.")
     ] = ALL_ANNOUNCED,
     json_lines: JsonOption = False,
     backend: BackendOption = None,
@@ -188,9 +188,9 @@ def status(
 
     *lag*: records in the log after the group's committed offsets, read once at the start; `?`: no committed offset. *uncommitted
     partitions*: assigned partitions without a committed offset, not counted in *lag*. *members*: members with a partition of the
-    topic. Groups of all clients are shown, the largest lag first. Reading joins no group and commits nothing. Ctrl-C prints at
-    once what is known. The exit status is 1 if a node is LOST or has ended with an error,
-    or if the user has no permission to read the announcements of nodes. `msight-bus doctor` says what to do.
+    topic. Groups of all clients are shown, the largest lag first. The command joins no group and commits nothing. Ctrl-C prints
+    at once what is known. The exit status is 1 if a node is LOST or has ended with an error, or if the user has no permission to
+    read the announcements of nodes. `msight-bus doctor` suggests fixes.
     """
     with exit_status():
         known = Status(Evidence(settings_of(backend, READING)))

@@ -201,13 +201,13 @@ class _Ends:
         return f"-> {topic}{'' if info.ended or self._receive(topic) else _NO_NODE}"
 
     def _feed(self, entry: str) -> bool:
-        """Whether a topic, or one that a pattern matches, is published; topics that a program does not name can be this one."""
+        """Return whether a topic, or one that a pattern matches, is published; true if a program names only some topics."""
         pattern = announced_pattern(entry)
         named = entry in self._outputs or (pattern is not None and any(map(pattern.matches, self._outputs)))
         return named or self._more_outputs
 
     def _receive(self, topic: str) -> bool:
-        """Whether a topic can be received; inputs that a node or program does not name can be this topic."""
+        """Return whether a topic can be received; true if a node or program names only some inputs."""
         return self._more or topic in self._inputs or any(one.matches(topic) for one in self._patterns.values())
 
 
@@ -324,8 +324,8 @@ def top(
     """Show nodes and programs live: rates, losses, errors, status.
 
     The columns are topics, rates, queue, losses, drops, errors, latency, status, and the age of the last heartbeat. Failed and
-    lost nodes are listed first, then nodes with losses or errors. A program, a bus with topics of its own, is shown as
-    `name[process id]`, with its busiest topics. The command creates no topic.
+    lost nodes are listed first, then nodes with losses or errors. A program, a bus that publishes or subscribes outside of nodes,
+    is shown as `name[process id]`, with its busiest topics. The command creates no topic.
     """
     if seconds is None and not Console().is_terminal:
         seconds = ALL_ANNOUNCED

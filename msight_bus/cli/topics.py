@@ -111,11 +111,11 @@ def topics(
 ) -> None:
     """List topics, their publishers, subscribers and rates.
 
-    Nodes and programs announce themselves every 10 seconds; the list is printed after 12 seconds. A program, a bus with topics of
-    its own, is shown as `name[process id]`. With `--observe`, the command subscribes to all topics (`>`), within bounded memory,
-    and also lists topics that no program announces. It joins no group and creates no topic. Ctrl-C prints at once what was
-    received.
-    On NATS, while `--observe` runs, killed nodes and programs become LOST only after three missed announcements.
+    Nodes and programs announce themselves every 10 seconds; the list is printed after 12 seconds. A program, a bus that publishes
+    or subscribes outside of nodes, is shown as `name[process id]`. With `--observe`, the command subscribes to all topics (`>`),
+    within bounded memory, and also lists topics that no program announces. The command joins no group and creates no topic.
+    Ctrl-C prints at once what was received. On NATS, while `--observe` runs, killed nodes and programs become LOST only after
+    three missed announcements.
     """
     with exit_status():
         settings, seconds = settings_of(backend, READING), ALL_ANNOUNCED if observe is None else observe

@@ -19,7 +19,7 @@ _CONTAINER = 80
 _ARRAY_SLOT = 9
 _MAP_SLOT = 104
 _PLAIN = (dict, list, str, bytes, int, float, bool, type(None))
-_SLOT, _FACTORY = 8, 64  # a field of a class, and one whose default value is made anew
+_SLOT, _FACTORY = 8, 64  # a field of a class, and one with a default factory
 
 
 class Layout:

@@ -26,7 +26,7 @@ else:
 
 _JSON = "msight_bus.Json"
 Json = Annotated[T, _JSON]
-"""``Json[T]``: values of ``T``, any type that msgspec or pydantic knows, that travel as JSON. Type checkers see ``T``."""
+"""``Json[T]``: values of ``T``, any type that msgspec or pydantic supports, sent as JSON. For type checkers, it is ``T``."""
 
 _PYDANTIC_CONTAINER = 512  # approximate memory of a pydantic model, or of a container in pydantic's parser, in bytes
 

@@ -1,4 +1,4 @@
-"""The table of checks. A check that fails is a note, and the others go on."""
+"""The table of checks. A check that fails is a note, and the other checks continue."""
 
 from __future__ import annotations
 

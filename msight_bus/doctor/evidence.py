@@ -1,4 +1,4 @@
-"""What the checks look at, and what they return. Pure."""
+"""`Evidence`, the input of the checks, and `Finding`, their output. Pure."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _MAX_SESSIONS = 100
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong, and what to do.
+    """A problem, and how to solve it.
 
     Attributes:
         check: name of the check.
-        problem: what is wrong, as a sentence.
-        advice: a command, a variable or an edit that ends the problem.
+        problem: the problem, as a sentence.
+        advice: a command, a variable or an edit that solves the problem.
         fault: whether the exit status is 1; otherwise the finding is a note.
         about: the topic that the finding is about, if it is about one.
     """
@@ -141,7 +141,7 @@ class Evidence:
         return (info for info in self.running() if isinstance(info, NodeInfo))
 
     def concerns(self, info: NodeInfo | ProgramInfo) -> bool:
-        """Whether a node or program has one of the topics to which the user limits the checks."""
+        """Return whether a node or program has one of the topics to which the user limits the checks."""
         ends = {*info.inputs, *info.outputs}
         return not self.topics or any(
             matches(topic, end) or matches(end, topic) for topic in self.topics for end in ends
@@ -154,7 +154,7 @@ class Evidence:
 
 
 def matches(entry: str, topic: str) -> bool:
-    """Whether a topic or pattern matches a topic."""
+    """Return whether a topic or pattern matches a topic."""
     if entry == topic or not is_pattern(entry):
         return entry == topic
     with suppress(TopicError):

@@ -188,7 +188,7 @@ async def committed_offsets(evidence: Evidence) -> AsyncIterator[Finding]:
             yield Finding(
                 "committed offsets",
                 f"The group {group} has committed offset {offset:,} of {topic}, partition {number}, after its end {end:,}: "
-                "its members start anew by `auto.offset.reset`, or skip the records before that offset.",
+                "its members reset their position by `auto.offset.reset`, or skip the records before that offset.",
                 f"Stop the group's members, then: `kafka-consumer-groups.sh --bootstrap-server {server} --group {group} "
                 f"--topic {topic}:{number} --reset-offsets --to-earliest --execute`; `--to-latest` skips all records.",
             )

@@ -1,4 +1,4 @@
-"""What a NATS server says of itself."""
+"""The version of a NATS server."""
 
 from __future__ import annotations
 

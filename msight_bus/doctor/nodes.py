@@ -125,7 +125,7 @@ def unpublished(evidence: Evidence) -> Iterator[Finding]:
 
 
 def differs_by_a_letter(one: str, other: str) -> bool:
-    """Whether one letter is replaced, added or removed, or letters differ by case only."""
+    """Return whether one letter is replaced, added or removed, or letters differ by case only."""
     if one == other or abs(len(one) - len(other)) > 1:
         return False
     short, long = sorted((one, other), key=len)

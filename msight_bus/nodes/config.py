@@ -52,8 +52,8 @@ class NodeConfig:
         deadline: seconds without an input after which the bus reports a `DeadlineMissed`; see `Bus.subscribe`.
         lifespan: age in seconds at which an input is dropped instead of handled; see `Bus.subscribe`.
         dead_letter_topic_name: topic for inputs that fail with ``"continue"`` or cannot be decoded; they are published unchanged,
-            with the headers ``msight-dead-topic`` and ``msight-dead-error``. Ends in ``MSIGHT_DEAD_LETTER_SUFFIX``, so that no
-            pattern matches it; checked when the node starts.
+            with the headers ``msight-dead-topic`` and ``msight-dead-error``. The name must end in ``MSIGHT_DEAD_LETTER_SUFFIX``,
+            so that no pattern matches it; checked when the node starts.
         key: key of each output without a key of its own; see `Outgoing`.
         while_disconnected: ``"wait"``: outputs wait until the broker is reconnected; ``"drop"``: they are dropped and counted.
         spread: on Kafka, whether outputs without a key go to all partitions in turn, so that a group shares them and order
@@ -112,7 +112,7 @@ class NodeConfig:
 
     def __post_init__(self) -> None:
         problems = [
-            f"NodeConfig.{field.name} {_CHECKS[field.name][1]}, not {value!r:.100}."
+            f"NodeConfig.{field.name} must be {_CHECKS[field.name][1]}, not {value!r:.100}."
             for field in fields(self)
             if ((value := getattr(self, field.name)) is not None or field.default is not None)
             and field.name in _CHECKS
@@ -129,7 +129,7 @@ class NodeConfig:
                 check_start(self.start, self.inputs)
         except TopicError as error:
             problems.append(
-                f"NodeConfig.subscribe_topic_name is a topic, a pattern or a list of these, not {topics!r:.100}: {error}"
+                f"NodeConfig.subscribe_topic_name must be a topic, a pattern or a list of these, not {topics!r:.100}: {error}"
             )
         except ValueError as error:
             problems.append(f"NodeConfig.{error}")
@@ -143,7 +143,7 @@ class NodeConfig:
         return () if topics is None else (topics,) if isinstance(topics, str) else tuple(topics)
 
     def receives(self, topic: str | None, dead_letter_suffix: str) -> bool:
-        """Whether a topic is one of the inputs or a pattern among them matches it."""
+        """Return whether a topic is one of the inputs, or one of their patterns matches it."""
         patterns = [TopicPattern(entry, dead_letter_suffix) for entry in self.inputs if is_pattern(entry)]
         return isinstance(topic, str) and (topic in self.inputs or any(one.matches(topic) for one in patterns))
 
@@ -151,7 +151,7 @@ class NodeConfig:
         """Check what depends on the bus: its broker and its settings.
 
         Raises:
-            TopicError: as `Core.on_broker`.
+            TopicError: the broker does not accept a topic, or ``MSIGHT_TOPIC_MAP`` maps the name to another topic.
             ConfigError: the dead-letter topic does not end in ``MSIGHT_DEAD_LETTER_SUFFIX``, or the node would receive its own
                 messages.
         """
@@ -210,48 +210,48 @@ def _whole(least: int, most: float) -> Callable[[Any], bool]:
 
 
 Check = tuple[Callable[[Any], bool], str]
-_TOPIC: Check = _passes(check_topic), "is a topic such as 'intersection.cam_ne'"
+_TOPIC: Check = _passes(check_topic), "a topic such as 'intersection.cam_ne'"
 _DATA: Check = (
     _passes(payload_type),
     (
-        "is Data, a subclass of Data or a union of these, a msgspec.Struct, a dataclass, a pydantic model, bytes, or Json[...]"
+        "Data, a subclass of Data or a union of these, a msgspec.Struct, a dataclass, a pydantic model, bytes, or Json[...]"
     ),
 )
-_TEXT: Check = lambda value: isinstance(value, str), "is a str"
-_SECONDS: Check = lambda value: _is_number(value) and value > 0, "is a number of seconds above 0"
+_TEXT: Check = lambda value: isinstance(value, str), "a str"
+_SECONDS: Check = lambda value: _is_number(value) and value > 0, "a number of seconds above 0"
 
 _CHECKS: dict[str, Check] = {
     "name": (
         lambda value: _passes(check_group)(value) and len(value) <= _LONGEST_NAME,
-        f"is letters, digits, '_' and '-', in parts joined by dots, at most {_LONGEST_NAME} bytes, such as 'detector'",
+        f"letters, digits, '_' and '-', in parts joined by dots, at most {_LONGEST_NAME} bytes, such as 'detector'",
     ),
     "publish_topic_name": _TOPIC,
     "publish_topic_data_type": _DATA,
     "subscribe_topic_data_type": _DATA,
     "heartbeat_update_interval": (
         lambda value: _is_number(value) and 0 < value <= LONGEST_INTERVAL,
-        f"is a number of seconds above 0, at most {LONGEST_INTERVAL:g}",
+        f"a number of seconds above 0, at most {LONGEST_INTERVAL:g}",
     ),
-    "action_on_error": (_one_of("stop", "continue"), "is 'stop' or 'continue'"),
-    "heartbeat_tolerance": (_is_number, "is a number of seconds, or 0 for never"),
+    "action_on_error": (_one_of("stop", "continue"), "'stop' or 'continue'"),
+    "heartbeat_tolerance": (_is_number, "a number of seconds, or 0 for no limit"),
     "heartbeat_checking_duration": _SECONDS,
-    "gap": (_whole(0, math.inf), "is a whole number of at least 0"),
-    "group_id": (_passes(check_group), "is a group name such as 'detectors'"),
+    "gap": (_whole(0, math.inf), "a whole number of at least 0"),
+    "group_id": (_passes(check_group), "a group name such as 'detectors'"),
     "sensor_name": _TEXT,
     "logging_level": (
         lambda value: isinstance(value, str) and value.upper() in logging.getLevelNamesMapping(),
-        "is the name of a logging level such as 'INFO'",
+        "the name of a logging level such as 'INFO'",
     ),
-    "queue": (lambda value: isinstance(value, QueuePolicy), "is a QueuePolicy such as QueuePolicy.block()"),
-    "concurrency": (_whole(1, _MOST_HANDLERS), f"is a whole number of at least 1 and at most {_MOST_HANDLERS}"),
+    "queue": (lambda value: isinstance(value, QueuePolicy), "a QueuePolicy such as QueuePolicy.block()"),
+    "concurrency": (_whole(1, _MOST_HANDLERS), f"a whole number from 1 to {_MOST_HANDLERS}"),
     "deadline": _SECONDS,
     "lifespan": _SECONDS,
     "dead_letter_topic_name": _TOPIC,
-    "key": (lambda value: isinstance(value, str) and _passes(check_key)(value), "is a str such as 'cam_ne'"),
-    "while_disconnected": (_one_of("wait", "drop"), "is 'wait' or 'drop'"),
-    "spread": (_one_of(True, False), "is True or False"),
+    "key": (lambda value: isinstance(value, str) and _passes(check_key)(value), "a str such as 'cam_ne'"),
+    "while_disconnected": (_one_of("wait", "drop"), "'wait' or 'drop'"),
+    "spread": (_one_of(True, False), "True or False"),
     "instance_id": (
         _passes(check_group),
-        f"is letters, digits, '_' and '-', in parts joined by dots, at most {MAX_TOPIC_BYTES} bytes, such as 'worker-1'",
+        f"letters, digits, '_' and '-', in parts joined by dots, at most {MAX_TOPIC_BYTES} bytes, such as 'worker-1'",
     ),
 }

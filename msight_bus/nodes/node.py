@@ -70,7 +70,7 @@ class Node(ABC):
             if getattr(config, field) is None
         ]
         problems += [
-            f"NodeConfig.{field} of {config.name!r} is {getattr(config, field)!r}, but {kind} has no use for it; remove it."
+            f"NodeConfig.{field} of {config.name!r} is {getattr(config, field)!r}, but {kind} does not use it; remove it."
             for field in self.unused_topics
             if getattr(config, field) is not None
         ]
@@ -93,13 +93,13 @@ class Node(ABC):
 
     # -- hooks and methods for subclasses
 
-    async def on_start(self) -> None:  # noqa: B027 - a hook, not a duty
+    async def on_start(self) -> None:  # noqa: B027 - an optional hook
         """Called once before the node subscribes and handles the first item: open files, load a model."""
 
-    async def on_stop(self) -> None:  # noqa: B027 - a hook, not a duty
+    async def on_stop(self) -> None:  # noqa: B027 - an optional hook
         """Called once after the last item if `on_start` succeeded, also after an error or a cancellation."""
 
-    def on_event(self, event: BusEvent) -> None:  # noqa: B027 - a hook, not a duty
+    def on_event(self, event: BusEvent) -> None:  # noqa: B027 - an optional hook
         """Called with each event of the node: `Gap` and `DeadlineMissed` of its input, `Refused` of its output, `Disconnected`
         and `Reconnected`. Define a plain function; it runs on the event loop and must not block.
 
@@ -118,7 +118,7 @@ class Node(ABC):
         return self._node_run.bus
 
     def stop(self) -> None:
-        """Stop the node in order: the intake stops, queued inputs are handled and outputs are flushed.
+        """Drain and end the node: stop the intake, handle queued inputs and flush outputs.
 
         Does nothing if the node is not running. May be called from any thread and from a signal handler.
         """

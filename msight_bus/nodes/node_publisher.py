@@ -46,7 +46,9 @@ RETRY_AFTER = 0.1  # seconds; the failed publish has already waited ``publish_ti
 
 @dataclass(frozen=True, slots=True)
 class Outgoing(Generic[Out_co]):
-    """An output with a key or headers: ``return Outgoing(track, key=track.sensor_name)``. An output that is a list must be one.
+    """An output with a key or headers: ``return Outgoing(track, key=track.sensor_name)``.
+
+    A list is several outputs: to publish a list as one output, return ``Outgoing(list)``.
 
     Attributes:
         data: a value of the node's type, else bytes-like or a ``Data`` value.

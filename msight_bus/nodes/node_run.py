@@ -40,7 +40,7 @@ class NodeRun:
         meter: counters of this run.
         busy_since: start of the item that each handler is processing, by handler, in seconds of the loop's clock.
         tasks: the tasks in which the node's code runs.
-        stopping: set when the node has to stop in order.
+        stopping: set to drain and end the node.
         ready: set when the node has subscribed, and when it has ended.
         over: set when the node has ended.
         status: see `NodeStatus`.
@@ -254,7 +254,7 @@ class NodeRun:
         if any(not inputs or other.config.inputs != inputs for other in others):
             self.logger.warning(
                 "Two nodes of this process are named %s and do not share an input topic, as workers of a group do: their log "
-                "lines and heartbeats cannot be distinguished.",
+                "lines and heartbeats cannot be distinguished. Rename one of them.",
                 self.name,
             )
         core = self.bus.core

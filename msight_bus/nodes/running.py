@@ -35,16 +35,16 @@ def run_nodes(
     A failed node does not stop the others; its error is raised at the end.
     Log records go to stderr, unless the program has configured logging.
 
+    The program's exit status is 0 if all messages were handled, 1 if a node failed or messages were left at the deadline, and 128
+    plus the signal's number after a second signal. Threads and processes of `off_loop` do not delay the exit; the log names those
+    that are still running.
+
     Args:
         nodes: at least one, each once; for two workers of a group, two nodes of one name.
         settings: settings of the bus; default: ``BusSettings()``, from the environment.
         end_with_sources: whether to drain when the last `SourceNode` among ``nodes`` has ended, for example at the end of a file.
             On Kafka, messages that the other nodes have not read remain in the log for the next run.
         on_event: called with each event of the bus, see `connect`; `Node.on_event` is called with the events of one node.
-
-    The program's exit status is 0 if all messages were handled, 1 if a node failed or messages were left at the deadline, and 128
-    plus the signal's number after a second signal. Threads and processes of `off_loop` do not delay the exit; the log names those
-    that still run.
 
     Raises:
         ConfigError: settings are wrong, no node is given, or a node is given twice.

@@ -59,7 +59,7 @@ class SourceNode(Node, Generic[Out]):
 
     def stream(self) -> AsyncIterator[Result[Out]]:
         """Yield the items to publish. The node ends with the generator; the generator is closed when the node is stopped."""
-        return _Asked(self)
+        return _Polled(self)
 
     async def _work(self, run: NodeRun) -> None:
         assert run.config.publish_topic_name is not None
@@ -69,13 +69,13 @@ class SourceNode(Node, Generic[Out]):
             await items.run()
 
 
-class _Asked:
+class _Polled:
     """Iterates the results of `SourceNode.get_data`."""
 
     def __init__(self, node: SourceNode[Any]) -> None:
         self._node = node
 
-    def __aiter__(self) -> _Asked:
+    def __aiter__(self) -> _Polled:
         return self
 
     async def __anext__(self) -> Result[Any]:

@@ -1,7 +1,7 @@
 """Recognise repeated frame heads, and decode consecutive frames of one shape in C-level loops. Pure.
 
 The head of a frame (channel or subject, and the lengths) is often repeated: messages of equal size on one topic have the same
-head. `HeadCache` remembers heads, so that a frame with a known head is unpacked without parsing its numbers, and `take_run` and
+head. `HeadCache` keeps heads, so that a frame with a kept head is unpacked without parsing its numbers, and `take_run` and
 `take_series` unpack consecutive frames in one call. The head of each frame is compared.
 
 Where sizes vary on many topics, few heads are repeated. Then the cache costs more than it saves, and is bypassed for some tens

@@ -38,14 +38,14 @@ class BusSettings(Section):
     strict: bool = variable(
         FLAG,
         False,
-        "Raise an error instead of a warning: misspelt variables, features that the backend has only in part.",
+        "Raise errors, not warnings, for misspelt variables and for features that the backend has only in part.",
     )
     edge_device_name: str | None = variable(NAME, None, "Name of this device in the data that it publishes.")
     logging_level: LogLevel | None = variable(
         choice(LogLevel, "INFO"), None, "Log level of nodes; unset: the levels of the program's logging configuration."
     )
     dead_letter_suffix: str = variable(TOPIC_SUFFIX, ".dead", "Suffix of a topic's name for its dead letters.")
-    topic_map: TopicMap = variable(TOPIC_MAP, TopicMap(), "Topics here that have other names on the broker.")
+    topic_map: TopicMap = variable(TOPIC_MAP, TopicMap(), "Topics that have other names on the broker.")
     announce: bool = variable(
         FLAG,
         True,

@@ -181,7 +181,7 @@ PEM_FILE = ValueType("the path of a file", "/etc/msight/tls.pem", _parse_file)
 CREDS_FILE = ValueType("the path of a file", "/etc/msight/user.creds", _parse_file)
 TOPIC_SUFFIX = ValueType("the end of a topic name, of letters, digits, '_', '-' and '.'", ".dead", _parse_topic_suffix)
 TOPIC_MAP = ValueType(
-    "a JSON object of names on the broker, each with its topic here",
+    "a JSON object that maps names on the broker to topics",
     """'{"camera@gs ne": "camera.gs_ne"}'""",
     parse_topic_map,
 )

@@ -66,22 +66,24 @@ class Limits(Section):
         PATIENCE, 60.0, "How long a refusal on reconnecting is retried if secrets or certificates can be replaced."
     )
     announce_interval: float = variable(
-        SECONDS, 1.0, "Interval at which the last sequence numbers of idle topics are announced, not the program."
+        SECONDS, 1.0, "Interval at which the last sequence numbers of idle topics, not the program, are announced."
     )
     publisher_topics: int = variable(
-        COUNT, 100_000, "Topics whose sequence counters a bus keeps; the least recently used is evicted."
+        COUNT, 100_000, "Maximum number of topics whose sequence counters are kept; the least recently used is evicted."
     )
     stats_topics: int = variable(
         COUNT,
         10_000,
-        "Topics of a subscription whose counters and sequences are kept; the least recently used is evicted.",
+        "Maximum number of topics of a subscription whose counters are kept; the least recently used is evicted.",
     )
-    max_message_bytes: int = variable(BYTES, 64 * _MIB, "Largest message; the broker can have a lower limit.")
-    max_decoded_bytes: int = variable(BYTES, 64 * _MIB, "Largest payload that is decoded, and the memory of its value.")
-    max_nesting: int = variable(whole(1, 200, "32"), 32, "Depth of nested maps and arrays in a decoded payload.")
-    max_header_count: int = variable(COUNT_OR_ZERO, 64, "Number of headers of a message.")
-    max_header_bytes: int = variable(BYTES, 16 * _KIB, "Size of all headers of a message.")
-    max_in_flight: int = variable(COUNT, 10_000, "Messages of a publisher() in flight.")
+    max_message_bytes: int = variable(BYTES, 64 * _MIB, "Maximum size of a message; the broker can have a lower limit.")
+    max_decoded_bytes: int = variable(
+        BYTES, 64 * _MIB, "Maximum size of a payload that is decoded, and of the memory of its value."
+    )
+    max_nesting: int = variable(whole(1, 200, "32"), 32, "Maximum depth of maps and arrays in a payload.")
+    max_header_count: int = variable(COUNT_OR_ZERO, 64, "Maximum number of headers of a message.")
+    max_header_bytes: int = variable(BYTES, 16 * _KIB, "Maximum size of all headers of a message.")
+    max_in_flight: int = variable(COUNT, 10_000, "Maximum number of messages of a publisher() in flight.")
     queue_messages: int = variable(COUNT, 10_000, "Default bound of a subscription's queue, in messages.")
     queue_bytes: int = variable(BYTES, 32 * _MIB, "Default bound of a subscription's queue, in bytes.")
 
@@ -295,8 +297,8 @@ class Tuning:
 
     Attributes:
         linger_ms: milliseconds for which a record waits for others; 0: only while another batch is in flight.
-        batch_bytes: largest batch of a partition, in bytes.
-        fetch_bytes: largest fetch of a partition, in bytes; a larger record is fetched alone.
+        batch_bytes: maximum size of a partition's batch, in bytes.
+        fetch_bytes: maximum size of a partition's fetch, in bytes; a larger record is fetched alone.
     """
 
     linger_ms: int
@@ -341,8 +343,8 @@ class KafkaSettings(TlsSection):
     linger_ms: int | None = variable(
         LINGER, None, "Milliseconds for which a record waits for others of its batch (0; 5)."
     )
-    batch_bytes: int | None = variable(BYTES, None, "Largest batch of a partition (256 KiB; 1 MiB).")
-    fetch_bytes: int | None = variable(BYTES, None, "Largest fetch of a partition (2 MiB; 4 MiB).")
+    batch_bytes: int | None = variable(BYTES, None, "Maximum size of a partition's batch (256 KiB; 1 MiB).")
+    fetch_bytes: int | None = variable(BYTES, None, "Maximum size of a partition's fetch (2 MiB; 4 MiB).")
     compression: Compression = variable(choice(Compression, "lz4"), "none", "Compression of batches.")
     unkeyed: Unkeyed = variable(
         choice(Unkeyed, "spread"),

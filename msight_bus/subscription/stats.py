@@ -45,7 +45,7 @@ class SubscriptionStats:
         lag: records of a log between the last one returned to the consumer and the end of the log, queued ones included;
             ``None`` without a log, or while the end is not known.
         deadlines_missed: number of `DeadlineMissed` events.
-        topics: the counters by topic, of at most ``MSIGHT_STATS_TOPICS`` topics. Those of an evicted topic begin anew with its
+        topics: the counters by topic, of at most ``MSIGHT_STATS_TOPICS`` topics. Those of an evicted topic restart at its
             next message; messages that were queued before are not in ``received``.
         evicted: number of topics whose counters were evicted, because more than ``MSIGHT_STATS_TOPICS`` were received.
     """

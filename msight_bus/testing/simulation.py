@@ -54,7 +54,9 @@ class Simulation:
         if not isinstance(coroutine, Coroutine):
             name = getattr(coroutine, "__name__", None)
             given = type(coroutine).__name__ if name is None else f"the function {name!r}"
-            raise TypeError(f"Simulation.run takes a coroutine, not {given}: run(scenario()), with the call.")
+            raise TypeError(
+                f"Simulation.run takes a coroutine, not {given}; call the coroutine function: run(scenario())."
+            )
         if _in_a_loop():
             coroutine.close()
             raise RuntimeError(

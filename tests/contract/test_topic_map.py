@@ -110,7 +110,7 @@ async def test_a_mapped_name_is_not_used_as_a_topic(backend, here, topic):
     old = f"{topic}.old"
 
     def says():
-        return pytest.raises(TopicError, match=r"has the name .*gs_ne' here \(MSIGHT_TOPIC_MAP\); use that name")
+        return pytest.raises(TopicError, match=r"MSIGHT_TOPIC_MAP maps the name .*gs_ne'; use that topic")
 
     async with mapped(backend, {old: here}) as bus:
         with says():
@@ -125,7 +125,7 @@ async def test_a_mapped_name_is_not_used_as_a_topic(backend, here, topic):
 
 async def test_a_mapped_name_that_is_no_valid_topic_is_refused_with_its_topic(backend, name, here):
     def says():
-        return pytest.raises(TopicError, match=r"has the name .*gs_ne' here \(MSIGHT_TOPIC_MAP\); use that name")
+        return pytest.raises(TopicError, match=r"MSIGHT_TOPIC_MAP maps the name .*gs_ne'; use that topic")
 
     async with mapped(backend, {name: here}) as bus:
         with says():

@@ -114,7 +114,7 @@ def test_everything_at_once_can_be_right():
     ],
 )
 def test_a_wrong_value_names_its_field(field, value):
-    with pytest.raises(ConfigError, match=rf"NodeConfig\.{field} is .*, not "):
+    with pytest.raises(ConfigError, match=rf"NodeConfig\.{field} must be .*, not "):
         NodeConfig(**{"name": "n", field: value})
 
 
@@ -145,7 +145,7 @@ def test_a_processing_node_without_any_topic_names_both():
 
 @pytest.mark.parametrize("make", [Numbers, Collect])
 def test_a_topic_that_a_node_would_not_use(make):
-    with pytest.raises(ConfigError, match="has no use for it"):
+    with pytest.raises(ConfigError, match="does not use it"):
         make(NodeConfig(name="n", publish_topic_name="a", subscribe_topic_name="b"))
 
 
@@ -187,5 +187,5 @@ def test_a_configuration_can_be_copied_and_replaced():
 
 
 def test_a_queue_that_is_no_policy_is_told_with_an_example():
-    with pytest.raises(ConfigError, match=r"NodeConfig.queue is a QueuePolicy such as QueuePolicy.block\(\)"):
+    with pytest.raises(ConfigError, match=r"NodeConfig.queue must be a QueuePolicy such as QueuePolicy.block\(\)"):
         NodeConfig(name="n", queue="block")

@@ -49,7 +49,7 @@ _METADATA_AGE_MS = 300_000
 """Milliseconds between two updates of the publishing client's metadata."""
 
 _CONSUMER_METADATA_AGE_MS = 30_000
-"""The same of each consumer's client."""
+"""Milliseconds between two updates of the metadata of each consumer's client."""
 
 _KAFKA_TOPIC = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,249}")
 _RECORD_OVERHEAD = record_bytes(None, b"", [(envelope.HEADER, b"0" * 48)]) + 16
@@ -63,7 +63,7 @@ class _Route:
         writers: the writer of one partition; with ``spread``, those of all partitions.
         surely_fits: maximum payload size, in bytes, that needs no exact check against the limit.
         only: the writer, if there is only one.
-        at: number of messages so far, for the round robin.
+        at: number of writers examined so far, for the round robin.
     """
 
     writers: list[PartitionWriter]
@@ -82,7 +82,7 @@ class _Route:
 
 
 class KafkaPublisher:
-    """One publisher on one topic (backends.base.TopicPublisher). Order holds for each key: a message waits only for its key."""
+    """One publisher on one topic (backends.base.TopicPublisher). A message waits only for earlier messages with its key."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class KafkaPublisher:
             topic: to publish on.
             name: the publisher's stable name, which selects the partition of messages without a key; ``None`` to spread them.
             within: seconds that a message may wait.
-            alone: whether messages share no acknowledgement; for single messages, whose callers wait for each.
+            alone: whether each message has an acknowledgement of its own, as for `Bus.publish`, whose caller waits for each.
             on_closed: called once, with the topic.
         """
         self._backend = backend
@@ -146,7 +146,7 @@ class KafkaPublisher:
             if isinstance(error, BusError):
                 raise
             raise PublishTimeoutError(
-                f"Earlier messages on {self._topic!r} were not handed over within {self._within:g} s "
+                f"Earlier messages on {self._topic!r} were not accepted within {self._within:g} s "
                 "(MSIGHT_PUBLISH_TIMEOUT); this message was not sent."
             ) from None
         finally:
@@ -537,7 +537,8 @@ class KafkaBackend:
         finished, _ = await asyncio.wait((done,), timeout=self._limits.publish_timeout)
         if not finished:
             raise PublishTimeoutError(
-                f"Kafka did not acknowledge a dead letter on {topic!r} within {self._limits.publish_timeout:g} s."
+                f"Kafka did not acknowledge a dead letter on {topic!r} within {self._limits.publish_timeout:g} s "
+                "(MSIGHT_PUBLISH_TIMEOUT); it may still arrive."
             )
         done.result()
 

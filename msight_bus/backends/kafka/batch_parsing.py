@@ -138,7 +138,7 @@ def magic(batch: memoryview) -> int:
 
 
 class AbortedTransactions:
-    """Tells which batches of a fetch belong to aborted transactions (KIP-98).
+    """The aborted transactions of a fetch (KIP-98), to identify the batches that belong to them.
 
     Args:
         aborted: producer id and first offset of each aborted transaction, from the fetch response.

@@ -152,8 +152,8 @@ def translate(error: BaseException, operation: Operation, where: str = "") -> Bu
         )
     if kafka_errors.UnknownError.__name__ in text:
         return BusError(
-            f"{kafka}: the broker refused with a code that aiokafka does not know, as where a group has group.max.size members, "
-            "or where the names of the topics of all members are longer than message.max.bytes; the broker's log says why."
+            f"{kafka} refused with an error code that aiokafka does not define: for example, the group has group.max.size "
+            "members, or the topic names of all members exceed message.max.bytes. The broker's log has the reason."
         )
     return BusError(f"{kafka}: {text}")
 

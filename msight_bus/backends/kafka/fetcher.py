@@ -48,10 +48,10 @@ class FetchListener(Protocol):
         """Handle a failed fetch, which will be repeated."""
 
     def not_permitted(self, error: KafkaError) -> bool:
-        """Handle that the user may not read a topic; return whether to go on without the topic."""
+        """Handle that the user may not read a topic; return whether to continue without the topic."""
 
     def topic_missing(self) -> None:
-        """Handle that a broker does not know the topic, which may have been deleted."""
+        """Handle an unknown topic, which may have been deleted."""
 
     async def truncated(self, partition: Partition) -> bool:
         """Continue where the log was truncated; return whether it was.
@@ -232,7 +232,7 @@ class Fetcher:
             fetched = await self._client.send(node, session.request(self._isolation, self._partition_bytes))
         except KafkaError:
             for partition in wanted.values():
-                partition.came_back()
+                partition.note_outage()
             raise
         session.answered(fetched)
         errors: list[tuple[Partition, KafkaError]] = []

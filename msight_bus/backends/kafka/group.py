@@ -7,7 +7,7 @@ a committed offset in a group that has others is new: its owner commits its firs
 
 Every member subscribes to all topics that exist and match, and rejoins when there are others. A topic found later starts at its
 earliest record. So does a topic that matches a pattern in a group that has committed offsets of other topics; a topic given by
-name in which the group has none starts as the subscription says.
+name in which the group has none starts at the subscription's ``start``.
 
 An assignment can contain partitions that are missing from this member's metadata, because the group leader computes it.
 """
@@ -174,11 +174,12 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
                 if now - reached >= limits.connect_timeout:
                     raise ConnectionLostError(
                         f"The coordinator of the group {self._group_id!r} did not answer within "
-                        f"{limits.connect_timeout:g} s (MSIGHT_CONNECT_TIMEOUT)."
+                        f"{limits.connect_timeout:g} s (MSIGHT_CONNECT_TIMEOUT). Check that all brokers are running."
                     )
                 if now - begun >= within:
                     raise ConnectionLostError(
-                        f"The group {self._group_id!r} did not accept a member for {self.name!r} within {within:g} s."
+                        f"The group {self._group_id!r} did not accept a member for {self.name!r} within {within:g} s. "
+                        "Check its other members: `kafka-consumer-groups.sh --describe --members`."
                     )
                 if now >= told:
                     told = now + _TELL_EVERY
@@ -421,7 +422,9 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
                     {where: OffsetAndMetadata(at, "") for where, at in finished.items()}
                 )
         except TimeoutError as error:
-            raise BusError(f"Kafka did not confirm a commit of {self.name!r} within {within:.2g} s.") from error
+            raise BusError(
+                f"Kafka did not confirm a commit of {self.name!r} within {within:.2g} s; its records may be redelivered."
+            ) from error
         except FencedInstanceIdError as error:
             self._fail(translate(error, "subscribe"))
             return

@@ -48,7 +48,7 @@ async def watch(
             failures += 1
             if failures == 1:
                 reason = str(translate(error, "connect"))
-                logger.warning("Kafka does not answer; reconnecting: %s", reason)
+                logger.warning("Disconnected from Kafka, reconnecting: %s", reason)
                 tell(Disconnected(reason))
             try:
                 async with loop_timeout(limits.pong_timeout):
@@ -63,6 +63,7 @@ async def watch(
                 logger.exception("Probe of Kafka failed unexpectedly.")
         else:
             if failures:
-                logger.warning("Kafka answers again after %d attempts.", failures)
+                attempts = "1 attempt" if failures == 1 else f"{failures} attempts"
+                logger.warning("Reconnected to Kafka after %s.", attempts)
                 tell(Reconnected(failures))
             failures = 0

@@ -40,14 +40,14 @@ class Partition:
         partition: the partition's number.
         ledger: delivered and finished offsets; ``ledger.expected`` is the offset of the next fetch.
         owned: whether the partition is still assigned to the subscription.
-        exists: whether the topic is not known to be deleted; if it is, the partition is not fetched.
+        exists: false once the topic is known to be deleted; the partition is then not fetched.
         end: offset after the last record of the log; ``None`` before the first fetch.
         epoch: leader epoch of the last batch that was read; -1 before the first.
         stable: last stable offset: the first record of an open transaction; ``end`` without one.
     """
 
     __slots__ = (
-        "_arrives", "_damaged", "_dead_letter", "_held_back", "_inbox", "_latest", "_max_redeliveries", "_moment",
+        "_damaged", "_dead_letter", "_held_back", "_inbox", "_latest", "_max_redeliveries", "_may_skip", "_moment",
         "_reads_committed", "_waits", "end", "epoch", "exists", "ledger", "owned", "partition", "stable", "where",
     )  # fmt: skip
 
@@ -84,7 +84,7 @@ class Partition:
         self.end: int | None = None
         self.epoch = -1
         self.stable = 0
-        self._arrives = bool(latest)
+        self._may_skip = bool(latest)
         self._inbox = inbox
         self._max_redeliveries = max_redeliveries
         self._dead_letter = dead_letter
@@ -110,7 +110,7 @@ class Partition:
         if not self._reads_committed:
             aborted = ()
         for messages in PartitionReader(data, self.ledger.expected, aborted, self):
-            wanted = self._skip(messages) if self._arrives else messages
+            wanted = self._skip(messages) if self._may_skip else messages
             if not wanted:
                 return  # continue with a fetch from the new position
             if new := self.deliver(wanted):
@@ -141,13 +141,13 @@ class Partition:
         self._damaged = (offset, fetches)
         return fetches < _FETCHES_OF_DAMAGED
 
-    def came_back(self) -> None:
+    def note_outage(self) -> None:
         """Note an outage of the broker: a subscription to the latest messages skips older ones."""
-        self._arrives = bool(self._latest)
+        self._may_skip = bool(self._latest)
 
     def _skip(self, messages: list[Message]) -> list[Message]:
         """Continue ``latest`` records before the end; return the messages that are left."""
-        self._arrives = False
+        self._may_skip = False
         first = self._readable_end - self._latest
         if first <= self.ledger.expected:
             return messages

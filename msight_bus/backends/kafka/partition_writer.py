@@ -340,7 +340,9 @@ class PartitionWriter:
             self._end(None)
         elif error.retriable:
             if batch.attempts == _WARN_AT:
-                logger.warning("Publishing on %s, partition %d, is refused again and again: %r", *self.where, error)
+                logger.warning(
+                    "Publish refused %d times, retrying: topic %s, partition %d: %r", batch.attempts, *self.where, error
+                )
             self.retry(error)
         elif not self._begin_anew(batch, error) and not self._split(batch, error, refused):
             self._refuse(error, is_unknown=batch.attempts > 1 or not isinstance(error, _NOT_APPENDED))
@@ -433,7 +435,7 @@ class PartitionWriter:
                 await self._owner.prepare(self, stale=getattr(error, "invalid_metadata", False))
             except Exception as problem:
                 missing = not self._owner.is_located(self.where) and loop.time() > give_up_at
-                if missing or not _is_passing(problem):
+                if missing or not _is_temporary(problem):
                     self._refuse(problem, is_unknown=self._sending is not None and self._sending.attempts > 0)
                     return
                 error = problem
@@ -499,7 +501,7 @@ class PartitionWriter:
         return self._retrying
 
 
-def _is_passing(error: Exception) -> bool:
+def _is_temporary(error: Exception) -> bool:
     """Return whether another attempt can succeed."""
     if isinstance(error, kafka_errors.KafkaError):
         return bool(error.retriable)

@@ -133,7 +133,7 @@ class KafkaProducer:
                 await self._get_producer_id(None)
         except TimeoutError as error:
             raise ConnectionLostError(
-                f"Kafka gave no producer id within {within:g} s (MSIGHT_CONNECT_TIMEOUT)."
+                f"Kafka assigned no producer id within {within:g} s (MSIGHT_CONNECT_TIMEOUT)."
             ) from error
         except KafkaError as error:
             raise translate(error, "connect") from error

@@ -82,7 +82,7 @@ class SelectedTopics:
         return [TopicPartition(name, partition) for name, count in counts for partition in range(count)]
 
     def __contains__(self, name: str) -> bool:
-        """Whether a topic is read, or was read and can be created again."""
+        """Return whether a topic is read, or was read and can be created again."""
         return name in self._topics
 
     def is_given(self, name: str) -> bool:

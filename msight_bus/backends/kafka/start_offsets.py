@@ -29,7 +29,7 @@ _AGAIN_AFTER = 0.1
 """Seconds between two requests for offsets."""
 
 _OMITTED_AFTER = 1.0
-"""Seconds without an offset after which `list_offsets` asks ``omits``; the metadata of one broker can be out of date."""
+"""Seconds without an offset after which `list_offsets` calls ``omits``; the metadata of one broker can be out of date."""
 
 _CLOCK_STEP = 5e-7
 """Tolerance, in seconds, for comparing float times that have microseconds with times that have nanoseconds."""
@@ -169,7 +169,7 @@ async def list_offsets(
                             raise
                         problem = error
                 now = asyncio.get_running_loop().time()
-                if len(found) > len(partitions) - len(missing):  # a broker takes its time for many new topics
+                if len(found) > len(partitions) - len(missing):  # a broker needs several seconds for many new topics
                     answered_at = now
                     deadline.reschedule(now + client.request_timeout)
                 elif now - answered_at >= _OMITTED_AFTER:

@@ -106,10 +106,10 @@ class Connection:
         raise NotImplementedError
 
     async def has_subscribers(self, topic: str) -> bool | None:
-        """Ask the broker whether a topic has a subscriber; ``None`` if the broker cannot tell.
+        """Ask the broker whether a topic has a subscriber; ``None`` if unknown.
 
         Raises:
-            BusError: the broker refused the question, or the connection was lost.
+            BusError: the broker refused the request, or the connection was lost.
         """
         return None
 
@@ -136,7 +136,7 @@ class Connection:
     # -- routes
 
     def carries(self, route: Route) -> bool:
-        """Whether the route is subscribed on this connection, or its subscription was requested."""
+        """Return whether the route is subscribed on this connection, or its subscription was requested."""
         return route in self._addresses
 
     def add_route(self, route: Route, address: Address) -> None:

@@ -33,7 +33,7 @@ _WAITING = 10_000
 """Maximum number of topics above the limit that wait for their announcement before the eviction."""
 
 _SESSIONS = 1000
-"""Maximum number of own session ids that a bus remembers."""
+"""Maximum number of own session ids that a bus keeps."""
 
 
 class PublishedTopic:
@@ -118,7 +118,7 @@ class PublishedTopics:
         return topic
 
     def is_own(self, session: int) -> bool:
-        """Whether ``session`` is a session of this bus."""
+        """Return whether ``session`` is a session of this bus."""
         return session in self._sessions
 
     def known(self, name: str) -> PublishedTopic | None:

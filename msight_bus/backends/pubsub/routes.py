@@ -80,7 +80,7 @@ class PatternRoute(Route):
         self._inbox = inbox
 
     def takes(self, name: str) -> bool:
-        """Whether messages on a channel are delivered as messages of this pattern, not of another entry of the subscription."""
+        """Return whether messages on a channel belong to this pattern, not to another entry of the subscription."""
         return self._selection.owner(name) is self._pattern and name not in self._selection.mapped
 
     def route_of(self, name: str) -> Route | None:

@@ -87,7 +87,7 @@ class RedisConnection(SocketConnection):
         self.loop.call_later(every, ask)
 
     async def has_subscribers(self, topic: str) -> bool | None:
-        """Ask whether a channel has a subscriber; ``None`` in a cluster, where each server knows only its own subscribers.
+        """Ask whether a channel has a subscriber; ``None`` in a cluster, where each server reports only its own subscribers.
 
         Raises:
             BusError: the user is not permitted to ask, or the connection was lost.

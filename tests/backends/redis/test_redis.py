@@ -148,7 +148,7 @@ async def test_a_key_that_a_subscriber_would_not_read_is_refused(redis, topic):
         assert message.sequence == 1
 
 
-async def test_a_refused_pattern_names_the_permission_that_redis_wants():
+async def test_a_refused_pattern_names_the_permission_that_redis_requires():
     """(redis 9225) Redis compares a pattern with those of the ACL as text: ``&camera.*`` does not permit ``camera.*.raw``."""
     with own_broker("redis", ["user default on nopass ~* resetchannels &camera.* +@all"]) as (_, redis):
         async with redis.connect() as bus:

@@ -64,7 +64,8 @@ class Client(AIOKafkaClient):
         """
         metadata = await self._ask_bootstrap_servers(MetadataRequest([]))
         if metadata is None:
-            raise kafka_errors.KafkaConnectionError(f"Unable to bootstrap from {self.hosts}")
+            servers = ", ".join(f"{host}:{port}" for host, port, _ in self.hosts)
+            raise kafka_errors.KafkaConnectionError(f"no bootstrap server responded ({servers})")
         self.cluster.update_metadata(metadata)
         if self._sync_task is None:
             self._sync_task = asyncio.create_task(self._md_synchronizer())

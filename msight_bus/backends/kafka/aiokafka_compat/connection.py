@@ -44,7 +44,7 @@ class _Frames(asyncio.BufferedProtocol):
         self._is_at_eof = False
 
     def at_eof(self) -> bool:
-        """Whether the connection has ended."""
+        """Return whether the connection has ended."""
         return self._is_at_eof
 
     def get_buffer(self, sizehint: int) -> memoryview:

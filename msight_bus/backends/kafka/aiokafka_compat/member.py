@@ -169,7 +169,7 @@ class Member(GroupCoordinator):
         return self.coordinator_id is not None
 
     def check(self) -> None:
-        """Raise the error of the last join, which aiokafka raises only in a fetch and retries afterwards.
+        """Raise the error of the last join, which aiokafka's consumer raises in a fetch; aiokafka then joins again.
 
         Raises:
             FencedInstanceIdError: another member has started with the same ``group.instance.id``.
@@ -177,7 +177,7 @@ class Member(GroupCoordinator):
         """
         self._check_fenced()
         if self._coordination_task.done():
-            return  # whoever watches `background_task` handles its error
+            return  # the consumer watches `background_task` and handles its error
         # aiokafka restarts these tasks only at the next rebalance.
         for task in (self._heartbeat_task, self._commit_refresh_task):
             if task is not None and task.done() and not task.cancelled() and task.exception() is not None:
@@ -259,7 +259,7 @@ class Member(GroupCoordinator):
             raise error(self.group_id)
 
     def _do_commit_offsets(self, assignment: Any, offsets: Any) -> asyncio.Task[None]:
-        """Retrieve the error of a commit that aiokafka shields from the caller's cancellation: nobody awaits it afterwards."""
+        """Retrieve the error of a commit that aiokafka shields from the caller's cancellation: no task awaits it afterwards."""
         task: asyncio.Task[None] = asyncio.create_task(super()._do_commit_offsets(assignment, offsets))
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         return task

@@ -127,7 +127,7 @@ class FetchAnswer(list[Fetched]):
 
 
 class FetchRequest:
-    """A request for records of one topic. aiokafka's own request makes about 90 calls to encode its fields.
+    """A request for records of partitions with one leader. aiokafka's own request makes about 90 calls to encode its fields.
 
     Attributes:
         version: the version that was encoded.
@@ -161,7 +161,7 @@ class FetchRequest:
         """Return the request with its header, in the newest version of a broker.
 
         Args:
-            versions: oldest and newest version of each request that the broker knows.
+            versions: oldest and newest version of each request that the broker supports.
             number: correlation id.
             client: client id.
 

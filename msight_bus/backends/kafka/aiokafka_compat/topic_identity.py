@@ -142,8 +142,13 @@ class TopicIdentitiesRequest(Request[_MetadataRequestStruct]):
         self._topics: list[Any] | None = None if topics is None else [(bytes(16), topic, {}) for topic in topics]
 
     def prepare(self, versions: dict[int, tuple[int, int]]) -> _MetadataRequestStruct:
-        """Raises:
-        IncompatibleBrokerVersion: the broker has no topic ids.
+        """Return the request for a broker.
+
+        Args:
+            versions: oldest and newest version of each request that the broker supports.
+
+        Raises:
+            IncompatibleBrokerVersion: the broker has no topic ids.
         """
         try:
             prepared: _MetadataRequestStruct = super().prepare(versions)
