@@ -84,7 +84,7 @@ async def test_a_coroutine_as_on_event_is_refused(memory):
 
 @pytest.mark.parametrize("name", ["two words", "k\u00f6ln", "", "a..b", "_x", "a\n", 5, "x" * 195])
 def test_names_that_cannot_be_used(name):
-    with pytest.raises(ConfigError, match=r"NodeConfig\.name is letters, digits"):
+    with pytest.raises(ConfigError, match=r"NodeConfig\.name must be letters, digits"):
         NodeConfig(name=name, subscribe_topic_name="in")
 
 
@@ -95,7 +95,7 @@ def test_an_output_that_is_the_input_is_refused():
 
 @pytest.mark.parametrize(("field", "value"), [("key", 5), ("key", "\ud800"), ("while_disconnected", "sleep")])
 def test_new_fields_are_checked(field, value):
-    with pytest.raises(ConfigError, match=rf"NodeConfig\.{field} is "):
+    with pytest.raises(ConfigError, match=rf"NodeConfig\.{field} must be "):
         config(**{field: value})
 
 

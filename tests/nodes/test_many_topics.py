@@ -59,7 +59,7 @@ def test_a_list_that_changes_later_does_not_change_the_configuration():
     ],
 )
 def test_a_wrong_input_names_the_field_and_the_entry(topics, reason):
-    with pytest.raises(ConfigError, match=rf"^NodeConfig\.subscribe_topic_name is a topic, a pattern .*{reason}"):
+    with pytest.raises(ConfigError, match=rf"^NodeConfig\.subscribe_topic_name must be a topic, a pattern .*{reason}"):
         config(topics)
 
 

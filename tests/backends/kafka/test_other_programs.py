@@ -309,7 +309,7 @@ TABLE = {
     "an aborted transaction": test_an_aborted_transaction,
     "a transaction that stays open": test_an_open_transaction,
     "batches compressed with gzip, snappy, lz4 or zstd": test_codecs,
-    "a batch of more than 64 MiB and 16 times its size when decompressed": test_a_batch_that_is_too_large_decompressed,
+    "a batch that decompresses to more than 64 MiB and more than 16 times its size": test_a_batch_that_is_too_large_decompressed,
     "a compacted topic": test_a_compacted_topic,
     "records that retention has deleted": test_records_deleted_by_retention,
 }
