@@ -207,8 +207,10 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
         """Return whether no peer owns one of the partitions without a committed offset."""
         try:
             peers = await self.member.partitions_of_peers()
-        except RebalanceInProgressError:
-            return False
+        except KafkaError as error:
+            if error.retriable or isinstance(error, RebalanceInProgressError):
+                return False
+            raise
         return peers is None or not missing & peers
 
     def _check_client(self) -> None:

@@ -19,7 +19,7 @@ from aiokafka.coordinator.protocol import (
     ConsumerProtocolMemberMetadata,
 )
 from aiokafka.protocol.admin import DescribeGroupsRequest
-from aiokafka.protocol.commit import OffsetCommitRequest
+from aiokafka.protocol.commit import OffsetCommitRequest, OffsetFetchRequest
 
 from msight_bus.backends.kafka.aiokafka_compat.client import Client, end_tasks
 
@@ -197,6 +197,8 @@ class Member(GroupCoordinator):
 
     async def _send_req(self, request: Any) -> Any:
         response = await super()._send_req(request)
+        if isinstance(request, OffsetFetchRequest):
+            self._raise(getattr(response, "error_code", 0))
         if isinstance(request, OffsetCommitRequest):
             unknown, missing = kafka_errors.UnknownTopicOrPartitionError.errno, _missing.get()
             for topic, partitions in response.topics:
@@ -206,6 +208,18 @@ class Member(GroupCoordinator):
                 for topic, partitions in response.topics
             ]
         return response
+
+    def _raise(self, code: int) -> None:
+        """Raise the error of a response, if any. aiokafka takes an error instead of committed offsets for a group that has none.
+
+        Raises:
+            KafkaError: the response has an error code; retriable if the coordinator has moved or is loading the group.
+        """
+        error = kafka_errors.for_code(code)
+        if error in (kafka_errors.NotCoordinatorForGroupError, kafka_errors.GroupCoordinatorNotAvailableError):
+            self.coordinator_dead()
+        if code:
+            raise error(self.group_id)
 
     def _do_commit_offsets(self, assignment: Any, offsets: Any) -> asyncio.Task[None]:
         """Retrieve the error of a commit that aiokafka shields from the caller's cancellation: nobody awaits it afterwards."""
@@ -220,12 +234,14 @@ class Member(GroupCoordinator):
 
         Raises:
             RebalanceInProgressError: a rebalance is in progress.
-            KafkaError: the coordinator did not respond.
+            KafkaError: the coordinator did not respond, or has moved.
         """
         response = await self._send_req(DescribeGroupsRequest([self.group_id]))
         ((code, _, state, _, _, members, *_),) = response.groups
         if state in ("PreparingRebalance", "CompletingRebalance"):
             raise kafka_errors.RebalanceInProgressError(state)
+        if kafka_errors.for_code(code).retriable:
+            self._raise(code)
         if code or state != "Stable":
             return None
         partitions: set[TopicPartition] = set()
