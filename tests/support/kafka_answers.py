@@ -12,7 +12,7 @@ from typing import NamedTuple
 from tests.support.brokers import Backend
 from tests.support.proxy import HOST, FaultProxy, port_of, through
 
-PRODUCE, FETCH, OFFSETS, METADATA, OFFSET_FETCH, INIT_PRODUCER_ID = 0, 1, 2, 3, 9, 22
+PRODUCE, FETCH, OFFSETS, METADATA, OFFSET_FETCH, DESCRIBE_GROUPS, INIT_PRODUCER_ID = 0, 1, 2, 3, 9, 15, 22
 
 
 class Request(NamedTuple):

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 _FRAME = Struct(">qi")  # base offset, length of the rest
 _HEAD = Struct(">qiibIhiqqqhii")
-_MAGIC_AT = 16
+_EPOCH_AT, _MAGIC_AT = 12, 16
 HEAD_BYTES = _HEAD.size
 _OLD_BYTES = 14  # size of an empty message of format 0: checksum, magic, attributes, lengths of key and value
 
@@ -118,6 +118,13 @@ def split(data: bytes | memoryview) -> Iterator[memoryview]:
 def read_head(batch: memoryview) -> Head | None:
     """Return the head of a batch; ``None`` for the formats 0 and 1."""
     return Head(*_HEAD.unpack_from(batch)) if batch[_MAGIC_AT] >= 2 else None
+
+
+def first_epoch(data: bytes | memoryview) -> int:
+    """Return the leader epoch of the first batch of a fetch; -1 if it has none."""
+    if len(data) <= _MAGIC_AT or data[_MAGIC_AT] < 2:
+        return -1
+    return int.from_bytes(data[_EPOCH_AT:_MAGIC_AT], "big", signed=True)
 
 
 def base_offset(batch: memoryview) -> int:

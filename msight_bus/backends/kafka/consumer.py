@@ -23,7 +23,7 @@ from msight_bus.backends.kafka.fetch_failures import FetchFailures
 from msight_bus.backends.kafka.fetcher import Fetcher
 from msight_bus.backends.kafka.partition import DeadLetter, Partition
 from msight_bus.backends.kafka.selected_topics import SelectedTopics
-from msight_bus.backends.kafka.start_offsets import Moment, list_offsets, resolve
+from msight_bus.backends.kafka.start_offsets import Moment, end_of_epoch, list_offsets, resolve
 from msight_bus.errors import BusError
 from msight_bus.message import Message
 from msight_bus.settings import BusSettings
@@ -293,8 +293,27 @@ class KafkaConsumer:
             return
         # The log was truncated or the topic created again.
         newest = (await list_offsets(self.client, [where], LATEST, self._isolation))[where]
-        if partition.owned and newest < partition.ledger.expected:
-            partition.truncated(oldest)
+        if partition.owned and newest < partition.ledger.expected and not await self.truncated(partition):
+            self._restart(partition, oldest)
+
+    async def truncated(self, partition: Partition) -> bool:
+        """Continue where the log was truncated, if it was, and report a gap; return whether it was truncated.
+
+        Another leader, or one that has lost its memory, can have written other records below the position (KIP-320).
+
+        Raises:
+            KafkaError: the leader did not respond.
+        """
+        end = await end_of_epoch(self.client, partition.where, partition.epoch)
+        if end is None or end >= partition.ledger.expected or not partition.owned:
+            return False
+        self._restart(partition, end)
+        return True
+
+    def _restart(self, partition: Partition, offset: int) -> None:
+        """Read a partition from ``offset`` on; acknowledgements of its former records settle no later ones."""
+        self._inbox.stream(partition.where.topic).gap(None, "retention")
+        self._fetcher.assign(self.partitions | {partition.where: self._partition(partition.where, offset)})
 
     # -- flow control and closing (backends.base.Consumer)
 

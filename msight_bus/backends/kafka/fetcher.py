@@ -18,6 +18,7 @@ from aiokafka.errors import (
 )
 
 from msight_bus.backends.kafka.aiokafka_compat import Client, FetchAnswer, FetchRequest
+from msight_bus.backends.kafka.batch_parsing import first_epoch
 from msight_bus.backends.kafka.errors import REFUSED, error_for
 from msight_bus.backends.kafka.partition import Partition
 from msight_bus.message import Message
@@ -48,6 +49,13 @@ class FetchListener(Protocol):
 
     def topic_missing(self) -> None:
         """Handle that a broker does not know the topic, which may have been deleted."""
+
+    async def truncated(self, partition: Partition) -> bool:
+        """Continue where the log was truncated; return whether it was.
+
+        Raises:
+            KafkaError: the leader did not respond.
+        """
 
     async def out_of_range(self, partition: Partition) -> None:
         """Set another position, because the log has no record at the current one.
@@ -219,6 +227,7 @@ class Fetcher:
             raise
         session.answered(fetched)
         errors: list[tuple[Partition, KafkaError]] = []
+        problems: list[Exception] = []
         for where, code, end, stable, aborted, data in fetched:
             partition = wanted[where]
             if not partition.owned or partition.ledger.expected != session.positions[where]:
@@ -229,6 +238,15 @@ class Fetcher:
             partition.end, partition.stable = end, stable
             if data:  # brokers fill an answer in the order of the request, and stop when it is full (KIP-74)
                 wanted[where] = wanted.pop(where)
+            if 0 <= partition.epoch < first_epoch(data):  # the first records of another leader
+                try:
+                    if await self._listener.truncated(partition):
+                        continue
+                except (KafkaError, OSError) as problem:
+                    problems.append(problem)
+                    continue
+                if not partition.owned:
+                    continue
             # No await between the check of `owned` and the queue.
             for messages in partition.read(data, aborted):
                 self._listener.fetched(messages)
@@ -236,7 +254,6 @@ class Fetcher:
                 await self.room.wait()
                 if not partition.owned:
                     break
-        problems: list[Exception] = []
         for partition, error in errors:
             try:
                 await self._handle(partition, error)

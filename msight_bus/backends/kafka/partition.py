@@ -42,12 +42,13 @@ class Partition:
         owned: whether the partition is still assigned to the subscription.
         exists: whether the topic is not known to be deleted; if it is, the partition is not fetched.
         end: offset after the last record of the log; ``None`` before the first fetch.
+        epoch: leader epoch of the last batch that was read; -1 before the first.
         stable: last stable offset: the first record of an open transaction; ``end`` without one.
     """
 
     __slots__ = (
         "_arrives", "_damaged", "_dead_letter", "_held_back", "_inbox", "_latest", "_max_redeliveries", "_moment",
-        "_reads_committed", "_waits", "end", "exists", "ledger", "owned", "partition", "stable", "where",
+        "_reads_committed", "_waits", "end", "epoch", "exists", "ledger", "owned", "partition", "stable", "where",
     )  # fmt: skip
 
     def __init__(
@@ -81,6 +82,7 @@ class Partition:
         self.owned = True
         self.exists = True
         self.end: int | None = None
+        self.epoch = -1
         self.stable = 0
         self._arrives = bool(latest)
         self._inbox = inbox
@@ -184,11 +186,6 @@ class Partition:
         self._inbox.stream(self.where.topic).gap(oldest - ledger.expected, "retention", at_most=True)
         ledger.expected = oldest
         return True
-
-    def truncated(self, oldest: int) -> None:
-        """Restart at the oldest record, because the log ends before the position; report a gap of unknown size."""
-        self._inbox.stream(self.where.topic).gap(None, "retention")
-        self.ledger = PartitionLedger(oldest)
 
     def warn_if_held_back(self, now: float) -> None:
         """Log a WARNING, once, if an open transaction blocks the partition; ``now`` is the loop's time."""

@@ -27,7 +27,13 @@ from msight_bus.message import Message
 
 
 class MessageMaker(Protocol):
-    """Converts the records of one partition to messages, and is notified of skipped offsets."""
+    """Converts the records of one partition to messages, and is notified of skipped offsets.
+
+    Attributes:
+        epoch: leader epoch of the last batch that was read; -1 before the first.
+    """
+
+    epoch: int
 
     @property
     def limit(self) -> int:
@@ -80,6 +86,7 @@ class PartitionReader:
             if head is None:
                 yield from self._read_old(batch)
             elif head.next_offset > self.next_fetch_offset:
+                self._maker.epoch = head.leader_epoch
                 yield from self._read_batch(head, batch)
 
     def _read_batch(self, head: Head, batch: memoryview) -> Iterator[list[Message]]:

@@ -7,10 +7,18 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 
 from aiokafka import TopicPartition
-from aiokafka.errors import KafkaError, KafkaTimeoutError, LeaderNotAvailableError
+from aiokafka.errors import IncompatibleBrokerVersion, KafkaError, KafkaTimeoutError, LeaderNotAvailableError
 
 from msight_bus.backends.base import Position
-from msight_bus.backends.kafka.aiokafka_compat import EARLIEST, LATEST, Client, offsets_request, read_offsets
+from msight_bus.backends.kafka.aiokafka_compat import (
+    EARLIEST,
+    LATEST,
+    Client,
+    EpochEndRequest,
+    offsets_request,
+    read_epoch_end,
+    read_offsets,
+)
 from msight_bus.backends.kafka.errors import error_for
 from msight_bus.message import Message
 
@@ -172,3 +180,24 @@ async def list_offsets(
     except TimeoutError as error:
         raise KafkaTimeoutError(f"no offsets within {client.request_timeout:g} s: {problem}") from error
     return found
+
+
+async def end_of_epoch(client: Client, where: TopicPartition, epoch: int) -> int | None:
+    """Return the offset at which the records of a leader epoch and of the epochs before it end.
+
+    Returns:
+        The offset; ``None`` if the leader does not report it.
+
+    Raises:
+        KafkaError: the leader refused or did not respond.
+    """
+    node = client.leader(where)
+    if node is None or epoch < 0:
+        return None
+    try:
+        code, end = read_epoch_end(await client.send(node, EpochEndRequest(where, epoch)))
+    except IncompatibleBrokerVersion:
+        return None
+    if code:
+        raise error_for(code)(where.topic)
+    return end if end >= 0 else None

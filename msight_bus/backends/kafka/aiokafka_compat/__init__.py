@@ -34,6 +34,7 @@ try:
         read_classic_groups,
         read_consumer_groups,
     )
+    from msight_bus.backends.kafka.aiokafka_compat.leader_epochs import EpochEndRequest, read_epoch_end
     from msight_bus.backends.kafka.aiokafka_compat.log_filters import install_log_filters
     from msight_bus.backends.kafka.aiokafka_compat.member import Member
     from msight_bus.backends.kafka.aiokafka_compat.record_batches import (
@@ -68,10 +69,11 @@ except ImportError as error:
 __all__ = [
     "AIOKAFKA", "CODECS", "EARLIEST", "LATEST", "READ_COMMITTED", "READ_UNCOMMITTED", "ClassicGroupsRequest", "Client",
     "Connection", "ConsumerGroupsRequest", "CreateTopicsRequest", "DefaultRecordBatch", "DescribeConfigsRequest",
+    "EpochEndRequest",
     "FetchAnswer", "FetchRequest", "GroupMembers", "InitProducerIdRequest", "LegacyRecordBatch", "ListGroupsRequest",
     "Member", "MetadataRequest", "OffsetFetchRequest", "RecordHeader", "TopicIdentitiesRequest", "TopicIdentity",
     "batch_builder", "check_aiokafka", "has_valid_checksum", "murmur2", "offsets_request", "produce_request", "read_batch",
-    "read_classic_groups", "read_consumer_groups", "read_offsets", "read_produce", "record_bytes",
+    "read_classic_groups", "read_consumer_groups", "read_epoch_end", "read_offsets", "read_produce", "record_bytes",
 ]  # fmt: skip
 
 install_log_filters()
