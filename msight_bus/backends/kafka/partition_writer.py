@@ -2,7 +2,8 @@
 
 While one batch is in flight the next one fills, so batches grow with the publish rate and no timer delays them. A partition has
 at most one batch in flight. A batch that was certainly not appended leaves its sequence numbers to the next one; after a batch
-with an unknown outcome, this partition needs another producer id.
+with an unknown outcome, this partition needs another producer id. So does a batch whose sequence numbers the broker does not
+expect, because it has lost the end of its log or the producer id.
 
 A batch that is refused for some of its records is sent again in parts, before later batches: without the records that the broker
 named (KIP-467), or in halves if it named none.
@@ -64,6 +65,13 @@ _NOT_APPENDED = (
     kafka_errors.UnsupportedVersionError,
 )
 """Responses to a first attempt after which the batch is certainly not in the log."""
+
+_NOT_EXPECTED = (
+    kafka_errors.InvalidProducerEpoch,
+    kafka_errors.OutOfOrderSequenceNumber,
+    kafka_errors.UnknownProducerId,
+)
+"""Responses after which a batch is sent again with another producer id, if no earlier attempt can have appended it."""
 
 _REFUSED_RECORDS = (
     InvalidRecordError,
@@ -334,8 +342,34 @@ class PartitionWriter:
             if batch.attempts == _WARN_AT:
                 logger.warning("Publishing on %s, partition %d, is refused again and again: %r", *self.where, error)
             self.retry(error)
-        elif not self._split(batch, error, refused):
+        elif not self._begin_anew(batch, error) and not self._split(batch, error, refused):
             self._refuse(error, is_unknown=batch.attempts > 1 or not isinstance(error, _NOT_APPENDED))
+
+    def _begin_anew(self, batch: _Batch, error: kafka_errors.KafkaError) -> bool:
+        """Send a batch again, once, with another producer id, because the broker does not expect its sequence numbers.
+
+        After an earlier attempt, the batch is certainly not in the log if its sequence numbers are out of order: the broker would
+        acknowledge a repetition.
+        """
+        is_first = batch.attempts == 1 or isinstance(error, kafka_errors.OutOfOrderSequenceNumber)
+        if batch.is_part or not is_first or not isinstance(error, _NOT_EXPECTED):
+            return False
+        logger.warning(
+            "Publishing on %s, partition %d, continues with another producer id: %r. A broker that was restarted may have lost "
+            "the last messages that it acknowledged.",
+            *self.where,
+            error,
+        )
+        assert batch.data is not None
+        self.spent, self.producer_id = self.producer_id, None
+        self._sending = None
+        records = enumerate(read_batch(batch.data))
+        self._parts.append(
+            self._part([(batch.acknowledgement_of(number, record[1]), record) for number, record in records], 0)
+        )
+        self._settle(batch)
+        self._owner.wake(self)
+        return True
 
     def _split(self, batch: _Batch, error: kafka_errors.KafkaError, refused: Mapping[int, str]) -> bool:
         """Send a refused batch again, without the refused records or in halves; return false if it cannot be split.

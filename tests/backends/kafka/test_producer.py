@@ -183,17 +183,16 @@ async def test_an_unknown_outcome_is_reported_and_affects_no_other_topic(kafka, 
     async with changing_answers(kafka, change) as way, way.connect() as bus:
         async with Traffic(bus, good) as traffic:
             await bus.publish(bad, b"%08d" % 0)
-            # UNKNOWN_SERVER_ERROR, OUT_OF_ORDER_SEQUENCE_NUMBER, INVALID_PRODUCER_EPOCH, UNKNOWN_PRODUCER_ID
-            for at, code in enumerate((-1, 45, 47, 59)):
+            for at in range(2):
                 first = 1 + 200 * at
-                codes.append(code)
+                codes.append(-1)  # UNKNOWN_SERVER_ERROR
                 results = await outcomes(*publishing(bus, bad, range(first, first + 200)))
                 assert not codes
                 lost = [i for i, result in enumerate(results) if result is not None]
                 assert lost == list(range(len(lost)))  # the first batch and no other
                 assert 0 < len(lost) < 100
                 await traffic.moves()
-    assert await received(kafka, bad) == list(range(801))  # the broker had what it did not acknowledge
+    assert await received(kafka, bad) == list(range(401))  # the broker had what it did not acknowledge
     assert await received(kafka, good) == list(range(traffic.count))
 
 
