@@ -26,7 +26,10 @@ from msight_bus.message import Message
 logger = logging.getLogger("msight_bus")
 
 _AGAIN_AFTER = 0.1
-"""Seconds until the next fetch from a broker that no longer leads a partition."""
+"""Seconds until the next fetch from a broker that no longer leads a partition, and until the first look-up of a leader."""
+
+_LOOK_UP_EVERY = 1.0
+"""Maximum seconds between two look-ups of a leader."""
 
 
 _SESSION_FROM = 32
@@ -165,6 +168,8 @@ class Fetcher:
             Exception: a bug.
         """
         fetching: dict[int, asyncio.Task[None]] = {}
+        clock = asyncio.get_running_loop().time
+        look_up_at, pause = 0.0, 0.0
         try:
             while True:
                 self._changed = asyncio.get_running_loop().create_future()
@@ -172,11 +177,15 @@ class Fetcher:
                 for node in leaders - fetching.keys():
                     if node is not None:
                         fetching[node] = asyncio.create_task(self._fetch(node), name=f"msight_bus fetch from {node}")
-                if None in leaders:
+                if None not in leaders:
+                    pause = 0.0
+                elif not pause or clock() >= look_up_at:  # each look-up that is answered sets `_changed`
                     self._client.force_metadata_update()
+                    pause = min(2 * pause, _LOOK_UP_EVERY) or _AGAIN_AFTER
+                    look_up_at = clock() + pause
                 await asyncio.wait(
                     (self._changed, *fetching.values()),
-                    timeout=_AGAIN_AFTER if None in leaders else None,
+                    timeout=max(0.0, look_up_at - clock()) if pause else None,
                     return_when=asyncio.FIRST_COMPLETED,
                 )
                 for node, task in list(fetching.items()):
