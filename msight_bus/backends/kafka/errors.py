@@ -28,16 +28,36 @@ class InvalidRecordError(kafka_errors.BrokerResponseError):
     message = "INVALID_RECORD"
 
 
+class ReplicaNotAvailableError(kafka_errors.BrokerResponseError):
+    """REPLICA_NOT_AVAILABLE, from a broker that no longer has the partition; aiokafka does not retry it."""
+
+    errno = 9
+    message = "REPLICA_NOT_AVAILABLE"
+    retriable = True
+    invalid_metadata = True
+
+
+class NetworkExceptionError(kafka_errors.BrokerResponseError):
+    """NETWORK_EXCEPTION, from proxies; aiokafka does not retry it."""
+
+    errno = 13
+    message = "NETWORK_EXCEPTION"
+    retriable = True
+    invalid_metadata = True
+
+
 class UnreachableBrokerError(kafka_errors.NodeNotReadyError):
     """A broker cannot be reached at its advertised address; the text has the address and the reason."""
 
 
-_UNKNOWN_TO_AIOKAFKA: dict[int, type[kafka_errors.KafkaError]] = {InvalidRecordError.errno: InvalidRecordError}
+_OWN: dict[int, type[kafka_errors.KafkaError]] = {
+    error.errno: error for error in (InvalidRecordError, ReplicaNotAvailableError, NetworkExceptionError)
+}
 
 
 def error_for(code: int) -> type[kafka_errors.KafkaError]:
     """Return the exception class of an error code."""
-    return _UNKNOWN_TO_AIOKAFKA.get(code) or kafka_errors.for_code(code)
+    return _OWN.get(code) or kafka_errors.for_code(code)
 
 
 REFUSED = (
