@@ -173,8 +173,9 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
                     reached = now
                 if now - reached >= limits.connect_timeout:
                     raise ConnectionLostError(
-                        f"The coordinator of the group {self._group_id!r} did not answer within "
-                        f"{limits.connect_timeout:g} s (MSIGHT_CONNECT_TIMEOUT). Check that all brokers are running."
+                        f"Kafka named no coordinator that can be reached for the group {self._group_id!r} within "
+                        f"{limits.connect_timeout:g} s (MSIGHT_CONNECT_TIMEOUT), as where offsets.topic.replication.factor is "
+                        "larger than the number of brokers, or a broker with partitions of __consumer_offsets is down."
                     )
                 if now - begun >= within:
                     raise ConnectionLostError(

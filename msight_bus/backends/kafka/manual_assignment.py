@@ -16,7 +16,9 @@ class ManualAssignmentConsumer(KafkaConsumer):
             KafkaError: the topic cannot be read.
         """
         await self._connect()
-        starts = await self._resolve(self.topics.partitions(), self._selection.start)
+        # `topics` leaves out a topic while one of its partitions has no leader.
+        partitions = sorted({*self.topics.partitions(), *self._all_partitions()})
+        starts = await self._resolve(partitions, self._selection.start)
         moment = moment_of(self._selection.start)
         self._fetcher.assign({where: self._partition(where, at, moment) for where, at in starts.items()})
         self._begin_fetching(self.client.background_task)

@@ -42,7 +42,7 @@ class Partition:
         owned: whether the partition is still assigned to the subscription.
         exists: false once the topic is known to be deleted; the partition is then not fetched.
         end: offset after the last record of the log; ``None`` before the first fetch.
-        epoch: leader epoch of the last batch that was read; -1 before the first.
+        epoch: leader epoch of the last batch that was read; -1 before the first, and after the position has jumped.
         stable: last stable offset: the first record of an open transaction; ``end`` without one.
     """
 
@@ -153,6 +153,7 @@ class Partition:
             return messages
         self._inbox.skip(self.where.topic, first - self.ledger.expected)
         self.ledger.skip_to(first)
+        self.epoch = -1  # of records far below the new position
         return [message for message in messages if offset_of(message) >= first]
 
     @property
@@ -185,6 +186,7 @@ class Partition:
             return False
         self._inbox.stream(self.where.topic).gap(oldest - ledger.expected, "retention", at_most=True)
         ledger.expected = oldest
+        self.epoch = -1
         return True
 
     def warn_if_held_back(self, now: float) -> None:

@@ -26,6 +26,9 @@ _GONE_AFTER = 2
 _REMEMBERED = 1000
 """Maximum number of deleted topics that matched a pattern and are remembered, to recognize that they were created again."""
 
+_NAMED = 10
+"""Maximum number of topics that a log line names."""
+
 Found = Mapping[str, TopicIdentity | type[KafkaError]]
 
 
@@ -121,7 +124,10 @@ class SelectedTopics:
             return set()
         self._match(found)
         self._is_first = False
+        before = [name for name, topic in self._topics.items() if topic.exists]
         recreated = {name for name, topic in self._topics.items() if self._update(name, topic, found.get(name))}
+        _warn("deleted; no messages until created again", [name for name in before if not self._topics[name].exists])
+        _warn("deleted and created again; consuming from the start", sorted(recreated))
         self._forget()
         return recreated
 
@@ -160,9 +166,7 @@ class SelectedTopics:
         """Note what was found of a topic and return whether it is known to have been created again."""
         if found is None or found is UnknownTopicOrPartitionError:
             topic.misses += 1
-            if topic.misses == _GONE_AFTER:
-                topic.exists = False
-                logger.warning("Topic %s was deleted; no messages until it is created again.", name)
+            topic.exists = topic.exists and topic.misses < _GONE_AFTER
             return False
         if not isinstance(found, TopicIdentity):
             if found in REFUSED:
@@ -172,7 +176,6 @@ class SelectedTopics:
         before, topic.identity = topic.identity, found
         if before is None or before.id == found.id:
             return False
-        logger.warning("Topic %s was deleted and created again; consuming from its start.", name)
         topic.is_later = True
         return True
 
@@ -180,3 +183,12 @@ class SelectedTopics:
         gone = [name for name, topic in self._topics.items() if topic.misses >= _GONE_AFTER and name not in self._given]
         for name in gone[: max(0, len(gone) - _REMEMBERED)]:
             del self._topics[name]
+
+
+def _warn(event: str, topics: list[str]) -> None:
+    """Log a WARNING about topics to which the same has happened."""
+    if len(topics) == 1:
+        logger.warning("Topic %s was %s.", topics[0], event)
+    elif topics:
+        more = f" and {len(topics) - _NAMED} more" if len(topics) > _NAMED else ""
+        logger.warning("%d topics were %s: %s%s", len(topics), event, ", ".join(topics[:_NAMED]), more)

@@ -154,7 +154,8 @@ async def list_offsets(
                 for node, times in by_node.items():
                     try:
                         if node is None:
-                            raise LeaderNotAvailableError(next(iter(times)).topic)
+                            where = next(iter(times))
+                            raise LeaderNotAvailableError(f"{where.topic}, partition {where.partition}")
                         for where, code, offset in read_offsets(
                             await client.send(node, offsets_request(times, isolation))
                         ):

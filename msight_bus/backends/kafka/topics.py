@@ -36,7 +36,7 @@ class TopicMetadata:
     """A topic, from the cluster's metadata.
 
     Attributes:
-        partitions: number of partitions, each with a leader; 0 if the topic does not exist or is being created.
+        partitions: number of partitions, also of those without a leader; 0 if the topic does not exist.
         replicas: number of replicas of the least replicated partition.
         brokers: number of brokers in the cluster.
     """
@@ -210,7 +210,7 @@ class TopicDirectory:
         brokers = len(response.brokers)
         found = dict.fromkeys(topics, TopicMetadata(0, 0, brokers))
         for code, name, *_, partitions in response.topics:
-            if name in found and code == 0 and all(partition[2] >= 0 for partition in partitions):
+            if name in found and code == 0 and partitions:
                 found[name] = TopicMetadata(
                     len(partitions), min(len(partition[3]) for partition in partitions), brokers
                 )
@@ -234,7 +234,7 @@ class TopicDirectory:
             found |= await self._metadata(missing)
             missing = [topic for topic in missing if not found[topic].partitions]
             if missing:
-                await asyncio.sleep(0.02)  # leaders are being elected; bounded by the caller's deadline
+                await asyncio.sleep(0.02)  # this broker does not know the topic yet; bounded by the caller's deadline
         return found
 
     async def _describe(self, topic: str, found: TopicMetadata, *, warn: bool = False) -> TopicInfo:

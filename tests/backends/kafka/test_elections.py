@@ -6,6 +6,9 @@ import asyncio
 
 import pytest
 
+from msight_bus import ConnectionLostError, PublishTimeoutError
+from msight_bus.backends.kafka import topics
+from msight_bus.backends.kafka.producer import choose_partition
 from tests.support.brokers import GROUP
 from tests.support.kafka_admin import make
 from tests.support.kafka_answers import (
@@ -18,6 +21,7 @@ from tests.support.kafka_answers import (
     of_partition,
     with_code,
 )
+from tests.support.kafka_traffic import outcomes
 from tests.support.receiving import numbers, take
 
 IDENTITY_VERSION = 10
@@ -55,6 +59,38 @@ async def test_a_leader_is_not_looked_up_without_a_pause(kafka, topic):
             assert 1 < len(asked) < 20
             is_away = False
             assert await numbers(messages, 1) == [0]
+
+
+async def test_a_partition_without_a_leader_does_not_affect_the_others(kafka, topic, monkeypatch, caplog):
+    """(kafka-python 108, sarama 213, librdkafka 1812) The broker with its only replica is down."""
+    monkeypatch.setattr(topics, "_LOOK_ANEW_AFTER", 0.0)
+    is_away = False
+    keys = sorted(("k0", "k1", "k2", "k3"), key=lambda key: choose_partition(key.encode(), 2))
+    gone, here = keys[0], keys[-1]
+
+    def change(request, answer):
+        if request.kind == METADATA and request.version != IDENTITY_VERSION and is_away:
+            return without_leader(answer, topic)
+        return answer
+
+    settings = {"MSIGHT_KAFKA_CREATE_TOPICS": "false", "MSIGHT_PUBLISH_TIMEOUT": "3", "MSIGHT_CONNECT_TIMEOUT": "5"}
+    await make(kafka, topic, 2)
+    async with changing_answers(kafka, change) as way, way.connect(**settings) as running:
+        async with running.subscribe(topic, group_id=GROUP) as messages:
+            assert await outcomes(*(running.publish(topic, b"0", key=key) for key in keys)) == [None] * 4
+            await take(messages, 4)
+        is_away = True
+        await running.core.backend._client.update_metadata()
+        async with way.connect(**settings) as new:
+            for bus in (running, new):
+                error, none = await outcomes(*(bus.publish(topic, b"1", key=key) for key in (gone, here)))
+                assert isinstance(error, PublishTimeoutError)
+                assert none is None
+            async with new.subscribe(topic, group_id=GROUP) as messages:
+                assert here in {message.key for message in await take(messages, 2)}
+            with pytest.raises(ConnectionLostError, match="partition 0"):
+                await new.subscribe(topic).__aenter__()
+    assert "was deleted" not in caplog.text
 
 
 def refusing(kind, topic, code):

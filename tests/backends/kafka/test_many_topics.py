@@ -317,7 +317,7 @@ async def test_a_broker_without_topic_ids(kafka, topic, monkeypatch):
             assert await received(messages, 2) == [(f"{topic}.list", b"1"), (f"{topic}.m.a", b"0")]
 
 
-async def test_deleted_topics_that_a_pattern_matched_are_forgotten(kafka, topic, monkeypatch):
+async def test_deleted_topics_that_a_pattern_matched_are_forgotten(kafka, topic, monkeypatch, caplog):
     monkeypatch.setattr(selected_topics, "_REMEMBERED", 1)
     async with administering(kafka) as admin, kafka.connect(**ONE) as bus:
         names = [f"{topic}.{number}" for number in range(3)]
@@ -326,6 +326,8 @@ async def test_deleted_topics_that_a_pattern_matched_are_forgotten(kafka, topic,
             await admin.delete_topics(names)
             await until(lambda: len(messages._at_broker.topics._topics) == 1)
             await until(lambda: len(messages._at_broker.partitions) == 1)
+            assert caplog.text.count("deleted; no messages until created again") == 1
+            assert f"3 topics were deleted; no messages until created again: {', '.join(names)}" in caplog.text
             await create(admin, names[0])
             async with kafka.connect() as other:
                 await publish(other, names[0], b"new")

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from msight_bus import QueuePolicy
 from msight_bus.events import Gap
 from tests.support.brokers import GROUP
 from tests.support.kafka_admin import make
@@ -77,3 +78,31 @@ async def test_a_publisher_continues_after_the_broker_lost_its_last_messages(own
         await publish(bus, topic, *range(100, 105))
         async with bus.subscribe(topic, start="earliest") as messages:
             assert await numbers(messages, 12) == [*range(7), *range(100, 105)]
+
+
+async def test_a_position_that_skips_records_of_several_leaders_has_lost_none(own, topic):
+    broker, kafka = own
+    events: list = []
+    is_away = False
+
+    def change(request, answer):
+        return None if is_away and request.kind == FETCH else answer
+
+    await make(kafka, topic)
+    async with (
+        changing_answers(kafka, change) as way,
+        way.connect(events=events, **QUICKLY) as bus,
+        bus.subscribe(topic, queue=QueuePolicy.latest(2)) as messages,
+        kafka.connect(**QUICKLY) as other,
+    ):
+        await publish(other, topic, 0)
+        assert await numbers(messages, 1) == [0]
+        is_away = True
+        for first in (10, 20):
+            await asyncio.to_thread(broker.restart)
+            await publish(other, topic, *range(first, first + 5))
+        is_away = False
+        assert await numbers(messages, 2) == [23, 24]
+        await publish(other, topic, 30)
+        assert await numbers(messages, 1) == [30]
+    assert seen(events, Gap) == []
