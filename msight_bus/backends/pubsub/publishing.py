@@ -303,8 +303,8 @@ class PubSubPublisher:
         if self._cut:
             count, self._cut = self._cut, 0
             raise ConnectionLostError(
-                f"{count} messages on {self._topic.counter.topic!r} were written before a disconnect and never confirmed; at most "
-                "these are lost."
+                f"{count} messages on {self._topic.counter.topic!r} were written before a disconnect and never confirmed; "
+                "at most these are lost."
             ) from self._reason
 
     def close(self) -> None:
