@@ -227,7 +227,7 @@ async def test_one_stuck_handler_among_several_is_announced(msight_simulation):
 
 
 @pytest.mark.parametrize("kind", ["bytes", "list", "step"])
-async def test_a_node_that_waits_for_the_broker_is_not_busy(msight_simulation, kind):
+async def test_a_node_that_waits_for_the_broker_is_not_busy(msight_simulation, kind, caplog):
     async def step(data):
         await asyncio.sleep(1)
         return data
@@ -247,6 +247,29 @@ async def test_a_node_that_waits_for_the_broker_is_not_busy(msight_simulation, k
             assert node.status == "RUNNING"
         assert node.left == 1
         msight_simulation.reconnect(bus)
+    assert "No output for" not in caplog.text
+
+
+async def test_a_source_that_waits_after_an_error_is_not_busy(msight_simulation):
+    class Broken(Numbers):
+        async def get_data(self):
+            raise OSError("unplugged")
+
+    fields = {"heartbeat_tolerance": 5.0, "heartbeat_checking_duration": 1.0, "action_on_error": "continue"}
+    node = Broken(NodeConfig(name="node", publish_topic_name="out", **fields))
+    async with msight_simulation.connect() as bus, running(bus, node):
+        for _ in range(60):
+            await asyncio.sleep(1)
+            assert node.status == "RUNNING"
+
+
+async def test_announcements_that_were_missed_are_skipped(memory):
+    async with memory.connect() as bus, running(bus, sink()):
+        await announcements(bus, 1)
+        time.sleep(0.5)
+        heard = await announcements(bus, 6)
+    # Without skipping, those of half a second come at once.
+    assert heard[-1].last_heartbeat - heard[0].last_heartbeat >= (len(heard) - 2) * 0.02 - 0.001
 
 
 class Given(Numbers):

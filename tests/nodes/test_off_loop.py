@@ -286,6 +286,27 @@ async def test_calls_that_wait_for_each_other_get_a_thread_each():
     await asyncio.gather(*(off_loop(together.wait) for _ in range(30)))
 
 
+async def test_at_most_40_threads_run_and_further_calls_wait():
+    running, most, go_on, lock = 0, 0, threading.Event(), threading.Lock()
+
+    def hold():
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        go_on.wait(20)
+        with lock:
+            running -= 1
+
+    calls = [asyncio.create_task(off_loop(hold)) for _ in range(50)]
+    while running < 40:
+        await asyncio.sleep(0.005)
+    await asyncio.sleep(0.05)  # a thread too many would start now
+    go_on.set()
+    await asyncio.gather(*calls)
+    assert most == 40
+
+
 async def test_a_process_that_was_killed_while_it_waited_is_replaced():
     killed = await off_loop(os.getpid, process=True)
     os.kill(killed, signal.SIGKILL)

@@ -134,6 +134,22 @@ async def test_an_output_that_cannot_be_published_loses_no_other_output_of_its_i
         assert (node.metrics().errors, node.metrics().messages_out) == (1, 2)
 
 
+async def test_a_node_that_ends_at_an_output_publishes_none_after_it(memory, sink):
+    """On a log, the input is redelivered, and its outputs are published then."""
+
+    async def three(data):
+        return [b"before", bytes(3000), b"after"]
+
+    node = Apply(config(), three)
+    async with memory.connect(MSIGHT_MAX_MESSAGE_BYTES="2000") as bus, running(bus, sink):
+        task = await start(bus, node)
+        await bus.publish("in", b"x")
+        with pytest.raises(ValueError, match="2000"):
+            await task
+        await bus.publish("out", b"end")
+        assert await sink.until(2) == [b"before", b"end"]
+
+
 async def test_an_output_that_ends_its_source_is_an_error_and_not_left(memory):
     class Mine(SourceNode):
         async def stream(self):
