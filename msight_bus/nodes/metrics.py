@@ -82,7 +82,6 @@ class Meter:
 def _quantile(buckets: list[int], share: float) -> float:
     """Return a quantile in milliseconds: the geometric middle of its bucket."""
     wanted = share * sum(buckets)
-    at = 0
     for at, count in enumerate(buckets):  # noqa: B007 - the last value is used below
         wanted -= count
         if wanted <= 0:

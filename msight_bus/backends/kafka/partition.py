@@ -59,10 +59,10 @@ class Partition:
         max_redeliveries: int,
         dead_letter: DeadLetter,
         *,
-        moment: Moment | None = None,
-        latest: int = 0,
-        waits: bool = False,
-        reads_committed: bool = True,
+        moment: Moment | None,
+        latest: int,
+        waits: bool,
+        reads_committed: bool,
     ) -> None:
         """
         Args:

@@ -111,8 +111,9 @@ def test_an_unreadable_record_is_passed_over_by_itself(bad, limit, codec):
     assert maker.gaps == [(1, 1, False)]
 
 
-def test_behind_a_wrong_length_the_rest_of_the_batch_is_passed_over():
-    maker = read(batch_of(A, Rec(b"b", length=10_000), C) + batch_of(B, base=3))
+@pytest.mark.parametrize("length", [10_000, -1, 2**80])
+def test_behind_a_wrong_length_the_rest_of_the_batch_is_passed_over(length):
+    maker = read(batch_of(A, Rec(b"b", length=length), C) + batch_of(B, base=3))
     assert maker.read == [(0, b"a"), (3, b"b")]
     assert maker.gaps == [(1, 2, False)]
 

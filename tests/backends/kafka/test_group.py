@@ -291,6 +291,13 @@ async def test_a_passing_error_in_a_listener_lets_the_member_join_again(kafka, t
         assert await numbers(messages, 1) == [0]
 
 
+async def test_the_partitions_of_peers_are_those_of_all_members_that_run_this_library(kafka, topic):
+    await make(kafka, topic, 2)
+    every = {TopicPartition(topic, 0), TopicPartition(topic, 1)}
+    async with kafka.connect() as bus, bus.subscribe(topic, group_id=GROUP) as messages:
+        assert await coordinator(messages).partitions_of_peers() == every
+
+
 # -- an error in aiokafka's own tasks
 
 

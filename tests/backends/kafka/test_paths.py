@@ -82,13 +82,16 @@ async def test_a_connection_without_an_answer_to_a_request_is_replaced_at_the_de
         await bus.publish("newer", b"")
 
 
-async def test_a_fetch_without_an_answer_fails_at_the_deadline_and_closes_its_connection(kafka, topic):
-    """One timer serves all fetches of a connection, also those that are sent after it was set."""
+@pytest.mark.parametrize("idle", [False, pytest.param(True, marks=pytest.mark.faults)])
+async def test_a_fetch_without_an_answer_fails_at_the_deadline_and_closes_its_connection(kafka, topic, idle):
+    """One timer serves all fetches of a connection, also those that are sent after it was set, or after it has fired."""
     await make(kafka, topic)
     where = TopicPartition(topic, 0)
+    requests = []
 
     def fetch():
-        return connection.write(FetchRequest({where: 0}, READ_COMMITTED, 1000))
+        requests.append(FetchRequest({where: 0}, READ_COMMITTED, 1000))
+        return connection.write(requests[-1])
 
     async with Path() as path:
         path.broker_port = port_of(kafka)
@@ -97,6 +100,8 @@ async def test_a_fetch_without_an_answer_fails_at_the_deadline_and_closes_its_co
         while (await fetch())[0].code:  # the topic is new
             await asyncio.sleep(0.1)
         assert [(part.where, part.code, part.data) for part in await fetch()] == [(where, 0, b"")]
+        if idle:
+            await until(lambda: asyncio.get_running_loop().time() > requests[-1].deadline)
         path.silence()
         async with asyncio.timeout(20):
             with pytest.raises(RequestTimedOutError):
