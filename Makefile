@@ -5,8 +5,8 @@ VENV := .venv
 PEERS := $(VENV)/peers
 BIN := $(VENV)/bin
 BACKEND ?= redis
-# Tests mostly wait, so four processes suit two processors; they share the brokers. Files run in alphabetical order.
-PARALLEL ?= -n 4 --dist loadfile --no-loadscope-reorder
+# Tests mostly wait, so six processes suit two processors; they share the brokers. Files run in alphabetical order.
+PARALLEL ?= -n 6 --dist loadfile --no-loadscope-reorder
 FRAMES ?=
 
 .DEFAULT_GOAL := help

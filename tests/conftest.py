@@ -19,7 +19,15 @@ import pytest
 
 from msight_bus.runtime import loop_factory
 from msight_bus.testing import Simulation, VirtualClockLoop
-from tests.support.brokers import BACKENDS, Backend, describe_brokers, make_backend, share_brokers, stop_brokers
+from tests.support.brokers import (
+    BACKENDS,
+    Backend,
+    describe_brokers,
+    give_back,
+    make_backend,
+    share_brokers,
+    stop_brokers,
+)
 
 pytest_plugins = ["tests.support.retrying"]
 
@@ -96,8 +104,9 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown() -> Iterator[None]:
-    """Keep what a test leaves behind, such as modules that it imported, out of `gc.collect` after later tests."""
+    """Give back brokers, and keep what a test leaves behind, such as imported modules, out of `gc.collect` after later tests."""
     yield
+    give_back()
     gc.collect()  # what is garbage now, freezing would keep
     gc.freeze()
 

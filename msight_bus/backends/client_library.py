@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 from msight_bus.errors import BusError
 
@@ -61,9 +63,15 @@ class ClientLibrary:
 
     def _version(self) -> str:
         try:
-            return importlib.metadata.version(self.name)
+            return _read(importlib.metadata.version, self.name)
         except importlib.metadata.PackageNotFoundError:
             return "(unknown version)"
+
+
+@cache
+def _read(version: Callable[[str], str], name: str) -> str:
+    """Return the installed version, read once: it takes milliseconds, and each connection is checked."""
+    return version(name)
 
 
 def _describe(owner: object, name: str) -> str:

@@ -48,7 +48,8 @@ async def test_a_topic_with_slashes(slashes, slashed):
 
 
 async def test_the_announced_topics_of_a_node_can_have_slashes(slashes, slashed):
-    node = Apply(NodeConfig(name="n", subscribe_topic_name=slashed, publish_topic_name=f"{slashed}/out"), echo)
+    topics = {"subscribe_topic_name": slashed, "publish_topic_name": f"{slashed}/out"}
+    node = Apply(NodeConfig(name="n", heartbeat_update_interval=0.2, **topics), echo)
     sink = Collect(NodeConfig(name="sink", subscribe_topic_name=f"{slashed}/out"))
     async with slashes.connect() as bus, asyncio.timeout(DEADLINE), running(bus, sink, node):
         registry: Registry = await bus.nodes()

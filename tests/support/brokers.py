@@ -6,10 +6,11 @@ In a parallel run, the process that distributes the tests starts the brokers, an
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -91,15 +92,67 @@ def once_a_run(make: Callable[[], T]) -> T:
     return sharing.ask(address, make) if address else make()  # type: ignore[no-any-return]
 
 
-def breakable_broker(kind: str) -> brokers.RunningBroker:
-    """Return a broker of this process, which tests suspend and resume; started on first use."""
-    with skip_without(kind):
-        return _own(kind)
-    raise AssertionError("not reached")
+@dataclass(frozen=True)
+class BreakableBroker(SharedBroker):
+    """A broker that one test at a time has."""
+
+    number: int = 0
+
+    def freeze(self) -> None:
+        """Suspend the server (SIGSTOP)."""
+        once_a_run(partial(_freeze, self.kind, self.number))
+
+    def thaw(self) -> None:
+        """Resume the server (SIGCONT)."""
+        once_a_run(partial(_thaw, self.kind, self.number))
 
 
-def _own(kind: str) -> brokers.RunningBroker:
-    return keep(kind, partial(_start, kind))
+def breakable_broker(kind: str) -> BreakableBroker:
+    """Return a broker that no other test has until this one ends; the next test that needs one can have the same."""
+    if kind not in _lent:
+        number = next(number for number in itertools.count() if _lock(f"breakable {kind} {number}"))
+        with skip_without(kind):
+            _lent[kind] = once_a_run(partial(_breakable, kind, number))
+    return _lent[kind]
+
+
+_lent: dict[str, BreakableBroker] = {}
+_lent_locks = ExitStack()
+
+
+def give_back() -> None:
+    """Let other tests have the breakable brokers of the test that has ended."""
+    _lent.clear()
+    _lent_locks.close()
+
+
+def _lock(name: str) -> bool:
+    """Return whether this process has the lock, which it keeps until `give_back`."""
+    address = os.environ.get(_SHARED)
+    if not address:
+        return True
+    file = _lent_locks.enter_context(Path(address).with_name(name).open("w"))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _numbered(kind: str, number: int) -> brokers.RunningBroker:
+    return keep(f"{kind} {number}", partial(_start, kind))
+
+
+def _breakable(kind: str, number: int) -> BreakableBroker:
+    return BreakableBroker(**vars(_described(_numbered(kind, number))), number=number)
+
+
+def _freeze(kind: str, number: int) -> None:
+    _numbered(kind, number).freeze()
+
+
+def _thaw(kind: str, number: int) -> None:
+    _numbered(kind, number).thaw()
 
 
 def keep(name: str, start: Callable[[], brokers.RunningBroker]) -> brokers.RunningBroker:
@@ -111,8 +164,11 @@ def keep(name: str, start: Callable[[], brokers.RunningBroker]) -> brokers.Runni
 
 
 def _describe(kind: str) -> SharedBroker:
-    broker = _own(kind)
-    return SharedBroker(kind, broker.name, broker.version, broker.is_stand_in, broker.port, dict(broker.env))
+    return _described(keep(kind, partial(_start, kind)))
+
+
+def _described(broker: brokers.RunningBroker) -> SharedBroker:
+    return SharedBroker(broker.kind, broker.name, broker.version, broker.is_stand_in, broker.port, dict(broker.env))
 
 
 def share_brokers() -> None:
@@ -176,7 +232,7 @@ def make_backend(name: str, broker: brokers.RunningBroker | SharedBroker | None 
 
 
 def make_backend_alone(kind: str) -> Backend:
-    """Return a backend of a broker that no other process of a parallel run uses."""
+    """Return a backend of a broker that no other test uses meanwhile."""
     return make_backend(kind, breakable_broker(kind))
 
 

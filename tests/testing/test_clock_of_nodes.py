@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from msight_bus import BytesData, ImageData, NodeConfig, ProcessingNode, SourceNode, off_loop
+from msight_bus.registry import FORGET_AFTER
 from msight_bus.testing import Faults, Simulation, simulation
 from tests.support.nodes import Collect, running
 
@@ -94,7 +95,9 @@ async def test_a_node_that_ended_long_ago_is_forgotten(msight_simulation):
         registry = await observer.nodes()
         async with running(bus, Collect(NodeConfig(name="sink", subscribe_topic_name="frames"))):
             await asyncio.sleep(INTERVAL)
-        await asyncio.sleep(2 * 3600)
+        await asyncio.sleep(FORGET_AFTER - INTERVAL)
+        assert "sink" in registry
+        await asyncio.sleep(3 * INTERVAL)
         assert "sink" not in registry
 
 
