@@ -120,17 +120,18 @@ class MessageTooLargeError(BusError, ValueError):
         self.limit = limit
 
 
-def too_large(broker: str, size: int, limit: int, where: str) -> MessageTooLargeError:
+def too_large(broker: str, size: int, limit: int, where: str = "") -> MessageTooLargeError:
     """Return the error of a message that exceeds a limit.
 
     Args:
         broker: name of the broker.
         size: bytes of the message with its metadata.
         limit: maximum in bytes.
-        where: the setting that defines the limit.
+        where: the broker's setting that defines the limit; empty without one.
     """
+    settings = f"{where}, or MSIGHT_MAX_MESSAGE_BYTES" if where else "MSIGHT_MAX_MESSAGE_BYTES"
     return MessageTooLargeError(
-        f"Message too large: {size} bytes with metadata; {broker} accepts {limit} ({where}, or MSIGHT_MAX_MESSAGE_BYTES).",
+        f"Message too large: {size} bytes with metadata; {broker} accepts {limit} ({settings}).",
         size=size,
         limit=limit,
     )

@@ -235,7 +235,7 @@ class MemoryConnection(Connection):
             size += sum([len(name) + len(value) for name, value in headers.items()])
             headers = Headers(headers)
         if size > self._max_bytes:
-            raise too_large("the bus", size, self._max_bytes, "as everywhere")
+            raise too_large("the memory backend", size, self._max_bytes)
         counter.sequence = sequence = counter.sequence + 1
         sent = payload, headers or NO_HEADERS, key, counter.session, sequence, self._clock()
         self.in_flight.wrote(sender)

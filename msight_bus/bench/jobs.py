@@ -226,7 +226,7 @@ async def _send_timed(side: Publisher, plan: Plan, slips: array[int]) -> tuple[M
     total = plan.messages or int(plan.rate * (plan.warm_up + plan.seconds))
     if not total:
         raise VoidError(
-            f"{plan.rate:g} messages a second are none in {plan.warm_up + plan.seconds:g} s; send for longer."
+            f"No message is due in {plan.warm_up + plan.seconds:g} s at {plan.rate:g}/s; raise the rate or the seconds."
         )
     skip = int(plan.rate * plan.warm_up)
     step = 1e9 / plan.rate

@@ -62,13 +62,13 @@ class ImageData(SensorData, metaclass=DataType, tag="msight_core.data.image.Imag
             ImportError: OpenCV, which JPEG needs, is not installed.
         """
         if image.dtype.str != "|u1":
-            raise ValueError(f"The array has dtype {image.dtype}; an image has 8-bit samples (uint8)")
+            raise ValueError(f"image must have 8-bit samples (uint8), not dtype {image.dtype}.")
         if not _is_image(image.shape):
             raise ValueError(
-                f"The array has shape {image.shape}; an image has height x width, or height x width x channels"
+                f"image must have the shape height x width, or height x width x channels, not {image.shape}."
             )
         if is_encoded and jpeg_quality not in range(101):
-            raise ValueError(f"jpeg_quality must be 0 to 100, not {jpeg_quality!r}")
+            raise ValueError(f"jpeg_quality must be 0 to 100, not {jpeg_quality!r}.")
         now = clock.now()
         return cls(
             image=_to_jpeg(image, int(jpeg_quality)) if is_encoded else image.tobytes(),

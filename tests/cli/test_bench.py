@@ -110,7 +110,7 @@ def test_a_payload_over_the_limit_is_refused_before_anything_is_measured(backend
 
 def test_a_rate_at_which_no_message_is_due_is_said(on_nats):
     result = _run("--payload", "64B", "--rate", "1", "--seconds", "0.3", status=1)
-    assert "No result: 64B, latency: 1 messages a second are none in 0.375 s" in result.stdout
+    assert "No result: 64B, latency: No message is due in 0.375 s at 1/s" in result.stdout
 
 
 def test_a_broker_that_does_not_answer_is_exit_status_3(monkeypatch):

@@ -195,7 +195,7 @@ class KafkaConsumer:
             for task in done:
                 error = None if task.cancelled() else task.exception()
                 raise BusError(
-                    f"Kafka: consuming {self.name!r} stopped because a task of aiokafka ended: {error!r}"
+                    f"Kafka: consuming {self.name!r} stopped because a task of aiokafka ended ({error!r}); subscribe again."
                 ) from error
             self._check_client()
             for partition in self.partitions.values():

@@ -410,7 +410,9 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
                     {where: OffsetAndMetadata(at, "") for where, at in finished.items()}
                 )
         except TimeoutError as error:
-            raise BusError(f"Kafka did not confirm a commit of {self.name!r} within {within:.2g} s.") from error
+            raise BusError(
+                f"Kafka did not confirm a commit of {self.name!r} within {within:.2g} s; its records may be redelivered."
+            ) from error
         except KafkaError as error:
             raise translate(error, "subscribe") from error
         for where in finished.keys() - missing:

@@ -186,8 +186,8 @@ class TopicDirectory:
         except TimeoutError:
             more = f" and {len(topics) - 1} more" if len(topics) > 1 else ""
             raise ConnectionLostError(
-                f"Kafka did not answer about topic {topics[0]!r}{more} within {self._settings.limits.connect_timeout:g} s "
-                "(MSIGHT_CONNECT_TIMEOUT)."
+                f"Kafka did not answer a request for topic {topics[0]!r}{more} within "
+                f"{self._settings.limits.connect_timeout:g} s (MSIGHT_CONNECT_TIMEOUT)."
             ) from None
         except KafkaError as error:
             raise translate(error, "administer") from error
