@@ -14,6 +14,7 @@ from aiokafka.admin import RecordsToDelete
 
 from msight_bus.backends.kafka.client import client_options
 from msight_bus.cli.status import Status
+from msight_bus.doctor.checks import topics_of, version
 from msight_bus.doctor.evidence import Evidence, GroupLag
 from msight_bus.doctor.kafka_groups import Group, _lags
 from msight_bus.nodes import NodeConfig
@@ -261,6 +262,11 @@ async def test_groups_that_are_equally_far_behind_are_shown_by_name(status_of):
     named = ("b", "t", 5), ("c", "t", 0), ("a", "u", 5), ("b", "s", 5), ("a", "t", None), ("d", "t", 10)
     status = await status_of([GroupLag(group, topic, lag, 0, 0) for group, topic, lag in named])
     assert [one.group + one.topic for one in status.lags] == ["dt", "au", "bs", "bt", "at", "ct"]
+
+
+async def test_the_memory_backend_has_no_version_and_lists_no_topics(memory):
+    assert await version(Evidence(memory.settings())) is None
+    assert await topics_of(memory.settings()) == []
 
 
 def test_a_broker_without_groups(nats):
