@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import textwrap
 import time
-from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
@@ -138,11 +137,8 @@ def _fields(message: Message, value: Any) -> dict[str, Any]:
         "session": None if message.session is None else f"{message.session:016x}",
         "headers": dict(message.headers),
         "size": len(message.payload),
-        **(
-            {"payload": b64encode(value).decode(), "encoding": "base64"}
-            if isinstance(value, bytes)
-            else {"payload": as_json(value)}
-        ),
+        "payload": as_json(value),
+        **({"encoding": "base64"} if isinstance(value, bytes) else {}),
     }
 
 
@@ -166,9 +162,10 @@ def tail(  # noqa: PLR0917 - the options of the command
 
     The first line of a message has its topic, size, sequence and session (`#SEQUENCE of SESSION`), key, age and time of arrival;
     headers and payload follow. `Data`, other MessagePack and JSON are shown as plain values, images as size and shape, other
-    payloads as text or hexadecimal digits; long ones are shortened. With `--json`, a payload that is neither plain values nor
-    text is in base64, and the object has `"encoding": "base64"`. The age needs synchronized clocks. The command joins no group,
-    creates no topic and commits nothing. The exit status is 1 if fewer than `--count` messages, or none, were shown.
+    payloads as text or hexadecimal digits; long ones are shortened. With `--json`, nothing is shortened, and bytes are in base64:
+    those inside plain values, and a payload that is neither plain values nor text, whose object has `"encoding": "base64"`. The
+    age needs synchronized clocks. The command joins no group, creates no topic and commits nothing. The exit status is 1 if fewer
+    than `--count` messages, or none, were shown.
     """
     with exit_status():
         settings = settings_of(backend, READING)
