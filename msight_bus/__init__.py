@@ -3,10 +3,12 @@
 The names below are imported at their first use, so that pytest, which imports the package for its fixture, starts as before.
 """
 
+from msight_bus import _ctrl_c as _ctrl_c  # first: handles Ctrl-C during the other imports, which take time
+
+# isort: split
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-from msight_bus import _ctrl_c as _ctrl_c  # first: handles Ctrl-C during the other imports, which take time
 
 if TYPE_CHECKING:
     from msight_bus.bus import Bus, connect

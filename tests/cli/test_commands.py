@@ -99,7 +99,7 @@ def test_a_terminal_without_utf_8_gets_another_character():
     assert (done.returncode, done.stdout) == (0, "? and 3 more\n"), done.stderr
 
 
-@pytest.mark.parametrize("module", ["msgspec", "typer"])
+@pytest.mark.parametrize("module", ["typing", "msgspec", "typer"])
 @pytest.mark.parametrize("program", [MODULE, SCRIPT], ids=["-m", "script"])
 def test_ctrl_c_while_modules_are_imported_is_no_traceback(program, module, tmp_path):
     (tmp_path / f"{module}.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
