@@ -6,6 +6,7 @@ import asyncio
 import errno
 import itertools
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -52,13 +53,27 @@ _RETRY = 1.0
 _HINT_AFTER = 3
 
 
+def overridden(backend: str | None, variables: Mapping[str, str]) -> BusSettings:
+    """Return the settings; ``variables`` override the environment.
+
+    Raises:
+        ConfigError: the settings are wrong, also those that ``variables`` override.
+    """
+    settings = BusSettings(backend=backend)
+    if not variables:
+        return settings
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the same as above
+        return BusSettings(environ={**os.environ, **variables}, backend=backend)
+
+
 def settings_of(backend: str | None, variables: Mapping[str, str]) -> BusSettings:
     """Return the settings of a command that exchanges messages with other programs; ``variables`` override the environment.
 
     Raises:
-        ConfigError: the settings are wrong, or select the memory backend.
+        ConfigError: as `overridden`, or the settings select the memory backend.
     """
-    settings = BusSettings(environ={**os.environ, **variables}, backend=backend)
+    settings = overridden(backend, variables)
     if settings.backend == "memory":
         raise ConfigError(
             "The memory backend connects tasks of one process; this command needs --backend redis, nats or kafka."

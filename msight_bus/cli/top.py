@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import os
 import textwrap
 import time
 from collections import Counter
@@ -21,7 +20,7 @@ from rich.text import Text
 from msight_bus.bus import Bus, connect
 from msight_bus.cli.completion import complete_nodes
 from msight_bus.cli.exit_status import exit_status
-from msight_bus.cli.observing import READING, BackendOption, note, registry_of
+from msight_bus.cli.observing import READING, BackendOption, note, overridden, registry_of
 from msight_bus.cli.tables import Column, fit
 from msight_bus.errors import TopicError
 from msight_bus.patterns import MAX_NAMED, TopicPattern, check_entries, is_pattern
@@ -332,7 +331,7 @@ def top(
 
 
 async def _top(containing: str, refresh: float, seconds: float | None, backend: str | None) -> None:
-    async with connect(BusSettings(environ={**os.environ, **READING}, backend=backend)) as bus:
+    async with connect(overridden(backend, READING)) as bus:
         stop = asyncio.Event()
         timer = asyncio.get_running_loop().call_later(seconds, stop.set) if seconds is not None else None
         try:
