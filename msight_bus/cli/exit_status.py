@@ -25,7 +25,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 HELP = """
 Exit status: 0 done or healthy; 1 a fault was found or the operation failed; 2 wrong usage or configuration; 3 the broker was
-not reached or refused the connection; 130 interrupted.
+not reached, at the start or at the end, or refused the connection; 130 interrupted.
 """
 
 

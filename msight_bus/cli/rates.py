@@ -13,7 +13,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from msight_bus.cli.exit_status import FAILED, exit_status
+from msight_bus.cli.exit_status import exit_status
 from msight_bus.cli.observing import (
     READING,
     BackendOption,
@@ -130,14 +130,15 @@ def _command(name: str, columns: Mapping[str, Column], help_text: str) -> Callab
             def is_complete(observation: Observation) -> bool:
                 return count is not None and observation.received >= count
 
-            if not watch(
+            observation = watch(
                 settings,
                 topics,
                 seconds,
                 lambda bus: Observation(bus, rates.add, display.show, is_complete, rates.add),
-            ):
+            )
+            if not observation.received:
                 note(f"No message on {named(topics)}.")
-                raise typer.Exit(FAILED)
+                raise typer.Exit(observation.failure)
 
     command.__name__, command.__doc__ = name, help_text
     return command

@@ -14,7 +14,7 @@ import typer
 from rich.text import Text
 
 from msight_bus.backends.base import Start
-from msight_bus.cli.exit_status import FAILED, exit_status
+from msight_bus.cli.exit_status import exit_status
 from msight_bus.cli.observing import (
     READING,
     BackendOption,
@@ -172,7 +172,7 @@ def tail(  # noqa: PLR0917 - the options of the command
         view = Tail(settings.limits, containing, rate, as_json=json_lines)
         start: Start = "earliest" if earliest else "latest"
         try:
-            received = watch(
+            observation = watch(
                 settings,
                 topics,
                 seconds,
@@ -184,5 +184,5 @@ def tail(  # noqa: PLR0917 - the options of the command
             text = f"{settings.backend} does not keep messages; use --backend kafka."
             raise typer.BadParameter(text, param_hint="--earliest") from None
         if view.shown < (count or 1):
-            note(f"Shown: {view.shown:,} of {received:,} messages received on {named(topics)}.")
-            raise typer.Exit(FAILED)
+            note(f"Shown: {view.shown:,} of {observation.received:,} messages received on {named(topics)}.")
+            raise typer.Exit(observation.failure)

@@ -22,7 +22,7 @@ from msight_bus.cli.completion import complete_nodes
 from msight_bus.cli.exit_status import exit_status
 from msight_bus.cli.observing import READING, BackendOption, note, overridden, registry_of
 from msight_bus.cli.tables import Column, fit
-from msight_bus.errors import TopicError
+from msight_bus.errors import ConnectionLostError, TopicError
 from msight_bus.patterns import MAX_NAMED, TopicPattern, check_entries, is_pattern
 from msight_bus.registry import NodeInfo, NodeStatus, ProgramInfo, Registry
 from msight_bus.runtime import run
@@ -282,7 +282,8 @@ async def watch(
         with suppress(TimeoutError):
             async with asyncio.timeout(_LOOK_AGAIN):
                 await stop.wait()
-        registry = await registry_of(bus)
+        with suppress(ConnectionLostError):
+            registry = await registry_of(bus)
     if not out.is_terminal:
         await stop.wait()
         out.print(render(registry, broker, containing=containing), soft_wrap=True)
@@ -336,6 +337,7 @@ async def _top(containing: str, refresh: float, seconds: float | None, backend: 
         timer = asyncio.get_running_loop().call_later(seconds, stop.set) if seconds is not None else None
         try:
             await watch(bus, refresh, stop, containing=containing)
+            await bus.core.backend.ping()
         finally:
             if timer is not None:
                 timer.cancel()
