@@ -104,6 +104,34 @@ def test_the_table_fits(columns, monkeypatch):
     assert ("Not shown on" in text) == (columns < 200)
 
 
+@pytest.mark.parametrize("observed", [False, True])
+def test_a_terminal_shows_the_topics_with_the_highest_rates_and_a_pipe_all(monkeypatch, capsys, observed):
+    rates = {f"t{number:04}": 1.0 + number * 7919 % 3700 for number in range(3700)}
+    ends = {topic: Ends({"cam"}, set(), -rate if observed else rate) for topic, rate in rates.items()}
+    arrived = {topic: Arrivals(count=2, first=1.0 - 1 / rate, last=1.0) for topic, rate in rates.items()}
+    out = Console(file=io.StringIO(), width=80, height=30, force_terminal=True, color_system=None)
+    with monkeypatch.context() as patch:
+        patch.setattr(command_module, "Console", lambda **_: out)
+        show(ends, arrived if observed else None, 1.0, as_json=False)
+    text = out.file.getvalue()
+    assert re.findall(r"^t\d{4}", text, re.MULTILINE) == sorted(rates, key=rates.get, reverse=True)[:24]
+    assert text.splitlines()[-1] == "… and 3,676 more topics: name a pattern, or use --json"
+    capsys.readouterr()
+    for as_json in (False, True):
+        show(ends, None, 1.0, as_json=as_json)
+        assert sorted(rates) == re.findall(r"\bt\d{4}\b", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("kind", ["redis", "nats", "kafka"])
+def test_a_name_and_a_pattern_select(kind, topic):
+    backend = make_backend(kind)
+    names = [f"{topic}.a", f"{topic}.b.c", f"{topic}.b.d", f"{topic}.e"]
+    with publishing(backend, {name: lambda _: b"x" for name in names}, rate=100):
+        result = command(backend, "topics", f"{topic}.a", f"{topic}.b.*", "--observe", "1", "--json")
+    assert [json.loads(line)["topic"] for line in result.stdout.splitlines()] == names[:3]
+    assert command(backend, "topics", "a b").exit_code == 2
+
+
 @pytest.mark.parametrize("kind", ["redis", "nats", "kafka"])
 def test_nodes_are_listed_with_their_topics(kind, topic, monkeypatch):
     monkeypatch.setattr(command_module, "ALL_ANNOUNCED", 1.5)
