@@ -158,7 +158,7 @@ class Status:
         rows = [
             [
                 one.group,
-                one.topic,
+                one.name,
                 "?" if one.lag is None else f"{one.lag:,}",
                 f"{one.uncommitted:,}",
                 f"{one.members:,}",
@@ -188,9 +188,9 @@ def status(
 
     *lag*: records in the log after the group's committed offsets, read once at the start; `?`: no committed offset. *uncommitted
     partitions*: assigned partitions without a committed offset, not counted in *lag*. *members*: members with a partition of the
-    topic. Groups of all clients are shown, the largest lag first. Reading joins no group and commits nothing. Ctrl-C prints at
-    once what is known. The exit status is 1 if a node is LOST or has ended with an error,
-    or if the user has no permission to read the announcements of nodes. `msight-bus doctor` says what to do.
+    topic. *deleted*: the topic does not exist. Groups of all clients are shown, the largest lag first. Reading joins no group and
+    commits nothing. Ctrl-C prints at once what is known. The exit status is 1 if a node is LOST or has ended with an error, or if
+    the user has no permission to read the announcements of nodes. `msight-bus doctor` says what to do.
     """
     with exit_status():
         known = Status(Evidence(settings_of(backend, READING)))

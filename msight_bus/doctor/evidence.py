@@ -44,11 +44,13 @@ class GroupLag:
     """Lag of a consumer group on a topic.
 
     Attributes:
-        group, topic: names of the group and the topic.
+        group, topic: names of the group and the topic; ``topic`` is empty for a group without committed offsets and assigned
+            partitions: Kafka deletes the offsets of a deleted topic.
         lag: records in the log after the committed offsets; ``None`` if no partition has a committed offset.
         uncommitted: number of assigned partitions without a committed offset, whose records are not in ``lag``.
-        members: number of members with a partition of the topic.
+        members: number of members with a partition of the topic; without a topic, of all members.
         beyond: committed offset and end of each partition, by number, whose committed offset is after the end of the log.
+        deleted: whether the topic does not exist.
     """
 
     group: str
@@ -57,6 +59,12 @@ class GroupLag:
     uncommitted: int
     members: int
     beyond: dict[int, tuple[int, int]] = field(default_factory=dict)
+    deleted: bool = False
+
+    @property
+    def name(self) -> str:
+        """The topic, for display."""
+        return f"{self.topic} (deleted)" if self.deleted else self.topic or "none (deleted, or nothing committed)"
 
 
 @dataclass

@@ -166,6 +166,33 @@ async def commit(kafka, topic, group, offset):
         await other.commit({place: offset})
 
 
+def test_a_group_whose_topic_was_deleted_is_listed(kafka, topic):
+    group = f"{GROUP}.{topic}"
+
+    async def delete():
+        async with administering(kafka) as admin:
+            await admin.delete_topics([topic])
+
+    asyncio.run(make(kafka, topic))
+    asyncio.run(commit(kafka, topic, group, 0))
+    assert lags(kafka, group) == [(topic, 0, 0, 0)]
+    asyncio.run(delete())
+    wait_until(lambda: lags(kafka, group) in ([(topic, None, 0, 0)], [("", None, 0, 0)]))
+    result = command(kafka, "status", "--seconds", "0.1", "--json")
+    (one,) = [one for one in json.loads(result.stdout)["groups"] if one["group"] == group]
+    assert one["deleted"] == (one["topic"] == topic)
+
+
+@pytest.mark.parametrize(
+    ("topic", "deleted", "shown"),
+    [("cam", True, "cam (deleted)"), ("", False, "none (deleted, or nothing committed)"), ("cam", False, "cam")],
+)
+async def test_a_deleted_topic_is_marked(status_of, capsys, topic, deleted, shown):
+    status = await status_of([GroupLag("g", topic, None, 0, 0, deleted=deleted)])
+    status.show(as_json=False)
+    assert re.search(rf"^g +{re.escape(shown)} +\? +0 +0$", capsys.readouterr().out, re.MULTILINE)
+
+
 def test_deleted_records_are_no_lag(kafka, topic):
     group = f"{GROUP}.{topic}"
 
@@ -228,6 +255,7 @@ def test_the_lag_of_each_topic_of_a_group():
         GroupLag("g", "b", lag=0, uncommitted=0, members=0, beyond={0: (5, 3)}),
     ]
     assert list(_lags(group, {a0: 4}, {a0: 7}, ends)) == [GroupLag("g", "a", lag=3, uncommitted=1, members=2)]
+    assert GroupLag("g", "gone", None, 0, 1, deleted=True) in _lags(group, {gone: 1}, {}, ends, {"gone"})
     assert list(_lags(group, {}, {}, ends)) == [GroupLag("g", "a", lag=None, uncommitted=2, members=2)]
 
 
