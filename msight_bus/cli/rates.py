@@ -29,6 +29,7 @@ from msight_bus.cli.observing import (
 )
 from msight_bus.cli.tables import Column, table_lines
 from msight_bus.cli.topic_rates import Arrivals, TopicRates
+from msight_bus.errors import counted
 from msight_bus.patterns import TopicPattern, is_pattern, named
 
 MOST_TOPICS = 1000
@@ -83,7 +84,9 @@ class Display:
             for topic, arrivals in sorted(measured.items())
         }
         if total and self._rates.others:
-            note(f"{self._rates.others:,} messages of other topics; at most {MOST_TOPICS:,} topics are measured.")
+            note(
+                f"{counted(self._rates.others, 'message')} of other topics; at most {MOST_TOPICS:,} topics are measured."
+            )
         if self._live is not None:
             self._live.update(self._table(rows, every=total), refresh=True)
             return

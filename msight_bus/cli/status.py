@@ -21,7 +21,7 @@ from msight_bus.cli.top import ALL_ANNOUNCED
 from msight_bus.doctor.checks import lags, version
 from msight_bus.doctor.evidence import Evidence, GroupLag
 from msight_bus.doctor.nodes import ended_badly
-from msight_bus.errors import AuthenticationError, described
+from msight_bus.errors import AuthenticationError, counted, described
 from msight_bus.registry import NodeInfo
 from msight_bus.runtime import run
 
@@ -139,8 +139,8 @@ class Status:
         totals = []
         if self.permitted:
             totals.append(
-                f"Nodes since their start: {fields['missing']:,} messages lost, {fields['dropped']:,} dropped, "
-                f"{fields['errors']:,} errors; queued now: {fields['queued']:,}"
+                f"Nodes since their start: {counted(fields['missing'], 'message')} lost, {fields['dropped']:,} dropped, "
+                f"{counted(fields['errors'], 'error')}; queued now: {fields['queued']:,}"
             )
         where = f"{fields['backend']} {fields['version'] or '(version unknown)'} at {fields['address']}"
         for line in (
@@ -171,8 +171,9 @@ class Status:
             print_table(_LAGS, rows[:_MOST_ROWS], out)
         if beyond := sum([len(one.beyond) for one in self.lags or ()]):
             note(f"Committed offsets after the end of a partition: {beyond:,}. `msight-bus doctor` lists them.")
-        more = [f"{len(rows) - _MOST_ROWS:,} more lines (see --json)"] if len(rows) > _MOST_ROWS else []
-        more += [f"{self.others:,} groups (more than 1,000, or the user may not describe them)"] if self.others else []
+        more = [f"{counted(len(rows) - _MOST_ROWS, 'more line')} (see --json)"] if len(rows) > _MOST_ROWS else []
+        if self.others:
+            more.append(f"{counted(self.others, 'group')} (more than 1,000, or the user may not describe them)")
         if more:
             note(f"Not shown: {', '.join(more)}.")
 

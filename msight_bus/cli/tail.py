@@ -29,7 +29,7 @@ from msight_bus.cli.observing import (
     watch,
 )
 from msight_bus.cli.payload_text import as_json, as_text, decoded, matches
-from msight_bus.errors import UnsupportedError, quoted
+from msight_bus.errors import UnsupportedError, counted, quoted
 from msight_bus.message import Message
 from msight_bus.patterns import named
 from msight_bus.settings import Limits
@@ -110,7 +110,7 @@ class Tail:
         }
         for what, count in counts.items():
             if count > self._noted[what]:
-                note(f"… {count - self._noted[what]:,} messages {what}.")
+                note(f"… {counted(count - self._noted[what], 'message')} {what}.")
         self._noted.update(Counter(counts) - self._noted)
 
 
@@ -184,5 +184,5 @@ def tail(  # noqa: PLR0917 - the options of the command
             text = f"{settings.backend} does not keep messages; use --backend kafka."
             raise typer.BadParameter(text, param_hint="--earliest") from None
         if view.shown < (count or 1):
-            note(f"Shown: {view.shown:,} of {observation.received:,} messages received on {named(topics)}.")
+            note(f"Shown: {view.shown:,} of {counted(observation.received, 'message')} received on {named(topics)}.")
             raise typer.Exit(observation.failure)

@@ -178,13 +178,16 @@ def topics(
                     chosen = {topic: one for topic, one in ends.items() if is_chosen(topic)}
                     show(chosen, arrived, rates.clock(), as_json=json_lines)
                     if more := rates.others + observation.dropped("invalid topic"):
-                        note(f"Not shown: {more:,} messages of more topics, or on channels that are no valid topics.")
-                    if unnamed := sum([info.more_inputs for info in nodes if not info.ended]):
-                        note(f"Not shown: {unnamed:,} inputs of nodes; a node announces its first {MAX_NAMED}.")
-                    if unnamed := sum([info.more_topics for info in programs if not info.ended]):
                         note(
-                            f"Not shown: {unnamed:,} topics of programs; a program announces its busiest {MAX_PROGRAM_TOPICS}."
+                            f"Not shown: {counted(more, 'message')} of more topics, or on channels that are no valid topics."
                         )
+                    if unnamed := sum([info.more_inputs for info in nodes if not info.ended]):
+                        note(
+                            f"Not shown: {counted(unnamed, 'input')} of nodes; a node announces its first {MAX_NAMED}."
+                        )
+                    if unnamed := sum([info.more_topics for info in programs if not info.ended]):
+                        busiest = f"a program announces its busiest {MAX_PROGRAM_TOPICS}"
+                        note(f"Not shown: {counted(unnamed, 'topic')} of programs; {busiest}.")
                 await bus.core.backend.ping()
 
         run(observe_all())

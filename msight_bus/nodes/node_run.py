@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from msight_bus.bus import Bus
-from msight_bus.errors import described
+from msight_bus.errors import counted, described
 from msight_bus.events import BusEvent, Disconnected, Gap, Reconnected, Refused
 from msight_bus.heartbeat_sender import Announcer, printable
 from msight_bus.message import Message
@@ -172,7 +172,7 @@ class NodeRun:
                 self.on_away()
         elif isinstance(event, Reconnected):
             self.away = False
-            self.logger.warning("Reconnected after %d attempts.", event.attempts)
+            self.logger.warning("Reconnected after %s.", counted(event.attempts, "attempt"))
         elif not isinstance(event, Refused) or event.topic != self.config.publish_topic_name:
             return  # `report` takes the events of the node's own subscription
         self._reporter.report(event)

@@ -9,7 +9,7 @@ from typing import Any
 
 from msight_bus.bus import Bus, connect
 from msight_bus.draining import CLOSE_WITHIN
-from msight_bus.errors import BusError, ConfigError, DrainTimeoutError
+from msight_bus.errors import BusError, ConfigError, DrainTimeoutError, counted
 from msight_bus.events import BusEvent
 from msight_bus.executors import left_running
 from msight_bus.nodes.node import Node
@@ -210,7 +210,7 @@ async def _drain(
         counts = {f"node {node.name}": node.left for node in late if node.left}
         hooks = {f"node {node.name}": f" (in {run.hook})" for node in late if (run := node._node_run) and run.hook}
         parts = [
-            (f"{counts[place]} messages at " if place in counts else "") + place + hooks.get(place, "")
+            (f"{counted(counts[place], 'message')} at " if place in counts else "") + place + hooks.get(place, "")
             for place in {**counts, **hooks}
         ]
         what = ", ".join(parts) or "no message, but the broker did not confirm"

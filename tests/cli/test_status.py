@@ -263,9 +263,9 @@ def test_the_lag_of_each_topic_of_a_group():
     ("count", "others", "left_out"),
     [
         (20, 0, None),
-        (21, 0, "1 more lines (see --json)"),
+        (21, 0, "1 more line (see --json)"),
         (1020, 7, "1,000 more lines (see --json), 7 groups (more than 1,000, or the user may not describe them)"),
-        (1, 1, "1 groups (more than 1,000, or the user may not describe them)"),
+        (1, 1, "1 group (more than 1,000, or the user may not describe them)"),
     ],
 )
 async def test_the_groups_furthest_behind_are_shown_first_and_the_number_of_the_others(
