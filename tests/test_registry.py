@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from msight_bus import AuthenticationError, ClosedError, Message
+from msight_bus.announcements import NodeInfo, NodeStatus, ProgramInfo
+from msight_bus.known_programs import FORGET_AFTER, MAX_NODES
 from msight_bus.nodes import NodeConfig
-from msight_bus.registry import FORGET_AFTER, MAX_NODES, NodeInfo, NodeStatus, ProgramInfo, Registry
+from msight_bus.registry import Registry
 from msight_bus.topics import ALIVE_TOPIC, NODES_TOPIC
 from tests.support.nodes import DEADLINE, Collect, Numbers, running, start
 

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from msight_bus.announcements import NodeInfo
 from msight_bus.bus import connect
 from msight_bus.cli.exit_status import FAILED, exit_status
 from msight_bus.cli.observing import READING, BackendOption, JsonOption, note, registry_of, settings_of
@@ -22,7 +23,6 @@ from msight_bus.doctor.checks import lags, version
 from msight_bus.doctor.evidence import Evidence, GroupLag
 from msight_bus.doctor.nodes import ended_badly
 from msight_bus.errors import AuthenticationError, counted, described
-from msight_bus.registry import NodeInfo
 from msight_bus.runtime import run
 
 EXAMPLES = """

@@ -17,6 +17,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
 
+from msight_bus.announcements import NodeInfo, NodeStatus, ProgramInfo
 from msight_bus.bus import Bus, connect
 from msight_bus.cli.completion import complete_nodes
 from msight_bus.cli.exit_status import exit_status
@@ -24,7 +25,7 @@ from msight_bus.cli.observing import READING, BackendOption, note, overridden, r
 from msight_bus.cli.tables import Column, fit
 from msight_bus.errors import ConnectionLostError, TopicError
 from msight_bus.patterns import MAX_NAMED, TopicPattern, check_entries, is_pattern
-from msight_bus.registry import NodeInfo, NodeStatus, ProgramInfo, Registry
+from msight_bus.registry import Registry
 from msight_bus.runtime import run
 from msight_bus.settings import BusSettings
 from msight_bus.topics import NODES_TOPIC

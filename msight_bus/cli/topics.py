@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from msight_bus.announcements import MAX_PROGRAM_TOPICS, NodeInfo, NodeStatus, ProgramInfo
 from msight_bus.bus import connect
 from msight_bus.cli.completion import complete_topics
 from msight_bus.cli.exit_status import exit_status
@@ -22,7 +23,6 @@ from msight_bus.cli.top import ALL_ANNOUNCED, announced_pattern
 from msight_bus.cli.topic_rates import Arrivals, TopicRates
 from msight_bus.errors import AuthenticationError, counted
 from msight_bus.patterns import MAX_NAMED, TopicPattern, check_entries, is_pattern
-from msight_bus.registry import MAX_PROGRAM_TOPICS, NodeInfo, NodeStatus, ProgramInfo
 from msight_bus.runtime import run
 
 EXAMPLES = """

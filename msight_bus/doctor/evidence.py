@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from msight_bus.announcements import NodeInfo, NodeStatus, ProgramInfo, decode_announcement
 from msight_bus.errors import TopicError
 from msight_bus.message import Message
 from msight_bus.patterns import TopicPattern, is_pattern
-from msight_bus.registry import NodeInfo, NodeStatus, ProgramInfo, Registry, decode_announcement
+from msight_bus.registry import Registry
 from msight_bus.settings import BusSettings
 from msight_bus.topics import NODES_TOPIC
 

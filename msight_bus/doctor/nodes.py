@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator
 from itertools import islice
 
+from msight_bus.announcements import NodeInfo, NodeStatus
 from msight_bus.doctor.evidence import Evidence, Finding, Seen, matches
 from msight_bus.errors import counted
 from msight_bus.patterns import is_pattern
-from msight_bus.registry import NodeInfo, NodeStatus
 
 _AHEAD, _BEHIND = 0.1, 2.0
 """Seconds by which a host's clock is ahead or behind: a heartbeat never arrives before it was published, and can be delayed."""

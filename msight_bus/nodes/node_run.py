@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
+from msight_bus.announcements import NodeInfo, NodeMetrics, NodeStatus, announced_topics
 from msight_bus.bus import Bus
 from msight_bus.errors import counted, described
 from msight_bus.events import BusEvent, Disconnected, Gap, Reconnected, Refused
@@ -20,7 +21,6 @@ from msight_bus.message import Message
 from msight_bus.nodes.config import NodeConfig
 from msight_bus.nodes.metrics import Meter
 from msight_bus.patterns import named
-from msight_bus.registry import NodeInfo, NodeMetrics, NodeStatus, announced_topics
 from msight_bus.reporting import Reporter
 from msight_bus.signals import mark_logged
 from msight_bus.subscription import Subscription

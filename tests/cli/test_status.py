@@ -12,13 +12,13 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import RecordsToDelete
 
+from msight_bus.announcements import NodeInfo, NodeMetrics, NodeStatus, ProgramInfo
 from msight_bus.backends.kafka.client import client_options
 from msight_bus.cli.status import Status
 from msight_bus.doctor.checks import topics_of, version
 from msight_bus.doctor.evidence import Evidence, GroupLag
 from msight_bus.doctor.kafka_groups import Group, _lags
 from msight_bus.nodes import NodeConfig
-from msight_bus.registry import NodeInfo, NodeMetrics, NodeStatus, ProgramInfo
 from msight_bus.topics import NODES_TOPIC
 from tests.support.brokers import GROUP, make_backend, make_backend_alone
 from tests.support.commands import command, in_a_thread, started

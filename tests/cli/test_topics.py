@@ -12,11 +12,11 @@ import threading
 import pytest
 from rich.console import Console
 
+from msight_bus.announcements import NodeInfo, NodeMetrics, NodeStatus, ProgramInfo, ProgramTopic
 from msight_bus.cli import topics as command_module
 from msight_bus.cli.topic_rates import Arrivals
 from msight_bus.cli.topics import Ends, ends_of, show
 from msight_bus.nodes import NodeConfig
-from msight_bus.registry import NodeInfo, NodeMetrics, NodeStatus, ProgramInfo, ProgramTopic
 from tests.support.brokers import Backend, make_backend
 from tests.support.commands import command, in_a_thread, publishing
 from tests.support.nodes import Collect, Numbers, running
