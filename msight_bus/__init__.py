@@ -3,12 +3,15 @@
 The names below are imported at their first use, so that pytest, which imports the package for its fixture, starts as before.
 """
 
+from msight_bus import _ctrl_c as _ctrl_c  # first: handles Ctrl-C during the other imports, which take time
+
+# isort: split
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from msight_bus import _ctrl_c as _ctrl_c  # first: handles Ctrl-C during the other imports, which take time
-
 if TYPE_CHECKING:
+    from msight_bus.announcements import NodeInfo, NodeMetrics, NodeStatus, ProgramInfo, ProgramTopic
     from msight_bus.bus import Bus, connect
     from msight_bus.capabilities import Capabilities
     from msight_bus.data import BytesData, Data, ImageData, SensorData
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
     from msight_bus.nodes import NodeConfig, Outgoing, ProcessingNode, SinkNode, SourceNode, off_loop, paced, run_nodes
     from msight_bus.publisher import Publisher
     from msight_bus.queue_policy import QueuePolicy
-    from msight_bus.registry import NodeInfo, NodeMetrics, NodeStatus, ProgramInfo, ProgramTopic, Registry
+    from msight_bus.registry import Registry
     from msight_bus.runtime import run
     from msight_bus.settings import BusSettings, ConfigWarning, InsecureWarning
     from msight_bus.subscription import Subscription, SubscriptionStats
@@ -98,6 +101,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "announcements": ["NodeInfo", "NodeMetrics", "NodeStatus", "ProgramInfo", "ProgramTopic"],
     "bus": ["Bus", "connect"],
     "capabilities": ["Capabilities"],
     "data": ["BytesData", "Data", "ImageData", "SensorData"],
@@ -124,7 +128,7 @@ _MODULES = {
     "nodes": ["NodeConfig", "Outgoing", "ProcessingNode", "SinkNode", "SourceNode", "off_loop", "paced", "run_nodes"],
     "publisher": ["Publisher"],
     "queue_policy": ["QueuePolicy"],
-    "registry": ["NodeInfo", "NodeMetrics", "NodeStatus", "ProgramInfo", "ProgramTopic", "Registry"],
+    "registry": ["Registry"],
     "runtime": ["run"],
     "settings": ["BusSettings", "ConfigWarning", "InsecureWarning"],
     "subscription": ["Subscription", "SubscriptionStats"],

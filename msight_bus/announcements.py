@@ -1,4 +1,4 @@
-"""What nodes and programs announce on ``_msight.nodes``: description, status and metrics.
+"""Announcements of nodes and programs on the reserved topic ``_msight.nodes``, with their bounds. Pure.
 
 Any client can publish on the topic, so an announcement is decoded into a bounded type, and nothing in it is imported or
 evaluated.
@@ -221,7 +221,10 @@ _decode_program = msgspec.json.Decoder(ProgramInfo).decode
 
 
 def decode_announcement(payload: bytes) -> NodeInfo | ProgramInfo | None:
-    """Decode an announcement; ``None`` if it is too large or not valid."""
+    """Decode an announcement; ``None`` if it is too large or not valid.
+
+    LOST is set by observers only: an announced LOST is ignored.
+    """
     kinds: tuple[tuple[int, Callable[[bytes], NodeInfo | ProgramInfo]], ...] = (
         (MAX_ANNOUNCEMENT_BYTES, _decode_node),
         (MAX_PROGRAM_BYTES, _decode_program),
@@ -229,7 +232,11 @@ def decode_announcement(payload: bytes) -> NodeInfo | ProgramInfo | None:
     for most, decode in kinds:
         if len(payload) <= most:
             with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                return decode(payload)
+                info = decode(payload)
+                if info.status is NodeStatus.LOST:
+                    alive = NodeStatus.STOPPED if info.ended else NodeStatus.RUNNING
+                    info = msgspec.structs.replace(info, status=alive)
+                return info
     return None
 
 

@@ -55,6 +55,11 @@ def quoted(text: object, limit: int = _LONGEST_QUOTED) -> str:
     return shown if len(shown) <= limit else shown[: limit - 3] + "..."
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun, as in ``1 message`` and ``1,000 messages``."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 class BusError(Exception):
     """The base class of all errors of msight_bus. Every error can be pickled and copied, with its fields and notes."""
 

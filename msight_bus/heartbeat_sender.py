@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 import msgspec
 
+from msight_bus.announcements import NodeInfo, NodeStatus
 from msight_bus.core import Core
 from msight_bus.errors import AuthenticationError, BusError, ClosedError
 from msight_bus.queue_policy import QueuePolicy
-from msight_bus.registry import NodeInfo, NodeStatus
 from msight_bus.topics import ALIVE_TOPIC, NODES_TOPIC
 
 _END_WITHIN = 1.0  # deadline of the last announcement, in seconds, so that a node can end while the broker is down

@@ -17,13 +17,13 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from msight_bus.announcements import MAX_PROGRAM_BYTES, MAX_PROGRAM_TOPICS, NodeStatus, ProgramInfo, ProgramTopic
 from msight_bus.backends.base import BLOCKED, Outcome, PresenceBackend, TopicPublisher
 from msight_bus.core import Core
 from msight_bus.errors import AuthenticationError, BusError
 from msight_bus.events import BusEvent, Reconnected
 from msight_bus.heartbeat_sender import hold_liveness_subscription, printable
 from msight_bus.protocol.envelope import TopicCounter
-from msight_bus.registry import MAX_PROGRAM_BYTES, MAX_PROGRAM_TOPICS, NodeStatus, ProgramInfo, ProgramTopic
 from msight_bus.subscription import Subscription
 from msight_bus.tasks import BackgroundTasks
 from msight_bus.topics import NODES_TOPIC

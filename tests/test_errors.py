@@ -15,6 +15,7 @@ from msight_bus.errors import (
     DrainTimeoutError,
     MessageTooLargeError,
     TopicError,
+    counted,
     quoted,
 )
 
@@ -85,3 +86,10 @@ def test_what_a_peer_said_is_bounded(said):
     assert len(quoted(said)) == 300
     assert len(quoted(said, 20)) == 20
     assert quoted(said, 20).endswith("...")
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 messages"), (1, "1 message"), (2, "2 messages"), (1000, "1,000 messages")]
+)
+def test_a_count_agrees_with_its_noun(count, text):
+    assert counted(count, "message") == text

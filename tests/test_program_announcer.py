@@ -11,16 +11,12 @@ import msgspec
 import pytest
 
 from msight_bus import NodeStatus, ProgramInfo
+from msight_bus.announcements import MAX_PROGRAM_BYTES, MAX_PROGRAM_TOPICS, ProgramTopic
 from msight_bus.events import Gap, Reconnected, Refused
+from msight_bus.known_programs import MAX_NODES
 from msight_bus.message import Message
 from msight_bus.nodes import NodeConfig
-from msight_bus.registry import (
-    MAX_NODES,
-    MAX_PROGRAM_BYTES,
-    MAX_PROGRAM_TOPICS,
-    ProgramTopic,
-    Registry,
-)
+from msight_bus.registry import Registry
 from msight_bus.topics import ALIVE_TOPIC, NODES_TOPIC
 from tests.support.brokers import Backend
 from tests.support.kafka_admin import administering

@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from msight_bus import AuthenticationError, ClosedError, Message
+from msight_bus.announcements import NodeInfo, NodeStatus, ProgramInfo
+from msight_bus.known_programs import FORGET_AFTER, MAX_NODES
 from msight_bus.nodes import NodeConfig
-from msight_bus.registry import FORGET_AFTER, MAX_NODES, NodeInfo, NodeStatus, Registry
+from msight_bus.registry import Registry
 from msight_bus.topics import ALIVE_TOPIC, NODES_TOPIC
 from tests.support.nodes import DEADLINE, Collect, Numbers, running, start
 
@@ -170,6 +172,24 @@ async def test_invalid_announcements_are_ignored_and_counted(memory):
         await registry.wait_until(lambda nodes: "node" in nodes)
         assert registry.ignored == len(garbage)
         assert len(registry) == 1
+
+
+async def test_an_announced_lost_is_ignored(memory):
+    """Whether a node or program is lost is the observer's finding."""
+    common = {"name": "edge", "host": "h", "started_at": 0.0, "heartbeat_interval": 10.0, "topics": ()}
+    lost = NodeStatus.LOST
+    async with memory.connect() as bus:
+        registry = await bus.nodes()
+        await announce(
+            bus,
+            ProgramInfo(instance="1", process=1, status=lost, **common),
+            ProgramInfo(instance="2", process=2, status=lost, ended=True, **common),
+            info("ended", status=lost, ended=True),
+            info("running", status=lost),
+        )
+        await registry.wait_until(lambda nodes: "running" in nodes)
+        assert [node.status for node in registry] == ["STOPPED", "RUNNING"]
+        assert {one.process: one.status for one in registry.programs} == {1: "RUNNING", 2: "STOPPED"}
 
 
 async def test_fields_of_a_newer_version_are_ignored(memory):

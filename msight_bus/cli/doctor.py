@@ -21,7 +21,7 @@ from msight_bus.doctor.checks import run_checks, run_checks_now
 from msight_bus.doctor.connecting import of_connection, of_setting
 from msight_bus.doctor.evidence import Evidence, Finding, matches
 from msight_bus.doctor.nodes import ends, total
-from msight_bus.errors import AuthenticationError, BusError, ConfigError
+from msight_bus.errors import AuthenticationError, BusError, ConfigError, counted
 from msight_bus.patterns import check_entries
 from msight_bus.runtime import run
 from msight_bus.settings import BusSettings
@@ -95,7 +95,8 @@ def report(
             typer.echo(json.dumps(line))
             continue
         names = [", ".join(line[key]) or "none" for key in ("publishers", "subscribers")]  # type: ignore[arg-type]
-        text = f"{line['topic']}: {line['messages']:,} messages of {line['sessions']} publishers; published by: {names[0]}; "
+        messages, sessions = int(str(line["messages"])), int(str(line["sessions"]))
+        text = f"{line['topic']}: {counted(messages, 'message')} of {counted(sessions, 'publisher')}; published by: {names[0]}; "
         text += f"subscribed by: {names[1]}; dropped by nodes: {line['dropped']:,}; gaps: {line['gaps']:,}"
         out.print(Text(text), soft_wrap=not out.is_terminal)
     for finding in findings:

@@ -25,7 +25,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 HELP = """
 Exit status: 0 done or healthy; 1 a fault was found or the operation failed; 2 wrong usage or configuration; 3 the broker was
-not reached or refused the connection; 130 interrupted.
+not reached, at the start or at the end, or refused the connection; 130 interrupted.
 """
 
 
@@ -56,17 +56,23 @@ def exit_status() -> Iterator[None]:
 def checked_output() -> Iterator[None]:
     """Flush standard output at the end. If output cannot be written, print why to standard error and exit with `FAILED`.
 
-    A closed pipe, as of ``| head``, exits silently.
+    A closed pipe, as of ``| head``, ends the program as other Unix tools: by SIGPIPE, which a shell reports as 141.
     """
     try:
         try:
             yield
         finally:
             sys.stdout.flush()
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # typer and rich exit with 1
+            _end_by_sigpipe()
+        raise
     except OSError as error:
         if error.errno not in (errno.EPIPE, *_FULL):
             raise
-        if error.errno != errno.EPIPE:
+        if error.errno == errno.EPIPE:
+            _end_by_sigpipe()
+        else:
             with suppress(OSError):
                 print(f"Output cannot be written: {error.strerror}.", file=sys.stderr, flush=True)  # noqa: T201
         for stream in (sys.stdout, sys.stderr):
@@ -75,6 +81,12 @@ def checked_output() -> Iterator[None]:
             except OSError:  # what is left in the buffer would be written again when the interpreter ends
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         sys.exit(FAILED)
+
+
+def _end_by_sigpipe() -> None:
+    if hasattr(signal, "SIGPIPE"):  # Windows has none
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGPIPE)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import itertools
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -17,7 +18,9 @@ from rich.text import Text
 from msight_bus.backends.base import Start
 from msight_bus.bus import Bus, connect
 from msight_bus.cli.completion import complete_backends, complete_topics
-from msight_bus.errors import ConfigError, TopicError
+from msight_bus.cli.exit_status import FAILED, NOT_REACHED
+from msight_bus.errors import ConfigError, ConnectionLostError, TopicError
+from msight_bus.events import BusEvent, Disconnected
 from msight_bus.message import Message
 from msight_bus.patterns import TopicPattern, check_entries, is_pattern
 from msight_bus.queue_policy import DEFAULT_BYTES, DEFAULT_MESSAGES, QueuePolicy
@@ -52,13 +55,27 @@ _RETRY = 1.0
 _HINT_AFTER = 3
 
 
+def overridden(backend: str | None, variables: Mapping[str, str]) -> BusSettings:
+    """Return the settings; ``variables`` override the environment.
+
+    Raises:
+        ConfigError: the settings are wrong, also those that ``variables`` override.
+    """
+    settings = BusSettings(backend=backend)
+    if not variables:
+        return settings
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the same as above
+        return BusSettings(environ={**os.environ, **variables}, backend=backend)
+
+
 def settings_of(backend: str | None, variables: Mapping[str, str]) -> BusSettings:
     """Return the settings of a command that exchanges messages with other programs; ``variables`` override the environment.
 
     Raises:
-        ConfigError: the settings are wrong, or select the memory backend.
+        ConfigError: as `overridden`, or the settings select the memory backend.
     """
-    settings = BusSettings(environ={**os.environ, **variables}, backend=backend)
+    settings = overridden(backend, variables)
     if settings.backend == "memory":
         raise ConfigError(
             "The memory backend connects tasks of one process; this command needs --backend redis, nats or kafka."
@@ -108,6 +125,7 @@ class Observation:
         start: where to begin; with ``"earliest"``, records stay in the log until they are read, and none is dropped.
         received: number of messages received.
         subscriptions: those that were entered.
+        was_away: whether the broker was away in the meantime.
     """
 
     bus: Bus
@@ -118,6 +136,12 @@ class Observation:
     start: Start = "latest"
     received: int = 0
     subscriptions: list[Subscription] = field(default_factory=list)
+    was_away: bool = False
+
+    @property
+    def failure(self) -> int:
+        """The exit status if too few messages arrived."""
+        return NOT_REACHED if self.was_away else FAILED
 
     @property
     def counters(self) -> dict[str, TopicStats]:
@@ -131,8 +155,10 @@ class Observation:
     async def run(self, topics: Sequence[str], seconds: float | None) -> None:
         """Receive messages until ``seconds`` have passed since the broker confirmed; a topic that does not exist is waited for.
 
+        A connection that is lost in the meantime is waited for.
+
         Raises:
-            BusError: the broker refused a subscription.
+            BusError: the broker refused a subscription, or the bus will not reconnect.
         """
         patterns = tuple(topic for topic in topics if is_pattern(topic))
         matchers = [TopicPattern(pattern, self.bus.settings.dead_letter_suffix) for pattern in patterns]
@@ -144,19 +170,27 @@ class Observation:
         work = [self._keep_time(", ".join(topics), ready, seconds)]
         work += [self._read(one, queue, is_ready) for one, is_ready in zip(entries, ready, strict=True)]
         tasks = [asyncio.create_task(one) for one in work]
+        listeners = self.bus.core.reporter.listeners
+        listeners.append(self._on_event)
         try:
             for task in (await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED))[0]:
                 task.result()
         finally:
+            listeners.remove(self._on_event)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _on_event(self, event: BusEvent) -> None:
+        self.was_away = self.was_away or isinstance(event, Disconnected)
+
     async def _read(self, topics: tuple[str, ...], queue: QueuePolicy, ready: asyncio.Event) -> None:
         loop, start = asyncio.get_running_loop(), self.start
+        is_missing = False
         while True:
             try:
                 async with self.bus.core.subscribe(topics, queue=queue, start=start, on_drop=self._dropped) as messages:
+                    is_missing = False
                     self.subscriptions.append(messages)
                     ready.set()
                     held = 0.0
@@ -175,6 +209,10 @@ class Observation:
                     note(f"The topic {error.topic} does not exist on {self.bus.settings.address}; waiting for it.")
                 ready.set()
                 start = "earliest"  # of a topic that is created from now on, everything is shown
+                is_missing = True
+            except ConnectionLostError:
+                if not is_missing:
+                    raise
             await asyncio.sleep(_RETRY)
 
     def _dropped(self, messages: Sequence[Message], cause: str) -> None:
@@ -200,22 +238,23 @@ class Observation:
 
 def watch(
     settings: BusSettings, topics: Sequence[str], seconds: float | None, observing: Callable[[Bus], Observation]
-) -> int:
-    """Connect and run an observation; show it at the end, also at Ctrl-C. Return the number of messages received.
+) -> Observation:
+    """Connect and run an observation; show it at the end, also at Ctrl-C, and return it.
 
     Raises:
         TopicError: a topic or pattern is not valid.
-        BusError: the broker cannot be reached, or refused the connection or a subscription.
+        BusError: the broker cannot be reached, at the start or at the end, or refused the connection or a subscription.
     """
 
-    async def observe() -> int:
+    async def observe() -> Observation:
         async with connect(settings) as bus:
             observation = observing(bus)
             try:
                 await observation.run(topics, seconds)
             finally:
                 observation.show(observation, True)
-            return observation.received
+            await bus.core.backend.ping()
+            return observation
 
     check_entries(list(topics))
     return run(observe())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import math
+from base64 import b64encode
 from collections.abc import Mapping
 from typing import Any
 
@@ -106,13 +107,13 @@ def _bytes(value: bytes, shown: int) -> str:
 
 
 def as_json(value: Any) -> Any:
-    """Return a value of JSON's types: bytes become their hexadecimal digits or, above 32 bytes, their size and shape."""
+    """Return a value of JSON's types: bytes become text in base64."""
     if isinstance(value, Mapping):
         return {str(name): as_json(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [as_json(item) for item in value]
     if isinstance(value, bytes):
-        return _bytes(value, 0)
+        return b64encode(value).decode()
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value if value is None or isinstance(value, str | int | float) else str(value)

@@ -137,6 +137,7 @@ def ping(
                         await asyncio.sleep(interval if len(pings.messages) != count else 0)
                 finally:
                     pings.summarize()
+                await bus.core.backend.ping()
 
         run(measure())
         if None in pings.messages:

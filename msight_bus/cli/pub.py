@@ -18,7 +18,7 @@ from msight_bus.cli.completion import complete_topics
 from msight_bus.cli.exit_status import exit_status
 from msight_bus.cli.observing import SILENT, BackendOption, JsonOption, note, settings_of
 from msight_bus.data.tags import registered
-from msight_bus.errors import BusError, quoted
+from msight_bus.errors import BusError, counted, quoted
 from msight_bus.pacing import paced
 from msight_bus.payload import Payload
 from msight_bus.runtime import bounded_shutdown, run
@@ -157,7 +157,6 @@ def pub(  # noqa: PLR0917 - the options of the command
                             raise refused[0][0]
                 finally:
                     said = {"topic": topic, "sent": confirmed}
-                    many = "s" * (confirmed != 1)
-                    typer.echo(json.dumps(said) if json_lines else f"{confirmed:,} message{many} on {topic}")
+                    typer.echo(json.dumps(said) if json_lines else f"{counted(confirmed, 'message')} on {topic}")
 
         run(publish())

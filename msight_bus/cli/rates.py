@@ -13,7 +13,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from msight_bus.cli.exit_status import FAILED, exit_status
+from msight_bus.cli.exit_status import exit_status
 from msight_bus.cli.observing import (
     READING,
     BackendOption,
@@ -29,6 +29,7 @@ from msight_bus.cli.observing import (
 )
 from msight_bus.cli.tables import Column, table_lines
 from msight_bus.cli.topic_rates import Arrivals, TopicRates
+from msight_bus.errors import counted
 from msight_bus.patterns import TopicPattern, is_pattern, named
 
 MOST_TOPICS = 1000
@@ -83,7 +84,9 @@ class Display:
             for topic, arrivals in sorted(measured.items())
         }
         if total and self._rates.others:
-            note(f"{self._rates.others:,} messages of other topics; at most {MOST_TOPICS:,} topics are measured.")
+            note(
+                f"{counted(self._rates.others, 'message')} of other topics; at most {MOST_TOPICS:,} topics are measured."
+            )
         if self._live is not None:
             self._live.update(self._table(rows, every=total), refresh=True)
             return
@@ -130,14 +133,15 @@ def _command(name: str, columns: Mapping[str, Column], help_text: str) -> Callab
             def is_complete(observation: Observation) -> bool:
                 return count is not None and observation.received >= count
 
-            if not watch(
+            observation = watch(
                 settings,
                 topics,
                 seconds,
                 lambda bus: Observation(bus, rates.add, display.show, is_complete, rates.add),
-            ):
+            )
+            if not observation.received:
                 note(f"No message on {named(topics)}.")
-                raise typer.Exit(FAILED)
+                raise typer.Exit(observation.failure)
 
     command.__name__, command.__doc__ = name, help_text
     return command

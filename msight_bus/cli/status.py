@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from msight_bus.announcements import NodeInfo
 from msight_bus.bus import connect
 from msight_bus.cli.exit_status import FAILED, exit_status
 from msight_bus.cli.observing import READING, BackendOption, JsonOption, note, registry_of, settings_of
@@ -21,8 +22,7 @@ from msight_bus.cli.top import ALL_ANNOUNCED
 from msight_bus.doctor.checks import lags, version
 from msight_bus.doctor.evidence import Evidence, GroupLag
 from msight_bus.doctor.nodes import ended_badly
-from msight_bus.errors import AuthenticationError, described
-from msight_bus.registry import NodeInfo
+from msight_bus.errors import AuthenticationError, counted, described
 from msight_bus.runtime import run
 
 EXAMPLES = """
@@ -139,8 +139,8 @@ class Status:
         totals = []
         if self.permitted:
             totals.append(
-                f"Nodes since their start: {fields['missing']:,} messages lost, {fields['dropped']:,} dropped, "
-                f"{fields['errors']:,} errors; queued now: {fields['queued']:,}"
+                f"Nodes since their start: {counted(fields['missing'], 'message')} lost, {fields['dropped']:,} dropped, "
+                f"{counted(fields['errors'], 'error')}; queued now: {fields['queued']:,}"
             )
         where = f"{fields['backend']} {fields['version'] or '(version unknown)'} at {fields['address']}"
         for line in (
@@ -158,7 +158,7 @@ class Status:
         rows = [
             [
                 one.group,
-                one.topic,
+                one.name,
                 "?" if one.lag is None else f"{one.lag:,}",
                 f"{one.uncommitted:,}",
                 f"{one.members:,}",
@@ -171,8 +171,9 @@ class Status:
             print_table(_LAGS, rows[:_MOST_ROWS], out)
         if beyond := sum([len(one.beyond) for one in self.lags or ()]):
             note(f"Committed offsets after the end of a partition: {beyond:,}. `msight-bus doctor` lists them.")
-        more = [f"{len(rows) - _MOST_ROWS:,} more lines (see --json)"] if len(rows) > _MOST_ROWS else []
-        more += [f"{self.others:,} groups (more than 1,000, or the user may not describe them)"] if self.others else []
+        more = [f"{counted(len(rows) - _MOST_ROWS, 'more line')} (see --json)"] if len(rows) > _MOST_ROWS else []
+        if self.others:
+            more.append(f"{counted(self.others, 'group')} (more than 1,000, or the user may not describe them)")
         if more:
             note(f"Not shown: {', '.join(more)}.")
 
@@ -188,9 +189,9 @@ def status(
 
     *lag*: records in the log after the group's committed offsets, read once at the start; `?`: no committed offset. *uncommitted
     partitions*: assigned partitions without a committed offset, not counted in *lag*. *members*: members with a partition of the
-    topic. Groups of all clients are shown, the largest lag first. The command joins no group and commits nothing. Ctrl-C prints
-    at once what is known. The exit status is 1 if a node is LOST or has ended with an error, or if the user has no permission to
-    read the announcements of nodes. `msight-bus doctor` suggests fixes.
+    topic. *deleted*: the topic does not exist. Groups of all clients are shown, the largest lag first. The command joins no group
+    and commits nothing. Ctrl-C prints at once what is known. The exit status is 1 if a node is LOST or has ended with an error,
+    or if the user has no permission to read the announcements of nodes. `msight-bus doctor` suggests fixes.
     """
     with exit_status():
         known = Status(Evidence(settings_of(backend, READING)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import textwrap
 import time
-from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
@@ -15,7 +14,7 @@ import typer
 from rich.text import Text
 
 from msight_bus.backends.base import Start
-from msight_bus.cli.exit_status import FAILED, exit_status
+from msight_bus.cli.exit_status import exit_status
 from msight_bus.cli.observing import (
     READING,
     BackendOption,
@@ -30,7 +29,7 @@ from msight_bus.cli.observing import (
     watch,
 )
 from msight_bus.cli.payload_text import as_json, as_text, decoded, matches
-from msight_bus.errors import UnsupportedError, quoted
+from msight_bus.errors import UnsupportedError, counted, quoted
 from msight_bus.message import Message
 from msight_bus.patterns import named
 from msight_bus.settings import Limits
@@ -111,7 +110,7 @@ class Tail:
         }
         for what, count in counts.items():
             if count > self._noted[what]:
-                note(f"… {count - self._noted[what]:,} messages {what}.")
+                note(f"… {counted(count - self._noted[what], 'message')} {what}.")
         self._noted.update(Counter(counts) - self._noted)
 
 
@@ -138,11 +137,8 @@ def _fields(message: Message, value: Any) -> dict[str, Any]:
         "session": None if message.session is None else f"{message.session:016x}",
         "headers": dict(message.headers),
         "size": len(message.payload),
-        **(
-            {"payload": b64encode(value).decode(), "encoding": "base64"}
-            if isinstance(value, bytes)
-            else {"payload": as_json(value)}
-        ),
+        "payload": as_json(value),
+        **({"encoding": "base64"} if isinstance(value, bytes) else {}),
     }
 
 
@@ -166,16 +162,17 @@ def tail(  # noqa: PLR0917 - the options of the command
 
     The first line of a message has its topic, size, sequence and session (`#SEQUENCE of SESSION`), key, age and time of arrival;
     headers and payload follow. `Data`, other MessagePack and JSON are shown as plain values, images as size and shape, other
-    payloads as text or hexadecimal digits; long ones are shortened. With `--json`, a payload that is neither plain values nor
-    text is in base64, and the object has `"encoding": "base64"`. The age needs synchronized clocks. The command joins no group,
-    creates no topic and commits nothing. The exit status is 1 if fewer than `--count` messages, or none, were shown.
+    payloads as text or hexadecimal digits; long ones are shortened. With `--json`, nothing is shortened, and bytes are in base64:
+    those inside plain values, and a payload that is neither plain values nor text, whose object has `"encoding": "base64"`. The
+    age needs synchronized clocks. The command joins no group, creates no topic and commits nothing. The exit status is 1 if fewer
+    than `--count` messages, or none, were shown.
     """
     with exit_status():
         settings = settings_of(backend, READING)
         view = Tail(settings.limits, containing, rate, as_json=json_lines)
         start: Start = "earliest" if earliest else "latest"
         try:
-            received = watch(
+            observation = watch(
                 settings,
                 topics,
                 seconds,
@@ -187,5 +184,5 @@ def tail(  # noqa: PLR0917 - the options of the command
             text = f"{settings.backend} does not keep messages; use --backend kafka."
             raise typer.BadParameter(text, param_hint="--earliest") from None
         if view.shown < (count or 1):
-            note(f"Shown: {view.shown:,} of {received:,} messages received on {named(topics)}.")
-            raise typer.Exit(FAILED)
+            note(f"Shown: {view.shown:,} of {counted(observation.received, 'message')} received on {named(topics)}.")
+            raise typer.Exit(observation.failure)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import os
 import textwrap
 import time
 from collections import Counter
@@ -18,14 +17,15 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
 
+from msight_bus.announcements import NodeInfo, NodeStatus, ProgramInfo
 from msight_bus.bus import Bus, connect
 from msight_bus.cli.completion import complete_nodes
 from msight_bus.cli.exit_status import exit_status
-from msight_bus.cli.observing import READING, BackendOption, note, registry_of
+from msight_bus.cli.observing import READING, BackendOption, note, overridden, registry_of
 from msight_bus.cli.tables import Column, fit
-from msight_bus.errors import TopicError
+from msight_bus.errors import ConnectionLostError, TopicError
 from msight_bus.patterns import MAX_NAMED, TopicPattern, check_entries, is_pattern
-from msight_bus.registry import NodeInfo, NodeStatus, ProgramInfo, Registry
+from msight_bus.registry import Registry
 from msight_bus.runtime import run
 from msight_bus.settings import BusSettings
 from msight_bus.topics import NODES_TOPIC
@@ -285,7 +285,8 @@ async def watch(
         with suppress(TimeoutError):
             async with asyncio.timeout(_LOOK_AGAIN):
                 await stop.wait()
-        registry = await registry_of(bus)
+        with suppress(ConnectionLostError):
+            registry = await registry_of(bus)
     if not out.is_terminal:
         await stop.wait()
         out.print(render(registry, broker, containing=containing), soft_wrap=True)
@@ -334,11 +335,12 @@ def top(
 
 
 async def _top(containing: str, refresh: float, seconds: float | None, backend: str | None) -> None:
-    async with connect(BusSettings(environ={**os.environ, **READING}, backend=backend)) as bus:
+    async with connect(overridden(backend, READING)) as bus:
         stop = asyncio.Event()
         timer = asyncio.get_running_loop().call_later(seconds, stop.set) if seconds is not None else None
         try:
             await watch(bus, refresh, stop, containing=containing)
+            await bus.core.backend.ping()
         finally:
             if timer is not None:
                 timer.cancel()

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import heapq
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
+from msight_bus.announcements import MAX_PROGRAM_TOPICS, NodeInfo, NodeStatus, ProgramInfo
 from msight_bus.bus import connect
+from msight_bus.cli.completion import complete_topics
 from msight_bus.cli.exit_status import exit_status
 from msight_bus.cli.observing import READING, BackendOption, JsonOption, Observation, note, registry_of, settings_of
 from msight_bus.cli.rates import MOST_TOPICS, Figures, cell
 from msight_bus.cli.tables import Column, print_table
 from msight_bus.cli.top import ALL_ANNOUNCED, announced_pattern
 from msight_bus.cli.topic_rates import Arrivals, TopicRates
-from msight_bus.errors import AuthenticationError
-from msight_bus.patterns import MAX_NAMED
-from msight_bus.registry import MAX_PROGRAM_TOPICS, NodeInfo, NodeStatus, ProgramInfo
+from msight_bus.errors import AuthenticationError, counted
+from msight_bus.patterns import MAX_NAMED, TopicPattern, check_entries, is_pattern
 from msight_bus.runtime import run
 
 EXAMPLES = """
@@ -29,7 +32,7 @@ Examples:
 
 - `msight-bus topics --observe 2`: the topics with traffic in the next two seconds, of any program
 
-- `msight-bus topics --observe 1 --json`: one object for each topic
+- `msight-bus topics 'site.*' --observe 1 --json`: one object for each topic that the pattern matches
 """
 
 _COLUMNS = (
@@ -38,6 +41,12 @@ _COLUMNS = (
     Column("msg/s\nannounced", 4),
     Column("subscribed by", 2, left=True),
 )
+_LEAST_ROWS = 20
+"""Maximum number of topics on a low terminal."""
+
+_OTHER_LINES = 6
+"""Lines of a terminal for headings, notes and the prompt."""
+
 _OBSERVED = {"rate": Column("msg/s"), "megabytes_rate": Column("MB/s", 1), "mean_bytes": Column("mean\nB", 5)}
 
 
@@ -82,8 +91,15 @@ def _published(info: NodeInfo | ProgramInfo) -> Iterable[tuple[str, float]]:
 
 
 def show(topics: dict[str, Ends], arrived: dict[str, Arrivals] | None, now: float, *, as_json: bool) -> None:
-    """Print the topics; ``arrived``: what was observed until ``now``, ``None`` without ``--observe``."""
-    rows = []
+    """Print the topics, on a terminal those with the most messages a second.
+
+    Args:
+        topics: the topics with their ends.
+        arrived: what was observed until ``now``; ``None`` without ``--observe``.
+        now: seconds of the clock of `TopicRates`.
+        as_json: print JSON.
+    """
+    rows: list[tuple[float, list[str]]] = []
     for topic in sorted({*topics, *(arrived or ())}):
         ends = topics.get(topic, Ends())
         publishers, subscribers = sorted(ends.publishers), sorted(ends.subscribers)
@@ -93,18 +109,39 @@ def show(topics: dict[str, Ends], arrived: dict[str, Arrivals] | None, now: floa
             typer.echo(json.dumps({"topic": topic, **names, "announced_rate": ends.rate, "observed": seen}))
         announced = f"{ends.rate:,.1f}" if publishers else ""
         observed = [] if seen is None else [cell(seen, name) for name in _OBSERVED]
-        rows.append([topic, "\n".join(publishers), announced, "\n".join(subscribers), *observed])
+        rate = ends.rate if seen is None else seen["rate"] or 0.0
+        rows.append((rate, [topic, "\n".join(publishers), announced, "\n".join(subscribers), *observed]))
     if not as_json:
-        columns = _COLUMNS if arrived is None else (*_COLUMNS, *_OBSERVED.values())
-        print_table(columns, rows, Console(highlight=False))
+        _print(rows, _COLUMNS if arrived is None else (*_COLUMNS, *_OBSERVED.values()))
     hidden = "topics without traffic" if arrived is not None else "topics that no program announces (see --observe)"
     note(f"Topics: {len(rows):,}. Not shown: {hidden}, and subscribers that do not announce themselves.")
 
 
+def _print(rows: list[tuple[float, list[str]]], columns: Sequence[Column]) -> None:
+    """Print rows with their rates: all of them, or on a terminal the first ones by rate if they do not fit."""
+    out = Console(highlight=False)
+    shown, most = rows, max(_LEAST_ROWS, out.height - _OTHER_LINES)
+    if out.is_terminal and len(rows) > most:
+        shown = heapq.nlargest(most, rows, key=lambda row: row[0])
+    print_table(columns, [row for _, row in shown], out)
+    if more := len(rows) - len(shown):
+        out.print(Text(f"… and {counted(more, 'more topic')}: name a pattern, or use --json", style="dim"))
+
+
+def _chosen(entries: Sequence[str], dead_letter_suffix: str) -> Callable[[str], bool]:
+    """Return whether a topic is one of the ``entries`` or matches one; without entries, each topic is."""
+    patterns = [TopicPattern(entry, dead_letter_suffix) for entry in entries if is_pattern(entry)]
+    return lambda topic: not entries or topic in entries or any(pattern.matches(topic) for pattern in patterns)
+
+
 def topics(
+    topics: Annotated[
+        list[str] | None,
+        typer.Argument(help="Topics and patterns to list; unset: all.", autocompletion=complete_topics),
+    ] = None,
     observe: Annotated[
         float | None,
-        typer.Option(min=0.1, max=86400, help="Subscribe to all topics for this many seconds, and show what arrives."),
+        typer.Option(min=0.1, max=86400, help="Subscribe to the topics for this many seconds, and show what arrives."),
     ] = None,
     json_lines: JsonOption = False,
     backend: BackendOption = None,
@@ -112,13 +149,15 @@ def topics(
     """List topics, their publishers, subscribers and rates.
 
     Nodes and programs announce themselves every 10 seconds; the list is printed after 12 seconds. A program, a bus that publishes
-    or subscribes outside of nodes, is shown as `name[process id]`. With `--observe`, the command subscribes to all topics (`>`),
-    within bounded memory, and also lists topics that no program announces. The command joins no group and creates no topic.
-    Ctrl-C prints at once what was received. On NATS, while `--observe` runs, killed nodes and programs become LOST only after
-    three missed announcements.
+    or subscribes outside of nodes, is shown as `name[process id]`. With `--observe`, the command subscribes to the topics, within
+    bounded memory, and also lists those that no program announces. If not all topics fit a terminal, those with the most messages
+    a second are shown. The command joins no group and creates no topic. Ctrl-C prints at once what was received. On NATS, while
+    `--observe` runs, killed nodes and programs become LOST only after three missed announcements.
     """
     with exit_status():
+        entries = check_entries(topics) if topics else ()
         settings, seconds = settings_of(backend, READING), ALL_ANNOUNCED if observe is None else observe
+        is_chosen = _chosen(entries, settings.dead_letter_suffix)
         rates = TopicRates(1, MOST_TOPICS)
 
         async def observe_all() -> None:
@@ -131,18 +170,24 @@ def topics(
                     note(f"Nodes and programs are not shown: {error}")
                 note(f"Listening for {seconds:g} s; Ctrl-C ends earlier.")
                 try:
-                    await observation.run([] if observe is None else [">"], seconds)
+                    await observation.run([] if observe is None else entries or [">"], seconds)
                 finally:
                     arrived = None if observe is None else rates.total()
                     nodes, programs = ([], ()) if registry is None else (list(registry), registry.programs)
-                    show(ends_of([*nodes, *programs], arrived or ()), arrived, rates.clock(), as_json=json_lines)
+                    ends = ends_of([*nodes, *programs], arrived or ())
+                    chosen = {topic: one for topic, one in ends.items() if is_chosen(topic)}
+                    show(chosen, arrived, rates.clock(), as_json=json_lines)
                     if more := rates.others + observation.dropped("invalid topic"):
-                        note(f"Not shown: {more:,} messages of more topics, or on channels that are no valid topics.")
-                    if unnamed := sum([info.more_inputs for info in nodes if not info.ended]):
-                        note(f"Not shown: {unnamed:,} inputs of nodes; a node announces its first {MAX_NAMED}.")
-                    if unnamed := sum([info.more_topics for info in programs if not info.ended]):
                         note(
-                            f"Not shown: {unnamed:,} topics of programs; a program announces its busiest {MAX_PROGRAM_TOPICS}."
+                            f"Not shown: {counted(more, 'message')} of more topics, or on channels that are no valid topics."
                         )
+                    if unnamed := sum([info.more_inputs for info in nodes if not info.ended]):
+                        note(
+                            f"Not shown: {counted(unnamed, 'input')} of nodes; a node announces its first {MAX_NAMED}."
+                        )
+                    if unnamed := sum([info.more_topics for info in programs if not info.ended]):
+                        busiest = f"a program announces its busiest {MAX_PROGRAM_TOPICS}"
+                        note(f"Not shown: {counted(unnamed, 'topic')} of programs; {busiest}.")
+                await bus.core.backend.ping()
 
         run(observe_all())

@@ -71,7 +71,7 @@ BY_BACKEND = {
         ],
     ),
 }
-"""Module and checks of each backend: a client library is imported only where its backend is used."""
+"""Module and checks of each broker: a client library is imported only where its backend is used."""
 
 
 def checks_of(backend: str) -> list[Check]:
@@ -80,13 +80,18 @@ def checks_of(backend: str) -> list[Check]:
     return [*EVERYWHERE, *[_of_module(module, name) for name in names]]
 
 
+def _question(backend: str, name: str) -> Any:
+    """Return the function of a broker's module; ``None`` where there is none, and for the memory backend."""
+    return _of_module(BY_BACKEND[backend][0], name) if backend in BY_BACKEND else None
+
+
 def _of_module(module: str, name: str) -> Any:
     return getattr(import_module(f"msight_bus.doctor.{module}"), name, None)
 
 
 async def version(evidence: Evidence) -> str | None:
     """Return the version of the broker; ``None`` where unknown."""
-    ask = _of_module(BY_BACKEND[evidence.settings.backend][0], "version")
+    ask = _question(evidence.settings.backend, "version")
     try:
         async with asyncio.timeout(_WITHIN):
             return await ask(evidence.settings) if ask is not None else None
@@ -100,7 +105,7 @@ async def topics_of(settings: BusSettings) -> list[str]:
     Raises:
         Exception: the broker did not answer or refused; a client library can raise anything.
     """
-    ask = _of_module(BY_BACKEND[settings.backend][0], "topics")
+    ask = _question(settings.backend, "topics")
     return await ask(settings) if ask is not None else []
 
 

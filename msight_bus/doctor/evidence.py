@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from msight_bus.announcements import NodeInfo, NodeStatus, ProgramInfo, decode_announcement
 from msight_bus.errors import TopicError
 from msight_bus.message import Message
 from msight_bus.patterns import TopicPattern, is_pattern
-from msight_bus.registry import NodeInfo, NodeStatus, ProgramInfo, Registry, decode_announcement
+from msight_bus.registry import Registry
 from msight_bus.settings import BusSettings
 from msight_bus.topics import NODES_TOPIC
 
@@ -44,11 +45,13 @@ class GroupLag:
     """Lag of a consumer group on a topic.
 
     Attributes:
-        group, topic: names of the group and the topic.
+        group, topic: names of the group and the topic; ``topic`` is empty for a group without committed offsets and assigned
+            partitions: Kafka deletes the offsets of a deleted topic.
         lag: records in the log after the committed offsets; ``None`` if no partition has a committed offset.
         uncommitted: number of assigned partitions without a committed offset, whose records are not in ``lag``.
-        members: number of members with a partition of the topic.
+        members: number of members with a partition of the topic; without a topic, of all members.
         beyond: committed offset and end of each partition, by number, whose committed offset is after the end of the log.
+        deleted: whether the topic does not exist.
     """
 
     group: str
@@ -57,6 +60,12 @@ class GroupLag:
     uncommitted: int
     members: int
     beyond: dict[int, tuple[int, int]] = field(default_factory=dict)
+    deleted: bool = False
+
+    @property
+    def name(self) -> str:
+        """The topic, for display."""
+        return f"{self.topic} (deleted)" if self.deleted else self.topic or "none (deleted, or nothing committed)"
 
 
 @dataclass

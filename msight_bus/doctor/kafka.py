@@ -18,7 +18,7 @@ from msight_bus.backends.kafka.aiokafka_compat import (
 from msight_bus.backends.kafka.errors import error_for
 from msight_bus.doctor.evidence import Evidence, Finding, matches
 from msight_bus.doctor.kafka_groups import MOST, cluster, ends_of, groups_of, lags, partitions_of
-from msight_bus.errors import quoted
+from msight_bus.errors import counted, quoted
 from msight_bus.patterns import is_pattern
 from msight_bus.settings import BusSettings
 
@@ -112,7 +112,9 @@ async def in_sync_replicas(evidence: Evidence) -> AsyncIterator[Finding]:
             _, number, _, replicas, isr, *_ = short[0]
             start = sorted(set(replicas) - set(isr))
             advice = f"Start the brokers {start}" if start else f"Set `min.insync.replicas={len(isr)}` on {topic}"
-            problem = f"{topic}: partition {number} has {len(isr)} in-sync replicas; min.insync.replicas={needed}."
+            problem = (
+                f"{topic}: partition {number} has {counted(len(isr), 'in-sync replica')}; min.insync.replicas={needed}."
+            )
             more = "" if start else ", or give the topic more replicas"
             yield Finding("in-sync replicas", problem, f"{advice}{more}.")
 
@@ -143,7 +145,7 @@ def _idle(
             )
     idle = sum(not assigned for assigned in members)
     if idle:
-        problem = f"{idle} of {len(members)} members of the group {quoted(group)} have no partition."
+        problem = f"Members of the group {quoted(group)} without a partition: {idle} of {len(members)}."
         yield Finding(
             "idle members", problem, "Create the topic with more partitions, or start fewer members.", fault=False
         )
@@ -161,7 +163,7 @@ async def open_transactions(evidence: Evidence) -> AsyncIterator[Finding]:
                 if place in before and before[place][0] == stable:
                     yield Finding(
                         "transactions",
-                        f"{place.topic}: an open transaction holds back {end - stable:,} records of partition "
+                        f"{place.topic}: an open transaction holds back {counted(end - stable, 'record')} of partition "
                         f"{place.partition}, from offset {stable:,} on.",
                         "Commit or abort it at its producer, or `export MSIGHT_KAFKA_ISOLATION=read_uncommitted` at the "
                         "subscriber. If the producer is gone: `kafka-transactions.sh --bootstrap-server "

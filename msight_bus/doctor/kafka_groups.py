@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from aiokafka import TopicPartition
-from aiokafka.errors import IncompatibleBrokerVersion
+from aiokafka.errors import IncompatibleBrokerVersion, UnknownTopicOrPartitionError
 
 from msight_bus.backends.kafka.aiokafka_compat import (
     EARLIEST,
@@ -27,6 +27,7 @@ from msight_bus.backends.kafka.aiokafka_compat import (
 )
 from msight_bus.backends.kafka.client import client_options
 from msight_bus.backends.kafka.credentials import Credentials
+from msight_bus.backends.kafka.errors import error_for
 from msight_bus.doctor.evidence import GroupLag
 from msight_bus.settings import BusSettings
 
@@ -72,9 +73,15 @@ async def cluster(settings: BusSettings) -> AsyncIterator[Client]:
 
 async def partitions_of(client: Client, topics: list[str] | None) -> dict[str, list[Any]]:
     """Return the partitions of the topics that exist, without reserved ones; ``None``: of all topics."""
+    return (await _described(client, topics))[0]
+
+
+async def _described(client: Client, topics: list[str] | None) -> tuple[dict[str, list[Any]], set[str]]:
+    """Return the partitions of the topics that exist (`partitions_of`), and those of ``topics`` that do not exist."""
     response = await client.ask(MetadataRequest(topics, allow_auto_topic_creation=False))
     found = {name: partitions for code, name, *_, partitions in response.topics if not code and partitions}
-    return {name: found[name] for name in sorted(found)[:MOST] if not name.startswith("_")}
+    missing = {name for code, name, *_ in response.topics if error_for(code) is UnknownTopicOrPartitionError}
+    return {name: found[name] for name in sorted(found)[:MOST] if not name.startswith("_")}, missing
 
 
 async def ends_of(client: Client, topics: dict[str, list[Any]], isolation: int) -> dict[TopicPartition, int]:
@@ -148,11 +155,11 @@ async def lags(settings: BusSettings) -> tuple[list[GroupLag], int]:
                 if offset >= 0 and not code
             }
         topics = {place.topic for group in groups for place in _places(group, commits.get(group.name, ()))}
-        partitions = await partitions_of(client, sorted(topics)) if topics else {}
+        partitions, missing = await _described(client, sorted(topics)) if topics else ({}, set())
         starts = await _offsets_of(client, partitions, EARLIEST, READ_UNCOMMITTED)
         ends = await ends_of(client, partitions, READ_UNCOMMITTED)
     known = [(group, commits[group.name]) for group in groups if group.name in commits]
-    found = [lag for group, committed in known for lag in _lags(group, committed, starts, ends)]
+    found = [lag for group, committed in known for lag in _lags(group, committed, starts, ends, missing)]
     here = settings.topic_map.here
     return [replace(one, topic=here(one.topic) or one.topic) for one in found], others
 
@@ -166,15 +173,22 @@ def _lags(
     committed: dict[TopicPartition, int],
     starts: dict[TopicPartition, int],
     ends: dict[TopicPartition, int],
+    missing: Collection[str] = (),
 ) -> Iterator[GroupLag]:
-    """Yield the lag on each topic that exists."""
+    """Yield the lag on each topic that exists or is ``missing``; one `GroupLag` for a group without topics."""
     topics: dict[str, list[TopicPartition]] = {}
-    for place in _places(group, committed):
-        if place in ends:
+    every = _places(group, committed)
+    if not every:
+        yield GroupLag(group.name, "", None, 0, len(group.members))
+    for place in every:
+        if place in ends or place.topic in missing:
             topics.setdefault(place.topic, []).append(place)
     for topic, places in sorted(topics.items()):
+        members = sum(any(place.topic == topic for place in assigned) for assigned in group.members)
+        if topic in missing:
+            yield GroupLag(group.name, topic, None, 0, members, deleted=True)
+            continue
         read = [place for place in places if place in committed]
         behind = [max(0, ends[place] - max(committed[place], starts.get(place, 0))) for place in read]
         beyond = {place.partition: (committed[place], ends[place]) for place in read if committed[place] > ends[place]}
-        members = sum(any(place.topic == topic for place in assigned) for assigned in group.members)
         yield GroupLag(group.name, topic, sum(behind) if behind else None, len(places) - len(behind), members, beyond)

@@ -6,9 +6,10 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator
 from itertools import islice
 
+from msight_bus.announcements import NodeInfo, NodeStatus
 from msight_bus.doctor.evidence import Evidence, Finding, Seen, matches
+from msight_bus.errors import counted
 from msight_bus.patterns import is_pattern
-from msight_bus.registry import NodeInfo, NodeStatus
 
 _AHEAD, _BEHIND = 0.1, 2.0
 """Seconds by which a host's clock is ahead or behind: a heartbeat never arrives before it was published, and can be delayed."""
@@ -31,14 +32,17 @@ def ended_badly(evidence: Evidence) -> Iterator[Finding]:
 def failing(evidence: Evidence) -> Iterator[Finding]:
     """Find running nodes that count errors; faults if such a node has published nothing, else notes: errors can be old."""
     for info in filter(evidence.concerns, evidence.running_nodes()):
-        counted = info.metrics
-        for count, what in (counted.errors, "errors"), (counted.undecodable, "inputs that it could not decode"):
+        metrics = info.metrics
+        for count, what, which in (
+            (metrics.errors, "error", ""),
+            (metrics.undecodable, "input", " that it could not decode"),
+        ):
             if count:
-                silent = info.output is not None and not counted.messages_out
+                silent = info.output is not None and not metrics.messages_out
                 yield Finding(
                     "errors",
-                    f"The node {info.name} on {info.host or 'an unknown host'} has counted {count:,} {what} since its start"
-                    f"{', and has published nothing' if silent else ''}.",
+                    f"The node {info.name} on {info.host or 'an unknown host'} has counted {counted(count, what)}{which} since "
+                    f"its start{', and has published nothing' if silent else ''}.",
                     f"Read the node's log on {info.host or 'its host'}: the first error is logged with its traceback.",
                     fault=silent,
                 )

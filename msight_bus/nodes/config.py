@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any, Literal, Self
 
+from msight_bus.announcements import LONGEST_INTERVAL
 from msight_bus.backends.base import Start
 from msight_bus.bus import Bus, check_start
 from msight_bus.data.types import payload_type
@@ -16,7 +17,6 @@ from msight_bus.errors import BusError, ConfigError, TopicError
 from msight_bus.patterns import TopicPattern, check_entries, is_pattern, named
 from msight_bus.payload import check_key
 from msight_bus.queue_policy import QueuePolicy
-from msight_bus.registry import LONGEST_INTERVAL
 from msight_bus.settings import BusSettings
 from msight_bus.topics import MAX_TOPIC_BYTES, check_group, check_topic
 

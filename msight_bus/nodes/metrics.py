@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from msight_bus.registry import NodeMetrics
+from msight_bus.announcements import NodeMetrics
 
 _STEPS_AN_OCTAVE = 8
 BOUNDS = [1e-6 * 2 ** (step / _STEPS_AN_OCTAVE) for step in range(28 * _STEPS_AN_OCTAVE)]

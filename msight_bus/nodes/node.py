@@ -9,13 +9,13 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin
 
+from msight_bus.announcements import NodeMetrics, NodeStatus
 from msight_bus.bus import Bus
 from msight_bus.data.types import payload_type
 from msight_bus.errors import BusyError, ClosedError, ConfigError
 from msight_bus.events import BusEvent
 from msight_bus.nodes.config import NodeConfig
 from msight_bus.nodes.node_run import NodeRun
-from msight_bus.registry import NodeMetrics, NodeStatus
 
 
 class Node(ABC):

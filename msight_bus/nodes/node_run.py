@@ -13,15 +13,15 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
+from msight_bus.announcements import NodeInfo, NodeMetrics, NodeStatus, announced_topics
 from msight_bus.bus import Bus
-from msight_bus.errors import described
+from msight_bus.errors import counted, described
 from msight_bus.events import BusEvent, Disconnected, Gap, Reconnected, Refused
 from msight_bus.heartbeat_sender import Announcer, printable
 from msight_bus.message import Message
 from msight_bus.nodes.config import NodeConfig
 from msight_bus.nodes.metrics import Meter
 from msight_bus.patterns import named
-from msight_bus.registry import NodeInfo, NodeMetrics, NodeStatus, announced_topics
 from msight_bus.reporting import Reporter
 from msight_bus.signals import mark_logged
 from msight_bus.subscription import Subscription
@@ -186,7 +186,7 @@ class NodeRun:
                 self.on_away()
         elif isinstance(event, Reconnected):
             self.away = False
-            self.logger.warning("Reconnected after %d attempts.", event.attempts)
+            self.logger.warning("Reconnected after %s.", counted(event.attempts, "attempt"))
         elif not isinstance(event, Refused) or event.topic != self.config.publish_topic_name:
             return  # `report` takes the events of the node's own subscription
         self._reporter.report(event)

@@ -10,7 +10,7 @@ from typing import Any
 
 from msight_bus.bus import Bus, connect
 from msight_bus.draining import CLOSE_WITHIN
-from msight_bus.errors import BusError, ConfigError, DrainTimeoutError
+from msight_bus.errors import BusError, ConfigError, DrainTimeoutError, counted
 from msight_bus.events import BusEvent
 from msight_bus.executors import left_running
 from msight_bus.nodes.node import Node
@@ -225,7 +225,7 @@ async def _drain(
             f"node {node.name}": f" (in {where})" for node in late if (run := node._node_run) and (where := run.where())
         }
         parts = [
-            (f"{counts[place]} messages at " if place in counts else "") + place + hooks.get(place, "")
+            (f"{counted(counts[place], 'message')} at " if place in counts else "") + place + hooks.get(place, "")
             for place in {**counts, **hooks}
         ]
         what = ", ".join(parts) or "no message, but the broker did not confirm"

@@ -22,7 +22,8 @@ from msight_bus.errors import (
     TopicError,
     UnsupportedError,
 )
-from tests.support.commands import receiving, started
+from tests.support.brokers import Backend
+from tests.support.commands import command, receiving, started
 
 COMMANDS = ["up", "topics", "tail", "hz", "bw", "ping", "pub", "top", "settings", "bench"]
 MODULE = [sys.executable, "-m", "msight_bus"]
@@ -99,13 +100,24 @@ def test_a_terminal_without_utf_8_gets_another_character():
     assert (done.returncode, done.stdout) == (0, "? and 3 more\n"), done.stderr
 
 
-@pytest.mark.parametrize("module", ["msgspec", "typer"])
+@pytest.mark.parametrize("module", ["typing", "msgspec", "typer"])
 @pytest.mark.parametrize("program", [MODULE, SCRIPT], ids=["-m", "script"])
 def test_ctrl_c_while_modules_are_imported_is_no_traceback(program, module, tmp_path):
     (tmp_path / f"{module}.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run([*program, "top"], env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize("name", ["MSIGHT_ANNOUNCE", "MSIGHT_KAFKA_CREATE_TOPICS"])
+@pytest.mark.parametrize(
+    "line", ["tail x", "hz x", "bw x", "topics", "top", "ping", "status", "doctor", "pub x --text y", "bench"]
+)
+def test_a_wrong_value_is_refused_also_where_the_command_sets_the_variable(line, name):
+    result = command(Backend("kafka", {"MSIGHT_KAFKA_SERVERS": "127.0.0.1:1"}), *line.split(), **{name: "maybe"})
+    assert result.exit_code == 2
+    assert f"{name} must be " in result.output
+    assert "it is 'maybe'" in result.output
 
 
 def test_ctrl_c_in_another_program_that_imports_the_package_is_a_keyboard_interrupt():

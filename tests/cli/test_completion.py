@@ -63,6 +63,18 @@ def test_a_channel_without_messages_and_one_whose_name_a_shell_would_run(redis, 
             wait_until(lambda: offered(redis, "tail", f"{topic}.") == [f"{topic}.quiet"])
 
 
+def test_a_channel_among_thousands(redis, topic):
+    import redis as client
+
+    names = [f"{topic}.n{number:04}" for number in range(3020)]
+    with client.Redis(port=int(redis.env["MSIGHT_REDIS_MESSAGE_BROKER_PORT"])) as foreign:
+        with foreign.pubsub() as subscription:
+            subscription.subscribe(*names)
+            for _ in names:
+                subscription.get_message(timeout=20.0)
+            assert offered(redis, "tail", f"{topic}.n301") == names[3010:]
+
+
 def test_names_are_limited_after_those_that_begin_otherwise_are_left_out():
     names = completion.Names("site.w")
     for number in range(2000):

@@ -82,6 +82,15 @@ def test_a_closed_pipe_ends_the_command_silently(nats, topic):
         assert all(line.startswith(NOTES) for line in err.splitlines()), f"{command}: {err}"
 
 
+@pytest.mark.parametrize("line", ["tail {}", "hz {} --json", "ping --interval 0.1"])
+def test_a_closed_pipe_ends_the_command_by_sigpipe(nats, topic, line):
+    """As it ends other Unix tools; a shell reports 141."""
+    with publishing(nats, {topic: lambda _: b"x"}):
+        with started(f"msight-bus {line.format(topic)} | head -1; exit ${{PIPESTATUS[0]}}", nats) as process:
+            process.communicate(timeout=50)
+    assert process.returncode == 128 + signal.SIGPIPE
+
+
 @pytest.mark.parametrize("command", ["tail", "hz"])
 @pytest.mark.parametrize("kind", ["redis", "nats"])
 def test_the_command_goes_on_when_the_broker_is_back(kind, command, topic):

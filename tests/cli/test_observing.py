@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from msight_bus.cli.exit_status import FAILED, NOT_REACHED
 from msight_bus.cli.observing import Observation
 from msight_bus.message import Message
 from msight_bus.queue_policy import DEFAULT_BYTES
@@ -51,6 +52,18 @@ async def test_overlapping_names_are_read_once(topic):
             async with asyncio.timeout(0.01):
                 await observation.run(["a.b", "a.*", "c", "d.>", "d.e.f"], None)
     assert observed == [("a.*", "d.>"), ("c",)]
+
+
+async def test_without_messages_an_outage_is_the_failure(msight_simulation):
+    async with msight_simulation.connect() as bus:
+        observation = Observation(bus, lambda _: None)
+        observing = asyncio.create_task(observation.run(["cam"], 5))
+        await asyncio.sleep(1)
+        assert observation.failure == FAILED
+        msight_simulation.disconnect(bus)
+        msight_simulation.reconnect(bus)
+        await observing
+        assert observation.failure == NOT_REACHED
 
 
 def test_messages_after_a_silence_are_shown_when_they_arrive():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 
 import msgspec
@@ -149,6 +150,6 @@ def test_values_for_programs():
     fields = as_json(decoded(Message("t", payload), LIMITS))
     assert (fields["data_type"], fields["data"], fields["capture_timestamp"]) == (
         "msight_core.data.bytes.BytesData",
-        "100 B",
+        base64.b64encode(bytes(100)).decode(),
         1.5,
     )

@@ -12,12 +12,13 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import RecordsToDelete
 
+from msight_bus.announcements import NodeInfo, NodeMetrics, NodeStatus, ProgramInfo
 from msight_bus.backends.kafka.client import client_options
 from msight_bus.cli.status import Status
+from msight_bus.doctor.checks import topics_of, version
 from msight_bus.doctor.evidence import Evidence, GroupLag
 from msight_bus.doctor.kafka_groups import Group, _lags
 from msight_bus.nodes import NodeConfig
-from msight_bus.registry import NodeInfo, NodeMetrics, NodeStatus, ProgramInfo
 from msight_bus.topics import NODES_TOPIC
 from tests.support.brokers import GROUP, make_backend, make_backend_alone
 from tests.support.commands import command, in_a_thread, started
@@ -165,6 +166,33 @@ async def commit(kafka, topic, group, offset):
         await other.commit({place: offset})
 
 
+def test_a_group_whose_topic_was_deleted_is_listed(kafka, topic):
+    group = f"{GROUP}.{topic}"
+
+    async def delete():
+        async with administering(kafka) as admin:
+            await admin.delete_topics([topic])
+
+    asyncio.run(make(kafka, topic))
+    asyncio.run(commit(kafka, topic, group, 0))
+    assert lags(kafka, group) == [(topic, 0, 0, 0)]
+    asyncio.run(delete())
+    wait_until(lambda: lags(kafka, group) in ([(topic, None, 0, 0)], [("", None, 0, 0)]))
+    result = command(kafka, "status", "--seconds", "0.1", "--json")
+    (one,) = [one for one in json.loads(result.stdout)["groups"] if one["group"] == group]
+    assert one["deleted"] == (one["topic"] == topic)
+
+
+@pytest.mark.parametrize(
+    ("topic", "deleted", "shown"),
+    [("cam", True, "cam (deleted)"), ("", False, "none (deleted, or nothing committed)"), ("cam", False, "cam")],
+)
+async def test_a_deleted_topic_is_marked(status_of, capsys, topic, deleted, shown):
+    status = await status_of([GroupLag("g", topic, None, 0, 0, deleted=deleted)])
+    status.show(as_json=False)
+    assert re.search(rf"^g +{re.escape(shown)} +\? +0 +0$", capsys.readouterr().out, re.MULTILINE)
+
+
 def test_deleted_records_are_no_lag(kafka, topic):
     group = f"{GROUP}.{topic}"
 
@@ -227,6 +255,7 @@ def test_the_lag_of_each_topic_of_a_group():
         GroupLag("g", "b", lag=0, uncommitted=0, members=0, beyond={0: (5, 3)}),
     ]
     assert list(_lags(group, {a0: 4}, {a0: 7}, ends)) == [GroupLag("g", "a", lag=3, uncommitted=1, members=2)]
+    assert GroupLag("g", "gone", None, 0, 1, deleted=True) in _lags(group, {gone: 1}, {}, ends, {"gone"})
     assert list(_lags(group, {}, {}, ends)) == [GroupLag("g", "a", lag=None, uncommitted=2, members=2)]
 
 
@@ -234,9 +263,9 @@ def test_the_lag_of_each_topic_of_a_group():
     ("count", "others", "left_out"),
     [
         (20, 0, None),
-        (21, 0, "1 more lines (see --json)"),
+        (21, 0, "1 more line (see --json)"),
         (1020, 7, "1,000 more lines (see --json), 7 groups (more than 1,000, or the user may not describe them)"),
-        (1, 1, "1 groups (more than 1,000, or the user may not describe them)"),
+        (1, 1, "1 group (more than 1,000, or the user may not describe them)"),
     ],
 )
 async def test_the_groups_furthest_behind_are_shown_first_and_the_number_of_the_others(
@@ -261,6 +290,11 @@ async def test_groups_that_are_equally_far_behind_are_shown_by_name(status_of):
     named = ("b", "t", 5), ("c", "t", 0), ("a", "u", 5), ("b", "s", 5), ("a", "t", None), ("d", "t", 10)
     status = await status_of([GroupLag(group, topic, lag, 0, 0) for group, topic, lag in named])
     assert [one.group + one.topic for one in status.lags] == ["dt", "au", "bs", "bt", "at", "ct"]
+
+
+async def test_the_memory_backend_has_no_version_and_lists_no_topics(memory):
+    assert await version(Evidence(memory.settings())) is None
+    assert await topics_of(memory.settings()) == []
 
 
 def test_a_broker_without_groups(nats):

@@ -13,6 +13,7 @@ import threading
 import msgspec
 import pytest
 
+from msight_bus import BytesData
 from msight_bus.cli import observing
 from msight_bus.cli.tail import Tail
 from msight_bus.settings import Limits
@@ -32,6 +33,14 @@ def test_json_of_bytes_is_base64(nats, topic, payload):
     with publishing(nats, {f"{topic}.text": lambda _: b"ff"}):
         fields = json.loads(command(nats, "tail", f"{topic}.text", "--count", "1", "--json").stdout)
     assert fields["payload"] == "ff"
+    assert "encoding" not in fields
+
+
+def test_json_of_bytes_in_plain_values_is_base64(nats, topic):
+    payload = BytesData(data=bytes(range(256)), sensor_name="ne").serialize()
+    with publishing(nats, {topic: lambda _: payload}):
+        fields = json.loads(command(nats, "tail", topic, "--count", "1", "--json").stdout)
+    assert base64.b64decode(fields["payload"]["data"]) == bytes(range(256))
     assert "encoding" not in fields
 
 

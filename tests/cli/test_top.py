@@ -16,12 +16,13 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from msight_bus.announcements import NodeInfo, NodeMetrics, NodeStatus, ProgramInfo, ProgramTopic
 from msight_bus.cli import app
 from msight_bus.cli.observing import READING
 from msight_bus.cli.top import NodeTable, render, watch
 from msight_bus.message import Message
 from msight_bus.nodes import NodeConfig
-from msight_bus.registry import NodeInfo, NodeMetrics, NodeStatus, ProgramInfo, ProgramTopic, Registry
+from msight_bus.registry import Registry
 from msight_bus.topics import NODES_TOPIC
 from tests.support.brokers import make_backend
 from tests.support.commands import command

@@ -12,11 +12,11 @@ import threading
 import pytest
 from rich.console import Console
 
+from msight_bus.announcements import NodeInfo, NodeMetrics, NodeStatus, ProgramInfo, ProgramTopic
 from msight_bus.cli import topics as command_module
 from msight_bus.cli.topic_rates import Arrivals
 from msight_bus.cli.topics import Ends, ends_of, show
 from msight_bus.nodes import NodeConfig
-from msight_bus.registry import NodeInfo, NodeMetrics, NodeStatus, ProgramInfo, ProgramTopic
 from tests.support.brokers import Backend, make_backend
 from tests.support.commands import command, in_a_thread, publishing
 from tests.support.nodes import Collect, Numbers, running
@@ -102,6 +102,34 @@ def test_the_table_fits(columns, monkeypatch):
     assert "30.00" in text
     assert ("1,234.5" in text) == ("announced" in "\n".join(lines[:2]))
     assert ("Not shown on" in text) == (columns < 200)
+
+
+@pytest.mark.parametrize("observed", [False, True])
+def test_a_terminal_shows_the_topics_with_the_highest_rates_and_a_pipe_all(monkeypatch, capsys, observed):
+    rates = {f"t{number:04}": 1.0 + number * 7919 % 3700 for number in range(3700)}
+    ends = {topic: Ends({"cam"}, set(), -rate if observed else rate) for topic, rate in rates.items()}
+    arrived = {topic: Arrivals(count=2, first=1.0 - 1 / rate, last=1.0) for topic, rate in rates.items()}
+    out = Console(file=io.StringIO(), width=80, height=30, force_terminal=True, color_system=None)
+    with monkeypatch.context() as patch:
+        patch.setattr(command_module, "Console", lambda **_: out)
+        show(ends, arrived if observed else None, 1.0, as_json=False)
+    text = out.file.getvalue()
+    assert re.findall(r"^t\d{4}", text, re.MULTILINE) == sorted(rates, key=rates.get, reverse=True)[:24]
+    assert text.splitlines()[-1] == "… and 3,676 more topics: name a pattern, or use --json"
+    capsys.readouterr()
+    for as_json in (False, True):
+        show(ends, None, 1.0, as_json=as_json)
+        assert sorted(rates) == re.findall(r"\bt\d{4}\b", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("kind", ["redis", "nats", "kafka"])
+def test_a_name_and_a_pattern_select(kind, topic):
+    backend = make_backend(kind)
+    names = [f"{topic}.a", f"{topic}.b.c", f"{topic}.b.d", f"{topic}.e"]
+    with publishing(backend, {name: lambda _: b"x" for name in names}, rate=100):
+        result = command(backend, "topics", f"{topic}.a", f"{topic}.b.*", "--observe", "1", "--json")
+    assert [json.loads(line)["topic"] for line in result.stdout.splitlines()] == names[:3]
+    assert command(backend, "topics", "a b").exit_code == 2
 
 
 @pytest.mark.parametrize("kind", ["redis", "nats", "kafka"])

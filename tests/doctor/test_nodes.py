@@ -11,6 +11,7 @@ import time
 import msgspec
 import pytest
 
+from msight_bus.announcements import NodeInfo, NodeMetrics, NodeStatus, ProgramInfo, ProgramTopic
 from msight_bus.doctor.evidence import Evidence
 from msight_bus.doctor.nodes import (
     clocks,
@@ -26,7 +27,6 @@ from msight_bus.doctor.nodes import (
 )
 from msight_bus.message import Message
 from msight_bus.nodes import NodeConfig
-from msight_bus.registry import NodeInfo, NodeMetrics, NodeStatus, ProgramInfo, ProgramTopic
 from msight_bus.settings import BusSettings
 from msight_bus.topics import NODES_TOPIC
 from tests.support.brokers import make_backend_alone

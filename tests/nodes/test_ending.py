@@ -112,7 +112,7 @@ def test_a_program_that_hangs_ends_at_the_deadline_with_status_1_and_logs_what_w
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=30)
     assert process.returncode == 1, err
-    assert re.search(r"DrainTimeoutError: Not drained within 1 s .*left: 1 messages at node sink", err), err
+    assert re.search(r"DrainTimeoutError: Not drained within 1 s .*left: 1 message at node sink", err), err
     if LEFT[how] is not None:
         assert re.search(rf"Left running: .*{LEFT[how]}", err), err
     assert "drained" not in out

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from msight_bus import AuthenticationError, PublishTimeoutError, QueuePolicy
+from msight_bus.announcements import NodeInfo
 from msight_bus.nodes import NodeConfig
-from msight_bus.registry import NodeInfo
 from msight_bus.topics import NODES_TOPIC
 from tests.support.nodes import DEADLINE, Apply, Collect, Numbers, eventually, running
 

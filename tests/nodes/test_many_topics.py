@@ -11,8 +11,8 @@ import msgspec
 import pytest
 
 from msight_bus import ConfigError, UnsupportedError
+from msight_bus.announcements import MAX_ANNOUNCEMENT_BYTES, NodeStatus
 from msight_bus.nodes import NodeConfig, run_until
-from msight_bus.registry import MAX_ANNOUNCEMENT_BYTES, NodeStatus
 from msight_bus.topics import NODES_TOPIC
 from tests.support.nodes import DEADLINE, Apply, Collect, Numbers, running, start
 

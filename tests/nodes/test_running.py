@@ -232,7 +232,7 @@ async def test_a_deadline_is_told_although_the_error_of_a_node_is_raised(memory,
         stop.set()
         with pytest.raises(OSError, match="no model"):
             await task
-    assert "1 messages at node hangs" in caplog.text
+    assert "1 message at node hangs" in caplog.text
 
 
 def test_the_former_signal_handlers_are_back_after_a_run():

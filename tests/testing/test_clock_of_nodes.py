@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from msight_bus import BytesData, ImageData, NodeConfig, ProcessingNode, SourceNode, off_loop
-from msight_bus.registry import FORGET_AFTER
+from msight_bus.known_programs import FORGET_AFTER
 from msight_bus.testing import Faults, Simulation, simulation
 from tests.support.nodes import Collect, running
 

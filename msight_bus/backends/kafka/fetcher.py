@@ -60,13 +60,6 @@ class FetchListener(Protocol):
             KafkaError: the leader did not respond.
         """
 
-    async def truncated(self, partition: Partition) -> bool:
-        """Continue where the log was truncated; return whether it was.
-
-        Raises:
-            KafkaError: the leader did not respond.
-        """
-
     async def out_of_range(self, partition: Partition) -> None:
         """Set another position, because the log has no record at the current one.
 

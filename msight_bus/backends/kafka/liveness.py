@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from msight_bus.backends.deadlines import loop_timeout
 from msight_bus.backends.kafka.errors import translate
-from msight_bus.errors import AuthenticationError, BusError
+from msight_bus.errors import AuthenticationError, BusError, counted
 from msight_bus.events import BusEvent, Disconnected, Reconnected
 from msight_bus.settings import Limits
 
@@ -63,7 +63,6 @@ async def watch(
                 logger.exception("Probe of Kafka failed unexpectedly.")
         else:
             if failures:
-                attempts = "1 attempt" if failures == 1 else f"{failures} attempts"
-                logger.warning("Reconnected to Kafka after %s.", attempts)
+                logger.warning("Reconnected to Kafka after %s.", counted(failures, "attempt"))
                 tell(Reconnected(failures))
             failures = 0

@@ -14,6 +14,7 @@ from msight_bus.backends.base import Inbox
 from msight_bus.backends.kafka.partition_reader import PartitionReader
 from msight_bus.backends.kafka.records import offset_of, to_messages
 from msight_bus.backends.kafka.start_offsets import Moment
+from msight_bus.errors import counted
 from msight_bus.message import Message
 from msight_bus.offset_tracker import PartitionLedger
 
@@ -132,7 +133,7 @@ class Partition:
 
     def unreadable(self, count: int, reason: str, *, at_most: bool) -> None:
         """Report skipped records as a gap."""
-        logger.warning("Skipped %d records of %s, partition %d: %s", count, *self.where, reason)
+        logger.warning("Skipped %s of %s, partition %d: %s", counted(count, "record"), *self.where, reason)
         self._inbox.stream(self.where.topic).gap(count, "unreadable", at_most=at_most)
 
     def fetch_again(self, offset: int) -> bool:

@@ -18,7 +18,7 @@ from msight_bus.backends.kafka.aiokafka_compat import (
     MetadataRequest,
 )
 from msight_bus.backends.kafka.errors import REFUSED, error_for, translate
-from msight_bus.errors import BusError, ConnectionLostError, TopicError
+from msight_bus.errors import BusError, ConnectionLostError, TopicError, counted
 from msight_bus.settings import BusSettings
 
 logger = logging.getLogger("msight_bus")
@@ -285,7 +285,7 @@ class TopicDirectory:
             error = error_for(code)
             if code and error is not TopicAlreadyExistsError:
                 raise translate(error((details and details[0]) or topic), "administer", f"on {topic!r}")
-            logger.info("Created topic %s with %d partitions.", topic, counts[topic])
+            logger.info("Created topic %s with %s.", topic, counted(counts[topic], "partition"))
 
     async def _options_of(self, topic: str) -> dict[str, str]:
         """Return the topic's limits; empty if the user may not describe them or the broker does not report them."""

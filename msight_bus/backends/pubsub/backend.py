@@ -14,7 +14,14 @@ from msight_bus.backends.pubsub.reconnecting import Connector, ReconnectingConne
 from msight_bus.backends.pubsub.routes import PatternRoute, Route
 from msight_bus.backends.pubsub.tail_loss import AnnouncementSubscriber, SequenceAnnouncer
 from msight_bus.capabilities import Capabilities
-from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError, PublishTimeoutError, aborted
+from msight_bus.errors import (
+    AuthenticationError,
+    BusError,
+    ConnectionLostError,
+    PublishTimeoutError,
+    aborted,
+    counted,
+)
 from msight_bus.events import BusEvent, Disconnected, Reconnected
 from msight_bus.protocol.envelope import TopicCounter
 from msight_bus.settings import BusSettings, Limits
@@ -177,8 +184,7 @@ class PubSubBackend:
     def _reconnected(self, connection: ReconnectingConnection, attempts: int) -> None:
         self._away.discard(connection)
         if not self._away:
-            times = "1 attempt" if attempts == 1 else f"{attempts} attempts"
-            logger.warning("Reconnected to %s after %s.", self._connector.where, times)
+            logger.warning("Reconnected to %s after %s.", self._connector.where, counted(attempts, "attempt"))
             self._report(Reconnected(attempts))
 
     def _refused(self, topic: str, error: BusError) -> None:

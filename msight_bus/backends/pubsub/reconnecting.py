@@ -17,7 +17,7 @@ from msight_bus.backends.pubsub.handover import CopyFilter, DeliveryBuffer, Deli
 from msight_bus.backends.pubsub.in_flight import Request
 from msight_bus.backends.pubsub.routes import PatternRoute, Route
 from msight_bus.capabilities import Capabilities
-from msight_bus.errors import AuthenticationError, BusError, ClosedError, ConnectionLostError, fresh
+from msight_bus.errors import AuthenticationError, BusError, ClosedError, ConnectionLostError, counted, fresh
 from msight_bus.settings import Limits
 from msight_bus.tasks import BackgroundTasks, Gate, run_shielded
 
@@ -416,7 +416,9 @@ class ReconnectingConnection:
         limit = self._limits.reconnect_limit
         if limit is not None and self._attempts >= limit:
             self._give_up(
-                ConnectionLostError(f"Gave up after {limit} attempts (MSIGHT_RECONNECT_LIMIT): {self.reason}")
+                ConnectionLostError(
+                    f"Gave up after {counted(limit, 'attempt')} (MSIGHT_RECONNECT_LIMIT): {self.reason}"
+                )
             )
             return
         self._attempts += 1

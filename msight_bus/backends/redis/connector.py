@@ -32,6 +32,7 @@ from msight_bus.backends.redis.health import REPLIES, Health, health_question
 from msight_bus.backends.redis.takeover import (
     BoundedParser,
     EncryptedConnection,
+    ListParser,
     check_redis_py,
     take_over,
     unread_error,
@@ -164,8 +165,10 @@ class RedisConnector:
 
     # -- one connection
 
-    async def _open(self, kind: type[AbstractConnection], options: dict[str, Any]) -> AbstractConnection:
-        connection = kind(**options, parser_class=BoundedParser)
+    async def _open(
+        self, kind: type[AbstractConnection], options: dict[str, Any], parser: type[BoundedParser] = BoundedParser
+    ) -> AbstractConnection:
+        connection = kind(**options, parser_class=parser)
         try:
             await connection.connect()
             await self._check_health(connection)
@@ -227,7 +230,7 @@ class RedisConnector:
         Raises:
             BusError: as `connect`.
         """
-        opened = await self._first(self._open)
+        opened = await self._first(partial(self._open, parser=ListParser))
         try:
             async with asyncio.timeout(self._settings.limits.connect_timeout):
                 return await self._answer(opened.client, *command)

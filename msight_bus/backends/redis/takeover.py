@@ -13,35 +13,43 @@ from msight_bus.backends.client_library import ClientLibrary
 
 REDIS_PY = ClientLibrary("redis", oldest="8.0", newest="8.1.0")
 
-_LONGEST_REPLY = 1024 * 1024
-"""Maximum bytes of a reply while connecting; the longest expected reply, to CONFIG GET, has a few hundred bytes."""
-
-_LONG_ARRAY = re.compile(rb"(?:^|\n)[*%~>]\d{4}")
+_LONGEST_HEADER = 16
+"""Bytes of the largest array header that is looked for."""
 
 
 class BoundedParser(DefaultParser):  # type: ignore[misc, valid-type]
     """A hiredis parser that limits the size of replies while connecting.
 
-    hiredis alone would buffer a reply of any size, and allocate a list of any length that an array header announces.
+    hiredis alone would buffer a reply of any size, and allocate a list of any length that an array header announces. The longest
+    expected reply, to CONFIG GET, has a few hundred bytes.
     """
 
-    _reply = b""
+    _most_bytes, _most_digits = 1024 * 1024, 3
+
+    _received, _recent = 0, b""
 
     async def read_response(self, disable_decoding: bool = False, push_request: bool = False) -> Any:
-        self._reply = b""
+        self._received, self._recent = 0, b"\n"
         return await super().read_response(disable_decoding, push_request)
 
     async def read_from_socket(self) -> bool:
         data: bytes = await self._stream.read(self._read_size)
-        self._reply += data
         if not data:
             raise ConnectionError("the server closed the connection")
-        if len(self._reply) > _LONGEST_REPLY or _LONG_ARRAY.search(self._reply):
-            raise ConnectionError(
-                f"a reply exceeds {_LONGEST_REPLY} bytes or 999 elements; the peer is not a Redis server"
-            )
+        self._received += len(data)
+        self._recent = self._recent[-_LONGEST_HEADER:] + data
+        too_long = rb"\n[*%%~>]\d{%d}" % (self._most_digits + 1)
+        if self._received > self._most_bytes or re.search(too_long, self._recent):
+            most = f"{self._most_bytes} bytes or {10**self._most_digits - 1} elements"
+            raise ConnectionError(f"a reply exceeds {most}; the peer is not a Redis server")
         self._reader.feed(data)
         return True
+
+
+class ListParser(BoundedParser):
+    """A parser for replies that list the channels of a server."""
+
+    _most_bytes, _most_digits = 32 * 1024 * 1024, 6
 
 
 class EncryptedConnection(SSLConnection):
