@@ -23,8 +23,13 @@ from msight_bus.backends.kafka.fetch_failures import FetchFailures
 from msight_bus.backends.kafka.fetcher import Fetcher
 from msight_bus.backends.kafka.partition import DeadLetter, Partition
 from msight_bus.backends.kafka.selected_topics import SelectedTopics
+<<<<<<< HEAD
 from msight_bus.backends.kafka.start_offsets import Moment, end_of_epoch, list_offsets, resolve
 from msight_bus.errors import BusError
+=======
+from msight_bus.backends.kafka.start_offsets import Moment, list_offsets, resolve
+from msight_bus.errors import BusError, ClosedError
+>>>>>>> 1a54f74 (Discard the queued records of a fenced member in the consumer, without a private name of another module)
 from msight_bus.message import Message
 from msight_bus.settings import BusSettings
 
@@ -181,7 +186,15 @@ class KafkaConsumer:
     def _fail(self, error: BusError) -> None:
         """End the subscription with an error; the first error counts."""
         self._failure = self._failure or error
+        if isinstance(error, ClosedError):  # another member reads the partitions
+            self._discard()
         self._inbox.fail(self._failure)
+
+    def _discard(self) -> None:
+        """Stop fetching from all partitions, and discard their queued records."""
+        gone = set(self.partitions.values())
+        self._fetcher.assign({})
+        self._inbox.discard(lambda message: message._settlement in gone, "revoked")
 
     def _begin_fetching(self, *client_tasks: asyncio.Task[None]) -> asyncio.Task[None]:
         """Start fetching; the subscription fails when one of aiokafka's ``client_tasks`` ends."""

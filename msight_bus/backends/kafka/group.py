@@ -27,7 +27,7 @@ from msight_bus.backends.kafka.aiokafka_compat import LATEST, Member
 from msight_bus.backends.kafka.consumer import KafkaConsumer
 from msight_bus.backends.kafka.errors import REFUSED, FencedInstanceIdError, translate
 from msight_bus.backends.kafka.start_offsets import Moment, list_offsets, moment_of
-from msight_bus.errors import BusError, ClosedError, ConnectionLostError, fresh
+from msight_bus.errors import BusError, ConnectionLostError, fresh
 
 logger = logging.getLogger("msight_bus")
 
@@ -224,11 +224,6 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
         except KafkaError as error:
             self.failed(error)  # aiokafka retries once the error was raised
 
-    def _fail(self, error: BusError) -> None:
-        if isinstance(error, ClosedError):  # another member reads the partitions
-            self._discard()
-        super()._fail(error)
-
     # -- rebalances: aiokafka awaits both methods, and sends no heartbeat during the second
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
@@ -265,12 +260,6 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
             logger.warning("Commit failed at a rebalance; records are redelivered: %s", error)
         finally:
             self._discard()
-
-    def _discard(self) -> None:
-        """Stop fetching from all partitions, and discard their queued records."""
-        gone = set(self.partitions.values())
-        self._fetcher.assign({})
-        self._inbox.discard(lambda message: message._settlement in gone, "revoked")
 
     async def _assign(self, own: list[TopicPartition]) -> None:
         async with loop_timeout(self._settings.kafka.session_timeout * 0.6):
