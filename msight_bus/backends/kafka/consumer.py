@@ -23,13 +23,8 @@ from msight_bus.backends.kafka.fetch_failures import FetchFailures
 from msight_bus.backends.kafka.fetcher import Fetcher
 from msight_bus.backends.kafka.partition import DeadLetter, Partition
 from msight_bus.backends.kafka.selected_topics import SelectedTopics
-<<<<<<< HEAD
 from msight_bus.backends.kafka.start_offsets import Moment, end_of_epoch, list_offsets, resolve
-from msight_bus.errors import BusError
-=======
-from msight_bus.backends.kafka.start_offsets import Moment, list_offsets, resolve
 from msight_bus.errors import BusError, ClosedError
->>>>>>> 1a54f74 (Discard the queued records of a fenced member in the consumer, without a private name of another module)
 from msight_bus.message import Message
 from msight_bus.settings import BusSettings
 

@@ -33,6 +33,7 @@ from msight_bus.backends.redis.takeover import (
     BoundedParser,
     EncryptedConnection,
     ListParser,
+    abort,
     check_redis_py,
     take_over,
     unread_error,
@@ -173,7 +174,7 @@ class RedisConnector:
             await connection.connect()
             await self._check_health(connection)
         except BaseException as failure:
-            await connection.disconnect(nowait=True)
+            await abort(connection)
             unread = unread_error(connection)
             if unread and is_unreachable(failure):
                 raise ResponseError(unread) from None
@@ -185,7 +186,7 @@ class RedisConnector:
         try:
             self._learn(await self._output_limit(connection))
         except BaseException:
-            await connection.disconnect(nowait=True)
+            await abort(connection)
             raise
         return connection
 
@@ -235,7 +236,7 @@ class RedisConnector:
             async with asyncio.timeout(self._settings.limits.connect_timeout):
                 return await self._answer(opened.client, *command)
         finally:
-            await opened.client.disconnect(nowait=True)
+            await abort(opened.client)
 
     def _learn(self, output_limit: object) -> None:
         """Derive the maximum message size from ``client-output-buffer-limit``: the bytes that Redis buffers for a subscriber."""

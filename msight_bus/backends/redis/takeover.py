@@ -89,6 +89,18 @@ def unread_error(connection: AbstractConnection) -> str:
     return line[1:].decode("ascii", "replace") if end and line.startswith(b"-") else ""
 
 
+async def abort(connection: AbstractConnection) -> None:
+    """Close a client's connection at once.
+
+    redis-py closes a TLS connection in order without awaiting the end. An event loop that is closed meanwhile raises an
+    ``OSError`` (EBUSY, uvloop).
+    """
+    writer: Any = connection._writer
+    if writer is not None:
+        writer.transport.abort()
+    await connection.disconnect(nowait=True)
+
+
 def take_over(connection: AbstractConnection) -> tuple[Any, bytes, Callable[[], None]]:
     """Take the transport of an open connection.
 
