@@ -29,13 +29,15 @@ IDENTITY_VERSION = 10
 
 
 def without_leader(answer, topic):
-    """Return a metadata response, of a version before 9, with no leader of the topic's first partition."""
+    """Return a metadata response of version 5 with no leader of the topic's partition 0; each partition has one replica."""
     name = len(topic).to_bytes(2, "big") + topic.encode()
     at = answer.find(name)
     if at < 0:
         return answer
-    at += len(name) + 1 + 4 + 2 + 4  # whether it is internal; number of partitions; error and number of the first
-    return answer[:at] + b"\xff" * 4 + answer[at + 4 :]
+    at += len(name) + 1 + 4  # whether it is internal; number of partitions
+    while answer[at + 2 : at + 6] != bytes(4):  # in any order
+        at += 30  # error, number, leader, one replica, which is in sync, and none that is offline
+    return answer[: at + 6] + b"\xff" * 4 + answer[at + 10 :]
 
 
 async def test_a_leader_is_not_looked_up_without_a_pause(kafka, topic):
