@@ -27,7 +27,7 @@ CEILINGS = {
     "subscribe": ((31, 118), (23, 74)),  # lists, patterns and MSIGHT_TOPIC_MAP: 17 functions
     "publish": ((6, 8), (5, 6)),
     "receive": ((6, 10), (7, 11)),
-    "reconnect": ((22, 100), (20, 95)),
+    "reconnect": ((23, 101), (21, 96)),
 }
 PACKAGE = str(Path(msight_bus.__file__).parent) + "/"
 QUIETLY = {"MSIGHT_PING_INTERVAL": "3600", "MSIGHT_ANNOUNCE_INTERVAL": "3600", "MSIGHT_ANNOUNCE": "false"}

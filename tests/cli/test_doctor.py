@@ -30,7 +30,7 @@ def test_a_healthy_topic(nats, topic):
         result = command(nats, "doctor", topic, "--observe", "0.5")
     line, verdict = result.stdout.splitlines()
     assert (result.exit_code, verdict) == (0, "No fault found.")
-    assert " messages of 1 publishers; " in line
+    assert " messages of 1 publisher; " in line
 
 
 def test_a_check_that_fails_is_a_note_and_the_others_go_on(nats, topic, monkeypatch):

@@ -380,7 +380,8 @@ def test_a_topic_without_a_node_at_its_other_end_can_have_a_program():
 
 
 def test_a_lost_program_comes_first():
-    registry = registry_of(info(name="fine"), program(status=NodeStatus.LOST))
+    registry = registry_of(info(name="fine"), program())
+    registry._programs.gone.add(("edge", "1"))
     lines = shown(registry).splitlines()
     assert lines[3].startswith("edge[7]")
     assert "LOST" in lines[3]

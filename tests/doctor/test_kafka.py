@@ -64,7 +64,7 @@ def test_fewer_in_sync_replicas_than_needed_and_the_advice_ends_it(kafka, topic)
     asyncio.run(make(kafka, topic, **{"min.insync.replicas": "2"}))
     status, found = examine(kafka, topic)
     assert (status, set(found)) == (1, {"in-sync replicas", "arrival"})
-    assert "partition 0 has 1 in-sync replicas; min.insync.replicas=2" in found["in-sync replicas"]["problem"]
+    assert "partition 0 has 1 in-sync replica; min.insync.replicas=2" in found["in-sync replicas"]["problem"]
     follow(kafka, topic, found["in-sync replicas"]["advice"])
     assert set(examine(kafka, topic)[1]) == {"arrival"}
 

@@ -49,7 +49,17 @@ class Log:
 
     def assign(self):
         self.owned = [
-            Partition(TopicPartition("t", i), self.committed[i], self.inbox, MAX_REDELIVERIES, self.bury)
+            Partition(
+                TopicPartition("t", i),
+                self.committed[i],
+                self.inbox,
+                MAX_REDELIVERIES,
+                self.bury,
+                moment=None,
+                latest=0,
+                waits=False,
+                reads_committed=True,
+            )  # fmt: skip
             for i in (0, 1)
         ]
 
