@@ -59,7 +59,7 @@ class Log:
                 latest=0,
                 waits=False,
                 reads_committed=True,
-            )  # fmt: skip
+            )
             for i in (0, 1)
         ]
 
