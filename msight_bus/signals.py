@@ -24,6 +24,9 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _ONE_REQUEST = 0.2
 """Seconds within which signals count as one: a terminal or systemd signals the whole group, and a launcher passes that on."""
 
+_TOLD_AFTER = 0.25
+"""Seconds after the first signal until the log says that another one stops at once; timers of uvloop can be early."""
+
 _PATIENCE = 0.25
 """Seconds after a second signal until code that blocks the event loop is interrupted. An interruption can leave inconsistent
 state, so the event loop has this long to cancel the code."""
@@ -86,7 +89,7 @@ class StopSignals:
         def begin() -> None:
             nonlocal telling
             stop.set()
-            telling = loop.call_later(_ONE_REQUEST, logger.info, "Draining; another signal stops at once.")
+            telling = loop.call_later(_TOLD_AFTER, logger.info, "Draining; another signal stops at once.")
 
         def end() -> None:
             had_turn.set()
