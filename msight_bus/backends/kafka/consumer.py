@@ -301,7 +301,9 @@ class KafkaConsumer:
             return
         # The log was truncated or the topic created again.
         newest = (await list_offsets(self.client, [where], LATEST, self._isolation))[where]
-        if partition.owned and newest < partition.ledger.expected and not await self.truncated(partition):
+        if not partition.owned or newest >= partition.ledger.expected or await self.truncated(partition):
+            return
+        if partition.owned:  # it can be revoked while the leader is asked
             self._restart(partition, oldest)
 
     async def truncated(self, partition: Partition) -> bool:

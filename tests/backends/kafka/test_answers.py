@@ -164,6 +164,29 @@ async def test_failures_of_many_subscriptions_are_two_lines(kafka, topic, caplog
     assert others.endswith(" and 2 more")
 
 
+async def test_a_partition_that_is_revoked_while_its_log_is_examined_stays_revoked(kafka, topic, monkeypatch):
+    """OFFSET_OUT_OF_RANGE at the end of a rebalance: another member has the partition when the leader responds."""
+    events: list = []
+
+    async def first_offset(client, partitions, *_):
+        return dict.fromkeys(partitions, 0)
+
+    async with kafka.connect(events=events) as bus, bus.subscribe(topic) as messages:
+        await bus.publish(topic, b"0")
+        assert await numbers(messages, 1) == [0]
+        subscribed = messages._at_broker
+        (partition,) = [each for each in subscribed.partitions.values() if each.ledger.expected == 1]
+
+        async def revoke(*_):
+            subscribed._fetcher.assign({})
+
+        monkeypatch.setattr(consumer, "list_offsets", first_offset)
+        monkeypatch.setattr(consumer, "end_of_epoch", revoke)
+        await subscribed.out_of_range(partition)
+        assert subscribed.partitions == {}
+    assert not [event for event in events if isinstance(event, Gap)]
+
+
 async def test_a_partition_that_may_not_be_fetched_ends_the_subscription(kafka, topic):
     """TOPIC_AUTHORIZATION_FAILED."""
     await make(kafka, topic)
