@@ -38,7 +38,7 @@ class FetchFailures:
         self._names.clear()
         if others:
             more = f" and {len(others) - _NAMED:,} more" if len(others) > _NAMED else ""
-            logger.warning("Fetches from others failed too; retrying: %s%s", ", ".join(others[:_NAMED]), more)
+            logger.warning("Other subscriptions failed to fetch, too; retrying: %s%s", ", ".join(others[:_NAMED]), more)
 
     def close(self) -> None:
         """Write what has not been written."""
