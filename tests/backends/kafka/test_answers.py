@@ -8,9 +8,13 @@ import logging
 from contextlib import AsyncExitStack
 
 import pytest
+from aiokafka import TopicPartition
+from aiokafka.errors import IncompatibleBrokerVersion
 
 from msight_bus import AuthenticationError, BusError
 from msight_bus.backends.kafka import consumer, fetch_failures
+from msight_bus.backends.kafka.aiokafka_compat import EpochEndRequest, TopicIdentitiesRequest
+from msight_bus.backends.kafka.start_offsets import end_of_epoch
 from msight_bus.events import Gap
 from tests.support.kafka_admin import make
 from tests.support.kafka_answers import (
@@ -160,8 +164,20 @@ async def test_failures_of_many_subscriptions_are_two_lines(kafka, topic, caplog
             await until(lambda: all(any(f"Fetch from {name} failed" in line for line in again()) for name in names))
     first, others = (line.getMessage() for line in caplog.records if line.levelname == "WARNING")
     assert first.startswith(f"Fetch from {topic}.")
-    assert others.startswith(f"Fetches from others failed too; retrying: {topic}.")
+    assert others.startswith(f"Other subscriptions failed to fetch, too; retrying: {topic}.")
     assert others.endswith(" and 2 more")
+
+
+async def test_a_broker_that_does_not_support_a_request_is_told_apart_from_a_closed_connection(kafka, topic, monkeypatch):
+    """The end of an epoch, and topic ids, which brokers before Kafka 2.3 and 2.8 do not report."""
+    async with kafka.connect() as bus, bus.subscribe(topic) as messages:
+        client = messages._at_broker.client
+        for request in (EpochEndRequest(TopicPartition(topic, 0), 0), TopicIdentitiesRequest([topic])):
+            for struct in type(request)._CLASSES:
+                monkeypatch.setattr(struct, "API_VERSION", 99)
+            with pytest.raises(IncompatibleBrokerVersion):
+                await client.ask(request)
+        assert await end_of_epoch(client, TopicPartition(topic, 0), 0) is None
 
 
 async def test_a_partition_that_is_revoked_while_its_log_is_examined_stays_revoked(kafka, topic, monkeypatch):

@@ -163,12 +163,15 @@ class Connection(AIOKafkaConnection):
         """Write a request and return its response as an awaitable.
 
         Raises:
+            IncompatibleBrokerVersion: the broker supports no version of the request.
             KafkaConnectionError: the connection is closed. On uvloop, aiokafka raises RuntimeError where it has just closed.
         """
         try:
             return super().send(request, expect_response)
         except kafka_errors.KafkaError:  # also a RuntimeError
             raise
+        except NotImplementedError as error:  # also a RuntimeError
+            raise kafka_errors.IncompatibleBrokerVersion(str(error)) from error
         except RuntimeError as error:
             raise kafka_errors.KafkaConnectionError("The connection was closed.") from error
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import aiokafka.errors as kafka_errors
 from aiokafka import TopicPartition
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import Array, Int16, Int32, Int64, Schema, String
@@ -47,23 +46,13 @@ class _EpochEndRequestStruct(RequestStruct):
 
 
 class EpochEndRequest(Request[_EpochEndRequestStruct]):
-    """A request to the leader of a partition for the end of a leader epoch."""
+    """A request to the leader of a partition for the end of a leader epoch. Brokers before Kafka 2.3 do not answer consumers."""
 
     API_KEY = 23
 
     def __init__(self, where: TopicPartition, epoch: int) -> None:
         self._where = where
         self._epoch = epoch
-
-    def prepare(self, versions: dict[int, tuple[int, int]]) -> _EpochEndRequestStruct:
-        """Raises:
-        IncompatibleBrokerVersion: the broker does not answer consumers, as before Kafka 2.3.
-        """
-        try:
-            prepared: _EpochEndRequestStruct = super().prepare(versions)
-        except NotImplementedError as error:  # a RuntimeError, as uvloop raises for a closed connection
-            raise kafka_errors.IncompatibleBrokerVersion(str(error)) from error
-        return prepared
 
     def build(self, request_struct_class: type[_EpochEndRequestStruct]) -> _EpochEndRequestStruct:
         return request_struct_class(-1, [(self._where.topic, [(self._where.partition, -1, self._epoch)])])

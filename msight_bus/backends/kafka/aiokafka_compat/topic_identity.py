@@ -141,20 +141,5 @@ class TopicIdentitiesRequest(Request[_MetadataRequestStruct]):
         """``topics``: the topics to ask for; ``None`` asks for all that the user may describe."""
         self._topics: list[Any] | None = None if topics is None else [(bytes(16), topic, {}) for topic in topics]
 
-    def prepare(self, versions: dict[int, tuple[int, int]]) -> _MetadataRequestStruct:
-        """Return the request for a broker.
-
-        Args:
-            versions: oldest and newest version of each request that the broker supports.
-
-        Raises:
-            IncompatibleBrokerVersion: the broker has no topic ids.
-        """
-        try:
-            prepared: _MetadataRequestStruct = super().prepare(versions)
-        except NotImplementedError as error:  # a RuntimeError, as uvloop raises for a closed connection
-            raise kafka_errors.IncompatibleBrokerVersion(str(error)) from error
-        return prepared
-
     def build(self, request_struct_class: type[_MetadataRequestStruct]) -> _MetadataRequestStruct:
         return request_struct_class(self._topics, False, False, False, {})
