@@ -37,31 +37,32 @@ async def lose_the_end(broker, topic):
     await asyncio.to_thread(broker.restart)
 
 
+def without_fetches(away):
+    """A change that withholds the answer to each fetch while ``away`` is set."""
+    return lambda request, answer: None if away.is_set() and request.kind == FETCH else answer
+
+
 @pytest.mark.parametrize("group_id", [GROUP, None], ids=["group", "alone"])
 @pytest.mark.parametrize("written", [2, 8], ids=["below the position", "above the position"])
 async def test_records_in_place_of_lost_ones_are_read(own, topic, group_id, written):
     """(kafkajs 818, Dekaf 2258, kafka-python 2978) Whether or not the log is as long again before the next fetch."""
     broker, kafka = own
     events: list = []
-    is_away = False
-
-    def change(request, answer):
-        return None if is_away and request.kind == FETCH else answer
-
+    is_away = asyncio.Event()
     await make(kafka, topic)
     async with (
-        changing_answers(kafka, change) as way,
+        changing_answers(kafka, without_fetches(is_away)) as way,
         way.connect(events=events, **QUICKLY) as bus,
         bus.subscribe(topic, group_id=group_id) as messages,
     ):
         async with kafka.connect() as other:
             await publish(other, topic, *range(10))
         assert await numbers(messages, 10) == list(range(10))
-        is_away = True
+        is_away.set()
         await lose_the_end(broker, topic)
         async with kafka.connect() as other:
             await publish(other, topic, *range(100, 100 + written))
-            is_away = False
+            is_away.clear()
             assert await numbers(messages, written) == list(range(100, 100 + written))
             await publish(other, topic, 200)
             assert await numbers(messages, 1) == [200]
@@ -83,25 +84,21 @@ async def test_a_publisher_continues_after_the_broker_lost_its_last_messages(own
 async def test_a_position_that_skips_records_of_several_leaders_has_lost_none(own, topic):
     broker, kafka = own
     events: list = []
-    is_away = False
-
-    def change(request, answer):
-        return None if is_away and request.kind == FETCH else answer
-
+    is_away = asyncio.Event()
     await make(kafka, topic)
     async with (
-        changing_answers(kafka, change) as way,
+        changing_answers(kafka, without_fetches(is_away)) as way,
         way.connect(events=events, **QUICKLY) as bus,
         bus.subscribe(topic, queue=QueuePolicy.latest(2)) as messages,
         kafka.connect(**QUICKLY) as other,
     ):
         await publish(other, topic, 0)
         assert await numbers(messages, 1) == [0]
-        is_away = True
+        is_away.set()
         for first in (10, 20):
             await asyncio.to_thread(broker.restart)
             await publish(other, topic, *range(first, first + 5))
-        is_away = False
+        is_away.clear()
         assert await numbers(messages, 2) == [23, 24]
         await publish(other, topic, 30)
         assert await numbers(messages, 1) == [30]
