@@ -168,7 +168,7 @@ async def test_failures_of_many_subscriptions_are_two_lines(kafka, topic, caplog
     assert others.endswith(" and 2 more")
 
 
-async def test_a_broker_that_does_not_support_a_request_is_told_apart_from_a_closed_connection(kafka, topic, monkeypatch):
+async def test_an_unsupported_request_is_told_apart_from_a_closed_connection(kafka, topic, monkeypatch):
     """The end of an epoch, and topic ids, which brokers before Kafka 2.3 and 2.8 do not report."""
     async with kafka.connect() as bus, bus.subscribe(topic) as messages:
         client = messages._at_broker.client
