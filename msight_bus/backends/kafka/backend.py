@@ -60,7 +60,7 @@ class _Route:
     """The partitions for a publisher's messages without a key on one topic.
 
     Attributes:
-        writers: the writer of one partition; with ``spread``, those of all partitions.
+        writers: the writer of one partition; with ``spread``, those of the available partitions.
         surely_fits: maximum payload size, in bytes, that needs no exact check against the limit.
         only: the writer, if there is only one.
         at: number of writers examined so far, for the round robin.
@@ -242,7 +242,7 @@ class KafkaBackend:
         except KafkaError as error:
             raise translate(error, "connect") from error
 
-    def _seen(self, topic: str, partitions: int) -> None:
+    def _seen(self, topic: str, partitions: dict[int, bool]) -> None:
         self._directory.seen(topic, partitions)
 
     async def _ask(self) -> None:
@@ -326,7 +326,7 @@ class KafkaBackend:
         routes = self._routes.setdefault(topic, {})
         route = routes.get(name)
         if route is None:
-            partitions = range(info.partitions) if name is None else [choose_unkeyed_partition(name, info.partitions)]
+            partitions = info.available if name is None else (choose_unkeyed_partition(name, info.partitions),)
             limit = min(info.max_message_bytes, self._limits.max_message_bytes)
             writers = [self._producer.writer(topic, partition) for partition in partitions]
             route = routes[name] = _Route(writers, limit - _RECORD_OVERHEAD, writers[0] if len(writers) == 1 else None)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError
@@ -16,6 +16,7 @@ from msight_bus.backends.kafka.aiokafka_compat import (
     CreateTopicsRequest,
     DescribeConfigsRequest,
     MetadataRequest,
+    read_partitions,
 )
 from msight_bus.backends.kafka.errors import REFUSED, error_for, translate
 from msight_bus.errors import BusError, ConnectionLostError, TopicError, counted
@@ -36,12 +37,12 @@ class TopicMetadata:
     """A topic, from the cluster's metadata.
 
     Attributes:
-        partitions: number of partitions, also of those without a leader; 0 if the topic does not exist.
+        partitions: each partition and whether it has a leader; empty if the topic does not exist.
         replicas: number of replicas of the least replicated partition.
         brokers: number of brokers in the cluster.
     """
 
-    partitions: int
+    partitions: dict[int, bool]
     replicas: int
     brokers: int
 
@@ -53,10 +54,17 @@ class TopicInfo:
     Attributes:
         partitions: number of partitions.
         max_message_bytes: the topic's ``max.message.bytes``.
+        available: the partitions that have a leader; all of them if none has.
     """
 
     partitions: int
     max_message_bytes: int
+    available: tuple[int, ...]
+
+
+def _available(partitions: dict[int, bool]) -> tuple[int, ...]:
+    """Return the partitions that have a leader; all of them if none has."""
+    return tuple(sorted(number for number, has_leader in partitions.items() if has_leader)) or tuple(sorted(partitions))
 
 
 _LOOK_ANEW_AFTER = 240.0
@@ -101,14 +109,24 @@ class TopicDirectory:
             del self._looked_up[topic]
             self._changed(topic)
 
-    def seen(self, topic: str, partitions: int) -> None:
-        """Look a topic up again if a metadata response differs from the cache; ``partitions`` is 0 for a missing topic."""
+    def seen(self, topic: str, partitions: dict[int, bool]) -> None:
+        """Compare a metadata response with the cache.
+
+        Args:
+            topic: of the response.
+            partitions: each partition and whether it has a leader; empty for a missing topic.
+        """
         info = self._known.get(topic)
-        if info is not None and (
-            partitions != info.partitions
+        if info is None:
+            return
+        if (
+            len(partitions) != info.partitions
             or asyncio.get_running_loop().time() - self._looked_up[topic] > _LOOK_ANEW_AFTER
         ):
             self.refresh_soon(topic)  # the metadata of this broker may be out of date
+        elif (available := _available(partitions)) != info.available:
+            self._known[topic] = replace(info, available=available)
+            self._changed(topic)
 
     def refresh_soon(self, topic: str) -> None:
         """Look a cached topic up again, in a background task."""
@@ -175,7 +193,7 @@ class TopicDirectory:
         wanted = [topic for topic in topics if topic not in found]
         if wanted:
             async with self._asking(wanted):
-                found |= {topic: each.partitions for topic, each in (await self._find_or_create(wanted)).items()}
+                found |= {topic: len(each.partitions) for topic, each in (await self._find_or_create(wanted)).items()}
         return found
 
     @asynccontextmanager
@@ -198,7 +216,7 @@ class TopicDirectory:
         Raises:
             KafkaError: no broker responded, or the user may not describe the topic.
         """
-        return (await self._metadata([topic]))[topic].partitions
+        return len((await self._metadata([topic]))[topic].partitions)
 
     async def _metadata(self, topics: Sequence[str]) -> dict[str, TopicMetadata]:
         """Ask the cluster for the metadata of topics, without creating a topic.
@@ -208,11 +226,11 @@ class TopicDirectory:
         """
         response = await self._client.ask(MetadataRequest(list(topics), allow_auto_topic_creation=False))
         brokers = len(response.brokers)
-        found = dict.fromkeys(topics, TopicMetadata(0, 0, brokers))
+        found = dict.fromkeys(topics, TopicMetadata({}, 0, brokers))
         for code, name, *_, partitions in response.topics:
             if name in found and code == 0 and partitions:
                 found[name] = TopicMetadata(
-                    len(partitions), min(len(partition[3]) for partition in partitions), brokers
+                    read_partitions(partitions), min(len(partition[3]) for partition in partitions), brokers
                 )
             elif name in found and error_for(code) in REFUSED:
                 raise error_for(code)(name)
@@ -241,7 +259,8 @@ class TopicDirectory:
         options = await self._options_of(topic)
         if warn:
             self._warn_if_weak(topic, found, int(options.get("min.insync.replicas", 1)))
-        return TopicInfo(found.partitions, int(options.get("max.message.bytes", DEFAULT_MAX_MESSAGE_BYTES)))
+        limit = int(options.get("max.message.bytes", DEFAULT_MAX_MESSAGE_BYTES))
+        return TopicInfo(len(found.partitions), limit, _available(found.partitions))
 
     def _warn_if_weak(self, topic: str, found: TopicMetadata, insync: int) -> None:
         """Log a WARNING if the loss of one broker of a cluster can lose acknowledged messages."""

@@ -95,6 +95,34 @@ async def test_a_partition_without_a_leader_does_not_affect_the_others(kafka, to
     assert "was deleted" not in caplog.text
 
 
+async def test_messages_without_a_key_are_spread_over_the_partitions_that_have_a_leader(kafka, topic):
+    """(librdkafka 1812) Each second message timed out."""
+    is_away = False
+
+    def change(request, answer):
+        if request.kind == METADATA and request.version != IDENTITY_VERSION and is_away:
+            return without_leader(answer, topic)
+        return answer
+
+    async def publish(bus):
+        return await outcomes(*(bus.publish(topic, b"0") for _ in range(4)))
+
+    settings = {"MSIGHT_PUBLISH_TIMEOUT": "3", "MSIGHT_CONNECT_TIMEOUT": "5", "MSIGHT_KAFKA_UNKEYED": "spread"}
+    await make(kafka, topic, 2)
+    async with changing_answers(kafka, change) as way, way.connect(**settings) as running:
+        assert await publish(running) == [None] * 4
+        is_away = True
+        await running.core.backend._client.update_metadata()
+        assert await publish(running) == [None] * 4
+        async with way.connect(**settings) as new:
+            assert await publish(new) == [None] * 4
+        is_away = False
+        await running.core.backend._client.update_metadata()
+        async with kafka.connect() as other, other.subscribe(topic) as messages:
+            assert await publish(running) == [None] * 4
+            assert {message.position[0] for message in await take(messages, 4)} == {0, 1}
+
+
 def refusing(kind, topic, code):
     """Return a change that answers the first two requests of a kind with an error of the topic's partition, and those answers."""
     refused: list[bytes] = []

@@ -25,7 +25,7 @@ try:
     from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
     from aiokafka.record.legacy_records import LegacyRecordBatch
 
-    from msight_bus.backends.kafka.aiokafka_compat.client import Client
+    from msight_bus.backends.kafka.aiokafka_compat.client import Client, read_partitions
     from msight_bus.backends.kafka.aiokafka_compat.connection import Connection
     from msight_bus.backends.kafka.aiokafka_compat.groups import (
         ClassicGroupsRequest,
@@ -73,7 +73,8 @@ __all__ = [
     "FetchAnswer", "FetchRequest", "GroupMembers", "InitProducerIdRequest", "LegacyRecordBatch", "ListGroupsRequest",
     "Member", "MetadataRequest", "OffsetFetchRequest", "RecordHeader", "TopicIdentitiesRequest", "TopicIdentity",
     "batch_builder", "check_aiokafka", "has_valid_checksum", "murmur2", "offsets_request", "produce_request", "read_batch",
-    "read_classic_groups", "read_consumer_groups", "read_epoch_end", "read_offsets", "read_produce", "record_bytes",
+    "read_classic_groups", "read_consumer_groups", "read_epoch_end", "read_offsets", "read_partitions", "read_produce",
+    "record_bytes",
 ]  # fmt: skip
 
 install_log_filters()

@@ -24,8 +24,13 @@ logger = logging.getLogger("msight_bus")
 Credentials = Callable[[], dict[str, Any]]
 """Returns aiokafka's arguments ``ssl_context`` and ``sasl_...`` for a new connection."""
 
-TopicSeen = Callable[[str, int], None]
-"""Called for each topic in a metadata response, with the number of its partitions; 0 if the topic does not exist."""
+TopicSeen = Callable[[str, dict[int, bool]], None]
+"""Called for each topic in a metadata response, with its partitions and whether each has a leader; empty if it does not exist."""
+
+
+def read_partitions(partitions: Iterable[Any]) -> dict[int, bool]:
+    """Return the partitions of a topic in a metadata response, and whether each has a leader."""
+    return {number: leader >= 0 for _, number, leader, *_ in partitions}
 
 
 class Client(AIOKafkaClient):
@@ -169,7 +174,7 @@ class Client(AIOKafkaClient):
                 continue
             missing = missing or error is not kafka_errors.NoError
             if self._seen is not None:
-                self._seen(topic, len(partitions) if error is kafka_errors.NoError else 0)
+                self._seen(topic, read_partitions(partitions) if error is kafka_errors.NoError else {})
         return missing
 
     def _shuffled_nodes(self) -> list[Any]:
