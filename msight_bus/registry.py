@@ -23,7 +23,7 @@ from msight_bus.message import Message
 from msight_bus.queue_policy import QueuePolicy
 from msight_bus.reporting import Reporter
 from msight_bus.subscription import Subscription
-from msight_bus.tasks import BackgroundTasks
+from msight_bus.tasks import BackgroundTasks, await_shared
 from msight_bus.topic_map import TopicMap
 from msight_bus.topics import ALIVE_TOPIC, NODES_TOPIC
 
@@ -167,7 +167,7 @@ class Registry:
         confirmed = self._confirmed
         if confirmed is None or self._task is None or self._task.done():
             confirmed = self._start()
-        await asyncio.shield(confirmed)
+        await await_shared(confirmed)
         return self
 
     def _start_in_background(self) -> None:

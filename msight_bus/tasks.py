@@ -128,6 +128,19 @@ async def run_shielded(release: Coroutine[Any, Any, None] | asyncio.Task[None]) 
     task.result()
 
 
+async def await_shared(future: asyncio.Future[T]) -> T:
+    """Await a future that other tasks await, too: a cancellation of the caller does not cancel it.
+
+    `asyncio.shield` of Python 3.14 logs an ERROR if the future fails after the caller was cancelled.
+
+    Raises:
+        CancelledError: the caller was cancelled.
+        Exception: as ``future`` raises.
+    """
+    await asyncio.wait((future,))
+    return future.result()
+
+
 async def reraise_swallowed(work: Coroutine[Any, Any, T]) -> T:
     """Await ``work`` and raise a cancellation that ``work`` swallowed; the result or error of ``work`` is lost.
 

@@ -26,6 +26,7 @@ from msight_bus.backends.kafka.aiokafka_compat import RecordHeader, read_batch
 from msight_bus.backends.kafka.errors import InvalidRecordError, translate
 from msight_bus.errors import BusError, ConnectionLostError, PublishTimeoutError
 from msight_bus.protocol.envelope import HEADER, TopicCounter, pack_meta
+from msight_bus.tasks import await_shared
 
 if TYPE_CHECKING:
     from msight_bus.backends.kafka.producer import KafkaProducer
@@ -103,7 +104,7 @@ class _Acknowledgement(asyncio.Future[None]):
     error: BusError | None = None
 
     def __await__(self) -> Generator[Any, None, None]:
-        return super().__await__() if self.done() else asyncio.shield(self).__await__()
+        return super().__await__() if self.done() else await_shared(self).__await__()
 
     def cancel(self, msg: object = None) -> bool:
         """Ignore the cancellation and return false."""

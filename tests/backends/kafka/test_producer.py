@@ -260,6 +260,26 @@ async def test_nobody_cancels_the_acknowledgement_that_others_wait_for(topic, ka
         assert await acknowledged is None
 
 
+async def test_asyncio_does_not_log_the_error_of_a_message_whose_acknowledgement_nobody_waits_for(kafka, topic, caplog):
+    """As it does after `asyncio.shield` was cancelled, from Python 3.14 on."""
+    await make(kafka, topic, **{"cleanup.policy": "compact"})
+    async with kafka.connect() as bus:
+        await bus.publish(topic, b"0", key="k")
+        with pytest.raises(BusError, match="INVALID_RECORD"):
+            async with bus.publisher(topic) as publisher:
+                acknowledgement = await publisher.send(b"1")
+
+                async def wait() -> None:
+                    await acknowledgement
+
+                waiting = asyncio.create_task(wait())
+                await asyncio.sleep(0)
+                waiting.cancel()
+                await asyncio.wait((waiting,))
+                assert waiting.cancelled()
+    assert "asyncio" not in {record.name for record in caplog.records}
+
+
 async def test_more_than_one_request_carries_is_sent_in_several(kafka, topic, monkeypatch):
     """A message of a megabyte for each of 12 partitions, in one turn of the loop."""
     produce_request = producer.produce_request

@@ -94,9 +94,11 @@ def check_aiokafka() -> None:
         (AIOKafkaConnection, ("connected", "send", "close", "authenticator_oauth", "_next_correlation_id")),
         (AIOKafkaConnection("", 0), ("_requests", "_writer", "_on_close_cb", "_request_timeout", "_loop")),
         (AIOKafkaConnection("", 0), ("_versions", "_client_id")),
-        (GroupCoordinator, ("_send_req", "_maybe_leave_group", "request_rejoin", "check_errors", "commit_offsets")),
-        (GroupCoordinator, ("fetch_committed_offsets", "_do_commit_offsets", "_on_join_complete", "reset_generation")),
-        (GroupCoordinator, ("_get_metadata_snapshot",)),
+        (GroupCoordinator, ("_send_req", "_maybe_leave_group", "request_rejoin", "check_errors", "_do_commit_offsets")),
+        (
+            GroupCoordinator,
+            ("fetch_committed_offsets", "_on_join_complete", "reset_generation", "_get_metadata_snapshot"),
+        ),
         (DefaultRecordBatchBuilder, ("append", "build", "set_producer_state", "estimate_size_in_bytes")),
         (DefaultRecordBatch, ("validate_crc",)),
     )

@@ -26,6 +26,7 @@ from aiokafka.protocol.group import LeaveGroupRequest
 from msight_bus.backends.kafka.aiokafka_compat.client import Client, end_tasks
 from msight_bus.backends.kafka.aiokafka_compat.static_membership import error_codes, with_instance_id
 from msight_bus.backends.kafka.errors import FencedInstanceIdError
+from msight_bus.tasks import await_shared
 
 _NEVER_MS = 2**31 - 1
 _MARK = b"msight_bus"
@@ -35,10 +36,23 @@ _COMMITTED_AT_ONCE = 1000
 batch over ``max.message.bytes`` of ``__consumer_offsets``, by default 1 MiB; a partition takes at most about 600 bytes."""
 
 _missing: ContextVar[set[TopicPartition]] = ContextVar("missing")
-"""The partitions that the broker did not find in the commit that runs in this context, also in the task that aiokafka shields."""
+"""The partitions that the broker did not find in the commit that runs in this context, also in the task of its request."""
 
 _RETRY_AFTER = 0.1
-"""Seconds between two commits of partitions that do not exist yet."""
+"""Seconds between two attempts to commit."""
+
+
+_REBALANCED = (
+    kafka_errors.UnknownMemberIdError,
+    kafka_errors.IllegalGenerationError,
+    kafka_errors.RebalanceInProgressError,
+)
+
+
+def _retrieve(request: asyncio.Task[None]) -> None:
+    """Mark the error of a commit whose caller was cancelled as retrieved."""
+    if not request.cancelled():
+        request.exception()
 
 
 class _OutdatedAssignmentError(Exception):
@@ -217,10 +231,34 @@ class Member(GroupCoordinator):
             everything = list(offsets)
             for begin in range(0, len(everything), _COMMITTED_AT_ONCE):
                 some = everything[begin : begin + _COMMITTED_AT_ONCE]
-                await self.commit_offsets(None, {where: offsets[where] for where in some})
+                await self._commit({where: offsets[where] for where in some})
         finally:
             _missing.reset(token)
         return missing
+
+    async def _commit(self, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
+        """Commit offsets; retry while the coordinator is not available. A request that was sent is not cancelled.
+
+        Raises:
+            KafkaError: the offsets were not committed.
+        """
+        while True:
+            await self.ensure_coordinator_known()
+            try:
+                async with self._commit_lock:
+                    request = asyncio.create_task(self._do_commit_offsets(None, offsets))
+                    request.add_done_callback(_retrieve)
+                    await await_shared(request)
+            except _REBALANCED as error:
+                raise kafka_errors.CommitFailedError(
+                    "the partitions may have been assigned to another member"
+                ) from error
+            except kafka_errors.KafkaError as error:
+                if not error.retriable:
+                    raise
+                await asyncio.sleep(_RETRY_AFTER)
+            else:
+                return
 
     def _check_fenced(self) -> None:
         if self._is_fenced:
@@ -257,12 +295,6 @@ class Member(GroupCoordinator):
             self.coordinator_dead()
         if code:
             raise error(self.group_id)
-
-    def _do_commit_offsets(self, assignment: Any, offsets: Any) -> asyncio.Task[None]:
-        """Retrieve the error of a commit that aiokafka shields from the caller's cancellation: no task awaits it afterwards."""
-        task: asyncio.Task[None] = asyncio.create_task(super()._do_commit_offsets(assignment, offsets))
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        return task
 
     async def _on_join_complete(self, generation: int, member_id: str, protocol: str, assignment: bytes) -> None:
         """Take over an assignment.
