@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
@@ -74,8 +75,12 @@ async def test_a_node(backend, topic, when, kind):
 
 
 async def test_off_loop():
-    assert await off_loop(len, b"abc") == 3  # anyio keeps its threads
+    async def call():
+        suspended = threading.Event()
+        asyncio.get_running_loop().call_soon(suspended.set)
+        assert await off_loop(suspended.wait, 10)
+
     for attempt in sweep("suspended"):
-        await attempt.run(off_loop(len, b"abc"))
-        assert await off_loop(len, b"abc") == 3
+        await attempt.run(call())
+        await call()
     assert attempt.nth > 1
