@@ -25,7 +25,7 @@ import msight_bus
 WINDOW = 1000
 """Maximum number of messages in flight on the memory backend, below the bound of a queue."""
 
-_TELL_EVERY = 64
+_COUNT_WRITTEN_EVERY = 64
 
 
 class Clock:
@@ -46,7 +46,7 @@ class Clock:
     def add(self) -> None:
         """Count one message."""
         self.count += 1
-        if self.count % _TELL_EVERY == 0:
+        if self.count % _COUNT_WRITTEN_EVERY == 0:
             self._shared[:] = self.count.to_bytes(8, "little")
         if self.count == self._warm_up:
             self._begun = time.perf_counter(), time.process_time()

@@ -243,7 +243,7 @@ class Core:
         if isinstance(event, Refused):
             if event.topic == NODES_TOPIC and not self.drainables:
                 return  # refusal of the bus's own announcements, which are optional
-            event = replace(event, topic=self.settings.topic_map.here(event.topic) or event.topic)
+            event = replace(event, topic=self.settings.topic_map.topic_of(event.topic))
         self.reporter.report(event)
 
     def on_broker(self, entry: str) -> str:

@@ -249,10 +249,10 @@ class Registry:
         info = decode_announcement(message.payload)
         # Measure the age of a heartbeat by this machine's clock: the sender's clock may be wrong.
         now = self._time()
-        here = self._topic_map.here
+        topic_of = self._topic_map.topic_of
         if isinstance(info, NodeInfo):
-            output = info.output and (here(info.output) or info.output)
-            inputs = tuple(here(entry) or entry for entry in info.inputs)
+            output = info.output and topic_of(info.output)
+            inputs = tuple(topic_of(entry) for entry in info.inputs)
             sent_at = info.last_heartbeat
             info = msgspec.structs.replace(
                 info,
@@ -264,7 +264,7 @@ class Registry:
             )
             self._nodes.hear(info, now, sent_at)
         elif info is not None:
-            topics = tuple([msgspec.structs.replace(one, topic=here(one.topic) or one.topic) for one in info.topics])
+            topics = tuple([msgspec.structs.replace(one, topic=topic_of(one.topic)) for one in info.topics])
             heard = msgspec.structs.replace(info, last_heartbeat=message.received_at, topics=topics)
             self._programs.hear(heard, now, info.last_heartbeat)
         else:

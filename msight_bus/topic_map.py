@@ -25,7 +25,7 @@ class TopicMap:
     def __init__(self, entries: Iterable[tuple[str, str]] = ()) -> None:
         """``entries``: pairs of a name on the broker and a topic."""
         self.entries = tuple(entries)
-        self._here = dict(self.entries)
+        self._topics = dict(self.entries)
         self._on_broker = {topic: name for name, topic in self.entries}
 
     def __eq__(self, other: object) -> bool:
@@ -35,7 +35,7 @@ class TopicMap:
         return hash(self.entries)
 
     def __repr__(self) -> str:
-        return f"TopicMap({self._here})"
+        return f"TopicMap({self._topics})"
 
     def on_broker(self, topic: str) -> str:
         """Return the name of a topic on the broker.
@@ -44,17 +44,17 @@ class TopicMap:
             TopicError: ``topic`` is a name on the broker that is mapped to another topic.
         """
         name = self._on_broker.get(topic)
-        if name is None and topic in self._here:
+        if name is None and topic in self._topics:
             raise TopicError(
                 f"MSIGHT_TOPIC_MAP maps the name {quoted_topic(topic)} on the broker to the topic "
-                f"{quoted_topic(self._here[topic])}; use that topic.",
+                f"{quoted_topic(self._topics[topic])}; use that topic.",
                 topic=topic,
             )
         return name or topic
 
-    def here(self, name: str) -> str | None:
-        """Return the topic with a name on the broker; ``None`` if another name on the broker is mapped to that topic."""
-        return self._here.get(name) or (None if name in self._on_broker else name)
+    def topic_of(self, name: str) -> str:
+        """Return the topic to which a name on the broker is mapped; ``name`` itself if the map does not contain it."""
+        return self._topics.get(name, name)
 
     def check_for(self, broker: str, accepted: re.Pattern[str], text: str) -> None:
         """Check that a broker accepts the names; ``text`` describes those that it accepts.
@@ -64,7 +64,7 @@ class TopicMap:
         """
         problems = [
             f"MSIGHT_TOPIC_MAP must name topics of {broker}, {text}, not {quoted_topic(name)}."
-            for name in self._here
+            for name in self._topics
             if not accepted.fullmatch(name)
         ]
         if problems:

@@ -89,8 +89,8 @@ class Selection:
 
         A broker sends a message once for each entry that matches; a backend delivers the owner's copy only.
         """
-        topic = self.topic_map.here(name)
-        if topic is None or name in self._named:
+        topic = self.topic_map.topic_of(name)
+        if name in self._named or self.topic_map.on_broker(topic) != name:
             return None
         return next((pattern for pattern in self.patterns if pattern.matches(topic)), None)
 
@@ -155,7 +155,7 @@ class Inbox(Protocol):
     def discard(self, unwanted: Callable[[Message], bool], cause: str) -> None:
         """Remove queued messages that are delivered to another member; ``cause`` is counted in ``dropped``."""
 
-    def put_back(self, message: Message) -> None:
+    def requeue(self, message: Message) -> None:
         """Queue a message again, in front of all others."""
 
     def drop(self, message: Message, cause: str) -> None:

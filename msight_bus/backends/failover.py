@@ -30,7 +30,7 @@ _MAX_LISTED = 5
 class Meaning(Enum):
     """The meaning of a broker's error text for the client."""
 
-    PASSING = "passing"
+    TEMPORARY = "temporary"
     """Temporary: the same request may succeed later."""
     CREDENTIALS = "credentials"
     """The broker refused the credentials; the connection cannot be used."""

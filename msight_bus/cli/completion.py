@@ -65,7 +65,7 @@ class Names:
 
     async def _ask_broker(self, settings: BusSettings) -> None:
         for name in await topics_of(settings):
-            self.add_topic(settings.topic_map.here(name) or name)
+            self.add_topic(settings.topic_map.topic_of(name))
 
     async def _read_nodes(self, bus: Bus) -> None:
         registry = await bus.nodes()

@@ -125,7 +125,7 @@ class Observation:
         start: where to begin; with ``"earliest"``, records stay in the log until they are read, and none is dropped.
         received: number of messages received.
         subscriptions: those that were entered.
-        was_away: whether the broker was away in the meantime.
+        was_disconnected: whether the bus was disconnected in the meantime.
     """
 
     bus: Bus
@@ -136,12 +136,12 @@ class Observation:
     start: Start = "latest"
     received: int = 0
     subscriptions: list[Subscription] = field(default_factory=list)
-    was_away: bool = False
+    was_disconnected: bool = False
 
     @property
     def failure(self) -> int:
         """The exit status if too few messages arrived."""
-        return NOT_REACHED if self.was_away else FAILED
+        return NOT_REACHED if self.was_disconnected else FAILED
 
     @property
     def counters(self) -> dict[str, TopicStats]:
@@ -182,7 +182,7 @@ class Observation:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def _on_event(self, event: BusEvent) -> None:
-        self.was_away = self.was_away or isinstance(event, Disconnected)
+        self.was_disconnected = self.was_disconnected or isinstance(event, Disconnected)
 
     async def _read(self, topics: tuple[str, ...], queue: QueuePolicy, ready: asyncio.Event) -> None:
         loop, start = asyncio.get_running_loop(), self.start

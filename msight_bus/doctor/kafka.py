@@ -134,7 +134,7 @@ def _idle(
     evidence: Evidence, group: str, members: list[set[TopicPartition]], topics: dict[str, list[Any]]
 ) -> Iterator[Finding]:
     for topic in sorted({place.topic for assigned in members for place in assigned if place.topic in topics}):
-        seen = evidence.seen.get(evidence.settings.topic_map.here(topic) or topic)
+        seen = evidence.seen.get(evidence.settings.topic_map.topic_of(topic))
         working = [one for one in members if any(place.topic == topic for place in one)]
         if seen and len(working) > 1 < seen.messages and not seen.keyed and len(seen.partitions) == 1:
             yield Finding(

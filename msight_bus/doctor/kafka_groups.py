@@ -160,8 +160,8 @@ async def lags(settings: BusSettings) -> tuple[list[GroupLag], int]:
         ends = await ends_of(client, partitions, READ_UNCOMMITTED)
     known = [(group, commits[group.name]) for group in groups if group.name in commits]
     found = [lag for group, committed in known for lag in _lags(group, committed, starts, ends, missing)]
-    here = settings.topic_map.here
-    return [replace(one, topic=here(one.topic) or one.topic) for one in found], others
+    topic_of = settings.topic_map.topic_of
+    return [replace(one, topic=topic_of(one.topic)) for one in found], others
 
 
 def _places(group: Group, committed: Iterable[TopicPartition]) -> set[TopicPartition]:

@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 else:
     In, Out, Out_co = TypeVar("In"), TypeVar("Out"), TypeVar("Out_co", covariant=True)
 
-BROKER_AWAY = (PublishTimeoutError, ConnectionLostError)
+BROKER_DOWN = (PublishTimeoutError, ConnectionLostError)
 """Errors while the broker is down; a node retries after them."""
 
-BUS_IS_OVER = (ClosedError, ConnectionLostError)
+BUS_CLOSED = (ClosedError, ConnectionLostError)
 """Errors of a `NodePublisher` after which nothing can be published: the bus was closed or no longer reconnects."""
 
 A_TURN = 250
@@ -94,7 +94,7 @@ class NodePublisher:
         self.send_plain = publisher.send
         self.on_failure: Callable[[Exception], None] = lambda _: run.stopping.set()
         self._failure: BusError | None = None
-        run.on_away = self._away
+        run.on_disconnected = self._disconnected
         publisher.report_refusals(self._refused)
 
     @classmethod
@@ -113,7 +113,7 @@ class NodePublisher:
                 made = cls(publisher, run)
                 yield made
                 harmless = not run.bus.capabilities.acknowledgement
-        except BROKER_AWAY as error:
+        except BROKER_DOWN as error:
             if not harmless:
                 raise
             # Without acknowledgements, a disconnect during the run must not fail the node at its end.
@@ -170,17 +170,17 @@ class NodePublisher:
         if not self._drops:
             return await self._deliver(output, error)
         try:
-            if not self._run.away:
+            if not self._run.disconnected:
                 async with asyncio.timeout(None) as self._sending:
                     return await self._deliver(output, error)
-        except TimeoutError:  # from `_away`: `_deliver` raises none when outputs are dropped
+        except TimeoutError:  # from `_disconnected`: `_deliver` raises none when outputs are dropped
             pass
         finally:
             self._sending = None
         self._drop()
         return None
 
-    def _away(self) -> None:
+    def _disconnected(self) -> None:
         """Drop the output that is being sent, because the bus has disconnected; only with ``while_disconnected="drop"``."""
         if self._sending is not None:
             self._sending.reschedule(asyncio.get_running_loop().time())
@@ -199,9 +199,9 @@ class NodePublisher:
                 else:
                     self._delivered(output)
                     return accepted
-            if not isinstance(error, BROKER_AWAY) or (isinstance(error, ConnectionLostError) and not self._keeps):
+            if not isinstance(error, BROKER_DOWN) or (isinstance(error, ConnectionLostError) and not self._keeps):
                 raise error
-            self.broker_is_away(error)
+            self.warn_of_waiting(error)
             if self._drops:
                 self._drop()
                 return None
@@ -212,7 +212,7 @@ class NodePublisher:
         """Count outputs that were refused after they were sent."""
         count = min(count, self._meter.messages_out)  # a refusal by NATS names only the topic
         self._meter.messages_out -= count
-        if not isinstance(error, BROKER_AWAY):
+        if not isinstance(error, BROKER_DOWN):
             self._run.code_failed(error, count=count)
             if self._stops:
                 self._failure = error
@@ -240,9 +240,9 @@ class NodePublisher:
         if self._keeps:
             await self._publisher.flush()
 
-    def broker_is_away(self, error: BusError) -> None:
+    def warn_of_waiting(self, error: BusError) -> None:
         """Log that publishing waits, once until an output is sent again."""
         if not self._waits:
             self._waits = True
-            if not self._run.away:  # else the disconnect was logged
+            if not self._run.disconnected:  # else the disconnect was logged
                 self._run.logger.warning("Publishing waits for the broker: %s", error)

@@ -45,8 +45,8 @@ class NodeRun:
         over: set when the node has ended.
         status: see `NodeStatus`.
         ended: whether only the last announcement is left.
-        away: whether the bus is disconnected.
-        on_away: called when the bus disconnects.
+        disconnected: whether the bus is disconnected.
+        on_disconnected: called when the bus disconnects.
         unfinished: returns the number of items that were taken and are not finished.
         hook: the hook that runs now, ``on_start`` or ``on_stop``; empty if none does.
         where: returns the code of the node that runs now, for the error of a drain; empty if none is to be named.
@@ -87,8 +87,8 @@ class NodeRun:
         self.over = asyncio.Event()
         self.status = NodeStatus.REGISTERED
         self.ended = False
-        self.away = False
-        self.on_away: Callable[[], None] | None = None
+        self.disconnected = False
+        self.on_disconnected: Callable[[], None] | None = None
         self.unfinished: Callable[[], int] = lambda: 0
         self.publishing: Callable[[], bool] = lambda: False
         self.abandoned = 0
@@ -179,13 +179,13 @@ class NodeRun:
 
     def _bus_event(self, event: BusEvent) -> None:
         """Report an event of the bus; log one line for a disconnect and one for the reconnect."""
-        if isinstance(event, Disconnected) and not self.away:
-            self.away = True
+        if isinstance(event, Disconnected) and not self.disconnected:
+            self.disconnected = True
             self.logger.warning("Disconnected; %s: %s", self._meanwhile(), event.reason)
-            if self.on_away is not None:
-                self.on_away()
+            if self.on_disconnected is not None:
+                self.on_disconnected()
         elif isinstance(event, Reconnected):
-            self.away = False
+            self.disconnected = False
             self.logger.warning("Reconnected after %s.", counted(event.attempts, "attempt"))
         elif not isinstance(event, Refused) or event.topic != self.config.publish_topic_name:
             return  # `report` takes the events of the node's own subscription
@@ -274,7 +274,7 @@ class NodeRun:
         while True:
             await asyncio.sleep(self.config.heartbeat_checking_duration)
             now = loop.time()
-            if self.meter.messages_out != out or self.away:
+            if self.meter.messages_out != out or self.disconnected:
                 out, since = self.meter.messages_out, now
             elif now - since > tolerance and not told:
                 told = True

@@ -16,8 +16,8 @@ from msight_bus.message import Message
 from msight_bus.nodes.metrics import BOUNDS
 from msight_bus.nodes.node_publisher import (
     A_TURN,
-    BROKER_AWAY,
-    BUS_IS_OVER,
+    BROKER_DOWN,
+    BUS_CLOSED,
     RETRY_AFTER,
     Accepted,
     NodePublisher,
@@ -267,7 +267,7 @@ class InputWindow:
             for number, output in enumerate(outputs, 1):
                 try:
                     done = await self._publisher.send(output, error)
-                except BUS_IS_OVER:
+                except BUS_CLOSED:
                     raise
                 except BusError as refusal:
                     if self._config.action_on_error == "stop":
@@ -319,8 +319,8 @@ class InputWindow:
         if isinstance(error, ClosedError) or self._publisher is None:
             return
         try:
-            if isinstance(error, BROKER_AWAY):
-                self._publisher.broker_is_away(error)
+            if isinstance(error, BROKER_DOWN):
+                self._publisher.warn_of_waiting(error)
                 await message.nack()
             elif self._config.action_on_error == "continue":
                 await self._give_up(message, error, None)
@@ -369,7 +369,7 @@ class InputWindow:
             try:
                 if not await bus.core.dead_letter(message, topic, why):
                     self._run.unsent(topic, 1, "no dead letter")
-            except BROKER_AWAY as problem:
+            except BROKER_DOWN as problem:
                 if not bus.capabilities.acknowledgement:
                     if isinstance(problem, ConnectionLostError):
                         raise

@@ -14,7 +14,7 @@ from msight_bus.loop_share import LoopShare
 from msight_bus.nodes.config import NodeConfig
 from msight_bus.nodes.metrics import BOUNDS
 from msight_bus.nodes.node import Node
-from msight_bus.nodes.node_publisher import A_TURN, BUS_IS_OVER, NodePublisher, Out, Result
+from msight_bus.nodes.node_publisher import A_TURN, BUS_CLOSED, NodePublisher, Out, Result
 from msight_bus.nodes.node_run import LEFT_CANCELLED, NodeRun
 from msight_bus.tasks import error_of_code
 
@@ -187,7 +187,7 @@ class Items:
                         now = loop_time()
                 except StopAsyncIteration:
                     return
-                except BUS_IS_OVER:
+                except BUS_CLOSED:
                     raise
                 except Exception as error:
                     run.code_failed(error)
@@ -231,7 +231,7 @@ class Items:
         for number, output in enumerate(outputs, 1):
             try:
                 await self._publisher.send(output, error)
-            except BUS_IS_OVER:
+            except BUS_CLOSED:
                 raise
             except BusError as refusal:
                 self._in_hand -= 1

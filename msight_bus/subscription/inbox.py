@@ -19,7 +19,7 @@ from msight_bus.subscription.sequence_tracker import SequenceTracker
 
 logger = logging.getLogger("msight_bus")
 
-_TELL_EVERY = 1.0
+_EVICTION_EVENT_INTERVAL = 1.0
 """Minimum seconds between two events about evicted topics."""
 
 
@@ -276,7 +276,7 @@ class Inbox:
 
     def topic_of(self, name: str) -> str:
         """Return the topic with a name on the broker."""
-        return self._topic_map.here(name) or name
+        return self._topic_map.topic_of(name)
 
     def stream(self, name: str) -> TopicStream:
         """Return the stream of the topic with a name on the broker; it stays valid until the subscription is closed."""
@@ -330,7 +330,7 @@ class Inbox:
             for name in [name for name in dropped_of if name not in streams]:
                 del dropped_of[name]
         now = monotonic()
-        if now - self._eviction_told_at >= _TELL_EVERY:
+        if now - self._eviction_told_at >= _EVICTION_EVENT_INTERVAL:
             self._eviction_told_at = now
             self._report(Gap(topic, None, "evicted"))
 
@@ -367,10 +367,10 @@ class Inbox:
         self.queue.discard(unwanted, cause)
         self.unacknowledged = [message for message in self.unacknowledged if not unwanted(message)]
 
-    def put_back(self, message: Message) -> None:
+    def requeue(self, message: Message) -> None:
         """Queue a message again, in front of all others."""
         self.unacknowledged = [held for held in self.unacknowledged if held is not message]
-        self.queue.put_back(message)
+        self.queue.requeue(message)
 
     def drop(self, message: Message, cause: str) -> None:
         """Count a message that was returned to the consumer as dropped, and mark it as done."""

@@ -218,7 +218,7 @@ class MessageQueue:
             dropped.append(newest)
         self.drop(reversed(dropped), "block_timeout")
 
-    def put_back(self, message: Message) -> None:
+    def requeue(self, message: Message) -> None:
         """Queue a message again in front of all others, even over the bound; not counted in ``received`` again."""
         if self._closed:
             self.drop([message], "closed", done=False)

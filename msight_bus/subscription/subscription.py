@@ -188,7 +188,7 @@ class Subscription(Generic[T_co]):
         for message in reversed(unacknowledged):
             if not message._settled:
                 message.redeliveries += 1
-                self._queue.put_back(message)
+                self._queue.requeue(message)
         return self
 
     async def __anext__(self) -> Message[T_co]:

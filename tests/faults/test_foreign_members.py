@@ -40,7 +40,7 @@ async def test_members_of_two_clients_join_and_leave_in_every_order(kafka, book,
 @pytest.mark.timeout(100)
 async def test_joining_waits_for_a_killed_member_of_another_client_and_logs_it(kafka, book, topic, monkeypatch, caplog):
     """The session timeout of the member is four times the connect timeout."""
-    monkeypatch.setattr(joining, "_TELL_EVERY", 0.5)
+    monkeypatch.setattr(joining, "_WARNING_INTERVAL", 0.5)
     group = MixedGroup(kafka, topic, book.ledgers[topic], "classic")
     async with kafka.connect(**SETTINGS) as bus, bus.subscribe(topic, group_id=GROUP):
         pass

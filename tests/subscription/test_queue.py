@@ -147,10 +147,10 @@ class Compared:
             assert message is self.queued.pop(0)
             self.unacknowledged.append(message)
 
-    def put_back(self, which: int) -> None:
+    def requeue(self, which: int) -> None:
         if self.unacknowledged:
             message = self.unacknowledged.pop(which % len(self.unacknowledged))
-            self.queue.put_back(message)
+            self.queue.requeue(message)
             if self.closed:
                 self.drop("closed", message)
             else:
@@ -247,7 +247,7 @@ BOUNDS = st.builds(QueuePolicy, st.just("block") | st.sampled_from(POLICIES), st
 SIZES = st.lists(st.sampled_from([*range(10), 40]), min_size=1, max_size=8)
 PUT, TAKE = st.tuples(st.just("put"), SIZES), st.tuples(st.just("take"), st.integers(1, 6))
 RARELY = st.one_of(
-    st.tuples(st.just("put_back"), st.integers(0, 5)),
+    st.tuples(st.just("requeue"), st.integers(0, 5)),
     st.tuples(st.just("discard"), st.integers(0, 2)),
     st.tuples(st.just("shed")),
     st.tuples(st.just("take_one_by_hand")),
@@ -275,7 +275,7 @@ OF_TOPICS = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from([*range(1
     st.lists(
         st.tuples(st.just("put"), OF_TOPICS)
         | st.tuples(st.just("take"), st.integers(1, 6))
-        | st.tuples(st.just("put_back"), st.sampled_from("abc"))
+        | st.tuples(st.just("requeue"), st.sampled_from("abc"))
         | st.tuples(st.just("discard"), st.sampled_from("abc")),
         max_size=30,
     ),
@@ -300,9 +300,9 @@ def test_the_latest_of_each_topic_are_kept_and_the_bytes_bound_all(n, max_bytes,
         elif step == "take":
             assert queue.take(argument) == queued[:argument]
             queued = queued[argument:]
-        elif step == "put_back":
+        elif step == "requeue":
             queued.insert(0, Message(argument, b"12345"))
-            queue.put_back(queued[0])
+            queue.requeue(queued[0])
         else:
             dropped[argument, "revoked"] += sum(message.topic == argument for message in queued)
             queue.discard(lambda message: message.topic == argument, "revoked")  # noqa: B023 - called at once
@@ -450,7 +450,7 @@ async def test_putting_back_wakes_the_consumer():
     queue = MessageQueue(QueuePolicy.block(10))
     waiting = await suspended(queue.wait())
     (message,) = some(1)
-    queue.put_back(message)
+    queue.requeue(message)
     assert await woken(waiting)
     assert queue.take(1000) == [message]
 
@@ -527,10 +527,10 @@ async def test_waiting_for_more_ends_with_the_wanted_number():
     queue = MessageQueue(QueuePolicy.block(100))
     waiting = await suspended(queue.wait_for_more(4, 60))
     queue.put(some(2))
-    queue.put_back(some(1)[0])
+    queue.requeue(some(1)[0])
     await turn()
     assert not waiting.done()
-    queue.put_back(some(1)[0])
+    queue.requeue(some(1)[0])
     await woken(waiting)
     waiting = await suspended(queue.wait_for_more(5, 60))
     queue.put(some(1))

@@ -138,7 +138,7 @@ async def test_what_is_delivered_again_or_elsewhere_is_in_hand_no_more():
         log.deliver(b"1", b"2", b"3")
         await consume(messages, 1)
         (message,) = messages._inbox.unacknowledged
-        messages._inbox.put_back(message)
+        messages._inbox.requeue(message)
         assert messages.left == 3
         assert await anext(messages) is message
         assert log.ledger.settled == []

@@ -179,7 +179,7 @@ class KafkaBackend:
         self._report = report
         self._client: Client | None = None
         self._watching: asyncio.Task[None] | None = None
-        self._is_away = False
+        self._is_disconnected = False
         self._routes: dict[str, dict[str | None, _Route]] = {}  # of each topic, by publisher
         self._consumers: set[KafkaConsumer] = set()
         self._failures = FetchFailures()
@@ -189,7 +189,7 @@ class KafkaBackend:
         self._refused_since: float | None = None
 
     def _heard(self, event: BusEvent) -> None:
-        self._is_away = isinstance(event, Disconnected)
+        self._is_disconnected = isinstance(event, Disconnected)
         self._report(event)
 
     @property
@@ -404,7 +404,7 @@ class KafkaBackend:
     @property
     def is_connected(self) -> bool:
         """Whether Kafka responds."""
-        return not self._is_away
+        return not self._is_disconnected
 
     @property
     def published(self) -> Iterator[envelope.TopicCounter]:
@@ -562,7 +562,7 @@ class KafkaBackend:
         if self._client is None:
             return
         # While the broker is down, `Bus.drain` has already waited.
-        within = self._limits.pong_timeout if self._is_away else self._limits.drain_timeout
+        within = self._limits.pong_timeout if self._is_disconnected else self._limits.drain_timeout
         await self._producer.close(self._alarm.left(within))
         await self._directory.close()
         await self._client.aclose()

@@ -41,7 +41,7 @@ _JOIN_WITHIN = 60.0
 """Minimum deadline, in seconds, for joining. The coordinator waits for a crashed member until its session expires: 45 s with the
 defaults of Kafka's Java clients."""
 
-_TELL_EVERY = 5.0
+_WARNING_INTERVAL = 5.0
 """Seconds between two WARNINGs while joining."""
 
 _COMMIT_WITHIN = 3.0
@@ -160,7 +160,7 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
         limits, clock = self._settings.limits, asyncio.get_running_loop().time
         begun = reached = clock()
         within = max(_JOIN_WITHIN, limits.connect_timeout + 2 * self._settings.kafka.session_timeout)
-        told = begun + _TELL_EVERY
+        told = begun + _WARNING_INTERVAL
         joined = asyncio.ensure_future(self._joined.wait())
         try:
             while not joined.done() and not fetching.done():
@@ -183,7 +183,7 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
                         "Check its other members: `kafka-consumer-groups.sh --describe --members`."
                     )
                 if now >= told:
-                    told = now + _TELL_EVERY
+                    told = now + _WARNING_INTERVAL
                     logger.warning(
                         "Joining the group %s for %s: waiting for %.0f s, at most %g s. The coordinator waits for a crashed "
                         "member until its session expires.",

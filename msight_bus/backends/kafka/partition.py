@@ -223,7 +223,7 @@ class Partition:
             return
         if message.redeliveries < self._max_redeliveries:
             message.redeliveries += 1
-            self._inbox.put_back(message)
+            self._inbox.requeue(message)
             return
         if await self._dead_letter(message):
             self.settle(message)

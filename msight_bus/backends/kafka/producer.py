@@ -49,7 +49,7 @@ _REQUEST_BYTES = 8 * 1024 * 1024
 _AGAIN_AFTER = 0.1
 """Seconds between two requests for a producer id."""
 
-_LEFT_OFF = 10_000
+_MAX_EVICTED = 10_000
 """Maximum number of evicted partitions whose sequence numbers are kept; above it, the bus requests another producer id."""
 
 _LOOK_AT = 1000
@@ -103,7 +103,7 @@ class KafkaProducer:
         self._written: dict[str, _Topic] = {}
         self._kept: Counter[str] = Counter()
         self._producer_id: ProducerId | None = None
-        self._left_off: dict[TopicPartition, int] = {}  # next sequence numbers of evicted writers
+        self._evicted_sequences: dict[TopicPartition, int] = {}  # next sequence numbers of evicted writers
         self._asking = asyncio.Lock()
         self._awake: dict[PartitionWriter, None] = {}
         self._will_send = False
@@ -258,7 +258,7 @@ class KafkaProducer:
         where = writer.where
         if writer.producer_id is None:
             writer.producer_id = await self._get_producer_id(writer.spent)
-            writer.sequence = self._left_off.pop(where, 0)
+            writer.sequence = self._evicted_sequences.pop(where, 0)
         self._client.track(where.topic)
         if stale:
             await self._client.update_metadata()
@@ -331,15 +331,15 @@ class KafkaProducer:
             count -= 1
             # a topic that is published on again must not restart at sequence 1 of the same session
             self._session = self._new_session() or 1
-            self._leave_off(written.writers.values())
+            self._keep_sequences(written.writers.values())
             self._client.untrack(name)
             self._on_forgotten(name)
 
-    def _leave_off(self, writers: Iterable[PartitionWriter]) -> None:
+    def _keep_sequences(self, writers: Iterable[PartitionWriter]) -> None:
         """Keep the next sequence numbers of evicted writers, because the broker keeps them for each producer id."""
-        self._left_off |= {one.where: one.sequence for one in writers if one.producer_id == self._producer_id}
-        if len(self._left_off) > _LEFT_OFF:
-            self._left_off.clear()
+        self._evicted_sequences |= {one.where: one.sequence for one in writers if one.producer_id == self._producer_id}
+        if len(self._evicted_sequences) > _MAX_EVICTED:
+            self._evicted_sequences.clear()
             self._producer_id = None
 
     def counter(self, topic: str) -> TopicCounter | None:

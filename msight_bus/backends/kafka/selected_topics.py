@@ -155,7 +155,7 @@ class SelectedTopics:
             if name in self._topics or name in self._left_out or self._selection.owner(name) is None:
                 continue
             try:
-                check_topic(self._selection.topic_map.here(name) or name)
+                check_topic(self._selection.topic_map.topic_of(name))
             except TopicError as error:
                 self.leave_out(name, str(error))
             else:

@@ -52,7 +52,7 @@ def normalize(text: str) -> str:
 def meaning_of(text: str) -> Meaning:
     """Return the meaning of the text of an ``-ERR``."""
     lowered = normalize(text).lower()
-    return next((meaning for start, meaning in REFUSALS if lowered.startswith(start)), Meaning.PASSING)
+    return next((meaning for start, meaning in REFUSALS if lowered.startswith(start)), Meaning.TEMPORARY)
 
 
 def refused_subject(text: str) -> RefusedSubject | None:

@@ -141,7 +141,7 @@ class PubSubBackend:
         self._limits = settings.limits
         self._connector = connector
         self._report = report
-        self._away: set[ReconnectingConnection] = set()
+        self._disconnected: set[ReconnectingConnection] = set()
         self._publishing = self._connection(publishes=True)
         self._subscribing = self._publishing if connector.shares_connection else self._connection(publishes=False)
         self._dedicated: set[ReconnectingConnection] = set()
@@ -175,15 +175,15 @@ class PubSubBackend:
 
     def _lost(self, connection: ReconnectingConnection, reason: BusError) -> None:
         """Report `Disconnected` when the first of the bus's connections is lost."""
-        if not self._away:
+        if not self._disconnected:
             state = "" if connection.is_over else ", reconnecting"
             logger.warning("Disconnected from %s%s: %s", self._connector.where, state, reason)
             self._report(Disconnected(str(reason)))
-        self._away.add(connection)
+        self._disconnected.add(connection)
 
     def _reconnected(self, connection: ReconnectingConnection, attempts: int) -> None:
-        self._away.discard(connection)
-        if not self._away:
+        self._disconnected.discard(connection)
+        if not self._disconnected:
             logger.warning("Reconnected to %s after %s.", self._connector.where, counted(attempts, "attempt"))
             self._report(Reconnected(attempts))
 
@@ -349,7 +349,7 @@ class PubSubBackend:
         self._dedicated.discard(connection)
         self._listening.pop(connection, None)
         await connection.close(self._limits.pong_timeout)
-        if connection in self._away:
+        if connection in self._disconnected:
             self._reconnected(
                 connection, 0
             )  # else the bus would stay disconnected although its other connections are open
@@ -367,8 +367,8 @@ class PubSubBackend:
         await self._tasks.stop()
         within = self._alarm.left(self._limits.pong_timeout)
         if self._announcer is not None:
-            is_away = self._publishing.connection is None
-            await self._announcer.announce_last(self._topics.all, 0.0 if is_away else within)
+            is_disconnected = self._publishing.connection is None
+            await self._announcer.announce_last(self._topics.all, 0.0 if is_disconnected else within)
         connections = {self._publishing, self._subscribing, *self._dedicated}
         await asyncio.gather(*(connection.close(within) for connection in connections))
         self._alarm.set(None)

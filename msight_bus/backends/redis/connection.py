@@ -14,7 +14,7 @@ from msight_bus.backends.pubsub.in_flight import Request
 from msight_bus.backends.pubsub.routes import PatternRoute, Route
 from msight_bus.backends.pubsub.socket_connection import SocketConnection
 from msight_bus.backends.redis.errors import broker_error
-from msight_bus.backends.redis.health import REPLIES, Health, health_question, subscribers_question
+from msight_bus.backends.redis.health import REPLIES, Health, health_commands, subscribers_command
 from msight_bus.errors import AuthenticationError, BusError
 from msight_bus.patterns import is_pattern
 from msight_bus.protocol import redis
@@ -69,7 +69,7 @@ class RedisConnection(SocketConnection):
             if self.gone.done() or not permitted:
                 return
             if last is None or last.answer.done():
-                asked = [self.request(*parts) for parts in ((health_question(),), *[()] * (REPLIES - 1))]
+                asked = [self.request(*parts) for parts in ((health_commands(),), *[()] * (REPLIES - 1))]
                 last = asked[-1]
                 last.answer.add_done_callback(lambda _: judge(asked))
             self.loop.call_later(every, ask)
@@ -94,7 +94,7 @@ class RedisConnection(SocketConnection):
         """
         if not self.alone:
             return None
-        request = self.request(subscribers_question(topic.encode()))
+        request = self.request(subscribers_command(topic.encode()))
         await request.answer
         reply = request.reply
         return bool(reply[1]) if isinstance(reply, list) and len(reply) == 2 and isinstance(reply[1], int) else None

@@ -28,7 +28,7 @@ from msight_bus.backends.pubsub.connection import Connection as OpenConnection
 from msight_bus.backends.pubsub.reconnecting import LeavingCallback, LostCallback, RefusedCallback
 from msight_bus.backends.redis.connection import RedisConnection
 from msight_bus.backends.redis.errors import find_reply, meaning_of
-from msight_bus.backends.redis.health import REPLIES, Health, health_question
+from msight_bus.backends.redis.health import REPLIES, Health, health_commands
 from msight_bus.backends.redis.takeover import (
     BoundedParser,
     EncryptedConnection,
@@ -197,7 +197,7 @@ class RedisConnector:
             ResponseError: the server refused the credentials.
             _UnfitError: the server cannot be used.
         """
-        await connection.send_packed_command(health_question())
+        await connection.send_packed_command(health_commands())
         replies: list[object] = []
         for _ in range(REPLIES):
             try:
@@ -298,7 +298,7 @@ class RedisConnector:
     def _explain(self, where: str, error: Exception, share: float) -> Failure:
         raise_warning(error, f"Redis at {where}")
         reply = find_reply(error)
-        if reply is not None and (meaning := meaning_of(reply)) is not Meaning.PASSING:
+        if reply is not None and (meaning := meaning_of(reply)) is not Meaning.TEMPORARY:
             what = "the credentials" if meaning is Meaning.CREDENTIALS else "a permission"
             text = quoted(reply)
             refusal = f"Redis at {where} refused {what} ({text}); check {_PREFIX}USERNAME and _PASSWORD."

@@ -24,7 +24,7 @@ REFUSALS = (
 
 def meaning_of(text: str) -> Meaning:
     """Return the meaning of an error reply; ``text`` includes the code, without the ``-`` before it."""
-    return next((meaning for start, meaning in REFUSALS if text.startswith(start)), Meaning.PASSING)
+    return next((meaning for start, meaning in REFUSALS if text.startswith(start)), Meaning.TEMPORARY)
 
 
 def broker_error(text: str, glob: str | None = None) -> BusError:
@@ -34,7 +34,7 @@ def broker_error(text: str, glob: str | None = None) -> BusError:
         text: the reply.
         glob: the glob-style pattern of a refused PSUBSCRIBE.
     """
-    if meaning_of(text) is Meaning.PASSING:
+    if meaning_of(text) is Meaning.TEMPORARY:
         return BusError(f"Redis answered: {quoted(text)}")
     hint = "" if glob is None else f"; the user's ACL needs '&{glob}' or '&*': a wider pattern does not permit it"
     return AuthenticationError(f"Redis refused: {quoted(text)}{hint}")
@@ -46,6 +46,6 @@ def find_reply(error: BaseException) -> str | None:
         code = getattr(link, "status_code", None)
         if code is not None:
             return f"{code} {link}"
-        if type(link).__name__ == "ResponseError" or meaning_of(str(link)) is not Meaning.PASSING:
+        if type(link).__name__ == "ResponseError" or meaning_of(str(link)) is not Meaning.TEMPORARY:
             return str(link)
     return None

@@ -18,10 +18,10 @@ _INSTEAD = "connect to the master, or to a name or proxy that follows the master
 _REPLICA = (b"slave", b"replica")
 
 REPLIES = 3
-"""Number of replies to `health_question`."""
+"""Number of replies to `health_commands`."""
 
 
-def health_question() -> bytes:
+def health_commands() -> bytes:
     """Return the commands ROLE, INFO replication and CLUSTER INFO as bytes; they have `REPLIES` replies."""
     return (
         b"*1\r\n$4\r\nROLE\r\n"
@@ -30,7 +30,7 @@ def health_question() -> bytes:
     )
 
 
-def subscribers_question(channel: bytes) -> bytes:
+def subscribers_command(channel: bytes) -> bytes:
     """Return the command PUBSUB NUMSUB as bytes: its reply is the channel and the number of its subscribers at this server."""
     return b"*3\r\n$6\r\nPUBSUB\r\n$6\r\nNUMSUB\r\n$%d\r\n%b\r\n" % (len(channel), channel)
 
@@ -51,7 +51,7 @@ class Health:
         """Return why messages published at this server do not reach the others; None if they do, or if unknown.
 
         Args:
-            replies: to `health_question`, in order; an error reply as an exception, a string as bytes.
+            replies: to `health_commands`, in order; an error reply as an exception, a string as bytes.
         """
         role, replication, cluster = replies
         clustered, state = _cluster(cluster)

@@ -112,7 +112,7 @@ async def leave_without_a_word(kafka, topic, session_timeout_ms):
 
 
 async def test_a_dead_member_is_waited_for_longer_than_connecting_takes(kafka, topic, monkeypatch, caplog):
-    monkeypatch.setattr(group, "_TELL_EVERY", 0.5)
+    monkeypatch.setattr(group, "_WARNING_INTERVAL", 0.5)
     async with administering(kafka) as admin:
         await admin.create_topics([NewTopic(topic, 4, 1)])
     await leave_without_a_word(kafka, topic, 3000)

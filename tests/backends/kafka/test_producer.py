@@ -234,7 +234,7 @@ async def test_a_topic_that_was_forgotten_goes_on_at_its_sequence_numbers(kafka,
 
 
 async def test_a_bus_that_forgets_many_topics_takes_another_producer_id(kafka, topic, monkeypatch):
-    monkeypatch.setattr(producer, "_LEFT_OFF", 1)
+    monkeypatch.setattr(producer, "_MAX_EVICTED", 1)
     async with kafka.connect(MSIGHT_PUBLISHER_TOPICS="1") as bus:
         for i in range(12):
             await bus.publish(f"{topic}.{i % 4}", b"%08d" % i)
@@ -309,7 +309,7 @@ async def test_sequence_numbers_begin_again_at_zero_behind_the_highest(kafka, to
     await make(kafka, topic)
     async with kafka.connect() as bus:
         # A broker that knows nothing of a producer on a partition accepts any number.
-        bus.core.backend._producer._left_off[TopicPartition(topic, 0)] = 2**31 - 3
+        bus.core.backend._producer._evicted_sequences[TopicPartition(topic, 0)] = 2**31 - 3
         for first in range(0, 50, 10):
             assert await outcomes(*publishing(bus, topic, range(first, first + 10), pad=b"")) == [None] * 10
     assert await received(kafka, topic) == list(range(50))

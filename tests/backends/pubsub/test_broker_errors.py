@@ -20,13 +20,13 @@ OF_REDIS = {
     "ERR Client sent AUTH, but no password is set": Meaning.CREDENTIALS,
     "NOPERM User alice has no permissions to run the 'role' command": Meaning.PERMISSION,
     "NOPERM No permissions to access a channel": Meaning.PERMISSION,
-    "LOADING Redis is loading the dataset in memory": Meaning.PASSING,
-    "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.": Meaning.PASSING,
-    "OOM command not allowed when used memory > 'maxmemory'.": Meaning.PASSING,
-    "ERR max number of clients reached": Meaning.PASSING,
-    "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.": Meaning.PASSING,
-    "CLUSTERDOWN The cluster is down": Meaning.PASSING,
-    "": Meaning.PASSING,
+    "LOADING Redis is loading the dataset in memory": Meaning.TEMPORARY,
+    "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.": Meaning.TEMPORARY,
+    "OOM command not allowed when used memory > 'maxmemory'.": Meaning.TEMPORARY,
+    "ERR max number of clients reached": Meaning.TEMPORARY,
+    "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.": Meaning.TEMPORARY,
+    "CLUSTERDOWN The cluster is down": Meaning.TEMPORARY,
+    "": Meaning.TEMPORARY,
 }
 OF_NATS = {
     "Authorization Violation": Meaning.CREDENTIALS,
@@ -35,19 +35,19 @@ OF_NATS = {
     "Account Authentication Expired": Meaning.CREDENTIALS,
     "Authentication Expired": Meaning.CREDENTIALS,
     'Permissions Violation for Publish to "a.b"': Meaning.PERMISSION,
-    "Authentication Timeout": Meaning.PASSING,
-    "Maximum Connections Exceeded": Meaning.PASSING,
-    "maximum account active connections exceeded": Meaning.PASSING,
-    "Stale Connection": Meaning.PASSING,
-    "Slow Consumer": Meaning.PASSING,
-    "": Meaning.PASSING,
+    "Authentication Timeout": Meaning.TEMPORARY,
+    "Maximum Connections Exceeded": Meaning.TEMPORARY,
+    "maximum account active connections exceeded": Meaning.TEMPORARY,
+    "Stale Connection": Meaning.TEMPORARY,
+    "Slow Consumer": Meaning.TEMPORARY,
+    "": Meaning.TEMPORARY,
 }
 
 
 @pytest.mark.parametrize(("text", "meaning"), OF_REDIS.items())
 def test_an_error_reply_of_redis(text, meaning):
     assert redis_errors.meaning_of(text) is meaning
-    kind = BusError if meaning is Meaning.PASSING else AuthenticationError
+    kind = BusError if meaning is Meaning.TEMPORARY else AuthenticationError
     assert type(redis_errors.broker_error(text)) is kind
 
 

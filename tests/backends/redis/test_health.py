@@ -9,7 +9,7 @@ import time
 import hiredis
 import pytest
 
-from msight_bus.backends.redis.health import REPLIES, Health, health_question
+from msight_bus.backends.redis.health import REPLIES, Health, health_commands
 from tests.support.scripted_peers import ScriptedPeer, bus_at
 
 MASTER = [b"master", 0, []]
@@ -28,7 +28,7 @@ def state(value="ok", known=3):
 
 def test_the_question_is_as_many_commands_as_there_are_replies():
     reader = hiredis.Reader()
-    reader.feed(health_question())
+    reader.feed(health_commands())
     commands = [reader.gets() for _ in range(REPLIES)]
     assert commands == [[b"ROLE"], [b"INFO", b"replication"], [b"CLUSTER", b"INFO"]]
     assert reader.gets() is False
