@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from msight_bus.errors import TopicError
 from msight_bus.topics import check_topic, quoted_topic
@@ -24,10 +24,10 @@ def is_pattern(entry: str) -> bool:
     return not _WILDCARDS.isdisjoint(entry)
 
 
-def named(entries: Sequence[str]) -> str:
-    """Return the first topics and patterns joined with commas, and the number of the others, for logs and errors."""
-    more = f" and {len(entries) - MAX_NAMED:,} more" if len(entries) > MAX_NAMED else ""
-    return ", ".join(entries[:MAX_NAMED]) + more
+def named(entries: Sequence[str], most: int = MAX_NAMED) -> str:
+    """Return the first ``most`` entries joined with commas, and the number of the others, for logs and errors."""
+    more = f" and {len(entries) - most:,} more" if len(entries) > most else ""
+    return ", ".join(entries[:most]) + more
 
 
 class TopicPattern:
@@ -74,6 +74,12 @@ class TopicPattern:
 
     def __repr__(self) -> str:
         return f"TopicPattern({self.text!r})"
+
+
+def matcher(entries: Sequence[str], dead_letter_suffix: str) -> Callable[[str], bool]:
+    """Return a predicate: whether a topic is one of the ``entries``, or one of their patterns matches the topic."""
+    patterns = [TopicPattern(entry, dead_letter_suffix) for entry in entries if is_pattern(entry)]
+    return lambda topic: topic in entries or any(pattern.matches(topic) for pattern in patterns)
 
 
 def check_entries(topics: object) -> tuple[str, ...]:

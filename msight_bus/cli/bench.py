@@ -25,7 +25,7 @@ from msight_bus.bench.runner import Runner
 from msight_bus.bench.scenarios import TOPICS, latency, rate_for, throughput
 from msight_bus.bench.workers import WorkerError
 from msight_bus.cli.exit_status import FAILED, exit_status
-from msight_bus.cli.observing import BackendOption
+from msight_bus.cli.observing import BackendOption, settings_of
 from msight_bus.cli.result_file import json_file
 from msight_bus.cli.tables import Column, print_table
 from msight_bus.errors import ConfigError, MessageTooLargeError
@@ -126,11 +126,7 @@ def bench(  # noqa: PLR0917 - the options of the command
     """
     err = Console(stderr=True, highlight=False)
     with exit_status(), json_file(json_path) as write:
-        chosen = BusSettings(backend=backend).backend
-        if chosen == "memory":
-            raise ConfigError(
-                "The memory backend connects tasks of one process; bench needs --backend redis, nats or kafka."
-            )
+        chosen = settings_of(backend, {}).backend
         env = {name: value for name, value in os.environ.items() if name.startswith("MSIGHT_")}
         env["MSIGHT_PUBSUB_BACKEND"] = chosen
         sizes = [text.strip() for text in payload.split(",")]

@@ -15,13 +15,21 @@ from rich.text import Text
 from msight_bus.bus import Bus, connect
 from msight_bus.cli.completion import complete_topics
 from msight_bus.cli.exit_status import FAILED, NOT_REACHED, exit_status, status_of
-from msight_bus.cli.observing import READING, BackendOption, JsonOption, Observation, note, registry_of, settings_of
+from msight_bus.cli.observing import (
+    READING,
+    BackendOption,
+    JsonOption,
+    Observation,
+    note,
+    registry_if_permitted,
+    settings_of,
+)
 from msight_bus.cli.top import ALL_ANNOUNCED
 from msight_bus.doctor.checks import run_checks, run_checks_now
 from msight_bus.doctor.connecting import of_connection, of_setting
 from msight_bus.doctor.evidence import Evidence, Finding, matches
 from msight_bus.doctor.nodes import ends, total
-from msight_bus.errors import AuthenticationError, BusError, ConfigError, counted
+from msight_bus.errors import BusError, ConfigError, counted
 from msight_bus.patterns import check_entries
 from msight_bus.runtime import run
 from msight_bus.settings import BusSettings
@@ -48,11 +56,7 @@ async def gather(bus: Bus, evidence: Evidence) -> None:
         BusError: the broker refused a subscription.
     """
     evidence.max_message_bytes = bus.capabilities.max_message_bytes
-    registry = None
-    try:
-        registry = await registry_of(bus)
-    except AuthenticationError as error:
-        note(f"Nodes and programs are not shown: {error}")
+    registry = await registry_if_permitted(bus)
     note(f"Observing for {evidence.seconds:g} s.")
     announcements = [] if registry is None else [NODES_TOPIC]
     observation = Observation(bus, evidence.add, on_drop=evidence.add)

@@ -19,7 +19,7 @@ from msight_bus.backends.base import Start
 from msight_bus.bus import Bus, connect
 from msight_bus.cli.completion import complete_backends, complete_topics
 from msight_bus.cli.exit_status import FAILED, NOT_REACHED
-from msight_bus.errors import ConfigError, ConnectionLostError, TopicError
+from msight_bus.errors import AuthenticationError, ConfigError, ConnectionLostError, TopicError
 from msight_bus.events import BusEvent, Disconnected
 from msight_bus.message import Message
 from msight_bus.patterns import TopicPattern, check_entries, is_pattern
@@ -109,6 +109,15 @@ async def registry_of(bus: Bus) -> Registry | None:
         async with bus.core.subscribe((NODES_TOPIC,), queue=QueuePolicy.latest()):
             return await bus.nodes()
     except TopicError:
+        return None
+
+
+async def registry_if_permitted(bus: Bus) -> Registry | None:
+    """Return the registry (`registry_of`); print a note and return ``None`` if the broker refused the subscription."""
+    try:
+        return await registry_of(bus)
+    except AuthenticationError as error:
+        note(f"Nodes and programs are not shown: {error}")
         return None
 
 

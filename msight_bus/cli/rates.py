@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from typing import Annotated
@@ -30,7 +30,7 @@ from msight_bus.cli.observing import (
 from msight_bus.cli.tables import Column, table_lines
 from msight_bus.cli.topic_rates import Arrivals, TopicRates
 from msight_bus.errors import counted
-from msight_bus.patterns import TopicPattern, is_pattern, named
+from msight_bus.patterns import matcher, named
 
 MOST_TOPICS = 1000
 Figures = Mapping[str, float | None]
@@ -77,7 +77,7 @@ class Display:
         measured = self._rates.total() if total else self._rates.recent()
         suffix = observation.bus.settings.dead_letter_suffix
         heard = measured.keys() | {topic for topic, one in counters.items() if one.received}
-        self._silent = [entry for entry in self._silent if not _any_match(entry, heard, suffix)]
+        self._silent = [entry for entry in self._silent if not any(map(matcher((entry,), suffix), heard))]
         measured |= {entry: Arrivals() for entry in self._silent}
         rows: dict[str, Figures] = {
             topic: {**arrivals.figures(now), "missing": counters[topic].missing if topic in counters else 0}
@@ -105,12 +105,6 @@ class Display:
         lines = table_lines([_TOPIC, *self._columns.values()], shown, self._out.width)
         more = len(cells) - len(shown)
         return Group(*lines, *([Text(f"… and {more:,} more", style="dim")] if more else []))
-
-
-def _any_match(entry: str, topics: Collection[str], dead_letter_suffix: str) -> bool:
-    if not is_pattern(entry):
-        return entry in topics
-    return any(map(TopicPattern(entry, dead_letter_suffix).matches, topics))
 
 
 def _command(name: str, columns: Mapping[str, Column], help_text: str) -> Callable[..., None]:

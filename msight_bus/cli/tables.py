@@ -104,11 +104,6 @@ def fit(columns: Sequence[Column], rows: Sequence[Cells], width: int | None) -> 
     return Layout(columns, shown, 1)  # if `over` is still above 0, the terminal wraps the lines
 
 
-def width_of(out: Console) -> int | None:
-    """Return the width of a terminal; ``None`` for a file or pipe."""
-    return out.width if out.is_terminal else None
-
-
 def table_lines(columns: Sequence[Column], rows: Sequence[Cells], width: int | None) -> list[Text]:
     """Return the lines of a table that fits ``width`` characters, and the headings of the omitted columns."""
     layout = fit(columns, rows, width)
@@ -121,6 +116,6 @@ def table_lines(columns: Sequence[Column], rows: Sequence[Cells], width: int | N
 
 
 def print_table(columns: Sequence[Column], rows: Sequence[Cells], out: Console) -> None:
-    """Print a table, and the headings of the omitted columns."""
-    for line in table_lines(columns, rows, width_of(out)):
+    """Print a table, and the headings of the omitted columns; to a file or pipe, with all columns, unfolded."""
+    for line in table_lines(columns, rows, out.width if out.is_terminal else None):
         out.print(line, soft_wrap=True)

@@ -229,9 +229,7 @@ def render(
 
     Args:
         registry: the nodes and programs; ``None``: there are none.
-        broker: address for the title.
-        containing: show only those whose name, topics, host or status contain this text, ignoring case.
-        height: maximum number of lines; ``None``: all.
+        broker, containing, height: see `NodeTable`.
     """
     return NodeTable([] if registry is None else [*registry, *registry.programs], broker, containing, height)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -16,13 +16,21 @@ from msight_bus.announcements import MAX_PROGRAM_TOPICS, NodeInfo, NodeStatus, P
 from msight_bus.bus import connect
 from msight_bus.cli.completion import complete_topics
 from msight_bus.cli.exit_status import exit_status
-from msight_bus.cli.observing import READING, BackendOption, JsonOption, Observation, note, registry_of, settings_of
+from msight_bus.cli.observing import (
+    READING,
+    BackendOption,
+    JsonOption,
+    Observation,
+    note,
+    registry_if_permitted,
+    settings_of,
+)
 from msight_bus.cli.rates import MOST_TOPICS, Figures, cell
 from msight_bus.cli.tables import Column, print_table
 from msight_bus.cli.top import ALL_ANNOUNCED, announced_pattern
 from msight_bus.cli.topic_rates import Arrivals, TopicRates
-from msight_bus.errors import AuthenticationError, counted
-from msight_bus.patterns import MAX_NAMED, TopicPattern, check_entries, is_pattern
+from msight_bus.errors import counted
+from msight_bus.patterns import MAX_NAMED, check_entries, matcher
 from msight_bus.runtime import run
 
 EXAMPLES = """
@@ -128,12 +136,6 @@ def _print(rows: list[tuple[float, list[str]]], columns: Sequence[Column]) -> No
         out.print(Text(f"… and {counted(more, 'more topic')}: name a pattern, or use --json", style="dim"))
 
 
-def _chosen(entries: Sequence[str], dead_letter_suffix: str) -> Callable[[str], bool]:
-    """Return whether a topic is one of the ``entries`` or matches one; without entries, each topic is."""
-    patterns = [TopicPattern(entry, dead_letter_suffix) for entry in entries if is_pattern(entry)]
-    return lambda topic: not entries or topic in entries or any(pattern.matches(topic) for pattern in patterns)
-
-
 def topics(
     topics: Annotated[
         list[str] | None,
@@ -157,17 +159,13 @@ def topics(
     with exit_status():
         entries = check_entries(topics) if topics else ()
         settings, seconds = settings_of(backend, READING), ALL_ANNOUNCED if observe is None else observe
-        is_chosen = _chosen(entries, settings.dead_letter_suffix)
+        is_chosen = matcher(entries, settings.dead_letter_suffix)
         rates = TopicRates(1, MOST_TOPICS)
 
         async def observe_all() -> None:
             async with connect(settings) as bus:
                 observation = Observation(bus, rates.add, on_drop=rates.add)
-                registry = None
-                try:
-                    registry = await registry_of(bus)
-                except AuthenticationError as error:
-                    note(f"Nodes and programs are not shown: {error}")
+                registry = await registry_if_permitted(bus)
                 note(f"Listening for {seconds:g} s; Ctrl-C ends earlier.")
                 try:
                     await observation.run([] if observe is None else entries or [">"], seconds)
@@ -175,7 +173,7 @@ def topics(
                     arrived = None if observe is None else rates.total()
                     nodes, programs = ([], ()) if registry is None else (list(registry), registry.programs)
                     ends = ends_of([*nodes, *programs], arrived or ())
-                    chosen = {topic: one for topic, one in ends.items() if is_chosen(topic)}
+                    chosen = {topic: one for topic, one in ends.items() if not entries or is_chosen(topic)}
                     show(chosen, arrived, rates.clock(), as_json=json_lines)
                     if more := rates.others + observation.dropped("invalid topic"):
                         note(

@@ -14,7 +14,7 @@ from msight_bus.backends.base import Start
 from msight_bus.bus import Bus, check_start
 from msight_bus.data.types import payload_type
 from msight_bus.errors import BusError, ConfigError, TopicError
-from msight_bus.patterns import TopicPattern, check_entries, is_pattern, named
+from msight_bus.patterns import check_entries, matcher, named
 from msight_bus.payload import check_key
 from msight_bus.queue_policy import QueuePolicy
 from msight_bus.settings import BusSettings
@@ -144,8 +144,7 @@ class NodeConfig:
 
     def receives(self, topic: str | None, dead_letter_suffix: str) -> bool:
         """Return whether a topic is one of the inputs, or one of their patterns matches it."""
-        patterns = [TopicPattern(entry, dead_letter_suffix) for entry in self.inputs if is_pattern(entry)]
-        return isinstance(topic, str) and (topic in self.inputs or any(one.matches(topic) for one in patterns))
+        return isinstance(topic, str) and matcher(self.inputs, dead_letter_suffix)(topic)
 
     def check_for(self, bus: Bus) -> None:
         """Check what depends on the bus: its broker and its settings.

@@ -91,7 +91,7 @@ def test_a_lost_message_is_exit_status_1_and_said(on_nats, monkeypatch):
         (["--seconds", "nan"], "seconds"),
         (["--loop", "trio"], "asyncio"),
         (["--backend", "rabbit"], "kafka"),
-        (["--backend", "memory"], "bench needs --backend redis, nats or kafka"),
+        (["--backend", "memory"], "this command needs --backend redis, nats or kafka"),
     ],
 )
 def test_what_cannot_be_measured_is_exit_status_2(arguments, says):
