@@ -22,7 +22,7 @@ import msight_bus
 from msight_bus import BusError
 from msight_bus.backends import kafka as package
 from msight_bus.backends.kafka.aiokafka_compat import AIOKAFKA
-from msight_bus.backends.kafka.aiokafka_compat.static_membership import with_instance_id
+from msight_bus.backends.kafka.aiokafka_compat.added_requests import with_instance_id
 from tests.support.listeners import fake
 from tests.support.servers import variables
 from tests.support.talking import settings_of

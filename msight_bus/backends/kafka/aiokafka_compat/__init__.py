@@ -25,6 +25,7 @@ try:
     from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
     from aiokafka.record.legacy_records import LegacyRecordBatch
 
+    from msight_bus.backends.kafka.aiokafka_compat.added_requests import EpochEndRequest, read_epoch_end
     from msight_bus.backends.kafka.aiokafka_compat.client import Client, read_partitions
     from msight_bus.backends.kafka.aiokafka_compat.connection import Connection
     from msight_bus.backends.kafka.aiokafka_compat.groups import (
@@ -34,7 +35,6 @@ try:
         read_classic_groups,
         read_consumer_groups,
     )
-    from msight_bus.backends.kafka.aiokafka_compat.leader_epochs import EpochEndRequest, read_epoch_end
     from msight_bus.backends.kafka.aiokafka_compat.log_filters import install_log_filters
     from msight_bus.backends.kafka.aiokafka_compat.member import Member
     from msight_bus.backends.kafka.aiokafka_compat.record_batches import (

@@ -23,8 +23,8 @@ from aiokafka.protocol.admin import DescribeGroupsRequest
 from aiokafka.protocol.commit import OffsetCommitRequest, OffsetFetchRequest
 from aiokafka.protocol.group import LeaveGroupRequest
 
+from msight_bus.backends.kafka.aiokafka_compat.added_requests import error_codes, with_instance_id
 from msight_bus.backends.kafka.aiokafka_compat.client import Client, end_tasks
-from msight_bus.backends.kafka.aiokafka_compat.static_membership import error_codes, with_instance_id
 from msight_bus.backends.kafka.errors import FencedInstanceIdError
 from msight_bus.tasks import await_shared
 
