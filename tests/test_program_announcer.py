@@ -12,6 +12,7 @@ import pytest
 
 from msight_bus import NodeStatus, ProgramInfo
 from msight_bus.announcements import MAX_PROGRAM_BYTES, MAX_PROGRAM_TOPICS, ProgramTopic
+from msight_bus.doctor import checks
 from msight_bus.events import Gap, Reconnected, Refused
 from msight_bus.known_programs import MAX_NODES
 from msight_bus.message import Message
@@ -262,10 +263,6 @@ async def test_a_publisher_needs_no_connection_for_its_liveness(request, kind, t
 # -- Kafka creates the topic for nodes only
 
 
-async def exists(bus, topic):
-    return await bus.core.backend._directory.partitions(topic) > 0
-
-
 async def test_on_kafka_a_program_never_creates_the_topic(kafka, topic, caplog, monkeypatch):
     name = f"_msight.{topic}"
     for module in ("program_announcer", "registry", "core"):
@@ -280,7 +277,7 @@ async def test_on_kafka_a_program_never_creates_the_topic(kafka, topic, caplog, 
             return sum("Program not announced" in record.getMessage() for record in caplog.records)
 
         await until(lambda: tries() >= 3)
-        assert not await exists(bus, name)
+        assert name not in await checks.topics_of(bus.settings)
         assert {one.levelname for one in caplog.records if name in one.getMessage()} == {"DEBUG"}
         async with kafka.connect(MSIGHT_ANNOUNCE="false") as observer:
             registry = await observer.nodes()  # creates the topic
@@ -290,12 +287,12 @@ async def test_on_kafka_a_program_never_creates_the_topic(kafka, topic, caplog, 
             await until_deleted(observer, name)
             before = tries()
             await until(lambda: tries() >= before + 3)
-            assert not await exists(bus, name)
+            assert name not in await checks.topics_of(bus.settings)
 
 
 async def until_deleted(bus, topic):
     async with asyncio.timeout(DEADLINE):
-        while await exists(bus, topic):
+        while topic in await checks.topics_of(bus.settings):
             await asyncio.sleep(0.05)
 
 

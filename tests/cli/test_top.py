@@ -20,6 +20,7 @@ from msight_bus.announcements import NodeInfo, NodeMetrics, NodeStatus, ProgramI
 from msight_bus.cli import app
 from msight_bus.cli.observing import READING
 from msight_bus.cli.top import NodeTable, render, watch
+from msight_bus.doctor.checks import topics_of
 from msight_bus.message import Message
 from msight_bus.nodes import NodeConfig
 from msight_bus.registry import Registry
@@ -401,7 +402,7 @@ def test_on_kafka_the_topic_is_not_created_and_waited_for(kafka, topic, monkeypa
         console = Console(file=io.StringIO(), width=160, force_terminal=True)
         stop = asyncio.Event()
         async with kafka.connect(**READING) as bus, kafka.connect() as other, asyncio.timeout(DEADLINE):
-            assert not await bus.core.backend._directory.partitions(name)
+            assert name not in await topics_of(bus.settings)
             watching = asyncio.create_task(watch(bus, 0.01, stop, console))
             async with other.core.subscribe((name,)):
                 while "edge[7]" not in console.file.getvalue():

@@ -155,7 +155,7 @@ class KafkaPublisher:
 
     async def flush(self) -> None:
         """Wait until all records on the topic are acknowledged; their futures have the outcomes."""
-        await self._backend.flush_topic(self._topic)
+        await self._backend.flush(self._topic)
 
     def close(self) -> None:
         """Allow the topic's counter to be evicted."""
@@ -432,27 +432,16 @@ class KafkaBackend:
         """Session and last sequence of a topic; ``None`` if nothing was published on it."""
         return self._producer.counter(topic)
 
-    async def flush(self) -> None:
-        """Wait until all records are acknowledged; their futures have the outcomes.
-
-        Raises:
-            PublishTimeoutError: that took longer than ``publish_timeout`` seconds.
-        """
-        if not await self._producer.flush(None, self._limits.publish_timeout):
-            raise PublishTimeoutError(
-                f"Kafka did not acknowledge all messages within {self._limits.publish_timeout:g} s (MSIGHT_PUBLISH_TIMEOUT); "
-                "they may still arrive."
-            )
-
-    async def flush_topic(self, topic: str) -> None:
-        """Wait until all records on ``topic`` are acknowledged.
+    async def flush(self, topic: str | None = None) -> None:
+        """Wait until all records, or those on ``topic``, are acknowledged; their futures have the outcomes.
 
         Raises:
             PublishTimeoutError: that took longer than ``publish_timeout`` seconds.
         """
         if not await self._producer.flush(topic, self._limits.publish_timeout):
+            on = "" if topic is None else f" on {topic!r}"
             raise PublishTimeoutError(
-                f"Kafka did not acknowledge all messages on {topic!r} within {self._limits.publish_timeout:g} s "
+                f"Kafka did not acknowledge all messages{on} within {self._limits.publish_timeout:g} s "
                 "(MSIGHT_PUBLISH_TIMEOUT); they may still arrive."
             )
 

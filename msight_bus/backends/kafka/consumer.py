@@ -227,7 +227,7 @@ class KafkaConsumer:
             try:
                 await self._check_topics()
             except REFUSED as error:
-                if not self._leave_out(error):
+                if not self.leave_out(error):
                     raise  # fails the subscription
             except (KafkaError, OSError) as error:
                 self.failed(error)
@@ -253,7 +253,7 @@ class KafkaConsumer:
             partition.exists = self.topics.exists(where.topic)
         return recreated
 
-    def _leave_out(self, error: KafkaError) -> bool:
+    def leave_out(self, error: KafkaError) -> bool:
         """Exclude the topics that the user may not read; return false if one is given by name, or if the error names none."""
         refused = error.args[0] if error.args and isinstance(error, TopicAuthorizationFailedError) else ()
         names = {refused} if isinstance(refused, str) else set(refused)
@@ -280,10 +280,6 @@ class KafkaConsumer:
         else:
             self.failures.add(self.name, reason)
         self._failing = True
-
-    def not_permitted(self, error: KafkaError) -> bool:
-        """Exclude a topic that matches a pattern; return false if the topic is given by name."""
-        return self._leave_out(error)
 
     def topic_missing(self) -> None:
         """Check the identity of the topics soon."""

@@ -71,23 +71,20 @@ def error_for(code: int) -> type[kafka_errors.KafkaError]:
     return _OWN.get(code) or kafka_errors.for_code(code)
 
 
-REFUSED = (
-    kafka_errors.AuthenticationFailedError,
-    kafka_errors.AuthenticationMethodNotSupported,
-    kafka_errors.TopicAuthorizationFailedError,
-    kafka_errors.GroupAuthorizationFailedError,
-    kafka_errors.ClusterAuthorizationFailedError,
-    kafka_errors.SaslAuthenticationFailed,
-    kafka_errors.UnsupportedSaslMechanismError,
-    FencedInstanceIdError,
-)
-"""Errors that no retry resolves: wrong credentials, missing permissions, or a newer member with the same identity."""
-
 _NOT_PERMITTED = (
     kafka_errors.TopicAuthorizationFailedError,
     kafka_errors.GroupAuthorizationFailedError,
     kafka_errors.ClusterAuthorizationFailedError,
 )
+REFUSED = (
+    *_NOT_PERMITTED,
+    kafka_errors.AuthenticationFailedError,
+    kafka_errors.AuthenticationMethodNotSupported,
+    kafka_errors.SaslAuthenticationFailed,
+    kafka_errors.UnsupportedSaslMechanismError,
+    FencedInstanceIdError,
+)
+"""Errors that no retry resolves: wrong credentials, missing permissions, or a newer member with the same identity."""
 
 _TIMEOUTS = (kafka_errors.KafkaTimeoutError, kafka_errors.RequestTimedOutError, asyncio.TimeoutError)
 _UNREACHABLE = (kafka_errors.KafkaConnectionError, kafka_errors.NodeNotReadyError, OSError)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from msight_bus.patterns import named
+
 logger = logging.getLogger("msight_bus")
 
 _TOGETHER = 1.0
 """Seconds from the first failure within which failures of other subscriptions share the second line."""
-
-_NAMED = 3
 
 
 class FetchFailures:
@@ -37,8 +37,7 @@ class FetchFailures:
         _, *others = self._names
         self._names.clear()
         if others:
-            more = f" and {len(others) - _NAMED:,} more" if len(others) > _NAMED else ""
-            logger.warning("Other subscriptions failed to fetch, too; retrying: %s%s", ", ".join(others[:_NAMED]), more)
+            logger.warning("Other subscriptions failed to fetch, too; retrying: %s", named(others))
 
     def close(self) -> None:
         """Write what has not been written."""

@@ -47,8 +47,8 @@ class FetchListener(Protocol):
     def failed(self, error: Exception) -> None:
         """Handle a failed fetch, which will be repeated."""
 
-    def not_permitted(self, error: KafkaError) -> bool:
-        """Handle that the user may not read a topic; return whether to continue without the topic."""
+    def leave_out(self, error: KafkaError) -> bool:
+        """Exclude a topic that the user may not read; return false if the subscription cannot continue without the topic."""
 
     def topic_missing(self) -> None:
         """Handle an unknown topic, which may have been deleted."""
@@ -267,7 +267,7 @@ class Fetcher:
             try:
                 await self._handle(partition, error)
             except (KafkaError, OSError) as problem:
-                if not isinstance(problem, KafkaError) or not self._listener.not_permitted(problem):
+                if not isinstance(problem, KafkaError) or not self._listener.leave_out(problem):
                     problems.append(problem)
         if any(error.invalid_metadata for _, error in errors):
             await asyncio.sleep(_AGAIN_AFTER)

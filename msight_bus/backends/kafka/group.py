@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Iterable
 from typing import Any
 
 from aiokafka import ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
@@ -28,6 +28,7 @@ from msight_bus.backends.kafka.consumer import KafkaConsumer
 from msight_bus.backends.kafka.errors import REFUSED, FencedInstanceIdError, translate
 from msight_bus.backends.kafka.start_offsets import Moment, list_offsets, moment_of
 from msight_bus.errors import BusError, ConnectionLostError, fresh
+from msight_bus.patterns import named
 
 logger = logging.getLogger("msight_bus")
 
@@ -61,11 +62,6 @@ async def _nothing() -> None:
     pass
 
 
-def _listed(partitions: list[TopicPartition], text: Callable[[TopicPartition], str]) -> str:
-    more = f" and {len(partitions) - _NAMED} more" if len(partitions) > _NAMED else ""
-    return ", ".join(map(text, partitions[:_NAMED])) + more
-
-
 class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
     """The consumer of a subscription with ``group_id``."""
 
@@ -76,9 +72,8 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
         self._member: Member | None = None
         self._joined = asyncio.Event()
         self._recreated: set[str] = set()
-        self._without_start: set[str] = (
-            set()
-        )  # topics of assigned partitions that were deleted before their start was known
+        # topics of assigned partitions that were deleted before their start was known
+        self._without_start: set[str] = set()
         # start offsets when this member joined, also of partitions whose owner runs another client and commits nothing
         self._initial_starts: dict[TopicPartition, int] = {}
 
@@ -143,8 +138,8 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
             "publisher(spread=True), NodeConfig(spread=True) or MSIGHT_KAFKA_UNKEYED=spread.",
             self._group_id,
             self.name,
-            _listed(sorted(own), self._shown),
-            _listed(sorted(others), lambda where: f"{self._shown(where)}: {others[where]} records"),
+            named(list(map(self._shown, sorted(own))), _NAMED),
+            named([f"{self._shown(where)}: {others[where]} records" for where in sorted(others)], _NAMED),
         )
 
     def _shown(self, where: TopicPartition) -> str:
@@ -241,7 +236,7 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
         except RebalanceInProgressError:  # the next assignment repeats this step
             self.member.request_rejoin()
         except REFUSED as error:
-            if self._leave_out(error):
+            if self.leave_out(error):
                 self.member.request_rejoin()
             else:
                 self._fail(translate(error, "subscribe"))
@@ -255,7 +250,7 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
 
     async def _revoke(self) -> None:
         try:
-            await self._commit_finished()
+            await self.commit()
         except BusError as error:
             logger.warning("Commit failed at a rebalance; records are redelivered: %s", error)
         finally:
@@ -300,9 +295,8 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
 
     async def _starts(self, own: list[TopicPartition]) -> dict[TopicPartition, OffsetAndMetadata]:
         anew = self._recreated
-        decided = await self._decide(
-            [where for where in own if where.topic in anew]
-        )  # commits may be of the deleted topic
+        # commits may be of the deleted topic
+        decided = await self._decide([where for where in own if where.topic in anew])
         if anew:
             self._recreated = anew & await self._topics_not_assigned(own)
         everything = sorted(where for where in {*self._all_partitions(), *own} if where.topic not in anew)
@@ -379,19 +373,11 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
         while True:
             await asyncio.sleep(self._settings.kafka.commit_interval)
             try:
-                await self._commit_finished()
+                await self.commit()
             except BusError as error:
                 self.failed(error)
 
     async def commit(self) -> None:
-        """Commit the finished prefixes.
-
-        Raises:
-            BusError: the commit failed; the records are redelivered.
-        """
-        await self._commit_finished()
-
-    async def _commit_finished(self) -> None:
         """Commit the finished prefixes, never backwards, within 3 s. Those of a deleted topic are tried again at the next commit.
 
         Raises:

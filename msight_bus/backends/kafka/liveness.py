@@ -31,13 +31,6 @@ async def watch(
         report: called with each event.
         on_refused: called when ``probe`` raises a refusal.
     """
-
-    def tell(event: BusEvent) -> None:
-        try:
-            report(event)
-        except Exception:
-            logger.exception("The on_event callback failed at %r.", event)
-
     failures = 0
     while True:
         await asyncio.sleep(limits.ping_interval if not failures else limits.reconnect_max)
@@ -49,7 +42,7 @@ async def watch(
             if failures == 1:
                 reason = str(translate(error, "connect"))
                 logger.warning("Disconnected from Kafka, reconnecting: %s", reason)
-                tell(Disconnected(reason))
+                report(Disconnected(reason))
             try:
                 async with loop_timeout(limits.pong_timeout):
                     await probe()
@@ -64,5 +57,5 @@ async def watch(
         else:
             if failures:
                 logger.warning("Reconnected to Kafka after %s.", counted(failures, "attempt"))
-                tell(Reconnected(failures))
+                report(Reconnected(failures))
             failures = 0

@@ -113,7 +113,7 @@ class PartitionReader:
         while True:
             limit = self._maker.limit
             try:
-                messages = self._make(islice(parsed, limit), head.base_offset + taken if head.is_dense else None)
+                messages = self._maker.make(islice(parsed, limit), head.base_offset + taken if head.is_dense else None)
                 if not head.is_dense:
                     _check_offsets(messages, end, head.next_offset)
             except Exception:  # parsers raise anything for invalid bytes
@@ -137,7 +137,7 @@ class PartitionReader:
                 readable.append(record)
             if readable and (len(readable) == limit or not isinstance(record, Record)):
                 self._pass_to(readable[-1].offset + 1)
-                yield self._make(iter(readable), None)
+                yield self._maker.make(iter(readable), None)
                 readable = []
                 limit = self._maker.limit
             if record is not None and not isinstance(record, Record):
@@ -148,7 +148,7 @@ class PartitionReader:
         end = base_offset(batch) + 1
         try:
             parsed = LegacyRecordBatch(batch, magic(batch))
-            messages = self._make(iter(parsed), None) if parsed.validate_crc() else None
+            messages = self._maker.make(iter(parsed), None) if parsed.validate_crc() else None
         except Exception:  # parsers raise anything for invalid bytes
             messages = None
         if messages is None:
@@ -158,9 +158,6 @@ class PartitionReader:
             self._pass_to(end)
             yield messages
         self._pass(end)
-
-    def _make(self, records: Iterator[Any], first: int | None) -> list[Message]:
-        return self._maker.make(records, first)
 
     def _damaged(self, missing: int, end: int, reason: str) -> None:
         """Skip damaged bytes, unless they are to be fetched again.

@@ -13,6 +13,7 @@ from msight_bus.backends.base import Selection
 from msight_bus.backends.kafka.aiokafka_compat import Client, MetadataRequest, TopicIdentitiesRequest, TopicIdentity
 from msight_bus.backends.kafka.errors import REFUSED, error_for
 from msight_bus.errors import TopicError
+from msight_bus.patterns import named
 from msight_bus.topics import check_topic
 
 logger = logging.getLogger("msight_bus")
@@ -190,5 +191,4 @@ def _warn(event: str, topics: list[str]) -> None:
     if len(topics) == 1:
         logger.warning("Topic %s was %s.", topics[0], event)
     elif topics:
-        more = f" and {len(topics) - _NAMED} more" if len(topics) > _NAMED else ""
-        logger.warning("%d topics were %s: %s%s", len(topics), event, ", ".join(topics[:_NAMED]), more)
+        logger.warning("%d topics were %s: %s", len(topics), event, named(topics, _NAMED))

@@ -20,6 +20,7 @@ from msight_bus.backends.kafka.aiokafka_compat import (
 )
 from msight_bus.backends.kafka.errors import REFUSED, error_for, translate
 from msight_bus.errors import BusError, ConnectionLostError, TopicError, counted
+from msight_bus.patterns import named
 from msight_bus.settings import BusSettings
 
 logger = logging.getLogger("msight_bus")
@@ -79,7 +80,6 @@ class TopicDirectory:
 
     Attributes:
         not_created: topics that are not created if they do not exist.
-        max_message_bytes: the default of a topic.
     """
 
     def __init__(self, settings: BusSettings, client: Client, changed: Callable[[str], None]) -> None:
@@ -97,7 +97,6 @@ class TopicDirectory:
         self._refreshing: dict[str, asyncio.Task[None]] = {}
         self._lock = asyncio.Lock()
         self.not_created: set[str] = set()
-        self.max_message_bytes = DEFAULT_MAX_MESSAGE_BYTES
 
     def known(self, topic: str) -> TopicInfo | None:
         """Return a cached topic; ``None`` if it is not cached."""
@@ -202,21 +201,12 @@ class TopicDirectory:
             async with asyncio.timeout(self._settings.limits.connect_timeout), self._lock:
                 yield
         except TimeoutError:
-            more = f" and {len(topics) - 1} more" if len(topics) > 1 else ""
             raise ConnectionLostError(
-                f"Kafka did not answer a request for topic {topics[0]!r}{more} within "
+                f"Kafka did not answer a request for topic {named(list(map(repr, topics)), 1)} within "
                 f"{self._settings.limits.connect_timeout:g} s (MSIGHT_CONNECT_TIMEOUT)."
             ) from None
         except KafkaError as error:
             raise translate(error, "administer") from error
-
-    async def partitions(self, topic: str) -> int:
-        """Ask the cluster for the topic's number of partitions; 0 if the topic does not exist.
-
-        Raises:
-            KafkaError: no broker responded, or the user may not describe the topic.
-        """
-        return len((await self._metadata([topic]))[topic].partitions)
 
     async def _metadata(self, topics: Sequence[str]) -> dict[str, TopicMetadata]:
         """Ask the cluster for the metadata of topics, without creating a topic.

@@ -100,7 +100,7 @@ async def test_topics_are_not_made_where_that_is_not_wanted(kafka, topic):
                 pass
     async with kafka.connect(MSIGHT_KAFKA_PARTITIONS="2") as bus:
         await bus.publish(topic, b"")
-        assert await bus.core.backend._directory.partitions(topic) == 2
+        assert bus.core.backend._directory.known(topic).partitions == 2
 
 
 async def test_a_topics_own_size_limit_is_known_before_sending(kafka, topic):
