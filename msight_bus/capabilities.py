@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """The properties of the connected backend.
+    """The properties of the connected backend; the defaults are those of a broker without persistence.
 
     Attributes:
         persistence: whether the broker keeps messages for subscribers that are not connected.
@@ -23,12 +23,12 @@ class Capabilities:
         max_message_bytes: maximum bytes of a message, headers included.
     """
 
-    persistence: bool
-    delivery: Literal["best-effort", "at-least-once"]
     routing: Literal["broadcast", "broadcast or queue group", "queue group"]
     load_balancing: bool
-    replay: bool
-    acknowledgement: bool
     native_headers: bool
-    tail_loss: bool
     max_message_bytes: int
+    persistence: bool = False
+    delivery: Literal["best-effort", "at-least-once"] = "best-effort"
+    replay: bool = False
+    acknowledgement: bool = False
+    tail_loss: bool = False

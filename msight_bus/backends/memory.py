@@ -441,12 +441,8 @@ class MemoryConnector:
     def capabilities(self) -> Capabilities:
         """The capabilities of a broker without persistence."""
         return Capabilities(
-            persistence=False,
-            delivery="best-effort",
             routing="broadcast or queue group",
             load_balancing=True,
-            replay=False,
-            acknowledgement=False,
             native_headers=True,
             tail_loss=True,
             max_message_bytes=self._limits.max_message_bytes,

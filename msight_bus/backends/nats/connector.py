@@ -70,14 +70,9 @@ class NatsConnector:
     def capabilities(self) -> Capabilities:
         """The capabilities of core NATS; ``max_message_bytes`` is known once a connection was opened."""
         return Capabilities(
-            persistence=False,
-            delivery="best-effort",
             routing="broadcast or queue group",
             load_balancing=True,
-            replay=False,
-            acknowledgement=False,
             native_headers=True,
-            tail_loss=False,
             max_message_bytes=min(self._max_payload, self._settings.limits.max_message_bytes),
         )
 

@@ -100,14 +100,9 @@ class RedisConnector:
     def capabilities(self) -> Capabilities:
         """The capabilities of Redis pub/sub; ``max_message_bytes`` is known once a publishing connection was opened."""
         return Capabilities(
-            persistence=False,
-            delivery="best-effort",
             routing="broadcast",
             load_balancing=False,
-            replay=False,
-            acknowledgement=False,
             native_headers=False,
-            tail_loss=False,
             max_message_bytes=self._max_bytes,
         )
 
