@@ -11,18 +11,17 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Generator, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from msight_bus.announcements import NodeInfo, ProgramInfo, decode_announcement
+from msight_bus.core import Core
 from msight_bus.errors import BusError, ClosedError
 from msight_bus.events import BusEvent, Disconnected, Reconnected
 from msight_bus.known_programs import MAX_NODES, Key, Known
 from msight_bus.message import Message
 from msight_bus.queue_policy import QueuePolicy
-from msight_bus.reporting import Reporter
-from msight_bus.subscription import Subscription
 from msight_bus.tasks import BackgroundTasks, await_shared
 from msight_bus.topic_map import TopicMap
 from msight_bus.topics import ALIVE_TOPIC, NODES_TOPIC
@@ -36,18 +35,6 @@ _TICK = 0.25
 """Seconds between two checks whether the event loop was blocked."""
 
 
-class Listens(Protocol):
-    """The part of `Core` that the registry uses."""
-
-    reporter: Reporter
-
-    def subscribe(self, topics: tuple[str, ...], *, queue: QueuePolicy | None = None) -> Subscription:
-        """Subscribe; ``topics`` may be reserved topics."""
-
-    async def has_subscribers(self, topic: str) -> bool | None:
-        """Ask the broker whether a topic has subscribers; ``None`` if the broker cannot tell."""
-
-
 class Registry:
     """The nodes on a broker: ``registry = await bus.nodes()``, then iterate it at any time; `programs` are the others.
 
@@ -59,7 +46,7 @@ class Registry:
     """
 
     def __init__(
-        self, bus: Listens, *, clock: Callable[[], float] | None = None, topic_map: TopicMap | None = None
+        self, bus: Core, *, clock: Callable[[], float] | None = None, topic_map: TopicMap | None = None
     ) -> None:
         """``clock`` returns seconds, for the age of heartbeats; default: the running event loop's clock. ``topic_map``: topics
         that have other names on the broker."""
