@@ -149,9 +149,7 @@ class DecodeBuffer:
     def add_reply(self, reply: Reply) -> None:
         """Add a reply; later messages begin new segments."""
         self.items.append(reply)
-        self.opened.clear()
-        self.opened_undecoded.clear()
-        self._series = None
+        self.close()
 
     def close(self) -> None:
         """Begin new segments or a new series with the next message."""

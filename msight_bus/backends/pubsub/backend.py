@@ -18,7 +18,6 @@ from msight_bus.errors import (
     AuthenticationError,
     BusError,
     ConnectionLostError,
-    PublishTimeoutError,
     aborted,
     counted,
 )
@@ -194,7 +193,7 @@ class PubSubBackend:
             return
         published = self._topics.known(topic)
         for publisher in list(published.publishers) if published is not None else ():
-            if publisher.has_unconfirmed:
+            if publisher.unconfirmed is not None and publisher.unconfirmed.count:
                 publisher.refused(error)
 
     async def open(self) -> None:
@@ -245,12 +244,7 @@ class PubSubBackend:
         Raises:
             PublishTimeoutError: no answer within ``publish_timeout``.
         """
-        within = self._limits.publish_timeout
-        if not await self._publishing.confirm(within):
-            raise PublishTimeoutError(
-                f"The broker did not confirm the published messages within {within:g} s (MSIGHT_PUBLISH_TIMEOUT); they may still "
-                "arrive."
-            )
+        await self._publishing.confirm()
 
     async def subscribe(self, selection: Selection, inbox: Inbox) -> PubSubConsumer:
         """Subscribe (`Backend.subscribe`).
@@ -258,13 +252,11 @@ class PubSubBackend:
         A subscription with the ``block`` policy gets a dedicated connection, because pausing pauses the whole connection.
         """
         number = self._subscriptions = self._subscriptions + 1
+        connection, on_closed = self._subscribing, None
         if selection.queue.when_full == "block":
-            connection = self._connection(publishes=False)
+            connection, on_closed = self._connection(publishes=False), self._end
             self._dedicated.add(connection)
-            consumer = PubSubConsumer(selection, inbox, connection, self._limits, self._end, number=number)
-        else:
-            connection = self._subscribing
-            consumer = PubSubConsumer(selection, inbox, connection, self._limits, None, number=number)
+        consumer = PubSubConsumer(selection, inbox, connection, self._limits, on_closed, number=number)
         try:
             await self._open_for(selection, connection)
             if not selection.name.startswith(ALIVE_TOPIC):  # no message is expected there
@@ -287,9 +279,8 @@ class PubSubBackend:
         pause = self._limits.reconnect_min
         while True:
             try:
-                return await reraise_swallowed(
-                    connection.open()
-                )  # a swallowed cancellation would only begin the next attempt
+                # a swallowed cancellation would only begin the next attempt
+                return await reraise_swallowed(connection.open())
             except ConnectionLostError as error:
                 if asyncio.get_running_loop().time() + pause >= end:
                     raise ConnectionLostError(
@@ -349,10 +340,10 @@ class PubSubBackend:
         self._dedicated.discard(connection)
         self._listening.pop(connection, None)
         await connection.close(self._limits.pong_timeout)
-        if connection in self._disconnected:
-            self._reconnected(
-                connection, 0
-            )  # else the bus would stay disconnected although its other connections are open
+        if (
+            connection in self._disconnected
+        ):  # else the bus would stay disconnected although its other connections are open
+            self._reconnected(connection, 0)
 
     def abort_at(self, when: float | None) -> None:
         """Abort every connection at ``when`` (`Backend.abort_at`)."""

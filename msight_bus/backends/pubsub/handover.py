@@ -29,6 +29,11 @@ def _key(message: Message) -> _Key:
     return message.topic, message.session, message.sequence
 
 
+def _deliver_unseen(route: Route, batch: list[Message], seen: set[_Key]) -> None:
+    if unseen := [message for message in batch if _key(message) not in seen]:
+        route.stream.deliver(unseen)
+
+
 class DeliveryRecorder:
     """An interceptor that delivers and records the messages of the old connection.
 
@@ -65,9 +70,7 @@ class DeliveryBuffer:
     def deliver_except(self, seen: set[_Key]) -> None:
         """Deliver the buffered messages that are not in ``seen``."""
         for route, batch in self._held:
-            unseen = [message for message in batch if _key(message) not in seen]
-            if unseen:
-                route.stream.deliver(unseen)
+            _deliver_unseen(route, batch, seen)
         self._held.clear()
 
 
@@ -82,9 +85,7 @@ class CopyFilter:
 
     def deliver(self, route: Route, batch: list[Message]) -> None:
         """Deliver the messages that were not delivered before."""
-        unseen = [message for message in batch if _key(message) not in self._seen]
-        if unseen:
-            route.stream.deliver(unseen)
+        _deliver_unseen(route, batch, self._seen)
 
     def _end(self) -> None:
         if self._connection.interceptor is self:

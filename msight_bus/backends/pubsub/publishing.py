@@ -10,11 +10,11 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
 from msight_bus.backends.base import BLOCKED, Blocked
 from msight_bus.backends.pubsub.in_flight import UnconfirmedRun
 from msight_bus.backends.pubsub.reconnecting import ReconnectingConnection
+from msight_bus.backends.pubsub.tail_loss import PublishedTopic, SequenceAnnouncer
 from msight_bus.errors import BusError, ConnectionLostError, PublishTimeoutError, fresh
 from msight_bus.events import BusEvent, Refused
 from msight_bus.protocol.envelope import TopicCounter
@@ -36,51 +36,6 @@ _SESSIONS = 1000
 """Maximum number of own session ids that a bus keeps."""
 
 
-class PublishedTopic:
-    """One topic that this bus publishes on.
-
-    Attributes:
-        counter: the topic's session and last sequence.
-        publishers: the publishers on the topic.
-        kept: number of publishers that keep the counter from eviction.
-        active: whether a message was published since the announcer's last scan.
-        used_at: time of the first such message, in seconds of the loop's clock.
-        announced: the last sequence that was announced.
-        due: number of the scan that announces the topic next.
-        pause: number of scans between the next announcement and the one after.
-        evicted: whether the counter was evicted.
-    """
-
-    __slots__ = ("active", "announced", "counter", "due", "evicted", "kept", "pause", "publishers", "used_at")
-
-    def __init__(self, counter: TopicCounter) -> None:
-        self.counter = counter
-        self.publishers: list[PubSubPublisher] = []
-        self.kept = 0
-        self.active = False
-        self.used_at = 0.0
-        self.announced = 0
-        self.due = 0
-        self.pause = 1
-        self.evicted = False
-
-
-class Announces(Protocol):
-    """The part of `tail_loss.SequenceAnnouncer` that `PublishedTopics` uses.
-
-    Attributes:
-        works: false once the broker has refused an announcement for lack of permission.
-    """
-
-    works: bool
-
-    def touched(self, topic: PublishedTopic) -> None:
-        """Note the first message published on the topic since the last scan."""
-
-    def announce_now(self, topics: list[PublishedTopic]) -> bool:
-        """Announce the last sequences of the topics; return whether all were sent."""
-
-
 class PublishedTopics:
     """The topics that this bus publishes on, the least recently used first.
 
@@ -88,7 +43,7 @@ class PublishedTopics:
         crowded: whether there are more than half the limit, so that each use has to be recorded.
     """
 
-    def __init__(self, limit: int, new_session: Callable[[], int], announcer: Announces | None) -> None:
+    def __init__(self, limit: int, new_session: Callable[[], int], announcer: SequenceAnnouncer | None) -> None:
         self._limit = limit
         self._new_session = new_session
         self._announcer = announcer
@@ -292,12 +247,7 @@ class PubSubPublisher:
 
     async def flush(self) -> None:
         """Wait for a round trip, then raise a refusal or report unconfirmed messages (`TopicPublisher.flush`)."""
-        within = self._limits.publish_timeout
-        if not await self._connection.confirm(within):
-            raise PublishTimeoutError(
-                f"The broker did not confirm the published messages within {within:g} s (MSIGHT_PUBLISH_TIMEOUT); they may still "
-                "arrive."
-            )
+        await self._connection.confirm()
         if self._refused is not None:
             self._raise_refused()
         if self._cut:
@@ -346,11 +296,6 @@ class PubSubPublisher:
         """Count messages that were never confirmed; `flush` raises."""
         self._cut += count
         self._reason = reason
-
-    @property
-    def has_unconfirmed(self) -> bool:
-        """Whether a message of this publisher was written and is not confirmed."""
-        return self.unconfirmed is not None and self.unconfirmed.count > 0
 
     def _raise_refused(self) -> None:
         error, self._refused = self._refused, None

@@ -17,7 +17,15 @@ from msight_bus.backends.pubsub.handover import CopyFilter, DeliveryBuffer, Deli
 from msight_bus.backends.pubsub.in_flight import Request
 from msight_bus.backends.pubsub.routes import PatternRoute, Route
 from msight_bus.capabilities import Capabilities
-from msight_bus.errors import AuthenticationError, BusError, ClosedError, ConnectionLostError, counted, fresh
+from msight_bus.errors import (
+    AuthenticationError,
+    BusError,
+    ClosedError,
+    ConnectionLostError,
+    PublishTimeoutError,
+    counted,
+    fresh,
+)
 from msight_bus.settings import Limits
 from msight_bus.tasks import BackgroundTasks, Gate, run_shielded
 
@@ -224,14 +232,21 @@ class ReconnectingConnection:
         if self._closed:
             raise ClosedError(_CLOSED)
 
-    async def confirm(self, within: float) -> bool:
-        """Wait for a round trip, so that everything written before has an outcome; return false after ``within`` seconds."""
-        connection = self.connection
+    async def confirm(self) -> None:
+        """Wait for a round trip, so that everything written before has an outcome.
+
+        Raises:
+            PublishTimeoutError: no answer within ``publish_timeout``.
+        """
+        connection, within = self.connection, self._limits.publish_timeout
         if connection is None or not connection.in_flight:
-            return True
-        request = connection.ping()
-        await asyncio.wait((request.answer,), timeout=within)
-        return request.answer.done()
+            return
+        finished, _ = await asyncio.wait((connection.ping().answer,), timeout=within)
+        if not finished:
+            raise PublishTimeoutError(
+                f"The broker did not confirm the published messages within {within:g} s (MSIGHT_PUBLISH_TIMEOUT); they may still "
+                "arrive."
+            )
 
     def streams(self, topic: str) -> Iterable[TopicStream]:
         """Return the streams that are subscribed to a topic; of a pattern, once a message on the topic has arrived."""

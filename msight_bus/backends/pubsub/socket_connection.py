@@ -50,6 +50,9 @@ _LAST_TURNS = 16
 _IDLE_TURNS = 2
 """Event loop iterations without data after a full read; then the socket is considered empty."""
 
+_Batches = dict[Inbox, list[Message]]
+_Announcements = list[tuple[Sequence[Route], Segment]]
+
 
 class SocketConnection(Connection, asyncio.Protocol):
     """The protocol of a transport that was taken over from a client library.
@@ -291,8 +294,8 @@ class SocketConnection(Connection, asyncio.Protocol):
         """Deliver the decoded messages; those of one subscription are queued together."""
         self._held_bytes = 0
         received_at = time.time()
-        announcements: list[tuple[Sequence[Route], Segment]] = []
-        batches: dict[Inbox, list[Message]] = {}
+        announcements: _Announcements = []
+        batches: _Batches = {}
         for item in self._decoder.take():  # in order: messages before the reply to an unsubscribe are still delivered
             if not isinstance(item, tuple):
                 if batches:
@@ -307,13 +310,7 @@ class SocketConnection(Connection, asyncio.Protocol):
         for routes, segment in announcements:
             self._deliver_segment(routes, segment, received_at)
 
-    def _collect(
-        self,
-        segment: Segment,
-        received_at: float,
-        batches: dict[Inbox, list[Message]],
-        announcements: list[tuple[Sequence[Route], Segment]],
-    ) -> None:
+    def _collect(self, segment: Segment, received_at: float, batches: _Batches, announcements: _Announcements) -> None:
         """Add the messages of a segment to the batch of their subscription; deliver them if several routes receive them."""
         routes: Sequence[Route] | None = self._routes.get(segment[0])
         if routes is None:
@@ -336,11 +333,7 @@ class SocketConnection(Connection, asyncio.Protocol):
             self._deliver_segment(routes, segment, received_at)
 
     def _collect_each(
-        self,
-        series: Series,
-        received_at: float,
-        batches: dict[Inbox, list[Message]],
-        announcements: list[tuple[Sequence[Route], Segment]],
+        self, series: Series, received_at: float, batches: _Batches, announcements: _Announcements
     ) -> None:
         """As `_collect`, with the messages of a series."""
         routes_of, interceptor = self._routes.get, self.interceptor
@@ -464,7 +457,7 @@ class SocketConnection(Connection, asyncio.Protocol):
                 await asyncio.wait((self.gone,), timeout=1.0)
 
 
-def _put(batches: dict[Inbox, list[Message]]) -> None:
+def _put(batches: _Batches) -> None:
     """Queue the messages of each subscription."""
     for inbox, batch in batches.items():
         inbox.put(batch)

@@ -17,10 +17,10 @@ import msgspec
 
 from msight_bus.backends.base import Inbox, TopicStream
 from msight_bus.backends.pubsub.in_flight import Sender, UnconfirmedRun
-from msight_bus.backends.pubsub.publishing import PublishedTopic
 from msight_bus.backends.pubsub.routes import Route, UncountedStream
 from msight_bus.errors import AuthenticationError, BusError
 from msight_bus.message import Message
+from msight_bus.protocol.envelope import TopicCounter
 from msight_bus.topics import SEQUENCE_TOPIC
 
 logger = logging.getLogger("msight_bus")
@@ -44,8 +44,37 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Announcement).decode
 
 
+class PublishedTopic:
+    """One topic that this bus publishes on.
+
+    Attributes:
+        counter: the topic's session and last sequence.
+        publishers: the publishers on the topic.
+        kept: number of publishers that keep the counter from eviction.
+        active: whether a message was published since the announcer's last scan.
+        used_at: time of the first such message, in seconds of the loop's clock.
+        announced: the last sequence that was announced.
+        due: number of the scan that announces the topic next.
+        pause: number of scans between the next announcement and the one after.
+        evicted: whether the counter was evicted.
+    """
+
+    __slots__ = ("active", "announced", "counter", "due", "evicted", "kept", "pause", "publishers", "used_at")
+
+    def __init__(self, counter: TopicCounter) -> None:
+        self.counter = counter
+        self.publishers: list[Sender] = []
+        self.kept = 0
+        self.active = False
+        self.used_at = 0.0
+        self.announced = 0
+        self.due = 0
+        self.pause = 1
+        self.evicted = False
+
+
 class SequenceAnnouncer:
-    """The announcer of the last sequences of idle topics (publishing.Announces, in_flight.Sender).
+    """The announcer of the last sequences of idle topics (in_flight.Sender).
 
     Topics are scanned once each ``announce_interval``.
 

@@ -9,7 +9,7 @@ import pytest
 
 from msight_bus.backends.pubsub.reconnecting import ReconnectingConnection
 from msight_bus.backends.pubsub.routes import Route
-from msight_bus.errors import AuthenticationError, ConnectionLostError
+from msight_bus.errors import AuthenticationError, ConnectionLostError, PublishTimeoutError
 from msight_bus.settings import Limits
 from tests.support.links import Script, cut
 
@@ -138,11 +138,12 @@ async def test_what_is_entered_while_the_bus_moves_is_subscribed_at_the_new_serv
 async def test_a_round_trip_without_an_answer_confirms_nothing(msight_simulation):
     async with Owner(Script()) as owner:
         owner.connection.mute = True
-        assert await owner.confirm(1.0)  # of nothing
+        await owner.confirm()  # of nothing
         owner.connection.in_flight.wrote(SimpleNamespace(run=None, cut=lambda count, reason: None))
-        assert not await owner.confirm(1.0)
+        with pytest.raises(PublishTimeoutError, match="may still arrive"):
+            await owner.confirm()
         owner.connection.mute = False
-        assert await owner.confirm(1.0)
+        await owner.confirm()
 
 
 @pytest.mark.parametrize("mute", [False, True])

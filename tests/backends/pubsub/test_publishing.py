@@ -18,7 +18,7 @@ from msight_bus.tasks import Gate
 
 
 class Announcer:
-    """Notes what was announced (publishing.Announces)."""
+    """Notes what was announced, as `tail_loss.SequenceAnnouncer`."""
 
     def __init__(self) -> None:
         self.works = True
@@ -215,10 +215,11 @@ class Owner:
             await self.room.wait()
         return self.connection
 
-    async def confirm(self, within: float) -> bool:
-        if self.confirms and self.connection is not None:
+    async def confirm(self) -> None:
+        if not self.confirms:
+            raise PublishTimeoutError("they may still arrive")
+        if self.connection is not None:
             self.connection.in_flight.confirm(1_000_000)
-        return self.confirms
 
 
 class Publishers:
@@ -364,12 +365,3 @@ async def test_flush_raises_losses_and_refusals_of_its_own_publisher_only(msight
     made.owner.confirms = False
     with pytest.raises(PublishTimeoutError, match="may still arrive"):
         await one.flush()
-
-
-async def test_a_publisher_tracks_whether_its_own_messages_are_unconfirmed(msight_simulation):
-    made = Publishers()
-    one, other = made.on("a"), made.on("b")
-    one.try_send(b"", None, None)
-    assert (one.has_unconfirmed, other.has_unconfirmed) == (True, False)
-    await one.flush()
-    assert not one.has_unconfirmed

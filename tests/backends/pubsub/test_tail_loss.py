@@ -8,8 +8,8 @@ from collections import Counter
 import msgspec
 import pytest
 
-from msight_bus.backends.pubsub.publishing import PublishedTopic, PublishedTopics
-from msight_bus.backends.pubsub.tail_loss import AnnouncementSubscriber, SequenceAnnouncer
+from msight_bus.backends.pubsub.publishing import PublishedTopics
+from msight_bus.backends.pubsub.tail_loss import AnnouncementSubscriber, PublishedTopic, SequenceAnnouncer
 from msight_bus.errors import AuthenticationError, BusError
 from msight_bus.message import Message
 from msight_bus.protocol.envelope import TopicCounter
