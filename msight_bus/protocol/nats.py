@@ -95,16 +95,6 @@ def unsubscribe(sid: bytes) -> bytes:
     return b"UNSUB %b\r\n" % sid
 
 
-def ping() -> bytes:
-    """Encode a PING."""
-    return PING
-
-
-def connect(options: Mapping[str, object]) -> bytes:
-    """Encode a CONNECT with ``options`` (credentials, ``verbose``, ``headers``, ...)."""
-    return b"CONNECT %b\r\n" % json.dumps(options).encode()
-
-
 def address_of(subject: bytes, sid: bytes) -> bytes:
     """Return the `Address` of messages on ``subject`` for the subscription ``sid``.
 

@@ -108,14 +108,17 @@ def _set_head(counter: TopicCounter, size: int) -> None:
     counter.head_for = size
 
 
-def subscribe(channel: bytes) -> bytes:
-    """Encode a SUBSCRIBE to one channel; the confirmation is a ``subscribe`` reply, or an ``error``."""
-    return b"*2\r\n$9\r\nSUBSCRIBE\r\n$%d\r\n%b\r\n" % (len(channel), channel)
+def subscribe(name: bytes, *, by_pattern: bool) -> bytes:
+    """Encode a SUBSCRIBE to one channel, or a PSUBSCRIBE to one pattern; the confirmation is a ``subscribe`` or ``psubscribe``
+    reply, or an ``error``."""
+    command = b"$10\r\nPSUBSCRIBE" if by_pattern else b"$9\r\nSUBSCRIBE"
+    return b"*2\r\n%b\r\n$%d\r\n%b\r\n" % (command, len(name), name)
 
 
-def unsubscribe(channel: bytes) -> bytes:
-    """Encode an UNSUBSCRIBE from one channel; no message follows the ``unsubscribe`` reply."""
-    return b"*2\r\n$11\r\nUNSUBSCRIBE\r\n$%d\r\n%b\r\n" % (len(channel), channel)
+def unsubscribe(name: bytes, *, by_pattern: bool) -> bytes:
+    """Encode an UNSUBSCRIBE from one channel, or a PUNSUBSCRIBE; no message follows the reply of the same name."""
+    command = b"$12\r\nPUNSUBSCRIBE" if by_pattern else b"$11\r\nUNSUBSCRIBE"
+    return b"*2\r\n%b\r\n$%d\r\n%b\r\n" % (command, len(name), name)
 
 
 def glob_of(pattern: str) -> bytes:
@@ -124,21 +127,6 @@ def glob_of(pattern: str) -> bytes:
     No other character of a topic is special in a glob-style pattern.
     """
     return pattern.replace(">", "*").encode()
-
-
-def psubscribe(pattern: bytes) -> bytes:
-    """Encode a PSUBSCRIBE to one pattern; the confirmation is a ``psubscribe`` reply, or an ``error``."""
-    return b"*2\r\n$10\r\nPSUBSCRIBE\r\n$%d\r\n%b\r\n" % (len(pattern), pattern)
-
-
-def punsubscribe(pattern: bytes) -> bytes:
-    """Encode a PUNSUBSCRIBE from one pattern."""
-    return b"*2\r\n$12\r\nPUNSUBSCRIBE\r\n$%d\r\n%b\r\n" % (len(pattern), pattern)
-
-
-def ping() -> bytes:
-    """Encode a PING, which a subscribed connection accepts too."""
-    return PING
 
 
 # -- receiving

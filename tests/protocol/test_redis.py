@@ -453,11 +453,11 @@ def test_a_raw_payload_travels_alone():
 
 def test_the_other_commands():
     sent = (
-        redis.subscribe(b"a")
-        + redis.unsubscribe(b"bc")
-        + redis.psubscribe(b"a.*")
-        + redis.punsubscribe(b"*")
-        + redis.ping()
+        redis.subscribe(b"a", by_pattern=False)
+        + redis.unsubscribe(b"bc", by_pattern=False)
+        + redis.subscribe(b"a.*", by_pattern=True)
+        + redis.unsubscribe(b"*", by_pattern=True)
+        + redis.PING
     )
     assert commands(sent) == [
         [b"SUBSCRIBE", b"a"], [b"UNSUBSCRIBE", b"bc"], [b"PSUBSCRIBE", b"a.*"], [b"PUNSUBSCRIBE", b"*"], [b"PING"],

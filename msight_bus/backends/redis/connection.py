@@ -108,7 +108,7 @@ class RedisConnection(SocketConnection):
         by_pattern = isinstance(route, PatternRoute)
         name = redis.glob_of(route.topic) if by_pattern else route.topic.encode()
         self.add_route(route, name)
-        return self.request(redis.psubscribe(name) if by_pattern else redis.subscribe(name), topic=route.topic)
+        return self.request(redis.subscribe(name, by_pattern=by_pattern), topic=route.topic)
 
     def unsubscribe(self, route: Route) -> Request:
         """Unsubscribe for the last route of a topic or pattern; messages in transit arrive before the confirmation."""
@@ -119,7 +119,7 @@ class RedisConnection(SocketConnection):
         if any(other not in self._leaving for other in sharing):
             request = self.ping()
         else:
-            request = self.request(redis.punsubscribe(name) if by_pattern else redis.unsubscribe(name))
+            request = self.request(redis.unsubscribe(name, by_pattern=by_pattern))
         request.answer.add_done_callback(lambda _: self.forget_route(route))
         return request
 
