@@ -22,6 +22,7 @@ from msight_bus.events import BusEvent, Disconnected, Reconnected
 from msight_bus.known_programs import MAX_NODES, Key, Known
 from msight_bus.message import Message
 from msight_bus.queue_policy import QueuePolicy
+from msight_bus.runtime import running_loop
 from msight_bus.tasks import BackgroundTasks, await_shared
 from msight_bus.topic_map import TopicMap
 from msight_bus.topics import ALIVE_TOPIC, NODES_TOPIC
@@ -53,12 +54,13 @@ class Registry:
         self.ignored = 0
         self._bus = bus
         self._topic_map = topic_map or TopicMap()
-        self._clock = _loop_clock() if clock is None else clock
+        loop = running_loop()
+        self._clock = clock or (time.monotonic if loop is None else loop.time)
         self._nodes: Known[NodeInfo] = Known()
         self._programs: Known[ProgramInfo] = Known()
         self._quiet_until = 0.0
         self._blocked = 0.0  # seconds for which the event loop was blocked
-        self._blocked_now = _not_blocked
+        self._blocked_now: Callable[[], float] = lambda: 0.0
         self._tasks = BackgroundTasks()
         self._task: asyncio.Task[None] | None = None
         self._confirmed: asyncio.Future[None] | None = None
@@ -138,7 +140,7 @@ class Registry:
                 await asyncio.sleep(_TICK)
                 self._blocked += self._blocked_now()
         finally:
-            self._blocked_now = _not_blocked
+            self._blocked_now = lambda: 0.0
 
     def _now(self) -> list[NodeInfo]:
         return self._nodes.listed(self._time())
@@ -158,13 +160,8 @@ class Registry:
         return self
 
     def _start_in_background(self) -> None:
-        if self._confirmed is not None or self._closed:
-            return
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return  # no running event loop to subscribe on
-        self._start()
+        if self._confirmed is None and not self._closed and running_loop() is not None:
+            self._start()
 
     def _start(self) -> asyncio.Future[None]:
         confirmed = self._confirmed = asyncio.get_running_loop().create_future()
@@ -266,17 +263,6 @@ class Registry:
         """Unsubscribe; the known nodes and programs stay readable."""
         self._closed = True
         await self._tasks.stop()
-
-
-def _loop_clock() -> Callable[[], float]:
-    try:
-        return asyncio.get_running_loop().time
-    except RuntimeError:
-        return time.monotonic
-
-
-def _not_blocked() -> float:
-    return 0.0
 
 
 def _fail(confirmed: asyncio.Future[None], error: BusError) -> None:

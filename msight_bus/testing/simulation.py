@@ -15,6 +15,7 @@ from msight_bus.bus import Bus, Connecting
 from msight_bus.core import Core
 from msight_bus.errors import ClosedError, ConfigError
 from msight_bus.events import BusEvent
+from msight_bus.runtime import running_loop
 from msight_bus.settings import BusSettings
 from msight_bus.testing.clock import VirtualClockLoop, clock_of, wall_clock
 from msight_bus.testing.faults import Fault, Faults, Injector
@@ -57,7 +58,7 @@ class Simulation:
             raise TypeError(
                 f"Simulation.run takes a coroutine, not {given}; call the coroutine function: run(scenario())."
             )
-        if _in_a_loop():
+        if running_loop() is not None:
             coroutine.close()
             raise RuntimeError(
                 "Simulation.run() cannot be called while an event loop is running: await the scenario instead, with the fixture "
@@ -182,19 +183,11 @@ class Simulation:
         Raises:
             RuntimeError: no event loop is running, and so no clock.
         """
-        if not _in_a_loop():
+        if running_loop() is None:
             raise RuntimeError(
                 "Simulation.now needs a running event loop, whose clock it returns: read it inside the scenario."
             )
         return wall_clock()
-
-
-def _in_a_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 def _sessions(seed: int) -> random.Random:
