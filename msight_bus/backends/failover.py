@@ -15,6 +15,7 @@ from enum import Enum
 from typing import TypeVar
 
 from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError, quoted
+from msight_bus.settings import HostPort, NatsServer
 from msight_bus.settings.error_redaction import chain
 
 S = TypeVar("S")
@@ -120,6 +121,11 @@ async def look_up(host: str, port: int) -> Sequence[str]:
         pass
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))[:_MAX_ADDRESSES]
+
+
+def resolved(server: HostPort | NatsServer, address: str | None) -> str:
+    """Return the server as configured or announced, with the address that its name resolved to."""
+    return str(server) if address in (None, server.host) else f"{server} ({address})"
 
 
 def describe(error: BaseException, share: float) -> str:

@@ -22,6 +22,7 @@ from msight_bus.backends.failover import (
     is_unreachable,
     look_up,
     raise_warning,
+    resolved,
 )
 from msight_bus.backends.nats.announced_servers import Candidate, read_announced
 from msight_bus.backends.nats.connection import NatsConnection
@@ -133,7 +134,7 @@ class NatsConnector:
             hide_secrets(error, secrets)
             quote_texts(error)
             silent = address is not None and client.is_silent
-            return self._explain(_where(candidate.server, address), error, share, silent=silent)
+            return self._explain(resolved(candidate.server, address), error, share, silent=silent)
 
         within = self._settings.limits.connect_timeout
         return await connect_first(self._candidates(), within, addresses=addresses, attempt=attempt, explain=explain)
@@ -267,11 +268,6 @@ class NatsConnector:
             return "MSIGHT_NATS_TLS_FIRST=true is for servers that begin with the TLS handshake (handshake_first)"
         more = "" if self._nats.encrypted else " and MSIGHT_NATS_USE_TLS=true"
         return f"If it begins with the TLS handshake (handshake_first), set MSIGHT_NATS_TLS_FIRST=true{more}"
-
-
-def _where(server: NatsServer, address: str | None) -> str:
-    """Return the server as configured or announced, with the address that its name resolved to."""
-    return str(server) if address in (None, server.host) else f"{server} ({address})"
 
 
 def _read_credentials(path: str) -> tuple[str, str]:

@@ -23,6 +23,7 @@ from msight_bus.backends.failover import (
     is_unreachable,
     look_up,
     raise_warning,
+    resolved,
 )
 from msight_bus.backends.pubsub.connection import Connection as OpenConnection
 from msight_bus.backends.pubsub.reconnecting import LeavingCallback, LostCallback, RefusedCallback
@@ -276,7 +277,7 @@ class RedisConnector:
                 client = await open_one(EncryptedConnection, {"context": context, "server_hostname": name, **there})
             self._nodes.remove(server)
             self._nodes.insert(0, server)
-            return _Opened(client, _where(server, address))
+            return _Opened(client, resolved(server, address))
 
         async def addresses(server: HostPort) -> Sequence[str]:
             path = redis.unix_socket_path
@@ -285,7 +286,7 @@ class RedisConnector:
         def explain(server: HostPort, address: str | None, error: Exception, share: float) -> Failure:
             hide_secrets(error, [password] if password else [])
             quote_texts(error)
-            return self._explain(redis.unix_socket_path or _where(server, address), error, share)
+            return self._explain(redis.unix_socket_path or resolved(server, address), error, share)
 
         servers = self._nodes[:1] if redis.unix_socket_path else list(self._nodes)
         return await connect_first(servers, within, addresses=addresses, attempt=attempt, explain=explain)
@@ -331,8 +332,3 @@ class RedisConnector:
         if self._redis.use_cluster and self._redis.cluster_nodes:
             return f"Check {_PREFIX}CLUSTER_NODES"
         return f"Check {_PREFIX}HOST and _PORT"
-
-
-def _where(server: HostPort, address: str | None) -> str:
-    """Return the server as configured, with the address that its name resolved to."""
-    return str(server) if address in (None, server.host) else f"{server} ({address})"
