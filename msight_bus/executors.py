@@ -18,7 +18,6 @@ from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.util import Finalize
 from queue import SimpleQueue
-from types import FrameType
 from typing import Any, ParamSpec, TypeVar, TypeVarTuple
 
 from msight_bus.errors import described
@@ -255,10 +254,10 @@ def _idle_worker() -> _Worker | None:
 def _serve(connection: Connection) -> None:
     """Run the received calls, in the process, until the program has ended."""
     for number in _SIGNALS:
-        signal.signal(number, _ignore)  # a handler, because child processes would inherit SIG_IGN
+        signal.signal(number, lambda *_: None)  # a handler, because child processes would inherit SIG_IGN
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=connection.close)  # the pipe must end with this process
     with suppress(EOFError):
@@ -275,11 +274,8 @@ def _serve(connection: Connection) -> None:
             connection.send_bytes(answer)
 
 
-def _ignore(number: int, frame: FrameType | None) -> None:
-    pass
-
-
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Wait for the end of the parent process, and end this process."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

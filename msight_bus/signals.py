@@ -111,7 +111,7 @@ class StopSignals:
             # This handler does nothing, but registering it lets a signal wake the event loop even if the signal arrives just
             # before the loop begins to wait.
             with suppress(NotImplementedError):
-                loop.add_signal_handler(number, _nothing)
+                loop.add_signal_handler(number, lambda: None)
             signal.signal(number, on_signal)
         try:
             yield stop
@@ -132,10 +132,6 @@ class StopSignals:
         """
         if len(self._seen) > 1:
             raise SystemExit(128 + self._seen[1]) from None
-
-
-def _nothing() -> None:
-    pass
 
 
 restorers: list[Callable[[], None]] = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import multiprocessing
-import os
 import signal
 import threading
 import traceback
@@ -17,6 +16,7 @@ from typing import Any
 
 from msight_bus.bench.jobs import GIVE_UP, Plan, VoidError
 from msight_bus.bench.sides import Side, Target, load
+from msight_bus.executors import end_with_parent
 from msight_bus.settings import BusSettings
 
 _ANSWER_WITHIN = 120
@@ -46,7 +46,7 @@ class SharedCounters:
 def serve(side: Side, job: str, env: Mapping[str, str], counters: SharedCounters, connection: Connection) -> None:
     """Run the main function of a worker: receive plans and send outcomes, until ``None`` is received or the parent has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, ConnectionError):  # the parent has ended
         _serve(side, job, env, counters, connection)
 
@@ -74,13 +74,6 @@ def _serve(side: Side, job: str, env: Mapping[str, str], counters: SharedCounter
             connection.send(("void", str(error)))
         except BaseException:
             connection.send(("failed", traceback.format_exc()))
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _loop_factory(side: Side) -> Any:
