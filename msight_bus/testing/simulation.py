@@ -120,15 +120,11 @@ class Simulation:
 
     @property
     def faults(self) -> Faults:
-        """The random faults; assigning other faults restarts the random sequence from their seed."""
+        """The random faults; assigning others discards the injected faults, and restarts the random sequence from their seed."""
         return self._filter.injector.faults
 
     @faults.setter
     def faults(self, faults: Faults) -> None:
-        self._inject(faults)
-
-    def _inject(self, faults: Faults) -> None:
-        """Set the random faults, and discard the injected ones."""
         self._filter.injector = Injector(faults)
 
     def inject(self, fault: Fault, *, topic: str | None = None, times: int = 1) -> None:
@@ -143,7 +139,7 @@ class Simulation:
 
     def heal(self) -> None:
         """Stop all faults, random and injected, and let all buses connect."""
-        self._inject(Faults(seconds=self.faults.seconds, seed=self.faults.seed))
+        self.faults = Faults(seconds=self.faults.seconds, seed=self.faults.seed)
         self.reconnect()
 
     def disconnect(self, bus: Bus | None = None) -> None:
