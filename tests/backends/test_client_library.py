@@ -1,4 +1,4 @@
-"""The client libraries whose connections are taken over: a version that was not tested, a private attribute that is gone."""
+"""The client libraries: a version that was not tested, a private attribute that is gone."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from functools import wraps
 from pathlib import Path
 
 import pytest
+from aiokafka.client import AIOKafkaClient
+from aiokafka.conn import AIOKafkaConnection
+from aiokafka.consumer.group_coordinator import GroupCoordinator
 from nats.aio.client import Client
 from nats.aio.transport import TcpTransport
 from nats.protocol.parser import Parser
@@ -17,6 +20,7 @@ from redis.asyncio.connection import AbstractConnection, Connection, DefaultPars
 
 import msight_bus
 from msight_bus import BusError
+from msight_bus.backends.kafka.aiokafka_compat import AIOKAFKA
 from msight_bus.backends.nats.takeover import NATS_PY
 from msight_bus.backends.redis.takeover import REDIS_PY
 from tests.support.brokers import make_backend
@@ -24,8 +28,8 @@ from tests.support.listeners import fake
 from tests.support.servers import variables
 from tests.support.talking import settings_of
 
-PROJECT = Path(__file__).parents[3]
-LIBRARIES = {"redis": REDIS_PY, "nats": NATS_PY}
+PROJECT = Path(__file__).parents[2]
+LIBRARIES = {"redis": REDIS_PY, "nats": NATS_PY, "kafka": AIOKAFKA}
 PRIVATE = [
     *[("redis", AbstractConnection, name) for name in ("_reader", "_writer")],
     ("redis", Connection, "_connection_arguments"),
@@ -34,6 +38,9 @@ PRIVATE = [
     *[("nats", Client, name) for name in ("_transport", "_ps", "_process_info")],
     ("nats", Parser, "buf"),
     *[("nats", TcpTransport, name) for name in ("_io_reader", "_io_writer")],
+    ("kafka", AIOKafkaClient, "_md_synchronizer"),
+    ("kafka", AIOKafkaConnection, "send"),
+    ("kafka", GroupCoordinator, "_send_req"),
 ]
 
 
