@@ -154,9 +154,3 @@ def test_no_process_stays_when_it_is_ended_in_a_run(nats, number, tmp_path):
     assert number == signal.SIGKILL or not list(tmp_path.iterdir())  # the temporary file of --json
     while _in_session(process.pid):
         time.sleep(0.02)
-
-
-def test_help_has_examples():
-    result = _run("--help")
-    assert "msight-bus bench --payload 200KB" in result.output
-    assert "Exit status" in result.output

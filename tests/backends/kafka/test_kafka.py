@@ -9,16 +9,14 @@ import tracemalloc
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaProducer
 from aiokafka.admin import NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.errors import KafkaConnectionError
 from aiokafka.protocol.metadata import MetadataRequest
 
 from msight_bus import AuthenticationError, BusError, MessageTooLargeError, PublishTimeoutError, QueuePolicy, TopicError
 from msight_bus.backends.kafka.client import client_options
-from msight_bus.events import Gap
 from tests.support.brokers import GROUP
 from tests.support.kafka_admin import administering
 from tests.support.receiving import numbers, take
@@ -129,22 +127,6 @@ async def test_after_a_batch_that_is_refused_for_good_publishing_goes_on(kafka, 
         received = await take(messages, 2)
         while received[-1].payload != b"last":
             received += await take(messages, 1)
-
-
-async def test_records_deleted_by_retention_are_a_reported_gap(kafka, topic):
-    events: list = []
-    async with kafka.connect(events=events) as bus:
-        async with bus.publisher(topic) as publisher:
-            for i in range(10):
-                await publisher.send(b"%d" % i)
-        async with bus.subscribe(topic, start="earliest") as messages:
-            partition = (await take(messages, 1))[0].position[0]
-        async with administering(kafka) as admin:
-            await admin.delete_records({TopicPartition(topic, partition): RecordsToDelete(before_offset=6)})
-        async with bus.subscribe(topic, start={partition: 1}) as messages:
-            assert await numbers(messages, 4) == [6, 7, 8, 9]
-            assert messages.stats.missing == 5
-    assert events == [Gap(topic, 5, "retention", at_most=True)]
 
 
 async def test_a_foreign_record_has_none_of_our_metadata(kafka, topic):

@@ -13,7 +13,7 @@ from msight_bus import MessageTooLargeError, PublishTimeoutError, TopicError
 from msight_bus.backends.kafka import backend, topics
 from tests.support.brokers import GROUP
 from tests.support.kafka_admin import administering, make
-from tests.support.kafka_traffic import Traffic, outcomes, publishing
+from tests.support.kafka_traffic import Traffic, outcomes
 from tests.support.receiving import take
 from tests.support.rig import until
 
@@ -143,13 +143,6 @@ async def test_a_lowered_limit_is_known_after_the_first_refusal(kafka, topic):
                 pass
         assert error.limit == 2000
         assert error.size > 5000
-
-
-async def test_messages_that_fit_alone_are_not_refused_in_a_batch(kafka, topic):
-    await make(kafka, topic, 1, **{"max.message.bytes": "2000"})
-    async with kafka.connect() as bus:
-        results = await outcomes(*publishing(bus, topic, range(100), pad=bytes(200)))
-    assert set(results) == {None}
 
 
 @pytest.mark.faults
