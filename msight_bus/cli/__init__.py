@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from msight_bus import __version__
 from msight_bus.cli import bench, doctor, ping, pub, rates, settings, status, tail, top, topics, up
@@ -23,6 +25,18 @@ def _version(asked: bool) -> None:
     if asked:
         typer.echo(f"msight-bus {__version__}")
         raise typer.Exit
+
+
+class _Command(TyperCommand):
+    """Refuses NaN and infinity: NaN is neither below the minimum nor above the maximum of an option."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        rest = super().parse_args(ctx, args)
+        for option in self.params:
+            value = ctx.params.get(option.name or "")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise typer.BadParameter(f"{value} is not a finite number.", ctx, option)
+        return rest
 
 
 @app.callback(epilog=HELP)
@@ -48,4 +62,4 @@ for command, examples in (
     (settings.settings, settings.EXAMPLES),
     (bench.bench, bench.EXAMPLES),
 ):
-    app.command(epilog=examples + HELP)(command)
+    app.command(cls=_Command, epilog=examples + HELP)(command)

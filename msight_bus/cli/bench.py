@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import re
 import sys
@@ -87,12 +86,6 @@ def _payloads(text: str) -> str:
     return text
 
 
-def _finite(value: float | None) -> float | None:
-    if value is not None and not math.isfinite(value):
-        raise typer.BadParameter(f"{value} is not a finite number.")
-    return value
-
-
 def bench(  # noqa: PLR0917 - the options of the command
     payload: Annotated[
         str, typer.Option(callback=_payloads, help="Payload sizes, separated by commas, in B, KB, MB, KiB or MiB.")
@@ -101,12 +94,12 @@ def bench(  # noqa: PLR0917 - the options of the command
         float | None,
         typer.Option(
             min=1,
-            callback=_finite,
+            max=1e6,
             help="Messages a second of the latency measurement; unset: 1,000, at most 20 MB a second.",
         ),
     ] = None,
     seconds: Annotated[
-        float, typer.Option(min=0.2, callback=_finite, help="Seconds of each measurement, after its warm-up.")
+        float, typer.Option(min=0.2, max=86400, help="Seconds of each measurement, after its warm-up.")
     ] = 3,
     loop: Annotated[Loop, typer.Option(help="Event loop of publisher and subscriber.")] = Loop.UVLOOP,
     backend: BackendOption = None,

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from msight_bus import __version__
@@ -25,6 +26,12 @@ from msight_bus.errors import (
 from tests.support.brokers import Backend
 from tests.support.commands import command, receiving, started
 
+OPTIONS = [
+    (name, option.opts[0])
+    for name, command in get_command(app).commands.items()
+    for option in command.params
+    if option.type.name == "float range"
+]
 COMMANDS = ["up", "topics", "tail", "hz", "bw", "ping", "pub", "top", "settings", "bench"]
 MODULE = [sys.executable, "-m", "msight_bus"]
 SCRIPT = [str(Path(sys.executable).with_name("msight-bus"))]
@@ -44,6 +51,14 @@ def test_help_has_examples_and_the_exit_status(command):
     assert f"msight-bus {command}" in words
     assert "Exit status: 0 done or healthy; 1 a fault was found or the operation failed; 2 wrong usage" in words
     assert "╭" not in result.output  # no boxes without a terminal
+
+
+@pytest.mark.parametrize(("command", "option"), OPTIONS)
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_number_that_is_not_finite_is_wrong_usage(command, option, value):
+    topics = ["t"] if command in ("bw", "hz", "pub", "tail") else []
+    result = CliRunner().invoke(app, [command, option, value, *topics])
+    assert (result.exit_code, option in result.output) == (2, True)
 
 
 def test_help_lists_the_commands():
