@@ -20,6 +20,8 @@ from msight_bus.executors import end_with_parent
 from msight_bus.settings import BusSettings
 
 _ANSWER_WITHIN = 120
+"""Maximum seconds until an answer, in addition to the duration of a run."""
+
 _END_WITHIN = 2
 
 
@@ -114,12 +116,14 @@ class Worker:
         theirs.close()
         self.name = f"{job.rpartition(':')[2]} {side.path} {dict(side.options) or ''}"
         self._up = False
+        self._duration = 0.0
 
     def begin(self, plan: Plan) -> None:
         """Start a run."""
         if not self._up:
             self.expect("up")
             self._up = True
+        self._duration = plan.warm_up + plan.seconds
         self._connection.send(plan)
 
     def expect(self, what: str) -> Any:
@@ -129,8 +133,9 @@ class Worker:
             VoidError: the run is void.
             WorkerError: the side failed, ended or did not answer.
         """
-        if not self._connection.poll(_ANSWER_WITHIN):
-            raise WorkerError(f"{self.name}: no answer within {_ANSWER_WITHIN} s.")
+        within = _ANSWER_WITHIN + self._duration
+        if not self._connection.poll(within):
+            raise WorkerError(f"{self.name}: no answer within {within:g} s.")
         try:
             said, value = self._connection.recv()
         except EOFError:

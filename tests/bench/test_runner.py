@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from msight_bus.bench import workers
 from msight_bus.bench.jobs import Plan
 from msight_bus.bench.runner import Runner
 from msight_bus.bench.scenarios import PUBLISHER, SUBSCRIBER
@@ -36,3 +37,17 @@ def test_the_run_after_a_failed_one_is_whole(nats, topic, side, says):
             runner.run(Side(f"{__name__}:{side}"), subscriber, plan)
         _, received = runner.run(publisher, subscriber, plan)
     assert len(received.latencies) == 20
+
+
+def test_a_run_is_waited_for_as_long_as_it_lasts(nats, topic, monkeypatch):
+    plan = Plan(topic, 64, 30.0, 0.0, rate=200.0, messages=40)
+    with Runner({**nats.env, "MSIGHT_PUBSUB_BACKEND": "nats"}) as runner:
+        result = runner.result
+
+        def without_patience(worker):
+            monkeypatch.setattr(workers, "_ANSWER_WITHIN", 0)
+            return result(worker)
+
+        monkeypatch.setattr(runner, "result", without_patience)
+        _, received = runner.run(Side(PUBLISHER), Side(SUBSCRIBER), plan)
+    assert len(received.latencies) == 40
