@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import select
 import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
@@ -64,6 +65,18 @@ def _encoder(name: str | None) -> Callable[[bytes], Payload]:
     return encode
 
 
+def _read(file: Path, most: int) -> bytes:
+    """Return the content of a file; not more is read of a larger one, or of a device."""
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(most + 1)
+    except OSError as error:
+        raise typer.BadParameter(f"the file cannot be read: {error.strerror}.", param_hint="--file") from None
+    if len(content) > most:
+        raise typer.BadParameter(f"the file has more than {most:,} bytes.", param_hint="--file")
+    return content
+
+
 async def _repeated(text: bytes) -> AsyncGenerator[bytes]:
     while True:
         yield text
@@ -72,7 +85,16 @@ async def _repeated(text: bytes) -> AsyncGenerator[bytes]:
 async def _lines(most: int) -> AsyncGenerator[bytes]:
     # A thread in a buffered read holds the lock of the buffer, for which the end of the interpreter does not wait: it aborts.
     source, line = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer), bytearray()
-    while chunk := await asyncio.to_thread(source.read, _CHUNK):
+
+    def read() -> bytes:
+        try:
+            while (chunk := source.read(_CHUNK)) is None:  # non-blocking
+                select.select([source], [], [])
+            return bytes(chunk)
+        except OSError as error:  # of a terminal, in the background
+            raise BusError(f"Standard input cannot be read: {error.strerror}.") from error
+
+    while chunk := await asyncio.to_thread(read):
         for number, part in enumerate(chunk.split(b"\n")):
             if number:
                 yield bytes(line.rstrip(b"\r"))
@@ -123,13 +145,14 @@ def pub(  # noqa: PLR0917 - the options of the command
                 raise typer.BadParameter(f"{quoted(pair, 60)} {reason}; give each header once.", param_hint="--header")
             headers[name] = value
         check_topic(topic)
-        content = file.read_bytes() if file else None if text is None else text.encode("utf-8", "surrogateescape")
+        most = settings.limits.max_message_bytes
+        content = _read(file, most) if file else None if text is None else text.encode("utf-8", "surrogateescape")
         if content is not None:
             encode(content)  # a wrong payload is refused before the bus connects
         elif sys.stdin.isatty():
             note("Each line that you type is a message; Ctrl-D ends. `--text` publishes one message.")
-        most = 1 if content is not None and rate is None and count is None else count
-        payloads = _lines(settings.limits.max_message_bytes) if content is None else _repeated(content)
+        limit = 1 if content is not None and rate is None and count is None else count
+        payloads = _lines(most) if content is None else _repeated(content)
 
         async def publish() -> None:
             sent, confirmed, ticks = 0, 0, aiter(paced(rate or 1.0))
@@ -144,7 +167,7 @@ def pub(  # noqa: PLR0917 - the options of the command
                                     await anext(ticks)
                                 await publisher.send(encode(payload), key, headers)
                                 sent += 1
-                                if refused or sent == most:
+                                if refused or sent == limit:
                                     break
                         except BaseException:
                             with suppress(BusError, TimeoutError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 
@@ -89,6 +90,8 @@ def test_json_to_a_type(nats, topic):
         (["--text", "x", "--header", "a=b", "--header", "a=c"], "a=c is given twice"),
         (["--text", "x", "--file", "/dev/null"], "--text or --file"),
         (["--file", "/nonexistent"], "does not exist"),
+        (["--file", "/dev/zero"], "the file has more than 67,108,864 bytes"),
+        (["--file", "/proc/self/mem"], "the file cannot be read: Input/output error"),
         (["--text", "x", "--count", "0"], "0 is not in the range"),
         (["--text", "x", "--rate", "0"], "0.0 is not in the range"),
     ],
@@ -107,6 +110,28 @@ def test_a_wrong_name_a_line_that_is_too_long_and_a_refusal(nats, topic):
     large = command(nats, "pub", topic, "--text", "x" * 2000, MSIGHT_MAX_MESSAGE_BYTES="1000")
     assert (large.exit_code, large.stdout) == (1, f"0 messages on {topic}\n")
     assert "too large" in large.stderr
+
+
+def test_standard_input_that_does_not_block_is_read_to_its_end(nats, topic):
+    """Another program with the same terminal or pipe, such as Node.js, can have changed its mode."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    with receiving(nats, topic) as received, started(f"exec msight-bus pub {topic}", nats, stdin=reading) as process:
+        os.close(reading)
+        os.write(writing, b"one\n")
+        received(1)
+        os.write(writing, b"two\n")
+        os.close(writing)
+        received(2)
+        out, err = process.communicate(timeout=50)
+    assert (process.returncode, out, err) == (0, f"2 messages on {topic}\n", "")
+
+
+def test_standard_input_that_cannot_be_read_is_no_traceback(nats, topic, tmp_path):
+    with started(f"msight-bus pub {topic} 0> {tmp_path}/f", nats) as process:
+        out, err = process.communicate(timeout=50)
+    assert (process.returncode, out) == (1, f"0 messages on {topic}\n")
+    assert err == "Standard input cannot be read: Bad file descriptor.\n"
 
 
 @pytest.mark.parametrize("kind", ["redis", "nats"])
