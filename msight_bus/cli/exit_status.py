@@ -15,7 +15,7 @@ from typing import NoReturn
 import typer
 from rich.console import Console
 
-from msight_bus.errors import AuthenticationError, BusError, ConfigError, ConnectionLostError, TopicError
+from msight_bus.errors import AuthenticationError, BusError, ConfigError, ConnectionLostError, HeaderError, TopicError
 
 FAILED, USAGE, NOT_REACHED, INTERRUPTED = 1, 2, 3, 130
 
@@ -108,6 +108,6 @@ def fail(error: BusError) -> NoReturn:
 
 def status_of(error: BusError) -> int:
     """Return the exit status of an error."""
-    if isinstance(error, ConfigError | TopicError):
+    if isinstance(error, ConfigError | TopicError | HeaderError):
         return USAGE
     return NOT_REACHED if isinstance(error, ConnectionLostError | AuthenticationError) else FAILED

@@ -20,6 +20,7 @@ from msight_bus.errors import (
     BusError,
     ConfigError,
     ConnectionLostError,
+    HeaderError,
     TopicError,
     UnsupportedError,
 )
@@ -73,6 +74,7 @@ def test_help_lists_the_commands():
         (UnsupportedError("not here"), 1),
         (ConfigError("MSIGHT_X is wrong"), 2),
         (TopicError("no topic"), 2),
+        (HeaderError("no header"), 2),
         (ConnectionLostError("nobody there"), 3),
         (AuthenticationError("refused"), 3),
         (KeyboardInterrupt(), 130),
