@@ -9,6 +9,7 @@ def main() -> None:
     """Run the command line; Ctrl-C ends it without a traceback, also while modules are imported."""
     try:
         _open_closed_streams()
+        _forget_no_size()
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without UTF-8
         from msight_bus.cli import app  # noqa: PLC0415 - see above
@@ -27,6 +28,14 @@ def _open_closed_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - open until the end
+
+
+def _forget_no_size() -> None:
+    """Unset the size of the terminal if it is no positive number: at a width of 0, rich prints nothing."""
+    for name in ("COLUMNS", "LINES"):
+        value = os.environ.get(name, "")
+        if not (value.isascii() and value.isdigit() and value.strip("0")):
+            os.environ.pop(name, None)
 
 
 if __name__ == "__main__":

@@ -117,6 +117,15 @@ def test_a_terminal_without_utf_8_gets_another_character():
     assert (done.returncode, done.stdout) == (0, "? and 3 more\n"), done.stderr
 
 
+@pytest.mark.parametrize("columns", ["0", "00", "²"])
+def test_a_width_of_no_columns_is_unset(columns):
+    environment = {"PATH": os.environ["PATH"], "COLUMNS": columns, "LINES": columns}
+    done = subprocess.run(
+        [*SCRIPT, "settings", "--check"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "Environment OK; backend: redis.\n"), done.stderr
+
+
 @pytest.mark.parametrize("module", ["typing", "msgspec", "typer"])
 @pytest.mark.parametrize("program", [MODULE, SCRIPT], ids=["-m", "script"])
 def test_ctrl_c_while_modules_are_imported_is_no_traceback(program, module, tmp_path):
