@@ -4,6 +4,7 @@ Frames are published as JPEG, not as decoded pictures. JPEG files are published 
 """
 
 import asyncio
+import logging
 import math
 import re
 from collections.abc import AsyncIterator, Iterator
@@ -20,6 +21,7 @@ _MCITY = Path(__file__).parent / "mcity"
 _MCITY_STARTS = {"ne": "2023-10-13 16-46-53-100580", "sw": "2023-10-13 16-46-53-070417"}
 _NAME_FORMAT = "%Y-%m-%d %H-%M-%S-%f"
 _JPEGS = {".jpg", ".jpeg"}
+_log = logging.getLogger(__name__)
 
 
 class Frame(msgspec.Struct, frozen=True):
@@ -58,6 +60,8 @@ def cameras(path: Path | None = None, rate: float = RATE) -> dict[str, Iterator[
             "has no .jpg file, no folder of them and no video" if path.is_dir() else "is neither a folder nor a video"
         )
         raise FootageError(f"{path} {what} that OpenCV can read. Set FRAMES=<folder or video>.")
+    if skipped := [each.name for name, each in found.items() if name not in footage]:
+        _log.warning("Skipped, no footage that OpenCV can read: %s", ", ".join(skipped))
     return footage
 
 
@@ -109,7 +113,10 @@ def _jpegs(path: Path) -> list[Path]:
 
 
 def _is_video(path: Path) -> bool:
-    return path.is_file() and path.suffix.lower() not in _JPEGS and cv2.VideoCapture(str(path)).isOpened()
+    """Return whether OpenCV can read a first frame. A picture is no video, although OpenCV opens it as one."""
+    if not path.is_file() or path.suffix.lower() in _JPEGS or cv2.haveImageReader(str(path)):
+        return False
+    return cv2.VideoCapture(str(path)).grab()
 
 
 def _camera(path: Path) -> str:

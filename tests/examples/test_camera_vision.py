@@ -289,10 +289,21 @@ def test_a_folder_of_folders_and_videos_has_a_camera_in_each(tmp_path):
     assert {name: len(list(found)) for name, found in cameras(tmp_path).items()} == {"north": 3, "south": 5}
 
 
-@pytest.mark.parametrize("what", ["missing", "empty", "text.mp4"])
+def test_files_that_are_no_footage_are_named_beside_the_cameras(tmp_path, caplog):
+    (tmp_path / "cut.mp4").write_bytes(video(tmp_path / "south.mp4", 10).read_bytes()[:200])
+    assert list(cameras(tmp_path)) == ["south"]
+    assert [record.getMessage() for record in caplog.records] == ["Skipped, no footage that OpenCV can read: cut.mp4"]
+
+
+@pytest.mark.parametrize("what", ["missing", "empty", "text.mp4", "cut.avi", "pngs", "one.png"])
 def test_what_is_no_footage_is_said_at_once(tmp_path, what):
-    (tmp_path / "empty").mkdir()
+    for name in ("empty", "pngs"):
+        (tmp_path / name).mkdir()
     (tmp_path / "text.mp4").write_text("no video")
+    written = cv2.VideoWriter(str(tmp_path / "cut.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+    written.release()  # opens, but has no frame
+    for name in ("pngs/0.png", "pngs/1.png", "one.png"):  # each opens as a video of one frame
+        cv2.imwrite(str(tmp_path / name), np.zeros((48, 64, 3), np.uint8))
     with pytest.raises(FootageError, match=f"{what} .*video.*FRAMES="):
         cameras(tmp_path / what)
 
