@@ -73,7 +73,7 @@ class Interleaver:
     """Runs measurements, each for its rounds or until its time has passed.
 
     Attributes:
-        results: of all measurements so far.
+        results: results of all measurements so far.
         until: ``time.monotonic`` after which no further round starts; the first round always runs.
     """
 

@@ -360,8 +360,13 @@ class Core:
     ) -> Subscription[Any]:
         """Make a subscription to topics, which may be reserved topics, and patterns (`Bus.subscribe`).
 
-        ``report`` is called with the events of the subscription and passes them to `reporter`; ``on_drop`` is called with
-        messages that are dropped and the cause; ``instance_id`` is that of the `Selection`.
+        Args:
+            topics: the topics and patterns.
+            group_id, queue, start: as for `Bus.subscribe`.
+            options: the options that the backend does not need.
+            report: called with the events of the subscription instead of `reporter`, to which it must pass them.
+            on_drop: called with the messages that are dropped and the cause.
+            instance_id: see `Selection.instance_id`.
 
         Raises:
             TopicError: as `on_broker`.

@@ -91,7 +91,7 @@ class _Call:
     Attributes:
         running: all running calls of the program.
         name: name of the function.
-        where: for the log.
+        where: ``"a thread"`` or ``"a process"``, for the log.
         began: start of the call, by ``time.monotonic``.
     """
 
@@ -299,7 +299,10 @@ class DaemonThreads(ThreadPoolExecutor):
     """
 
     def __init__(self, most: int) -> None:
-        """``most``: maximum number of threads."""
+        """
+        Args:
+            most: maximum number of threads.
+        """
         self._most = most
         self._reset()
         if hasattr(os, "register_at_fork"):

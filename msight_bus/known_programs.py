@@ -47,8 +47,8 @@ class Known(Generic[InfoT]):
     """The nodes, or the other programs, that have announced themselves.
 
     Attributes:
-        heard: by name and instance, in the order of the last announcement.
-        gone: those without a liveness subscription, by the broker.
+        heard: what is known of each node or program, by name and instance, in the order of the last announcement.
+        gone: name and instance of those whose liveness subscription the broker does not report.
     """
 
     def __init__(self) -> None:

@@ -49,8 +49,12 @@ class Registry:
     def __init__(
         self, bus: Core, *, clock: Callable[[], float] | None = None, topic_map: TopicMap | None = None
     ) -> None:
-        """``clock`` returns seconds, for the age of heartbeats; default: the running event loop's clock. ``topic_map``: topics
-        that have other names on the broker."""
+        """
+        Args:
+            bus: subscribes to the announcements and asks the broker for subscribers.
+            clock: returns seconds, for the age of heartbeats; default: the running event loop's clock.
+            topic_map: topics that have other names on the broker.
+        """
         self.ignored = 0
         self._bus = bus
         self._topic_map = topic_map or TopicMap()

@@ -23,7 +23,10 @@ class TopicMap:
     """Maps names on the broker to topics. A topic that the map does not contain has the same name on the broker. Immutable."""
 
     def __init__(self, entries: Iterable[tuple[str, str]] = ()) -> None:
-        """``entries``: pairs of a name on the broker and a topic."""
+        """
+        Args:
+            entries: pairs of a name on the broker and a topic.
+        """
         self.entries = tuple(entries)
         self._topics = dict(self.entries)
         self._on_broker = {topic: name for name, topic in self.entries}

@@ -348,4 +348,10 @@ class Opener(Protocol):
     def __call__(
         self, settings: BusSettings, report: Callable[[BusEvent], None], new_session: Callable[[], int]
     ) -> Backend:
-        """``report`` is called with each event; ``new_session`` returns a random session id."""
+        """Make a backend.
+
+        Args:
+            settings: the settings of the bus.
+            report: called with each event.
+            new_session: returns a random session id.
+        """

@@ -16,7 +16,10 @@ class Runner:
     """Workers for one broker. A worker is reused for all runs of its side; each run opens new connections."""
 
     def __init__(self, env: Mapping[str, str]) -> None:
-        """``env``: the ``MSIGHT_`` variables of the broker."""
+        """
+        Args:
+            env: the ``MSIGHT_`` variables of the broker.
+        """
         self._env = env
         self.counters = SharedCounters()
         self._workers: dict[tuple[str, str, str, str], Worker] = {}

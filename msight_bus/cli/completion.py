@@ -34,7 +34,10 @@ class Names:
     """The names of topics and nodes on a broker, without names with characters that a shell interprets."""
 
     def __init__(self, incomplete: str) -> None:
-        """``incomplete``: the beginning of the names."""
+        """
+        Args:
+            incomplete: the beginning of the names.
+        """
         self._incomplete = incomplete
         self.topics: set[str] = set()
         self.nodes: set[str] = set()

@@ -37,7 +37,11 @@ class Pings:
     """
 
     def __init__(self, within: float, *, as_json: bool) -> None:
-        """``within``: seconds to wait for an answer; ``as_json`` prints JSON."""
+        """
+        Args:
+            within: seconds to wait for an answer.
+            as_json: whether to print JSON.
+        """
         self.messages: list[float | None] = []
         self.pings: list[float | None] = []
         self._within = within

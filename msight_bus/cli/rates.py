@@ -49,7 +49,7 @@ def cell(figures: Figures, name: str) -> str:
 
 
 class Display:
-    """A live table on a terminal, else a line a second and topic. A topic or pattern without a message is listed too."""
+    """Shows a live table on a terminal, else one line per topic each second. Topics and patterns without messages are listed."""
 
     def __init__(
         self,
@@ -60,8 +60,14 @@ class Display:
         live: Live | None,
         as_json: bool,
     ) -> None:
-        """``columns``: those of the figures; ``entries``: the topics and patterns of the command line; ``live``: the live
-        table; ``as_json``: print all figures as JSON."""
+        """
+        Args:
+            columns: column of each figure to show, by its name.
+            rates: the figures.
+            entries: topics and patterns of the command line.
+            live: shows the table on a terminal; ``None``: print lines.
+            as_json: whether to print all figures as JSON.
+        """
         self._columns = columns
         self._rates = rates
         self._silent = list(entries)

@@ -63,7 +63,7 @@ class Status:
     Attributes:
         evidence: settings and nodes.
         found: address, version and PING of the broker.
-        lags: of the groups; ``None`` where they are not known.
+        lags: lag of each consumer group; ``None`` if unknown.
         others: number of groups that were not read.
         permitted: whether the user may read the announcements of nodes and programs.
     """

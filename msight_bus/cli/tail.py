@@ -51,14 +51,20 @@ _UNITS = (("ms", 1e3), ("s", 1.0), ("min", 1 / 60), ("h", 1 / 3600))
 
 
 class Tail:
-    """Prints messages, at most some a second, and counts the others.
+    """Prints messages, at most ``rate`` a second, and counts those that it does not print.
 
     Attributes:
         shown: number of messages printed.
     """
 
     def __init__(self, limits: Limits, wanted: str | None, rate: float | None, *, as_json: bool) -> None:
-        """``wanted`` is the filter, ``rate`` the most messages a second; ``as_json`` prints JSON."""
+        """
+        Args:
+            limits: limits of decoding.
+            wanted: filter (`payload_text.matches`); ``None``: every message is shown.
+            rate: maximum number of messages shown a second; ``None``: no maximum.
+            as_json: whether to print JSON.
+        """
         self.shown = 0
         self._limits = limits
         self._wanted = wanted

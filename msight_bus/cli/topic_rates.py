@@ -88,7 +88,11 @@ class TopicRates:
     """
 
     def __init__(self, window: int, most: int) -> None:
-        """``window``: number of `turn`s that the window lasts; ``most``: maximum number of topics."""
+        """
+        Args:
+            window: length of the window in seconds: `turn` is called once a second.
+            most: maximum number of topics; messages of further topics are only counted.
+        """
         self.clock: Callable[[], float] = time.monotonic
         self.others = 0
         self._most = most

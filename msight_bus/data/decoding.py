@@ -33,7 +33,7 @@ class Decoder(Generic[T]):
         """
         Args:
             decode: decodes a payload; it can raise any error.
-            layout: of the type.
+            layout: the limits that follow from the type.
             is_json: whether payloads are JSON; else MessagePack.
         """
         self._decode = decode

@@ -75,8 +75,8 @@ class Seen:
     Attributes:
         messages, keyed: number of messages, and of those with a key.
         largest: bytes of the largest payload.
-        sessions: of the publishers, at most `_MAX_SESSIONS`.
-        partitions: of a log.
+        sessions: session ids of the publishers, at most `_MAX_SESSIONS`; ``None`` for foreign publishers.
+        partitions: numbers of the partitions that the messages came from; empty without a log.
     """
 
     messages: int = 0
@@ -94,12 +94,13 @@ class Evidence:
         settings: the user's settings.
         topics: the topics and patterns to which the user limits the checks; empty: all.
         message_bytes: size of a message that the user wants to send; 0 if unknown.
-        max_message_bytes: what the connected backend accepts; 0 if not connected.
-        seconds: for which messages were observed.
+        max_message_bytes: maximum bytes of a message that the connected backend accepts; 0 if not connected.
+        seconds: duration of the observation.
         nodes, programs: the registry's nodes and other programs.
         seen: the observed messages, by topic.
         losses: number of gaps and of missing messages, by topic.
-        clocks: by host, the least seconds from the publish time of a heartbeat, by the host's clock, to its arrival.
+        clocks: by host, the shortest delay of a heartbeat in seconds, from its publish time by the host's clock to its arrival by
+            this machine's clock.
     """
 
     settings: BusSettings

@@ -45,7 +45,7 @@ class NodeConfig:
         heartbeat_checking_duration: seconds between two checks of ``heartbeat_tolerance``.
         gap: number of items to skip after each handled item.
         group_id: consumer group; default: ``<name>_group`` on Kafka, none on other backends.
-        sensor_name: for the node's code; the bus does not use it.
+        sensor_name: name of the sensor, for the node's code; the bus does not use this field.
         logging_level: level of the node's logger, for example ``"DEBUG"``; default: inherited.
         queue: queue policy for inputs that arrive faster than the node handles them; default: the backend's.
         concurrency: number of inputs handled concurrently. Outputs keep the order of their inputs.

@@ -51,7 +51,7 @@ class InputWindow:
             run: the state of the run.
             handler: the node's code; called with each input.
             subscription: the node's input.
-            publisher: for outputs; ``None`` for a sink.
+            publisher: publishes the outputs; ``None`` for a sink.
         """
         limits = run.bus.settings.limits
         self._run = run

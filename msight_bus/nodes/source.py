@@ -29,7 +29,7 @@ class SourceNode(Node, Generic[Out]):
     With ``action_on_error="continue"``, the source is called again after an error, with exponential backoff from 0.1 s to 10 s.
 
     Attributes:
-        sensor_name: as configured.
+        sensor_name: name of the sensor (`NodeConfig.sensor_name`).
     """
 
     required_topics: ClassVar[tuple[str, ...]] = ("publish_topic_name",)
@@ -92,7 +92,7 @@ class Items:
         Args:
             run: the state of the run.
             stream: returns a new iterator of the node's items.
-            publisher: for the items.
+            publisher: publishes the items.
         """
         self._run = run
         self._stream = stream

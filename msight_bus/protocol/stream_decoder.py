@@ -67,7 +67,7 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
         data: the text of an error or status, the JSON of ``INFO``, the channel of a confirmation, the content
             of a bulk string; otherwise empty.
         count: number of consecutive replies that this one represents; over 1 only for ``integer``.
-        elements: of an ``array``: bytes, int, None or a list.
+        elements: the elements of an ``array``: bytes, int, None or lists.
     """
 
     kind: str

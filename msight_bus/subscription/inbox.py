@@ -244,7 +244,7 @@ class Inbox:
         Args:
             selection: the topics and the queue policy.
             counts: whether the sequences of publishers are tracked.
-            deadline: seconds, or ``None``.
+            deadline: seconds without a message of a topic after which `DeadlineMissed` is reported; ``None``: never.
             most: maximum number of topics whose counters are kept.
             clock: returns POSIX seconds.
             report: called with each event.

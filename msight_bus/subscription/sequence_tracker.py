@@ -81,7 +81,7 @@ class _Position:
 
     Attributes:
         first, highest: every sequence in between was received, is in a hole, or was in a forgotten hole.
-        holes: in ascending order.
+        holes: the holes of this position, in ascending order.
         forgotten_below: a sequence below this one that is in no hole can be late or a duplicate.
         continued: whether a message continued this position after the jump to it.
         idle_since: POSIX seconds when the session continued at another position; ``None`` for the current position.

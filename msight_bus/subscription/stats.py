@@ -40,7 +40,7 @@ class SubscriptionStats:
         gaps: number of gaps reported, those of a reconnect included; ``None`` where gaps are not counted.
         missing: messages known to be missing; ``None`` for a member of a group that shares a stream.
         duplicates: messages received more than once; ``None`` where they are not detected.
-        queued: in the queue now.
+        queued: messages in the queue now.
         queued_peak: the maximum of ``queued`` so far.
         lag: records of a log between the last one returned to the consumer and the end of the log, queued ones included;
             ``None`` without a log, or while the end is not known.

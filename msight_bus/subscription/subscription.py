@@ -90,8 +90,20 @@ class Subscription(Generic[T_co]):
         on_drop: Callable[[Sequence[Message[Any]], str], None] | None = None,
         entries: tuple[str, ...] = (),
     ) -> None:
-        """``check`` raises where the bus cannot be used (`Core.check`); ``clock`` returns POSIX seconds; ``on_drop`` is called
-        with messages that are dropped and the cause; ``entries``: the topics and patterns as they were given."""
+        """
+        Args:
+            backend: the backend to subscribe on.
+            selection: the topics, by their names on the broker, and the options that the backend needs.
+            options: the other options.
+            limits: deadlines and limits.
+            clock: returns POSIX seconds.
+            check: raises a `BusError` if the bus is closed, or the caller runs outside its thread, event loop or process.
+            report: called with each event.
+            on_entered: called when the broker has confirmed the subscription.
+            on_closed: called when the subscription is closed.
+            on_drop: called with the messages that are dropped and the cause.
+            entries: the topics and patterns as they were given; empty: those of ``selection``.
+        """
         self.topics = entries or selection.topics
         self.topic = named(self.topics)
         self.consumer: asyncio.Task[object] | None = None
@@ -296,7 +308,13 @@ class Subscription(Generic[T_co]):
             )
 
     def _check_loop(self) -> None:
-        """Check the event loop. A closed bus raises later, once the queued messages are delivered."""
+        """Check that the caller runs in the thread, event loop and process of the bus.
+
+        A closed bus is not an error here: the queued messages are still delivered, then `MessageQueue.wait` raises.
+
+        Raises:
+            BusError: the caller runs in another thread, event loop or process.
+        """
         if not self._queue.ended and self._at_broker is not None:
             with suppress(ClosedError):
                 self._check()

@@ -89,7 +89,7 @@ class Simulation:
         """Connect a bus to the simulated broker, as `msight_bus.connect` does; works on any event loop.
 
         Args:
-            settings: for the limits; default: the default settings, without reading the environment.
+            settings: settings of the bus; default: the defaults of all settings, without reading the environment.
             on_event: called with each `BusEvent`.
 
         Raises:

@@ -97,7 +97,7 @@ class KafkaPublisher:
         """
         Args:
             backend: has the writers.
-            topic: to publish on.
+            topic: the topic to publish on.
             name: the publisher's stable name, which selects the partition of messages without a key; ``None`` to spread them.
             within: seconds that a message may wait.
             alone: whether each message has an acknowledgement of its own, as for `Bus.publish`, whose caller waits for each.

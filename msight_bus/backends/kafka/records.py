@@ -67,7 +67,7 @@ def to_messages(
         topic: the topic of the records.
         records: as aiokafka's parser or `read_records` yields them.
         received_at: POSIX seconds.
-        settlement: of the messages.
+        settlement: receives the acknowledgements of the messages; ``None``: acknowledging has no effect.
         first: offset of the first record if offsets have no holes; ``None`` to use each record's own offset.
     """
     values: list[bytes] = []

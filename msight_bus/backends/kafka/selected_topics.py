@@ -59,7 +59,11 @@ class SelectedTopics:
     """
 
     def __init__(self, selection: Selection, client: Client) -> None:
-        """``client``: the connections of the subscription, which carry the records too."""
+        """
+        Args:
+            selection: the topics and patterns.
+            client: the connections of the subscription, on which its records are fetched too.
+        """
         self._selection = selection
         self._client = client
         self._given = frozenset(selection.topics)

@@ -61,8 +61,16 @@ class NatsConnection(SocketConnection):
         max_received: int,
         on_info: Callable[[Mapping[str, Any]], None],
     ) -> None:
-        """``max_payload``: maximum bytes of a published message; ``max_received``: of a received message; ``on_info``: called
-        with each INFO of the server."""
+        """
+        Args:
+            transport: the transport of the connected client.
+            on_lost: called once, with the connection and the reason.
+            on_refused: called with a subject and an error when the server refuses a message.
+            on_leaving: called with the connection when the server announces its shutdown.
+            max_payload: maximum bytes of a published message, headers included.
+            max_received: maximum bytes of a received payload.
+            on_info: called with the fields of each INFO of the server.
+        """
         super().__init__(transport, on_lost, nats.CODEC, max_bytes=max_payload, max_received=max_received)
         self._max_received = max_received
         self._on_refused = on_refused

@@ -88,7 +88,7 @@ class NatsConnector:
         self._announced = read_announced(info.get("connect_urls"), by) or self._announced
 
     def _candidates(self) -> list[Candidate]:
-        """Return the configured servers in random order, then some announced ones; those in lame duck mode last."""
+        """Return the configured and up to `_MAX_ANNOUNCED_TRIED` announced servers; those in lame duck mode are last."""
         configured = list(self._nats.servers)
         random.shuffle(configured)
         known = {(server.host, server.port) for server in configured}

@@ -48,7 +48,15 @@ class PubSubConsumer:
         *,
         number: int,
     ) -> None:
-        """``on_closed`` closes a dedicated connection; ``None`` on a shared one; ``number``: of the subscription."""
+        """
+        Args:
+            selection: the topics and options.
+            inbox: receives the messages.
+            connection: the connection to subscribe on.
+            limits: deadlines.
+            on_closed: closes a dedicated connection after unsubscribing; ``None`` on a shared connection.
+            number: identifies the subscription on its connection.
+        """
         self.inbox: Inbox | None = inbox
         group_id = selection.group_id
         self.routes: list[Route] = [

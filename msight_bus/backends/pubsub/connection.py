@@ -41,7 +41,10 @@ class Connection:
     """
 
     def __init__(self, on_lost: Callable[[Connection, BusError], None]) -> None:
-        """``on_lost`` is called once, with this connection and the reason."""
+        """
+        Args:
+            on_lost: called once, with this connection and the reason.
+        """
         self.loop = asyncio.get_running_loop()
         self.congested = False
         self.in_flight = InFlight()

@@ -55,7 +55,10 @@ class DeliveryBuffer:
     """An interceptor that buffers the messages of the new connection."""
 
     def __init__(self, on_full: Callable[[], None]) -> None:
-        """``on_full`` is called when the buffer is full."""
+        """
+        Args:
+            on_full: called when the buffer is full.
+        """
         self._on_full = on_full
         self._held: list[tuple[Route, list[Message]]] = []
         self._count = 0
@@ -78,7 +81,11 @@ class CopyFilter:
     """An interceptor that drops duplicates: other servers can pass messages to the new server after the old one."""
 
     def __init__(self, seen: set[_Key], connection: Connection) -> None:
-        """``connection`` loses this interceptor after some seconds."""
+        """
+        Args:
+            seen: topic, session and sequence of the messages that were delivered before.
+            connection: the connection to filter; its `interceptor` is removed after `_COPIES_WITHIN` seconds.
+        """
         self._seen = seen
         self._connection = connection
         connection.loop.call_later(_COPIES_WITHIN, self._end)

@@ -80,13 +80,14 @@ async def answered(
     """Wait for the answer to the command that was written last.
 
     Args:
-        connection: where the command was written.
+        connection: the connection on which the command was written.
         answer: the future of the answer.
         patience: seconds from the time at which the broker can have received the command.
-        enough: whether something else suffices.
+        enough: called at each wake-up; ``True`` ends the wait as an answer does.
 
     Returns:
-        False if no answer came in time; true also if the connection is gone, or reads nothing for now.
+        ``False`` if no answer arrived in time. ``True`` if an answer arrived, ``enough`` returned ``True``, the connection is
+        lost or closed, or reading is paused.
     """
     loop = asyncio.get_running_loop()
     moved_at = loop.time()
@@ -114,7 +115,10 @@ class Progress:
     """The number of bytes that the peer's TCP has acknowledged."""
 
     def __init__(self, sock: Any) -> None:
-        """``sock``: from ``get_extra_info("socket")``; can be ``None``."""
+        """
+        Args:
+            sock: the transport's ``get_extra_info("socket")``; ``None``: progress is unknown.
+        """
         family = getattr(sock, "family", None)
         is_tcp = family in (socket.AF_INET, socket.AF_INET6)
         self._socket = sock if is_tcp and sys.platform == "linux" else None

@@ -143,7 +143,7 @@ class PublishedTopics:
         return None
 
     def _announce_first(self) -> bool:
-        """If more than `_WAITING` topics wait for their announcement, announce some now; return whether one can be evicted."""
+        """Announce the oldest topics now if more than `_WAITING` wait for it; return whether one can be evicted."""
         if self._announcer is None or not self._announcer.works:
             return True
         if len(self._topics) <= self._limit + _WAITING:
@@ -180,7 +180,15 @@ class PubSubPublisher:
         *,
         keeps: bool,
     ) -> None:
-        """``keeps``: the topic's counter is not evicted before the publisher is closed."""
+        """
+        Args:
+            topics: the topics that the bus publishes on.
+            name: the topic's name on the broker.
+            connection: the connection to publish on.
+            limits: deadlines.
+            report: called with an event when a message is refused.
+            keeps: whether the topic's counter must not be evicted until the publisher is closed.
+        """
         self._topics = topics
         self._keeps = keeps
         self._topic = topics.get(name)

@@ -91,7 +91,7 @@ class Subscriber(Protocol):
     """A subscription, as `ReconnectingConnection` resubscribes it.
 
     Attributes:
-        inbox: of a user's subscription; ``None`` for an internal one.
+        inbox: the inbox of a user's subscription; ``None`` for an internal subscription.
     """
 
     inbox: Inbox | None

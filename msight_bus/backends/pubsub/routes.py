@@ -16,12 +16,12 @@ class Route:
 
     Attributes:
         topic: the topic's name on the broker; of a `PatternRoute`, the pattern.
-        name: the topic's name here, for `Message.topic`.
+        name: the topic's name in this program, for `Message.topic`.
         group_id: queue group; ``None``: every message is received.
         stream: receives the messages.
         on_refused: called when the broker revokes the permission to subscribe.
         subscription: number of the subscription, which its routes share.
-        inbox: of a user's subscription, whose stream the route has; else ``None``.
+        inbox: the inbox that ``stream`` belongs to; ``None`` for an internal subscription.
         ordered: whether the subscription can have more than one topic, so that the order of their messages matters.
     """
 

@@ -73,7 +73,14 @@ class SocketConnection(Connection, asyncio.Protocol):
         max_bytes: int,
         max_received: int,
     ) -> None:
-        """``max_received``: maximum bytes of a received payload."""
+        """
+        Args:
+            transport: the transport of the connected client.
+            on_lost: called once, with this connection and the reason.
+            codec: the protocol.
+            max_bytes: maximum bytes of a published message.
+            max_received: maximum bytes of a received payload.
+        """
         super().__init__(on_lost)
         self.transport: Any = transport
         self.socket = transport.get_extra_info("socket")

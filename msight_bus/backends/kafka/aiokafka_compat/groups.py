@@ -133,7 +133,10 @@ class ConsumerGroupsRequest(Request[_ConsumerGroupsRequestStruct]):
     API_KEY = 69
 
     def __init__(self, groups: Iterable[str]) -> None:
-        """``groups``: names of the groups, whose coordinator is the broker that is asked."""
+        """
+        Args:
+            groups: names of groups; send the request to their coordinator.
+        """
         self._groups = list(groups)
 
     def build(self, request_struct_class: type[_ConsumerGroupsRequestStruct]) -> _ConsumerGroupsRequestStruct:

@@ -138,7 +138,10 @@ class TopicIdentitiesRequest(Request[_MetadataRequestStruct]):
     API_KEY = 3
 
     def __init__(self, topics: Iterable[str] | None) -> None:
-        """``topics``: the topics to ask for; ``None`` asks for all that the user may describe."""
+        """
+        Args:
+            topics: the topics to look up; ``None``: all that the user may describe.
+        """
         self._topics: list[Any] | None = None if topics is None else [(bytes(16), topic, {}) for topic in topics]
 
     def build(self, request_struct_class: type[_MetadataRequestStruct]) -> _MetadataRequestStruct:
