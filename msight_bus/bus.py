@@ -252,10 +252,10 @@ class Bus:
     # -- closing
 
     async def drain(self, timeout: float | None = None) -> None:
-        """Drain and close: stop the intake, deliver queued messages, end the iterators, flush published messages, commit.
+        """Drain and close: stop receiving, deliver queued messages, end the iterators, flush published messages, commit.
 
         Publishing is allowed until the iterators have ended. Called from a task that consumes one of the subscriptions, `drain`
-        only stops the intake and returns, because the queue cannot empty before that task continues. Concurrent calls drain
+        only stops receiving and returns, because the queue cannot empty before that task continues. Concurrent calls drain
         together: the earliest deadline holds, and each call raises its error.
 
         Args:

@@ -44,7 +44,7 @@ async def drain(
     backend: Backend,
     timeout: float,
 ) -> bool:
-    """Stop the intake, wait until the iterators and nodes have ended, flush published messages and commit.
+    """Stop receiving, wait until the iterators and nodes have ended, flush published messages and commit.
 
     Args:
         first: the first step.
@@ -54,7 +54,7 @@ async def drain(
         timeout: deadline of all steps together, in seconds.
 
     Returns:
-        Whether all steps were done. Called from a task that consumes one of the subscriptions, the drain only stops the intake,
+        Whether all steps were done. Called from a task that consumes one of the subscriptions, the drain only stops receiving,
         because the queue cannot empty before that task continues.
 
     Raises:
@@ -69,7 +69,7 @@ async def drain(
             await first()
             for drainable in drainables:
                 drainable.stopping.set()
-            await asyncio.gather(*(subscription.end_intake() for subscription in subscriptions))
+            await asyncio.gather(*(subscription.stop_receiving() for subscription in subscriptions))
             if inside:
                 return False
             await asyncio.gather(*(subscription.finished() for subscription in subscriptions))

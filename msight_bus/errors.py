@@ -46,7 +46,7 @@ def quoted(text: object, limit: int = _LONGEST_QUOTED) -> str:
 
     Args:
         text: text; bytes are decoded as UTF-8, any other object is converted with ``str``.
-        limit: maximum number of characters; a longer text is cut and ends in ``...``.
+        limit: maximum number of characters; a longer text is truncated and ends in ``...``.
     """
     decoded = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
     shown = "".join(

@@ -52,12 +52,12 @@ class LoopShare:
     def _turned(self) -> None:
         self.held_since = None
 
-    async def give(self, began: float, now: float) -> None:
+    async def yield_to_loop(self, began: float, now: float) -> None:
         """Yield to the event loop; after a long item, until the other tasks are idle.
 
         Args:
-            began: start of the last item, by the loop's clock.
-            now: end of the last item.
+            began: start of the last item, in seconds of the loop's clock.
+            now: end of the last item, by the same clock.
         """
         if now - began < LONG_TURN:
             await asyncio.sleep(0)

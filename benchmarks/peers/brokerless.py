@@ -1,6 +1,6 @@
 """Libraries without a broker: pyzmq and zenoh. The publisher connects to the subscriber by TCP on the loopback interface.
 
-They keep nothing for a subscriber that is away, and each pair of programs has its own connection.
+They keep nothing for a disconnected subscriber, and each pair of programs has its own connection.
 """
 
 from __future__ import annotations

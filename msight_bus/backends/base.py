@@ -185,7 +185,7 @@ class Consumer(Protocol):
         """Read again."""
 
     async def stop(self) -> None:
-        """Stop the intake: nothing is delivered after this returns. Delivered messages can still be acknowledged."""
+        """Stop receiving: nothing is delivered after this returns. Delivered messages can still be acknowledged."""
 
     async def commit(self) -> None:
         """Commit the acknowledged messages, within an internal deadline."""

@@ -50,7 +50,7 @@ def decoded(message: Message, limits: Limits) -> Any:
             return msgspec.json.decode(payload)
     except (DecodeError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass
-    try:  # a character can be cut at the limit
+    try:  # the limit can be inside a character
         text = codecs.getincrementaldecoder("utf-8")().decode(payload[:_MOST_TEXT], final=len(payload) <= _MOST_TEXT)
     except UnicodeDecodeError:
         return payload
@@ -59,7 +59,7 @@ def decoded(message: Message, limits: Limits) -> Any:
 
 
 def as_text(value: Any, most: int) -> str:
-    """Return a value on one line of printable characters, about ``most`` long. Numbers are never cut."""
+    """Return a value on one line of printable characters, of about ``most`` characters. Numbers are never truncated."""
     if isinstance(value, str):
         return quoted(value, most)
     return _bytes(value, _BYTES) if isinstance(value, bytes) else _short(value, most)

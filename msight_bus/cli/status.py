@@ -93,7 +93,7 @@ class Status:
                 registry = await registry_of(bus)
                 note(f"Listening for {seconds:g} s; Ctrl-C ends earlier.")
                 await asyncio.sleep(0 if registry is None else seconds)
-                await bus.core.backend.ping()  # a broker that went away meanwhile is an error
+                await bus.core.backend.ping()  # a broker that is down by now is an error
             except AuthenticationError as error:
                 self.permitted = False
                 note(f"Nodes and programs are not shown: {error}")

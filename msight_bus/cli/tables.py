@@ -1,4 +1,4 @@
-"""Plain-text tables that fit a terminal: columns are omitted, then text is folded; numbers are never cut."""
+"""Plain-text tables that fit a terminal: columns are omitted, then text is folded; numbers are never truncated."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ class Node(ABC):
         return self._node_run.bus
 
     def stop(self) -> None:
-        """Drain and end the node: stop the intake, handle queued inputs and flush outputs.
+        """Drain and end the node: stop receiving, handle queued inputs and flush outputs.
 
         Does nothing if the node is not running. May be called from any thread and from a signal handler.
         """

@@ -94,7 +94,7 @@ class NodePublisher:
         self.send_plain = publisher.send
         self.on_failure: Callable[[Exception], None] = lambda _: run.stopping.set()
         self._failure: BusError | None = None
-        run.on_disconnected = self._disconnected
+        run.on_disconnected = self._drop_current
         publisher.report_refusals(self._refused)
 
     @classmethod
@@ -170,17 +170,17 @@ class NodePublisher:
         if not self._drops:
             return await self._deliver(output, error)
         try:
-            if not self._run.disconnected:
+            if not self._run.is_disconnected:
                 async with asyncio.timeout(None) as self._sending:
                     return await self._deliver(output, error)
-        except TimeoutError:  # from `_disconnected`: `_deliver` raises none when outputs are dropped
+        except TimeoutError:  # from `_drop_current`: `_deliver` raises none when outputs are dropped
             pass
         finally:
             self._sending = None
         self._drop()
         return None
 
-    def _disconnected(self) -> None:
+    def _drop_current(self) -> None:
         """Drop the output that is being sent, because the bus has disconnected; only with ``while_disconnected="drop"``."""
         if self._sending is not None:
             self._sending.reschedule(asyncio.get_running_loop().time())
@@ -201,7 +201,7 @@ class NodePublisher:
                     return accepted
             if not isinstance(error, BROKER_DOWN) or (isinstance(error, ConnectionLostError) and not self._keeps):
                 raise error
-            self.warn_of_waiting(error)
+            self.log_waiting(error)
             if self._drops:
                 self._drop()
                 return None
@@ -240,9 +240,9 @@ class NodePublisher:
         if self._keeps:
             await self._publisher.flush()
 
-    def warn_of_waiting(self, error: BusError) -> None:
+    def log_waiting(self, error: BusError) -> None:
         """Log that publishing waits, once until an output is sent again."""
         if not self._waits:
             self._waits = True
-            if not self._run.disconnected:  # else the disconnect was logged
+            if not self._run.is_disconnected:  # else the disconnect was logged
                 self._run.logger.warning("Publishing waits for the broker: %s", error)

@@ -45,7 +45,7 @@ class NodeRun:
         over: set when the node has ended.
         status: see `NodeStatus`.
         ended: whether only the last announcement is left.
-        disconnected: whether the bus is disconnected.
+        is_disconnected: whether the bus is disconnected.
         on_disconnected: called when the bus disconnects.
         unfinished: returns the number of items that were taken and are not finished.
         hook: the hook that runs now, ``on_start`` or ``on_stop``; empty if none does.
@@ -87,7 +87,7 @@ class NodeRun:
         self.over = asyncio.Event()
         self.status = NodeStatus.REGISTERED
         self.ended = False
-        self.disconnected = False
+        self.is_disconnected = False
         self.on_disconnected: Callable[[], None] | None = None
         self.unfinished: Callable[[], int] = lambda: 0
         self.publishing: Callable[[], bool] = lambda: False
@@ -179,13 +179,13 @@ class NodeRun:
 
     def _bus_event(self, event: BusEvent) -> None:
         """Report an event of the bus; log one line for a disconnect and one for the reconnect."""
-        if isinstance(event, Disconnected) and not self.disconnected:
-            self.disconnected = True
+        if isinstance(event, Disconnected) and not self.is_disconnected:
+            self.is_disconnected = True
             self.logger.warning("Disconnected; %s: %s", self._meanwhile(), event.reason)
             if self.on_disconnected is not None:
                 self.on_disconnected()
         elif isinstance(event, Reconnected):
-            self.disconnected = False
+            self.is_disconnected = False
             self.logger.warning("Reconnected after %s.", counted(event.attempts, "attempt"))
         elif not isinstance(event, Refused) or event.topic != self.config.publish_topic_name:
             return  # `report` takes the events of the node's own subscription
@@ -274,7 +274,7 @@ class NodeRun:
         while True:
             await asyncio.sleep(self.config.heartbeat_checking_duration)
             now = loop.time()
-            if self.meter.messages_out != out or self.disconnected:
+            if self.meter.messages_out != out or self.is_disconnected:
                 out, since = self.meter.messages_out, now
             elif now - since > tolerance and not told:
                 told = True

@@ -93,7 +93,7 @@ class InputWindow:
         name = self._config.name
         async with self._tasks as tasks:
             try:
-                intake = tasks.create_task(self._end_intake(), name=f"msight_bus intake {name}")
+                stopping = tasks.create_task(self._stop_receiving(), name=f"msight_bus stop {name}")
                 workers = [
                     tasks.create_task(self._work(number), name=f"msight_bus handler {name} {number}")
                     for number in range(self._config.concurrency)
@@ -112,13 +112,13 @@ class InputWindow:
                 self._fail(error)
             finally:
                 self._over = True
-            intake.cancel()
+            stopping.cancel()
         if self._failure is not None:
             raise self._failure
 
-    async def _end_intake(self) -> None:
+    async def _stop_receiving(self) -> None:
         await self._run.stopping.wait()
-        await self._subscription.end_intake()
+        await self._subscription.stop_receiving()
 
     def _fail(self, error: Exception) -> None:
         """End the run with an error; other workers finish the inputs that they are handling."""
@@ -148,7 +148,7 @@ class InputWindow:
             while self._failure is None:
                 now = loop_time()
                 if now >= share.yield_at:
-                    await share.give(began, now)
+                    await share.yield_to_loop(began, now)
                     now = loop_time()
                 message = take()
                 if message is None:
@@ -320,7 +320,7 @@ class InputWindow:
             return
         try:
             if isinstance(error, BROKER_DOWN):
-                self._publisher.warn_of_waiting(error)
+                self._publisher.log_waiting(error)
                 await message.nack()
             elif self._config.action_on_error == "continue":
                 await self._give_up(message, error, None)

@@ -114,7 +114,7 @@ class Items:
             Exception: an error of the node's code, or of the bus.
         """
         name = self._run.config.name
-        interrupter = asyncio.create_task(self._interrupt(), name=f"msight_bus intake {name}")
+        interrupter = asyncio.create_task(self._interrupt(), name=f"msight_bus interrupt {name}")
         self._task = task = asyncio.create_task(self._publish_all(), name=f"msight_bus source {name}")
         self._run.tasks.add(task)
         try:
@@ -204,7 +204,7 @@ class Items:
                     pause = _FIRST_PAUSE
                     if share.held_since is not None and (now >= share.yield_at or not number % A_TURN):
                         busy_since.clear()
-                        await share.give(began, now)
+                        await share.yield_to_loop(began, now)
                         now = loop_time()
         finally:
             busy_since.clear()

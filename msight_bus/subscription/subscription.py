@@ -404,8 +404,8 @@ class Subscription(Generic[T_co]):
 
     # -- drain
 
-    async def end_intake(self) -> None:
-        """Stop the intake; the iterator ends after the queued messages."""
+    async def stop_receiving(self) -> None:
+        """Stop receiving; the iterator ends after the queued messages."""
         self._inbox.stop_watching()
         try:
             if self._at_broker is not None:

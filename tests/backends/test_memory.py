@@ -41,7 +41,7 @@ class Sender:
     def refused(self, error) -> None:
         raise AssertionError("memory refuses nothing")
 
-    def cut(self, count, reason) -> None:
+    def connection_lost(self, count, reason) -> None:
         self.lost += count
 
 

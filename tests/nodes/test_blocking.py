@@ -133,10 +133,10 @@ async def test_code_that_blocks_the_loop_is_named_at_most_once_an_interval(caplo
     share = LoopShare("Detector.process", logging.getLogger("test"), 10)
     for began in (100.0, 105.0, 112.0):
         share.begin(began)
-        await share.give(began, began + 1.5)
+        await share.yield_to_loop(began, began + 1.5)
     share.begin(130.0)
     await asyncio.sleep(0)  # the code waited in between
-    await share.give(130.0, 131.5)
+    await share.yield_to_loop(130.0, 131.5)
     assert caplog.text.count("Detector.process blocked the event loop for 1.5 s") == 2
 
 
@@ -148,5 +148,5 @@ async def test_after_a_long_turn_other_tasks_run_until_idle():
     share = LoopShare("Detector.process", logging.getLogger("test"), 10)
     other = asyncio.create_task(work())
     share.begin(100.0)
-    await share.give(100.0, 100.2)
+    await share.yield_to_loop(100.0, 100.2)
     assert other.done()

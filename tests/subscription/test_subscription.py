@@ -112,7 +112,7 @@ async def test_intake_has_ended_all_when_nothing_is_queued_or_in_hand(queued, un
         await asyncio.sleep(0)
         if queued:
             log.deliver(b"2")
-        await messages.end_intake()
+        await messages.stop_receiving()
         assert log.stopped
         assert messages._queue.ended
         finished = asyncio.create_task(messages.finished())
@@ -128,7 +128,7 @@ async def test_the_queue_ends_even_if_the_intake_cannot_be_stopped():
     async with subscription_to(log) as messages:
         log.stop = failing
         with pytest.raises(BusError, match="not now"):
-            await messages.end_intake()
+            await messages.stop_receiving()
         assert [message async for message in messages] == []
 
 

@@ -83,7 +83,7 @@ async def test_after_the_end_nothing_is_expected(msight_simulation, topic, how):
         if how == "fail":
             messages._inbox.fail(ConnectionLostError("by the test"))
         else:
-            await (messages.end_intake() if how == "end" else messages.close())
+            await (messages.stop_receiving() if how == "end" else messages.close())
         await asyncio.sleep(50)
     assert told == []
 

@@ -67,7 +67,7 @@ class FaultProxy:
         port: port of the proxy.
         conditions: how data is forwarded.
         accepted: number of accepted connections.
-        faults: number of connections that were reset or cut.
+        faults: number of connections that were reset or closed early.
     """
 
     def __init__(self, broker_port: int = 0, *, seed: int = 0, receive_buffer: int | None = None) -> None:

@@ -425,7 +425,7 @@ class KafkaBackend:
             name,
             self._limits.publish_timeout,
             alone=not keeps,
-            on_closed=self._producer.let_go if keeps else None,
+            on_closed=self._producer.release if keeps else None,
         )
 
     def counter(self, topic: str) -> envelope.TopicCounter | None:

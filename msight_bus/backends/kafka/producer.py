@@ -352,10 +352,10 @@ class KafkaProducer:
         return (written.counter for written in list(self._written.values()))
 
     def keep(self, topic: str) -> None:
-        """Do not evict the topic until `let_go` is called as often."""
+        """Do not evict the topic until `release` is called as often."""
         self._kept[topic] += 1
 
-    def let_go(self, topic: str) -> None:
+    def release(self, topic: str) -> None:
         """Undo one call of `keep`."""
         self._kept[topic] -= 1
         if not self._kept[topic]:

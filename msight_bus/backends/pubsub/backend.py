@@ -348,9 +348,7 @@ class PubSubBackend:
         self._dedicated.discard(connection)
         self._listening.pop(connection, None)
         await connection.close(self._limits.pong_timeout)
-        if (
-            connection in self._disconnected
-        ):  # else the bus would stay disconnected although its other connections are open
+        if connection in self._disconnected:  # else the bus stays disconnected although its other connections are open
             self._reconnected(connection, 0)
 
     def abort_at(self, when: float | None) -> None:

@@ -204,5 +204,5 @@ class Connection:
         self._reason = reason
         self.gone.set_result(None)
         self._release()
-        self.in_flight.cut(reason)
+        self.in_flight.connection_lost(reason)
         self._on_lost(self, reason)

@@ -21,8 +21,8 @@ class Sender(Protocol):
     def refused(self, error: BusError) -> None:
         """Handle the refusal of a message of this sender."""
 
-    def cut(self, count: int, reason: BusError) -> None:
-        """Handle a lost connection with ``count`` unconfirmed messages of this sender."""
+    def connection_lost(self, count: int, reason: BusError) -> None:
+        """Handle the loss of a connection on which ``count`` messages of this sender are unconfirmed."""
 
 
 class UnconfirmedRun:
@@ -160,7 +160,7 @@ class InFlight:
         """The request that is answered next; ``None`` without one."""
         return next((entry for entry in self._entries if isinstance(entry, Request)), None)
 
-    def cut(self, reason: BusError) -> None:
+    def connection_lost(self, reason: BusError) -> None:
         """Fail every request with ``reason``, and report to each sender the number of unconfirmed messages."""
         entries, self._entries = self._entries, deque()
         self.last = None
@@ -170,4 +170,4 @@ class InFlight:
                 entry.finish(reason)
             else:
                 count, entry.count = entry.count, 0
-                entry.sender.cut(count, reason)
+                entry.sender.connection_lost(count, reason)

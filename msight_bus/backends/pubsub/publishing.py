@@ -157,7 +157,6 @@ class PubSubPublisher:
 
     __slots__ = (
         "_connection",
-        "_cut",
         "_keeps",
         "_limits",
         "_reason",
@@ -165,6 +164,7 @@ class PubSubPublisher:
         "_report",
         "_topic",
         "_topics",
+        "_unconfirmed_lost",
         "_waiting",
         "on_refused",
         "unconfirmed",
@@ -198,7 +198,7 @@ class PubSubPublisher:
         self._report = report
         self._refused: BusError | None = None
         self.on_refused: Callable[[BusError, int], None] | None = None
-        self._cut = 0
+        self._unconfirmed_lost = 0
         self._reason: BusError | None = None
         self.unconfirmed: UnconfirmedRun | None = None
         self._waiting = 0
@@ -258,8 +258,8 @@ class PubSubPublisher:
         await self._connection.confirm()
         if self._refused is not None:
             self._raise_refused()
-        if self._cut:
-            count, self._cut = self._cut, 0
+        if self._unconfirmed_lost:
+            count, self._unconfirmed_lost = self._unconfirmed_lost, 0
             raise ConnectionLostError(
                 f"{count} messages on {self._topic.counter.topic!r} were written before a disconnect and never confirmed; "
                 "at most these are lost."
@@ -300,9 +300,9 @@ class PubSubPublisher:
             self._refused = error
         self._report(Refused(name, str(error)))
 
-    def cut(self, count: int, reason: BusError) -> None:
-        """Count messages that were never confirmed; `flush` raises."""
-        self._cut += count
+    def connection_lost(self, count: int, reason: BusError) -> None:
+        """Count messages that were never confirmed, for the error of `flush`."""
+        self._unconfirmed_lost += count
         self._reason = reason
 
     def _raise_refused(self) -> None:

@@ -203,7 +203,7 @@ class SequenceAnnouncer:
                 error,
             )
 
-    def cut(self, count: int, reason: BusError) -> None:
+    def connection_lost(self, count: int, reason: BusError) -> None:
         """Do nothing: the next announcement replaces a lost one."""
 
 

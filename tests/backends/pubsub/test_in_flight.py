@@ -28,7 +28,7 @@ class Sender:
     def refused(self, error: BusError) -> None:
         self.refusals.append(str(error))
 
-    def cut(self, count: int, reason: BusError) -> None:
+    def connection_lost(self, count: int, reason: BusError) -> None:
         self.lost += count
         self.reason = reason
 
@@ -117,7 +117,7 @@ class InFlightModel(RuleBasedStateMachine):
 
     @rule()
     def cut(self):
-        self.in_flight.cut(ConnectionLostError("cut"))
+        self.in_flight.connection_lost(ConnectionLostError("cut"))
         self.lost.update(entry for entry in self.entries if isinstance(entry, Sender))
         self.refused += [(request, "cut") for request in self.requests if request not in self.given_up]
         self.entries.clear()
@@ -162,7 +162,7 @@ def test_a_stream_of_one_sender_is_one_run():
     in_flight.wrote(other)
     in_flight.wrote(sender)
     assert sender.unconfirmed is not run
-    in_flight.cut(ConnectionLostError("cut"))
+    in_flight.connection_lost(ConnectionLostError("cut"))
     assert (sender.lost, other.lost, run.count) == (3, 1, 0)
     assert str(sender.reason) == "cut"
 
@@ -172,7 +172,7 @@ def test_a_run_that_was_confirmed_is_not_gone_on_with():
     in_flight.wrote(sender)
     in_flight.confirm(1)
     in_flight.wrote(sender)
-    in_flight.cut(ConnectionLostError("cut"))
+    in_flight.connection_lost(ConnectionLostError("cut"))
     assert sender.lost == 1
 
 
@@ -185,7 +185,7 @@ async def test_a_request_divides_a_run():
     in_flight.wrote(sender)
     in_flight.confirm_to_request()
     assert request.answer.done()
-    in_flight.cut(ConnectionLostError("cut"))
+    in_flight.connection_lost(ConnectionLostError("cut"))
     assert sender.lost == 1
 
 
@@ -193,7 +193,7 @@ def test_an_answer_that_nobody_asked_for_confirms_nothing():
     in_flight, sender = InFlight(), Sender()
     in_flight.wrote(sender)
     in_flight.confirm_to_request()
-    in_flight.cut(ConnectionLostError("cut"))
+    in_flight.connection_lost(ConnectionLostError("cut"))
     assert sender.lost == 1
 
 
@@ -203,7 +203,7 @@ def test_nothing_in_flight_is_confirmed_refused_and_lost_as_nothing():
     in_flight.answer(b"")
     in_flight.confirm_to_request()
     in_flight.refuse(BusError("no"))
-    in_flight.cut(ConnectionLostError("cut"))
+    in_flight.connection_lost(ConnectionLostError("cut"))
     assert not in_flight
     assert in_flight.oldest_request is None
 
@@ -229,7 +229,7 @@ async def test_requests_that_are_cut_have_an_error_of_their_own_each():
     requests = [Request(asyncio.get_running_loop()) for _ in range(2)]
     for request in requests:
         in_flight.asked(request)
-    in_flight.cut(reason)
+    in_flight.connection_lost(reason)
     errors = {id(reason), *(id(request.answer.exception()) for request in requests)}
     assert len(errors) == 3
 
@@ -240,6 +240,6 @@ async def test_a_round_trip_that_nobody_waits_for_fails_in_silence():
     loop.set_exception_handler(lambda _, context: complaints.append(context))
     in_flight = InFlight()
     in_flight.asked(Request(loop))
-    in_flight.cut(ConnectionLostError("cut"))
+    in_flight.connection_lost(ConnectionLostError("cut"))
     gc.collect()
     assert complaints == []

@@ -351,7 +351,7 @@ async def test_flush_raises_losses_and_refusals_of_its_own_publisher_only(msight
     one, other = made.on("a"), made.on("a")
     for publisher in (one, one, other):
         publisher.try_send(b"", None, None)
-    made.owner.connection.in_flight.cut(ConnectionLostError("cut"))
+    made.owner.connection.in_flight.connection_lost(ConnectionLostError("cut"))
     with pytest.raises(ConnectionLostError, match="2 messages on 'a'") as caught:
         await one.flush()
     assert str(caught.value.__cause__) == "cut"

@@ -102,7 +102,7 @@ class Sender:
     run = None
     lost = 0
 
-    def cut(self, count, reason):
+    def connection_lost(self, count, reason):
         self.lost += count
 
 
