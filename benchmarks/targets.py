@@ -182,7 +182,7 @@ def _rows(result: Mapping[str, Any], targets: Iterable[Target]) -> Iterator[Verd
 
 
 def _pairs(ours: Row | None, theirs: Row | None, figure: str) -> list[tuple[float, float]]:
-    """Return the figures of both in the undisturbed rounds; without one, in all rounds in which both ran."""
+    """Return the figures of both in the undisturbed rounds; if there are none, in all rounds in which both ran."""
     if ours is None or theirs is None:
         return []
     both = [

@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> None:
-    """Run the command line; Ctrl-C ends it without a traceback, also while modules are imported."""
+    """Run the command line; Ctrl-C ends it without a traceback, even while modules are imported."""
     try:
         _open_closed_streams()
         _forget_no_size()

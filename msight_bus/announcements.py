@@ -48,7 +48,7 @@ class NodeStatus(StrEnum):
     """The node is starting."""
     RUNNING = "RUNNING"
     STOPPED = "STOPPED"
-    """The node has stopped in order."""
+    """The node was stopped, or its input or source ended."""
     ERROR = "ERROR"
     """The node has ended with an error, or its handler has not responded for longer than ``heartbeat_tolerance``."""
     LOST = "LOST"
@@ -103,10 +103,11 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
         heartbeat_interval: seconds between two announcements.
         publish_topic: the output topic.
         subscribe_topic: the input, if it is one topic or pattern.
-        output, inputs: the output topic, and the first topics and patterns of the input, also where `publish_topic` and
-            `subscribe_topic` are announced as ``None``, because earlier versions accept only letters, digits and ``._-`` there.
+        output, inputs: the output topic, and the first topics and patterns of the input. Earlier versions do not have these
+            fields; `publish_topic` and `subscribe_topic` are ``None`` for names that these versions refuse: they accept only
+            letters, digits and ``._-``.
         more_inputs: number of the other topics and patterns of the input.
-        group_id: from the node's configuration.
+        group_id: consumer group or queue group; ``None`` without a group.
         last_heartbeat: POSIX seconds; in a registry by the observer's clock.
         ended: whether this was the node's last announcement.
         metrics: see `NodeMetrics`.

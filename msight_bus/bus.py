@@ -135,7 +135,7 @@ class Bus:
         Raises:
             TopicError: the topic name is not valid.
             ValueError: ``max_in_flight`` is below 1.
-            TypeError, ConfigError: ``type`` is no type that can be sent.
+            TypeError, ConfigError: values of ``type`` cannot be sent.
         """
         try:
             check_topic(topic)
@@ -189,12 +189,12 @@ class Bus:
                 ``latest(n)`` keeps n messages of each topic; the other policies bound the queue as a whole.
             start: ``"latest"`` (default), ``"earliest"``, a ``datetime``, ``{partition: offset}`` for one topic or
                 ``{(topic, partition): offset}`` for a list of topics. All but ``"latest"`` need a backend with replay.
-            ack: ``"auto"`` marks a message as done when the next message is requested; ``"manual"`` leaves that to
-                ``message.ack()``.
+            ack: ``"auto"`` acknowledges a message when the next message is requested; ``"manual"`` requires
+                ``await message.ack()``.
             deadline: seconds without a message of a topic after which one `DeadlineMissed` event is reported; the next message
                 arms the deadline again. A topic that only a pattern matches has a deadline from its first message on. Time in
                 which a full queue pauses the stream does not count.
-            lifespan: seconds after which a message is dropped, counted as ``"too old"`` and done: since the message was
+            lifespan: seconds after which a message is dropped, counted as ``"too old"`` and acknowledged: since the message was
                 received or, by the publisher's clock, since it was published. Requires synchronized clocks.
             type: type of ``message.data``: ``Data``, a subclass of ``Data`` or a union of these (default: ``Data``), a
                 ``msgspec.Struct``, a dataclass, a pydantic model, ``bytes``, or ``Json[T]`` for other types.
@@ -294,7 +294,7 @@ class Connecting:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, DrainTimeoutError) and self._core.is_open:  # the deadline of closing in order has passed
+        if isinstance(error, DrainTimeoutError) and self._core.is_open:  # the deadline of closing gracefully has passed
             self._core.backend.abort_at(asyncio.get_running_loop().time() + CLOSE_WITHIN)
         await self._core.close()
 

@@ -71,7 +71,7 @@ class Core:
     Attributes:
         settings: the settings of the bus.
         limits: ``settings.limits``.
-        name: the device's name, which is the stable name of publishers without one.
+        name: the device's name, which is the default of `Bus.publisher`'s ``name``.
         backend: the connection to the broker.
         clock: returns POSIX seconds.
         reporter: calls ``on_event``.

@@ -11,7 +11,7 @@ from msight_bus.errors import DrainTimeoutError
 from msight_bus.subscription import Subscription
 
 CLOSE_WITHIN = 1.0
-"""Seconds for closing in order after the deadline of a drain, or after a stop without a deadline; then connections are
+"""Seconds for closing gracefully after the deadline of a drain, or after a stop without a deadline; then connections are
 aborted."""
 
 
@@ -23,7 +23,7 @@ class Drainable(Protocol):
         tasks: tasks of the node; a drain called from one of them does not wait for the node.
         stopping: set by the drain to stop the node.
         over: set by the node when it has stopped.
-        subscription: the node's input; ``None`` without one.
+        subscription: the node's input; ``None`` for a source.
     """
 
     name: str

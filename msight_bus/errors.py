@@ -132,7 +132,7 @@ def too_large(broker: str, size: int, limit: int, where: str = "") -> MessageToo
         broker: name of the broker.
         size: bytes of the message with its metadata.
         limit: maximum in bytes.
-        where: the broker's setting that defines the limit; empty without one.
+        where: the broker's setting that defines the limit; empty if it has none.
     """
     settings = f"{where}, or MSIGHT_MAX_MESSAGE_BYTES" if where else "MSIGHT_MAX_MESSAGE_BYTES"
     return MessageTooLargeError(
@@ -206,7 +206,7 @@ class CapabilityWarning(UserWarning):
 
 
 def user_stacklevel() -> int:
-    """Return the ``stacklevel`` of a warning that shows the user's line, also where a task runs the caller."""
+    """Return the ``stacklevel`` of a warning that shows the user's line, even if a task runs the caller."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _OURS:
         level, frame = level + 1, frame.f_back

@@ -25,7 +25,7 @@ async def hold_liveness_subscription(core: Core, instance: str, on_confirmed: Ca
         BusError: the broker refused the subscription, or did not confirm it.
     """
     topics, queue = (ALIVE_TOPIC + instance,), QueuePolicy.latest(1)
-    # A gap on this topic is no event of the program.
+    # A gap on this topic is not an event of the program.
     async with core.subscribe(topics, queue=queue, report=lambda _: None) as subscription:
         on_confirmed()
         async for _ in subscription:

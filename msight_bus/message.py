@@ -62,7 +62,7 @@ class Settlement(Protocol):
     partition: int
 
     def settle(self, message: Message[Any]) -> None:
-        """Mark the message as done."""
+        """Acknowledge the message."""
 
     async def release(self, message: Message[Any]) -> None:
         """Request a redelivery of the message."""
@@ -135,7 +135,7 @@ class Message(msgspec.Struct, Generic[T_co], eq=False, gc=False):
         return memoryview(self.payload)
 
     async def ack(self) -> None:
-        """Mark the message as done. Does nothing on a backend without acknowledgements."""
+        """Acknowledge the message. Does nothing on a backend without acknowledgements."""
         if self._settlement is not None:
             self._settlement.settle(self)
 

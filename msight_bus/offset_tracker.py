@@ -1,4 +1,4 @@
-"""Track the records of a partition that are done. Only the finished prefix may be committed. Pure."""
+"""Track which records of a partition are acknowledged. Only the acknowledged prefix may be committed. Pure."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class PartitionLedger:
     def deliver(self, first: int, end: int) -> None:
         """Record the delivery of the records from ``first`` to before ``end``, none below ``expected``.
 
-        Offsets without a record (control records, compaction) are done.
+        Offsets without a record (control records, compaction) count as acknowledged.
         """
         runs = self._runs
         if not runs:
@@ -46,7 +46,7 @@ class PartitionLedger:
         self.expected = end
 
     def settle(self, offset: int) -> None:
-        """Mark a record as done. Does nothing if the record is done already or was never delivered."""
+        """Acknowledge a record. Does nothing if the record is acknowledged already or was never delivered."""
         if offset == self._first:
             self._first = end = offset + 1
             if self._done or end == self._runs[0][1]:
@@ -73,13 +73,13 @@ class PartitionLedger:
         self._first = _NONE
 
     def skip_to(self, offset: int) -> None:
-        """Skip all records below ``offset``. The skip can be committed once the first record from ``offset`` on is done."""
+        """Skip all records below ``offset``. ``offset`` can be committed once the first record from there on is acknowledged."""
         self._skipped = (self.finished, offset)
         self.expected = offset
 
     @property
     def finished(self) -> int:
-        """The offset to commit, which on Kafka is the next offset to read: every record below this offset is done."""
+        """The offset to commit, which on Kafka is the next offset to read: every record below this offset is acknowledged."""
         finished = self._first if self._runs else self.expected
         if self._skipped is not None and finished <= self._skipped[1]:
             return min(finished, self._skipped[0])

@@ -55,7 +55,7 @@ def run(coroutine: Coroutine[object, object, T]) -> T:
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
-    """Return the running event loop of this thread; ``None`` without one."""
+    """Return the running event loop of this thread; ``None`` if none is running."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""``MSIGHT_TOPIC_MAP``: topics of this program whose names on the broker are no valid topics. Pure.
+"""``MSIGHT_TOPIC_MAP``: topics of this program whose names on the broker are not valid topics. Pure.
 
 `Core` and `Inbox` translate: the code above uses topics, the backends use names on the broker.
 """

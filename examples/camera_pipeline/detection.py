@@ -65,7 +65,7 @@ class Detector:
             self._begin(grey, frame.captured)
             return []
         boxes, moving = _find(grey, background, differs, changed)
-        self._changed_at[moving > 0] = now  # also where an object has one colour
+        self._changed_at[moving > 0] = now  # even inside an object of one colour
         self._learn(grey, differs, now)
         return [Box(*(n * shrink for n in box)) for box in boxes]
 

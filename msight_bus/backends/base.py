@@ -115,7 +115,7 @@ class TopicStream(Protocol):
         """Account for a publisher's announcement that ``highest`` is its last sequence on this topic."""
 
     def silence(self, within: float) -> float:
-        """Return the longest silence, in seconds, of a publisher that never announced its last sequence; 0.0 without one.
+        """Return the longest silence, in seconds, of a publisher that never announced its last sequence; 0.0 if there is none.
 
         Only publishers heard in the last ``within`` seconds count.
         """
@@ -159,7 +159,7 @@ class Inbox(Protocol):
         """Queue a message again, in front of all others."""
 
     def drop(self, message: Message, cause: str) -> None:
-        """Count a message that was returned to the consumer as dropped, and mark it as done."""
+        """Count a message that was returned to the consumer as dropped, and acknowledge it."""
 
     def skip(self, name: str, count: int) -> None:
         """Count at most ``count`` records of the topic with a name on the broker, which are skipped to continue near the end."""
@@ -310,7 +310,7 @@ class Backend(Protocol):
         """
 
     async def close(self) -> None:
-        """Release all resources within a deadline, also if the broker does not answer."""
+        """Release all resources within a deadline, even if the broker does not answer."""
 
 
 @runtime_checkable

@@ -44,7 +44,7 @@ def cached(name: str, fill: Callable[[Path], None], damage: Damage = lambda fold
     try:
         home.mkdir(parents=True, exist_ok=True)
         with (home / f"{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # released by the kernel, also if this process is killed
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released by the kernel, even if this process is killed
             wrong = damage(target) if target.is_dir() else ""
             if wrong or not target.is_dir():
                 try:

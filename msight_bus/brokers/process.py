@@ -1,6 +1,6 @@
 """A server process that ends with this process.
 
-A watchdog, a small shell, reads a pipe that only this process holds open. When this process ends, also by SIGKILL, the kernel
+A watchdog, a small shell, reads a pipe that only this process holds open. When this process ends, even by SIGKILL, the kernel
 closes the pipe, and the watchdog kills the server and removes its folder. This works on Linux and macOS and from any thread;
 Linux's PR_SET_PDEATHSIG would fire when the *thread* that started the server ends. A process forked from this one without exec,
 as by multiprocessing's ``fork``, also holds the pipe open.

@@ -79,7 +79,7 @@ class Names:
                 if len(self.nodes) < _MOST_NAMES and self._is_wanted(info.name):
                     self.nodes.add(info.name)
                 for topic in filter(None, (info.output, *info.inputs)):
-                    self.add_topic(topic)  # a pattern is no valid topic
+                    self.add_topic(topic)  # a pattern is not a valid topic
 
     async def _observe(self, bus: Bus) -> None:
         received = 0

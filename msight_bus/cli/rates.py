@@ -149,7 +149,7 @@ def _command(name: str, columns: Mapping[str, Column], help_text: str) -> Callab
 
 _AT_THE_END = """
 
-    On a terminal, a live table is shown. Elsewhere, the command prints one line per topic every second, also for arguments on
+    On a terminal, a live table is shown. Elsewhere, the command prints one line per topic every second, even for arguments on
     which no message has arrived, and at the end one line per topic for the whole run. `?`: unknown. The exit status is 1 if no
     message arrived."""
 

@@ -112,7 +112,7 @@ class Tail:
             "not shown (--rate)": self._passed_over,
             "dropped: they arrive faster than they can be printed": observation.dropped("drop_oldest"),
             "missing: lost in transit": sum([counter.missing or 0 for counter in observation.counters.values()]),
-            "on channels that are no valid topics": observation.dropped("invalid topic"),
+            "on channels that are not valid topics": observation.dropped("invalid topic"),
         }
         for what, count in counts.items():
             if count > self._noted[what]:

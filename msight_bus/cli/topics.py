@@ -177,7 +177,7 @@ def topics(
                     show(chosen, arrived, rates.clock(), as_json=json_lines)
                     if more := rates.others + observation.dropped("invalid topic"):
                         note(
-                            f"Not shown: {counted(more, 'message')} of more topics, or on channels that are no valid topics."
+                            f"Not shown: {counted(more, 'message')} of more topics, or on channels that are not valid topics."
                         )
                     if unnamed := sum([info.more_inputs for info in nodes if not info.ended]):
                         note(

@@ -28,7 +28,7 @@ class Layout:
     Attributes:
         nesting: maximum number of nested containers; infinite for ``Any`` and for a recursive type.
         container: maximum memory of a nested container without the entries that the payload has, in bytes.
-        unknown: the field whose class cannot be decoded, as ``Class.field``; ``None`` without one.
+        unknown: the field whose class cannot be decoded, as ``Class.field``; ``None`` if all can be decoded.
     """
 
     def __init__(self, kind: Any, container: int = _CONTAINER) -> None:

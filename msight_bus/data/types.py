@@ -38,7 +38,7 @@ class PayloadType(Generic[T]):
     Attributes:
         kind: the type as the user gave it.
         name: the type's name, for errors.
-        classes: classes of which every value is an instance; empty if the type is no class.
+        classes: classes of which every value is an instance; empty if the type is not a class.
         content_type: value of the header ``content-type``; ``None``: no header is written.
     """
 
@@ -84,7 +84,7 @@ def payload_type(kind: Any) -> PayloadType[Any]:
     """Return the encoder and decoder of a type: the argument ``type`` of `Bus.subscribe` and `Bus.publisher`.
 
     Raises:
-        TypeError: ``kind`` is no type that can be sent.
+        TypeError: values of ``kind`` cannot be sent.
         ConfigError: an annotation in the type cannot be resolved or decoded.
     """
     if kind is bytes:

@@ -152,7 +152,7 @@ def _idle(
 
 
 async def open_transactions(evidence: Evidence) -> AsyncIterator[Finding]:
-    """Find partitions whose last stable offset stands before their end: an open transaction holds the records back."""
+    """Find partitions whose last stable offset is below their end: an open transaction blocks the records after it."""
     async with cluster(evidence.settings) as client:
         topics = await partitions_of(client, _named(evidence) or None)
         before = await _held(client, topics)
@@ -163,7 +163,7 @@ async def open_transactions(evidence: Evidence) -> AsyncIterator[Finding]:
                 if place in before and before[place][0] == stable:
                     yield Finding(
                         "transactions",
-                        f"{place.topic}: an open transaction holds back {counted(end - stable, 'record')} of partition "
+                        f"{place.topic}: an open transaction blocks {counted(end - stable, 'record')} of partition "
                         f"{place.partition}, from offset {stable:,} on.",
                         "Commit or abort it at its producer, or `export MSIGHT_KAFKA_ISOLATION=read_uncommitted` at the "
                         "subscriber. If the producer is gone: `kafka-transactions.sh --bootstrap-server "
@@ -180,7 +180,7 @@ async def _held(client: Client, topics: dict[str, list[Any]]) -> dict[TopicParti
 
 
 async def committed_offsets(evidence: Evidence) -> AsyncIterator[Finding]:
-    """Find groups whose committed offset is after the end of the log, where no record is."""
+    """Find groups whose committed offset is beyond the end of the log."""
     server = evidence.settings.kafka.servers[0]
     for one in (await lags(evidence.settings))[0]:
         if evidence.topics and not any(matches(topic, one.topic) for topic in evidence.topics):

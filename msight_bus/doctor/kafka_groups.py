@@ -90,7 +90,7 @@ async def ends_of(client: Client, topics: dict[str, list[Any]], isolation: int) 
     Args:
         client: the connections to use.
         topics: partitions by topic, from `partitions_of`.
-        isolation: ``READ_COMMITTED``: after the last record that no open transaction holds back.
+        isolation: ``READ_COMMITTED``: after the last record before the first open transaction.
     """
     return await _offsets_of(client, topics, LATEST, isolation)
 

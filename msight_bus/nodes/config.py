@@ -62,8 +62,8 @@ class NodeConfig:
         instance_id: stable identity of this worker, such as ``"worker-1"``, unique among the workers of the node; default: none.
             In a registry, a worker that is started again replaces its earlier entry. On Kafka, this is the ``group.instance.id``:
             a worker that is killed or stopped, and started again within ``MSIGHT_KAFKA_SESSION_TIMEOUT``, gets its partitions
-            at once, and the other workers keep theirs. Until that time is over, no other worker gets the partitions: as with
-            Kafka's Java client, a worker with this identity does not leave the group, also when it stops in order. A second
+            at once, and the other workers keep theirs. A worker with this identity never leaves the group, even when it stops
+            gracefully, as with Kafka's Java client: no other worker gets its partitions until that time is over. A second
             running worker with the same identity ends the first with a `ClosedError`; on other backends both run, and
             ``msight-bus doctor`` reports them.
 

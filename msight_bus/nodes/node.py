@@ -97,7 +97,7 @@ class Node(ABC):
         """Called once before the node subscribes and handles the first item: open files, load a model."""
 
     async def on_stop(self) -> None:  # noqa: B027 - an optional hook
-        """Called once after the last item if `on_start` succeeded, also after an error or a cancellation."""
+        """Called once after the last item if `on_start` succeeded, even after an error or a cancellation."""
 
     def on_event(self, event: BusEvent) -> None:  # noqa: B027 - an optional hook
         """Called with each event of the node: `Gap` and `DeadlineMissed` of its input, `Refused` of its output, `Disconnected`

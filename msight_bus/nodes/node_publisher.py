@@ -158,7 +158,7 @@ class NodePublisher:
         return outputs
 
     async def send(self, output: Outgoing[Any], error: BusError | None = None) -> Accepted | None:
-        """Send one output, in order, and return its acknowledgement; ``None`` without one, or if the output was dropped.
+        """Send one output, in order, and return its acknowledgement; ``None`` if the backend has none, or the output was dropped.
 
         Args:
             output: the output.

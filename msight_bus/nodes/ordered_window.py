@@ -330,7 +330,7 @@ class InputWindow:
     # -- errors and dead letters
 
     async def _undecodable(self, message: Message, error: DecodeError, place: Place | None) -> None:
-        """Count and skip an input that cannot be decoded; this is no error of the node's code."""
+        """Count and skip an input that cannot be decoded; this is not an error of the node's code."""
         self._meter.undecodable += 1
         self._run.undecodable_lines.add(message.topic, 1, str(error))
         await self._give_up(message, error, place)

@@ -129,7 +129,7 @@ def decoder(max_message_bytes: int) -> Decoder:
     Args:
         max_message_bytes: maximum bytes of a message, header block included; `OVERHEAD` more are accepted.
 
-    The metadata of an `Undecoded` message is the header block, ``b""`` without one; see `decode_metadata`.
+    The metadata of an `Undecoded` message is the header block, ``b""`` if it has no headers; see `decode_metadata`.
     """
     buffer = DecodeBuffer()
     return Decoder(_Grammar(buffer, max_message_bytes + OVERHEAD), buffer, HeadCache(_make_shape))

@@ -118,7 +118,7 @@ class DecodeBuffer:
         opened: by address, the segment of frames that further frames join.
         opened_undecoded: the same for foreign messages. An address is in at most one of the two.
         needed: bytes of an incomplete frame that must arrive before decoding it again can succeed; 0 if unknown.
-        missing: bytes of an incomplete payload that have not arrived, CR LF included; 0 without one.
+        missing: bytes of an incomplete payload that have not arrived, CR LF included; 0 if no payload is incomplete.
     """
 
     __slots__ = (

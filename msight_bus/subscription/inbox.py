@@ -106,7 +106,7 @@ class TopicStream:
         measured: number of messages at the last measurement of the topic's rate.
         gaps: number of gaps reported.
         missing: messages that the backend reported as missing, besides those of the tracker.
-        deadline: the topic's deadline, ``None`` without one.
+        deadline: the topic's deadline; ``None`` if it has none.
         used: number of messages that the subscription had received when this topic was used last.
         evicted: whether the topic is evicted; its next message begins new counters.
     """
@@ -184,7 +184,7 @@ class TopicStream:
                 self._announce(finding.missing, finding.cause)
 
     def silence(self, within: float) -> float:
-        """Return the longest silence, in seconds, of a publisher that never announced its last sequence; 0.0 without one.
+        """Return the longest silence, in seconds, of a publisher that never announced its last sequence; 0.0 if there is none.
 
         Only publishers heard in the last ``within`` seconds count.
         """
@@ -221,7 +221,7 @@ class Inbox:
     Attributes:
         queue: messages that wait for the consumer.
         put: queues messages of any topics, for which their streams have accounted.
-        unacknowledged: messages of a log that were returned to the consumer and are not marked as done.
+        unacknowledged: messages of a log that were returned to the consumer and are not acknowledged.
         counts: whether the sequences of publishers are tracked.
         deadlines_missed: number of deadlines missed.
         evicted: number of topics that were evicted, because more than ``most`` were received.
@@ -373,7 +373,7 @@ class Inbox:
         self.queue.requeue(message)
 
     def drop(self, message: Message, cause: str) -> None:
-        """Count a message that was returned to the consumer as dropped, and mark it as done."""
+        """Count a message that was returned to the consumer as dropped, and acknowledge it."""
         self.unacknowledged = [held for held in self.unacknowledged if held is not message]
         self.queue.drop((message,), cause)
 

@@ -235,7 +235,7 @@ class MessageQueue:
         Args:
             messages: already removed from the queue.
             cause: the key in ``dropped``.
-            done: whether to mark records of a log as done, so that they are not redelivered.
+            done: whether to acknowledge records of a log, so that they are not redelivered.
         """
         dropped = list(messages)
         for message in dropped:
@@ -266,7 +266,7 @@ class MessageQueue:
         self.dropped[cause] += count
 
     def discard(self, unwanted: Callable[[Message], bool], cause: str) -> None:
-        """Remove queued messages without marking them as done: another member receives them."""
+        """Remove queued messages without acknowledging them: another member receives them."""
         gone = [message for message in self.messages if unwanted(message)]
         if gone:
             kept = [message for message in self.messages if not unwanted(message)]

@@ -98,7 +98,7 @@ class _Position:
         self.idle_since: float | None = None
 
     def hole_index(self, sequence: int) -> int | None:
-        """Return the index of the hole that contains ``sequence``, ``None`` without one."""
+        """Return the index of the hole that contains ``sequence``; ``None`` if no hole does."""
         index = bisect_right(self.holes, sequence, key=_start_of) - 1
         return index if index >= 0 and sequence < self.holes[index].end else None
 
@@ -286,7 +286,7 @@ class SequenceTracker:
         return finding
 
     def silence(self, within: float) -> float:
-        """Return the longest silence, in seconds, of a session that never announced its last sequence; 0.0 without one.
+        """Return the longest silence, in seconds, of a session that never announced its last sequence; 0.0 if there is none.
 
         Only sessions heard in the last ``within`` seconds count. Examines the least recently used sessions only, because this
         method is called periodically.

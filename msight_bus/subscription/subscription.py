@@ -37,7 +37,7 @@ class SubscriptionOptions:
     """The options of a subscription that its backend does not need.
 
     Attributes:
-        ack: ``"auto"``: requesting the next message marks the one before as done; ``"manual"``: ``message.ack()`` does.
+        ack: ``"auto"``: requesting the next message acknowledges the previous one; ``"manual"``: ``message.ack()`` does.
         deadline: seconds without a message after which `DeadlineMissed` is reported.
         lifespan: seconds after which a message is dropped instead of delivered.
         type: type of the payloads.
@@ -64,9 +64,9 @@ def check_seconds(name: str, value: object) -> None:
 class Subscription(Generic[T_co]):
     """Messages of one topic: an async context manager and an async iterator, for one consumer.
 
-    Entering returns once the broker has confirmed the subscription. With ``ack="auto"``, requesting the next message marks the
-    message before as done. On a backend with acknowledgement, iterating again after an exception or ``break`` redelivers
-    messages that are not done.
+    Entering returns once the broker has confirmed the subscription. With ``ack="auto"``, requesting the next message
+    acknowledges the previous one. On a backend with acknowledgement, iterating again after an exception or ``break``
+    redelivers messages that are not acknowledged.
 
     Attributes:
         topics: the topics and patterns, as they were given.
@@ -257,7 +257,7 @@ class Subscription(Generic[T_co]):
         return Batches(self, max_messages, within)
 
     async def next_batch(self, max_messages: int, within: float) -> list[Message[T_co]]:
-        """Return the next list (`batches`); with ``ack="auto"``, marks the list before as done.
+        """Return the next list (`batches`); with ``ack="auto"``, acknowledges the previous list.
 
         Raises:
             StopAsyncIteration: the subscription has ended.
@@ -289,7 +289,7 @@ class Subscription(Generic[T_co]):
     async def _yield_to_loop(self) -> None:
         """Yield to the event loop. While messages are queued, requesting the next one does not wait, so that a consumer that only
         computes would delay heartbeats and commits."""
-        before, self._turned_at = self._turned_at, monotonic()  # set also if the sleep is cancelled
+        before, self._turned_at = self._turned_at, monotonic()  # set even if the sleep is cancelled
         if self._messages:
             await run_until_idle(self._turned_at - before)
             self._turned_at = monotonic()
@@ -330,7 +330,7 @@ class Subscription(Generic[T_co]):
                 message._settlement.settle(message)
 
     def _drop_old(self, batch: list[Any]) -> list[Any]:
-        """Drop the messages older than the lifespan, marked as done; return the others."""
+        """Drop and acknowledge the messages older than the lifespan; return the others."""
         assert self._lifespan is not None
         born = self._clock() - self._lifespan
         # received_at is this machine's clock: the time in this queue counts even if the publisher's clock is wrong.
@@ -426,7 +426,7 @@ class Subscription(Generic[T_co]):
 
     @property
     def left(self) -> int:
-        """Messages queued, or returned to the consumer and not done."""
+        """Messages queued, or returned to the consumer and not acknowledged."""
         return len(self._messages) + len(self._inbox.unacknowledged)
 
     @property

@@ -46,7 +46,7 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         return self._now
 
     def wall_time(self) -> float:
-        """Return the virtual time in POSIX seconds; callable from any thread, also after the loop has ended."""
+        """Return the virtual time in POSIX seconds; callable from any thread, even after the loop has ended."""
         return _EPOCH + self._now
 
     def advance(self, seconds: float) -> None:

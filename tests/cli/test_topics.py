@@ -232,6 +232,6 @@ def test_traffic_on_channels_that_are_no_topics_is_counted(redis):
         stop.set()
         publisher.join()
     assert re.search(
-        r"Not shown: \d+ messages of more topics, or on channels that are no valid topics\.", result.stderr
+        r"Not shown: \d+ messages of more topics, or on channels that are not valid topics\.", result.stderr
     )
     assert "\x1b" not in result.output

@@ -1,4 +1,4 @@
-"""``MSIGHT_TOPIC_MAP``: topics whose names on the broker are no valid topics.
+"""``MSIGHT_TOPIC_MAP``: topics whose names on the broker are not valid topics.
 
 The other programs are connections without a map: `by_name` publishes on a name of the broker.
 """
@@ -31,7 +31,7 @@ NAMES = {
 
 @pytest.fixture
 def name(backend, topic):
-    """A name on the broker that is no valid topic, and that no other test uses."""
+    """A name on the broker that is not a valid topic, and that no other test uses."""
     return NAMES[backend.name].format(topic)
 
 

@@ -169,7 +169,7 @@ def test_a_partition_that_an_open_transaction_holds_back(kafka, topic):
     with in_a_thread(kafka, transacting):
         status, found = examine(kafka, topic)
     assert (status, set(found)) == (1, {"transactions"})
-    assert "holds back 1 record of partition 0, from offset 0 on" in found["transactions"]["problem"]
+    assert "blocks 1 record of partition 0, from offset 0 on" in found["transactions"]["problem"]
     assert f"--topic {topic} --partition 0 --start-offset 0`" in found["transactions"]["advice"]
     assert set(examine(kafka, topic)[1]) == {"arrival"}
 

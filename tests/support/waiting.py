@@ -1,4 +1,4 @@
-"""Waiting in a test that is no coroutine."""
+"""Waiting in a test that is not a coroutine."""
 
 from __future__ import annotations
 

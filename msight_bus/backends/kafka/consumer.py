@@ -207,7 +207,7 @@ class KafkaConsumer:
                 ) from error
             self._check_client()
             for partition in self.partitions.values():
-                partition.warn_if_held_back(clock())
+                partition.warn_if_blocked(clock())
 
     def _check_client(self) -> None:
         """Report the errors that aiokafka raises only in a fetch; does nothing without a group."""

@@ -222,7 +222,7 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
     # -- rebalances: aiokafka awaits both methods, and sends no heartbeat during the second
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
-        """Commit the finished prefixes and discard queued records, without waiting for handlers."""
+        """Commit the acknowledged prefixes and discard queued records, without waiting for handlers."""
         await self._guard(self._revoke())
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
@@ -378,7 +378,7 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
                 self.failed(error)
 
     async def commit(self) -> None:
-        """Commit the finished prefixes, never backwards, within 3 s. Those of a deleted topic are tried again at the next commit.
+        """Commit the acknowledged prefixes, never backwards, within 3 s. A deleted topic is tried again at the next commit.
 
         Raises:
             BusError: the commit failed; the records are redelivered.

@@ -26,7 +26,7 @@ _LIST = 2000
 _FETCHES_OF_DAMAGED = 3
 """Number of fetches of damaged bytes before they are skipped."""
 
-_HELD_BACK_AFTER = 10.0
+_BLOCKED_AFTER = 10.0
 """Seconds after which an open transaction is logged."""
 
 DeadLetter = Callable[[Message], Awaitable[bool]]
@@ -44,12 +44,28 @@ class Partition:
         exists: false once the topic is known to be deleted; the partition is then not fetched.
         end: offset after the last record of the log; ``None`` before the first fetch.
         epoch: leader epoch of the last batch that was read; -1 before the first, and after the position has jumped.
-        stable: last stable offset: the first record of an open transaction; ``end`` without one.
+        stable: last stable offset: that of the first record of an open transaction; ``end`` if none is open.
     """
 
     __slots__ = (
-        "_damaged", "_dead_letter", "_held_back", "_inbox", "_latest", "_max_redeliveries", "_may_skip", "_moment",
-        "_reads_committed", "_waits", "end", "epoch", "exists", "ledger", "owned", "partition", "stable", "where",
+        "_blocked",
+        "_damaged",
+        "_dead_letter",
+        "_inbox",
+        "_latest",
+        "_max_redeliveries",
+        "_may_skip",
+        "_moment",
+        "_reads_committed",
+        "_waits",
+        "end",
+        "epoch",
+        "exists",
+        "ledger",
+        "owned",
+        "partition",
+        "stable",
+        "where",
     )  # fmt: skip
 
     def __init__(
@@ -94,7 +110,7 @@ class Partition:
         self._waits = waits
         self._reads_committed = reads_committed
         self._damaged = (start, 0)  # offset of damaged bytes, number of its fetches
-        self._held_back = (-1, math.inf)  # offset of an open transaction, when to log it
+        self._blocked = (-1, math.inf)  # offset of an open transaction, when to log it
 
     # -- reading a fetch
 
@@ -190,20 +206,20 @@ class Partition:
         self.epoch = -1
         return True
 
-    def warn_if_held_back(self, now: float) -> None:
+    def warn_if_blocked(self, now: float) -> None:
         """Log a WARNING, once, if an open transaction blocks the partition; ``now`` is the loop's time."""
         end, stable = self.end or 0, self.stable
         if not stable <= self.ledger.expected < end or not self._reads_committed:
             stable = -1
-        if self._held_back[0] != stable:
-            self._held_back = (stable, math.inf if stable < 0 else now + _HELD_BACK_AFTER)
-        elif now >= self._held_back[1]:
-            self._held_back = (stable, math.inf)
+        if self._blocked[0] != stable:
+            self._blocked = (stable, math.inf if stable < 0 else now + _BLOCKED_AFTER)
+        elif now >= self._blocked[1]:
+            self._blocked = (stable, math.inf)
             logger.warning(
-                "%s, partition %d: a transaction open for %g s holds back %d records from offset %d on. Commit or abort the "
+                "%s, partition %d: a transaction open for %g s blocks %d records from offset %d on. Commit or abort the "
                 "transaction at its producer, or set MSIGHT_KAFKA_ISOLATION=read_uncommitted.",
                 *self.where,
-                _HELD_BACK_AFTER,
+                _BLOCKED_AFTER,
                 end - stable,
                 stable,
             )

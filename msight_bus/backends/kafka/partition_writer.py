@@ -96,7 +96,7 @@ class _Acknowledgement(asyncio.Future[None]):
     Attributes:
         parts: after the batch was split, number of its parts that have some of the records and are not answered.
         accepted: whether a part was accepted.
-        error: the error of a refused record; ``None`` without one.
+        error: the error of a refused record; ``None`` if no record was refused.
     """
 
     parts = 0
@@ -111,7 +111,7 @@ class _Acknowledgement(asyncio.Future[None]):
         return False
 
     def fail(self, error: BusError) -> None:
-        """Raise ``error`` in those who wait; without one, it is not reported as never retrieved."""
+        """Raise ``error`` in the publishers that wait. Without a waiting publisher, asyncio does not log the error."""
         if not self.done():
             self.set_exception(error)
             self.exception()
@@ -121,8 +121,8 @@ class _Batch:
     """Records that are sent together.
 
     Attributes:
-        keyed: shared acknowledgement of records with a key; ``None`` without one.
-        unkeyed: shared acknowledgement of records without a key; ``None`` without one.
+        keyed: shared acknowledgement of records with a key; ``None`` if no record shares it.
+        unkeyed: shared acknowledgement of records without a key; ``None`` if no record shares it.
         own: acknowledgements of records that share none of these, by the record's number.
         attempts: number of times that the batch was written to a connection.
         data: the encoded batch; ``None`` before the first attempt.

@@ -362,7 +362,7 @@ class KafkaProducer:
             del self._kept[topic]
 
     def _all_writers(self, topic: str | None = None) -> list[PartitionWriter]:
-        """Return the writers of ``topic``; without one, of all topics."""
+        """Return the writers of ``topic``; ``None``: of all topics."""
         if topic is not None:
             written = self._written.get(topic)
             return [] if written is None else list(written.writers.values())

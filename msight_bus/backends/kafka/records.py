@@ -161,7 +161,7 @@ def _to_message(topic: str, record: Any, offset: int, received_at: float, settle
 
 
 def _moment(timestamp: int | None, now: float) -> float | None:
-    """Return a record's timestamp in POSIX seconds; ``None`` without one, before 2000, or more than a day after ``now``."""
+    """Return a record's timestamp in POSIX seconds; ``None`` for none, one before 2000, or one more than a day after ``now``."""
     if timestamp is None or timestamp < _EARLIEST_MS:
         return None
     at = timestamp / 1000

@@ -74,7 +74,7 @@ class SelectedTopics:
 
     @property
     def names(self) -> list[str]:
-        """The topics to read: those given by name, also while they do not exist, and those that match."""
+        """The topics to read: those given by name, even while they do not exist, and those that match."""
         return [name for name, topic in self._topics.items() if topic.exists or name in self._given]
 
     @property

@@ -63,7 +63,7 @@ class Moment:
 
     @classmethod
     def noted(cls, metadata: str) -> Moment | None:
-        """Return the moment from the metadata of a committed offset; ``None`` without one."""
+        """Return the moment from the metadata of a committed offset; ``None`` if it has none."""
         if not metadata.startswith(_SINCE):
             return None
         try:

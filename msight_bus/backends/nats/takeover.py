@@ -110,7 +110,7 @@ class ConnectingClient(Client):
 
     @property
     def unread_error(self) -> str:
-        """The text of an ``-ERR`` that was received and not read, because a write failed first; ``""`` without one."""
+        """The text of an ``-ERR`` that was received and not read, because a write failed first; ``""`` if there is none."""
         reader: Any = getattr(self._transport, "_io_reader", None)
         found = _ERROR.search(bytes(reader._buffer)) if reader is not None else None
         return found[1].decode("ascii", "replace") if found else ""

@@ -46,7 +46,7 @@ class Request:
     Attributes:
         answer: done when the answer has arrived; raises if the broker refused the command.
         error: a refusal that arrived before the answer, as on NATS.
-        reply: the value of the answer, ``b""`` without one.
+        reply: the value of the answer; ``b""`` if it has none.
         topic: the topic that the command subscribes to, ``None`` for any other command.
     """
 
@@ -157,7 +157,7 @@ class InFlight:
 
     @property
     def oldest_request(self) -> Request | None:
-        """The request that is answered next; ``None`` without one."""
+        """The request that is answered next; ``None`` if there is none."""
         return next((entry for entry in self._entries if isinstance(entry, Request)), None)
 
     def connection_lost(self, reason: BusError) -> None:

@@ -2,7 +2,7 @@
 
 On a slow uplink, a PING behind megabytes of data is answered late. Therefore the deadline starts when the peer's TCP has
 acknowledged the PING; before that, the peer is alive while the number of acknowledged bytes grows. Bytes that leave the write
-buffer are no proof: the kernel buffers megabytes for a peer that never reads. Where the kernel does not report acknowledged
+buffer prove nothing: the kernel buffers megabytes for a peer that never reads. Where the kernel does not report acknowledged
 bytes (systems other than Linux, Unix sockets), the deadline starts when the PING is sent.
 """
 

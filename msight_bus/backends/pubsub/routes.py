@@ -84,7 +84,7 @@ class PatternRoute(Route):
         return self._selection.owner(name) is self._pattern and name not in self._selection.mapped
 
     def route_of(self, name: str) -> Route | None:
-        """Return the route that receives this pattern's messages on a channel: this route if the channel is no valid topic.
+        """Return the route that receives this pattern's messages on a channel: this route if the channel is not a valid topic.
 
         ``None`` if no message of the channel is delivered. The channel is then a reserved topic, a dead-letter topic, a channel
         that matches only the broker's form of the pattern, or a topic of another entry, which receives its own copy.

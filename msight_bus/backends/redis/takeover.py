@@ -81,7 +81,7 @@ def check_redis_py() -> None:
 
 
 def unread_error(connection: AbstractConnection) -> str:
-    """Return the error reply that was received and not read, because a write failed first; ``""`` without one."""
+    """Return the error reply that was received and not read, because a write failed first; ``""`` if there is none."""
     parser: Any = connection._parser
     reader = parser._stream
     unread = bytes(reader._buffer) if reader is not None else b""
@@ -92,8 +92,8 @@ def unread_error(connection: AbstractConnection) -> str:
 async def abort(connection: AbstractConnection) -> None:
     """Close a client's connection at once.
 
-    redis-py closes a TLS connection in order without awaiting the end. An event loop that is closed meanwhile raises an
-    ``OSError`` (EBUSY, uvloop).
+    redis-py closes a TLS connection gracefully, without awaiting the end: on uvloop, closing the event loop meanwhile raises an
+    ``OSError`` (EBUSY).
     """
     writer: Any = connection._writer
     if writer is not None:

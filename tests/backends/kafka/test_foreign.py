@@ -224,15 +224,15 @@ async def test_the_latest_is_the_last_stable_offset(kafka, topic):
 
 
 async def test_a_transaction_that_stays_open_is_said_once(kafka, topic, monkeypatch, caplog):
-    monkeypatch.setattr(partition, "_HELD_BACK_AFTER", 0.3)
-    warn_if_held_back = partition.Partition.warn_if_held_back
+    monkeypatch.setattr(partition, "_BLOCKED_AFTER", 0.3)
+    warn_if_blocked = partition.Partition.warn_if_blocked
     looks = []
 
     def look(self, now):
-        warn_if_held_back(self, now)
+        warn_if_blocked(self, now)
         looks.append(now)
 
-    monkeypatch.setattr(partition.Partition, "warn_if_held_back", look)
+    monkeypatch.setattr(partition.Partition, "warn_if_blocked", look)
     monkeypatch.setattr(consumer, "_CHECK_EVERY", 0.05)
     await make_topic(kafka, topic)
     async with kafka.connect() as bus, transactions(kafka, topic) as transaction:
@@ -244,7 +244,7 @@ async def test_a_transaction_that_stays_open_is_said_once(kafka, topic, monkeypa
             with caplog.at_level(logging.WARNING, "msight_bus"):
                 await until(lambda: caplog.records)
                 looks.clear()
-                await until(lambda: looks and looks[-1] - looks[0] > 3 * partition._HELD_BACK_AFTER)
+                await until(lambda: looks and looks[-1] - looks[0] > 3 * partition._BLOCKED_AFTER)
             (warning,) = caplog.messages
             assert topic in warning
             assert "partition 0" in warning

@@ -182,7 +182,7 @@ async def test_an_aborted_transaction(kafka, topic):
 
 
 async def test_an_open_transaction(kafka, topic, monkeypatch, caplog):
-    monkeypatch.setattr(partition, "_HELD_BACK_AFTER", 0.3)
+    monkeypatch.setattr(partition, "_BLOCKED_AFTER", 0.3)
     transactions = await Transactions.begin(kafka, topic)
     async with kafka.connect() as bus, bus.subscribe(topic) as messages:
         with caplog.at_level(logging.WARNING, "msight_bus"):

@@ -43,7 +43,7 @@ class _OffsetCommit(RequestStruct):
 
 
 class _HeartbeatRequest(HeartbeatRequest):
-    """aiokafka's request, also in version 3."""
+    """aiokafka's request, extended by version 3."""
 
     def __init__(self, request: Any, instance_id: str) -> None:
         super().__init__(request._group, request._generation_id, request._member_id)
@@ -56,7 +56,7 @@ class _HeartbeatRequest(HeartbeatRequest):
 
 
 class _OffsetCommitRequest(OffsetCommitRequest):
-    """aiokafka's request, also in version 7."""
+    """aiokafka's request, extended by version 7."""
 
     def __init__(self, request: Any, instance_id: str) -> None:
         super().__init__(

@@ -36,7 +36,7 @@ _COMMITTED_AT_ONCE = 1000
 batch over ``max.message.bytes`` of ``__consumer_offsets``, by default 1 MiB; a partition takes at most about 600 bytes."""
 
 _missing: ContextVar[set[TopicPartition]] = ContextVar("missing")
-"""The partitions that the broker did not find in the commit that runs in this context, also in the task of its request."""
+"""The partitions that the broker did not find in the commit that runs in this context or in the task of its request."""
 
 _RETRY_AFTER = 0.1
 """Seconds between two attempts to commit."""
@@ -174,7 +174,7 @@ class Member(GroupCoordinator):
 
     @property
     def is_joined(self) -> bool:
-        """Whether the member has a generation: a commit without one could rewind the commit of another member."""
+        """Whether the member has a generation: a commit without a generation could rewind the commit of another member."""
         return bool(self.generation > 0)
 
     @property
@@ -208,7 +208,7 @@ class Member(GroupCoordinator):
         return {partition: entry for partition, entry in found.items() if entry.offset >= 0}
 
     async def commit(self, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
-        """Commit offsets, also for partitions of other members; wait for partitions that do not exist.
+        """Commit offsets, including those of partitions of other members; wait for partitions that do not exist.
 
         Raises:
             KafkaError: the offsets were not committed.
@@ -218,7 +218,7 @@ class Member(GroupCoordinator):
             await asyncio.sleep(_RETRY_AFTER)
 
     async def commit_existing(self, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> set[TopicPartition]:
-        """Commit offsets, also for partitions of other members, and return the partitions that do not exist.
+        """Commit offsets, including those of partitions of other members, and return the partitions that do not exist.
 
         aiokafka commits all partitions again until it is cancelled if one of them is of a deleted topic.
 
@@ -316,7 +316,7 @@ class Member(GroupCoordinator):
         """Return whether partitions of a topic are assigned that is not subscribed to, or, at the first assignment, partitions
         of a subscribed topic to no member.
 
-        A static member that comes back gets the last assignment of its predecessor, although it may subscribe to other topics.
+        A static member that was restarted gets the last assignment of its predecessor, although it may subscribe to other topics.
         """
         own = ConsumerProtocol.ASSIGNMENT.decode(assignment).partitions()
         if any(where.topic not in self.topics for where in own):

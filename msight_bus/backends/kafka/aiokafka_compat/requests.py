@@ -44,7 +44,7 @@ class Fetched(NamedTuple):
         where: topic and partition.
         code: error code; 0 without an error.
         end: high watermark, the offset after the last record.
-        stable: last stable offset: the first record of an open transaction, ``end`` without one.
+        stable: last stable offset: that of the first record of an open transaction, ``end`` if none is open.
         aborted: producer id and first offset of each aborted transaction.
         data: record batches; the last one may be incomplete.
     """
@@ -58,7 +58,7 @@ class Fetched(NamedTuple):
 
 
 class _ProduceRequest(ProduceRequest):
-    """aiokafka's request, also in version 8, whose response names the refused records (KIP-467). Copies a batch once."""
+    """aiokafka's request, extended by version 8, whose response names the refused records (KIP-467). Copies a batch once."""
 
     def build(self, request_struct_class: Any) -> Any:
         request = super().build(request_struct_class)
@@ -115,7 +115,7 @@ class FetchAnswer(list[Fetched]):
 
     Attributes:
         code: error code of the whole response; 0 without an error.
-        session: id of the fetch session; 0 without one.
+        session: id of the fetch session; 0 without a session.
     """
 
     __slots__ = ("code", "session")
@@ -246,7 +246,7 @@ def offsets_request(times: Mapping[TopicPartition, int], isolation: int) -> Any:
 
 
 def read_offsets(response: Any) -> Iterator[tuple[TopicPartition, int, int]]:
-    """Yield partition, error code and offset, -1 without one, from the response to an `offsets_request`."""
+    """Yield partition, error code and offset from the response to an `offsets_request`; offset -1 if no record matches."""
     for topic, partitions in response.topics:
         for partition, code, *_, offset in partitions:
             yield TopicPartition(topic, partition), code, offset
