@@ -1,1 +1,1 @@
-"""How fast the bus is: beside the raw protocol, the clients' own ways and the other frameworks."""
+"""Compare the bus with the raw protocols, the client libraries and other frameworks."""

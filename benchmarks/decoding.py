@@ -1,4 +1,4 @@
-"""``python -m benchmarks decoding``: the time to decode a message of each type, beside msgspec alone and beside ``payload``.
+"""``python -m benchmarks decoding``: the time to decode a message of each type, compared with msgspec alone and with ``payload``.
 
 Without a broker and in one process. A time is the shortest of many repetitions, which other work on the machine disturbs least.
 """

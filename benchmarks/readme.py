@@ -38,7 +38,7 @@ def section(result: Mapping[str, Any], link: str) -> str:
         *_wrapped(
             f"Measured {result['started'][:10]} on {in_words(result['machine'])}; {_brokers(result)}. A ratio is the bus to a "
             "reference, the median of interleaved rounds. *client*: the client library's own way; *ceiling*: the smallest code "
-            "that speaks the protocol. Ratios carry to other machines, absolute figures do not."
+            "that speaks the protocol. Ratios are comparable across machines, absolute figures are not."
         ),
         "",
         *_table(result, found),

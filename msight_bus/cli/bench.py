@@ -115,7 +115,7 @@ def bench(  # noqa: PLR0917 - the options of the command
     Latency is measured one way, at a fixed rate, from the intended send time of each message, even if an earlier message was
     delayed. *p99*: 99 of 100 messages arrived within this time. *slip*: delay of the sender. Throughput is the rate at which
     one subscriber receives from one publisher, with a few megabytes in flight. Times are in microseconds (us); 1 MB is a
-    million bytes. The figures of one machine do not carry over to another.
+    million bytes. Figures of different machines are not comparable.
     """
     err = Console(stderr=True, highlight=False)
     with exit_status(), json_file(json_path) as write:

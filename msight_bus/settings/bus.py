@@ -44,7 +44,7 @@ class BusSettings(Section):
     logging_level: LogLevel | None = variable(
         choice(LogLevel, "INFO"), None, "Log level of nodes; unset: the levels of the program's logging configuration."
     )
-    dead_letter_suffix: str = variable(TOPIC_SUFFIX, ".dead", "Suffix of a topic's name for its dead letters.")
+    dead_letter_suffix: str = variable(TOPIC_SUFFIX, ".dead", "Suffix of the names of dead-letter topics.")
     topic_map: TopicMap = variable(TOPIC_MAP, TopicMap(), "Topics that have other names on the broker.")
     announce: bool = variable(
         FLAG,

@@ -351,7 +351,7 @@ class KafkaSettings(TlsSection):
         "ordered",
         "Messages without a key: ordered: in one partition; spread: over all partitions.",
     )
-    commit_interval: float = variable(SECONDS, 1.0, "Interval at which finished offsets are committed.")
+    commit_interval: float = variable(SECONDS, 1.0, "Interval at which acknowledged offsets are committed.")
     session_timeout: float = variable(
         SECONDS, 10.0, "Time without a heartbeat after which a member's partitions are assigned to others."
     )
