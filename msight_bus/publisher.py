@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 from msight_bus.backends.base import BLOCKED, Blocked, Outcome, TopicPublisher
 from msight_bus.core import Core
 from msight_bus.data.types import PayloadType
-from msight_bus.errors import BusError, ClosedError, PublishTimeoutError, fresh
+from msight_bus.errors import BusError, ClosedError, PublishTimeoutError, counted, fresh
 from msight_bus.payload import Payload, check_headers, check_key, to_bytes
 from msight_bus.protocol.envelope import TopicCounter
 from msight_bus.tasks import Gate
@@ -82,7 +82,7 @@ class Publisher(Generic[T_contra]):
 
     @property
     def in_flight(self) -> int:
-        """Messages sent and not yet acknowledged; always 0 on a backend without acknowledgements."""
+        """Number of messages sent and not yet acknowledged; always 0 on a backend without acknowledgements."""
         return self._count
 
     @property
@@ -167,7 +167,7 @@ class Publisher(Generic[T_contra]):
             if isinstance(error, BusError):
                 raise
             raise PublishTimeoutError(
-                f"{self._count} messages on {self.topic!r} are in flight and none was acknowledged within {within:g} s "
+                f"{counted(self._count, 'message')} on {self.topic!r} in flight, none acknowledged within {within:g} s "
                 "(MSIGHT_PUBLISH_TIMEOUT); this message was not sent."
             ) from None
 
@@ -192,7 +192,7 @@ class Publisher(Generic[T_contra]):
             _, late = await asyncio.wait(self._in_flight, timeout=self._limits.publish_timeout)
             if late:
                 raise PublishTimeoutError(
-                    f"{self._count} messages on {self.topic!r} were not acknowledged within "
+                    f"{counted(self._count, 'message')} on {self.topic!r} not acknowledged within "
                     f"{self._limits.publish_timeout:g} s (MSIGHT_PUBLISH_TIMEOUT); they may still arrive."
                 )
             await asyncio.sleep(0)  # lets the callbacks of the last futures run

@@ -32,6 +32,8 @@ logger = logging.getLogger("msight_bus")
 _ASKED_TWICE = 2.0
 """Seconds between the two requests about one node."""
 
+_CLOSED = "The registry is closed; call `await bus.nodes()` for another one."
+
 _TICK = 0.25
 """Seconds between two checks whether the event loop was blocked."""
 
@@ -121,7 +123,7 @@ class Registry:
         await self
         while not condition(self):
             if self._task is None or self._task.done():
-                raise ClosedError("The registry is closed.")
+                raise ClosedError(_CLOSED)
             if self._news is None:
                 self._news = asyncio.get_running_loop().create_future()
             await asyncio.wait((self._news,))
@@ -156,7 +158,7 @@ class Registry:
 
     async def _listening(self) -> Registry:
         if self._closed:
-            raise ClosedError("The registry is closed.")
+            raise ClosedError(_CLOSED)
         confirmed = self._confirmed
         if confirmed is None or self._task is None or self._task.done():
             confirmed = self._start()
@@ -175,7 +177,7 @@ class Registry:
     # -- liveness
 
     async def _ask(self) -> None:
-        """Ask the broker, twice, for the liveness subscriptions of those whose heartbeat is late, until cancelled."""
+        """Ask the broker twice for the liveness subscription of each late node and program; run until cancelled."""
         self._bus.reporter.listeners.append(self._on_event)
         try:
             while True:
@@ -192,12 +194,12 @@ class Registry:
             self._bus.reporter.listeners.remove(self._on_event)
 
     def _late(self) -> list[tuple[Known[Any], Key]]:
-        """Return those whose heartbeat is late; none shortly after a reconnect of this observer, which missed heartbeats."""
+        """Return the keys of nodes and programs whose heartbeat is late; none shortly after this observer has reconnected."""
         now = self._time()
         return [(known, key) for known in (self._nodes, self._programs) for key in known.late(now, self._quiet_until)]
 
     async def _absent(self, late: list[tuple[Known[Any], Key]]) -> list[tuple[Known[Any], Key]]:
-        """Return those without a liveness subscription."""
+        """Return the keys of ``late`` for which the broker reports no liveness subscription."""
         found = await asyncio.gather(*(self._bus.has_subscribers(ALIVE_TOPIC + key[1]) for _, key in late))
         return [one for one, present in zip(late, found, strict=True) if present is False]
 

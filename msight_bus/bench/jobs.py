@@ -28,6 +28,7 @@ _TICK_OF_RATE = 0.02
 """The same in an open loop, which needs no credits: its processor time is that of the messages."""
 
 _READY = "ready"
+_OTHER_FAILED = "The other side of the run (publisher or subscriber) has failed."
 _BEHIND_CHUNK = 32
 """Messages that a late sender of an open loop sends in one iteration of the event loop."""
 
@@ -95,7 +96,7 @@ async def wait_for_go(counters: memoryview) -> None:
     """Wait until both sides are ready."""
     while not counters[GO]:
         if counters[GIVE_UP]:
-            raise VoidError("The other side has failed.")
+            raise VoidError(_OTHER_FAILED)
         await asyncio.sleep(_TICK)
 
 
@@ -128,7 +129,10 @@ async def subscribe(side: Subscriber, plan: Plan, target: Target, counters: memo
         peak = peak_bytes()
         await side.close()
     if tally.size != tally.received * plan.size:
-        raise VoidError(f"{tally.received} messages of {plan.size} bytes arrived as {tally.size} bytes.")
+        raise VoidError(
+            f"{tally.received} messages arrived with {tally.size} payload bytes together instead of "
+            f"{tally.received * plan.size}."
+        )
     return Received(first, last, peak, latencies)
 
 
@@ -157,7 +161,7 @@ async def _watch(tally: Tally, receiving: asyncio.Future[None], plan: Plan, coun
             receiving.result()
             raise VoidError("The subscriber ended before the publisher.")
         if counters[GIVE_UP]:
-            raise VoidError("The other side has failed.")
+            raise VoidError(_OTHER_FAILED)
         if sent and now - seen_at > plan.patience * 1e9:
             raise VoidError(f"{sent} messages were sent and {received} arrived.")
 
@@ -210,7 +214,7 @@ async def _send_fast(side: Publisher, plan: Plan, counters: memoryview) -> tuple
         if plan.window and sent - counters[RECEIVED] + chunk > plan.window:
             await asyncio.sleep(0)
             if counters[GIVE_UP]:
-                raise VoidError("The other side has failed.")
+                raise VoidError(_OTHER_FAILED)
             continue
         count = min(chunk, total - sent)
         await side.send_many(payload, count)

@@ -32,7 +32,7 @@ def cached(name: str, fill: Callable[[Path], None], damage: Damage = lambda fold
     Args:
         name: name of the folder.
         fill: writes all files into an empty folder.
-        damage: checks a folder.
+        damage: returns a description of the damage of a folder; ``""`` if the folder is intact.
 
     Raises:
         ServerNotFoundError: the cache cannot be written, or ``fill`` failed.
@@ -56,7 +56,9 @@ def cached(name: str, fill: Callable[[Path], None], damage: Damage = lambda fold
                         ) from error
                     raise
     except OSError as error:
-        raise ServerNotFoundError(f"cannot write the cache {home}: {error}") from error
+        raise ServerNotFoundError(
+            f"cannot write the cache {home}: {error}; set XDG_CACHE_HOME to a writable folder"
+        ) from error
     return target
 
 

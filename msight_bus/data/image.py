@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 DEFAULT_MAX_PIXELS = 64 * 1024 * 1024
 
+_NOT_DECODED = "OpenCV cannot decode the image of {} bytes: it is damaged, or its format is not supported"
+_NOT_JPEG = (
+    "JPEG cannot encode an array of shape {}; use 1, 3 or 4 channels and sides up to 65,500, or is_encoded=False"
+)
+
 
 class ImageData(SensorData, metaclass=DataType, tag="msight_core.data.image.ImageData"):
     """An image.
@@ -93,7 +98,7 @@ class ImageData(SensorData, metaclass=DataType, tag="msight_core.data.image.Imag
             ImportError: NumPy, or OpenCV for an encoded image, is not installed.
         """
         if self.image is None:
-            raise DecodeError("The ImageData has no image")
+            raise DecodeError("The ImageData has no image: its field image is None")
         numpy = _need("numpy", "numpy")
         samples: npt.NDArray[np.uint8] = numpy.frombuffer(self.image, dtype=numpy.uint8)
         if self.is_encoded:
@@ -101,7 +106,10 @@ class ImageData(SensorData, metaclass=DataType, tag="msight_core.data.image.Imag
             return _decode(samples)
         size = self.size or ()
         if not _is_image(size) or math.prod(size) != len(self.image):
-            raise DecodeError(f"The image has {len(self.image)} raw samples, which does not match its size {self.size}")
+            raise DecodeError(
+                f"The image has {len(self.image)} raw samples and the size {self.size}; the product of height, width and "
+                "channels must be the number of samples"
+            )
         return samples.reshape(size)
 
 
@@ -123,9 +131,9 @@ def _to_jpeg(image: npt.NDArray[np.uint8], quality: int) -> bytes:
     try:
         done, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     except cv2.error as error:
-        raise ValueError(f"JPEG cannot encode an array of shape {image.shape}") from error
+        raise ValueError(_NOT_JPEG.format(image.shape)) from error
     if not done:
-        raise ValueError(f"JPEG cannot encode an array of shape {image.shape}")
+        raise ValueError(_NOT_JPEG.format(image.shape))
     return bytes(encoded)
 
 
@@ -144,7 +152,7 @@ def _decode(samples: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     try:
         image: npt.NDArray[np.uint8] | None = cv2.imdecode(samples, cv2.IMREAD_COLOR)
     except cv2.error as error:
-        raise DecodeError("The image cannot be decoded") from error
+        raise DecodeError(_NOT_DECODED.format(len(samples))) from error
     if image is None:
-        raise DecodeError("The image cannot be decoded")
+        raise DecodeError(_NOT_DECODED.format(len(samples)))
     return image

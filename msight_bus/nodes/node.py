@@ -114,7 +114,7 @@ class Node(ABC):
             ClosedError: the node is not running.
         """
         if self._node_run is None or self._node_run.ended:
-            raise ClosedError(f"The node {self.name!r} is not running.")
+            raise ClosedError(f"The node {self.name!r} is not running: use its bus from on_start until on_stop.")
         return self._node_run.bus
 
     def stop(self) -> None:
@@ -208,10 +208,10 @@ def _substituted(parameter: Any, given: dict[Any, Any]) -> Any:
 
 
 def _narrowed(configured: Any, declared: Any) -> Any:
-    """Return the type that holds: the configured one if it is the declared one or its subclass.
+    """Return the configured type of a payload if it narrows the declared type; without a configured type, the declared type.
 
     Raises:
-        TypeError: it is neither.
+        TypeError: the configured type is neither the declared type nor a subclass.
         ConfigError: see `payload_type`.
     """
     known = payload_type(declared)

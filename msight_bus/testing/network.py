@@ -82,7 +82,7 @@ class Client(MemoryConnector):
             ConnectionLostError: the simulation has disconnected this bus.
         """
         if not self.reachable:
-            raise ConnectionLostError("The simulated broker is disconnected.")
+            raise ConnectionLostError("The simulated broker is disconnected: call Simulation.reconnect() first.")
         connection = await super().connect(on_lost, publishes=publishes, on_refused=on_refused, on_leaving=on_leaving)
         self._connections.add(connection)
         connection.gone.add_done_callback(lambda _: self._connections.discard(connection))

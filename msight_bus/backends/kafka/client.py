@@ -62,4 +62,4 @@ async def probe(options: dict[str, Any]) -> None:
         else:
             connection.close()
             return
-    raise problem or ConnectionLostError("No Kafka server is configured.")
+    raise problem or ConnectionLostError("No Kafka server is configured: set MSIGHT_KAFKA_SERVERS.")

@@ -109,7 +109,7 @@ class KafkaProducer:
         self._will_send = False
         self._in_flight: Counter[int] = Counter()  # by broker
         self.patience = settings.limits.publish_timeout
-        """Seconds that a batch waits for a partition without a leader, or that does not exist."""
+        """Time in seconds that a batch waits for a partition without a leader, or for one that does not exist."""
 
     # -- the producer id
 
@@ -133,7 +133,8 @@ class KafkaProducer:
                 await self._get_producer_id(None)
         except TimeoutError as error:
             raise ConnectionLostError(
-                f"Kafka assigned no producer id within {within:g} s (MSIGHT_CONNECT_TIMEOUT)."
+                f"Kafka assigned no producer id within {within:g} s (MSIGHT_CONNECT_TIMEOUT); nothing was sent. Check that the "
+                "cluster has a controller."
             ) from error
         except KafkaError as error:
             raise translate(error, "connect") from error
@@ -249,11 +250,11 @@ class KafkaProducer:
         """Get a producer id, the leader of the writer's partition and a connection to the leader.
 
         Args:
-            writer: has a batch to send.
+            writer: a writer with a batch to send.
             stale: whether the last attempt failed because the cluster's metadata are out of date.
 
         Raises:
-            KafkaError, BusError: one of them is not available; a retriable error can pass.
+            KafkaError, BusError: one of these is not available; the caller retries after a retriable error.
         """
         where = writer.where
         if writer.producer_id is None:

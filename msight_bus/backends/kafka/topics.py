@@ -87,7 +87,7 @@ class TopicDirectory:
         Args:
             settings: the settings of the bus.
             client: the connections to ask.
-            changed: called with each topic that is forgotten or whose partitions or limits have changed.
+            changed: called with each topic that is removed from the cache, or whose partitions or limits have changed.
         """
         self._settings = settings
         self._client = client
@@ -153,10 +153,10 @@ class TopicDirectory:
         self._known[topic] = info
         if info.partitions != former.partitions:
             logger.warning(
-                "Topic %s has %d partitions now, %d before: keys, and publishers without a key, may move to another partition. "
+                "Topic %s has %s now, %d before: keys, and publishers without a key, may move to another partition. "
                 "Order does not hold across the change.",
                 topic,
-                info.partitions,
+                counted(info.partitions, "partition"),
                 former.partitions,
             )
         if info.max_message_bytes != former.max_message_bytes:
@@ -256,10 +256,10 @@ class TopicDirectory:
         """Log a WARNING if the loss of one broker of a cluster can lose acknowledged messages."""
         if found.brokers > 1 and (found.replicas < 3 or insync < 2) and not topic.startswith("_"):
             logger.warning(
-                "Topic %s has %d replicas and min.insync.replicas=%d on a cluster of %d brokers: the loss of one broker can "
+                "Topic %s has %s and min.insync.replicas=%d on a cluster of %d brokers: the loss of one broker can "
                 "lose acknowledged messages. Use 3 replicas (MSIGHT_KAFKA_REPLICATION) and min.insync.replicas=2.",
                 topic,
-                found.replicas,
+                counted(found.replicas, "replica"),
                 insync,
                 found.brokers,
             )
@@ -267,7 +267,7 @@ class TopicDirectory:
     async def _create(self, topics: Sequence[str]) -> None:
         kafka = self._settings.kafka
         for topic in self.not_created.intersection(topics):
-            raise TopicError(f"The topic {topic!r} does not exist.", topic=topic)
+            raise TopicError(f"The topic {topic!r} does not exist, and this publisher does not create it.", topic=topic)
         cluster = await self._client.ask(MetadataRequest(None, allow_auto_topic_creation=False))
         similar = {other.replace(".", "_"): other for _, other, *_ in cluster.topics}
         for topic in topics:

@@ -88,7 +88,7 @@ class PubSubConsumer:
 
     @property
     def lag(self) -> None:
-        """``None``: there is no log."""
+        """Always ``None``: there is no log."""
 
     def pause(self) -> None:
         """Stop reading for at most ``block_timeout``: the broker closes a connection that is not read for long."""
@@ -279,8 +279,8 @@ class PubSubBackend:
         """Open a subscription's connection; retry while the broker is down.
 
         Raises:
-            ConnectionLostError: not connected within ``connect_timeout``.
-            AuthenticationError: refused.
+            ConnectionLostError: the broker was not reached within ``connect_timeout`` seconds.
+            AuthenticationError: the broker refused the credentials, or a certificate was refused.
         """
         within = self._limits.connect_timeout
         end = asyncio.get_running_loop().time() + within
@@ -334,7 +334,9 @@ class PubSubBackend:
             raise ConnectionLostError(f"Disconnected from {self._connector.where}.")
         answer = connection.ping().answer
         if not (await asyncio.wait((answer,), timeout=self._limits.pong_timeout))[0]:
-            raise ConnectionLostError(f"{self._connector.where} did not respond to a PING.")
+            raise ConnectionLostError(
+                f"{self._connector.where} did not respond to a PING within {self._limits.pong_timeout:g} s (MSIGHT_PONG_TIMEOUT)."
+            )
         answer.result()
 
     def _announce(self, announcer: Sender, announcement: bytes) -> bool:

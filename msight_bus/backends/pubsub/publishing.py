@@ -15,7 +15,7 @@ from msight_bus.backends.base import BLOCKED, Blocked
 from msight_bus.backends.pubsub.in_flight import UnconfirmedRun
 from msight_bus.backends.pubsub.reconnecting import ReconnectingConnection
 from msight_bus.backends.pubsub.tail_loss import PublishedTopic, SequenceAnnouncer
-from msight_bus.errors import BusError, ConnectionLostError, PublishTimeoutError, fresh
+from msight_bus.errors import BusError, ConnectionLostError, PublishTimeoutError, counted, fresh
 from msight_bus.events import BusEvent, Refused
 from msight_bus.protocol.envelope import TopicCounter
 from msight_bus.settings import Limits
@@ -261,8 +261,8 @@ class PubSubPublisher:
         if self._unconfirmed_lost:
             count, self._unconfirmed_lost = self._unconfirmed_lost, 0
             raise ConnectionLostError(
-                f"{count} messages on {self._topic.counter.topic!r} were written before a disconnect and never confirmed; "
-                "at most these are lost."
+                f"{counted(count, 'message')} on {self._topic.counter.topic!r} written before a disconnect and never confirmed; "
+                "each may be lost. Publishing again may duplicate."
             ) from self._reason
 
     def close(self) -> None:

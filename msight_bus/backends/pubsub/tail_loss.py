@@ -18,7 +18,7 @@ import msgspec
 from msight_bus.backends.base import Inbox, TopicStream
 from msight_bus.backends.pubsub.in_flight import Sender, UnconfirmedRun
 from msight_bus.backends.pubsub.routes import Route, UncountedStream
-from msight_bus.errors import AuthenticationError, BusError
+from msight_bus.errors import AuthenticationError, BusError, counted
 from msight_bus.message import Message
 from msight_bus.protocol.envelope import TopicCounter
 from msight_bus.topics import SEQUENCE_TOPIC
@@ -189,8 +189,8 @@ class SequenceAnnouncer:
         unannounced = sum(topic.announced != topic.counter.sequence for topic in left)
         if unannounced and self.works:
             logger.warning(
-                "Last sequences of %d topics not announced before closing; a loss of their last messages is not detected.",
-                unannounced,
+                "Last sequences of %s not announced before closing; a loss of their last messages is not detected.",
+                counted(unannounced, "topic"),
             )
 
     def refused(self, error: BusError) -> None:

@@ -72,7 +72,7 @@ class _Frames(asyncio.BufferedProtocol):
         while self._filled - at >= _SIZE.size:
             (size,) = _SIZE.unpack_from(view, at)
             if size < 0:
-                raise ValueError(f"a response of {size} bytes")
+                raise ValueError(f"the size of a response is negative: {size}")
             start, end = at + _SIZE.size, at + _SIZE.size + size
             if end > self._filled:
                 if len(self._scratch) < _SIZE.size + size <= _MOST_SCRATCH_BYTES:
