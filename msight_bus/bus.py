@@ -48,7 +48,7 @@ class Bus:
 
     @property
     def backend(self) -> str:
-        """``"redis"``, ``"nats"``, ``"kafka"`` or ``"memory"``."""
+        """Name of the backend: ``"redis"``, ``"nats"``, ``"kafka"`` or ``"memory"``."""
         return self.settings.backend
 
     @property
@@ -177,7 +177,7 @@ class Bus:
         """Subscribe to topics: ``async with bus.subscribe("camera.*") as messages: async for message in messages: ...``.
 
         Entering returns once the broker has confirmed the subscription: messages published after that are received. In a NATS
-        cluster this holds for publishers on the same server only; the other servers learn of the subscription a moment later,
+        cluster this holds for publishers on the same server only; the other servers get the subscription a moment later,
         and messages published there before are not counted as missing.
 
         Args:
@@ -230,7 +230,7 @@ class Bus:
         return self.core.subscribe(entries, group_id=group_id, queue=queue, start=start, options=options)
 
     def _with_mapped_topic(self, error: TopicError) -> TopicError:
-        """Return the error that names the topic, if ``MSIGHT_TOPIC_MAP`` gives the refused name one; else ``error``."""
+        """Return an error with the topic to use if ``MSIGHT_TOPIC_MAP`` maps the refused name to a topic; else ``error``."""
         try:
             if isinstance(error.topic, str):
                 self.settings.topic_map.on_broker(error.topic)
@@ -347,7 +347,7 @@ def check_start(start: object, entries: tuple[str, ...]) -> None:
     """Check the start of a subscription to ``entries``.
 
     Raises:
-        ValueError: ``start`` is not valid; the text says what is accepted.
+        ValueError: ``start`` is not valid; the text names what is accepted.
     """
     if start in ("latest", "earliest") or isinstance(start, datetime):
         return
@@ -372,7 +372,7 @@ def check_start(start: object, entries: tuple[str, ...]) -> None:
         raise ValueError(f"start must be {accepted}, not {start!r:.200}.")
     unknown = [topic for topic, _ in pairs if topic not in entries]
     if unknown:
-        raise ValueError(f"start names the topic {unknown[0]!r:.80}, which is not subscribed.")
+        raise ValueError(f"start names the topic {unknown[0]!r:.80}, which is not subscribed; add it to topics.")
 
 
 def _is_whole(number: object) -> bool:

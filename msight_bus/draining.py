@@ -47,7 +47,7 @@ async def drain(
     """Stop receiving, wait until the iterators and nodes have ended, flush published messages and commit.
 
     Args:
-        first: the first step.
+        first: awaited before all other steps.
         subscriptions: the subscriptions of the bus.
         drainables: the nodes that run on the bus.
         backend: flushed once the iterators and nodes have ended.

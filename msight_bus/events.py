@@ -38,7 +38,7 @@ class Gap:
             from the log before they were read; ``"unreadable"``: damaged records, or records too large when decompressed;
             ``"implausible"``: the sequence jumped farther than a publisher can publish; ``"evicted"``: the session of a
             publisher was evicted, so that its later losses are unknown.
-        at_most: whether ``missing`` is an upper bound, because some offsets of the log can be without a message.
+        at_most: whether ``missing`` is an upper bound, because offsets of the log can be without a message.
     """
 
     topic: str

@@ -56,7 +56,7 @@ class Known(Generic[InfoT]):
         self.gone: set[Key] = set()
 
     def hear(self, info: InfoT, now: float, sent_at: float) -> None:
-        """Account for an announcement; evict the longest silent one if there are too many."""
+        """Account for an announcement; above `MAX_NODES`, evict the node or program that was heard least recently."""
         key = (info.name, info.instance)
         before = self.heard.get(key)
         self.heard[key] = _Heard(info, now if before is None else before.first, now, sent_at)
@@ -66,7 +66,7 @@ class Known(Generic[InfoT]):
             self.gone.discard(self.heard.popitem(last=False)[0])
 
     def listed(self, now: float) -> list[InfoT]:
-        """Return all with their status, sorted by name; forget those that ended or were lost long ago, or are replaced."""
+        """Return all with their status, sorted by name; evict those that ended or were lost long ago, or were restarted."""
         shown: list[InfoT] = []
         later: dict[tuple[str, str], float] = {}  # when the latest one of this name and host was first heard
         for info, first, _, _ in self.heard.values():
@@ -87,7 +87,7 @@ class Known(Generic[InfoT]):
     def _restarted(self) -> set[Key]:
         """Return the earlier runs of workers that were started again: same name, host and ``instance_id``, and not heard since.
 
-        An earlier run that is heard again still runs, beside the later one.
+        An earlier run that is heard again is still running, besides the later one.
         """
         runs: dict[tuple[str, str, str], list[tuple[Key, _Heard[InfoT]]]] = {}
         for key, one in self.heard.items():
@@ -102,7 +102,7 @@ class Known(Generic[InfoT]):
         return found
 
     def late(self, now: float, quiet_until: float) -> list[Key]:
-        """Return those whose heartbeat is late and for which the broker can be asked, at most `_ASKED_AT_ONCE`."""
+        """Return the keys whose heartbeat is late and whose liveness subscription to look up, at most `_ASKED_AT_ONCE`."""
         late: list[Key] = []
         for key, (info, _, heard_at, _) in self.heard.items():
             silent = now - max(heard_at, quiet_until)

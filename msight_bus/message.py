@@ -40,7 +40,7 @@ _ENTRY_BYTES = 100
 
 
 def overhead(headers: Mapping[str, str], key: str | None) -> int:
-    """Return the approximate bytes of memory that headers and a key take; a queue bounds them too."""
+    """Return the approximate bytes of memory that headers and a key take; they count against the bound of a queue."""
     size = 0 if key is None else len(key)
     return size + sum([len(name) + len(value) + _ENTRY_BYTES for name, value in headers.items()])
 
@@ -107,7 +107,7 @@ class Message(msgspec.Struct, Generic[T_co], eq=False, gc=False):
 
     @property
     def position(self) -> tuple[int, int] | None:
-        """``(partition, offset)`` of a record of a log; ``None`` without a log. Hashable."""
+        """Hashable position ``(partition, offset)`` in a log; ``None`` without a log."""
         if self._settlement is None or self.offset is None:
             return None
         return self._settlement.partition, self.offset

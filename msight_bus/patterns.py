@@ -86,7 +86,7 @@ def check_entries(topics: object) -> tuple[str, ...]:
     """Return the entries of a subscription as a tuple: a topic, a pattern, or a list of topics and patterns.
 
     Raises:
-        TopicError: an entry is not valid or given twice, or there is none; the text says what is accepted.
+        TopicError: an entry is not valid or given twice, or there is none; the text names what is accepted.
     """
     if isinstance(topics, str):
         return (_check_entry(topics),)

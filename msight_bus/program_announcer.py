@@ -93,7 +93,7 @@ class ProgramAnnouncer:
     # -- the announced topics
 
     def _is_used(self) -> bool:
-        """Return whether the bus has published or subscribed, besides its nodes."""
+        """Return whether the bus has published or subscribed outside its nodes."""
         return any(map(self._is_published, self._core.backend.published)) or any(self._subscribed())
 
     def _is_published(self, counter: TopicCounter) -> bool:

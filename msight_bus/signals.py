@@ -25,7 +25,7 @@ _ONE_REQUEST = 0.2
 """Seconds within which signals count as one: a terminal or systemd signals the whole group, and a launcher passes that on."""
 
 _TOLD_AFTER = 0.25
-"""Seconds after the first signal until the log says that another one stops at once; timers of uvloop can be early."""
+"""Seconds from the first signal to the log line that another signal stops at once; timers of uvloop can be early."""
 
 _PATIENCE = 0.25
 """Seconds after a second signal until code that blocks the event loop is interrupted. An interruption can leave inconsistent

@@ -165,8 +165,9 @@ async def reraise_swallowed(work: Coroutine[Any, Any, T]) -> T:
 
 
 def error_of_code(raised: BaseException) -> Exception:
-    """Return what a node's code raised as an error of that node: `SystemExit`, or a panic of a Rust extension, which is no
-    `Exception` either, would end all other nodes.
+    """Convert what a node's code raised to an `Exception`, which ends or concerns that node only.
+
+    `SystemExit` and a panic of a Rust extension are not an `Exception`: raised in a task, they would end all other nodes.
 
     Raises:
         CancelledError: the task was cancelled.

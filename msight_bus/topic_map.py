@@ -56,7 +56,7 @@ class TopicMap:
         return name or topic
 
     def topic_of(self, name: str) -> str:
-        """Return the topic to which a name on the broker is mapped; ``name`` itself if the map does not contain it."""
+        """Return the topic whose name on the broker is ``name``; ``name`` itself if the map does not contain it."""
         return self._topics.get(name, name)
 
     def check_for(self, broker: str, accepted: re.Pattern[str], text: str) -> None:
@@ -78,7 +78,7 @@ def parse_topic_map(value: Any) -> TopicMap:
     """Return the map of a JSON text or a mapping.
 
     Raises:
-        ValueError: the value is not a map of names to topics; the text says why.
+        ValueError: the value is not a map of names to topics; the text gives the reason.
     """
     if isinstance(value, TopicMap):
         return value

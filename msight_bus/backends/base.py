@@ -134,10 +134,10 @@ class Inbox(Protocol):
     """The receiving side of one subscription, which its backend calls."""
 
     def topic_of(self, name: str) -> str:
-        """Return the topic with a name on the broker, for `Message.topic`."""
+        """Return the topic whose name on the broker is ``name``, for `Message.topic`."""
 
     def stream(self, name: str) -> TopicStream:
-        """Return the stream of the topic with a name on the broker; it stays valid until the subscription is closed."""
+        """Return the stream of the topic whose name on the broker is ``name``; valid until the subscription is closed."""
 
     def put(self, batch: list[Message]) -> None:
         """Queue messages of any topics, for which their streams have accounted."""
@@ -153,7 +153,12 @@ class Inbox(Protocol):
         """Report missing messages on every topic (`TopicStream.gap`)."""
 
     def discard(self, unwanted: Callable[[Message], bool], cause: str) -> None:
-        """Remove queued messages that are delivered to another member; ``cause`` is counted in ``dropped``."""
+        """Remove queued messages that another member receives.
+
+        Args:
+            unwanted: returns whether to remove a message.
+            cause: the key in `SubscriptionStats.dropped` under which they are counted.
+        """
 
     def requeue(self, message: Message) -> None:
         """Queue a message again, in front of all others."""
@@ -162,7 +167,7 @@ class Inbox(Protocol):
         """Count a message that was returned to the consumer as dropped, and acknowledge it."""
 
     def skip(self, name: str, count: int) -> None:
-        """Count at most ``count`` records of the topic with a name on the broker, which are skipped to continue near the end."""
+        """Count up to ``count`` records of a topic, by its name on the broker, that are skipped to continue near the end."""
 
     def shed(self) -> None:
         """Drop the newest messages over the bound: the backend cannot pause the stream any longer."""
@@ -259,7 +264,7 @@ class Backend(Protocol):
         """Check that the broker accepts a name or a pattern.
 
         Raises:
-            TopicError: the broker does not accept the name; the text says why.
+            TopicError: the broker does not accept the name; the text gives the reason.
         """
 
     @property

@@ -46,7 +46,7 @@ class Filter(Protocol):
         """Call ``delivery.arrive``, now or later, with the messages that arrive."""
 
     def forget(self, delivery: Delivery) -> None:
-        """Forget a subscription that has ended."""
+        """Remove a subscription that has ended."""
 
 
 class Delivery:

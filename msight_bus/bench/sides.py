@@ -99,7 +99,7 @@ class Side:
 
 
 class BusSubscriber:
-    """``async for message in subscription``."""
+    """Receives with ``async for message in subscription``."""
 
     async def open(self, target: Target) -> None:
         """Connect and subscribe."""
@@ -126,7 +126,7 @@ class BusSubscriber:
 
 
 class BusPublisher:
-    """``await publisher.send(payload)``."""
+    """Sends with ``await publisher.send(payload)``."""
 
     async def open(self, target: Target) -> None:
         """Connect."""

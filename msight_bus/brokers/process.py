@@ -47,7 +47,7 @@ class GuardedProcess:
 
     Args:
         folder: working directory; removed at the end.
-        log_path: file for its output.
+        log_path: file for the output of the process.
         container: name of the Docker container to which the process is attached, and which receives the signals.
     """
 

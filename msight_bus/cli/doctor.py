@@ -139,7 +139,7 @@ def doctor(
 
     Checks the settings, the connection, the limits of the broker, the nodes, the programs and their topics; on Kafka also
     topics, replicas, groups and transactions. Nodes and programs announce themselves every 10 seconds: with a shorter
-    `--observe`, some are not seen. The command joins no group, creates no topic and commits nothing. Ctrl-C prints at once what
+    `--observe`, not all are found. The command joins no group, creates no topic and commits nothing. Ctrl-C prints at once what
     was found. The exit status is 1 if a fault was found.
     """
     with exit_status():

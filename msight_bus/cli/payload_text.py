@@ -124,7 +124,7 @@ def matches(message: Message, value: Any, wanted: str) -> bool:
 
     Args:
         message: the message.
-        value: its decoded payload.
+        value: the decoded payload of the message.
         wanted: ``name=value``, for a field (with dots for nested fields), a header, or ``key``; or a text, whose case is ignored.
     """
     path, equals, text = wanted.partition("=")

@@ -1,4 +1,4 @@
-"""``msight-bus ping``: the round trip of a message through the broker, beside the broker's own PING."""
+"""``msight-bus ping``: the round trip of a message through the broker, and of the broker's own PING."""
 
 from __future__ import annotations
 

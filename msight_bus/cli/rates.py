@@ -76,7 +76,7 @@ class Display:
         self._out = Output()
 
     def show(self, observation: Observation, total: bool) -> None:
-        """Show the figures of the window or of the whole time."""
+        """Show the figures of the last window, or with ``total`` of the whole run."""
         if not total:
             self._rates.turn()
         counters, now = observation.counters, self._rates.clock()

@@ -58,7 +58,7 @@ def _summary(nodes: list[NodeInfo]) -> dict[str, Any]:
 
 @dataclass
 class Status:
-    """What is known so far of a broker.
+    """What the command has found out about a broker.
 
     Attributes:
         evidence: settings and nodes.

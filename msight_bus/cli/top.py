@@ -201,13 +201,13 @@ class _Ends:
         return f"-> {topic}{'' if info.ended or self._receive(topic) else _NO_NODE}"
 
     def _feed(self, entry: str) -> bool:
-        """Return whether a topic, or one that a pattern matches, is published; true if a program names only some topics."""
+        """Return whether a topic, or one that a pattern matches, is published; true if a program announces not all its topics."""
         pattern = announced_pattern(entry)
         named = entry in self._outputs or (pattern is not None and any(map(pattern.matches, self._outputs)))
         return named or self._more_outputs
 
     def _receive(self, topic: str) -> bool:
-        """Return whether a topic can be received; true if a node or program names only some inputs."""
+        """Return whether a topic can be received; true if a node or program announces not all its inputs."""
         return self._more or topic in self._inputs or any(one.matches(topic) for one in self._patterns.values())
 
 

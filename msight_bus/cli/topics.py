@@ -59,35 +59,40 @@ _OBSERVED = {"rate": Column("msg/s"), "megabytes_rate": Column("MB/s", 1), "mean
 
 
 @dataclass
-class Ends:
-    """The nodes and programs at the ends of one topic, and the messages a second that they announce to publish."""
+class Endpoints:
+    """Publishers and subscribers of one topic, as announced.
+
+    Attributes:
+        publishers, subscribers: labels of nodes and programs.
+        rate: messages a second that the publishers announce together.
+    """
 
     publishers: set[str] = field(default_factory=set)
     subscribers: set[str] = field(default_factory=set)
     rate: float = 0.0
 
 
-def ends_of(infos: Iterable[NodeInfo | ProgramInfo], observed: Iterable[str] = ()) -> dict[str, Ends]:
-    """Return the ends of each topic of the nodes and programs that run.
+def endpoints_of(infos: Iterable[NodeInfo | ProgramInfo], observed: Iterable[str] = ()) -> dict[str, Endpoints]:
+    """Return the publishers and subscribers of each topic of the running nodes and programs.
 
     A pattern stands for the announced and the ``observed`` topics that it matches; one that matches none has its own entry.
     """
     running = [info for info in infos if not info.ended and info.status is not NodeStatus.LOST]
-    topics: dict[str, Ends] = {}
+    topics: dict[str, Endpoints] = {}
     for info in running:
         for topic, rate in _published(info):
-            ends = topics.setdefault(topic, Ends())
+            ends = topics.setdefault(topic, Endpoints())
             ends.publishers.add(info.label)
             ends.rate += rate
     inputs = [(entry, announced_pattern(entry), info.label) for info in running for entry in info.inputs]
     for entry, pattern, name in inputs:
         if pattern is None:
-            topics.setdefault(entry, Ends()).subscribers.add(name)
+            topics.setdefault(entry, Endpoints()).subscribers.add(name)
     known = {*topics, *observed}
     for entry, pattern, name in inputs:
         if pattern is not None:
             for topic in [one for one in known if pattern.matches(one)] or [entry]:
-                topics.setdefault(topic, Ends()).subscribers.add(name)
+                topics.setdefault(topic, Endpoints()).subscribers.add(name)
     return topics
 
 
@@ -98,18 +103,18 @@ def _published(info: NodeInfo | ProgramInfo) -> Iterable[tuple[str, float]]:
     return [(topic, info.metrics.rate_out) for topic in info.outputs]
 
 
-def show(topics: dict[str, Ends], arrived: dict[str, Arrivals] | None, now: float, *, as_json: bool) -> None:
+def show(topics: dict[str, Endpoints], arrived: dict[str, Arrivals] | None, now: float, *, as_json: bool) -> None:
     """Print the topics, on a terminal those with the most messages a second.
 
     Args:
-        topics: the topics with their ends.
+        topics: the topics with their publishers and subscribers.
         arrived: what was observed until ``now``; ``None`` without ``--observe``.
         now: seconds of the clock of `TopicRates`.
         as_json: print JSON.
     """
     rows: list[tuple[float, list[str]]] = []
     for topic in sorted({*topics, *(arrived or ())}):
-        ends = topics.get(topic, Ends())
+        ends = topics.get(topic, Endpoints())
         publishers, subscribers = sorted(ends.publishers), sorted(ends.subscribers)
         seen: Figures | None = None if arrived is None else arrived.get(topic, Arrivals()).figures(now)
         if as_json:
@@ -172,7 +177,7 @@ def topics(
                 finally:
                     arrived = None if observe is None else rates.total()
                     nodes, programs = ([], ()) if registry is None else (list(registry), registry.programs)
-                    ends = ends_of([*nodes, *programs], arrived or ())
+                    ends = endpoints_of([*nodes, *programs], arrived or ())
                     chosen = {topic: one for topic, one in ends.items() if not entries or is_chosen(topic)}
                     show(chosen, arrived, rates.clock(), as_json=json_lines)
                     if more := rates.others + observation.dropped("invalid topic"):

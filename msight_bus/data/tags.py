@@ -21,7 +21,8 @@ _classes: dict[str, type[Data]] = {}
 class DataType(msgspec.StructMeta):
     """Metaclass of ``Data``: sets the tag of each class and registers the class when it is defined.
 
-    A class that names its metaclass can have frozen subclasses for type checkers too, which ``dataclass_transform`` defines.
+    The classes of this package name their metaclass again, so that type checkers accept frozen subclasses
+    (``dataclass_transform``).
     """
 
     def __new__(

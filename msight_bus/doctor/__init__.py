@@ -1,1 +1,1 @@
-"""Checks that find what is wrong between programs and a broker, and say what to do. They only read."""
+"""Checks that find faults between programs and a broker, with a remedy for each. No check changes anything."""

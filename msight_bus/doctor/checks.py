@@ -100,7 +100,7 @@ async def version(evidence: Evidence) -> str | None:
 
 
 async def topics_of(settings: BusSettings) -> list[str]:
-    """Return the topics that a broker lists, by their names there: Redis those with subscribers, Kafka all, NATS none.
+    """Return the topics that the broker lists, by their names there: all on Kafka, those with subscribers on Redis, none on NATS.
 
     Raises:
         Exception: the broker did not answer or refused; a client library can raise anything.
@@ -110,7 +110,7 @@ async def topics_of(settings: BusSettings) -> list[str]:
 
 
 async def lags(evidence: Evidence) -> tuple[list[GroupLag], int] | None:
-    """Return the lag of the consumer groups, and the number of groups that are not read; ``None`` where no broker keeps groups.
+    """Return the lag of the consumer groups, and the number of groups that are not read; ``None`` if the backend has none.
 
     Raises:
         Exception: the broker did not answer or refused; a client library can raise anything.
@@ -146,6 +146,6 @@ async def run_checks(evidence: Evidence, findings: list[Finding]) -> None:
 
 
 def _drop_symptoms(findings: list[Finding]) -> None:
-    """Remove the finding that no message arrived on a topic if another finding about the topic says why."""
+    """Remove the finding that no message arrived on a topic if another finding gives the reason."""
     explained = {finding.about for finding in findings if finding.fault and finding.check != "arrival"}
     findings[:] = [finding for finding in findings if finding.check != "arrival" or finding.about not in explained]

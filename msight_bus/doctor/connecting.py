@@ -64,7 +64,7 @@ def of_setting(sentence: str) -> Finding:
     """Return the finding of a sentence of a `ConfigError` or a `ConfigWarning`."""
     found = _MISSPELT.match(sentence)
     if found is None:
-        return Finding("settings", sentence, "Set the variable as this sentence says.")
+        return Finding("settings", sentence, "Set the variable as this sentence states.")
     return Finding("settings", sentence, f'Rename the variable: `export {found[2]}="${found[1]}"; unset {found[1]}`.')
 
 

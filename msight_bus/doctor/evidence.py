@@ -30,7 +30,7 @@ class Finding:
         problem: the problem, as a sentence.
         advice: a command, a variable or an edit that solves the problem.
         fault: whether the exit status is 1; otherwise the finding is a note.
-        about: the topic that the finding is about, if it is about one.
+        about: the topic that the finding is about; empty if it concerns no single topic.
     """
 
     check: str
@@ -159,7 +159,7 @@ class Evidence:
 
     @property
     def largest(self) -> int:
-        """Bytes of the largest message that was observed or that the user wants to send."""
+        """Size in bytes of the largest message that was observed or that the user wants to send."""
         return max([self.message_bytes, *[seen.largest for seen in self.seen.values()]])
 
 

@@ -81,7 +81,7 @@ async def missing_topics(evidence: Evidence) -> AsyncIterator[Finding]:
 
 
 async def _option(client: Client, topics: Iterable[str], name: str) -> dict[str, int]:
-    """Return a number of the configuration of each topic that the user may describe."""
+    """Return the value of the integer option ``name`` of each topic whose configuration the user may describe."""
     response = await client.ask(DescribeConfigsRequest([(_TOPIC, topic, [name]) for topic in topics]))
     found = response.resources
     return {topic: int(option[1]) for _, _, _, topic, options in found for option in options if option[0] == name}

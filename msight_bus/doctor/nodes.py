@@ -30,7 +30,7 @@ def ended_badly(evidence: Evidence) -> Iterator[Finding]:
 
 
 def failing(evidence: Evidence) -> Iterator[Finding]:
-    """Find running nodes that count errors; faults if such a node has published nothing, else notes: errors can be old."""
+    """Find running nodes that have counted errors: a fault if the node has published nothing, else a note."""
     for info in filter(evidence.concerns, evidence.running_nodes()):
         metrics = info.metrics
         for count, what, which in (
@@ -49,7 +49,7 @@ def failing(evidence: Evidence) -> Iterator[Finding]:
 
 
 def lost_programs(evidence: Evidence) -> Iterator[Finding]:
-    """Find programs that ended without closing their bus; notes, because a program may end at any time."""
+    """Find programs that ended without closing their bus. Each is a note, because a program may end at any time."""
     for info in filter(evidence.concerns, evidence.programs):
         if info.status is NodeStatus.LOST:
             yield Finding(
@@ -106,7 +106,7 @@ def clocks(evidence: Evidence) -> Iterator[Finding]:
 
 
 def unpublished(evidence: Evidence) -> Iterator[Finding]:
-    """Find inputs on which nothing is published beside a topic that differs by a letter."""
+    """Find inputs on which nothing is published where a published topic differs by one letter."""
     published = {topic for info in evidence.running() for topic in info.outputs} | {
         topic for topic, seen in evidence.seen.items() if seen.messages
     }

@@ -4,8 +4,8 @@ The head of a frame (channel or subject, and the lengths) is often repeated: mes
 head. `HeadCache` keeps heads, so that a frame with a kept head is unpacked without parsing its numbers, and `take_run` and
 `take_series` unpack consecutive frames in one call. The head of each frame is compared.
 
-Where sizes vary on many topics, few heads are repeated. Then the cache costs more than it saves, and is bypassed for some tens
-of thousands of frames.
+Where sizes vary on many topics, few heads are repeated. Then the cache costs more than it saves, and is bypassed for `_PAUSE`
+frames.
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ CODEC: Final = Codec(publish, decoder, decode_metadata)
 
 
 def parse_headers(block: bytes) -> dict[str, str]:
-    """Parse an HMSG header block (``NATS/1.0`` line, then ``name: value`` lines); of a repeated name, the last value."""
+    """Parse an HMSG header block (``NATS/1.0`` line, then ``name: value`` lines). Of a repeated name, keep the last value."""
     headers: dict[str, str] = {}
     for line in block.split(b"\r\n")[1:]:
         name, colon, value = line.partition(b":")
@@ -304,9 +304,9 @@ class _Grammar:
         return position, taken
 
     def _read_line(self, line: bytes) -> tuple[Address, int, int]:
-        """Parse address, header bytes and total bytes of any MSG or HMSG line; remember a plain head.
+        """Parse address, header bytes and total bytes of any MSG or HMSG line; cache a plain head.
 
-        A plain head has no reply subject, and single spaces between the words. The caller splits a line with a remembered head at
+        A plain head has no reply subject, and single spaces between the words. The caller splits a line with a cached head at
         the last space.
         """
         kind, *words = line.split()

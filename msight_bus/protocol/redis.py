@@ -151,7 +151,7 @@ _USUAL = re.compile(
 
 _ADDRESSES = 4096
 _LONGEST_START = 512
-"""Maximum number of remembered addresses, and of bytes of a message up to its channel."""
+"""Maximum number of cached addresses, and of bytes of a message up to its channel."""
 
 _SIZES = {b"%d" % size: size for size in range(4096)}
 """Small lengths, which are looked up instead of parsed."""

@@ -77,7 +77,7 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def value(self) -> object:
-        """``elements`` of an array, else ``data``."""
+        """The value of the reply: ``elements`` of an array, else ``data``."""
         return self.data if self.elements is None else self.elements
 
     @property

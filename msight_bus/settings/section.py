@@ -47,7 +47,7 @@ class Variable:
 
     Attributes:
         name: name, such as ``MSIGHT_NATS_SERVERS``.
-        value_type: type of its values.
+        value_type: type of the values.
         default: default as a text of the environment; None without a default.
         meaning: description in one line.
         section: attribute of ``BusSettings`` with the section; ``""`` for ``BusSettings`` itself.
@@ -90,7 +90,7 @@ def variable(value_type: ValueType, default: Any, meaning: str, *, name: str | N
     """Declare a field of a section, which is a row of the table of variables.
 
     Args:
-        value_type: type of its values.
+        value_type: type of the values.
         default: default; None without a default, and then code can pass None too.
         meaning: description in one line.
         name: name of the variable; default: the prefix of the section and the name of the field.

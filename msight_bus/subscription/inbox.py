@@ -41,7 +41,7 @@ class EvictedGaps:
 
 
 class Deadline:
-    """A timer that reports `DeadlineMissed` when no message arrives for some seconds, once until the next message.
+    """A timer that reports `DeadlineMissed` when no message arrives within the deadline, once until the next message.
 
     Time in which the queue is full, so that the stream is paused, does not count.
     """
@@ -105,7 +105,7 @@ class TopicStream:
         received: number of messages delivered to the queue.
         measured: number of messages at the last measurement of the topic's rate.
         gaps: number of gaps reported.
-        missing: messages that the backend reported as missing, besides those of the tracker.
+        missing: messages that the backend reported as missing, in addition to those of the tracker.
         deadline: the topic's deadline; ``None`` if it has none.
         used: number of messages that the subscription had received when this topic was used last.
         evicted: whether the topic is evicted; its next message begins new counters.
@@ -198,12 +198,12 @@ class TopicStream:
 
     @property
     def total_missing(self) -> int:
-        """Messages known to be missing."""
+        """Number of messages known to be missing."""
         return self.missing + (0 if self.tracker is None else self.tracker.missing)
 
     @property
     def duplicates(self) -> int | None:
-        """Messages received more than once; ``None`` where they are not detected."""
+        """Number of messages received more than once; ``None`` where duplicates are not detected."""
         return None if self.tracker is None else self.tracker.duplicates
 
     def _announce(self, missing: int | None, cause: str, *, at_most: bool = False) -> None:
@@ -275,11 +275,11 @@ class Inbox:
         return SequenceTracker(clock=self._clock) if self.counts else None
 
     def topic_of(self, name: str) -> str:
-        """Return the topic with a name on the broker."""
+        """Return the topic whose name on the broker is ``name``."""
         return self._topic_map.topic_of(name)
 
     def stream(self, name: str) -> TopicStream:
-        """Return the stream of the topic with a name on the broker; it stays valid until the subscription is closed."""
+        """Return the stream of the topic whose name on the broker is ``name``; valid until the subscription is closed."""
         topic = self.topic_of(name)
         stream = self._streams.get(topic)
         if stream is None:
@@ -363,7 +363,12 @@ class Inbox:
             stream.gap(missing, cause)
 
     def discard(self, unwanted: Callable[[Message], bool], cause: str) -> None:
-        """Remove queued messages that are delivered to another member; ``cause`` is counted in ``dropped``."""
+        """Remove queued messages that another member receives.
+
+        Args:
+            unwanted: returns whether to remove a message.
+            cause: the key in `SubscriptionStats.dropped` under which they are counted.
+        """
         self.queue.discard(unwanted, cause)
         self.unacknowledged = [message for message in self.unacknowledged if not unwanted(message)]
 
@@ -378,7 +383,7 @@ class Inbox:
         self.queue.drop((message,), cause)
 
     def skip(self, name: str, count: int) -> None:
-        """Count at most ``count`` records of a log, by its name on the broker, that are skipped for the latest ones."""
+        """Count up to ``count`` records of a topic, by its name on the broker, that are skipped to continue near the end."""
         stream = self.stream(name)
         stream.received += count
         self.queue.skip(stream.topic, count)

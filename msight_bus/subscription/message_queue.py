@@ -255,7 +255,7 @@ class MessageQueue:
         dropped[cause] += count
 
     def skip(self, topic: str, count: int) -> None:
-        """Count ``count`` records of a topic of a log that were skipped for the latest ones."""
+        """Count ``count`` records of a topic that were skipped to continue near the end of the log."""
         self.received += count
         self.dropped["skipped"] += count
         self._count_dropped(topic, count, "skipped")
@@ -266,7 +266,12 @@ class MessageQueue:
         self.dropped[cause] += count
 
     def discard(self, unwanted: Callable[[Message], bool], cause: str) -> None:
-        """Remove queued messages without acknowledging them: another member receives them."""
+        """Remove queued messages without acknowledging them: another member receives them.
+
+        Args:
+            unwanted: returns whether to remove a message.
+            cause: the key in ``dropped``.
+        """
         gone = [message for message in self.messages if unwanted(message)]
         if gone:
             kept = [message for message in self.messages if not unwanted(message)]

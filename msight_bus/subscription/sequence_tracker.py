@@ -35,7 +35,7 @@ _PLAUSIBLE_RATE = 4_000_000
 """Messages a second: more than any publisher sends."""
 
 _IDLE_AFTER = 60.0
-"""Seconds after which a position is forgotten if its session continues at another one."""
+"""Seconds after which a position is evicted if its session continues at another one."""
 
 _LOOKED_AT = 64
 """Sessions that `SequenceTracker.silence` examines."""
@@ -49,7 +49,7 @@ _start_of = attrgetter("start")
 
 
 class Finding(msgspec.Struct, frozen=True, gc=False):
-    """Messages are missing.
+    """A gap: messages are missing.
 
     Attributes:
         missing: number of messages; ``None`` if unknown.
@@ -80,7 +80,7 @@ class _Position:
     """A position of a session.
 
     Attributes:
-        first, highest: every sequence in between was received, is in a hole, or was in a forgotten hole.
+        first, highest: every sequence in between was received, is in a hole, or was in an evicted hole.
         holes: the holes of this position, in ascending order.
         forgotten_below: a sequence below this one that is in no hole can be late or a duplicate.
         continued: whether a message continued this position after the jump to it.
@@ -177,7 +177,7 @@ class SequenceTracker:
         """
         Args:
             max_sessions: maximum number of sessions tracked; the least recently used is evicted first.
-            max_holes: maximum number of holes of all sessions together; the oldest is forgotten first and stays missing.
+            max_holes: maximum number of holes of all sessions together; the oldest is evicted first and stays missing.
             clock: returns POSIX seconds: the clock of ``Message.received_at``.
         """
         self._max_sessions = max_sessions
@@ -342,7 +342,7 @@ class SequenceTracker:
         self._sessions.move_to_end(session_id)
 
     def _follow(self, session: _Session, position: _Position) -> None:
-        """Track one more position; beyond the bound, forget the oldest that was never continued, else the longest idle one."""
+        """Track one more position; beyond the bound, evict the oldest that was never continued, else the longest idle one."""
         beside = session.beside
         if len(beside) == MAX_POSITIONS - 1:
             goes = next((other for other in beside if not other.continued), beside[-1])

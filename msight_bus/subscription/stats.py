@@ -35,8 +35,8 @@ class SubscriptionStats:
         received: received from the broker.
         delivered: returned to the consumer.
         dropped: not returned to the consumer, by cause: the name of a queue policy, ``"block_timeout"``, ``"revoked"``,
-            ``"closed"``, ``"too old"`` (older than the lifespan), ``"no dead letter"``, ``"skipped"`` (records of a log that were
-            skipped for the latest ones; an upper bound), ``"invalid topic"`` (a pattern matched an invalid name).
+            ``"closed"``, ``"too old"`` (older than the lifespan), ``"no dead letter"``, ``"skipped"`` (records that were
+            skipped to continue near the end of the log; an upper bound), ``"invalid topic"`` (a pattern matched an invalid name).
         gaps: number of gaps reported, those of a reconnect included; ``None`` where gaps are not counted.
         missing: messages known to be missing; ``None`` for a member of a group that shares a stream.
         duplicates: messages received more than once; ``None`` where they are not detected.

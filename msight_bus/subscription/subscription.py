@@ -62,7 +62,7 @@ def check_seconds(name: str, value: object) -> None:
 
 
 class Subscription(Generic[T_co]):
-    """Messages of one topic: an async context manager and an async iterator, for one consumer.
+    """Messages of one or more topics: an async context manager and an async iterator, for one consumer.
 
     Entering returns once the broker has confirmed the subscription. With ``ack="auto"``, requesting the next message
     acknowledges the previous one. On a backend with acknowledgement, iterating again after an exception or ``break``
@@ -399,7 +399,7 @@ class Subscription(Generic[T_co]):
 
     @property
     def queued(self) -> int:
-        """Messages in the queue."""
+        """Number of messages in the queue."""
         return len(self._messages)
 
     # -- drain
@@ -426,7 +426,7 @@ class Subscription(Generic[T_co]):
 
     @property
     def left(self) -> int:
-        """Messages queued, or returned to the consumer and not acknowledged."""
+        """Number of messages queued, or returned to the consumer and not acknowledged."""
         return len(self._messages) + len(self._inbox.unacknowledged)
 
     @property

@@ -15,7 +15,7 @@ from rich.console import Console
 from msight_bus.announcements import NodeInfo, NodeMetrics, NodeStatus, ProgramInfo, ProgramTopic
 from msight_bus.cli import topics as command_module
 from msight_bus.cli.topic_rates import Arrivals
-from msight_bus.cli.topics import Ends, ends_of, show
+from msight_bus.cli.topics import Endpoints, endpoints_of, show
 from msight_bus.nodes import NodeConfig
 from tests.support.brokers import Backend, make_backend
 from tests.support.commands import command, in_a_thread, publishing
@@ -30,7 +30,7 @@ def info(**fields):
 
 
 def test_the_ends_of_the_topics():
-    topics = ends_of(
+    topics = endpoints_of(
         [
             info(name="cam", publish_topic="frames", metrics=NodeMetrics(rate_out=30)),
             info(name="cam", instance="2", publish_topic="frames", metrics=NodeMetrics(rate_out=10)),
@@ -41,15 +41,15 @@ def test_the_ends_of_the_topics():
         ]
     )
     assert topics == {
-        "frames": Ends({"cam"}, {"detector"}, 40.0),
-        "boxes": Ends({"detector"}, {"fusion"}, 0.0),
-        "lidar.*": Ends(set(), {"fusion"}, 0.0),
-        "tracks/all": Ends({"fusion"}, set(), 0.0),
+        "frames": Endpoints({"cam"}, {"detector"}, 40.0),
+        "boxes": Endpoints({"detector"}, {"fusion"}, 0.0),
+        "lidar.*": Endpoints(set(), {"fusion"}, 0.0),
+        "tracks/all": Endpoints({"fusion"}, set(), 0.0),
     }
 
 
 def test_the_ends_of_lists_and_patterns():
-    topics = ends_of(
+    topics = endpoints_of(
         [
             info(name="cam", output="cam.ne"),
             info(name="detector", inputs=("cam.*", "lidar"), output="boxes"),
@@ -72,7 +72,7 @@ def program(process, *topics, **fields):
 
 
 def test_programs_are_ends_of_topics():
-    topics = ends_of(
+    topics = endpoints_of(
         [
             info(name="detector", inputs=("frames",), output="boxes"),
             program(7, ProgramTopic(topic="frames", published=True, rate_out=30.0)),
@@ -84,8 +84,8 @@ def test_programs_are_ends_of_topics():
         ]
     )
     assert topics == {
-        "frames": Ends({"edge[7]", "edge[8]"}, {"detector", "edge[8]"}, 32.0),
-        "boxes": Ends({"detector"}, {"edge[8]"}, 0.0),
+        "frames": Endpoints({"edge[7]", "edge[8]"}, {"detector", "edge[8]"}, 32.0),
+        "boxes": Endpoints({"detector"}, {"edge[8]"}, 0.0),
     }
 
 
@@ -93,7 +93,7 @@ def test_programs_are_ends_of_topics():
 def test_the_table_fits(columns, monkeypatch):
     out = Console(file=io.StringIO(), width=columns, force_terminal=True, color_system=None)
     monkeypatch.setattr(command_module, "Console", lambda **_: out)
-    ends = Ends({"camera_north_east", "camera_south_west"}, {"detector_north_east"}, 1234.5)
+    ends = Endpoints({"camera_north_east", "camera_south_west"}, {"detector_north_east"}, 1234.5)
     arrived = Arrivals(count=31, bytes=31 * 200_000, first=0.0, last=1.0)
     show({"intersection.cam_ne": ends}, {"intersection.cam_ne": arrived, "foreign": Arrivals()}, 1.0, as_json=False)
     lines = out.file.getvalue().splitlines()
@@ -107,7 +107,7 @@ def test_the_table_fits(columns, monkeypatch):
 @pytest.mark.parametrize("observed", [False, True])
 def test_a_terminal_shows_the_topics_with_the_highest_rates_and_a_pipe_all(monkeypatch, capsys, observed):
     rates = {f"t{number:04}": 1.0 + number * 7919 % 3700 for number in range(3700)}
-    ends = {topic: Ends({"cam"}, set(), -rate if observed else rate) for topic, rate in rates.items()}
+    ends = {topic: Endpoints({"cam"}, set(), -rate if observed else rate) for topic, rate in rates.items()}
     arrived = {topic: Arrivals(count=2, first=1.0 - 1 / rate, last=1.0) for topic, rate in rates.items()}
     out = Console(file=io.StringIO(), width=80, height=30, force_terminal=True, color_system=None)
     with monkeypatch.context() as patch:

@@ -120,19 +120,19 @@ class KafkaPublisher:
     def try_send(
         self, payload: bytes, key: str | None, headers: Mapping[str, str] | None
     ) -> asyncio.Future[None] | Blocked:
-        """Add a record to its partition's batch; ``BLOCKED`` if the writer is congested or an earlier record of the key waits."""
+        """Add a record to its partition's batch; ``BLOCKED`` if the writer is congested or a record with the key waits."""
         if self._gates and key in self._gates:
             return BLOCKED
         return self._backend.publish(self._topic, payload, key, headers, self._name, alone=self._alone)
 
     async def send(self, payload: bytes, key: str | None, headers: Mapping[str, str] | None) -> asyncio.Future[None]:
-        """Add a record to its partition's batch, after earlier records of the key and once the writer is not congested.
+        """Add a record to its partition's batch, after earlier records with the same key and once the writer is not congested.
 
         Returns:
             The acknowledgement.
 
         Raises:
-            PublishTimeoutError: earlier records of the key were not added within ``publish_timeout`` seconds.
+            PublishTimeoutError: earlier records with the key were not added within ``publish_timeout`` seconds.
         """
         gate = self._gates.setdefault(key, Gate())
         try:

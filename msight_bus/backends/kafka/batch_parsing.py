@@ -1,7 +1,7 @@
 """Record batches: framing, aborted transactions and a tolerant record parser. Pure.
 
 aiokafka's C parser handles nearly all batches. It refuses records that Kafka's Java clients accept (a header name that is not
-UTF-8, a null header name in a compressed batch, attributes above 127) and trusts the offsets that a producer wrote into its
+UTF-8, a null header name in a compressed batch, attributes above 127) and uses the offsets that a producer wrote into its
 records, which brokers do not check in uncompressed batches. `read_records` parses such a batch again.
 
 The format: https://kafka.apache.org/documentation/#recordbatch

@@ -305,7 +305,7 @@ class KafkaConsumer:
     async def truncated(self, partition: Partition) -> bool:
         """Continue where the log was truncated, if it was, and report a gap; return whether it was truncated.
 
-        Another leader, or one that has lost its memory, can have written other records below the position (KIP-320).
+        Another leader, or a leader that lost the end of its log, can have written other records below the position (KIP-320).
 
         Raises:
             KafkaError: the leader did not respond.
@@ -317,7 +317,7 @@ class KafkaConsumer:
         return True
 
     def _restart(self, partition: Partition, offset: int) -> None:
-        """Read a partition from ``offset`` on; acknowledgements of its former records settle no later ones."""
+        """Read a partition from ``offset`` on, and ignore later acknowledgements of the records delivered before."""
         self._inbox.stream(partition.where.topic).gap(None, "retention")
         self._fetcher.assign(self.partitions | {partition.where: self._partition(partition.where, offset)})
 
@@ -325,7 +325,7 @@ class KafkaConsumer:
 
     @property
     def lag(self) -> int | None:
-        """Records between the positions and the ends of the partitions; ``None`` until each partition was fetched once."""
+        """Number of records from the positions to the ends of the partitions; ``None`` until each was fetched once."""
         behind = 0
         for partition in self.partitions.values():
             if partition.exists and partition.end is None:

@@ -77,7 +77,7 @@ class _Session:
 
     Attributes:
         partitions: the partitions to fetch, in the order in which they are requested.
-        positions: the offset from which each is fetched.
+        positions: offset to fetch from, by partition.
     """
 
     def __init__(self) -> None:

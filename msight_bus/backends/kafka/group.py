@@ -2,12 +2,16 @@
 
 One member must decide the start offsets of all uncommitted partitions; otherwise records published between the decisions of two
 members are skipped. Of the members that run this library (the peers), the owner of the lowest partition decides for all peers,
-in one commit. Members that run another client decide for their own partitions, and no peer waits for them. A partition without
-a committed offset in a group that has others is new: its owner commits its first offset.
+in one commit. Members that run another client decide for their own partitions, and no peer waits for them.
 
-Every member subscribes to all topics that exist and match, and rejoins when there are others. A topic found later starts at its
-earliest record. So does a topic that matches a pattern in a group that has committed offsets of other topics; a topic given by
-name in which the group has none starts at the subscription's ``start``.
+The start offset of a partition without a committed offset:
+
+- The group has committed offsets of the topic's other partitions: the partition is new, and its owner commits its first offset.
+- The group has none of the topic, and the topic is given by name or the group has no committed offsets at all: the
+  subscription's ``start``, or the earliest record if the topic was found later.
+- The topic matches a pattern, and the group has committed offsets of other topics: its earliest record.
+
+Every member subscribes to all topics that exist and match, and rejoins when these change.
 
 An assignment can contain partitions that are missing from this member's metadata, because the group leader computes it.
 """
@@ -66,7 +70,11 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
     """The consumer of a subscription with ``group_id``."""
 
     def __init__(self, group_id: str, *arguments: Any) -> None:
-        """``arguments`` are those of `KafkaConsumer`."""
+        """
+        Args:
+            group_id: the consumer group.
+            arguments: the arguments of `KafkaConsumer`.
+        """
         super().__init__(*arguments)
         self._group_id = group_id
         self._member: Member | None = None
@@ -169,8 +177,8 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
                 if now - reached >= limits.connect_timeout:
                     raise ConnectionLostError(
                         f"Kafka named no coordinator that can be reached for the group {self._group_id!r} within "
-                        f"{limits.connect_timeout:g} s (MSIGHT_CONNECT_TIMEOUT), as where offsets.topic.replication.factor is "
-                        "larger than the number of brokers, or a broker with partitions of __consumer_offsets is down."
+                        f"{limits.connect_timeout:g} s (MSIGHT_CONNECT_TIMEOUT). Check that offsets.topic.replication.factor is "
+                        "not larger than the number of brokers, and that no broker with partitions of __consumer_offsets is down."
                     )
                 if now - begun >= within:
                     raise ConnectionLostError(

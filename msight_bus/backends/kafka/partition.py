@@ -1,4 +1,4 @@
-"""One assigned partition: position, delivered and finished offsets, and skipped records."""
+"""One assigned partition: position, delivered and acknowledged offsets, and skipped records."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Partition:
     Attributes:
         where: topic and partition.
         partition: the partition's number.
-        ledger: delivered and finished offsets; ``ledger.expected`` is the offset of the next fetch.
+        ledger: delivered and acknowledged offsets; ``ledger.expected`` is the offset of the next fetch.
         owned: whether the partition is still assigned to the subscription.
         exists: false once the topic is known to be deleted; the partition is then not fetched.
         end: offset after the last record of the log; ``None`` before the first fetch.

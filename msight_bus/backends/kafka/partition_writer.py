@@ -94,7 +94,7 @@ class _Acknowledgement(asyncio.Future[None]):
     """The acknowledgement of records of a batch. Their publishers share the future, so cancelling one does not cancel it.
 
     Attributes:
-        parts: after the batch was split, number of its parts that have some of the records and are not answered.
+        parts: number of unanswered parts of a split batch that contain records of this acknowledgement.
         accepted: whether a part was accepted.
         error: the error of a refused record; ``None`` if no record was refused.
     """
@@ -215,9 +215,9 @@ class PartitionWriter:
     ) -> asyncio.Future[None]:
         """Add a record, with the bus's header, to the current batch and return its acknowledgement.
 
-        The records of a batch with a key share an acknowledgement, and those without a key another: a compacted topic refuses the
-        latter. If the broker refuses only some of the records that share one, all of these raise the error; later records have
-        acknowledgements of their own.
+        The records of a batch with a key share an acknowledgement, and those without a key share another, because a compacted
+        topic refuses records without a key. If the broker refuses only some of the records that share an acknowledgement, the
+        acknowledgement raises the error for all of them, and later records have acknowledgements of their own.
 
         Args:
             key: the record's key.

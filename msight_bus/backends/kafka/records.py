@@ -25,7 +25,7 @@ _AHEAD_S = 86_400.0
 
 
 class RecordHeaders(Headers):
-    """The headers of a record without the bus's own, as text; of a repeated name, the last value.
+    """The headers of a record without the bus's own, as text; if a name is repeated, the last value counts.
 
     Attributes:
         raw: all headers, unchanged and in order.

@@ -25,7 +25,7 @@ _GONE_AFTER = 2
 """Consecutive checks without the topic after which it counts as deleted; the metadata of one broker can be out of date."""
 
 _REMEMBERED = 1000
-"""Maximum number of deleted topics that matched a pattern and are remembered, to recognize that they were created again."""
+"""Maximum number of deleted topics that matched a pattern and are kept, to detect that they are created again."""
 
 _NAMED = 10
 """Maximum number of topics that a log line names."""
@@ -38,10 +38,10 @@ class _Topic:
     """One topic.
 
     Attributes:
-        exists: whether it is read: false for a deleted topic.
-        is_later: whether it was found after the first check, or created again: it is read from its earliest record on.
-        identity: its identity, once known.
-        misses: consecutive checks without it.
+        exists: whether the topic is read; false for a deleted topic.
+        is_later: whether the topic was found after the first check, or created again, and is read from its earliest record on.
+        identity: id and number of partitions; ``None`` until known.
+        misses: number of consecutive checks that did not find the topic.
     """
 
     exists: bool
@@ -191,7 +191,7 @@ class SelectedTopics:
 
 
 def _warn(event: str, topics: list[str]) -> None:
-    """Log a WARNING about topics to which the same has happened."""
+    """Log one WARNING for all ``topics``; ``event``: what happened to them, as a participle."""
     if len(topics) == 1:
         logger.warning("Topic %s was %s.", topics[0], event)
     elif topics:

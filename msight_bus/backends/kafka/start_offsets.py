@@ -134,7 +134,7 @@ async def list_offsets(
         partitions: the partitions to ask for.
         at: milliseconds since 1970, `EARLIEST` or `LATEST`.
         isolation: `READ_COMMITTED` or `READ_UNCOMMITTED`, which decides where `LATEST` is.
-        omits: whether a partition is left out that has no offset after `_OMITTED_AFTER` seconds without an answer.
+        omits: called with a partition without an answer for `_OMITTED_AFTER` seconds; returns whether to leave it out.
 
     Returns:
         The offsets; -1 for partitions without a record at or after the time.

@@ -21,7 +21,7 @@ class Candidate(NamedTuple):
     """A server to try.
 
     Attributes:
-        server: its address, and the user information of the configured URL.
+        server: address of the server, with the user information of the configured URL.
         tls_name: the host name that the server's certificate must match.
     """
 

@@ -62,7 +62,7 @@ class NatsConnector:
 
     @property
     def refusal_patience(self) -> float:
-        """Seconds for which a refusal on reconnecting is retried; 0 where credentials and certificates cannot change."""
+        """Time in seconds for which a refusal on reconnecting is retried; 0 where credentials and certificates cannot change."""
         settings = self._nats
         changes = settings.has_secret_files or settings.user_credentials is not None or settings.encrypted
         return self._settings.limits.refusal_patience if changes else 0.0

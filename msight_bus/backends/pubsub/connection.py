@@ -118,7 +118,7 @@ class Connection:
 
     @property
     def unsent_bytes(self) -> int:
-        """Bytes written that were not yet passed to the operating system."""
+        """Number of bytes written and not yet passed to the operating system."""
         return 0
 
     # -- writing

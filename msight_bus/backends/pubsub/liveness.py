@@ -41,7 +41,7 @@ class Watched(Protocol):
 
     @property
     def unsent_bytes(self) -> int:
-        """Bytes written that were not yet passed to the operating system."""
+        """Number of bytes written and not yet passed to the operating system."""
 
     def ping(self) -> Request:
         """Send a PING."""
@@ -125,7 +125,7 @@ class Progress:
 
     @property
     def acknowledged(self) -> int | None:
-        """Bytes acknowledged so far; ``None`` where the system does not report them."""
+        """Number of bytes acknowledged so far; ``None`` where the system does not report them."""
         if self._socket is None:
             return None
         with contextlib.suppress(OSError, struct.error):

@@ -59,7 +59,7 @@ class Connector(Protocol):
 
     @property
     def refusal_patience(self) -> float:
-        """Seconds for which a refusal on reconnecting is retried; 0 where credentials and certificates cannot change."""
+        """Time in seconds for which a refusal on reconnecting is retried; 0 where credentials and certificates cannot change."""
 
     @property
     def capabilities(self) -> Capabilities:
@@ -254,9 +254,9 @@ class ReconnectingConnection:
         return [*self._streams.get(topic, ()), *matched] if matched else self._streams.get(topic, ())
 
     def silences(self) -> Iterable[tuple[str, float]]:
-        """Return some topics, each with the seconds since a publisher without an announcement was last heard.
+        """Return at most `_EXAMINED_TOPICS` topics, with the seconds since a publisher without announcements was last heard.
 
-        Only publishers heard over the current connection count: what the others announced was not received while disconnected.
+        Only publishers heard over the current connection count: announcements of others were missed while disconnected.
         """
         if self.connection is None:
             return []
@@ -348,7 +348,7 @@ class ReconnectingConnection:
                 del self._streams[route.topic]
 
     def fail(self, subscriber: Subscriber, error: BusError) -> None:
-        """End a subscription of which the broker refuses a topic from now on; nothing more is received on the others."""
+        """End a subscription, with all of its topics, because the broker has refused one of them."""
         self._forget(subscriber)
         for connection in (self.connection, self._restoring):
             if connection is not None:
@@ -410,7 +410,7 @@ class ReconnectingConnection:
             raise
 
     def _end_unwatched(self) -> None:
-        """Fail the connection, because its liveness is no longer checked; its users must not wait without end."""
+        """Fail the connection, because its liveness is no longer checked: its users would wait without a deadline."""
         error = ConnectionLostError(
             f"The task that watches the connection to {self._connector.where} was cancelled: the event loop ends before the bus "
             "is closed, or the program cancels all of asyncio.all_tasks() instead of its own tasks."

@@ -218,7 +218,7 @@ class SocketConnection(Connection, asyncio.Protocol):
 
     @property
     def unsent_bytes(self) -> int:
-        """Bytes written that were not yet passed to the operating system."""
+        """Number of bytes written and not yet passed to the operating system."""
         return self.out_bytes + int(self.transport.get_write_buffer_size())
 
     # -- reading

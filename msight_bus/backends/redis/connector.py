@@ -93,7 +93,7 @@ class RedisConnector:
 
     @property
     def refusal_patience(self) -> float:
-        """Seconds for which a refusal on reconnecting is retried; 0 where credentials and certificates cannot change."""
+        """Time in seconds for which a refusal on reconnecting is retried; 0 where credentials and certificates cannot change."""
         changes = self._redis.has_secret_files or self._redis.encrypted
         return self._settings.limits.refusal_patience if changes else 0.0
 

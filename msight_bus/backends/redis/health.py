@@ -1,7 +1,7 @@
 """Check that messages published at a Redis server reach the other servers. Pure.
 
-A replica, a node outside its cluster and a Sentinel accept messages and do not distribute them. A restricted user is not
-permitted to run some of the commands: an error reply gives no information and is ignored. Source: the Redis documentation
+A replica, a node outside its cluster and a Sentinel accept messages and do not distribute them. A restricted user may
+lack permission for some commands: an error reply gives no information and is ignored. Source: the Redis documentation
 of ROLE, INFO and CLUSTER INFO.
 """
 

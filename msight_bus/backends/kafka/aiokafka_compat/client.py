@@ -312,7 +312,7 @@ class Client(AIOKafkaClient):
 
     @property
     def request_timeout(self) -> float:
-        """Seconds within which a broker must respond."""
+        """Deadline in seconds for the response of a broker."""
         return float(self._request_timeout_ms / 1000)
 
     async def aclose(self) -> None:

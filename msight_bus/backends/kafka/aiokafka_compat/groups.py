@@ -1,4 +1,4 @@
-"""Requests that describe consumer groups, also those of the consumer protocol of KIP-848. aiokafka has none of the latter."""
+"""Requests that describe consumer groups, including those of the consumer protocol (KIP-848), which aiokafka does not have."""
 
 from __future__ import annotations
 

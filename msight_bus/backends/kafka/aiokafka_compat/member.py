@@ -285,7 +285,7 @@ class Member(GroupCoordinator):
         return response
 
     def _raise(self, code: int) -> None:
-        """Raise the error of a response, if any. aiokafka takes an error instead of committed offsets for a group that has none.
+        """Raise the error of a response, if any: aiokafka takes a response without offsets for that of a group without commits.
 
         Raises:
             KafkaError: the response has an error code; retriable if the coordinator has moved or is loading the group.
@@ -306,7 +306,7 @@ class Member(GroupCoordinator):
             if await self._is_outdated(assignment):
                 raise _OutdatedAssignmentError
             if self._group_subscription is None:
-                # The coordinator does not tell a leader that comes back that it leads the group (before KIP-814). A leader has to
+                # The coordinator does not report to a restarted leader that it leads the group (before KIP-814). A leader has to
                 # join again when partitions are added; for other members, that has no effect.
                 self._group_subscription = self.topics
                 self._metadata_snapshot = self._get_metadata_snapshot()
