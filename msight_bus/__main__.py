@@ -24,7 +24,7 @@ def main() -> None:
 
 
 def _open_closed_streams() -> None:
-    """Open the null device for each standard stream that the caller closed, in order: a socket would get its descriptor."""
+    """Open the null device for each standard stream that the caller closed, so that no socket gets its file descriptor."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - open until the end

@@ -69,8 +69,8 @@ class NodeMetrics(msgspec.Struct, frozen=True, kw_only=True):
         errors: errors in the node's code.
         undecodable: inputs that could not be decoded.
         latency_p50_ms, latency_p99_ms: milliseconds from the publish time of an input (by the publisher's clock) until the
-            node's outputs were published; for a source, from receiving data until the data was published. Of the last
-            interval with messages.
+            node's outputs were published; for a source, from receiving data until the data was published. Both are of
+            the last interval with messages.
     """
 
     messages_in: Count = 0
@@ -173,7 +173,7 @@ class ProgramInfo(msgspec.Struct, frozen=True, kw_only=True):
     """One bus of a program, without the nodes that run on it, as announced. Earlier versions ignore the announcement.
 
     Attributes:
-        name: the device's name, see ``MSIGHT_EDGE_DEVICE_NAME``, or else the machine's.
+        name: the device's name (``MSIGHT_EDGE_DEVICE_NAME``); default: the machine's name.
         instance: random id of the bus.
         present: whether the bus holds the liveness subscription ``_msight.alive.<instance>``.
         host: the machine's name, for display.

@@ -87,7 +87,7 @@ class Publisher(Generic[T_contra]):
 
     @property
     def waits(self) -> bool:
-        """Whether a message waits for room, or for the connection."""
+        """Whether a message waits for room in the write buffer or below ``max_in_flight``, or for the connection."""
         return self._gate.waiting > 0
 
     @property
@@ -116,7 +116,7 @@ class Publisher(Generic[T_contra]):
 
         Raises:
             PayloadError, HeaderError, MessageTooLargeError: the message cannot be sent; nothing was sent.
-            PublishTimeoutError: no room within ``publish_timeout``; nothing was sent.
+            PublishTimeoutError: the message was not accepted within ``publish_timeout`` seconds; nothing was sent.
             ClosedError: the publisher or the bus is closed.
             BusError: an earlier message of this publisher was refused; this message was not sent.
         """

@@ -51,7 +51,7 @@ class Selection:
         topics: the topics that are given by name, in the given order, by their names on the broker.
         group_id: consumer group or queue group; ``None``: the subscriber receives every message.
         queue: policy for a consumer that is slower than the stream.
-        start: the start of the subscription.
+        start: where the subscription begins; see `Bus.subscribe`.
         patterns: the patterns, in the given order. A topic that several patterns match belongs to the first; a topic that is
             given by name belongs to no pattern (`owner`).
         topic_map: the topics that have other names on the broker.
@@ -140,7 +140,7 @@ class Inbox(Protocol):
         """Return the stream of the topic whose name on the broker is ``name``; valid until the subscription is closed."""
 
     def put(self, batch: list[Message]) -> None:
-        """Queue messages of any topics, for which their streams have accounted."""
+        """Queue messages of any topics, after `TopicStream.observe` has accounted for them."""
 
     def invalid(self, count: int) -> None:
         """Count messages that a pattern matches and whose channel is not a valid topic; they are not delivered."""
@@ -187,7 +187,7 @@ class Consumer(Protocol):
         """Stop reading, because the queue is full. Called with the ``block`` policy only."""
 
     def resume(self) -> None:
-        """Read again."""
+        """Resume reading."""
 
     async def stop(self) -> None:
         """Stop receiving: nothing is delivered after this returns. Delivered messages can still be acknowledged."""

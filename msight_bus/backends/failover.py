@@ -150,7 +150,7 @@ def is_unreachable(error: BaseException) -> bool:
 
 
 def raise_warning(error: BaseException, broker: str) -> None:
-    """Raise a warning that the program's warning filters turned into an error as such: no server caused it.
+    """Raise a `BusError` that names the warning if the program's warning filters turned a warning into ``error``.
 
     Raises:
         BusError: a `Warning` is among the causes of ``error``.

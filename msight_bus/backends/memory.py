@@ -387,7 +387,7 @@ class MemoryConnection(Connection):
             self._exchange.pause(delivery)
 
     def resume_reading(self) -> None:
-        """Deliver again."""
+        """Resume delivery."""
         if self.reading_paused:
             self.reading_paused = False
             self.received_at = self.loop.time()

@@ -25,13 +25,13 @@ def mark(messages: int) -> Mark:
 
 
 def forget_peak() -> None:
-    """Reset the peak of resident memory, where the kernel can."""
+    """Reset the peak of resident memory, if the kernel supports that."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_bytes() -> int:
-    """Return the peak of resident memory of this process, since `forget_peak` where that works."""
+    """Return the peak of resident memory of this process, since `forget_peak` if the kernel supports that."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

@@ -45,7 +45,7 @@ _CONFIRMED_WITHIN = 1.0
 
 
 def _encoder(name: str | None) -> Callable[[bytes], Payload]:
-    """Return a function from given bytes to a payload: JSON to a value of a registered class, or the bytes themselves."""
+    """Return a decoder of JSON to the registered class ``name``; without a name, bytes are returned unchanged."""
     if name is None:
         return lambda text: text
     known = {kind.__name__: kind for kind in registered().values()} | registered()

@@ -75,7 +75,7 @@ class Status:
     permitted: bool = True
 
     async def read(self, seconds: float) -> None:
-        """Ask the broker, and listen to the nodes.
+        """Query the broker, and receive the announcements of nodes and programs for ``seconds``.
 
         Raises:
             BusError: the broker was not reached, or refused the connection.

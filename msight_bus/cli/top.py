@@ -108,7 +108,7 @@ class NodeTable:
                 yield _line(text, "dim")
             return
         shown = heapq.nsmallest(len(chosen) if self.height is None else max(1, self.height), chosen, key=_severity)
-        rows = [self._cells(info, ends) for ends in [_Ends(self.infos)] for info in shown]
+        rows = [self._cells(info, ends) for ends in [_Topology(self.infos)] for info in shown]
         layout = fit(_COLUMNS, rows, width)
         heading = layout.heading()
         below = textwrap.wrap(_LEGEND, width or len(_LEGEND))
@@ -136,7 +136,7 @@ class NodeTable:
     def _number(self, shown: int, number: int) -> str:
         return f"{shown} of {number}" if self.containing else f"{shown}"
 
-    def _cells(self, info: Info, ends: _Ends) -> tuple[str, ...]:
+    def _cells(self, info: Info, ends: _Topology) -> tuple[str, ...]:
         cells = _node_cells(info, ends) if isinstance(info, NodeInfo) else _program_cells(info, ends)
         return (
             f"{info.label}\n{info.host}\n{info.instance_id or info.instance[:8]}"
@@ -148,7 +148,7 @@ class NodeTable:
         )
 
 
-def _node_cells(info: NodeInfo, ends: _Ends) -> tuple[str, ...]:
+def _node_cells(info: NodeInfo, ends: _Topology) -> tuple[str, ...]:
     metrics = info.metrics
     lines = [ends.line_in(info, entry) for entry in info.inputs]
     if info.more_inputs:
@@ -170,7 +170,7 @@ def _node_cells(info: NodeInfo, ends: _Ends) -> tuple[str, ...]:
     )
 
 
-def _program_cells(info: ProgramInfo, ends: _Ends) -> tuple[str, ...]:
+def _program_cells(info: ProgramInfo, ends: _Topology) -> tuple[str, ...]:
     """Return the busiest topics of a program with their rates; it announces no other figures."""
     received = [(ends.line_in(info, one.topic), one.rate_in) for one in info.topics if one.subscribed]
     sent = [(ends.line_out(info, one.topic), one.rate_out) for one in info.topics if one.published]
@@ -180,8 +180,12 @@ def _program_cells(info: ProgramInfo, ends: _Ends) -> tuple[str, ...]:
     return "\n".join([line for line, _ in rows]), "\n".join([_short(rate) for _, rate in rows]), "", "", "", "", ""
 
 
-class _Ends:
-    """The topics of running nodes and programs, and the number of those with each name."""
+class _Topology:
+    """The topics that running nodes and programs publish and receive.
+
+    Attributes:
+        names: number of nodes and programs by name.
+    """
 
     def __init__(self, infos: list[Info]) -> None:
         running = [info for info in infos if not info.ended and info.status is not NodeStatus.LOST]
@@ -212,7 +216,7 @@ class _Ends:
 
 
 def announced_pattern(entry: str) -> TopicPattern | None:
-    """Return an announced pattern; ``None`` for a topic, and for other text."""
+    """Parse an announced input as a pattern; return ``None`` if it is a topic, or neither."""
     with suppress(TopicError):
         if is_pattern(entry):
             return TopicPattern(check_entries(entry)[0], BusSettings.dead_letter_suffix)

@@ -54,9 +54,10 @@ class Arrivals:
         return Arrivals(*[merge(one, another) for merge, one, another in pairs])
 
     def figures(self, now: float) -> dict[str, float | None]:
-        """Return the figures of the span that ends at ``now``, ``None`` where one is not known.
+        """Return the figures of the span that ends at ``now``; ``None`` for an unknown figure.
 
-        The rate is that of the intervals between the first and the last message, and the silence since then if it is long.
+        The rate is the number of intervals divided by the time from the first to the last message. The time since the last
+        message is added where it exceeds two mean intervals.
         """
         rate = jitter = None
         if self.last > self.first:

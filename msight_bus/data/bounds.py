@@ -1,4 +1,4 @@
-"""Bound the nesting and the memory of a decoded payload: by its type and size, else by its bytes, before it is decoded."""
+"""Bound the nesting and the memory of a payload before it is decoded: by its type and size if possible, else by its bytes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Layout:
         self._outer.pop()
         return 1 + max(inside, default=0)
 
-    def bounds(self, size: int, max_bytes: int, max_nesting: int) -> bool:
+    def is_within(self, size: int, max_bytes: int, max_nesting: int) -> bool:
         """Return whether every MessagePack value of ``size`` bytes is within the limits."""
         # Per byte, an empty container in an array or as a value in a map takes the most memory.
         return self.nesting <= 1 or (

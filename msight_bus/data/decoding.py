@@ -54,7 +54,7 @@ class Decoder(Generic[T]):
         try:
             if self._is_json:
                 check_json(payload, layout, max_bytes=max_bytes, max_nesting=max_nesting)
-            elif not layout.bounds(len(payload), max_bytes, max_nesting):
+            elif not layout.is_within(len(payload), max_bytes, max_nesting):
                 check_bounds(bytes(payload), max_bytes=max_bytes, max_nesting=max_nesting, container=layout.container)
             return self._decode(payload)
         except DecodeError:

@@ -138,7 +138,7 @@ def differs_by_a_letter(one: str, other: str) -> bool:
 
 
 def silent(evidence: Evidence) -> Iterator[Finding]:
-    """Find topics of the command line on which no message arrived; without any, the inputs of nodes, as notes."""
+    """Find topics on which no message arrived: faults for topics of the command line; without any, notes for inputs of nodes."""
     if evidence.topics:
         silence = [_silence(evidence, topic, "") for topic in evidence.topics]
     else:

@@ -38,7 +38,7 @@ class NodeConfig:
         subscribe_topic_data_type: type to which inputs are decoded, as for `Bus.subscribe`; ``bytes``: without decoding.
             Default: a payload in the format of ``Data`` is decoded to the class that it names; others are ``bytes``. The type
             parameters of a typed node, ``ProcessingNode[In, Out]``, set both; these fields may narrow them to subclasses.
-        heartbeat_update_interval: seconds between two heartbeats, by the clock.
+        heartbeat_update_interval: seconds between two heartbeats.
         action_on_error: ``"stop"`` ends the node at an error in its code; ``"continue"`` counts the error and continues.
         heartbeat_tolerance: seconds for which the node's code may handle one item before the node is announced with status
             ``ERROR``; 0 or less: no limit. Default: 60 for a source, no limit for other nodes.

@@ -211,7 +211,8 @@ class Items:
             await self._close_items()
 
     def _check_stopped(self, error: asyncio.CancelledError) -> None:
-        """
+        """Undo a cancellation by `_interrupt`.
+
         Raises:
             StopAsyncIteration: ``error`` is the cancellation by `_interrupt`.
         """

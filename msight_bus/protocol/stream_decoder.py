@@ -108,15 +108,16 @@ def _runs(series: Series) -> Iterator[Segment]:
 class DecodeBuffer:
     """The decoded messages and replies in the order of the stream, and the beginning of an incomplete message.
 
-    Between two replies, messages are grouped by address and the order within an address is kept; or the order of all messages is.
+    Between two replies, either the order of all messages is kept (``ordered``), or messages are grouped by address and only the
+    order within an address is kept.
 
     Attributes:
         ordered: whether the order of all messages is kept. Then ``opened`` is empty, and ``opened_undecoded`` has the last item
             only.
         items: segments, series and replies.
         series_begun: whether there is a series among the items.
-        opened: by address, the segment of frames that further frames join.
-        opened_undecoded: the same for foreign messages. An address is in at most one of the two.
+        opened: the segment that further frames join, by address.
+        opened_undecoded: the segment that further foreign messages join, by address. An address is in at most one of the two.
         needed: bytes of an incomplete frame that must arrive before decoding it again can succeed; 0 if unknown.
         missing: bytes of an incomplete payload that have not arrived, CR LF included; 0 if no payload is incomplete.
     """

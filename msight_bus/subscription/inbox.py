@@ -24,7 +24,7 @@ _EVICTION_EVENT_INTERVAL = 1.0
 
 
 class EvictedGaps:
-    """The sums of the counters of evicted topics, with what is reported missing on them afterwards."""
+    """Sums of the gaps, missing messages and duplicates of evicted topics, including those reported after the eviction."""
 
     __slots__ = ("duplicates", "gaps", "missing")
 
@@ -105,7 +105,7 @@ class TopicStream:
         received: number of messages delivered to the queue.
         measured: number of messages at the last measurement of the topic's rate.
         gaps: number of gaps reported.
-        missing: messages that the backend reported as missing, in addition to those of the tracker.
+        missing: number of messages that the backend reported as missing, in addition to those of the tracker.
         deadline: the topic's deadline; ``None`` if it has none.
         used: number of messages that the subscription had received when this topic was used last.
         evicted: whether the topic is evicted; its next message begins new counters.

@@ -222,11 +222,11 @@ def test_a_class_with_defaults_that_are_made_costs_more():
 
 def test_a_type_bounds_what_its_payloads_can_take():
     layout = Layout(list[list[float]])
-    assert layout.bounds(1000, max_bytes=92_000, max_nesting=2)
-    assert not layout.bounds(1001, max_bytes=92_000, max_nesting=2)
-    assert not layout.bounds(10, max_bytes=92_000, max_nesting=1)
-    assert not Layout(list[Any]).bounds(10, max_bytes=92_000, max_nesting=32)
-    assert Layout(Point).bounds(10**9, max_bytes=92_000, max_nesting=1)  # has no containers inside
+    assert layout.is_within(1000, max_bytes=92_000, max_nesting=2)
+    assert not layout.is_within(1001, max_bytes=92_000, max_nesting=2)
+    assert not layout.is_within(10, max_bytes=92_000, max_nesting=1)
+    assert not Layout(list[Any]).is_within(10, max_bytes=92_000, max_nesting=32)
+    assert Layout(Point).is_within(10**9, max_bytes=92_000, max_nesting=1)  # has no containers inside
 
 
 @pytest.mark.parametrize(

@@ -241,7 +241,7 @@ class KafkaConsumer:
         raise NotImplementedError
 
     async def _find_recreated(self) -> set[str]:
-        """Check which topics exist, and return those that were created again after reporting a gap on each.
+        """Check which topics exist, report a gap on each that was created again, and return these.
 
         Raises:
             KafkaError: the user may not describe a topic that is given by name.

@@ -1,4 +1,4 @@
-"""Log lines about failed fetches: an outage fails those of all subscriptions at once, and is two lines."""
+"""Log lines about failed fetches: an outage, which fails the fetches of all subscriptions, is logged in two lines."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class FetchFailures:
             logger.warning("Other subscriptions failed to fetch, too; retrying: %s", named(others))
 
     def close(self) -> None:
-        """Write what has not been written."""
+        """Log the failures that are not yet logged."""
         if self._timer is not None:
             self._timer.cancel()
             self._write()

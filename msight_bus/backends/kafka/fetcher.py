@@ -107,7 +107,7 @@ class _Session:
         """Note a response.
 
         Raises:
-            KafkaError: it is an error.
+            KafkaError: the response is an error.
         """
         if answer.code:
             raise error_for(answer.code)()

@@ -43,7 +43,7 @@ class MessageMaker(Protocol):
         """Return one message for each record; arguments as in `records.to_messages`."""
 
     def passed(self, offset: int) -> None:
-        """Note that no message below ``offset`` is left: the rest are transaction markers or were removed by compaction."""
+        """Note that no message below ``offset`` is left: offsets without one are transaction markers or were compacted."""
 
     def unreadable(self, count: int, reason: str, *, at_most: bool) -> None:
         """Note that up to (``at_most``) or exactly ``count`` records are skipped, because of ``reason``."""

@@ -32,7 +32,7 @@ _PING_EVERY = 8192
 
 
 class _Answers(UncountedStream):
-    """The receiver of the server's answer to a request without subscribers (pubsub.connection.Route.stream)."""
+    """The receiver of the server's answer to a request without subscribers (pubsub.routes.Route.stream)."""
 
     def __init__(self) -> None:
         self.came = False

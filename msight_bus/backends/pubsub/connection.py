@@ -97,7 +97,7 @@ class Connection:
         raise NotImplementedError
 
     def resume_reading(self) -> None:
-        """Read again."""
+        """Resume reading."""
         raise NotImplementedError
 
     def fail(self, error: BusError) -> None:

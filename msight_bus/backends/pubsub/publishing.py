@@ -40,7 +40,7 @@ class PublishedTopics:
     """The topics that this bus publishes on, the least recently used first.
 
     Attributes:
-        crowded: whether there are more than half the limit, so that each use has to be recorded.
+        crowded: whether more than half of the maximum number of topics are kept, so that each use must be recorded.
     """
 
     def __init__(self, limit: int, new_session: Callable[[], int], announcer: SequenceAnnouncer | None) -> None:

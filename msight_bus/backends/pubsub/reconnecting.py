@@ -249,7 +249,7 @@ class ReconnectingConnection:
             )
 
     def streams(self, topic: str) -> Iterable[TopicStream]:
-        """Return the streams that are subscribed to a topic; of a pattern, once a message on the topic has arrived."""
+        """Return the streams that receive a topic; that of a pattern is included once a message on the topic has arrived."""
         matched = [route.routes[topic].stream for route in self._patterns if topic in route.routes]
         return [*self._streams.get(topic, ()), *matched] if matched else self._streams.get(topic, ())
 

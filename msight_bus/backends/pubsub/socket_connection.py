@@ -412,7 +412,7 @@ class SocketConnection(Connection, asyncio.Protocol):
                 self.transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """Read again."""
+        """Resume reading."""
         if self.reading_paused and not self.transport.is_closing():
             self.reading_paused = False
             self.received_at = self.loop.time()

@@ -148,7 +148,7 @@ class FetchRequest:
             offsets: first offset of each partition. The first batch arrives complete, however large it is (KIP-74).
             isolation: `READ_COMMITTED` or `READ_UNCOMMITTED`.
             partition_bytes: maximum number of bytes of one partition.
-            session: id and epoch of a fetch session (KIP-227); epoch 0 begins another one, -1 none.
+            session: id and epoch of a fetch session (KIP-227); epoch 0 begins a session, epoch -1 uses none.
         """
         self._session = session
         self.version = 0
