@@ -1,25 +1,36 @@
-"""Runs tests in a copy of the project, in which one file is mutated."""
+"""Runs tests in a copy of the project, in which files are changed."""
 
 from __future__ import annotations
 
+import asyncio
 import compileall
+import json
 import os
 import py_compile
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from asyncio import subprocess
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tests.mutants.marking import RECORD, marked
 from tests.mutants.sampling import PROJECT, Mutant
 
 _NOT_COPIED = (".git", ".venv", ".cache", ".*_cache", ".hypothesis", "__pycache__", "out", "dist", "build")
+_OPTIONS = ["-vv", "-rfEp", "--no-header", "--tb=no", "--durations=0", "--durations-min=0", "-p", "no:cacheprovider"]
+_IN_PARALLEL = ["-n", "2", "--dist", "loadfile"]
+_PASSED = re.compile(r"^PASSED (.+)$", re.MULTILINE)
+_FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - (.*))?$", re.MULTILINE)
+_DEADLINE = re.compile(r"TimeoutError|subprocess\.TimeoutExpired|Failed: Timeout")
+_DURATION = re.compile(r"^([\d.]+)s (?:setup|call|teardown) +(.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -29,12 +40,27 @@ class Outcome:
     Attributes:
         status: ``passed``, ``failed`` or ``timeout``.
         by: the first test that failed, or the last lines of a run that could not begin.
-        seconds: how long it took.
+        seconds: how long the tests took, without their collection; for ``timeout``, how long the run took.
+        late: whether a deadline was exceeded, as on an overloaded machine.
     """
 
     status: str
-    by: str
-    seconds: float
+    by: str = ""
+    seconds: float = 0.0
+    late: bool = False
+
+
+@dataclass
+class Recording:
+    """The tests that pass without a mutation.
+
+    Attributes:
+        seconds: how long each took.
+        tests: the tests that run a line of a file.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    tests: dict[tuple[str, int], set[str]] = field(default_factory=lambda: defaultdict(set))
 
 
 class Copy:
@@ -44,65 +70,66 @@ class Copy:
         self._folder = folder
 
     @contextmanager
-    def with_mutant(self, mutant: Mutant) -> Iterator[None]:
-        """The copy with a mutated file."""
-        file = self._folder / mutant.path
-        source = file.read_text()
-        file.write_text(mutant.mutation.apply(source))
+    def _changed(self, changes: Mapping[str, Callable[[str], str]]) -> Iterator[None]:
+        """The copy with the sources of these files changed."""
+        sources = {self._folder / path: (self._folder / path).read_text() for path in changes}
         try:
+            for file, change in zip(sources, changes.values(), strict=True):
+                file.write_text(change(sources[file]))
             yield
         finally:
-            file.write_text(source)
+            for file, source in sources.items():
+                file.write_text(source)
 
-    def test(self, arguments: list[str], within: float) -> Outcome:
-        """Run pytest until its first failure, for at most ``within`` seconds."""
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-x",
-            "-rfE",
-            "--no-header",
-            "--tb=no",
-            "-p",
-            "no:cacheprovider",
-        ]
-        # The options of the caller's own pytest would change the lines that are read below.
-        environment = os.environ | {
-            "PYTHONPATH": str(self._folder),
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "PYTEST_ADDOPTS": "",
-        }
+    async def test(self, tests: Sequence[str], within: float, mutant: Mutant | None = None) -> Outcome:
+        """Run tests until the first failure, for at most ``within`` seconds, with a mutant or without."""
         began = time.monotonic()
-        with subprocess.Popen(
-            [*command, *arguments],
+        try:
+            with self._changed({mutant.path: mutant.mutation.apply} if mutant is not None else {}):
+                status, output = await self._pytest(["-x", *tests], within)
+        except TimeoutError:
+            return Outcome("timeout", seconds=time.monotonic() - began, late=True)
+        seconds = sum(float(duration) for duration, _ in _DURATION.findall(output))
+        if status == 0 and set(tests) <= set(_PASSED.findall(output)):  # a mutant can end the process
+            return Outcome("passed", seconds=seconds)
+        failed = _FAILED.search(output)
+        if failed is None:
+            return Outcome("failed", output[-300:], seconds)
+        return Outcome("failed", failed[1], seconds, _DEADLINE.match(failed[2] or "") is not None)
+
+    async def record(self, arguments: Sequence[str], lines: Mapping[str, Sequence[int]], within: float) -> Recording:
+        """Run the tests that pytest selects with these arguments; return those that passed, and which of ``lines`` each ran."""
+        (self._folder / RECORD).write_text("")
+        with self._changed({path: partial(marked, path, lines[path]) for path in lines}):
+            _, output = await self._pytest([*_IN_PARALLEL, *arguments], within)
+        recording = Recording(dict.fromkeys(_PASSED.findall(output), 0.0))
+        for seconds, test in _DURATION.findall(output):
+            if test in recording.seconds:
+                recording.seconds[test] += float(seconds)
+        for path, line, test in map(json.loads, (self._folder / RECORD).read_text().splitlines()):
+            recording.tests[path, line].add(test)
+        return recording
+
+    async def _pytest(self, arguments: Sequence[str], within: float) -> tuple[int | None, str]:
+        """Return the exit status and the output; raise `TimeoutError` after ``within`` seconds."""
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "pytest", *_OPTIONS, *arguments),
             cwd=self._folder,
-            env=environment,
+            # The options of the caller's own pytest would change the lines that are read.
+            env=os.environ | {"PYTHONPATH": str(self._folder), "PYTEST_ADDOPTS": ""},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
             start_new_session=True,
-        ) as process:
-            try:
-                output, _ = process.communicate(timeout=within)
-            except subprocess.TimeoutExpired:
-                _end(process)
-                return Outcome("timeout", "", time.monotonic() - began)
-            except BaseException:  # Ctrl-C does not reach a session of its own
-                _end(process)
-                raise
-        seconds = time.monotonic() - began
-        if process.returncode in (0, 5):  # 5: no test was selected
-            return Outcome("passed", "", seconds)
-        failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", output, re.MULTILINE)
-        return Outcome("failed", failed[1] if failed else output[-300:], seconds)
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    """Kill pytest and its children; brokers end with the process that started them."""
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+        )
+        try:
+            async with asyncio.timeout(within):
+                output, _ = await process.communicate()
+        except BaseException:  # Ctrl-C does not reach a session of its own
+            # Brokers end with the process that started them.
+            os.killpg(process.pid, signal.SIGKILL)
+            await process.communicate()
+            raise
+        return process.returncode, output.decode(errors="replace")
 
 
 @contextmanager

@@ -15,9 +15,12 @@ KAFKA = "msight_bus/backends/kafka/"
 _OF_KAFKA = 0.3
 """The least part of a sample that is of the Kafka backend, most of which is the project's own code."""
 
-_CLIENTS = ["tests/backends/pubsub", "tests/security", "tests/contract", "-k"]
+_FIRST = [KAFKA, "msight_bus/nodes/"]
+
+_BROKERS = ["tests/security", "tests/contract", "tests/clusters", "-k"]
+_CLIENTS = ["tests/backends/pubsub", *_BROKERS]
 BESIDE = {
-    KAFKA: ["tests/contract", "-k", "kafka"],
+    KAFKA: [*_BROKERS, "kafka"],
     "msight_bus/backends/redis/": [*_CLIENTS, "redis"],
     "msight_bus/backends/nats/": [*_CLIENTS, "nats"],
     "msight_bus/backends/pubsub/": ["tests/contract", "-k", "redis"],
@@ -73,7 +76,7 @@ def mutants_of(path: str) -> list[Mutant]:
 
 
 def sample(seed: int, count: int, only: str = "msight_bus/") -> list[Mutant]:
-    """Return ``count`` mutants of the files whose path begins with ``only``, those of Kafka last, whose tests take longest.
+    """Return ``count`` mutants of the files whose path begins with ``only``, those of Kafka and of nodes first.
 
     The sample does not change with the lines around a mutant, nor with other files, apart from its last ones.
     """
@@ -83,7 +86,11 @@ def sample(seed: int, count: int, only: str = "msight_bus/") -> list[Mutant]:
     kafka = [each for each in every if each.path.startswith(KAFKA)][: round(count * _OF_KAFKA)]
     chosen = set(kafka)
     others = [each for each in every if each not in chosen][: count - len(kafka)]
-    return sorted(kafka + others, key=lambda each: (each in chosen, each.path, each.mutation.start))
+    return sorted(kafka + others, key=lambda each: (_rank(each.path), each.path, each.mutation.start))
+
+
+def _rank(path: str) -> int:
+    return next((number for number, start in enumerate(_FIRST) if path.startswith(start)), len(_FIRST))
 
 
 def suites_of(path: str) -> list[list[str]]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+from itertools import pairwise
+from textwrap import dedent
+
 import pytest
 
-from tests.mutants.__main__ import Trial
+from tests.mutants.__main__ import Recordings, Trial, chosen_tests
+from tests.mutants.marking import marked
 from tests.mutants.mutations import mutations
-from tests.mutants.running import Copy, Outcome
+from tests.mutants.running import Copy, Outcome, Recording
 from tests.mutants.sampling import BESIDE, ELSEWHERE, KAFKA, PROJECT, Mutant, mutants_of, sample, suites_of
 
 PATHS = sorted(str(path.relative_to(PROJECT)) for path in (PROJECT / "msight_bus").rglob("*.py"))
@@ -91,10 +96,10 @@ def test_each_file_has_tests_that_exist(path):
 
 
 def test_the_closest_tests_come_first():
-    kafka, contract = suites_of("msight_bus/backends/kafka/producer.py")
+    kafka, others = suites_of("msight_bus/backends/kafka/producer.py")
     assert kafka[0] == "tests/backends/kafka/test_producer.py"
     assert "tests/backends/kafka/test_group.py" in kafka
-    assert contract == ["tests/contract", "-k", "kafka"]
+    assert others == ["tests/security", "tests/contract", "tests/clusters", "-k", "kafka"]
     assert suites_of("msight_bus/backends/kafka/aiokafka_compat/client.py")[0] == sorted(kafka)
     assert suites_of("msight_bus/signals.py")[0] == ["tests/nodes/test_signals.py"]
 
@@ -114,79 +119,136 @@ def test_a_seed_chooses_the_same_mutants_again_and_another_seed_others():
     assert {mutant.path.split("/")[1] for mutant in sample(1, 10, "msight_bus/data/")} == {"data"}
 
 
+@pytest.mark.parametrize(
+    ("line", "before"),
+    [
+        ("A = 1", ["if A:", "return A"]),
+        ("low = 2", ["if self.low < d:"]),
+        ("def c(self, d=3):", ["if self.low < d:"]),
+        ("return 4", ["return 4"]),
+        ("if A:", ["if A:"]),
+        ("call(5)", ["if self.low < d:", "return 4", "if A:", "return A"]),
+    ],
+)
+def test_a_mark_is_before_the_statements_that_show_a_mutant(line, before):
+    source = """
+        A = 1
+        class B:
+            low = 2
+            def c(self, d=3):
+                "text"
+                if self.low < d:
+                    return 4
+                if A:
+                    return A
+        call(5)
+    """
+    lines = [each.strip() for each in source.splitlines()]
+    code = marked("path", [lines.index(line)], dedent(source).strip())
+    found = [following.strip() for each, following in pairwise(code.splitlines()) if ".ran(" in each]
+    assert found == before
+
+
+PATH = "msight_bus/data/image.py"
+MUTANT = mutants_of(PATH)[0]
+A, B = "tests/test_a.py::test_a", "tests/test_b.py::test_b"
+
+
 class GivenTests:
     """Runs nothing: what tests find is given."""
 
     def __init__(self, *outcomes):
         self.outcomes = list(outcomes)
-        self.limits = []
+        self.recording = Recording({A: 1.0, B: 2.0}, {(PATH, MUTANT.mutation.line): {A, B, "a test that fails"}})
+        self.recorded = 0
         self.ran = []
-        self.mutated = False
 
-    def with_mutant(self, mutant):
-        return self
+    async def record(self, arguments, lines, within):
+        self.recorded += 1
+        return self.recording
 
-    def __enter__(self):
-        self.mutated = True
-
-    def __exit__(self, *error):
-        self.mutated = False
-
-    def test(self, arguments, within):
-        self.limits.append((self.mutated, within))
-        self.ran.append(arguments)
+    async def test(self, tests, within, mutant=None):
+        self.ran.append((mutant is not None, *tests))
         return self.outcomes.pop(0)
 
 
-PASSED, FAILED, LATE = (
-    Outcome("passed", "", 10.0),
-    Outcome("failed", "tests/test_a.py::test_a", 2.0),
-    Outcome("timeout", "", 90.0),
-)
+PASSED, FAILED, LATE = Outcome("passed", "", 1.0), Outcome("failed", A, 2.0), Outcome("failed", A, 10.0, late=True)
+SLOW, LONG, BROKEN = Outcome("passed", "", 5.0), Outcome("timeout", "", 99.0, late=True), Outcome("failed", "exit")
+BOTH, AGAIN, WITHOUT, OTHER, BOTH_WITHOUT = (True, A, B), (True, A), (False, A), (True, B), (False, A, B)
 
 
 @pytest.mark.parametrize(
-    ("outcomes", "status", "by"),
+    ("outcomes", "expected", "ran"),
     [
-        ([PASSED, FAILED], "killed", "tests/test_a.py::test_a"),
-        ([PASSED, LATE], "killed", "timeout"),
-        ([PASSED, PASSED, PASSED, PASSED], "survived", ""),
-        ([PASSED, PASSED, PASSED, FAILED], "killed", "tests/test_a.py::test_a"),
-        ([LATE], "untried", "without a mutation: timeout "),
-        ([FAILED] * 4, "untried", "without a mutation: failed tests/test_a.py::test_a"),
+        ([PASSED], ("survived", "2 of 2 tests"), [BOTH]),
+        ([FAILED, PASSED, FAILED], ("killed", A), [BOTH, WITHOUT, AGAIN]),
+        ([FAILED, FAILED, PASSED], ("survived", "2 of 2 tests"), [BOTH, WITHOUT, OTHER]),
+        ([FAILED, PASSED, PASSED, PASSED], ("survived", "2 of 2 tests"), [BOTH, WITHOUT, AGAIN, OTHER]),
+        ([LATE, PASSED, LATE], ("killed", A), [BOTH, WITHOUT, AGAIN]),
+        ([LATE, SLOW, LATE, PASSED], ("survived", "2 of 2 tests"), [BOTH, WITHOUT, AGAIN, OTHER]),
+        ([LONG, PASSED, LONG], ("killed", "timeout"), [BOTH, BOTH_WITHOUT, BOTH]),
+        ([LONG, LONG], ("untried", "timeout without the mutant"), [BOTH, BOTH_WITHOUT]),
+        ([BROKEN, PASSED, BROKEN], ("killed", "exit"), [BOTH, BOTH_WITHOUT, BOTH]),
     ],
 )
-def test_a_mutant_is_killed_by_tests_that_pass_without_it(outcomes, status, by):
+async def test_a_failure_counts_if_neither_chance_nor_the_machine_is_its_cause(outcomes, expected, ran):
     tests = GivenTests(*outcomes)
-    found = Trial(tests).of(mutants_of("msight_bus/backends/kafka/producer.py")[0])
-    assert (found["status"], found["by"]) == (status, by)
+    assert await Trial(tests, Recordings([MUTANT]), 60.0).of(MUTANT) == expected
+    assert tests.ran == ran
     assert tests.outcomes == []
-    if status != "untried":
-        assert tests.limits == [(False, 900.0), (True, 90.0), (False, 900.0), (True, 90.0)][: len(outcomes)]
 
 
-def test_a_test_that_fails_without_a_mutation_is_left_out():
-    tests = GivenTests(FAILED, PASSED, FAILED)
-    found = Trial(tests).of(mutants_of("msight_bus/data/image.py")[0])
-    assert (found["status"], found["by"]) == ("killed", "tests/test_a.py::test_a")
-    assert tests.ran[1] == tests.ran[2] == [*tests.ran[0], "--deselect=tests/test_a.py::test_a"]
+async def test_tests_are_recorded_once():
+    tests = GivenTests(PASSED, PASSED)
+    trial = Trial(tests, Recordings([MUTANT]), 60.0)
+    assert await trial.of(MUTANT)
+    assert await trial.of(MUTANT)
+    assert tests.recorded == len(suites_of(PATH)) == 1
 
 
-def test_tests_in_a_copy_fail_with_a_mutant_only(tmp_path):
-    source = "def double(n):\n    return n + n\n"
+def test_the_closest_tests_of_a_mutant_come_first_then_the_fastest():
+    seconds = {"tests/data/test_image.py::test": 3.0, "tests/a.py::test_fast": 1.0, "tests/a.py::test_slow": 2.0}
+    recording = Recording({**seconds, "tests/a.py::test_elsewhere": 0.1}, {(PATH, MUTANT.mutation.line): set(seconds)})
+    for most, expected in [(60.0, list(seconds)), (4.5, list(seconds)[:2]), (1.0, list(seconds)[:1])]:
+        chosen, number = chosen_tests(MUTANT, recording, most)
+        assert list(chosen) == expected
+        assert number == len(seconds)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(300)
+async def test_tests_in_a_copy_fail_with_a_mutant_only(tmp_path):
+    source = "TWO = 2\n\ndef double(n):\n    return n * TWO\n"
     (tmp_path / "doubling.py").write_text(source)
     (tmp_path / "test_it.py").write_text(
-        "import pytest, doubling\n"
+        "import os, pytest, time, doubling\n"
         "@pytest.mark.parametrize('what', ['a number'])\n"
         "def test_double(what):\n"
-        "    assert doubling.double(2) == 4, what\n"
-        "def test_hang():\n"
-        "    import time; time.sleep(600)\n"
+        "    assert doubling.double(4) == 8, what\n"
+        "def test_another(): ...\n"
+        "def test_deadline(): raise TimeoutError\n"
+        "def test_exit(): os._exit(0)\n"
+        "def test_hang(): time.sleep(600)\n"
     )
-    (mutation,) = mutations(source)
-    copy, others = Copy(tmp_path), ["test_it.py", "--deselect=test_it.py::test_hang"]
-    with copy.with_mutant(Mutant("doubling.py", mutation, "")):
-        outcome = copy.test(others, 50)
-    assert (outcome.status, outcome.by) == ("failed", "test_it.py::test_double[a number]")
-    assert copy.test(others, 50).status == "passed"
-    assert copy.test(["test_it.py", f"--deselect={outcome.by}"], 2).status == "timeout"
+    for module in ("tests/__init__.py", "tests/mutants/__init__.py", "tests/mutants/marking.py"):
+        (tmp_path / module).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(PROJECT / module, tmp_path / module)
+    copy, mutants = Copy(tmp_path), [Mutant("doubling.py", mutation, "") for mutation in mutations(source)]
+    double, another, deadline, end, hang = (
+        f"test_it.py::test_{name}" for name in ("double[a number]", "another", "deadline", "exit", "hang")
+    )
+
+    async def found(tests, within=50, mutant=None):
+        outcome = await copy.test(tests, within, mutant)
+        return outcome.status, outcome.by, outcome.late
+
+    for mutant in mutants:
+        assert await found([another, double], mutant=mutant) == ("failed", double, False)
+    assert await found([another, double]) == ("passed", "", False)
+    assert await found([deadline]) == ("failed", deadline, True)
+    assert (await found([another, end]))[0] == "failed"
+    assert await found([hang], 2) == ("timeout", "", True)
+    recording = await copy.record([double, another, deadline], {"doubling.py": [1, 4]}, 50)
+    assert set(recording.seconds) == {double, another}
+    assert recording.tests == {("doubling.py", 1): {double}, ("doubling.py", 4): {double}}
+    assert (tmp_path / "doubling.py").read_text() == source
