@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tests.mutants.running import Copy, Outcome, Recording, copied
+from tests.mutants.running import Copy, Recording, copied
 from tests.mutants.sampling import PROJECT, Mutant, sample, suites_of
 from tests.support.brokers import share_brokers, stop_brokers
 
@@ -119,19 +119,14 @@ class Trial:
             if outcome.status == "passed":
                 return "survived", ""
             suspects = [outcome.by] if outcome.by in tests else tests
-            if await self._is_cause(mutant, outcome, suspects, within):
+            without = await self._copy.test(suspects, within)
+            # If a deadline failed the test, the machine can be overloaded.
+            if without.status == "passed" and (not outcome.late or _SLOWER * without.seconds < outcome.seconds):
                 return "killed", outcome.by or outcome.status
             if suspects is tests:
                 return "untried", f"{outcome.status} without the mutant {outcome.by}".strip()
             tests.remove(outcome.by)
         return "survived", ""
-
-    async def _is_cause(self, mutant: Mutant, outcome: Outcome, tests: Sequence[str], within: float) -> bool:
-        """Whether the mutant makes these tests fail, and neither chance nor an overloaded machine."""
-        without = await self._copy.test(tests, within)
-        if without.status != "passed" or (await self._copy.test(tests, within, mutant)).status == "passed":
-            return False
-        return not outcome.late or _SLOWER * without.seconds < outcome.seconds
 
 
 def chosen_tests(mutant: Mutant, recording: Recording, most: float) -> tuple[dict[str, float], int]:

@@ -30,7 +30,7 @@ _IN_PARALLEL = ["-n", "2", "--dist", "loadfile"]
 _PASSED = re.compile(r"^PASSED (.+)$", re.MULTILINE)
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - (.*))?$", re.MULTILINE)
 _DEADLINE = re.compile(r"TimeoutError|subprocess\.TimeoutExpired|Failed: Timeout")
-_DURATION = re.compile(r"^([\d.]+)s (?:setup|call|teardown) +(.+)$", re.MULTILINE)
+_DURATION = re.compile(r"^([\d.]+)s (setup|call|teardown) +(.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -82,14 +82,14 @@ class Copy:
                 file.write_text(source)
 
     async def test(self, tests: Sequence[str], within: float, mutant: Mutant | None = None) -> Outcome:
-        """Run tests until the first failure, for at most ``within`` seconds, with a mutant or without."""
+        """Run tests until one fails twice, for at most ``within`` seconds, with a mutant or without."""
         began = time.monotonic()
         try:
             with self._changed({mutant.path: mutant.mutation.apply} if mutant is not None else {}):
-                status, output = await self._pytest(["-x", *tests], within)
+                status, output = await self._pytest(["-x", "--reruns=1", *tests], within)
         except TimeoutError:
             return Outcome("timeout", seconds=time.monotonic() - began, late=True)
-        seconds = sum(float(duration) for duration, _ in _DURATION.findall(output))
+        seconds = sum(_durations(output).values())
         if status == 0 and set(tests) <= set(_PASSED.findall(output)):  # a mutant can end the process
             return Outcome("passed", seconds=seconds)
         failed = _FAILED.search(output)
@@ -102,10 +102,8 @@ class Copy:
         (self._folder / RECORD).write_text("")
         with self._changed({path: partial(marked, path, lines[path]) for path in lines}):
             _, output = await self._pytest([*_IN_PARALLEL, *arguments], within)
-        recording = Recording(dict.fromkeys(_PASSED.findall(output), 0.0))
-        for seconds, test in _DURATION.findall(output):
-            if test in recording.seconds:
-                recording.seconds[test] += float(seconds)
+        durations = _durations(output)
+        recording = Recording({test: durations[test] for test in _PASSED.findall(output)})
         for path, line, test in map(json.loads, (self._folder / RECORD).read_text().splitlines()):
             recording.tests[path, line].add(test)
         return recording
@@ -130,6 +128,14 @@ class Copy:
             await process.communicate()
             raise
         return process.returncode, output.decode(errors="replace")
+
+
+def _durations(output: str) -> dict[str, float]:
+    """The seconds of each test, of the slower run of a test that ran twice."""
+    found: defaultdict[str, dict[str, float]] = defaultdict(dict)
+    for seconds, phase, test in _DURATION.findall(output):  # in descending order
+        found[test].setdefault(phase, float(seconds))
+    return defaultdict(float, {test: sum(phases.values()) for test, phases in found.items()})
 
 
 @contextmanager
