@@ -39,7 +39,7 @@ def main(  # noqa: PLR0917 - typer calls it
     A mutant is tried with as many of the tests that run its statement as take --seconds without it. It counts as killed if a
     test fails twice with it and passes without it; a test that exceeds a deadline must pass in less than a third of that time.
     """
-    os.nice(10)
+    os.nice(max(0, 10 - os.nice(0)))
     chosen = sample(seed, count, only)
     results.parent.mkdir(parents=True, exist_ok=True)
     known = {each["identity"]: each for each in _read(results)}

@@ -98,10 +98,16 @@ class Copy:
         return Outcome("failed", failed[1], seconds, _DEADLINE.match(failed[2] or "") is not None)
 
     async def record(self, arguments: Sequence[str], lines: Mapping[str, Sequence[int]], within: float) -> Recording:
-        """Run the tests that pytest selects with these arguments; return those that passed, and which of ``lines`` each ran."""
+        """Run the tests that pytest selects with these arguments; return those that passed, and which of ``lines`` each ran.
+
+        Raises:
+            RuntimeError: pytest did not run all tests.
+        """
         (self._folder / RECORD).write_text("")
         with self._changed({path: partial(marked, path, lines[path]) for path in lines}):
-            _, output = await self._pytest([*_IN_PARALLEL, *arguments], within)
+            status, output = await self._pytest([*_IN_PARALLEL, *arguments], within)
+        if status not in {0, 1}:
+            raise RuntimeError(f"pytest ended with status {status}: {output[-2000:]}")
         durations = _durations(output)
         recording = Recording({test: durations[test] for test in _PASSED.findall(output)})
         for path, line, test in map(json.loads, (self._folder / RECORD).read_text().splitlines()):
