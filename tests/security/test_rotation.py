@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 import msight_bus
-from msight_bus import brokers
+from msight_bus import AuthenticationError, brokers
 from msight_bus.events import Disconnected, Reconnected
 from tests.support.canaries import canary
 from tests.support.listeners import proxy
@@ -123,3 +123,16 @@ async def test_kafka_reconnects_with_the_current_content_of_the_file(secured, tm
             await bus.publish(topic, b"after")
             assert (await take(messages, 1))[0].payload == b"after"
     watch.show(*events)
+
+
+async def test_a_lasting_refusal_by_kafka_is_raised_after_the_refusal_patience(secured, tmp_path):
+    servers, file = secured("kafka"), tmp_path / "secret"
+    file.write_text(PASSWORD)
+    known = {"SASL_MECHANISM": "PLAIN", "SASL_USERNAME": USER, "SASL_PASSWORD_FILE": str(file)}
+    async with servers.before_and_after() as way:
+        settings = settings_of(variables("kafka", way.port, **known), **QUICK)
+        async with msight_bus.connect(settings) as bus, bus.subscribe(new_topic()) as messages:
+            way.target = servers.ports["after"]
+            way.cut()
+            with pytest.raises(AuthenticationError):
+                await take(messages, 1)
