@@ -1,7 +1,6 @@
 """The command line: ``msight-bus``, or ``python -m msight_bus``."""
 
 import os
-import signal
 import sys
 
 
@@ -15,8 +14,6 @@ def main() -> None:
         from msight_bus.cli import app  # noqa: PLC0415 - see above
         from msight_bus.cli.exit_status import checked_output  # noqa: PLC0415
 
-        if callable(signal.getsignal(signal.SIGINT)):  # that of `_ctrl_c`
-            signal.signal(signal.SIGINT, signal.default_int_handler)
         with checked_output():
             app(prog_name="msight-bus")
     except KeyboardInterrupt:
