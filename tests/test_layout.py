@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-import pytest
-
 TESTS = Path(__file__).parent
 PROJECT = TESTS.parent
 ACROSS = {"cancellation", "clusters", "contract", "faults", "mutants", "security", "support"}
@@ -22,7 +20,6 @@ OF_THE_PROJECT = {
     "test_retrying",
     "test_traces",
 }
-MODULES = sorted(TESTS.rglob("*.py"))
 
 
 def packages(folder):
@@ -30,8 +27,8 @@ def packages(folder):
     return {str(path.parent.relative_to(folder)) for path in folder.glob("*/**/__init__.py")}
 
 
-def relative(path):
-    return str(path.relative_to(TESTS))
+def has_tests(folder):
+    return any(folder.glob("test_*.py"))
 
 
 def imported(path):
@@ -52,16 +49,16 @@ def test_a_folder_of_tests_is_named_as_a_package():
     assert found <= known, sorted(found - known)
 
 
-@pytest.mark.parametrize("package", sorted(packages(PROJECT / "msight_bus")))
-def test_a_package_has_a_folder_of_tests_or_a_module(package):
-    path = TESTS / package
-    assert list(path.glob("test_*.py")) or path.with_name(f"test_{path.name}.py").exists()
+def test_a_package_has_a_folder_of_tests_or_a_module():
+    paths = [TESTS / package for package in packages(PROJECT / "msight_bus")]
+    without = [path for path in paths if not (has_tests(path) or path.with_name(f"test_{path.name}.py").exists())]
+    assert without == []
 
 
-@pytest.mark.parametrize("path", sorted({path.parent for path in TESTS.rglob("test_*.py")}), ids=relative)
-def test_a_folder_of_tests_is_a_package(path):
+def test_a_folder_of_tests_is_a_package():
     """Otherwise the folder escapes the rules above."""
-    assert (path / "__init__.py").exists()
+    folders = {path.parent for path in TESTS.rglob("test_*.py")}
+    assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []
 
 
 def test_a_module_beside_the_folders_is_named_as_what_it_tests():
@@ -71,16 +68,15 @@ def test_a_module_beside_the_folders_is_named_as_what_it_tests():
     assert found <= known, sorted(found - known)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=relative)
-def test_a_module_imports_only_support_and_what_is_no_test_beside_it(path):
-    own = "tests." + path.relative_to(TESTS).parts[0]
+def test_a_module_imports_only_support_and_what_is_no_test_beside_it():
     wrong = [
-        name
+        f"{path}: {name}"
+        for path in TESTS.rglob("*.py")
         for name in imported(path)
         if name.startswith("tests.")
         and (
-            not name.startswith(("tests.support.", f"{own}."))
+            not name.startswith(("tests.support.", f"tests.{path.relative_to(TESTS).parts[0]}."))
             or any(part.startswith("test_") or part == "conftest" for part in name.split("."))
         )
     ]
-    assert not wrong, "what several modules need belongs in tests/support"
+    assert wrong == [], "what several modules need belongs in tests/support"

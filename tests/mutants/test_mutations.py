@@ -76,23 +76,22 @@ def test_what_is_no_behaviour_is_left_alone(source):
     assert mutated(source) == []
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_the_mutants_of_a_file_differ_and_compile(path):
-    source = (PROJECT / path).read_text()
-    mutants = mutants_of(path)
-    assert len({mutant.identity for mutant in mutants}) == len(mutants)
-    for mutant in mutants[::20]:
-        changed = mutant.mutation.apply(source)
-        assert changed != source
-        compile(changed, path, "exec")
+def test_the_mutants_of_a_file_differ_and_compile():
+    for path in PATHS:
+        source = (PROJECT / path).read_text()
+        mutants = mutants_of(path)
+        assert len({mutant.identity for mutant in mutants}) == len(mutants), path
+        for mutant in mutants[::20]:
+            changed = mutant.mutation.apply(source)
+            assert changed != source, path
+            compile(changed, path, "exec")
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_each_file_has_tests_that_exist(path):
-    suites = suites_of(path)
-    files = [name for suite in suites for name in suite if name.startswith("tests/")]
-    assert files
-    assert [name for name in files if not (PROJECT / name).exists()] == []
+def test_each_file_has_tests_that_exist():
+    for path in PATHS:
+        files = [name for suite in suites_of(path) for name in suite if name.startswith("tests/")]
+        assert files, path
+        assert [name for name in files if not (PROJECT / name).exists()] == [], path
 
 
 def test_the_closest_tests_come_first():
