@@ -11,11 +11,17 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
-from benchmarks.charts import by_rate
-from benchmarks.html import page
 from tests.support.results import make_result, make_row
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+def page(result: dict) -> str:
+    from benchmarks.html import (
+        page,  # imports matplotlib, which takes half a second in each process that collects tests
+    )
+
+    return page(result)
 
 
 def _curve(what: str, *points: dict) -> dict:
@@ -49,6 +55,8 @@ def test_why_a_curve_ends_is_said():
 
 
 def test_a_rate_that_was_not_held_is_hollow():
+    from benchmarks.charts import by_rate
+
     curves = _with_curves()["backends"]["redis"]["curves"]["rate"]
 
     def hollow():
@@ -83,11 +91,19 @@ def test_a_broker_that_could_not_be_started_is_said():
     assert "kafka: no Java" in page(result)
 
 
-@pytest.mark.parametrize("path", sorted(RESULTS.glob("*T*Z-full.json")), ids=lambda path: path.name)
+RECORDED = sorted(RESULTS.glob("*T*Z-full.json"))
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.name)
 def test_every_recorded_result_has_a_page(path, tmp_path):
-    to = tmp_path / "page.html"
-    assert CliRunner().invoke(app, ["html", str(path), str(to)]).exit_code == 0
+    """The newest as it is; of the older ones, whose form can differ, one backend."""
+    result = json.loads(path.read_text())
+    if path != RECORDED[-1]:
+        result["backends"] = dict([result["backends"].popitem()])
+    recorded, to = tmp_path / "result.json", tmp_path / "page.html"
+    recorded.write_text(json.dumps(result))
+    assert CliRunner().invoke(app, ["html", str(recorded), str(to)]).exit_code == 0
     whole = to.read_text()
     HTMLParser().feed(whole)
-    assert json.loads(path.read_text())["machine"]["cpu"].split("@")[0].strip() in whole
-    assert _charts(whole) > 20
+    assert result["machine"]["cpu"].split("@")[0].strip() in whole
+    assert _charts(whole) > 6 * len(result["backends"])
