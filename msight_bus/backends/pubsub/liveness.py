@@ -16,10 +16,10 @@ import struct
 import sys
 import termios
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
-from msight_bus.backends.pubsub.in_flight import Request
-from msight_bus.errors import BusError, ConnectionLostError
+from msight_bus.backends.pubsub.connection import Connection
+from msight_bus.errors import ConnectionLostError
 from msight_bus.settings import Limits
 
 _LOOK_EVERY = 0.5
@@ -31,26 +31,7 @@ _BYTES_ACKED_AT = 120
 """Offset of ``tcpi_bytes_acked`` in ``struct tcp_info`` (linux/tcp.h, since Linux 4.1)."""
 
 
-class Watched(Protocol):
-    """The part of a `Connection` that `watch` uses; see there for the attributes."""
-
-    socket: Any
-    gone: asyncio.Future[None]
-    received_at: float
-    reading_paused: bool
-
-    @property
-    def unsent_bytes(self) -> int:
-        """Number of bytes written and not yet passed to the operating system."""
-
-    def ping(self) -> Request:
-        """Send a PING."""
-
-    def fail(self, error: BusError) -> None:
-        """Abort the connection."""
-
-
-async def watch(connection: Watched, limits: Limits) -> None:
+async def watch(connection: Connection, limits: Limits) -> None:
     """Send a PING when nothing arrived for ``ping_interval``; abort the connection without an answer within ``pong_timeout``.
 
     Returns when the connection is gone. Data of any kind counts as an answer.
@@ -68,14 +49,14 @@ async def watch(connection: Watched, limits: Limits) -> None:
             )
 
 
-async def _answers(connection: Watched, patience: float) -> bool:
+async def _answers(connection: Connection, patience: float) -> bool:
     """Send a PING; return whether data arrived within ``patience`` seconds after the broker can have received the PING."""
     asked = asyncio.get_running_loop().time()
     return await answered(connection, connection.ping().answer, patience, lambda: connection.received_at >= asked)
 
 
 async def answered(
-    connection: Watched, answer: asyncio.Future[Any], patience: float, enough: Callable[[], bool] = lambda: False
+    connection: Connection, answer: asyncio.Future[Any], patience: float, enough: Callable[[], bool] = lambda: False
 ) -> bool:
     """Wait for the answer to the command that was written last.
 

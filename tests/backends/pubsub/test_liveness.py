@@ -93,7 +93,7 @@ async def test_where_the_kernel_tells_nothing_there_is_no_progress(kind):
 
 
 class Connection:
-    """A connection whose peer answers, or does not (liveness.Watched)."""
+    """A connection whose peer answers, or does not (pubsub.connection.Connection)."""
 
     socket = None
     unsent_bytes = 0
