@@ -2,7 +2,7 @@
 
 Other programs on the machine change times, but not the number of instructions. A program runs twice under valgrind, with few and
 with many messages; the difference excludes loading and connecting. Instructions of the interpreter and of C libraries are
-counted, those of the kernel are not. The size of a read depends on timing, so figures vary by some percent.
+counted, those of the kernel are not. The size of a read depends on timing, so figures vary by a few percent.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """msight_bus: live sensor streams between async Python programs, over Redis, NATS or Kafka.
 
-The names below are imported at their first use, so that pytest, which imports the package for its fixture, starts as before.
+The names below are imported at their first use, so that pytest, which imports the package for its fixture, starts without delay.
 """
 
 from msight_bus import _ctrl_c as _ctrl_c  # first: handles Ctrl-C during the other imports, which take time

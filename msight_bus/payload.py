@@ -80,7 +80,7 @@ def check_key(key: str | bytes | None, *, binary: bool = False) -> str | None:
         try:
             return key.decode("utf-8", errors)
         except UnicodeDecodeError as error:
-            raise HeaderError("A key must be a str or UTF-8 bytes; these bytes are not valid UTF-8.") from error
+            raise HeaderError(f"A key must be a str or UTF-8 bytes; {key!r:.80} is not valid UTF-8.") from error
     if key is None:
         return None
     if not isinstance(key, str):
@@ -88,7 +88,9 @@ def check_key(key: str | bytes | None, *, binary: bool = False) -> str | None:
     try:
         key.encode("utf-8", errors)
     except UnicodeEncodeError as error:
-        raise HeaderError("A key must be encodable as UTF-8; this one contains half of a surrogate pair.") from error
+        raise HeaderError(
+            f"A key must be encodable as UTF-8; {key!r:.80} contains half of a surrogate pair."
+        ) from error
     return str.__str__(key)
 
 

@@ -1,7 +1,7 @@
 """Other libraries for these brokers, each used as its documentation shows.
 
 ``make bench`` installs them into a separate folder, so that they do not replace packages of the environment. The rows of a
-library that is not installed say so.
+library that is not installed contain this reason.
 """
 
 import site

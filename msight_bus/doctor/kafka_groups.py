@@ -90,7 +90,7 @@ async def ends_of(client: Client, topics: dict[str, list[Any]], isolation: int) 
     Args:
         client: the connections to use.
         topics: partitions by topic, from `partitions_of`.
-        isolation: ``READ_COMMITTED``: after the last record before the first open transaction.
+        isolation: `READ_UNCOMMITTED`, or `READ_COMMITTED`: records from the first open transaction on are not counted.
     """
     return await _offsets_of(client, topics, LATEST, isolation)
 

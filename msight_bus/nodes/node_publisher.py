@@ -69,11 +69,11 @@ Accepted = asyncio.Future[None]
 
 
 class NodePublisher:
-    """The publisher of a node; retries, or drops outputs, while the broker is down.
+    """The publisher of a node. While the broker is down, outputs are retried or dropped, as configured.
 
     Attributes:
         plain: whether outputs of type ``bytes`` can be given to `send_plain`.
-        send_plain: sends one payload of type ``bytes`` without a key; what it raises is given to `send`.
+        send_plain: sends one payload of type ``bytes`` without a key; the caller passes an error that it raises to `send`.
         on_failure: called with the error of an output that was refused after it was sent, if that ends the node.
     """
 

@@ -99,7 +99,7 @@ def prefix(session: int, sequence: int, published_ns: int, extension: bytes) -> 
 
 
 def pack_extension(key: str | None, headers: Mapping[str, str] | None) -> bytes:
-    """Encode key and headers; empty without both."""
+    """Encode key and headers; empty if there is neither."""
     return _encode_extension((key, dict(headers or {}))) if key is not None or headers else b""
 
 

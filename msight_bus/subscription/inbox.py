@@ -135,7 +135,7 @@ class TopicStream:
         self.begin()
 
     def begin(self) -> None:
-        """Set all counters to the beginning."""
+        """Reset all counters."""
         self.tracker = self._inbox.make_tracker()
         self.received = 0
         self.measured = 0

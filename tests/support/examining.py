@@ -12,7 +12,7 @@ Findings = dict[str, dict[str, Any]]
 
 
 def examine(backend: Backend, *arguments: str, seconds: float = 0.1, **variables: str) -> tuple[int, Findings]:
-    """Observe for some seconds; return the exit status and the findings, by check."""
+    """Run the checks on a broker; return the exit status and the findings, by check."""
     result = command(backend, "doctor", "--observe", str(seconds), "--json", *arguments, **variables)
     found = [json.loads(line) for line in result.stdout.splitlines()]
     return result.exit_code, {one["check"]: one for one in found if "check" in one}

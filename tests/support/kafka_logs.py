@@ -7,7 +7,7 @@ from msight_bus.brokers.running import RunningBroker
 
 
 def cut(broker: RunningBroker, topic: str, batches: int) -> None:
-    """Remove the last batches of partition 0, as a power failure does that comes before they are on the disk."""
+    """Remove the last batches of partition 0, as a power failure before they are written to the disk."""
     (segment,) = broker.log_path.parent.glob(f"data/{topic}-0/*.log")
     written = list(split(segment.read_bytes()))
     segment.write_bytes(b"".join(written[:-batches]))

@@ -83,7 +83,7 @@ class Operator:
         await self._done(self._client.create_acls, [AclBinding(*self._acl(kind, name, operation))])
 
     async def allow(self, kind: str, name: str, operation: str) -> None:
-        """Allow an operation to all users, while another one is denied: an ACL of a resource ends what its lack permits."""
+        """Permit an operation to all users while another one is denied: a resource with any ACL permits nothing else."""
         acl = (*self._acl(kind, name, operation)[:-1], AclPermissionType.ALLOW)
         await self._done(self._client.create_acls, [AclBinding(*acl)])
 

@@ -1,4 +1,4 @@
-"""Questions of the workers of a parallel run to the process that distributes the tests."""
+"""Requests from the workers of a parallel run to the process that distributes the tests."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Cancelling a coroutine at its 1st, 2nd, ... nth suspension, until it ends before it could be cancelled; or doing something else
-there, to the nth suspension of all tasks that it begins."""
+"""Cancel a coroutine at its 1st, 2nd, ... nth suspension, until it ends before it can be cancelled; or call a function at the nth
+suspension of all tasks that it begins."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Attempt:
         self._suspensions = 0
 
     async def run(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        """Run it, cancelled; a cancellation that is swallowed or turned into another error fails."""
+        """Run the coroutine and cancel it; fail if it swallows the cancellation or raises another error instead."""
         task = asyncio.create_task(self._follow(coroutine))
         await asyncio.wait((task,))
         if self.happened:
@@ -52,7 +52,7 @@ class Attempt:
         await _Steps(self, coroutine)
 
     def suspends(self, on: asyncio.Future[Any] | None) -> None:
-        """The coroutine waits for ``on``, or only gives the loop a turn."""
+        """Handle a suspension of the coroutine: it waits for ``on``, or only yields to the event loop."""
         self._suspensions += 1
         if self._suspensions == self.nth:
             self.happened = True
@@ -91,7 +91,7 @@ class _Steps:
 
 
 def sweep(when: When, *, first: int = 1, step: int = 1) -> Iterator[Attempt]:
-    """Attempts until one ends without being cancelled: each ``step``th suspension, from the ``first`` on."""
+    """Iterate attempts, each cancelled ``step`` suspensions later, until one ends before it is cancelled."""
     for nth in range(first, _MOST, step):
         attempt = Attempt(nth, when)
         yield attempt
@@ -104,8 +104,8 @@ class Watching:
     """Counts the suspensions of tasks, and does something at the nth.
 
     Attributes:
-        happened: whether it did.
-        suspensions: so far.
+        happened: whether the function was called.
+        suspensions: number of suspensions so far.
     """
 
     def __init__(self, nth: int, do: Callable[[], None]) -> None:
@@ -115,7 +115,7 @@ class Watching:
         self._do = do
 
     def suspends(self, _: asyncio.Future[Any] | None) -> None:
-        """A task waits, or gives the loop a turn."""
+        """Handle a suspension of a task, which waits or yields to the event loop."""
         self.suspensions += 1
         if self.suspensions == self._nth:
             self.happened = True
@@ -127,7 +127,7 @@ _watching: ContextVar[Watching | None] = ContextVar("watching", default=None)
 
 @contextmanager
 def watched(nth: int, do: Callable[[], None]) -> Iterator[Watching]:
-    """Call ``do`` at the nth suspension of the tasks that are created in this context, by whomever, and of theirs."""
+    """Call ``do`` at the nth suspension of the tasks that are created in this context, and of the tasks that these create."""
     loop = asyncio.get_running_loop()
     former = loop.get_task_factory()
     watching = Watching(nth, do)
@@ -149,7 +149,7 @@ def watched(nth: int, do: Callable[[], None]) -> Iterator[Watching]:
 
 
 class Leftovers:
-    """Tasks and sockets that were not there when this was made."""
+    """Tasks and sockets that did not exist when this object was created."""
 
     def __init__(self) -> None:
         self._tasks = asyncio.all_tasks()

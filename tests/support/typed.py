@@ -1,4 +1,4 @@
-"""One type of each kind that a topic can have, with a value of it, and payloads that nobody should decode."""
+"""One type of each kind that a topic can have, with a value of it, and payloads that no decoder should accept."""
 
 from __future__ import annotations
 
