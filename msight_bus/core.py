@@ -61,10 +61,6 @@ _PUBLISHERS = 10_000
 _CLOSED = object()
 
 
-def _session() -> int:
-    return secrets.randbits(64)
-
-
 class Core:
     """The state and the internal methods of one bus. The methods do not check topics, keys, headers and payloads again.
 
@@ -94,7 +90,7 @@ class Core:
         *,
         opener: Opener = make_backend,
         clock: Callable[[], float] = time.time,
-        new_session: Callable[[], int] = _session,
+        new_session: Callable[[], int] = lambda: secrets.randbits(64),
     ) -> None:
         self.settings = settings
         self.limits = settings.limits

@@ -108,7 +108,7 @@ def payload_type(kind: Any) -> PayloadType[Any]:
         encode, decoder = _pydantic(inner)
         encode = _checked(encode, decoder)
     elif is_json:
-        encode, decoder = _json(inner)
+        encode, decoder = msgspec.json.Encoder(enc_hook=to_plain).encode, make_decoder(inner, is_json=True)
         encode = _checked(encode, decoder)
     else:
         content_type = "application/msgpack"
@@ -127,10 +127,6 @@ def _data(classes: tuple[type[Data], ...]) -> Callable[..., Data]:
     for one in classes:
         decoder_of(one)
     return partial(decode, kinds=() if Data in classes else classes)
-
-
-def _json(inner: Any) -> tuple[Callable[[Any], bytes], Decoder[Any]]:
-    return msgspec.json.Encoder(enc_hook=to_plain).encode, make_decoder(inner, is_json=True)
 
 
 def _checked(encode: Callable[[Any], bytes], decoder: Decoder[Any]) -> Callable[[Any], bytes]:

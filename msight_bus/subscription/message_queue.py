@@ -148,8 +148,9 @@ class MessageQueue:
         if self._blocks and not self._shedding:
             messages.extend(batch)
             self.size += sum([len(message.payload) + message._overhead for message in batch])
-            if not self.room:
-                self._fill()
+            if not self.room and not self.full:
+                self.full = True
+                self._on_full()
         elif self._policy.when_full in ("drop_oldest", "latest"):
             messages.extend(batch)
             self.size += sum([len(message.payload) + message._overhead for message in batch])
@@ -162,11 +163,6 @@ class MessageQueue:
         if len(messages) > self.peak:
             self.peak = len(messages)
         self.wake()  # at the bound the consumer is woken even if fewer messages are queued than requested
-
-    def _fill(self) -> None:
-        if not self.full:
-            self.full = True
-            self._on_full()
 
     @property
     def _is_over(self) -> bool:

@@ -91,16 +91,12 @@ def check_start(start: Position, topic: str, partitions: int) -> None:
                 )
 
 
-def _none(where: TopicPartition) -> bool:
-    return False
-
-
 async def resolve(
     client: Client,
     partitions: list[TopicPartition],
     start: Position,
     isolation: int,
-    omits: Callable[[TopicPartition], bool] = _none,
+    omits: Callable[[TopicPartition], bool],
 ) -> dict[TopicPartition, int]:
     """Return the start offset of each partition; ``omits``: see `list_offsets`.
 
@@ -125,7 +121,7 @@ async def list_offsets(
     partitions: list[TopicPartition],
     at: int,
     isolation: int,
-    omits: Callable[[TopicPartition], bool] = _none,
+    omits: Callable[[TopicPartition], bool] = lambda _: False,
 ) -> dict[TopicPartition, int]:
     """Return the first offset of each partition at or after a time.
 
