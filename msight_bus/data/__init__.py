@@ -7,14 +7,12 @@ bytes. Decoding looks the tag up in a registry of classes; a received name is ne
 from __future__ import annotations
 
 from msight_bus.data.base import Data
-from msight_bus.data.decoding import DEFAULT_MAX_BYTES, DEFAULT_MAX_NESTING, decode, decode_plain, looks_like_data
+from msight_bus.data.decoding import decode, decode_plain, looks_like_data
 from msight_bus.data.frame_id import new_frame_id
 from msight_bus.data.image import ImageData
 from msight_bus.data.sensor import BytesData, SensorData
 
 __all__ = [
-    "DEFAULT_MAX_BYTES",
-    "DEFAULT_MAX_NESTING",
     "BytesData",
     "Data",
     "ImageData",

@@ -31,7 +31,6 @@ try:
     from msight_bus.backends.kafka.aiokafka_compat.groups import (
         ClassicGroupsRequest,
         ConsumerGroupsRequest,
-        GroupMembers,
         read_classic_groups,
         read_consumer_groups,
     )
@@ -70,7 +69,7 @@ __all__ = [
     "AIOKAFKA", "CODECS", "EARLIEST", "LATEST", "READ_COMMITTED", "READ_UNCOMMITTED", "ClassicGroupsRequest", "Client",
     "Connection", "ConsumerGroupsRequest", "CreateTopicsRequest", "DefaultRecordBatch", "DescribeConfigsRequest",
     "EpochEndRequest",
-    "FetchAnswer", "FetchRequest", "GroupMembers", "InitProducerIdRequest", "LegacyRecordBatch", "ListGroupsRequest",
+    "FetchAnswer", "FetchRequest", "InitProducerIdRequest", "LegacyRecordBatch", "ListGroupsRequest",
     "Member", "MetadataRequest", "OffsetFetchRequest", "RecordHeader", "TopicIdentitiesRequest", "TopicIdentity",
     "batch_builder", "check_aiokafka", "has_valid_checksum", "murmur2", "offsets_request", "produce_request", "read_batch",
     "read_classic_groups", "read_consumer_groups", "read_epoch_end", "read_offsets", "read_partitions", "read_produce",
