@@ -133,8 +133,8 @@ def check_headers(headers: Mapping[str, str], limits: Limits, *, binary: bool = 
             )
         if (not _VALUE.fullmatch(value) or value != value.strip()) and not (binary and _BINARY.fullmatch(value)):
             raise HeaderError(
-                f"The value of header {name!r} is not valid: text without control characters and without leading or trailing "
-                "white space is accepted."
+                f"The value {value!r:.80} of header {name!r} is not valid: text without control characters and without leading "
+                "or trailing white space is accepted."
             )
         size += len(name) + len(value.encode("utf-8", "surrogateescape")) + 4
         plain = plain and type(name) is type(value) is str

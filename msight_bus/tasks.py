@@ -165,7 +165,7 @@ async def reraise_swallowed(work: Coroutine[Any, Any, T]) -> T:
 
 
 def error_of_code(raised: BaseException) -> Exception:
-    """Convert what a node's code raised to an `Exception`, which ends or concerns that node only.
+    """Convert what a node's code raised to an `Exception`, which is an error of that node only.
 
     `SystemExit` and a panic of a Rust extension are not an `Exception`: raised in a task, they would end all other nodes.
 

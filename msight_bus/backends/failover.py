@@ -65,7 +65,7 @@ async def connect_first(
     """Connect to the first address that accepts; return the result of ``attempt``.
 
     Args:
-        servers: in the order in which they are tried.
+        servers: the servers, in the order in which they are tried.
         within: seconds for all servers. Each server gets a share, divided among its addresses.
         addresses: resolves the addresses of a server.
         attempt: connects to one address of a server.

@@ -51,8 +51,8 @@ class Pings:
     async def once(self, bus: Bus, answers: Subscription) -> None:
         """Measure one PING and one message, and print both.
 
-        An answer after a pause takes longer, because processes wake up: a PING before both is not measured, and the two take
-        turns in being first.
+        The first answer after a pause takes longer, because processes wake up. Therefore a PING before both is not measured, and
+        which of the two is sent first alternates.
         """
         backend = bus.core.backend
         await self._timed(backend.ping())
@@ -122,7 +122,7 @@ def ping(
     """Measure the round trip of a message.
 
     The command publishes a message, receives it, and measures the time between. Each round trip also measures one PING of the
-    broker (on Kafka, a metadata request). Message and PING alternate in going first, after one unmeasured PING. The difference is
+    broker (on Kafka, a metadata request). Which of the two is sent first alternates, after one unmeasured PING. The difference is
     the time of the bus and the event loop, and on Kafka of the log; a negative one is measurement noise. The messages use the
     reserved topic `_msight.ping`, which is created on Kafka. The exit status is 1 if a message was lost.
     """

@@ -81,11 +81,11 @@ _SUM: tuple[Callable[[Any, Any], Any], ...] = (add, add, max, min, max, add, add
 
 
 class TopicRates:
-    """The arrivals on each topic, over the last seconds and over the whole time.
+    """The arrivals on each topic, in the window and since the start.
 
     Attributes:
         clock: returns seconds; a step of the wall clock, which stamps ``Message.received_at``, must not change it.
-        others: messages of topics beyond the limit, which are only counted.
+        others: number of messages of topics beyond the limit, for which no rates are kept.
     """
 
     def __init__(self, window: int, most: int) -> None:

@@ -144,7 +144,7 @@ def _check_pixels(image: bytes, max_pixels: int | None) -> None:
     if pixels is None:
         raise DecodeError("The image is neither JPEG nor PNG; to_ndarray(max_pixels=None) decodes other formats")
     if pixels > max_pixels:
-        raise DecodeError(f"The image has {pixels} pixels; at most {max_pixels} are decoded")
+        raise DecodeError(f"The image has {pixels} pixels; at most {max_pixels} are decoded (max_pixels of to_ndarray)")
 
 
 def _decode(samples: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

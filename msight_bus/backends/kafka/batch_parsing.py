@@ -216,7 +216,7 @@ def _read(data: bytes | memoryview, head: Head) -> Record:
     count, at = _varint(data, at)
     headers: list[tuple[str, bytes | None]] = []
     if not 0 <= count <= len(data) - at:
-        raise ValueError(f"a record announces {count} headers")
+        raise ValueError(f"a record announces an impossible number of headers: {count}")
     for _ in range(count):
         name, at = _bytes(data, at)
         content, at = _bytes(data, at)
@@ -243,4 +243,4 @@ def _varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return (value >> 1) ^ -(value & 1), position + 1
         shift += 7
-    raise ValueError("a number does not end")
+    raise ValueError("a varint has no last byte")

@@ -394,7 +394,7 @@ class KafkaProducer:
             await asyncio.wait(retries)
 
     def abort(self, error: BusError) -> list[asyncio.Task[None]]:
-        """Fail every message in flight with ``error``; return the retries, which end soon."""
+        """Fail every message in flight with ``error``; return the cancelled retries, for the caller to await."""
         return [retry for writer in self._all_writers() if (retry := writer.give_up(error)) is not None]
 
 

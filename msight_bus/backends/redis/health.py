@@ -51,7 +51,7 @@ class Health:
         """Return why messages published at this server do not reach the others; None if they do, or if unknown.
 
         Args:
-            replies: to `health_commands`, in order; an error reply as an exception, a string as bytes.
+            replies: the replies to `health_commands`, in order; an error reply as an exception, a string as bytes.
         """
         role, replication, cluster = replies
         clustered, state = _cluster(cluster)

@@ -1,4 +1,4 @@
-"""Encoding of record batches, and decoding of our own, by aiokafka's C extension; checksums of all batches."""
+"""Encoding of record batches, and decoding of the batches encoded here, by aiokafka's C extension; checksums of all batches."""
 
 from __future__ import annotations
 
