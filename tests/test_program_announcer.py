@@ -421,6 +421,12 @@ def test_hostile_announcements_of_programs_are_ignored_and_counted(fields):
     assert (len(registry), registry.programs, registry.ignored) == (0, (), 1)
 
 
+def test_a_topic_is_idle_unless_rates_are_announced():
+    registry = observing(json.dumps({**RIGHT, "topics": [{"topic": "t"}]}).encode())
+    ((topic,),) = [one.topics for one in registry.programs]
+    assert (topic.published, topic.subscribed, topic.rate_out, topic.rate_in) == (False, False, 0.0, 0.0)
+
+
 def test_programs_are_bounded_apart_from_nodes():
     node = {"name": "n", "type": "T", "device": "d", "status": "RUNNING", "started_at": 1.0, "heartbeat_interval": 10.0}
     registry = observing(json.dumps({**node, "instance": "1"}).encode())

@@ -22,7 +22,7 @@ from tests.mutants.sampling import PROJECT, Mutant, sample, suites_of
 from tests.support.brokers import share_brokers, stop_brokers
 
 _LONGEST = 1800.0  # seconds for the tests of a package
-_COLLECTION = 60.0  # seconds for the collection of tests, at most
+_COLLECTION = 180.0  # seconds for the collection of tests, at most
 _SLOWER = 3  # times: how much longer a test takes with a mutant that lets it exceed a deadline than without
 
 

@@ -31,7 +31,11 @@ BESIDE = {
 }
 """The tests that cover a path beside its folder. A module beside the packages has the contract of the memory backend."""
 
+_ANNOUNCED = ["test_registry.py", "test_program_announcer.py", "nodes/test_heartbeat.py"]
 ELSEWHERE = {
+    "announcements": _ANNOUNCED,
+    "known_programs": _ANNOUNCED,
+    "draining": ["nodes/test_shutdown.py"],
     "heartbeat_sender": ["nodes/test_heartbeat.py", "test_registry.py"],
     "loop_share": ["nodes/test_bad_input.py", "nodes/test_handling.py"],
     "executors": ["nodes/test_off_loop.py", "nodes/test_ending.py"],
