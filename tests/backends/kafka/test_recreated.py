@@ -12,6 +12,7 @@ from aiokafka.errors import KafkaConnectionError
 
 from msight_bus import AuthenticationError
 from msight_bus.backends.kafka import consumer
+from msight_bus.backends.kafka.aiokafka_compat import TopicIdentitiesRequest, TopicIdentity
 from msight_bus.backends.kafka.aiokafka_compat.member import MarkingAssignor
 from msight_bus.events import Gap
 from tests.support.brokers import GROUP
@@ -31,13 +32,19 @@ def _look_often(monkeypatch):
 
 
 async def make_anew(admin, topic, partitions=1):
-    """Delete a topic and make it again."""
+    """Delete a topic and make it again; return when the broker no longer serves the former one, as it does under load."""
+    former = await identity(admin, topic)
     await admin.delete_topics([topic])
-    while True:
-        response = await admin.create_topics([NewTopic(topic, partitions, 1)])
-        if response.topic_errors[0][1] == 0:
-            return
+    while (await admin.create_topics([NewTopic(topic, partitions, 1)])).topic_errors[0][1]:
         await asyncio.sleep(0.01)  # it is still being deleted
+    while not isinstance(now := await identity(admin, topic), TopicIdentity) or now == former:
+        await asyncio.sleep(0.01)
+
+
+async def identity(admin, topic):
+    """The id of a topic at the broker, or an error."""
+    response = await admin._client.send(admin._client.get_random_node(), TopicIdentitiesRequest([topic]))
+    return response.topics[topic]
 
 
 async def take_until(messages, last):
