@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from asyncio import _get_running_loop
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar
 
 from msight_bus.backends.base import BLOCKED, Blocked, Outcome, TopicPublisher
 from msight_bus.core import Core
@@ -65,6 +65,9 @@ class Publisher(Generic[T_contra]):
         if self._to is None:
             self._to = self._core.backend.publisher(self._core.on_broker(self.topic), self._name, keeps=True)
         return self
+
+    def __await__(self) -> Generator[Any, Any, NoReturn]:
+        raise TypeError("Publish with `async with bus.publisher(topic) as publisher:`.")
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

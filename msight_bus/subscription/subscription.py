@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import math
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -165,6 +165,9 @@ class Subscription(Generic[T_co]):
         self._inbox.start_watching()
         self._turned_at = monotonic()
         return self
+
+    def __await__(self) -> Generator[Any, Any, NoReturn]:
+        raise TypeError("Subscribe with `async with bus.subscribe(...) as messages:`.")
 
     async def _subscribe(self) -> None:
         self._at_broker = await self._backend.subscribe(self._selection, self._inbox)

@@ -174,6 +174,8 @@ async def test_a_publisher_that_was_not_entered_raises_with_its_usage(backend, t
     async with backend.connect() as bus:
         with pytest.raises(ClosedError, match=r"not entered; use it inside `async with bus\.publisher\("):
             await bus.publisher(topic).send(b"")
+        with pytest.raises(TypeError, match=r"^Publish with `async with bus\.publisher\("):
+            await bus.publisher(topic)
 
 
 async def test_messages_published_just_before_closing_arrive(backend, topic):

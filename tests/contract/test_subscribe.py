@@ -204,6 +204,12 @@ async def test_the_ledger_of_a_subscription_balances(backend, topic):
         assert not stats.missing
 
 
+async def test_a_subscription_that_is_awaited_raises_with_its_usage(backend, topic):
+    async with backend.connect() as bus:
+        with pytest.raises(TypeError, match=r"^Subscribe with `async with bus\.subscribe\("):
+            await bus.subscribe(topic)
+
+
 async def test_a_subscription_that_was_never_entered_is_not_kept(backend, topic):
     async with backend.connect() as bus:
         forgotten = weakref.ref(bus.subscribe(topic))
