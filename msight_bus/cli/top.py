@@ -62,6 +62,7 @@ _COLUMNS = (
     Column("status", left=True),
     Column("heard", 8),
 )
+_LATENCY = "ms p50 p99"
 _LEGEND = "ms: from publishing an input to publishing its outputs; for a source: publishing only"
 ALL_ANNOUNCED = 12.0
 """Seconds after which every node has sent a heartbeat, at the default interval."""
@@ -111,7 +112,7 @@ class NodeTable:
         rows = [self._cells(info, ends) for ends in [_Topology(self.infos)] for info in shown]
         layout = fit(_COLUMNS, rows, width)
         heading = layout.heading()
-        below = textwrap.wrap(_LEGEND, width or len(_LEGEND))
+        below = [] if _LATENCY in layout.hidden else textwrap.wrap(_LEGEND, width or len(_LEGEND))
         if layout.hidden:
             hidden = f"Not shown on {width} columns: {', '.join(layout.hidden)}."
             below += textwrap.wrap(hidden, width or len(hidden))

@@ -273,6 +273,7 @@ def test_on_a_narrow_terminal_columns_are_left_out_and_named(width):
     assert (f"Not shown on {width} columns" in text) == ("heard" not in lines[2])
     *_, hidden = " ".join(lines).split("Not shown on")
     assert hidden.endswith("ms p50 p99, heard.")  # no name is cut
+    assert "ms:" not in text  # the legend of a column that is not shown
 
 
 def test_drawing_costs_as_much_as_fits_the_terminal(monkeypatch):
