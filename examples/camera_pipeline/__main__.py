@@ -61,13 +61,13 @@ def arguments() -> argparse.Namespace:
 async def show(registry: Registry, sink: Sink, results: Results) -> None:
     """Show the table of nodes on a terminal; print one line a second elsewhere."""
     if console.is_terminal:
-        with Live(console=console, auto_refresh=False) as live:
+        with Live(console=console, auto_refresh=False, transient=True) as live:
             while True:
                 live.update(render(registry), refresh=True)
                 await asyncio.sleep(0.5)
     while True:
         await asyncio.sleep(1)
-        console.print(f"{len(sink.latencies):6} frames at the sink; road users: {results.road_users}")
+        console.print(f"{len(sink.latencies):6} frames at the sink; road users: {results.road_users}", soft_wrap=True)
 
 
 async def pipeline(settings: BusSettings, footage: dict[str, Iterator[Frame]], out: Path) -> None:
@@ -97,7 +97,7 @@ async def pipeline(settings: BusSettings, footage: dict[str, Iterator[Frame]], o
             ("took", f"{time.monotonic() - began:.1f} s"),
         ]
         picture = results.write(f"Road users over {bus.backend}", facts)
-        console.print(render(registry))
+        console.print(render(registry), soft_wrap=True)
         for name, value in [*facts, ("tables, picture", f"{out}, {picture}")]:
             console.print(f"{name:<18} {value}", soft_wrap=True)
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import sys
+
 import cv2
 import numpy as np
 import pytest
@@ -42,8 +46,24 @@ def test_footage_of_ones_own(tmp_path):
     options = ["--frames", str(tmp_path / "my street"), "--rate", "20", "--out", str(tmp_path / "out")]
     output = run("-m", "examples.camera_pipeline", "--backend", "memory", *options)
     assert "20 of 20 reached the sink" in output
+    assert "Not shown on" not in output  # a pipe has no width
     assert "road users         my_street 1" in output
     assert len((tmp_path / "out/my_street.csv").read_text().splitlines()) > 10
+
+
+def test_a_terminal_keeps_one_table(tmp_path):
+    cv2.imwrite(str(tmp_path / "frame.jpg"), np.zeros((48, 64, 3), np.uint8))
+    said = []
+
+    def read(terminal):
+        said.append(os.read(terminal, 4096))
+        return said[-1]
+
+    options = ["--backend", "memory", "--frames", str(tmp_path), "--out", str(tmp_path / "out")]
+    pty.spawn(["env", "TERM=xterm", sys.executable, "-m", "examples.camera_pipeline", *options], read)
+    *_, live, last = b"".join(said).split(b"Nodes (")
+    assert b"\x1b[2K" in live  # erased before the last table
+    assert b"1 of 1 reached the sink" in last
 
 
 def test_a_wrong_folder_is_one_clear_sentence(tmp_path):
