@@ -176,7 +176,7 @@ class Observation:
         policy = QueuePolicy.block if self.start == "earliest" else QueuePolicy.drop_oldest
         queue = policy(DEFAULT_MESSAGES, max_bytes=DEFAULT_BYTES // max(1, len(entries)) or 1)
         ready = [asyncio.Event() for _ in entries]
-        work = [self._keep_time(", ".join(topics), ready, seconds)]
+        work = [self._keep_time(", ".join(one for one in topics if one != NODES_TOPIC), ready, seconds)]
         work += [self._read(one, queue, is_ready) for one, is_ready in zip(entries, ready, strict=True)]
         tasks = [asyncio.create_task(one) for one in work]
         listeners = self.bus.core.reporter.listeners

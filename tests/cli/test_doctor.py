@@ -25,6 +25,12 @@ def test_the_text_says_what_is_wrong_and_what_to_do(nats, topic):
     assert (verdict, result.stderr.splitlines()) == ("Faults found: 1.", ["Observing for 0.2 s."])
 
 
+def test_the_hint_names_the_topics_of_the_command_line_only(nats, topic):
+    result = command(nats, "doctor", topic, "--observe", "3.2", COLUMNS="200")
+    assert f"No message on {topic}" in result.stderr
+    assert "_msight" not in result.stderr
+
+
 def test_a_healthy_topic(nats, topic):
     with publishing(nats, {topic: lambda _: b"x"}):
         result = command(nats, "doctor", topic, "--observe", "0.5")
