@@ -87,7 +87,7 @@ def test_a_lost_message_is_exit_status_1_and_said(on_nats, monkeypatch):
         (["--payload", "4B"], "16B"),
         (["--payload", "1GB"], "B, KB, MB, KiB or MiB"),
         (["--payload", "2000MiB"], "1024MiB"),
-        (["--rate", "inf"], "finite"),
+        (["--rate", "inf"], "not in the range"),
         (["--seconds", "nan"], "seconds"),
         (["--loop", "trio"], "asyncio"),
         (["--backend", "rabbit"], "kafka"),

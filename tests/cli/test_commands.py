@@ -27,10 +27,11 @@ from msight_bus.errors import (
 from tests.support.brokers import Backend
 from tests.support.commands import command, receiving, started
 
+_ALL = get_command(app)
 OPTIONS = [
     (name, option.opts[0])
-    for name, command in get_command(app).commands.items()
-    for option in command.params
+    for name in _ALL.list_commands(None)
+    for option in _ALL.get_command(None, name).params
     if option.type.name == "float range"
 ]
 COMMANDS = ["up", "topics", "tail", "hz", "bw", "ping", "pub", "top", "settings", "bench"]

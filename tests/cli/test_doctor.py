@@ -8,6 +8,7 @@ import signal
 
 import pytest
 
+from msight_bus.cli import observing
 from msight_bus.doctor import checks, nodes
 from tests.support.brokers import make_backend, start_broker
 from tests.support.commands import command, publishing, started
@@ -25,8 +26,9 @@ def test_the_text_says_what_is_wrong_and_what_to_do(nats, topic):
     assert (verdict, result.stderr.splitlines()) == ("Faults found: 1.", ["Observing for 0.2 s."])
 
 
-def test_the_hint_names_the_topics_of_the_command_line_only(nats, topic):
-    result = command(nats, "doctor", topic, "--observe", "3.2", COLUMNS="200")
+def test_the_hint_names_the_topics_of_the_command_line_only(nats, topic, monkeypatch):
+    monkeypatch.setattr(observing, "_HINT_AFTER", 1)
+    result = command(nats, "doctor", topic, "--observe", "2.5", COLUMNS="200")
     assert f"No message on {topic}" in result.stderr
     assert "_msight" not in result.stderr
 

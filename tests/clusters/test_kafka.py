@@ -45,7 +45,7 @@ async def test_a_topic_with_too_few_replicas_is_a_warning(cluster, caplog):
     async with cluster.connect(MSIGHT_KAFKA_REPLICATION="1") as bus:
         with contextlib.suppress(PublishTimeoutError):
             await bus.publish("weak", b"x")
-        assert "Topic weak has 1 replicas and min.insync.replicas=2 on a cluster of 3 brokers" in caplog.text
+        assert "Topic weak has 1 replica and min.insync.replicas=2 on a cluster of 3 brokers" in caplog.text
 
 
 async def test_no_acknowledged_message_is_lost_when_a_leader_is_killed(cluster):

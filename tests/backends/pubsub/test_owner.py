@@ -139,7 +139,7 @@ async def test_a_round_trip_without_an_answer_confirms_nothing(msight_simulation
     async with Owner(Script()) as owner:
         owner.connection.mute = True
         await owner.confirm()  # of nothing
-        owner.connection.in_flight.wrote(SimpleNamespace(run=None, cut=lambda count, reason: None))
+        owner.connection.in_flight.wrote(SimpleNamespace(run=None, connection_lost=lambda count, reason: None))
         with pytest.raises(PublishTimeoutError, match="may still arrive"):
             await owner.confirm()
         owner.connection.mute = False
@@ -151,7 +151,9 @@ async def test_closing_waits_for_a_confirmation_of_what_is_in_flight(msight_simu
     lost: list[int] = []
     async with Owner(Script()) as owner:
         owner.connection.mute = mute
-        owner.connection.in_flight.wrote(SimpleNamespace(run=None, cut=lambda count, reason: lost.append(count)))
+        owner.connection.in_flight.wrote(
+            SimpleNamespace(run=None, connection_lost=lambda count, reason: lost.append(count))
+        )
     assert lost == [1] * mute
     assert owner.script.links[0].gone.done()
 

@@ -158,7 +158,7 @@ async def test_what_could_not_be_announced_in_the_end_is_said(msight_simulation,
     await announcing.announcer.announce_last(announcing.topics.all, 1.0)
     assert asyncio.get_running_loop().time() - start == pytest.approx(1.0, abs=0.02)
     (record,) = caplog.records
-    assert "1 topics" in record.getMessage()
+    assert "1 topic " in record.getMessage()
 
 
 @pytest.mark.parametrize(
