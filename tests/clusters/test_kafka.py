@@ -10,6 +10,7 @@ from collections import Counter
 import pytest
 from aiokafka import TopicPartition
 
+from msight_bus.backends.kafka.topics import TopicDirectory
 from msight_bus.errors import PublishTimeoutError
 from msight_bus.events import Disconnected
 from tests.support.clusters import kafka_cluster
@@ -46,6 +47,20 @@ async def test_a_topic_with_too_few_replicas_is_a_warning(cluster, caplog):
         with contextlib.suppress(PublishTimeoutError):
             await bus.publish("weak", b"x")
         assert "Topic weak has 1 replica and min.insync.replicas=2 on a cluster of 3 brokers" in caplog.text
+
+
+async def test_three_replicas_are_no_warning_while_a_broker_does_not_report_the_settings_of_the_topic(
+    cluster, caplog, monkeypatch
+):
+    """A broker that has not learned of the new topic yet."""
+
+    async def nothing(*_):
+        return {}
+
+    monkeypatch.setattr(TopicDirectory, "_options_of", nothing)
+    async with cluster.connect() as bus:
+        await bus.publish("unreported", b"x")
+    assert "min.insync.replicas" not in caplog.text
 
 
 async def test_no_acknowledged_message_is_lost_when_a_leader_is_killed(cluster):

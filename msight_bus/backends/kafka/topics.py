@@ -248,19 +248,20 @@ class TopicDirectory:
     async def _describe(self, topic: str, found: TopicMetadata, *, warn: bool = False) -> TopicInfo:
         options = await self._options_of(topic)
         if warn:
-            self._warn_if_weak(topic, found, int(options.get("min.insync.replicas", 1)))
+            self._warn_if_weak(topic, found, options.get("min.insync.replicas"))
         limit = int(options.get("max.message.bytes", DEFAULT_MAX_MESSAGE_BYTES))
         return TopicInfo(len(found.partitions), limit, _available(found.partitions))
 
-    def _warn_if_weak(self, topic: str, found: TopicMetadata, insync: int) -> None:
-        """Log a WARNING if the loss of one broker of a cluster can lose acknowledged messages."""
-        if found.brokers > 1 and (found.replicas < 3 or insync < 2) and not topic.startswith("_"):
+    def _warn_if_weak(self, topic: str, found: TopicMetadata, insync: str | None) -> None:
+        """Log a WARNING if the loss of one broker of a cluster can lose acknowledged messages; ``insync`` is None if unknown."""
+        is_weak = found.replicas < 3 or insync == "1"
+        if found.brokers > 1 and is_weak and not topic.startswith("_"):
             logger.warning(
-                "Topic %s has %s and min.insync.replicas=%d on a cluster of %d brokers: the loss of one broker can "
+                "Topic %s has %s and min.insync.replicas=%s on a cluster of %d brokers: the loss of one broker can "
                 "lose acknowledged messages. Use 3 replicas (MSIGHT_KAFKA_REPLICATION) and min.insync.replicas=2.",
                 topic,
                 counted(found.replicas, "replica"),
-                insync,
+                insync or "?",
                 found.brokers,
             )
 
