@@ -152,8 +152,11 @@ class NodePublisher:
             if classes and not isinstance(output.data, classes):
                 expected = "bytes, a Data value" if self._type is None else self._type.name
                 given = type(output.data).__name__
+                typed = (
+                    "" if self._type else " A class such as ProcessingNode[bytes, Track] has outputs of another type."
+                )
                 raise PayloadError(
-                    f"A node's output must be {expected}, an Outgoing with one, or a list of these, not {given}."
+                    f"A node's output must be {expected}, an Outgoing with one, or a list of these, not {given}.{typed}"
                 )
         return outputs
 

@@ -142,6 +142,19 @@ async def test_an_output_of_another_type_is_an_error_of_the_code(memory, caplog)
     assert "A node's output must be Point, an Outgoing with one, or a list of these, not Track." in caplog.text
 
 
+async def test_an_output_that_needs_a_type_is_an_error_that_says_so(memory, caplog):
+    class Untyped(ProcessingNode):
+        async def process(self, data):
+            return data or {"speed": 1.0}
+
+    node = Untyped(config(action_on_error="continue"))
+    async with memory.connect() as bus, bus.subscribe("out") as messages, running(bus, node):
+        await bus.publish("in", b"")
+        await bus.publish("in", b"next")
+        assert (await anext(messages)).payload == b"next"
+    assert "not dict. A class such as ProcessingNode[bytes, Track] has outputs of another type." in caplog.text
+
+
 async def test_an_output_that_is_a_list_is_wrapped(memory, caplog):
     class Lists(SourceNode[Json[list[int]]]):
         async def stream(self):
