@@ -8,6 +8,7 @@ from typing import Any, Generic, Protocol, cast
 
 import msgspec
 
+from msight_bus.data.decoding import looks_like_data
 from msight_bus.data.types import DATA, T_co
 from msight_bus.errors import DecodeError, UnsupportedError
 from msight_bus.settings import Limits
@@ -124,6 +125,8 @@ class Message(msgspec.Struct, Generic[T_co], eq=False, gc=False):
                 self._data = (self._decode or _decode_data)(self.payload)
             except DecodeError as error:
                 hint = "; it is a tombstone and has no value (message.tombstone)" if self.tombstone else ""
+                if not hint and str(error).startswith("Data: ") and not looks_like_data(self.payload):
+                    hint = "; use message.payload for bytes, and subscribe(topic, type=...) for another type"
                 raise DecodeError(
                     f"The message on {self.topic!r} cannot be decoded as {error}{hint}"
                 ) from error.__cause__

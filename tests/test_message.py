@@ -58,7 +58,8 @@ def test_a_payload_that_is_no_data_is_an_error_each_time():
     message = Message("t", b"raw")
     for _ in range(2):
         with pytest.raises(
-            DecodeError, match="^The message on 't' cannot be decoded as Data: The payload is not a MessagePack map"
+            DecodeError,
+            match="^The message on 't' cannot be decoded as Data: The payload is not a MessagePack map.*; use message.payload",
         ):
             _ = message.data
 
