@@ -39,7 +39,7 @@ class Layout:
         self.container = container
         self.unknown: str | None = None
         self._outer: list[inspect.Type] = []
-        self.nesting = self._visit(inspect.type_info(kind), getattr(kind, "__name__", str(kind)))
+        self.nesting = self._visit(inspect.type_info(kind), kind.__name__ if isinstance(kind, type) else str(kind))
 
     def _visit(self, kind: inspect.Type, field: str) -> float:
         if isinstance(kind, inspect.AnyType) or any(kind is outer for outer in self._outer):

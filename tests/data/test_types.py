@@ -161,6 +161,11 @@ def test_a_type_that_cannot_be_decoded_is_an_error(kind):
         payload_type(kind)
 
 
+def test_a_class_that_cannot_be_decoded_is_named_inside_of_a_container():
+    with pytest.raises(ConfigError, match=r"^dict\[str, numpy\.ndarray\]: a value of this class cannot be decoded"):
+        payload_type(Json[dict[str, np.ndarray]])
+
+
 def test_data_of_all_classes_and_the_closed_registry():
     payload = Track(speed=1.5).serialize()
     assert payload_type(Data | Track).decode(payload, **LIMITS) == Data.deserialize(payload)
