@@ -89,11 +89,11 @@ def _folder(camera: str, path: Path, rate: float) -> Iterator[Frame]:
     for index, (captured, file) in enumerate(zip(times, files, strict=True)):
         jpeg = file.read_bytes()
         if not jpeg.startswith(b"\xff\xd8"):
-            raise FootageError(f"{file} is not a JPEG ({len(jpeg)} bytes)")
+            raise FootageError(f"{file} is not a JPEG ({len(jpeg)} bytes). Remove the file.")
         try:
             decode(jpeg, cv2.IMREAD_REDUCED_GRAYSCALE_8)
         except FootageError as error:
-            raise FootageError(f"{file}: {error}") from None
+            raise FootageError(f"{file}: {error}. Remove the file.") from None
         yield Frame(camera, index, captured, jpeg)
 
 

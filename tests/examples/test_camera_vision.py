@@ -316,10 +316,10 @@ def test_a_rate_is_above_0(tmp_path, rate):
 
 def test_a_file_that_is_no_jpeg_is_named(tmp_path):
     (tmp_path / TIMES[0]).write_bytes(b"GIF89a")
-    with pytest.raises(FootageError, match=rf"{TIMES[0]} is not a JPEG \(6 bytes\)"):
+    with pytest.raises(FootageError, match=rf"{TIMES[0]} is not a JPEG \(6 bytes\)\. Remove the file\."):
         list(cameras(tmp_path)[tmp_path.name])
     (tmp_path / TIMES[0]).write_bytes(pictures.encode(street())[:10])
-    with pytest.raises(FootageError, match=rf"{TIMES[0]}: 10 bytes cannot be decoded"):
+    with pytest.raises(FootageError, match=rf"{TIMES[0]}: 10 bytes cannot be decoded as JPEG\. Remove the file\."):
         list(cameras(tmp_path)[tmp_path.name])
     for broken in (b"", b"GIF89a", pictures.encode(street())[:10]):
         with pytest.raises(FootageError, match=f"{len(broken)} bytes"):
