@@ -52,7 +52,7 @@ def _java() -> str:
     """
     home = os.environ.get("JAVA_HOME")
     java = (home and shutil.which("java", path=str(Path(home, "bin")))) or programs.on_path("java")
-    match = re.search(r'version "(\d+)', programs.output(java, "-version"))
+    match = re.search(r'version "(\d+)', programs.about(java, "-version"))
     if match is None or int(match[1]) < _OLDEST_JAVA:
         raise ServerNotFoundError(f"{java} is not Java {_OLDEST_JAVA} or newer")
     return java

@@ -15,7 +15,7 @@ from msight_bus.brokers.recipe import HOST, Instance, Kind, Recipe, Report
 
 
 def _recipe(program: str) -> Recipe:
-    version = programs.version(programs.output(program, "--version"))
+    version = programs.version(programs.about(program))
     return Recipe("nats-server", version, partial(_commands, program), _speaks)
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import re
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 
 from msight_bus.brokers.errors import ServerNotFoundError
@@ -61,6 +62,16 @@ def output(*argv: str) -> str:
     if done.returncode:
         raise ServerNotFoundError(f"{' '.join(argv[:2])} failed: {' '.join(text.split())[-300:]}")
     return text
+
+
+@cache
+def about(program: str, option: str = "--version") -> str:
+    """Return what a program prints about its version; it runs once in a process.
+
+    Raises:
+        ServerNotFoundError: as `output`.
+    """
+    return output(program, option)
 
 
 def version(text: str) -> str:

