@@ -24,7 +24,7 @@ def share_classes() -> None:
         recipe = running.find("kafka", print)
         if recipe.is_stand_in or recipe.in_container:
             return
-        java = zlib.crc32(programs.output(kafka._java(), "-version").encode())
+        java = zlib.crc32(programs.about(kafka._java(), "-version").encode())
         folder = cached(f"kafka-{recipe.version}-classes-{java:08x}", _write)
     except (brokers.NoBrokerError, ServerNotFoundError, brokers.BrokerUnavailableError, TimeoutError):
         return  # the tests that need Kafka tell why it does not start
