@@ -96,6 +96,14 @@ def pytest_collection(session: pytest.Session) -> None:
             importlib.import_module(".".join(path.relative_to(root).with_suffix("").parts))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files that take few seconds at the end, so that no process of a parallel run is left with a long one."""
+    items.sort(key=lambda item: item.path.parent.name in _SHORT)
+
+
+_SHORT = {"data", "protocol", "settings"}
+
+
 def pytest_collection_finish() -> None:
     """Keep what exists before the tests out of `gc.collect`, which otherwise takes longer than most tests."""
     gc.freeze()
