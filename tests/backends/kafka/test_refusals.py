@@ -55,6 +55,16 @@ async def test_only_the_record_that_the_broker_names_is_refused(kafka, topic):
     assert await received(kafka, topic) == [0, 1, 3, 4]
 
 
+async def test_where_every_record_is_refused_each_publish_raises(kafka, topic):
+    await make(kafka, topic, **COMPACT)
+    async with kafka.connect() as bus:
+        await bus.publish(topic, b"%08d" % 0, key="k")
+        for refused in await outcomes(*keyed(bus, topic, (1, 2, 3), {1, 2, 3})):
+            assert "Compacted topic cannot accept message without key" in str(refused)
+        await bus.publish(topic, b"%08d" % 4, key="k")
+    assert await received(kafka, topic) == [0, 4]
+
+
 @pytest.mark.parametrize("compression", ["none", "gzip"])
 async def test_what_was_sent_with_a_refused_record_arrives_once_and_in_order(kafka, topic, compression):
     await make(kafka, topic, **COMPACT)
