@@ -60,17 +60,17 @@ class Reporter:
 
     def _call_some(self) -> None:
         self._scheduled = bool(self._waiting)
-        self._report_queued(min(_A_TURN, len(self._waiting)))
+        for _ in range(min(_A_TURN, len(self._waiting))):
+            event = self._waiting.popleft()
+            for listener in tuple(self.listeners):
+                self._call(listener, event)
         self._scheduled = bool(self._waiting)
         if self._scheduled:
             asyncio.get_running_loop().call_soon(self._call_some)
 
     def flush(self) -> None:
         """Report the queued events now, when the bus closes."""
-        self._report_queued(len(self._waiting))
-
-    def _report_queued(self, count: int) -> None:
-        for _ in range(count):
+        for _ in range(len(self._waiting)):
             event = self._waiting.popleft()
             for listener in tuple(self.listeners):
                 self._call(listener, event)

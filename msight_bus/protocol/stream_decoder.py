@@ -150,7 +150,9 @@ class DecodeBuffer:
     def add_reply(self, reply: Reply) -> None:
         """Add a reply; later messages begin new segments."""
         self.items.append(reply)
-        self.close()
+        self.opened.clear()
+        self.opened_undecoded.clear()
+        self._series = None
 
     def close(self) -> None:
         """Begin new segments or a new series with the next message."""
