@@ -134,7 +134,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     metrics: NodeMetrics = NodeMetrics()
 
     def __post_init__(self) -> None:
-        """Set the fields that earlier versions do not announce."""
+        """Derive the fields that earlier versions do not announce from those that they do."""
         if self.output is None:
             msgspec.structs.force_setattr(self, "output", self.publish_topic)
         if not self.inputs and self.subscribe_topic is not None:

@@ -51,8 +51,8 @@ _RESERVED = "_msight."
 class ProgramAnnouncer:
     """The announcements of one bus, without the nodes that run on it, which announce themselves.
 
-    A topic on which a node of the bus publishes or has published is not announced. Announcing begins with the
-    first publish or subscribe outside the nodes, on Kafka only if the topic of the nodes exists. Errors are logged, never raised.
+    A topic on which a node of the bus publishes or has published is not announced. The first publish or subscribe outside the
+    nodes starts the announcements, on Kafka only if the topic ``_msight.nodes`` exists. Errors are logged, never raised.
     """
 
     def __init__(self, core: Core) -> None:
@@ -146,7 +146,7 @@ class ProgramAnnouncer:
     # -- liveness
 
     async def _hold_liveness_subscription(self) -> None:
-        """Subscribe to the liveness topic of the bus, where that needs no connection of its own."""
+        """Subscribe to the liveness topic of the bus, on a connection that is open anyway."""
         backend = self._core.backend
         if self._info.present or self._liveness_refused or not isinstance(backend, PresenceBackend):
             return

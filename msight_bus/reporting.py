@@ -108,6 +108,6 @@ def _check(on_event: object) -> None:
 
 
 def _log_rarely(count: int, text: str, *arguments: object, exc_info: bool = False) -> None:
-    """Log the 1st, 2nd, 4th, 8th … time."""
+    """Log an event if ``count``, the number of such events so far, is a power of two."""
     if count & (count - 1) == 0:
         logger.error(text, *arguments, exc_info=exc_info)

@@ -46,8 +46,8 @@ class StopSignals:
     def handled(self, runs_code: Callable[[asyncio.Task[Any]], bool]) -> Iterator[asyncio.Event]:
         """Handle signals while the context lasts.
 
-        The first signal sets the event, the second cancels the task that entered the context, and a third goes to the previous
-        handlers. Signals that follow one within 0.2 s count as one with it.
+        The first signal sets the event, the second cancels the task that entered the context, and a third is passed to the
+        previous handlers. Signals that follow one within 0.2 s count as one with it.
 
         Args:
             runs_code: returns whether a task runs the user's code. If such a task blocks the event loop after the second signal,

@@ -101,7 +101,7 @@ async def connect_first(
 def in_turn(candidates: Sequence[T], within: float) -> Iterator[tuple[T, float]]:
     """Yield each candidate with its share of the time, in seconds: the rest of ``within`` divided by the candidates left.
 
-    A candidate that hangs uses only its share; the unused time of one that fails early goes to the others.
+    A candidate that hangs uses only its share; the time that a candidate leaves by failing early is shared by the others.
     """
     loop = asyncio.get_running_loop()
     end = loop.time() + within

@@ -56,8 +56,8 @@ class NodeConfig:
             so that no pattern matches it; checked when the node starts.
         key: key of each output without a key of its own; see `Outgoing`.
         while_disconnected: ``"wait"``: outputs wait until the broker is reconnected; ``"drop"``: they are dropped and counted.
-        spread: on Kafka, whether outputs without a key go to all partitions in turn, so that a group shares them and order
-            holds within a partition only; default: ``MSIGHT_KAFKA_UNKEYED``.
+        spread: on Kafka, whether outputs without a key are written to all partitions in turn, so that a group shares them and
+            order holds within a partition only; default: ``MSIGHT_KAFKA_UNKEYED``.
         start: where a group without a committed position begins, see `Bus.subscribe`; default ``"latest"``.
         instance_id: stable identity of this worker, such as ``"worker-1"``, unique among the workers of the node; default: none.
             In a registry, a worker that is started again replaces its earlier entry. On Kafka, this is the ``group.instance.id``:

@@ -187,8 +187,9 @@ class Node(ABC):
 
 
 def type_parameters(cls: type) -> tuple[Any, ...]:
-    """Return the type parameters that a class of nodes gives to `SourceNode`, `ProcessingNode` or `SinkNode`, itself or through
-    its bases; a ``TypeVar`` for one that it does not give.
+    """Return the types that a node class gives to the type parameters of `SourceNode`, `ProcessingNode` or `SinkNode`.
+
+    The types can be given by the class or by its bases. A parameter without a type is returned as its ``TypeVar``.
     """
     if "type_fields" in vars(cls):
         return tuple(getattr(cls, "__parameters__", ()))

@@ -33,7 +33,7 @@ def run_nodes(
     All nodes use one bus. The first signal drains the nodes within ``MSIGHT_DRAIN_TIMEOUT``: sources first, then the nodes that
     they feed. A second signal stops at once; signals within 0.2 s count as one. A signal while the bus connects ends the program.
     A failed node does not stop the others; its error is raised at the end.
-    Log records go to stderr, unless the program has configured logging.
+    Log records are written to stderr, unless the program has configured logging.
 
     The program's exit status is 0 if all messages were handled, 1 if a node failed or messages were left at the deadline, and 128
     plus the signal's number after a second signal. Threads and processes of `off_loop` do not delay the exit; the log names those
@@ -236,12 +236,14 @@ async def _drain(
 def _check(nodes: tuple[Node, ...]) -> None:
     if not nodes:
         raise ConfigError("run_nodes() needs at least one node.")
-    if len(set(map(id, nodes))) < len(nodes):
-        raise ConfigError("A node is given twice; for two workers of a group, create two nodes of one name.")
-    for node in nodes:
+    for number, node in enumerate(nodes):
         if not isinstance(node, Node):
             raise ConfigError(
                 f"A node must be an instance of a Node subclass, such as Mine(NodeConfig(...)), not {node!r:.100}."
             )
         if not hasattr(node, "config"):
             raise ConfigError(f"{type(node).__name__}.__init__ must call super().__init__(config) with a NodeConfig.")
+        if any(node is earlier for earlier in nodes[:number]):
+            raise ConfigError(
+                f"The node {node.name!r} is given twice; for two workers of a group, create two nodes of one name."
+            )

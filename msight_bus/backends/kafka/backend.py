@@ -96,7 +96,7 @@ class KafkaPublisher:
     ) -> None:
         """
         Args:
-            backend: has the writers.
+            backend: the backend, which owns the writers.
             topic: the topic to publish on.
             name: the publisher's stable name, which selects the partition of messages without a key; ``None`` to spread them.
             within: seconds that a message may wait.

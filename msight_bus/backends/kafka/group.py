@@ -141,8 +141,8 @@ class GroupConsumer(KafkaConsumer, ConsumerRebalanceListener):
     def _warn_of_idle_partitions(self, own: set[TopicPartition], others: dict[TopicPartition, int]) -> None:
         logger.warning(
             "Group %s: this member's partitions of %s receive nothing (%s); other partitions do (%s). Messages of one "
-            "key, and one publisher's messages without a key, go to one partition. To share them, publish with more keys, or "
-            "spread messages without a key at the publisher: "
+            "key, and one publisher's messages without a key, are written to one partition. To share them, publish with more "
+            "keys, or spread messages without a key at the publisher: "
             "publisher(spread=True), NodeConfig(spread=True) or MSIGHT_KAFKA_UNKEYED=spread.",
             self._group_id,
             self.name,

@@ -337,7 +337,7 @@ class KafkaProducer:
             self._on_forgotten(name)
 
     def _keep_sequences(self, writers: Iterable[PartitionWriter]) -> None:
-        """Keep the next sequence numbers of evicted writers, because the broker keeps them for each producer id."""
+        """Keep the next sequence number of each evicted writer: the broker expects it from a later writer of the partition."""
         self._evicted_sequences |= {one.where: one.sequence for one in writers if one.producer_id == self._producer_id}
         if len(self._evicted_sequences) > _MAX_EVICTED:
             self._evicted_sequences.clear()

@@ -182,7 +182,7 @@ class Connection:
         return None
 
     def match(self, address: Address) -> Sequence[Route]:
-        """Return the routes of an address that is not in `_routes`: those that patterns have for its channel."""
+        """Return the routes that patterns have for the channel of an address without a route of its own."""
         parts = self.split(address)
         patterns = self._patterns.get(parts[0]) if parts is not None else None
         if parts is None or patterns is None:

@@ -68,7 +68,7 @@ class MarkingAssignor(RoundRobinPartitionAssignor):
 
     @classmethod
     def assign(cls, cluster: Any, members: Mapping[str, Any]) -> dict[str, ConsumerProtocolMemberAssignment]:
-        """Return the assignment of each member; ``members`` have their subscriptions."""
+        """Return the assignment of each member; ``members``: metadata by member id, which contain the subscribed topics."""
         subscribers: dict[str, list[str]] = {}
         for member in sorted(members):
             for topic in members[member].subscription:

@@ -171,7 +171,10 @@ class FetchRequest:
         oldest, newest = versions.get(_FETCH_KEY, (0, -1))
         self.version = version = min(newest, FETCH_VERSIONS[-1])
         if version < max(oldest, FETCH_VERSIONS[0]):
-            raise IncompatibleBrokerVersion(f"The broker's fetch versions are {oldest} to {newest}.")
+            raise IncompatibleBrokerVersion(
+                f"The broker supports Fetch requests of versions {oldest} to {newest}; one of {FETCH_VERSIONS[0]} to "
+                f"{FETCH_VERSIONS[-1]} is required."
+            )
         topics: dict[str, list[bytes]] = {}
         for (topic, partition), offset in self._offsets.items():
             if version >= 9:
