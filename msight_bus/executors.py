@@ -159,7 +159,7 @@ class _ProcessCall(_Call):
         return result
 
     def _begin(self, request: bytes) -> _Worker:
-        """Send the request to a process and return it; idle processes that have ended meanwhile are discarded."""
+        """Send the request to a process and return the process; idle processes that have ended are discarded."""
         while (idle := _idle_worker()) is not None:
             self._use(idle)
             if idle.begin(request) or self._killed:

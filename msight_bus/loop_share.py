@@ -22,7 +22,7 @@ class LoopShare:
     """The event loop time of one node.
 
     Attributes:
-        held_since: start of the node's code in this event loop iteration, by the loop's clock; ``None`` before it.
+        held_since: start of the node's code in this event loop iteration, by the loop's clock; ``None`` before that code has run.
         yield_at: time at which the node should yield, by the loop's clock.
     """
 

@@ -36,7 +36,7 @@ INTERVAL = 10.0
 """Seconds between two announcements."""
 
 FIRST_AFTER = 1.0
-"""Seconds for which the rates of the first announcement are measured, also the first interval at which the bus is polled for use.
+"""Seconds for which the rates of the first announcement are measured, and the first interval at which the bus is polled for use.
 The first announcement follows within `INTERVAL` of the first publish or subscribe; a bus closed earlier is not announced."""
 
 _END_WITHIN = 1.0

@@ -1,8 +1,8 @@
 """The registry of the nodes and other programs on a broker, from their announcements.
 
 Every node publishes its description, status and metrics on the reserved topic ``_msight.nodes``, once each heartbeat interval,
-and every other bus its busiest topics (`announcements`). No server keeps a list, so the registry works on every backend, and is
-complete after one interval.
+and every other bus publishes its busiest topics (`announcements`). No server keeps a list, so the registry works on every
+backend, and is complete after one interval.
 """
 
 from __future__ import annotations

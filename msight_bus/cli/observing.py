@@ -59,7 +59,7 @@ def overridden(backend: str | None, variables: Mapping[str, str]) -> BusSettings
     """Return the settings; ``variables`` override the environment.
 
     Raises:
-        ConfigError: the settings are wrong, also those that ``variables`` override.
+        ConfigError: the settings are wrong, including those that ``variables`` override.
     """
     settings = BusSettings(backend=backend)
     if not variables:
@@ -133,7 +133,7 @@ class Observation:
         on_drop: called with each message that arrived too fast to be read.
         start: where to begin; with ``"earliest"``, records stay in the log until they are read, and none is dropped.
         received: number of messages received.
-        subscriptions: those that were entered.
+        subscriptions: the subscriptions that were entered.
         was_disconnected: whether the bus was disconnected in the meantime.
     """
 
@@ -248,7 +248,7 @@ class Observation:
 def watch(
     settings: BusSettings, topics: Sequence[str], seconds: float | None, observing: Callable[[Bus], Observation]
 ) -> Observation:
-    """Connect and run an observation; show it at the end, also at Ctrl-C, and return it.
+    """Connect and run an observation; show and return the observation at the end, even after Ctrl-C.
 
     Raises:
         TopicError: a topic or pattern is not valid.

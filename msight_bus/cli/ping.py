@@ -33,7 +33,7 @@ class Pings:
     """The round trips of one run, in milliseconds; ``None`` without an answer.
 
     Attributes:
-        messages, pings: those of messages, and of the broker's own PING.
+        messages, pings: round trips of messages, and of the broker's own PING.
     """
 
     def __init__(self, within: float, *, as_json: bool) -> None:

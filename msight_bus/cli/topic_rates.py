@@ -114,7 +114,7 @@ class TopicRates:
             self.others += 1
 
     def turn(self) -> None:
-        """End a second."""
+        """End the current second of the window; called once a second."""
         for spans in self._spans.values():
             spans.append(Arrivals())
             if len(spans) > self._window + 2:

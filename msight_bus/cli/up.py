@@ -204,7 +204,7 @@ def _introduce(broker: brokers.RunningBroker, port: int | None, out: Console) ->
 
 
 def _first_ended(running: list[brokers.RunningBroker], stop: threading.Event) -> brokers.RunningBroker | None:
-    """Wait until a broker has ended and return it; return ``None`` when ``stop`` is set."""
+    """Wait until a broker has ended and return this broker; return ``None`` when ``stop`` is set."""
     while not stop.wait(_POLL):
         for broker in running:
             if not broker.is_alive:

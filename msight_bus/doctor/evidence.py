@@ -120,7 +120,7 @@ class Evidence:
             self.nodes, self.programs = list(registry), list(registry.programs)
 
     def add(self, message: Message) -> None:
-        """Account for a message, also of the topic of announcements."""
+        """Account for a message of any topic, including an announcement."""
         if message.topic == NODES_TOPIC:
             self._add_heartbeat(message)
         elif message.topic in self.seen or len(self.seen) < _MAX_KEPT:

@@ -35,7 +35,7 @@ class NodeRun:
     """State of one run (draining.Drainable).
 
     Attributes:
-        config, bus, logger, name: those of the node.
+        config, bus, logger, name: configuration, bus, logger and name of the node.
         kind: name of the node's class.
         meter: counters of this run.
         busy_since: start of the item that each handler is processing, by handler, in seconds of the loop's clock.

@@ -40,7 +40,7 @@ def run_nodes(
     that are still running.
 
     Args:
-        nodes: at least one, each once; for two workers of a group, two nodes of one name.
+        nodes: one or more different nodes; for two workers of a group, two nodes of one name.
         settings: settings of the bus; default: ``BusSettings()``, from the environment.
         end_with_sources: whether to drain when the last `SourceNode` among ``nodes`` has ended, for example at the end of a file.
             On Kafka, messages that the other nodes have not read remain in the log for the next run.

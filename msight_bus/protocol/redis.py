@@ -307,7 +307,7 @@ class _Grammar:
         return None if size is None else (address, size[1], size[0])
 
     def _read_name(self, data: bytes, frame: int, position: int, most: int) -> tuple[bytes, int] | None:
-        """Parse a channel or pattern of the message at ``frame``; return it and the end position, ``None`` if incomplete."""
+        """Parse a channel or pattern of the message at ``frame``; return the name and the end position; ``None``: incomplete."""
         length = _read_length(data, position)
         if length is None:
             return None

@@ -247,7 +247,7 @@ class Grammar(Protocol):
         Args:
             data: a chunk.
             position: where a frame begins.
-            limit: at least 1.
+            limit: maximum number of frames and replies, at least 1.
             heads: caches the head of the first message; parsing then stops, because the next head may be cached.
 
         Returns:

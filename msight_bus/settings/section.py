@@ -145,7 +145,7 @@ class Section:
         }
 
     def _fill(self, values: Mapping[Any, Any]) -> list[Problem]:
-        """Set every field, to its default if ``values`` has no valid value for it; return the problems."""
+        """Set every field, to the default where ``values`` has no valid value; return the problems."""
         known = {row.name: row.default for row in fields(self)}
         vars(self).update(known)
         problems = []

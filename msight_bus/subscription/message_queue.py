@@ -35,7 +35,7 @@ class MessageQueue:
         full: whether the stream was asked to pause.
         received: number of messages put.
         dropped: messages that were not delivered, by cause.
-        dropped_of: the same by topic.
+        dropped_of: messages that were not delivered, by topic and cause.
         peak: the maximum number of messages queued so far.
         ended: whether `end` was called.
         on_drop: called with the messages of each `drop` and its cause.
@@ -229,7 +229,7 @@ class MessageQueue:
         """Count messages that are not delivered. Every message that is not delivered passes through this method.
 
         Args:
-            messages: already removed from the queue.
+            messages: messages that are already removed from the queue.
             cause: the key in ``dropped``.
             done: whether to acknowledge records of a log, so that they are not redelivered.
         """

@@ -50,7 +50,7 @@ def _gzip(data: bytes) -> bytes:
     stream = zlib.decompressobj(16 + zlib.MAX_WBITS)
     out = stream.decompress(data, _limit(data))
     if not stream.eof:
-        raise ValueError("the stream is incomplete or exceeds the limit")
+        raise ValueError(f"the stream is incomplete or exceeds the limit of {_limit(data)} bytes")
     return out
 
 
@@ -63,7 +63,7 @@ def _snappy(data: bytes) -> bytes:
             blocks.append(data[at + 4 : at + 4 + size])
             at += 4 + size
     if sum(cramjam.snappy.decompress_raw_len(block) for block in blocks) > _limit(data):
-        raise ValueError("the announced size exceeds the limit")
+        raise ValueError(f"the announced size exceeds the limit of {_limit(data)} bytes")
     return b"".join(bytes(cramjam.snappy.decompress_raw(block)) for block in blocks)
 
 

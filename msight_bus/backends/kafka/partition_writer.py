@@ -184,7 +184,7 @@ class PartitionWriter:
         """
         Args:
             where: topic and partition.
-            owner: sends the batches.
+            owner: the producer, which sends the batches.
             counter: session and last sequence of the topic.
             linger: seconds that a batch waits for further records.
         """

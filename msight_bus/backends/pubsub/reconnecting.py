@@ -124,7 +124,7 @@ def _naming(subscriber: Subscriber, route: Route, error: BusError) -> BusError:
 
 
 class ReconnectingConnection:
-    """The owner of the current connection, which opens another one when that is lost.
+    """The owner of the current connection, which opens another one when the current one is lost.
 
     Attributes:
         connection: the current connection, ``None`` while reconnecting.
