@@ -267,7 +267,7 @@ async def watch(
 ) -> None:
     """Show a live table of ``bus.nodes()`` until ``stop`` is set; without a terminal, print the table once, at the end.
 
-    On a Kafka without the topic of the nodes, wait for the topic.
+    If Kafka does not have the topic ``_msight.nodes``, wait for the topic.
 
     Args:
         bus: bus whose registry is shown.

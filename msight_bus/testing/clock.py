@@ -54,7 +54,7 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         self._now += seconds
 
     def run_forever(self) -> None:
-        """Run until stopped. Timestamps of data created meanwhile, in any thread, are of this clock."""
+        """Run until stopped. Data created meanwhile, in any thread, has timestamps of this clock."""
         with stamp_data_by(self.wall_time):
             super().run_forever()
 
