@@ -19,7 +19,7 @@ from msight_bus.cli.completion import complete_topics
 from msight_bus.cli.exit_status import exit_status
 from msight_bus.cli.observing import SILENT, BackendOption, JsonOption, note, settings_of
 from msight_bus.data.tags import registered
-from msight_bus.errors import BusError, counted, quoted
+from msight_bus.errors import BusError, PublishTimeoutError, counted, quoted
 from msight_bus.pacing import paced
 from msight_bus.payload import Payload
 from msight_bus.runtime import bounded_shutdown, run
@@ -39,6 +39,9 @@ Examples:
 
 _CHUNK = 64 * 1024
 """Bytes of standard input that are read at once."""
+
+_CONFIRM_EVERY = 1.0
+"""Seconds between two requests to confirm the messages sent so far."""
 
 _CONFIRMED_WITHIN = 1.0
 """Seconds to wait for the confirmation of sent messages after Ctrl-C or an error."""
@@ -157,10 +160,30 @@ def pub(  # noqa: PLR0917 - the options of the command
         async def publish() -> None:
             sent, confirmed, ticks = 0, 0, aiter(paced(rate or 1.0))
             refused: list[tuple[BusError, int]] = []
+            lost: list[BusError] = []
+
+            async def confirm() -> None:
+                nonlocal confirmed
+                count = sent
+                await publisher.flush()
+                if not lost:
+                    confirmed = count - sum([number for _, number in refused])
+
+            async def confirm_regularly() -> None:
+                while not lost:
+                    await asyncio.sleep(_CONFIRM_EVERY)
+                    try:
+                        await confirm()
+                    except PublishTimeoutError:  # the broker is away; messages can still arrive
+                        pass
+                    except BusError as error:
+                        lost.append(error)
+
             async with bounded_shutdown(), connect(settings) as bus, aclosing(payloads):
                 try:
                     async with bus.publisher(topic) as publisher:
                         publisher.report_refusals(lambda error, number: refused.append((error, number)))
+                        confirming = asyncio.create_task(confirm_regularly())
                         try:
                             async for payload in payloads:
                                 if rate is not None:
@@ -171,13 +194,14 @@ def pub(  # noqa: PLR0917 - the options of the command
                                     break
                         except BaseException:
                             with suppress(BusError, TimeoutError):
-                                await asyncio.wait_for(publisher.flush(), _CONFIRMED_WITHIN)
-                                confirmed = sent - sum([number for _, number in refused])
+                                await asyncio.wait_for(confirm(), _CONFIRMED_WITHIN)
                             raise
-                        await publisher.flush()
-                        confirmed = sent - sum([number for _, number in refused])
-                        if refused:
-                            raise refused[0][0]
+                        finally:
+                            confirming.cancel()
+                            await asyncio.wait((confirming,))
+                        await confirm()
+                        for error in (*lost, *(one for one, _ in refused)):
+                            raise error
                 finally:
                     said = {"topic": topic, "sent": confirmed}
                     typer.echo(json.dumps(said) if json_lines else f"{counted(confirmed, 'message')} on {topic}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -9,9 +10,12 @@ import subprocess
 
 import pytest
 
+from msight_bus.cli import pub
 from msight_bus.data import BytesData
+from msight_bus.publisher import Publisher
 from tests.support.brokers import make_backend
 from tests.support.commands import command, receiving, started
+from tests.support.rig import own_broker, until
 from tests.support.servers import limited
 
 
@@ -132,6 +136,30 @@ def test_standard_input_that_cannot_be_read_is_no_traceback(nats, topic, tmp_pat
         out, err = process.communicate(timeout=50)
     assert (process.returncode, out) == (1, f"0 messages on {topic}\n")
     assert err == "Standard input cannot be read: Bad file descriptor.\n"
+
+
+@pytest.mark.parametrize("kind", ["redis", "nats"])
+def test_confirmed_messages_are_counted_although_the_broker_has_died(kind, monkeypatch):
+    flush, flushes = Publisher.flush, []
+
+    async def counted(publisher):
+        await flush(publisher)
+        flushes.append(publisher)
+
+    async def lines(_):
+        for line in (b"1", b"2", b"3"):
+            yield line
+        flushes.clear()
+        await until(lambda: len(flushes) > 1)  # the first one can have begun before the last message was sent
+        await asyncio.to_thread(broker.kill)
+        yield b"4"
+
+    monkeypatch.setattr(Publisher, "flush", counted)
+    monkeypatch.setattr(pub, "_lines", lines)
+    monkeypatch.setattr(pub, "_CONFIRM_EVERY", 0.01)
+    with own_broker(kind) as (broker, backend):
+        result = command(backend, "pub", "t", MSIGHT_PUBLISH_TIMEOUT="0.5")
+    assert (result.exit_code != 0, result.stdout) == (True, "3 messages on t\n")
 
 
 @pytest.mark.parametrize("kind", ["redis", "nats"])
