@@ -11,17 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
-from tests.support.results import make_result, make_row
+from tests.support.results import make_result, make_row, page
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
-
-
-def page(result: dict) -> str:
-    from benchmarks.html import (
-        page,  # imports matplotlib, which takes half a second in each process that collects tests
-    )
-
-    return page(result)
 
 
 def _curve(what: str, *points: dict) -> dict:

@@ -10,9 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
-from benchmarks.html import page
 from benchmarks.readme import BEGIN, END, put, section
-from tests.support.results import make_result, make_row
+from tests.support.results import make_result, make_row, page
 
 ROOT = Path(__file__).parents[2]
 

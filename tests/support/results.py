@@ -31,3 +31,10 @@ def make_result() -> dict[str, Any]:
         "versions": {"msight-bus": "0.2.0"},
         "backends": {"redis": measured},
     }
+
+
+def page(result: dict[str, Any]) -> str:
+    """Return the page of a result; matplotlib is imported here, not in each process that collects tests."""
+    from benchmarks.html import page
+
+    return page(result)
