@@ -395,8 +395,8 @@ async def test_outputs_unconfirmed_at_a_disconnect_are_logged_at_the_end_and_are
     async with msight_simulation.connect() as bus:
         await source.run(bus)
     assert source.status == "STOPPED"
-    assert "Outputs may be lost: 1 message" in caplog.text
-    assert "each may be lost" in caplog.text
+    assert "Outputs may be lost: 1 message on" in caplog.text
+    assert "at most these are lost" in caplog.text
 
 
 async def test_a_node_ends_when_its_bus_stops_reconnecting(msight_simulation):

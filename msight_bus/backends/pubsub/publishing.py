@@ -262,7 +262,7 @@ class PubSubPublisher:
             count, self._unconfirmed_lost = self._unconfirmed_lost, 0
             raise ConnectionLostError(
                 f"{counted(count, 'message')} on {self._topic.counter.topic!r} written before a disconnect and never confirmed; "
-                "each may be lost. Publishing again may duplicate."
+                "at most these are lost. Publishing again may duplicate."
             ) from self._reason
 
     def close(self) -> None:
