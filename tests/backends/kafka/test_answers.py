@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import re
 from contextlib import AsyncExitStack
 
 import pytest
@@ -200,6 +201,22 @@ async def test_a_partition_that_is_revoked_while_its_log_is_examined_stays_revok
         monkeypatch.setattr(consumer, "end_of_epoch", revoke)
         await subscribed.out_of_range(partition)
         assert subscribed.partitions == {}
+    assert not [event for event in events if isinstance(event, Gap)]
+
+
+async def test_records_of_another_leader_are_delivered_where_the_log_is_complete(kafka, topic):
+    events: list = []
+    second = re.compile(rb"(\0{7}\x01.{4})\0{4}(?=\x02)", re.DOTALL)  # base offset, length and leader epoch of a batch
+
+    def change(request, answer):
+        return second.sub(lambda found: found[1] + (1).to_bytes(4), answer) if request.kind == FETCH else answer
+
+    await make(kafka, topic)
+    async with changing_answers(kafka, change) as way, way.connect(events=events, **PATIENT) as bus:
+        async with bus.subscribe(topic) as messages:
+            for number in range(3):
+                await bus.publish(topic, b"%d" % number)
+                assert await numbers(messages, 1) == [number]
     assert not [event for event in events if isinstance(event, Gap)]
 
 
