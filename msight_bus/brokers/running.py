@@ -147,7 +147,7 @@ class RunningBroker:
         tail = self.log_tail()
         taken = re.search("address already in use|port is already allocated", tail, re.IGNORECASE)
         kind = PortTakenError if taken else BrokerUnavailableError
-        raise kind(f"{self} {what}. Last lines of its log:\n{tail or '(empty)'}")
+        raise kind(f"{self} {what}. Last lines of its log:\n{tail or '(empty: the machine may be busy; try again)'}")
 
 
 def start(
@@ -157,7 +157,7 @@ def start(
     config: Sequence[str] = (),
     arguments: Sequence[str] = (),
     report: Report | None = None,
-    deadline: float = 30.0,
+    deadline: float = 50.0,
 ) -> RunningBroker:
     """Find a broker or download it, start it on loopback, and wait until it answers.
 
