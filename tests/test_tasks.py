@@ -10,7 +10,7 @@ import weakref
 
 import pytest
 
-from msight_bus.tasks import BackgroundTasks, Gate, reraise_swallowed, run_shielded
+from msight_bus.tasks import Alarm, BackgroundTasks, Gate, reraise_swallowed, run_shielded
 
 # `msight_simulation` gives a test a loop with a virtual clock.
 
@@ -262,3 +262,11 @@ async def test_a_result_comes_through_although_there_was_a_cancellation_before()
     await asyncio.sleep(0)
     task.cancel()
     assert await task == "result"
+
+
+async def test_the_time_left_until_an_alarm_is_bounded():
+    alarm, now = Alarm(lambda: None), asyncio.get_running_loop().time()
+    for when, left in [(None, 5.0), (now + 1000, 5.0), (now - 1, 0.0)]:
+        alarm.set(when)
+        assert alarm.left(5.0) == left
+    alarm.set(None)

@@ -34,6 +34,7 @@ BESIDE = {
 _ANNOUNCED = ["test_registry.py", "test_program_announcer.py", "nodes/test_heartbeat.py"]
 ELSEWHERE = {
     "announcements": _ANNOUNCED,
+    "bus": ["test_core.py", "nodes/test_many_topics.py"],
     "known_programs": _ANNOUNCED,
     "draining": ["nodes/test_shutdown.py"],
     "heartbeat_sender": ["nodes/test_heartbeat.py", "test_registry.py"],
