@@ -132,7 +132,7 @@ class Observation:
         until: called with this observation after each message; returns whether to end.
         on_drop: called with each message that arrived too fast to be read.
         start: where to begin; with ``"earliest"``, records stay in the log until they are read, and none is dropped.
-        received: number of messages received.
+        received: number of messages received, without announcements of nodes and programs.
         subscriptions: the subscriptions that were entered.
         was_disconnected: whether the bus was disconnected in the meantime.
     """
@@ -205,7 +205,7 @@ class Observation:
                     held = 0.0
                     async for message in messages:
                         begun = loop.time()
-                        self.received += 1
+                        self.received += message.topic != NODES_TOPIC
                         self.receive(message)
                         if self.until(self):
                             return

@@ -29,7 +29,10 @@ def test_the_text_says_what_is_wrong_and_what_to_do(nats, topic):
 
 def test_the_hint_names_the_topics_of_the_command_line_only(nats, topic, monkeypatch):
     monkeypatch.setattr(observing, "_HINT_AFTER", 1)
-    result = command(nats, "doctor", topic, "--observe", "2.5", COLUMNS="200")
+    monkeypatch.setattr("msight_bus.program_announcer.INTERVAL", 0.1)
+    monkeypatch.setattr("msight_bus.program_announcer.FIRST_AFTER", 0.1)
+    with publishing(nats, {f"{topic}.other": lambda _: b"x"}):  # by a program, which announces itself
+        result = command(nats, "doctor", topic, "--observe", "2.5", COLUMNS="200")
     assert f"No message on {topic}" in result.stderr
     assert "_msight" not in result.stderr
 
