@@ -170,7 +170,7 @@ def _measure(
         "throughput": lambda: throughput(runner, size, seconds, loop.value),
     }
     for name, measure in measurements.items():
-        err.print(f"{text}: {name}", markup=False)
+        err.print(f"{text}: {name}, {seconds:g} s after a warm-up", markup=False)
         try:
             row[name] = measure()
         except (VoidError, WorkerError) as error:
