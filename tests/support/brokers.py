@@ -236,6 +236,14 @@ def make_backend_alone(kind: str) -> Backend:
     return make_backend(kind, breakable_broker(kind))
 
 
+def free_ports(count: int) -> list[int]:
+    """Return ports on which no program listens, each once."""
+    ports: set[int] = set()
+    while len(ports) < count:
+        ports.add(brokers.free_port())
+    return list(ports)
+
+
 def backend_at(kind: str, *ports: int) -> Backend:
     """Return Redis or NATS settings with servers at ``ports`` and a user."""
     if kind == "nats":

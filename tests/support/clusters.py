@@ -14,7 +14,7 @@ import redis
 
 from msight_bus import brokers
 from msight_bus.brokers.running import KindName
-from tests.support.brokers import Backend, skip_without
+from tests.support.brokers import Backend, free_ports, skip_without
 from tests.support.waiting import wait_until
 
 SIZE = 3
@@ -34,7 +34,7 @@ class Cluster(Backend):
 @contextmanager
 def redis_cluster() -> Iterator[Cluster]:
     """Start three masters without replicas, which suffice for pub/sub, because each node forwards every message."""
-    ways = _free_ports()
+    ways = free_ports(SIZE)
     configs = [
         ["cluster-enabled yes", f"cluster-port {way}", "cluster-node-timeout 1000", "cluster-require-full-coverage no"]
         for way in ways
@@ -66,7 +66,7 @@ def redis_cluster() -> Iterator[Cluster]:
 @contextmanager
 def nats_cluster(*lines: str) -> Iterator[Cluster]:
     """Start three servers with routes between all of them; ``lines`` are appended to each configuration."""
-    ways = _free_ports()
+    ways = free_ports(SIZE)
     routes = ", ".join(f"nats://127.0.0.1:{way}" for way in ways)
     configs = [[f'cluster {{ name: three, listen: "127.0.0.1:{way}", routes: [{routes}] }}', *lines] for way in ways]
     with _started("nats", configs) as nodes:
@@ -82,7 +82,7 @@ def kafka_cluster(*, session_seconds: int = 3) -> Iterator[Cluster]:
     Args:
         session_seconds: seconds without a heartbeat after which a broker loses its leaderships; Apache Kafka's default is 9.
     """
-    ways = _free_ports()
+    ways = free_ports(SIZE)
     voters = ",".join(f"{number}@127.0.0.1:{way}" for number, way in enumerate(ways, 1))
     common = [
         f"controller.quorum.voters={voters}",
@@ -126,7 +126,3 @@ def _started(
         with skip_without(kind):
             nodes = list(pool.map(start, configs))
         yield nodes
-
-
-def _free_ports() -> list[int]:
-    return [brokers.free_port() for _ in range(SIZE)]

@@ -21,7 +21,7 @@ import pytest
 
 from msight_bus import brokers
 from msight_bus.brokers import running
-from tests.support.brokers import Backend, T, alone, keep, once_a_run, skip_without
+from tests.support.brokers import Backend, T, alone, free_ports, keep, once_a_run, skip_without
 from tests.support.canaries import canary
 from tests.support.certificates import Certificates, Pair, make_certificates
 from tests.support.listeners import Recorder, proxy
@@ -222,7 +222,7 @@ def _kafka(made: Certificates) -> Secured:
 def _start_kafka(made: Certificates) -> Secured:
     basic = ("plain", "scram", "oauth", "before", "after")
     flavours = (*basic, *_FLAVOURS)
-    own, controller, stable, *others = _free_ports(3 + len(flavours))
+    own, controller, stable, *others = free_ports(3 + len(flavours))
     ports = dict(zip(flavours, others, strict=True))
     # "before" advertises the port of a proxy, which can later forward to "after", with another password.
     advertised = ports | {"before": stable, "after": stable}
@@ -252,7 +252,7 @@ def _start_kafka(made: Certificates) -> Secured:
 @contextmanager
 def kafka_with_passwords(*config: str) -> Iterator[Backend]:
     """Start a Kafka broker that requires a password."""
-    own, controller, port = _free_ports(3)
+    own, controller, port = free_ports(3)
     lines = [
         f"listeners=CLIENT://127.0.0.1:{{port}},CONTROLLER://127.0.0.1:{controller},{_listeners({'plain': port})}",
         f"advertised.listeners=CLIENT://127.0.0.1:{{port}},{_listeners({'plain': port})}",
@@ -265,13 +265,6 @@ def kafka_with_passwords(*config: str) -> Iterator[Backend]:
         yield Backend("kafka", variables("kafka", port, **CREDENTIALS["kafka"]))
     finally:
         broker.stop()
-
-
-def _free_ports(count: int) -> list[int]:
-    ports: set[int] = set()
-    while len(ports) < count:
-        ports.add(brokers.free_port())
-    return list(ports)
 
 
 def _listeners(ports: Mapping[str, int]) -> str:

@@ -14,7 +14,7 @@ from aiokafka.errors import GroupAuthorizationFailedError, KafkaError, KafkaTime
 
 from msight_bus import AuthenticationError, BusError, QueuePolicy
 from msight_bus.backends.kafka import consumer, group, partition
-from msight_bus.backends.kafka.aiokafka_compat import FetchRequest
+from msight_bus.backends.kafka.aiokafka_compat import Client, FetchRequest
 from msight_bus.backends.kafka.liveness import watch
 from msight_bus.events import Disconnected, Gap, Reconnected
 from tests.support.brokers import GROUP
@@ -120,21 +120,19 @@ async def read_by_both(one, two, count):
     return sorted(read)
 
 
-async def test_an_answer_that_comes_after_a_rebalance_delivers_nothing(kafka, topic):
+async def test_an_answer_that_comes_after_a_rebalance_delivers_nothing(kafka, topic, monkeypatch):
+    held, released, original = asyncio.Event(), asyncio.Event(), Client.send
+
+    async def late(self, node, request, **options):
+        answer = await original(self, node, request, **options)
+        if isinstance(request, FetchRequest) and any(part.data for part in answer):
+            held.set()
+            await released.wait()
+        return answer
+
+    monkeypatch.setattr(Client, "send", late)
     await make(kafka, topic, 2)
-    held, released = asyncio.Event(), asyncio.Event()
     async with kafka.connect() as bus, bus.subscribe(topic, group_id=GROUP) as one:
-        client = one._at_broker.client
-        original = client.send
-
-        async def late(node, request, **options):
-            answer = await original(node, request, **options)
-            if isinstance(request, FetchRequest) and any(part.data for part in answer):
-                held.set()
-                await released.wait()
-            return answer
-
-        client.send = late
         sent = [b"%d" % number for number in range(20)]
         await asyncio.gather(*(bus.publish(topic, payload, key=payload.decode()) for payload in sent))
         await held.wait()
