@@ -16,10 +16,9 @@ from weakref import WeakKeyDictionary
 
 from msight_bus.backends.base import BLOCKED, Blocked
 from msight_bus.backends.pubsub.backend import PubSubBackend
-from msight_bus.backends.pubsub.connection import Connection
+from msight_bus.backends.pubsub.connection import Connection, LeavingCallback, LostCallback, RefusedCallback
 from msight_bus.backends.pubsub.in_flight import Request, Sender
 from msight_bus.backends.pubsub.publishing import PubSubPublisher
-from msight_bus.backends.pubsub.reconnecting import LeavingCallback, LostCallback, RefusedCallback
 from msight_bus.backends.pubsub.routes import PatternRoute, Route
 from msight_bus.capabilities import Capabilities
 from msight_bus.errors import BusError, ClosedError, ConnectionLostError, PublishTimeoutError, too_large

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from msight_bus.backends.memory import Delivery, Exchange, MemoryConnection, MemoryConnector, Sent
-from msight_bus.backends.pubsub.reconnecting import LeavingCallback, LostCallback, RefusedCallback
+from msight_bus.backends.pubsub.connection import LeavingCallback, LostCallback, RefusedCallback
 from msight_bus.errors import ConnectionLostError
 from msight_bus.settings import Limits
 from msight_bus.testing.clock import wall_clock

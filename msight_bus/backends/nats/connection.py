@@ -13,9 +13,8 @@ from typing import Any
 
 from msight_bus.backends.failover import Meaning
 from msight_bus.backends.nats.errors import meaning_of, refused_subject
-from msight_bus.backends.pubsub.connection import Connection
+from msight_bus.backends.pubsub.connection import Connection, LeavingCallback, RefusedCallback
 from msight_bus.backends.pubsub.in_flight import Request
-from msight_bus.backends.pubsub.reconnecting import LeavingCallback, RefusedCallback
 from msight_bus.backends.pubsub.routes import PatternRoute, Route, UncountedStream
 from msight_bus.backends.pubsub.socket_connection import SocketConnection
 from msight_bus.errors import AuthenticationError, BusError, ConnectionLostError

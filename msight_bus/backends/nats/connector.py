@@ -28,8 +28,7 @@ from msight_bus.backends.nats.announced_servers import Candidate, read_announced
 from msight_bus.backends.nats.connection import NatsConnection
 from msight_bus.backends.nats.errors import meaning_of, normalize
 from msight_bus.backends.nats.takeover import ConnectingClient, NoTlsError, check_nats_py
-from msight_bus.backends.pubsub.connection import Connection
-from msight_bus.backends.pubsub.reconnecting import LeavingCallback, LostCallback, RefusedCallback
+from msight_bus.backends.pubsub.connection import Connection, LeavingCallback, LostCallback, RefusedCallback
 from msight_bus.capabilities import Capabilities
 from msight_bus.errors import AuthenticationError, BusError, ConfigError, ConnectionLostError, quoted
 from msight_bus.settings import BusSettings, HostPort, NatsServer

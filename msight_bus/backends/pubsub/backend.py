@@ -8,9 +8,10 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 
 from msight_bus.backends.base import Inbox, Selection
+from msight_bus.backends.pubsub.connection import Connector
 from msight_bus.backends.pubsub.in_flight import Sender
 from msight_bus.backends.pubsub.publishing import PublishedTopics, PubSubPublisher
-from msight_bus.backends.pubsub.reconnecting import Connector, ReconnectingConnection
+from msight_bus.backends.pubsub.reconnecting import ReconnectingConnection
 from msight_bus.backends.pubsub.routes import PatternRoute, Route
 from msight_bus.backends.pubsub.tail_loss import AnnouncementSubscriber, SequenceAnnouncer
 from msight_bus.capabilities import Capabilities

@@ -1,4 +1,4 @@
-"""The base class of an open connection to a broker: in-flight messages, routes to subscriptions, closing.
+"""The base class of an open connection to a broker (in-flight messages, routes, closing), and the interface that opens one.
 
 A connection is never reused: after a disconnect, `ReconnectingConnection` opens another one.
 """
@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from msight_bus.backends.pubsub.in_flight import InFlight, Request, Sender
 from msight_bus.backends.pubsub.routes import PatternRoute, Route
+from msight_bus.capabilities import Capabilities
 from msight_bus.errors import BusError
 from msight_bus.message import Message
 from msight_bus.protocol.envelope import TopicCounter
@@ -206,3 +207,47 @@ class Connection:
         self._release()
         self.in_flight.connection_lost(reason)
         self._on_lost(self, reason)
+
+
+LostCallback = Callable[[Connection, BusError], None]
+RefusedCallback = Callable[[str, BusError], None]
+LeavingCallback = Callable[[Connection], None]
+
+
+class Connector(Protocol):
+    """A factory of connections to one broker."""
+
+    shares_connection: bool
+    """Whether one connection can publish and subscribe."""
+
+    @property
+    def where(self) -> str:
+        """The broker and its addresses, for logs and errors."""
+
+    @property
+    def announces(self) -> bool:
+        """Whether messages carry sequences, so that last sequences can be announced."""
+
+    @property
+    def refusal_patience(self) -> float:
+        """Time in seconds for which a refusal on reconnecting is retried; 0 where credentials and certificates cannot change."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """The broker's capabilities; final once a connection was opened."""
+
+    async def connect(
+        self, on_lost: LostCallback, *, publishes: bool, on_refused: RefusedCallback, on_leaving: LeavingCallback
+    ) -> Connection:
+        """Open a connection within ``connect_timeout``.
+
+        Args:
+            on_lost: called once, with the connection and the reason.
+            publishes: whether messages will be published on the connection.
+            on_refused: called with a topic and an error, where the broker refuses a message and names only the topic.
+            on_leaving: called with the connection when the server announces its shutdown.
+
+        Raises:
+            ConnectionLostError: the broker cannot be reached.
+            AuthenticationError: the broker refused the credentials, or a certificate was refused.
+        """

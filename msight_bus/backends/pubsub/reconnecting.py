@@ -12,11 +12,10 @@ from typing import Protocol
 
 from msight_bus.backends.base import Inbox, TopicStream
 from msight_bus.backends.pubsub import liveness
-from msight_bus.backends.pubsub.connection import Connection
+from msight_bus.backends.pubsub.connection import Connection, Connector, RefusedCallback
 from msight_bus.backends.pubsub.handover import CopyFilter, DeliveryBuffer, DeliveryRecorder
 from msight_bus.backends.pubsub.in_flight import Request
 from msight_bus.backends.pubsub.routes import PatternRoute, Route
-from msight_bus.capabilities import Capabilities
 from msight_bus.errors import (
     AuthenticationError,
     BusError,
@@ -41,50 +40,6 @@ _EXAMINED_TOPICS = 64
 """Maximum number of topics examined for silent publishers."""
 
 _CLOSED = "The bus is closed; use it inside `async with msight_bus.connect() as bus:`."
-
-
-class Connector(Protocol):
-    """A factory of connections to one broker."""
-
-    shares_connection: bool
-    """Whether one connection can publish and subscribe."""
-
-    @property
-    def where(self) -> str:
-        """The broker and its addresses, for logs and errors."""
-
-    @property
-    def announces(self) -> bool:
-        """Whether messages carry sequences, so that last sequences can be announced."""
-
-    @property
-    def refusal_patience(self) -> float:
-        """Time in seconds for which a refusal on reconnecting is retried; 0 where credentials and certificates cannot change."""
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """The broker's capabilities; final once a connection was opened."""
-
-    async def connect(
-        self, on_lost: LostCallback, *, publishes: bool, on_refused: RefusedCallback, on_leaving: LeavingCallback
-    ) -> Connection:
-        """Open a connection within ``connect_timeout``.
-
-        Args:
-            on_lost: called once, with the connection and the reason.
-            publishes: whether messages will be published on the connection.
-            on_refused: called with a topic and an error, where the broker refuses a message and names only the topic.
-            on_leaving: called with the connection when the server announces its shutdown.
-
-        Raises:
-            ConnectionLostError: the broker cannot be reached.
-            AuthenticationError: the broker refused the credentials, or a certificate was refused.
-        """
-
-
-LostCallback = Callable[[Connection, BusError], None]
-RefusedCallback = Callable[[str, BusError], None]
-LeavingCallback = Callable[[Connection], None]
 
 
 class Subscriber(Protocol):

@@ -26,7 +26,7 @@ from msight_bus.backends.failover import (
     resolved,
 )
 from msight_bus.backends.pubsub.connection import Connection as OpenConnection
-from msight_bus.backends.pubsub.reconnecting import LeavingCallback, LostCallback, RefusedCallback
+from msight_bus.backends.pubsub.connection import LeavingCallback, LostCallback, RefusedCallback
 from msight_bus.backends.redis.connection import RedisConnection
 from msight_bus.backends.redis.errors import find_reply, meaning_of
 from msight_bus.backends.redis.health import REPLIES, Health, health_commands
