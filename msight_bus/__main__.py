@@ -8,7 +8,7 @@ def main() -> None:
     """Run the command line; Ctrl-C ends it without a traceback, even while modules are imported."""
     try:
         _open_closed_streams()
-        _forget_no_size()
+        _unset_invalid_size()
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without UTF-8
         from msight_bus.cli import app  # noqa: PLC0415 - see above
@@ -27,8 +27,8 @@ def _open_closed_streams() -> None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - open until the end
 
 
-def _forget_no_size() -> None:
-    """Unset the size of the terminal if it is no positive number: at a width of 0, rich prints nothing."""
+def _unset_invalid_size() -> None:
+    """Unset COLUMNS and LINES unless they are positive numbers: rich prints nothing at a width of 0."""
     for name in ("COLUMNS", "LINES"):
         value = os.environ.get(name, "")
         if not (value.isascii() and value.isdigit() and value.strip("0")):

@@ -174,7 +174,7 @@ def pub(  # noqa: PLR0917 - the options of the command
                     await asyncio.sleep(_CONFIRM_EVERY)
                     try:
                         await confirm()
-                    except PublishTimeoutError:  # the broker is away; messages can still arrive
+                    except PublishTimeoutError:  # disconnected; messages can still arrive
                         pass
                     except BusError as error:
                         lost.append(error)

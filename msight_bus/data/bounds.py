@@ -156,7 +156,7 @@ def check_bounds(payload: bytes, *, max_bytes: int, max_nesting: int, container:
                 raise _too_nested(max_nesting)
             at, count, is_map = _container(payload, at, lead)
             due = count * 2 if is_map else count
-            # The decoder allocates at most one entry per byte that is present, whatever length the payload announces.
+            # The decoder allocates at most one entry for each received byte, even if the payload announces more entries.
             budget -= container + min(count, size - at) * (_MAP_SLOT if is_map else _ARRAY_SLOT)
             if due > _MANY and not is_map and budget >= 0:
                 width, cost = _alike(payload, at, due, container, max_nesting - len(outer))

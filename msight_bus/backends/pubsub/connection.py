@@ -183,7 +183,7 @@ class Connection:
         return None
 
     def match(self, address: Address) -> Sequence[Route]:
-        """Return the routes that patterns have for the channel of an address without a route of its own."""
+        """Return the routes of the patterns that match the channel of ``address``, which has no route of its own."""
         parts = self.split(address)
         patterns = self._patterns.get(parts[0]) if parts is not None else None
         if parts is None or patterns is None:
