@@ -49,12 +49,6 @@ _REBALANCED = (
 )
 
 
-def _retrieve(request: asyncio.Task[None]) -> None:
-    """Mark the error of a commit whose caller was cancelled as retrieved."""
-    if not request.cancelled():
-        request.exception()
-
-
 class _OutdatedAssignmentError(Exception):
     """A static member was given the assignment of its predecessor, which does not fit its topics."""
 
@@ -247,7 +241,8 @@ class Member(GroupCoordinator):
             try:
                 async with self._commit_lock:
                     request = asyncio.create_task(self._do_commit_offsets(None, offsets))
-                    request.add_done_callback(_retrieve)
+                    # Mark the error as retrieved: after a cancellation, no caller waits for the request.
+                    request.add_done_callback(lambda done: done.cancelled() or done.exception())
                     await await_shared(request)
             except _REBALANCED as error:
                 raise kafka_errors.CommitFailedError(
